@@ -1,0 +1,1 @@
+"""Arms × label counts × seeds, compared fairly: from a suite to a report."""

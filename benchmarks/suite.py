@@ -1,0 +1,228 @@
+"""A suite: which data, arms, label counts and seeds are compared, and how hard every arm is tuned."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from ..core.config import ConfigError, MaeliftError, nearest, resolve
+from ..core.encoder import EncoderSpec, preset_spec
+from ..pretrain.stage import PretrainConfig
+from ..transfer.classify import Recipe, recipe_defaults
+
+SUITES = Path(__file__).parent / "suites"
+
+
+@dataclass(frozen=True)
+class SuiteData:
+    """What the images of a suite are used for; the parts share no image, by content."""
+
+    path: str
+    """labelled images: class folders, CSV or idx files; labels of the pool are seen by the supervised arm only"""
+    pool: int | float = 0.8
+    """images of the training split to pretrain on, a count or a share"""
+    val: int | float = 0.1
+    """validation images where the data has no such split, a count or a share"""
+    test: int | float = 0.1
+    """test images where the data has no such split, a count or a share"""
+    seed: int = 0
+    """seeds the split"""
+
+
+@dataclass(frozen=True)
+class ArmConfig:
+    """One way to come by an encoder, and how it is fine-tuned."""
+
+    start: Literal["mae", "supervised", "scratch"]
+    """mae: pretrained on the pool without labels; supervised: with the pool's labels; scratch: not at all"""
+    label: str
+    """the arm's name in the report"""
+    pretrain: dict[str, Any] = field(default_factory=dict)
+    """keys of maelift pretrain (start: mae), or of the scratch recipe (start: supervised)"""
+    recipe: dict[str, Any] = field(default_factory=dict)
+    """keys that change the recipe of the start (transfer/recipes/)"""
+    steps: dict[str, int] = field(default_factory=dict)
+    """steps of fine-tuning for each label count; they are doubled for as long as that helps"""
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What every arm gets at every label count, on validation only."""
+
+    rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2)
+    """learning rates tried"""
+    seed: int = 1000
+    """seed of the trials; none of the seeds that are compared"""
+    check_seeds: int = 2
+    """how many of the seeds are also trained for twice the steps, to see whether an arm still gains"""
+    max_doublings: int = 3
+    """how often an arm's steps may be doubled"""
+
+    def __post_init__(self) -> None:
+        if len(set(self.rates)) < 4:
+            raise ConfigError("rates", list(self.rates), "at least 4 different rates")
+        if min(self.rates) <= 0:
+            raise ConfigError("rates", list(self.rates), "rates above 0")
+        for key in ("check_seeds",):
+            if getattr(self, key) < 1:
+                raise ConfigError(key, getattr(self, key), "1 or more")
+        if self.max_doublings < 0:
+            raise ConfigError("max_doublings", self.max_doublings, "0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchConfig:
+    """Compare pretrained and fresh encoders on your own labels, with error bars."""
+
+    suite: str
+    """name of a shipped suite, or a YAML file"""
+    out: str
+    """folder for the report and for every finished run"""
+    title: str
+    """the question that the report answers"""
+    data: SuiteData
+    labels: tuple[int, ...]
+    """numbers of labelled training images"""
+    seeds: tuple[int, ...]
+    """each seed is one draw of labelled images, one head and one order, shared by all arms"""
+    pretrain_seeds: tuple[int, ...] = (0,)
+    """seeds of pretraining; fine-tuning seed number i uses number i modulo their count"""
+    model: Literal["vit_nano", "vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge"] = "vit_small"
+    """the encoder's shape, for all arms"""
+    image_size: int | tuple[int, int] | None = None
+    """pixels, one side or [height,width]; null: the model's usual one"""
+    patch_size: int | None = None
+    """pixels a side of a patch; null: the model's usual one"""
+    channels: int = 3
+    """1 (gray) or 3 (colour)"""
+    arms: dict[str, dict[str, Any]]
+    """arms by name: start, label, pretrain, recipe, steps"""
+    baseline: str = "scratch"
+    """the arm that the others are compared with"""
+    tuning: Tuning = field(default_factory=Tuning)
+    evaluations: int = 10
+    """times that validation accuracy is measured in a run, whatever its steps; the best weights are kept"""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """where to train; auto: a GPU when there is one"""
+    workers: int | None = None
+    """runs at the same time; null: one a core, on a GPU one"""
+    threads: int = 1
+    """CPU threads of a run"""
+
+    def __post_init__(self) -> None:
+        for key in ("labels", "seeds", "pretrain_seeds"):
+            values = getattr(self, key)
+            if not values or len(set(values)) != len(values):
+                raise ConfigError(key, list(values), "one or more different numbers")
+        if min(self.labels) < 1:
+            raise ConfigError("labels", list(self.labels), "counts of at least 1")
+        if self.tuning.seed in self.seeds:
+            raise ConfigError("tuning.seed", self.tuning.seed, f"none of the compared seeds {list(self.seeds)}")
+        if self.tuning.check_seeds > len(self.seeds):
+            raise ConfigError("tuning.check_seeds", self.tuning.check_seeds, f"at most the {len(self.seeds)} seeds")
+        if self.baseline not in self.arms:
+            raise ConfigError("baseline", self.baseline, f"one of the arms {', '.join(self.arms)}")
+        if self.channels not in (1, 3):
+            raise ConfigError("channels", self.channels, "1 or 3")
+        for key in ("evaluations", "threads"):
+            if getattr(self, key) < 1:
+                raise ConfigError(key, getattr(self, key), "1 or more")
+        if self.workers is not None and self.workers < 1:
+            raise ConfigError("workers", self.workers, "1 or more")
+        for name in self.arms:
+            self.check_arm(name)
+
+    @classmethod
+    def resolve(cls, overrides: Sequence[str] | Mapping[str, object] = (), file: Path | None = None) -> BenchConfig:
+        """The suite named in the overrides or the file, with what they say on top."""
+        suite = _named_suite(overrides, file)
+        return resolve(cls, overrides, file, read_suite(suite))
+
+    @property
+    def spec(self) -> EncoderSpec:
+        """The shape of every arm's encoder."""
+        return preset_spec(
+            self.model, image_size=self.image_size, patch_size=self.patch_size, channels=self.channels
+        )
+
+    def arm(self, name: str) -> ArmConfig:
+        """An arm by name."""
+        return resolve(ArmConfig, self.arms[name])
+
+    def recipe(self, name: str) -> Recipe:
+        """How an arm is fine-tuned: the recipe of its start with the suite's changes."""
+        arm = self.arm(name)
+        start = "scratch" if arm.start == "scratch" else "encoder"
+        return resolve(Recipe, {**arm.recipe}, defaults=recipe_defaults(start))
+
+    def steps(self, name: str, labels: int) -> int:
+        """The steps that an arm's tuning begins with."""
+        return self.arm(name).steps.get(str(labels)) or self.recipe(name).total_steps(labels)
+
+    def supervised_recipe(self, name: str) -> Recipe:
+        """How the encoder of a supervised arm is trained on the pool's labels."""
+        return resolve(Recipe, self.arm(name).pretrain, defaults=recipe_defaults("scratch"))
+
+    def mae_config(self, name: str, seed: int, out: str) -> PretrainConfig:
+        """How the encoder of a MAE arm is pretrained."""
+        own: dict[str, Any] = {
+            "data": self.data.path,
+            "out": out,
+            "model": self.model,
+            "image_size": list(self.spec.image_size),
+            "patch_size": self.spec.patch_size,
+            "channels": self.channels,
+            "device": self.device,
+            "seed": seed,
+            "workers": 0,
+        }
+        return resolve(PretrainConfig, self.arm(name).pretrain, defaults=own)
+
+    def check_arm(self, name: str) -> None:
+        """Raise ConfigError, with the full key, for an arm that could not be run."""
+        try:
+            arm = self.arm(name)
+            self.recipe(name)
+            if arm.start == "mae":
+                self.mae_config(name, 0, "out")
+            elif arm.start == "supervised":
+                self.supervised_recipe(name)
+        except MaeliftError as error:
+            raise MaeliftError(f"arms.{name}: {error}") from error
+
+
+def read_suite(suite: str) -> dict[str, Any]:
+    """The keys of a shipped suite or of a YAML file."""
+    path = SUITES / f"{suite}.yaml"
+    if not path.is_file():
+        path = Path(suite)
+    if not path.is_file():
+        names = sorted(file.stem for file in SUITES.glob("*.yaml"))
+        close = nearest(suite, names)
+        raise ConfigError(
+            "suite", suite, f"a YAML file or one of {', '.join(names)}", f"Did you mean {close}?" if close else ""
+        )
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise MaeliftError(f"{path}: not YAML ({' '.join(str(error).split())}).") from error
+    if not isinstance(content, dict):
+        raise MaeliftError(f"{path}: expected keys and values, found a {type(content).__name__}.")
+    return content
+
+
+def _named_suite(overrides: Sequence[str] | Mapping[str, object], file: Path | None) -> str:
+    if isinstance(overrides, Mapping):
+        named = [str(overrides["suite"])] if "suite" in overrides else []
+    else:
+        named = [text.partition("=")[2] for text in overrides if text.startswith("suite=")]
+    if not named and file is not None and file.is_file():
+        content = yaml.safe_load(file.read_text())
+        named = [str(content["suite"])] if isinstance(content, dict) and "suite" in content else []
+    if not named:
+        raise MaeliftError("suite: needed (name of a shipped suite, or a YAML file). Give maelift bench SUITE out=DIR.")
+    return named[-1]

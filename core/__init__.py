@@ -1,0 +1,1 @@
+"""What every stage stands on; imports nothing from the other folders."""

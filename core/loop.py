@@ -1,0 +1,229 @@
+"""The one training loop: accumulation, mixed precision, clipping, EMA, evaluation, checkpoints, exact resume."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+import pickle
+import time
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from .batches import Batch, Batches
+from .config import CheckpointError, MaeliftError
+from .distributed import Interrupted, Precision, Ranks, StopSignals, autocast
+from .files import atomic_path
+from .optim import set_learning_rate, warmup_cosine
+from .randomness import isolated
+from .tracking import Tracker, duration
+
+logger = logging.getLogger("maelift")
+
+Objective = Callable[[nn.Module, Batch], Tensor]
+"""From the (wrapped) model and a micro-batch to the scalar loss, the mean over the micro-batch."""
+Evaluate = Callable[[nn.Module, int], Mapping[str, float]]
+"""From the model to be judged (the average of weights, where one is kept) and the step to named metrics."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long, and at which learning rate: warm-up and half a cosine, in steps of the optimiser."""
+
+    steps: int
+    lr: float
+    warmup: float = 0.0
+    min_lr: float = 0.0
+
+    def lr_at(self, step: int) -> float:
+        """The rate with which step number ``step``, from 0, is made."""
+        return warmup_cosine(step, lr=self.lr, warmup=self.warmup, total=self.steps, min_lr=self.min_lr)
+
+
+@dataclass(frozen=True)
+class Upkeep:
+    """What happens beside the steps.
+
+    ``evaluate`` runs after the steps in ``evaluate_at``; the weights with the highest ``best_metric`` are kept.
+    ``checkpoint`` is the file that the state is saved to every ``checkpoint_seconds``, and when the run is stopped.
+    """
+
+    evaluate: Evaluate | None = None
+    evaluate_at: frozenset[int] = frozenset()
+    best_metric: str | None = None
+    checkpoint: Path | None = None
+    checkpoint_seconds: float = 300.0
+    log_every: int = 50
+
+
+@dataclass
+class State:
+    """All that changes during a run; with the seed and the configuration it determines what follows."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    average: nn.Module | None = None
+    step: int = 0
+    best_value: float = -math.inf
+    best_step: int = 0
+    best_weights: dict[str, Tensor] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    @property
+    def judged(self) -> nn.Module:
+        """The model that is evaluated and kept: the average of weights, where there is one."""
+        return self.average if self.average is not None else self.model
+
+    def save(self, path: Path) -> None:
+        """Write everything to one file, all at once or not at all."""
+        content = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
+            "best_weights": self.best_weights,
+            **{name: getattr(self, name) for name in ("step", "best_value", "best_step", "seconds")},
+        }
+        with atomic_path(path) as temporary:
+            torch.save(content, temporary)
+
+    def load(self, path: Path) -> None:
+        """Go back to what ``save`` wrote; raises CheckpointError for any other file."""
+        try:
+            content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+            self.model.load_state_dict(content["model"])
+            self.optimizer.load_state_dict(content["optimizer"])
+            if self.average is not None:
+                self.average.load_state_dict(content["average"])
+            for name in ("step", "best_value", "best_step", "best_weights", "seconds"):
+                setattr(self, name, content[name])
+        except (RuntimeError, KeyError, TypeError, ValueError, EOFError, AttributeError, pickle.UnpicklingError) as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise CheckpointError(f"{path}: not a checkpoint of this run ({reason}). Remove it to start anew.") from error
+
+
+class WeightAverage(nn.Module):
+    """An exponential moving average of a model's weights: ``average = decay * average + (1 - decay) * weights``."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        super().__init__()
+        self.module = copy.deepcopy(model).requires_grad_(False)
+        self.decay = decay
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, step: int) -> None:
+        """Take in the weights after ``step`` steps; early on the decay is smaller, so that the start is forgotten."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        own, new = self.module.state_dict(), model.state_dict()
+        for name, value in own.items():
+            if value.is_floating_point():
+                value.lerp_(new[name], 1 - decay)
+            else:
+                value.copy_(new[name])
+
+    def forward(self, *inputs: Any) -> Any:
+        return self.module(*inputs)
+
+
+def train(
+    state: State,
+    batches: Batches,
+    objective: Objective,
+    schedule: Schedule,
+    *,
+    seed: int,
+    ranks: Ranks,
+    tracker: Tracker,
+    upkeep: Upkeep,
+    precision: Precision = "auto",
+    clip_grad: float | None = None,
+) -> None:
+    """Train ``state.model`` from ``state.step`` to ``schedule.steps``, in place.
+
+    Losses that are logged are means over the global batch. Stops in good order on SIGINT or SIGTERM: saves and raises
+    Interrupted. Raises MaeliftError when the loss is not finite, before it reaches the weights.
+    """
+    model = ranks.wrap(state.model)
+    began, saved = time.monotonic() - state.seconds, time.monotonic()
+    with StopSignals.noted() as signals:
+        for micro_batches in batches.steps(state.step, schedule.steps):
+            set_learning_rate(state.optimizer, schedule.lr_at(state.step))
+            model.train()
+            with isolated(seed, "step", state.step, ranks.rank):
+                loss = _accumulate(model, micro_batches, objective, ranks, precision)
+            loss_value = float(ranks.mean(loss))
+            if not math.isfinite(loss_value):
+                raise MaeliftError(
+                    f"the training loss is {loss_value} at step {state.step + 1}; the weights were left as they were. "
+                    "Lower the learning rate, or set clip_grad."
+                )
+            gradient_norm = float(nn.utils.clip_grad_norm_(state.model.parameters(), clip_grad or math.inf))
+            state.optimizer.step()
+            state.optimizer.zero_grad(set_to_none=True)
+            state.step += 1
+            if isinstance(state.average, WeightAverage):
+                state.average.update(state.model, state.step)
+            state.seconds = time.monotonic() - began
+            last = state.step == schedule.steps
+            tracker.progress(state.step, loss_value)
+            if last or state.step % upkeep.log_every == 0:
+                rate = schedule.lr_at(state.step - 1)
+                tracker.log(state.step, {"train/loss": loss_value, "lr": rate, "gradient_norm": gradient_norm})
+            if ranks.is_main and upkeep.evaluate is not None and state.step in upkeep.evaluate_at:
+                _judge(state, upkeep.evaluate, upkeep.best_metric, tracker)
+            stop = ranks.any(signals.received is not None)
+            if upkeep.checkpoint is not None and (stop or last or _due(saved, upkeep, ranks)):
+                if ranks.is_main:
+                    state.save(upkeep.checkpoint)
+                saved = time.monotonic()
+            if stop and not last:
+                raise _interrupted(state, schedule, upkeep, signals)
+
+
+def evenly(steps: int, times: int) -> frozenset[int]:
+    """``times`` steps spread evenly over 1 to ``steps``, the last among them."""
+    return frozenset(max(1, round(steps * (number + 1) / times)) for number in range(min(times, steps)))
+
+
+def _accumulate(
+    model: nn.Module, micro_batches: list[Batch], objective: Objective, ranks: Ranks, precision: Precision
+) -> Tensor:
+    """Gradients of the mean loss over the micro-batches; returns that mean, detached, in float32."""
+    total = torch.zeros((), device=ranks.device)
+    for number, batch in enumerate(micro_batches):
+        is_last = number == len(micro_batches) - 1
+        quiet = model.no_sync() if isinstance(model, DistributedDataParallel) and not is_last else nullcontext()
+        with quiet:
+            with autocast(ranks.device, precision):
+                loss = objective(model, batch) / len(micro_batches)
+            loss.backward()  # type: ignore[no-untyped-call]
+        total += loss.detach().float()
+    return total
+
+
+def _judge(state: State, evaluate: Evaluate, best_metric: str | None, tracker: Tracker) -> None:
+    state.judged.eval()
+    with torch.no_grad():
+        metrics = evaluate(state.judged, state.step)
+    tracker.log(state.step, metrics)
+    if best_metric is not None and metrics[best_metric] > state.best_value:
+        judged = state.judged.module if isinstance(state.judged, WeightAverage) else state.judged
+        state.best_value, state.best_step = metrics[best_metric], state.step
+        state.best_weights = {name: value.detach().cpu().clone() for name, value in judged.state_dict().items()}
+
+
+def _due(saved: float, upkeep: Upkeep, ranks: Ranks) -> bool:
+    return ranks.any(ranks.is_main and time.monotonic() - saved >= upkeep.checkpoint_seconds)
+
+
+def _interrupted(state: State, schedule: Schedule, upkeep: Upkeep, signals: StopSignals) -> Interrupted:
+    done = f"stopped after step {state.step} of {schedule.steps} ({duration(state.seconds)})"
+    if upkeep.checkpoint is None:
+        return Interrupted(f"{done}; nothing was saved.", signals.received or 2)
+    return Interrupted(f"{done}; saved. The same command goes on from there.", signals.received or 2)

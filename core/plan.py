@@ -1,0 +1,31 @@
+"""What a command would do, for --dry-run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The plan of a command: ``lines`` are (label, text); time in seconds and memory in bytes are rough estimates."""
+
+    lines: tuple[tuple[str, str], ...]
+    parameters: int | None = None
+    steps: int | None = None
+    seconds: float | None = None
+    memory_bytes: int | None = None
+
+    def text(self) -> str:
+        """The plan as aligned lines."""
+        rows = list(self.lines)
+        if self.parameters is not None:
+            rows.append(("parameters", f"{self.parameters:,}"))
+        if self.steps is not None:
+            rows.append(("steps", f"{self.steps:,}"))
+        if self.seconds is not None:
+            hours, rest = divmod(round(self.seconds), 3600)
+            rows.append(("time, estimated", f"{hours} h {rest // 60:02d} min {rest % 60:02d} s on this machine"))
+        if self.memory_bytes is not None:
+            rows.append(("memory, estimated", f"{self.memory_bytes / 2**30:.2f} GiB on the device"))
+        width = max((len(label) for label, _ in rows), default=0)
+        return "\n".join(f"{label:<{width}}  {text}" for label, text in rows)
