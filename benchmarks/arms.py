@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,8 +20,8 @@ from ..core.config import DataError, MaeliftError, to_dict
 from ..core.distributed import Ranks
 from ..core.encoder import Encoder, Preprocessing, channel_names
 from ..core.files import atomic_write_text
-from ..core.images import ImageSet, Manifest, channel_statistics
-from ..core.labels import LabeledImages, Splits, audit_splits, draw_labeled, read_splits
+from ..core.images import ImageSet, channel_statistics
+from ..core.labels import LabeledImages, audit_splits, draw_labeled, read_splits
 from ..core.randomness import stream
 from ..core.tracking import Listener, Tracker
 from ..core.weights import Provenance, load_encoder, save_encoder
@@ -101,7 +101,7 @@ class Pools:
 def read_pools(data: SuiteData) -> Pools:
     """Read, look through and part the images; an image that is in validation or test too is dropped elsewhere."""
     splits, manifest = audit_splits(read_splits(data.path, data.val, data.test, data.seed), max_rejected=0.05)
-    hashes = {name: manifest.split_hashes[name] for name in ("train", "val", "test")}
+    hashes = {name: list(manifest.splits[name].hashes) for name in ("train", "val", "test")}
     findings: list[str] = []
     if manifest.rejected:
         findings.append(f"{len(manifest.rejected)} broken images were left out.")
@@ -129,3 +129,200 @@ def read_pools(data: SuiteData) -> Pools:
         findings=tuple(findings),
         digest=hashlib.sha256(f"{manifest.digest}:{asdict(data)}".encode()).hexdigest(),
     )
+
+
+def _finding(part: str, dropped: int, others: str) -> str:
+    if dropped == 0:
+        return f"No image of the {part} is in {others} too, by content."
+    return f"{dropped} images of the {part} that are in {others} too, by content, were left out of the {part}."
+
+
+@dataclass(frozen=True, eq=False)
+class Context:
+    """What all runs of a suite share; ``text`` is its part in every key."""
+
+    config: BenchConfig
+    pools: Pools
+
+    @cached_property
+    def text(self) -> str:
+        """The shared facts that determine the outcome of a run, as one line of JSON."""
+        return json.dumps(
+            {
+                "data": self.pools.digest,
+                "spec": asdict(self.config.spec),
+                "evaluations": self.config.evaluations,
+                "device": self.config.device,
+                "threads": self.config.threads,
+                "torch": torch.__version__,
+            },
+            sort_keys=True,
+        )
+
+    def pretraining(self, arm: str, seed: int) -> Run | None:
+        """The run that makes an arm's encoder; none for the scratch arm."""
+        start = self.config.arm(arm).start
+        if start == "scratch":
+            return None
+        count = len(self.pools.pool)
+        if start == "mae":
+            config = self.config.mae_config(arm, seed, "")
+            recipe = {key: value for key, value in to_dict(config).items() if key not in ("data", "out", "workers")}
+            images = int(config.epochs * count)
+            return Run("mae", arm, seed, 0, 0, config.peak_lr, json.dumps(recipe), self.text, images=images)
+        supervised = self.config.supervised_recipe(arm)
+        steps = supervised.total_steps(count)
+        images = steps * supervised.batch_size
+        recipe_text = json.dumps(to_dict(supervised))
+        return Run("supervised", arm, seed, 0, steps, supervised.peak_lr, recipe_text, self.text, images=images)
+
+    def training(self, arm: str, labels: int, seed: int, steps: int, lr: float) -> Run:
+        """One fine-tuning, judged on validation only."""
+        recipe = replace(self.config.recipe(arm), steps=steps, lr=lr)
+        encoder = self.pretraining(arm, self.pretrain_seed(seed))
+        return Run(
+            "train",
+            arm,
+            seed,
+            labels,
+            steps,
+            lr,
+            json.dumps(to_dict(recipe)),
+            self.text,
+            parents=() if encoder is None else (encoder.key,),
+            images=steps * recipe.batch_size,
+        )
+
+    def testing(self, run: Run) -> Run:
+        """The one reading of the test split with a trained model."""
+        return replace(run, kind="test", parents=(run.key,), images=len(self.pools.test))
+
+    def pretrain_seed(self, seed: int) -> int:
+        """The pretraining seed that goes with a seed of fine-tuning (the first for the tuning trials)."""
+        seeds = self.config.pretrain_seeds
+        return seeds[0] if seed == self.config.tuning.seed else seeds[seed % len(seeds)]
+
+    def preprocessing(self) -> Preprocessing:
+        """What every arm's images are normalised by: ImageNet's statistics for colour, the pool's own for gray."""
+        channels = self.config.channels
+        if channels == 3:
+            return Preprocessing.default(channels)
+        mean, std = pool_statistics(self.config.data, channels)
+        return Preprocessing(channel_names(channels), mean, std)
+
+
+@lru_cache(maxsize=1)
+def pool_statistics(data: SuiteData, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of the pool's channels."""
+    return channel_statistics(read_pools(data).pool.images, channels, seed=STATISTICS_SEED)
+
+
+def execute(run: Run, config: BenchConfig, store: Path, listener: Listener | None = None) -> None:
+    """Do one run and write its result into ``store``; what it needs of its parents is there already."""
+    context = Context(config, read_pools(config.data))
+    folder = store / run.key
+    folder.mkdir(parents=True, exist_ok=True)
+    perform = {"mae": _pretrain, "supervised": _pretrain_with_labels, "train": _train, "test": _test}[run.kind]
+    with Ranks.here(config.device) as ranks:
+        result = perform(run, context, store, folder, ranks, listener)
+    atomic_write_text(folder / RESULT_FILE, json.dumps({"run": asdict(run), **result}, indent=1) + "\n")
+
+
+def read_result(run: Run, store: Path) -> Mapping[str, Any] | None:
+    """What a finished run wrote; None when it isn't finished."""
+    path = store / run.key / RESULT_FILE
+    if not path.is_file():
+        return None
+    try:
+        content: Mapping[str, Any] = json.loads(path.read_text())
+    except ValueError as error:
+        raise MaeliftError(f"{path}: a damaged result ({error}). Remove that folder to run it again.") from error
+    return content
+
+
+def _pretrain(
+    run: Run, context: Context, store: Path, folder: Path, ranks: Ranks, listener: Listener | None
+) -> dict[str, Any]:
+    pool: ImageSet = context.pools.pool.images
+    result = pretrain(
+        replace(context.config.mae_config(run.arm, run.seed, str(folder)), checkpoint_minutes=0.5),
+        images=pool,
+        preprocessing=context.preprocessing(),
+        listener=listener,
+    )
+    return {"seconds": result.seconds, "held_out_loss": result.held_out_loss, "steps": result.steps}
+
+
+def _pretrain_with_labels(
+    run: Run, context: Context, store: Path, folder: Path, ranks: Ranks, listener: Listener | None
+) -> dict[str, Any]:
+    recipe = context.config.supervised_recipe(run.arm)
+    encoder = fresh_encoder(context.config.spec, context.preprocessing(), run.seed)
+    fit, _ = _fit(run, recipe, encoder, context.pools.pool, context, folder, ranks, listener)
+    provenance = Provenance(f"supervised classification of {len(context.pools.pool)} images", seed=run.seed)
+    save_encoder(fit.model.encoder, folder / ENCODER_FILE, replace(provenance, tool_version=__version__))
+    (folder / "checkpoint.pt").unlink(missing_ok=True)
+    return {"seconds": fit.seconds, "val_accuracy": fit.val_accuracy, "steps": fit.steps}
+
+
+def _train(
+    run: Run, context: Context, store: Path, folder: Path, ranks: Ranks, listener: Listener | None
+) -> dict[str, Any]:
+    recipe = replace(context.config.recipe(run.arm), steps=run.steps, lr=run.lr)
+    encoder = _start(run, context, store)
+    labeled = draw_labeled(context.pools.source, run.labels, run.seed)
+    fit, curve = _fit(run, recipe, encoder, labeled, context, None, ranks, listener)
+    provenance = Provenance(f"fine-tuning on {run.labels} labelled images", seed=run.seed, tool_version=__version__)
+    save_classifier(fit.model, folder / MODEL_FILE, labeled.classes, provenance)
+    return {"seconds": fit.seconds, "val_accuracy": fit.val_accuracy, "best_step": fit.best_step, "curve": curve}
+
+
+def _start(run: Run, context: Context, store: Path) -> Encoder:
+    if run.parents:
+        return load_encoder(store / run.parents[0] / ENCODER_FILE)
+    return fresh_encoder(context.config.spec, context.preprocessing(), run.seed)
+
+
+def _test(
+    run: Run, context: Context, store: Path, folder: Path, ranks: Ranks, listener: Listener | None
+) -> dict[str, Any]:
+    model, _ = load_classifier(store / run.parents[0] / MODEL_FILE)
+    scores = score(model.to(ranks.device), context.pools.test, "test", ranks)
+    return {"seconds": 0.0, "scores": asdict(scores)}
+
+
+def _fit(
+    run: Run,
+    recipe: Recipe,
+    encoder: Encoder,
+    labeled: LabeledImages,
+    context: Context,
+    folder: Path | None,
+    ranks: Ranks,
+    listener: Listener | None,
+) -> tuple[Any, list[dict[str, float]]]:
+    """Train with validation on the suite's images; only long runs, which give a folder, keep checkpoints."""
+    curve: list[dict[str, float]] = []
+    tracker = Tracker(
+        None,
+        run.title(),
+        total=recipe.total_steps(len(labeled)),
+        images_per_step=recipe.batch_size,
+        listener=listener,
+        record=curve,
+    )
+    with tracker:
+        fit = fit_classifier(
+            recipe,
+            encoder,
+            labeled,
+            context.pools.val,
+            seed=run.seed,
+            ranks=ranks,
+            tracker=tracker,
+            evaluations=context.config.evaluations,
+            workers=0 if ranks.device.type == "cpu" else None,
+            checkpoint=None if folder is None else folder / "checkpoint.pt",
+            checkpoint_seconds=30.0,
+        )
+    return fit, curve

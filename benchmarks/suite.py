@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -87,10 +88,10 @@ class BenchConfig:
     data: SuiteData
     labels: tuple[int, ...]
     """numbers of labelled training images"""
-    seeds: tuple[int, ...]
-    """each seed is one draw of labelled images, one head and one order, shared by all arms"""
+    seeds: tuple[int, ...] | dict[str, tuple[int, ...]]
+    """for all label counts, or for each; a seed is one draw of labelled images, one head and one order, for all arms"""
     pretrain_seeds: tuple[int, ...] = (0,)
-    """seeds of pretraining; fine-tuning seed number i uses number i modulo their count"""
+    """seeds of pretraining; fine-tuning seed i uses number i modulo their count"""
     model: Literal["vit_nano", "vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge"] = "vit_small"
     """the encoder's shape, for all arms"""
     image_size: int | tuple[int, int] | None = None
@@ -114,16 +115,19 @@ class BenchConfig:
     """CPU threads of a run"""
 
     def __post_init__(self) -> None:
-        for key in ("labels", "seeds", "pretrain_seeds"):
-            values = getattr(self, key)
-            if not values or len(set(values)) != len(values):
-                raise ConfigError(key, list(values), "one or more different numbers")
+        for key in ("labels", "pretrain_seeds"):
+            _check_different(key, getattr(self, key))
         if min(self.labels) < 1:
             raise ConfigError("labels", list(self.labels), "counts of at least 1")
-        if self.tuning.seed in self.seeds:
-            raise ConfigError("tuning.seed", self.tuning.seed, f"none of the compared seeds {list(self.seeds)}")
-        if self.tuning.check_seeds > len(self.seeds):
-            raise ConfigError("tuning.check_seeds", self.tuning.check_seeds, f"at most the {len(self.seeds)} seeds")
+        for labels in self.labels:
+            if isinstance(self.seeds, dict) and str(labels) not in self.seeds:
+                raise ConfigError("seeds", self.seeds, f"seeds for {labels} labels too")
+            seeds = self.seeds_at(labels)
+            _check_different("seeds", seeds)
+            if self.tuning.seed in seeds:
+                raise ConfigError("tuning.seed", self.tuning.seed, f"none of the compared seeds {list(seeds)}")
+            if self.tuning.check_seeds > len(seeds):
+                raise ConfigError("tuning.check_seeds", self.tuning.check_seeds, f"at most the {len(seeds)} seeds")
         if self.baseline not in self.arms:
             raise ConfigError("baseline", self.baseline, f"one of the arms {', '.join(self.arms)}")
         if self.channels not in (1, 3):
@@ -145,19 +149,31 @@ class BenchConfig:
     @property
     def spec(self) -> EncoderSpec:
         """The shape of every arm's encoder."""
-        return preset_spec(
-            self.model, image_size=self.image_size, patch_size=self.patch_size, channels=self.channels
-        )
+        return preset_spec(self.model, image_size=self.image_size, patch_size=self.patch_size, channels=self.channels)
+
+    def seeds_at(self, labels: int) -> tuple[int, ...]:
+        """The seeds that are compared at a label count."""
+        return self.seeds[str(labels)] if isinstance(self.seeds, dict) else self.seeds
+
+    @cached_property
+    def _arms(self) -> dict[str, ArmConfig]:
+        return {name: resolve(ArmConfig, keys) for name, keys in self.arms.items()}
+
+    @cached_property
+    def _recipes(self) -> dict[str, Recipe]:
+        starts = {name: "scratch" if arm.start == "scratch" else "encoder" for name, arm in self._arms.items()}
+        return {
+            name: resolve(Recipe, arm.recipe, defaults=recipe_defaults(starts[name]))
+            for name, arm in self._arms.items()
+        }
 
     def arm(self, name: str) -> ArmConfig:
         """An arm by name."""
-        return resolve(ArmConfig, self.arms[name])
+        return self._arms[name]
 
     def recipe(self, name: str) -> Recipe:
         """How an arm is fine-tuned: the recipe of its start with the suite's changes."""
-        arm = self.arm(name)
-        start = "scratch" if arm.start == "scratch" else "encoder"
-        return resolve(Recipe, {**arm.recipe}, defaults=recipe_defaults(start))
+        return self._recipes[name]
 
     def steps(self, name: str, labels: int) -> int:
         """The steps that an arm's tuning begins with."""
@@ -165,7 +181,7 @@ class BenchConfig:
 
     def supervised_recipe(self, name: str) -> Recipe:
         """How the encoder of a supervised arm is trained on the pool's labels."""
-        return resolve(Recipe, self.arm(name).pretrain, defaults=recipe_defaults("scratch"))
+        return resolve(Recipe, self.arms[name].get("pretrain", {}), defaults=recipe_defaults("scratch"))
 
     def mae_config(self, name: str, seed: int, out: str) -> PretrainConfig:
         """How the encoder of a MAE arm is pretrained."""
@@ -180,19 +196,25 @@ class BenchConfig:
             "seed": seed,
             "workers": 0,
         }
-        return resolve(PretrainConfig, self.arm(name).pretrain, defaults=own)
+        return resolve(PretrainConfig, self.arms[name].get("pretrain", {}), defaults=own)
 
     def check_arm(self, name: str) -> None:
         """Raise ConfigError, with the full key, for an arm that could not be run."""
         try:
-            arm = self.arm(name)
-            self.recipe(name)
+            arm = resolve(ArmConfig, self.arms[name])
+            start = "scratch" if arm.start == "scratch" else "encoder"
+            resolve(Recipe, arm.recipe, defaults=recipe_defaults(start))
             if arm.start == "mae":
                 self.mae_config(name, 0, "out")
             elif arm.start == "supervised":
                 self.supervised_recipe(name)
         except MaeliftError as error:
             raise MaeliftError(f"arms.{name}: {error}") from error
+
+
+def _check_different(key: str, values: tuple[int, ...]) -> None:
+    if not values or len(set(values)) != len(values):
+        raise ConfigError(key, list(values), "one or more different numbers")
 
 
 def read_suite(suite: str) -> dict[str, Any]:

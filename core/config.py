@@ -1,4 +1,4 @@
-"""Configuration: dataclass schemas filled from YAML and key=value, and errors that name the key and what was expected."""
+"""Configuration: dataclass schemas filled from YAML and key=value; errors name the key and what was expected."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import ast
 import dataclasses
 import difflib
 import inspect
+import itertools
 import math
 import textwrap
 import types
@@ -151,7 +152,7 @@ def _parse_overrides(schema: type, overrides: Sequence[str]) -> dict[str, Any]:
     from omegaconf import OmegaConf
 
     kinds = {entry.key: entry.type for entry in describe(schema)}
-    result = OmegaConf.create()
+    result: Any = OmegaConf.create()
     for text in overrides:
         key, equals, value = text.partition("=")
         if not equals or not key:
@@ -198,7 +199,9 @@ def _build(schema: type, content: Mapping[str, Any], prefix: str, top: type) -> 
                 values[name] = _build(cast(type, kinds[name]), {}, f"{prefix}{name}.", top)
             else:
                 meaning = {entry.key: entry.help for entry in describe(schema)}[name]
-                raise MaeliftError(f"{prefix}{name}: needed ({type_name(kinds[name])}: {meaning}). Give {prefix}{name}=...")
+                raise MaeliftError(
+                    f"{prefix}{name}: needed ({type_name(kinds[name])}: {meaning}). Give {prefix}{name}=..."
+                )
     try:
         return schema(**values)
     except ConfigError as error:
@@ -278,10 +281,10 @@ def _field_texts(schema: type) -> dict[str, str]:
         if not dataclasses.is_dataclass(base):
             continue
         body = cast(ast.ClassDef, ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]).body
-        for field, text in zip(body, body[1:], strict=False):
-            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(text, ast.Expr):
-                if isinstance(text.value, ast.Constant) and isinstance(text.value.value, str):
-                    texts[field.target.id] = " ".join(text.value.value.split())
+        for field, text in itertools.pairwise(body):
+            match field, text:
+                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(words))):
+                    texts[name] = " ".join(words.split())
     return texts
 
 

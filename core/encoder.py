@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -45,6 +46,11 @@ class EncoderSpec:
         if self.embed_dim % 4:
             raise ConfigError("embed_dim", self.embed_dim, "a multiple of 4 (sine-cosine positions on two axes)")
 
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> EncoderSpec:
+        """The spec that ``dataclasses.asdict`` turned into JSON; raises TypeError for other content."""
+        return cls(**{**content, "image_size": tuple(content["image_size"])})
+
     @property
     def grid(self) -> tuple[int, int]:
         """Patches along (height, width)."""
@@ -73,7 +79,7 @@ class Preset:
 
 
 PRESETS = {
-    "vit_nano": Preset(96, 4, 3, patch_size=4, image_size=32),
+    "vit_nano": Preset(64, 4, 4, patch_size=4, image_size=32),
     "vit_tiny": Preset(192, 12, 3),
     "vit_small": Preset(384, 12, 6),
     "vit_base": Preset(768, 12, 12),
@@ -140,6 +146,12 @@ class Preprocessing:
             )
         if min(self.std) <= 0:
             raise MaeliftError(f"preprocessing std={list(self.std)}: expected positive numbers.")
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Preprocessing:
+        """The preprocessing that ``dataclasses.asdict`` turned into JSON; raises TypeError for other content."""
+        fields: dict[str, Any] = {key: tuple(item) if isinstance(item, list) else item for key, item in content.items()}
+        return cls(**fields)
 
     @classmethod
     def default(cls, channels: int) -> Preprocessing:
@@ -319,8 +331,7 @@ def transformer_blocks(
     """timm's pre-norm blocks with biases in q, k and v, as the paper's ViT has them; one a rate in ``drop_path``."""
     norm = partial(nn.LayerNorm, eps=norm_eps)
     return nn.ModuleList(
-        Block(dim, num_heads, mlp_ratio, qkv_bias=True, norm_layer=norm, drop_path=rate)  # type: ignore[arg-type]
-        for rate in drop_path
+        Block(dim, num_heads, mlp_ratio, qkv_bias=True, norm_layer=norm, drop_path=rate) for rate in drop_path
     )
 
 

@@ -123,9 +123,7 @@ def find_images(data: str | Path) -> ImageSet:
         raise DataError(f"data={path}: the folder is empty. Expected images ({kinds()}) or idx files.")
     suffixes = Counter(Path(name).suffix.lower() or "no suffix" for name in files)
     listed = ", ".join(f"{count} {suffix}" for suffix, count in suffixes.most_common(5))
-    raise DataError(
-        f"data={path}: no images among its {len(files)} files ({listed}). Expected {kinds()} or idx files."
-    )
+    raise DataError(f"data={path}: no images among its {len(files)} files ({listed}). Expected {kinds()} or idx files.")
 
 
 def list_files(root: Path) -> list[str]:
@@ -276,9 +274,7 @@ def random_resized_crop(
     return crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if draws[4] < 0.5 else crop
 
 
-def fit_and_crop(
-    image: Image.Image, size: tuple[int, int], interpolation: Interpolation = "bicubic"
-) -> Image.Image:
+def fit_and_crop(image: Image.Image, size: tuple[int, int], interpolation: Interpolation = "bicubic") -> Image.Image:
     """The largest centred part of an image with the shape of ``size`` (height, width), resized to it."""
     width, height = image.size
     if (height, width) == size:
@@ -393,5 +389,3 @@ def _look(images: ImageSet, number: int) -> _Look:
     digest = hashlib.blake2b(f"{image.mode}:{image.size};".encode(), digest_size=16)
     digest.update(np.ascontiguousarray(pixels).data)
     return _Look(name, digest.hexdigest(), gray=image.mode in ("L", "F"))
-
-

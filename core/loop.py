@@ -22,7 +22,7 @@ from .config import CheckpointError, MaeliftError
 from .distributed import Interrupted, Precision, Ranks, StopSignals, autocast
 from .files import atomic_path
 from .optim import set_learning_rate, warmup_cosine
-from .randomness import isolated
+from .randomness import isolated, reseed
 from .tracking import Tracker, duration
 
 logger = logging.getLogger("maelift")
@@ -103,9 +103,19 @@ class State:
                 self.average.load_state_dict(content["average"])
             for name in ("step", "best_value", "best_step", "best_weights", "seconds"):
                 setattr(self, name, content[name])
-        except (RuntimeError, KeyError, TypeError, ValueError, EOFError, AttributeError, pickle.UnpicklingError) as error:
+        except (
+            RuntimeError,
+            KeyError,
+            TypeError,
+            ValueError,
+            EOFError,
+            AttributeError,
+            pickle.UnpicklingError,
+        ) as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise CheckpointError(f"{path}: not a checkpoint of this run ({reason}). Remove it to start anew.") from error
+            raise CheckpointError(
+                f"{path}: not a checkpoint of this run ({reason}). Remove it to start anew."
+            ) from error
 
 
 class WeightAverage(nn.Module):
@@ -151,12 +161,12 @@ def train(
     """
     model = ranks.wrap(state.model)
     began, saved = time.monotonic() - state.seconds, time.monotonic()
-    with StopSignals.noted() as signals:
+    model.train()
+    with StopSignals.noted() as signals, isolated(seed, "training"):
         for micro_batches in batches.steps(state.step, schedule.steps):
             set_learning_rate(state.optimizer, schedule.lr_at(state.step))
-            model.train()
-            with isolated(seed, "step", state.step, ranks.rank):
-                loss = _accumulate(model, micro_batches, objective, ranks, precision)
+            reseed(seed, "step", state.step, ranks.rank)
+            loss = _accumulate(model, micro_batches, objective, ranks, precision)
             loss_value = float(ranks.mean(loss))
             if not math.isfinite(loss_value):
                 raise MaeliftError(
@@ -177,6 +187,7 @@ def train(
                 tracker.log(state.step, {"train/loss": loss_value, "lr": rate, "gradient_norm": gradient_norm})
             if ranks.is_main and upkeep.evaluate is not None and state.step in upkeep.evaluate_at:
                 _judge(state, upkeep.evaluate, upkeep.best_metric, tracker)
+                model.train()
             stop = ranks.any(signals.received is not None)
             if upkeep.checkpoint is not None and (stop or last or _due(saved, upkeep, ranks)):
                 if ranks.is_main:

@@ -45,15 +45,24 @@ def isolated(seed: int, name: str, *counters: int) -> Iterator[None]:
     """
     import torch
 
-    value = stream_seed(seed, name, *counters)
     python_state, numpy_state = random.getstate(), np.random.get_state()
     devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
     with torch.random.fork_rng(devices=devices):
-        random.seed(value)
-        np.random.seed(value % 2**32)
-        torch.manual_seed(value)
+        reseed(seed, name, *counters)
         try:
             yield
         finally:
             random.setstate(python_state)
             np.random.set_state(numpy_state)
+
+
+def reseed(seed: int, name: str, *counters: int) -> None:
+    """Seed the global generators from one stream, without restoring them: for use within ``isolated``."""
+    import torch
+
+    value = stream_seed(seed, name, *counters)
+    random.seed(value)
+    np.random.seed(value % 2**32)
+    torch.default_generator.manual_seed(value)
+    if torch.cuda.is_available():
+        torch.cuda.manual_seed_all(value)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from .files import atomic_write_text
 
@@ -34,7 +35,10 @@ Listener = Callable[[Progress], None]
 
 
 class Tracker:
-    """Keeps the metrics of a run in ``folder`` and shows its progress; silent on all processes but the main one."""
+    """Keeps the metrics of a run in ``folder`` and shows its progress; silent on all processes but the main one.
+
+    ``record``, where given, gets every logged record too.
+    """
 
     def __init__(
         self,
@@ -46,15 +50,16 @@ class Tracker:
         images_per_step: int,
         active: bool = True,
         listener: Listener | None = None,
+        record: list[dict[str, float]] | None = None,
     ) -> None:
         self._folder = folder if active else None
         self._title, self._total, self._images_per_step = title, total, images_per_step
         self._first, self._started = first, time.monotonic()
-        self._listener = listener
+        self._listener, self._record = listener, record
         self._active = active
         self._said = self._started
         self._bar = _Bar(title, total, first) if active and listener is None and sys.stderr.isatty() else None
-        self._board = None
+        self._board: Any = None
         if self._folder is not None:
             self._forget_after(first)
 
@@ -67,7 +72,7 @@ class Tracker:
         if self._bar is not None:
             self._bar.close()
         if self._board is not None:
-            self._board.close()  # type: ignore[no-untyped-call]
+            self._board.close()
 
     def progress(self, step: int, loss: float) -> None:
         """Show that ``step`` steps are done."""
@@ -94,6 +99,8 @@ class Tracker:
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append metrics after ``step`` steps to metrics.jsonl and TensorBoard; names say split and unit."""
+        if self._record is not None:
+            self._record.append({"step": step, **metrics})
         if self._folder is None:
             return
         with (self._folder / "metrics.jsonl").open("a") as file:
@@ -101,9 +108,9 @@ class Tracker:
         if self._board is None:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._board = SummaryWriter(str(self._folder / "tensorboard"), purge_step=self._first)  # type: ignore[no-untyped-call]
+            self._board = SummaryWriter(str(self._folder / "tensorboard"), purge_step=self._first)
         for name, value in metrics.items():
-            self._board.add_scalar(name, value, step)  # type: ignore[no-untyped-call]
+            self._board.add_scalar(name, value, step)
 
     def _forget_after(self, step: int) -> None:
         """Drop what a killed run logged after the checkpoint that this one goes on from."""

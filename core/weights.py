@@ -209,9 +209,9 @@ def _read_contract(path: Path, state: dict[str, Tensor], text: str) -> EncoderFi
                 f"{path}: contract version {contract['version']}, this maelift reads version {CONTRACT_VERSION}. "
                 "Update maelift."
             )
-        spec = EncoderSpec(**{**contract["spec"], "image_size": tuple(contract["spec"]["image_size"])})
-        lists = {key: tuple(value) if isinstance(value, list) else value for key, value in contract["preprocessing"].items()}
-        preprocessing, provenance = Preprocessing(**lists), Provenance(**contract["provenance"])
+        spec = EncoderSpec.from_json(contract["spec"])
+        preprocessing = Preprocessing.from_json(contract["preprocessing"])
+        provenance = Provenance(**contract["provenance"])
         expected_hash = contract["content_hash"]
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: its '{CONTRACT_KEY}' metadata can't be read ({error}).") from error
@@ -360,5 +360,3 @@ def _with_class_position(state: dict[str, Tensor], spec: EncoderSpec) -> dict[st
     if not spec.class_token or positions.shape[1] != spec.num_patches:
         return state
     return {**state, "pos_embed": torch.cat([torch.zeros_like(positions[:, :1]), positions], dim=1)}
-
-

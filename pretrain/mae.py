@@ -201,4 +201,5 @@ class MaskedAutoencoder(Encoder):
 def patchify(images: Tensor, patch_size: int) -> Tensor:
     """Images (B, C, H, W) to patches (B, N, p * p * C), each in the order (row, column, channel), as the target is."""
     patches = cut_patches(images, patch_size)
-    return patches.unflatten(-1, (images.shape[1], patch_size**2)).transpose(-1, -2).flatten(-2)
+    split = patches.reshape(*patches.shape[:2], images.shape[1], patch_size**2)
+    return split.transpose(-1, -2).flatten(-2)

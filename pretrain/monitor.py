@@ -57,9 +57,7 @@ def reconstruction_picture(
     return _sheet(torch.stack(columns, dim=1))  # (B, 3, C, H, W)
 
 
-def _batches(
-    model: MaskedAutoencoder, make: MakeSample, count: int, batch_size: int
-) -> Iterator[tuple[int, Tensor]]:
+def _batches(model: MaskedAutoencoder, make: MakeSample, count: int, batch_size: int) -> Iterator[tuple[int, Tensor]]:
     for start in range(0, count, batch_size):
         pixels = np.stack([make(index, np.empty(0)) for index in range(start, min(start + batch_size, count))])
         device = model.pos_embed.device

@@ -16,7 +16,7 @@ from torch import nn
 
 from .. import __version__
 from ..core.batches import Batch, Batches, Order, Uniforms
-from ..core.config import ConfigError, DataError, MaeliftError, to_dict
+from ..core.config import ConfigError, DataError, to_dict
 from ..core.cost import block_flops, encoder_flops, training_memory, training_seconds
 from ..core.distributed import Precision, Ranks, choose_device
 from ..core.encoder import Preprocessing, channel_names, preset_spec
@@ -202,14 +202,22 @@ class Source:
 CROP_DRAWS = 5
 
 
-def pretrain(config: PretrainConfig, *, listener: Listener | None = None) -> PretrainResult:
+def pretrain(
+    config: PretrainConfig,
+    *,
+    images: ImageSet | None = None,
+    preprocessing: Preprocessing | None = None,
+    listener: Listener | None = None,
+) -> PretrainResult:
     """Pretrain as ``config`` says, or go on where the same run was stopped; under torchrun, on all its processes.
 
-    ``listener`` hears of progress in place of the terminal. Raises MaeliftError for what a user can mend, Interrupted
+    ``images`` take the place of those found in ``config.data``, ``preprocessing`` that of the statistics which the
+    configuration names. ``listener`` hears of progress in place of the terminal. Raises MaeliftError for what a user
+    can mend, Interrupted
     when asked to stop.
     """
     with Ranks.here(config.device) as ranks:
-        images = find_images(config.data)
+        images = images if images is not None else find_images(config.data)
         _check_split(config, len(images), ranks.world_size)
         folder = RunFolder.open(output_folder(config.out), config, ranks)
         source = _source(config, images, folder.path, ranks)
@@ -218,12 +226,11 @@ def pretrain(config: PretrainConfig, *, listener: Listener | None = None) -> Pre
         if done.exists():
             logger.info("pretrain: %s is there already; nothing was done again", done)
             return _result(folder.path, source, config)
-        model, batches, schedule, optimizer = _prepare(config, source, ranks)
+        model, batches, schedule, optimizer = _prepare(config, source, preprocessing, ranks)
         state = State(model, optimizer)
         if folder.checkpoint.exists():
             state.load(folder.checkpoint)
             logger.info("pretrain: going on from step %d of %d", state.step, schedule.steps)
-        model.to(ranks.device)
         with Tracker(
             folder.path,
             "pretrain",
@@ -276,7 +283,10 @@ def plan(config: PretrainConfig) -> Plan:
     device = choose_device(config.device)
     return Plan(
         lines=(
-            ("images", f"{len(images)} found in {config.data}: {pool} to train on, {held_out} held out (unchecked yet)"),
+            (
+                "images",
+                f"{len(images)} found in {config.data}: {pool} to train on, {held_out} held out (unchecked yet)",
+            ),
             ("encoder", f"{config.model}, {spec.image_size[0]}×{spec.image_size[1]} px, patch {spec.patch_size} px"),
             ("patches", f"{visible} of {spec.num_patches} visible to the encoder"),
             ("encoder alone", f"{encoder_parameters:,} parameters"),
@@ -322,7 +332,7 @@ def _source(config: PretrainConfig, images: ImageSet, folder: Path, ranks: Ranks
     sound, manifest = audit(images, config.max_rejected)
     if ranks.is_main:
         if manifest.rejected:
-            write_rejected(folder / "rejected.csv", manifest)
+            write_rejected(folder / "rejected.csv", manifest.rejected)
             logger.warning(
                 "pretrain: %d of %d images are broken and left out; see %s",
                 len(manifest.rejected),
@@ -346,24 +356,21 @@ def _source(config: PretrainConfig, images: ImageSet, folder: Path, ranks: Ranks
 
 
 def _prepare(
-    config: PretrainConfig, source: Source, ranks: Ranks
+    config: PretrainConfig, source: Source, preprocessing: Preprocessing | None, ranks: Ranks
 ) -> tuple[MaskedAutoencoder, Batches, Schedule, torch.optim.Optimizer]:
     spec = preset_spec(
         config.model, image_size=config.image_size, patch_size=config.patch_size, channels=source.channels
     )
-    preprocessing = Preprocessing.default(source.channels)
-    if config.statistics == "data" or (config.statistics == "auto" and source.channels != 3):
-        mean, std = channel_statistics(source.pool, source.channels, seed=config.seed)
-        preprocessing = Preprocessing(channel_names(source.channels), mean, std)
+    preprocessing = preprocessing or _preprocessing(config, source)
     with isolated(config.seed, "weights"):
         model = MaskedAutoencoder(
             spec, config.decoder, norm_pix_loss=config.norm_pix_loss, preprocessing=preprocessing
-        )
+        ).to(ranks.device)
     steps = _steps(config, len(source.pool))
     warmup = 0.05 * config.epochs if config.warmup_epochs is None else config.warmup_epochs
     schedule = Schedule(steps, config.peak_lr, warmup=steps * warmup / config.epochs)
     groups = parameter_groups(model.named_parameters(), weight_decay=config.weight_decay, no_decay=())
-    optimizer = torch.optim.AdamW(groups, lr=config.peak_lr, betas=config.betas)
+    optimizer = torch.optim.AdamW(groups, lr=config.peak_lr, betas=config.betas, fused=True)
     batches = Batches(
         Order(len(source.pool), config.batch_size, config.seed),
         source.crop,
@@ -373,6 +380,13 @@ def _prepare(
         workers=source.pool.default_workers() if config.workers is None else config.workers,
     )
     return model, batches, schedule, optimizer
+
+
+def _preprocessing(config: PretrainConfig, source: Source) -> Preprocessing:
+    if config.statistics == "imagenet" or (config.statistics == "auto" and source.channels == 3):
+        return Preprocessing.default(source.channels)
+    mean, std = channel_statistics(source.pool, source.channels, seed=config.seed)
+    return Preprocessing(channel_names(source.channels), mean, std)
 
 
 def _steps(config: PretrainConfig, pool: int) -> int:
@@ -443,5 +457,3 @@ def _result(folder: Path, source: Source, config: PretrainConfig) -> PretrainRes
         held_out_images=len(source.held_out),
         seconds=3600 * (provenance.cpu_hours + provenance.gpu_hours),
     )
-
-

@@ -30,7 +30,7 @@ from ..core.distributed import Precision, Ranks, autocast, choose_device
 from ..core.encoder import Encoder, EncoderSpec, Preprocessing, channel_names, preset_spec
 from ..core.files import atomic_path, atomic_write_text, output_folder
 from ..core.images import ImageSet, channel_statistics, fit_and_crop, random_resized_crop, to_array, write_rejected
-from ..core.labels import LabeledImages, Splits, audit_splits, draw_labeled, read_splits
+from ..core.labels import LabeledImages, audit_splits, draw_labeled, read_splits
 from ..core.loop import Schedule, State, Upkeep, WeightAverage, evenly, train
 from ..core.optim import parameter_groups
 from ..core.plan import Plan
@@ -255,7 +255,7 @@ def classify(config: ClassifyConfig, *, listener: Listener | None = None) -> Cla
         folder = RunFolder.open(output_folder(config.out), config, ranks)
         splits, manifest = audit_splits(splits, config.max_rejected)
         if ranks.is_main and manifest.rejected:
-            write_rejected(folder.path / "rejected.csv", manifest)
+            write_rejected(folder.path / "rejected.csv", manifest.rejected)
             logger.warning(
                 "transfer classify: %d broken images are left out; see %s",
                 len(manifest.rejected),
@@ -268,7 +268,7 @@ def classify(config: ClassifyConfig, *, listener: Listener | None = None) -> Cla
         labeled = splits.train
         if config.labels is not None:
             labeled = draw_labeled(labeled, config.labels, config.split_seed)
-        encoder = start_encoder(config, source, labeled, all(manifest.gray))
+        encoder = start_encoder(config, source, labeled, manifest.gray)
         with Tracker(
             folder.path,
             "transfer classify",
@@ -328,7 +328,7 @@ def fit_classifier(
     if recipe.batch_size % parts:
         raise ConfigError("batch_size", recipe.batch_size, f"a multiple of {parts} (processes × accumulate)")
     with isolated(seed, "head"):
-        model = Classifier(_with_drop_path(encoder, recipe.drop_path), len(labeled.classes))
+        model = Classifier(_with_drop_path(encoder, recipe.drop_path), len(labeled.classes)).to(ranks.device)
     steps = recipe.total_steps(len(labeled))
     groups = parameter_groups(
         model.named_parameters(),
@@ -336,15 +336,12 @@ def fit_classifier(
         depth=encoder.spec.depth,
         layer_decay=recipe.layer_decay,
     )
-    optimizer = torch.optim.AdamW(groups, lr=recipe.peak_lr, betas=recipe.betas)
+    optimizer = torch.optim.AdamW(groups, lr=recipe.peak_lr, betas=recipe.betas, fused=True)
     average = WeightAverage(model, recipe.ema_decay) if recipe.ema_decay else None
     state = State(model, optimizer, average)
     if checkpoint is not None and checkpoint.exists():
         state.load(checkpoint)
         logger.info("going on from step %d of %d", state.step, steps)
-    model.to(ranks.device)
-    if average is not None:
-        average.to(ranks.device)
 
     def make(index: int, draws: Uniforms) -> NDArray[np.generic]:
         flips = draws if recipe.flip else np.append(draws[:4], 1.0)
@@ -385,12 +382,16 @@ def fit_classifier(
 class _Objective:
     """Cross-entropy on labelled crops, with mixup, cutmix, smoothing and erasing by timm."""
 
-    def __init__(self, recipe: Recipe, labeled: LabeledImages, preprocessing: Preprocessing, device: torch.device) -> None:
+    def __init__(
+        self, recipe: Recipe, labeled: LabeledImages, preprocessing: Preprocessing, device: torch.device
+    ) -> None:
         self.labels = torch.tensor(labeled.labels, device=device)
         self.num_classes = len(labeled.classes)
         self.preprocessing = preprocessing
         self.smoothing = recipe.label_smoothing
-        self.erase = RandomErasing(recipe.random_erasing, mode="pixel", device=str(device)) if recipe.random_erasing else None
+        self.erase = (
+            RandomErasing(recipe.random_erasing, mode="pixel", device=str(device)) if recipe.random_erasing else None
+        )
         self.mix = (
             Mixup(
                 mixup_alpha=recipe.mixup,
@@ -514,9 +515,8 @@ def load_classifier(path: str | Path) -> tuple[Classifier, tuple[str, ...]]:
     state, metadata = read_tensors(path)
     try:
         description = json.loads(metadata[MODEL_KEY])
-        spec = EncoderSpec(**{**description["spec"], "image_size": tuple(description["spec"]["image_size"])})
-        fields = description["preprocessing"].items()
-        preprocessing = Preprocessing(**{key: tuple(item) if isinstance(item, list) else item for key, item in fields})
+        spec = EncoderSpec.from_json(description["spec"])
+        preprocessing = Preprocessing.from_json(description["preprocessing"])
         model = Classifier(Encoder(spec, preprocessing=preprocessing), len(description["classes"]))
         model.load_state_dict(state)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -549,7 +549,10 @@ def plan(config: ClassifyConfig) -> Plan:
     tokens = (spec.num_patches + spec.num_prefix_tokens) * spec.embed_dim * spec.depth
     return Plan(
         lines=(
-            ("images", f"{len(labeled)} to train on, {len(splits.val)} validation, {len(splits.test)} test (unchecked yet)"),
+            (
+                "images",
+                f"{len(labeled)} to train on, {len(splits.val)} validation, {len(splits.test)} test (unchecked yet)",
+            ),
             ("classes", f"{len(labeled.classes)}"),
             ("start", "from nothing" if config.init == "scratch" else str(config.encoder)),
             ("image size", f"{spec.image_size[0]}×{spec.image_size[1]} px, patch {spec.patch_size} px"),
@@ -592,4 +595,3 @@ def _read_result(folder: Path, config: ClassifyConfig) -> ClassifyResult:
         content["split"], content["count"], content["top1"], content["top5"], content["balanced"], confusion
     )
     return ClassifyResult(folder / MODEL_FILE, scores, content["val_accuracy"], len(splits.val), config.seed)
-

@@ -1,0 +1,41 @@
+"""maelift: pretrain a masked autoencoder on your own images, use its encoder, and learn whether it helps.
+
+The functions take the keys of the commands of the same name: ``maelift.pretrain(data="photos", out="run")``,
+``maelift.transfer("classify", encoder=..., data=..., out=...)``, ``maelift.bench("quickstart", out="runs/quickstart")``.
+Nested keys are mappings: ``masking={"ratio": 0.6}``. They return results and print nothing; progress goes to stderr.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+__all__ = ["Encoder", "EncoderSpec", "__version__", "bench", "load_encoder", "pretrain", "transfer"]
+
+if TYPE_CHECKING:
+    from .api import bench, pretrain, transfer
+    from .core.encoder import Encoder, EncoderSpec
+    from .core.weights import load_encoder
+
+_HOMES = {
+    "Encoder": "core.encoder",
+    "EncoderSpec": "core.encoder",
+    "load_encoder": "core.weights",
+    "bench": "api",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import the public names when they are first used: ``import maelift`` alone stays fast."""
+    import importlib
+
+    if name in ("pretrain", "transfer"):
+        return importlib.import_module(f".{name}", __name__)  # packages that can be called: see api.py
+    if name in _HOMES:
+        return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

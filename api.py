@@ -1,0 +1,66 @@
+"""The commands as functions, for scripts and notebooks."""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Literal
+
+from .core.config import ConfigError
+
+if TYPE_CHECKING:
+    from .benchmarks.runner import BenchResult
+    from .pretrain.stage import PretrainConfig, PretrainResult
+    from .transfer.classify import ClassifyConfig, ClassifyResult
+
+
+def pretrain(config: PretrainConfig | None = None, **keys: Any) -> PretrainResult:
+    """Pretrain a masked autoencoder: give a PretrainConfig, or the keys of ``maelift pretrain``.
+
+    Raises MaeliftError for what a user can mend, with the message that the command would print.
+    """
+    from .core.config import resolve
+    from .pretrain.stage import PretrainConfig
+    from .pretrain.stage import pretrain as run
+
+    return run(config if config is not None else resolve(PretrainConfig, keys))
+
+
+def transfer(task: Literal["classify"], config: ClassifyConfig | None = None, **keys: Any) -> ClassifyResult:
+    """Fine-tune an encoder for a task: give a ClassifyConfig, or the keys of ``maelift transfer classify``.
+
+    Raises MaeliftError for what a user can mend, with the message that the command would print.
+    """
+    if task != "classify":
+        raise ConfigError("task", task, "classify")
+    from .transfer.classify import ClassifyConfig, classify
+
+    return classify(config if config is not None else ClassifyConfig.resolve(keys))
+
+
+def bench(suite: str, **keys: Any) -> BenchResult:
+    """Run a suite, by name or YAML file, with the keys of ``maelift bench``; finished runs are not run again.
+
+    With more than one worker, call it under ``if __name__ == "__main__":``. Raises MaeliftError for what a user can mend.
+    """
+    from .benchmarks.runner import bench as run
+    from .benchmarks.suite import BenchConfig
+
+    return run(BenchConfig.resolve({"suite": suite, **keys}))
+
+
+class CallablePackage(ModuleType):
+    """A package that can be called by the function of its name.
+
+    ``maelift.pretrain`` is both the command as a function and the folder of the stage. Importing the folder would hide a
+    function of that name, in an order that nobody controls; so the folder itself is callable.
+    """
+
+    def __call__(self, *arguments: Any, **keys: Any) -> Any:
+        """Call the function of this package's name in ``api``."""
+        return globals()[self.__name__.rpartition(".")[2]](*arguments, **keys)
+
+
+def make_callable(package: str) -> None:
+    """Let the package, imported under this name, be called."""
+    sys.modules[package].__class__ = CallablePackage
