@@ -1,0 +1,40 @@
+"""Fixtures: folders of small real images, and the embedded data."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from maelift.tests.support import FASHION_MNIST, write_images
+from PIL import Image
+
+
+@pytest.fixture(scope="session")
+def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """40 small colour images."""
+    return write_images(tmp_path_factory.mktemp("images"), 40)
+
+
+@pytest.fixture(scope="session")
+def class_folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three classes of 20 images that differ in brightness, so that they can be told apart."""
+    root = tmp_path_factory.mktemp("classes")
+    for label, level in (("dark", 40), ("middle", 128), ("light", 215)):
+        (root / label).mkdir()
+        for number in range(20):
+            values = np.random.default_rng([level, number]).integers(level - 30, level + 30, (16, 16, 3))
+            Image.fromarray(values.astype(np.uint8)).save(root / label / f"{number}.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def fashion_mnist() -> Path:
+    """The embedded data, which ``make test`` brings; in CI it must be there."""
+    if not (FASHION_MNIST / "train-images-idx3-ubyte.gz").is_file():
+        message = f"Fashion-MNIST is not in {FASHION_MNIST}: maelift data fashion-mnist out={FASHION_MNIST}"
+        if os.environ.get("CI"):
+            pytest.fail(message)
+        pytest.skip(message)
+    return FASHION_MNIST

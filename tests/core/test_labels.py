@@ -1,0 +1,111 @@
+"""Labels out of folders, CSV and idx files; splits without overlap; draws that are stratified and nested."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from maelift.core.config import DataError
+from maelift.core.labels import audit_splits, draw_labeled, read_splits
+from maelift.tests.support import noise_image, write_images
+
+
+def names(labeled) -> set[str]:  # type: ignore[no-untyped-def]
+    return {labeled.images.name(number) for number in range(len(labeled))}
+
+
+def test_class_folders_are_split_evenly_without_overlap(class_folders: Path) -> None:
+    splits = read_splits(class_folders, val=6, test=0.2, seed=1)
+    assert splits.train.classes == ("dark", "light", "middle")
+    assert [len(part) for _, part in splits.items()] == [42, 6, 12]
+    assert set(Counter(splits.val.labels).values()) == {2}
+    assert set(Counter(splits.test.labels).values()) == {4}
+    assert len(names(splits.train) | names(splits.val) | names(splits.test)) == 60
+    assert names(read_splits(class_folders, 6, 0.2, 1).val) == names(splits.val)
+    assert names(read_splits(class_folders, 6, 0.2, 2).val) != names(splits.val)
+
+
+def test_split_folders_are_taken_as_they_are(tmp_path: Path) -> None:
+    for split, count in (("train", 4), ("validation", 2), ("test", 3)):
+        for label in ("cat", "dog"):
+            write_images(tmp_path / split / label, count)
+    splits = read_splits(tmp_path)
+    assert [len(part) for _, part in splits.items()] == [8, 4, 6]
+    write_images(tmp_path / "test" / "dogs", 1)
+    with pytest.raises(DataError, match=r"training images have not: dogs. Did you mean dog"):
+        read_splits(tmp_path)
+
+
+def test_a_csv_gives_labels_and_splits(tmp_path: Path) -> None:
+    write_images(tmp_path / "pictures", 6)
+    rows = [f"pictures/image{n:03d}.png,{label},{split}" for n, (label, split) in enumerate(
+        [("10", "train"), ("9", "train"), ("9", "train"), ("10", "train"), ("9", "val"), ("10", "test")]
+    )]  # fmt: skip
+    (tmp_path / "labels.csv").write_text("\n".join(["path,label,split", *rows]))
+    for data in (tmp_path, tmp_path / "labels.csv"):
+        splits = read_splits(data)
+        assert splits.train.classes == ("9", "10")  # numbers by value
+        assert splits.train.labels == (1, 0, 0, 1)
+        assert splits.val.labels == (0,) and splits.test.labels == (1,)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("file,label\na.png,x", "no column 'path'"),
+        ("path,label\nmissing.png,x\n", "line 2: no such file"),
+        ("path,label\na.png,\n", "line 2: a path or a label is missing"),
+        ("path,label,split\na.png,x,dev\n", "expected train, val or test"),
+        ("path,label\na.png,x\n", "Expected at least two"),
+        ("path,label\n", "no rows"),
+    ],
+)
+def test_a_wrong_csv_is_refused_with_its_line(tmp_path: Path, text: str, expected: str) -> None:
+    noise_image(0).save(tmp_path / "a.png")
+    (tmp_path / "labels.csv").write_text(text)
+    with pytest.raises(DataError, match=expected):
+        read_splits(tmp_path)
+
+
+def test_images_outside_class_folders_are_refused(class_folders: Path, tmp_path: Path) -> None:
+    write_images(tmp_path / "one", 2)
+    with pytest.raises(DataError, match="single class folder"):
+        read_splits(tmp_path)
+    write_images(tmp_path, 1)
+    with pytest.raises(DataError, match="outside class folders"):
+        read_splits(tmp_path)
+
+
+def test_draws_are_stratified_and_nested(class_folders: Path) -> None:
+    train = read_splits(class_folders, 6, 6).train
+    for seed in (0, 1):
+        draws = [draw_labeled(train, count, seed) for count in (3, 7, 20, 48)]
+        for smaller, larger in zip(draws, draws[1:], strict=False):
+            assert names(smaller) < names(larger)
+        counts = Counter(draws[2].labels).values()
+        assert max(counts) - min(counts) <= 1
+    assert names(draw_labeled(train, 7, 0)) != names(draw_labeled(train, 7, 1))
+    assert len(draw_labeled(train, 0.25, 0)) == 12
+    with pytest.raises(DataError, match="2 images for 3 classes"):
+        draw_labeled(train, 2, 0)
+    with pytest.raises(DataError, match="only 48"):
+        draw_labeled(train, 49, 0)
+
+
+def test_fashion_mnist_has_its_sizes(fashion_mnist: Path) -> None:
+    splits = read_splits(fashion_mnist, val=1000)
+    assert [len(part) for _, part in splits.items()] == [59000, 1000, 10000]
+    assert Counter(splits.val.labels) == {label: 100 for label in range(10)}
+
+
+def test_broken_labelled_images_are_left_out_with_their_labels(tmp_path: Path) -> None:
+    for label in ("a", "b"):
+        write_images(tmp_path / label, 30)
+    (tmp_path / "a" / "image003.png").write_bytes(b"broken")
+    splits, manifest = audit_splits(read_splits(tmp_path, 10, 10), max_rejected=0.2)
+    assert sum(len(part) for _, part in splits.items()) == 59
+    assert len(manifest.rejected) == 1 and "a/image003.png" in manifest.rejected[0][0]
+    for _, part in splits.items():
+        for number, label in enumerate(part.labels):
+            assert part.images.name(number).startswith(part.classes[label])

@@ -1,0 +1,58 @@
+"""What the tests make and check again and again: small real images, and errors of one line."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent
+FASHION_MNIST = ROOT / "data" / "fashion-mnist"
+GOLDEN = Path(__file__).parent / "golden"
+
+TINY = (
+    "model=vit_nano image_size=16 patch_size=4 decoder.embed_dim=16 decoder.depth=1 decoder.num_heads=2 batch_size=8 "
+    "holdout=4 evaluations=2 workers=0 lr=1e-3"
+).split()
+"""Keys that make a pretraining of seconds."""
+
+
+def run_maelift(*words: object, cwd: Path | None = None, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+    """Run ``maelift`` with these words as a process of its own; give its exit code and what it said."""
+    command = [sys.executable, "-m", "maelift", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=timeout, env=environment())
+
+
+def environment() -> dict[str, str]:
+    """One thread a process: the tests share few cores."""
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def noise_image(seed: int, size: tuple[int, int] = (20, 24), mode: str = "RGB") -> Image.Image:
+    """An image of smooth noise, (height, width) in ``size``: real enough to be pretrained on."""
+    generator = np.random.default_rng(seed)
+    small = Image.fromarray(generator.integers(0, 256, (4, 4, 3), dtype=np.uint8))
+    return small.resize((size[1], size[0]), Image.Resampling.BICUBIC).convert(mode)
+
+
+def write_images(folder: Path, count: int, *, suffix: str = ".png", first: int = 0, mode: str = "RGB") -> Path:
+    """``count`` images of smooth noise in a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(first, first + count):
+        noise_image(number, mode=mode).save(folder / f"image{number:03d}{suffix}")
+    return folder
+
+
+def one_line_error(done: subprocess.CompletedProcess[str], *expected: str) -> str:
+    """Check that a process refused its user's mistake in one line, without a traceback, and that the line says this."""
+    assert done.returncode == 2, (done.returncode, done.stdout, done.stderr)
+    assert "Traceback" not in done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("maelift ")]
+    assert len(lines) == 1, done.stderr
+    for text in expected:
+        assert text in lines[0], (text, lines[0])
+    return lines[0]
