@@ -1,5 +1,7 @@
 """``python -m maelift``."""
 
+from __future__ import annotations
+
 import sys
 
 from .cli import main

@@ -7,43 +7,71 @@ import importlib
 import logging
 import os
 import sys
-import textwrap
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from . import __version__
+from .core.config import MaeliftError, describe, format_help, nearest, resolve, show, to_dict, to_yaml
 
 
 @dataclass(frozen=True)
 class Command:
-    """A command: where its schema and functions are, imported only when it is called."""
+    """A command: where its schema and functions are, imported only when it is called.
+
+    The first word without "=" is the value of ``positional``. ``defaults`` tells of keys without a default in
+    the schema where their values come from. ``json``: the result has a ``to_json``.
+    """
 
     module: str
     schema: str
     run: str
     summary: str
     positional: str | None = None
+    defaults: Callable[[Command], dict[str, str]] | None = None
+    json: bool = False
 
     def load(self, name: str) -> Any:
         """The named member of the command's module."""
         return getattr(importlib.import_module(f".{self.module}", __package__), name)
 
 
+def _of_the_recipes(command: Command) -> dict[str, str]:
+    encoder, scratch = (command.load("recipe_defaults")(init) for init in ("encoder", "scratch"))
+    texts = {key: f"default {show(value)}" for key, value in encoder.items()}
+    differing = {key: value for key, value in scratch.items() if value != encoder.get(key)}
+    return texts | {key: f"{texts[key]}, with init=scratch {show(value)}" for key, value in differing.items()}
+
+
+def _of_the_suite(command: Command) -> dict[str, str]:
+    keys = {entry.key for entry in describe(command.load(command.schema))}
+    return dict.fromkeys(keys - {"suite", "out"}, "default: the suite's")
+
+
 COMMANDS = {
     "pretrain": Command("pretrain.stage", "PretrainConfig", "pretrain", "images in, encoder file out (MAE)"),
     "transfer classify": Command(
-        "transfer.classify", "ClassifyConfig", "classify", "labelled images and an encoder in, classifier out"
+        "transfer.classify",
+        "ClassifyConfig",
+        "classify",
+        "labelled images and an encoder in, classifier out",
+        defaults=_of_the_recipes,
     ),
     "predict": Command("transfer.predict", "PredictConfig", "predict", "classes and probabilities of images, as CSV"),
     "bench": Command(
-        "benchmarks.runner", "BenchConfig", "bench", "does pretraining help? arms × labels × seeds, a report", "suite"
+        "benchmarks.runner",
+        "BenchConfig",
+        "bench",
+        "does pretraining help? arms × labels × seeds, a report",
+        positional="suite",
+        defaults=_of_the_suite,
     ),
     "data fashion-mnist": Command(
         "core.datasets", "FashionMnistConfig", "fashion_mnist", "bring the data of the quickstart"
     ),
-    "doctor": Command("core.doctor", "DoctorConfig", "doctor", "versions, devices, frameworks, disk, data"),
+    "doctor": Command("core.doctor", "DoctorConfig", "doctor", "versions, devices, frameworks, disk, data", json=True),
 }
 
 EXAMPLES = """\
@@ -53,125 +81,141 @@ EXAMPLES = """\
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0, 2 for a user's mistake, 130 or 143 when stopped by a signal."""
+    """Run the command line; exit code 0, 2 for a user's mistake, 130 or 143 when stopped by a signal."""
     words = list(sys.argv[1:] if argv is None else argv)
-    if not words or words[0] in ("-h", "--help", "help"):
-        print(_overview())
-        return 0
-    if words[0] in ("-V", "--version"):
-        print(f"maelift {__version__}")
-        return 0
-    from .core.config import MaeliftError
-
-    name = words[0]
+    if words[:1] == ["help"]:
+        words = [*words[1:], "--help"]
+    name = " ".join(words[:1])
     try:
-        name, words = _split_command(words)
-        return _run(name, COMMANDS[name], words)
+        if not words or words[0] in ("-h", "--help"):
+            _say(_overview())
+        elif words[0] in ("-V", "--version"):
+            _say(f"maelift {__version__}")
+        elif words[0] in _families() and words[1:] in ([], ["-h"], ["--help"]):
+            _say(_family_help(words[0]))
+        else:
+            name, words = _split_command(words)
+            _run(name, COMMANDS[name], words)
     except MaeliftError as error:
-        return _fail(name, str(error), getattr(error, "exit_code", 2))
-    except BrokenPipeError:
-        sys.stdout = None  # nobody reads on: nothing is left to flush
-        return 0
+        return _fail(name, str(error), error.exit_code)
     except OSError as error:
-        if os.environ.get("MAELIFT_DEBUG"):
-            raise
         return _fail(name, _os_error(error), 2)
     except KeyboardInterrupt:
-        return _fail(name, "interrupted.", 130)
-
-
-def _run(name: str, command: Command, words: list[str]) -> int:
-    from .core.config import MaeliftError, resolve, to_yaml
-
-    help_wanted, dry_run, quiet, as_json = (_take(words, *flags) for flags in _FLAGS)
-    schema = command.load(command.schema)
-    if help_wanted:
-        print(_command_help(name, command, schema))
-        return 0
-    file = _take_value(words, "--config")
-    overrides = [
-        f"{command.positional}={word}" if command.positional and number == 0 and "=" not in word else word
-        for number, word in enumerate(words)
-    ]
-    unknown = next((word for word in overrides if word.startswith("-")), None)
-    if unknown is not None:
-        raise MaeliftError(f"{unknown}: no such option. Expected key=value, --config FILE, --dry-run, --quiet or -h.")
-    _log_to_stderr(quiet)
-    build: Callable[..., Any] = getattr(schema, "resolve", None) or (lambda *given: resolve(schema, *given))
-    config = build(overrides, file)
-    if dry_run:
-        print(to_yaml(config).rstrip())
-        print()
-        print(command.load("plan")(config).text())
-        return 0
-    result = command.load(command.run)(config)
-    if os.environ.get("RANK", "0") == "0":
-        print(result.to_json() if as_json and hasattr(result, "to_json") else result.summary())
+        return _fail(name, "interrupted", 130)
     return 0
 
 
-_FLAGS = (("-h", "--help"), ("--dry-run", "-n"), ("--quiet", "-q"), ("--json",))
+def _run(name: str, command: Command, words: list[str]) -> None:
+    schema = command.load(command.schema)
+    if _take(words, "-h", "--help"):
+        _say(_command_help(name, command, schema))
+        return
+    file = _take_config(words)
+    dry_run, quiet = _take(words, "-n", "--dry-run"), _take(words, "-q", "--quiet")
+    as_json = command.json and _take(words, "--json")
+    config = _resolve(command, schema, words, file)
+    if dry_run:
+        keys = f"{to_yaml(config).rstrip()}\n\n" if to_dict(config) else ""
+        _say(keys + command.load("plan")(config).text())
+        return
+    _log_to_stderr(quiet)
+    try:
+        result = command.load(command.run)(config)
+    except OSError as error:
+        error.filename = error.filename or getattr(config, "out", None)  # a failed write names no file
+        raise
+    if _first_process():
+        _say(result.to_json() if as_json else result.summary())
+
+
+def _resolve(command: Command, schema: Any, words: Sequence[str], file: Path | None) -> Any:
+    """The configuration that the words and the file ask for."""
+    for word in words:
+        if word.startswith("-"):
+            raise MaeliftError(_unknown_option(word, command))
+    overrides = list(words)
+    bare = next((number for number, word in enumerate(words) if "=" not in word), None)
+    if command.positional and bare is not None:
+        overrides[bare] = f"{command.positional}={words[bare]}"
+    if hasattr(schema, "resolve"):
+        return schema.resolve(overrides, file)
+    return resolve(schema, overrides, file)
+
+
+def _unknown_option(word: str, command: Command) -> str:
+    """The message for an option that isn't there, or that this command hasn't."""
+    known = ["--config", "--dry-run", "--quiet", "--help", *(["--json"] if command.json else [])]
+    close = nearest(word.partition("=")[0], known)
+    if "=" in word and close is None:
+        return f"{word}: no such option. Keys have no dashes: {word.lstrip('-')}."
+    meant = f" Did you mean {close}?" if close else ""
+    return f"{word}: no such option.{meant} Expected key=value or {', '.join(known)}."
 
 
 def _split_command(words: list[str]) -> tuple[str, list[str]]:
-    from .core.config import MaeliftError, nearest
-
+    """The command that the words begin with, and the rest of them."""
     for count in (2, 1):
         if " ".join(words[:count]) in COMMANDS:
             return " ".join(words[:count]), words[count:]
-    family = [name for name in COMMANDS if name.split()[0] == words[0]]
-    if family and len(words) > 1 and words[1] in ("-h", "--help"):
-        raise MaeliftError(f"expected one of: {', '.join(family)}. Add -h to one of them for its keys.")
-    if family:
-        given = words[1] if len(words) > 1 else "nothing"
-        raise MaeliftError(f"{given}: expected {' or '.join(name.split()[1] for name in family)} after {words[0]}.")
-    close = nearest(words[0], COMMANDS)
+    if words[0] in _families():
+        expected = " or ".join(name.split()[1] for name in _families()[words[0]])
+        raise MaeliftError(f"{words[1]}: expected {expected} after {words[0]}.")
+    close = nearest(words[0], [*COMMANDS, *_families()])
     meant = f" Did you mean {close}?" if close else ""
     raise MaeliftError(f"no such command.{meant} Those there are: {', '.join(COMMANDS)}.")
 
 
+def _families() -> dict[str, list[str]]:
+    """The commands of two words, by their first."""
+    families: dict[str, list[str]] = {}
+    for name in COMMANDS:
+        first, _, second = name.partition(" ")
+        if second:
+            families.setdefault(first, []).append(name)
+    return families
+
+
 def _overview() -> str:
-    width = max(len(name) for name in COMMANDS)
-    lines = [f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items()]
     return "\n".join(
         [
             "maelift: pretrain a masked autoencoder on your own images, and learn whether it helps.",
             "",
-            "usage: maelift COMMAND [--config FILE.yaml] [--dry-run] [--quiet] key=value ...",
+            "usage: maelift COMMAND [--config FILE] [--dry-run] [--quiet] key=value ...",
             "",
             "commands (maelift COMMAND -h lists every key):",
-            *lines,
+            *_lines_of(COMMANDS),
             "",
             "examples:",
             EXAMPLES,
             "",
-            "--dry-run prints the configuration and the plan and writes nothing; --version prints the version.",
+            "--dry-run prints the configuration and the plan, writes nothing; --version prints the version.",
+            "MAELIFT_DEBUG=1 in the environment shows where an error comes from.",
         ]
     )
 
 
-def _command_help(name: str, command: Command, schema: type) -> str:
-    from .core.config import describe
+def _family_help(first: str) -> str:
+    lines = _lines_of(_families()[first])
+    return "\n".join([f"usage: maelift {first} ..., one of these (with -h: every key)", "", *lines])
 
+
+def _lines_of(names: Sequence[str] | dict[str, Command]) -> list[str]:
+    width = max(len(name) for name in names)
+    return [f"  {name:<{width}}  {COMMANDS[name].summary}" for name in names]
+
+
+def _command_help(name: str, command: Command, schema: type) -> str:
     positional = f" {command.positional.upper()}" if command.positional else ""
-    lines = [
-        f"maelift {name}: {command.summary}",
-        "",
-        f"usage: maelift {name}{positional} [--config FILE.yaml] [--dry-run] [--quiet] key=value ...",
-        "",
-    ]
-    group = ""
-    for entry in describe(schema):
-        own, _, _ = entry.key.rpartition(".")
-        if own != group:
-            group = own
-            lines.append("")
-        default = "needed" if entry.default is None else f"default {entry.default}"
-        if entry.default is None and entry.key in getattr(schema, "RECIPE_KEYS", ()):
-            default = "default: the recipe's"
-        lines.append(f"  {entry.key}  ({entry.type}; {default})")
-        lines.extend(textwrap.wrap(entry.help, 100, initial_indent="      ", subsequent_indent="      "))
-    return "\n".join(lines)
+    json = " [--json]" if command.json else ""
+    return "\n".join(
+        [
+            f"maelift {name}: {command.summary}",
+            "",
+            f"usage: maelift {name}{positional} [--config FILE] [--dry-run] [--quiet]{json} key=value ...",
+            "",
+            format_help(schema, command.defaults(command) if command.defaults else None),
+        ]
+    ).rstrip()
 
 
 def _take(words: list[str], *flags: str) -> bool:
@@ -181,29 +225,36 @@ def _take(words: list[str], *flags: str) -> bool:
     return found
 
 
-def _take_value(words: list[str], option: str) -> Path | None:
-    """Remove an option and its value, ``--config FILE`` or ``--config=FILE``, from the words."""
-    from .core.config import MaeliftError
+def _take_config(words: list[str]) -> Path | None:
+    """Remove ``--config FILE`` or ``--config=FILE`` from the words, and give the file."""
+    places = [number for number, word in enumerate(words) if word.partition("=")[0] == "--config"]
+    if not places:
+        return None
+    if len(places) > 1:
+        raise MaeliftError("--config: given more than once. Expected one file; key=value words change it.")
+    option, equals, value = words.pop(places[0]).partition("=")
+    if not equals and places[0] < len(words):
+        value = words.pop(places[0])
+    if not value:
+        raise MaeliftError(f"{option}: expected a file after it.")
+    return Path(value)
 
-    for number, word in enumerate(words):
-        if word.startswith(f"{option}="):
-            del words[number]
-            return Path(word.partition("=")[2])
-        if word == option:
-            if number + 1 == len(words):
-                raise MaeliftError(f"{option}: expected a file after it.")
-            value = words[number + 1]
-            del words[number : number + 2]
-            return Path(value)
-    return None
+
+def _say(text: str) -> None:
+    """Print; that nobody reads on, as after ``| head``, is no error."""
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python would try again at exit
+        if not isinstance(error, BrokenPipeError):
+            error.filename = "standard output"
+            raise
 
 
 def _fail(name: str, message: str, exit_code: int) -> int:
     if os.environ.get("MAELIFT_DEBUG"):
-        import traceback
-
         traceback.print_exc()
-    if os.environ.get("RANK", "0") == "0":
+    if _first_process():
         print(f"maelift {name}: {message}", file=sys.stderr)
     return exit_code
 
@@ -213,15 +264,18 @@ def _os_error(error: OSError) -> str:
     if error.errno == errno.ENOSPC:
         return f"{where}no space left on the device. Free some, or choose another out; finished work is kept."
     if error.errno == errno.EFBIG:
-        return (
-            f"{where}the file would be larger than this system's limit allows. Raise the limit, or choose another out."
-        )
+        return f"{where}larger than this system's limit for files. Raise the limit, or choose another out."
     return f"{where}{(error.strerror or str(error)).lower()}."
+
+
+def _first_process() -> bool:
+    """Whether this process speaks for all that torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _log_to_stderr(quiet: bool) -> None:
     logger = logging.getLogger("maelift")
-    logger.setLevel(logging.WARNING if quiet or os.environ.get("RANK", "0") != "0" else logging.INFO)
+    logger.setLevel(logging.INFO if _first_process() and not quiet else logging.WARNING)
     if not logger.handlers:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(message)s"))

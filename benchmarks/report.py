@@ -6,8 +6,10 @@ import base64
 import csv
 import io
 import math
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import combinations, product
 from pathlib import Path
 
 import matplotlib
@@ -15,19 +17,34 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from ..core.files import atomic_write_text
 from ..core.tracking import duration
-from .results import Arm, Cell, SuiteResult
-from .stats import PairedDifference, mean_interval, paired_difference, seeds_to_resolve
+from .results import Arm, Cell, ConvergenceCheck, SuiteResult
+from .stats import SMALLEST_GAIN, PairedDifference, mean_interval, paired_difference, seeds_to_resolve
 
-COLOURS = ("#0072b2", "#d55e00", "#6b7280", "#009e73", "#cc79a7", "#e69f00")
-"""Told apart by the colour-blind too (Okabe and Ito), and legible on light and dark."""
+COLOURS = ("#0072b2", "#d55e00", "#6b7280", "#00845f", "#b5578a", "#9a6b00")
+"""An arm's colour on a light page: told apart by the colour-blind too (after Okabe and Ito)."""
+
+COLOURS_ON_DARK = ("#4aa8e0", "#f0883e", "#a3acb5", "#2fc497", "#dd9bc0", "#e0b040")
+
+MARKERS = ("o", "s", "^", "D", "v", "P")
+DASHES = ("-", "--", "-.", ":")
+MINUS = "\N{MINUS SIGN}"
+
+FAIRNESS = (
+    "Every arm gets the same learning rates to try at every label count, judged on validation images only, "
+    "at the steps that its tuning begins with. Then its steps are doubled for as long as that raises its "
+    "validation accuracy beyond the noise. In every run validation accuracy is measured equally often, and "
+    "the best weights are kept. The test images are read once for each compared run, after everything is "
+    "chosen."
+)
 
 
 @dataclass(frozen=True)
 class Report:
-    """The files of a report, and its verdicts in words, the first of them the answer to the suite's question."""
+    """The files of a report, and its verdicts in words, the first of them the answer to the suite's title."""
 
     html: Path
     markdown: Path
@@ -37,25 +54,41 @@ class Report:
 
 @dataclass(frozen=True)
 class Table:
-    """A table for a reader: ``caption`` says unit, split and seeds."""
+    """A table for a reader: ``caption`` says unit, split and seeds; the first column names the row."""
 
     caption: str
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
 
+    @property
+    def numeric(self) -> tuple[bool, ...]:
+        """For each column, whether it holds numbers, with ± or as intervals too, to be set flush right."""
+        number = rf"[+{MINUS}]?[\d.,e{MINUS}]+"
+        cell = re.compile(rf"{number}(( ± | to ){number})?|missing|none|unknown|")
+        columns = zip(*self.rows, strict=True) if self.rows else ((),) * len(self.header)
+        return tuple(all(cell.fullmatch(text) for text in column) for column in columns)
+
     def markdown(self) -> str:
         """The table as Markdown."""
-        lines = [self.header, tuple("---" for _ in self.header), *self.rows]
-        return f"{self.caption}\n\n" + "\n".join(
-            "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines
-        )
+        rule = tuple("---:" if number else "---" for number in self.numeric)
+        lines = [_in_markdown(self.header), rule, *map(_in_markdown, self.rows)]
+        return f"{self.caption}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def write_report(result: SuiteResult, out: Path) -> Report:
-    """Write report.html, report.md and results.csv into ``out``; none of the tables depends on timings."""
+    """Write report.html, report.md and results.csv into ``out``, a folder that is there.
+
+    Equal results give equal bytes. No table depends on timings but that of the section on time.
+    """
     verdicts = tuple(_verdicts(result))
-    atomic_write_text(out / "results.csv", _csv(result.cells))
-    atomic_write_text(out / "report.md", _markdown(result, verdicts))
+    report = Report(out / "report.html", out / "report.md", out / "results.csv", verdicts)
+    atomic_write_text(report.csv, _csv(result.cells))
+    atomic_write_text(report.markdown, _markdown(result, verdicts))
+    atomic_write_text(report.html, _html(result, verdicts))
+    return report
+
+
+def _html(result: SuiteResult, verdicts: Sequence[str]) -> str:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -63,188 +96,263 @@ def write_report(result: SuiteResult, out: Path) -> Report:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    page = environment.get_template("report.html.j2").render(
+    return environment.get_template("report.html.j2").render(
         result=result,
+        title=_title(result),
         verdicts=verdicts,
         warnings=_warnings(result),
-        tables=_tables(result),
-        checks=_check_tables(result),
         covers=_what_the_intervals_cover(result),
+        tables=_filled(_accuracy_table(result), _difference_table(result)),
         charts=_charts(result),
+        colours=list(zip(COLOURS, COLOURS_ON_DARK, strict=True)),
+        fairness=FAIRNESS,
+        checks=_filled(_tuning_table(result), _convergence_table(result)),
         picture=_data_url(result.reconstructions),
         hours=_hours(result),
         spent=duration(result.seconds_total),
     )
-    atomic_write_text(out / "report.html", page)
-    return Report(out / "report.html", out / "report.md", out / "results.csv", verdicts)
 
 
-def _verdicts(result: SuiteResult) -> Iterable[str]:
-    others = [arm for arm in result.arms if arm.name != result.baseline]
-    ordered = [(labels, arm) for labels in result.label_counts for arm in others]
-    for labels, arm in ordered:
-        difference = _difference(result, arm.name, result.baseline, labels)
-        yield (
-            f"At {labels:,} labels: {arm.label} cannot be compared with {_label(result, result.baseline)}, as runs are "
-            "missing."
-            if difference is None
-            else _sentence(arm, _label(result, result.baseline), labels, difference, result.counts["test"])
-        )
+def _markdown(result: SuiteResult, verdicts: Sequence[str]) -> str:
+    warnings = _warnings(result)
+    sections = [
+        f"# {_plain(_title(result))}",
+        _bullets(verdicts),
+        _what_the_intervals_cover(result),
+        f"**Beware**\n\n{_bullets(warnings)}" if warnings else "",
+        _bullets([f"{arm.label}: {arm.note}." for arm in result.arms]),
+        "## Results",
+        *(table.markdown() for table in _filled(_accuracy_table(result), _difference_table(result))),
+        "Charts and pictures are in [report.html](report.html), every run in [results.csv](results.csv).",
+        "## Fairness",
+        FAIRNESS,
+        *(table.markdown() for table in _filled(_tuning_table(result), _convergence_table(result))),
+        _bullets([*(f"{name}: {count:,} images" for name, count in result.counts.items()), *result.guards]),
+        "## How it was run",
+        _bullets([*(f"{name} {version}" for name, version in result.versions.items()), result.machine]),
+        f"```yaml\n{result.config_yaml.rstrip()}\n```",
+        "## Time",
+        _hours(result).markdown(),
+        f"All runs together, tuning and checks included: {duration(result.seconds_total)}.",
+    ]
+    return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def _sentence(arm: Arm, baseline: str, labels: int, difference: PairedDifference, test_images: int) -> str:
-    begin = (
-        f"At {labels:,} labels, {arm.label} {difference.verdict}"
-        if difference.verdict != "not resolved"
-        else f"At {labels:,} labels, whether {arm.label} helps is not resolved"
+def _filled(*tables: Table) -> list[Table]:
+    """The tables that have rows: a partial result has no trials, checks or pairs yet."""
+    return [table for table in tables if table.rows]
+
+
+def _csv(cells: Sequence[Cell]) -> str:
+    scores = ("val_top1", "test_top1", "test_top5", "test_balanced")
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(
+        ["arm", "labels", "seed", "learning_rate", "steps", *(f"{score}_percent" for score in scores), "run"]
     )
+    for cell in cells:
+        shares = (cell.val_accuracy, cell.test_top1, cell.test_top5, cell.test_balanced)
+        percents = ["" if math.isnan(share) else f"{100 * share:.4f}" for share in shares]
+        writer.writerow([cell.arm, cell.labels, cell.seed, f"{cell.lr:g}", cell.steps, *percents, cell.key])
+    return table.getvalue()
+
+
+def _title(result: SuiteResult) -> str:
+    return f"{result.title} (partial result)" if result.missing else result.title
+
+
+def _verdicts(result: SuiteResult) -> Iterator[str]:
+    """One sentence for each arm against the baseline, at each label count."""
+    baseline, others = _label(result, result.baseline), _rivals(result)
+    if not any(cell.arm == result.baseline for cell in result.cells):
+        yield f"Nothing can be said yet: there are no runs of {baseline}, which the others are compared with."
+        return
+    if not others:
+        yield f"Nothing is compared: {baseline} is the only arm."
+    for labels in result.label_counts:
+        for arm in others:
+            difference = _difference(result, arm.name, result.baseline, labels)
+            if difference is None:
+                yield f"At {labels:,} labels, runs are missing to compare {arm.label} with {baseline}."
+            else:
+                sentence = _sentence(arm.label, baseline, difference, result.counts["test"])
+                yield f"At {labels:,} labels, {sentence}{_reservation(result, arm, labels)}"
+
+
+def _sentence(arm: str, baseline: str, difference: PairedDifference, test_images: int) -> str:
+    points = f"{_signed(difference.mean)} points of test accuracy compared with {baseline}"
+    unresolved = f"whether {arm} helps is not resolved: {points}"
+    if difference.n == 1:
+        return f"{unresolved} (1 seed, {test_images:,} test images). One seed gives no interval; add more."
+    seeds = f"{difference.n} paired seeds, {test_images:,} test images"
     if math.isinf(difference.low):
-        spread = "no interval: one seed" if difference.n == 1 else "no interval: every seed gave the same difference"
-        return f"{begin}: {_signed(difference.mean)} points of test accuracy over {baseline} ({spread}). More seeds are needed."
-    numbers = (
-        f"{_signed(difference.mean)} points of test accuracy over {baseline} (95 % interval {_signed(difference.low)} to "
-        f"{_signed(difference.high)}; {difference.n} paired seeds, {test_images:,} test images)"
-    )
+        return (
+            f"{unresolved} ({seeds}). Every seed gave the same difference, which says nothing of its spread, "
+            "so there is no interval; add more seeds."
+        )
+    numbers = f"{points} ({_confidence(difference)} interval {_interval(difference)}; {seeds})"
     if difference.verdict != "not resolved":
-        return f"{begin}: {numbers}."
+        return f"{arm} {difference.verdict}: {numbers}."
+    return f"whether {arm} helps is not resolved: {numbers}. {_forecast(difference)}"
+
+
+def _reservation(result: SuiteResult, arm: Arm, labels: int) -> str:
+    """What takes from a verdict: that one of its two arms could still be trained on."""
+    unfinished = [
+        _label(result, check.arm)
+        for check in result.checks
+        if check.labels == labels and check.arm in (arm.name, result.baseline) and not check.converged
+    ]
+    return f" Not final: more steps still improve {' and '.join(unfinished)}." if unfinished else ""
+
+
+def _forecast(difference: PairedDifference) -> str:
     needed = seeds_to_resolve(difference)
-    advice = (
-        "no realistic number of seeds would likely resolve it"
-        if needed is None
-        else f"about {needed - difference.n} more seeds would likely resolve it, if mean and spread stay as they are"
+    if needed is None:
+        return "No realistic number of seeds would likely resolve so small a difference."
+    more = needed - difference.n
+    seeds = "1 more seed" if more == 1 else f"{more:,} more seeds"
+    return f"About {seeds} would likely resolve it, if mean and spread stay as they are."
+
+
+def _what_the_intervals_cover(result: SuiteResult) -> str:
+    most = max((len(seeds) for seeds in result.seeds.values()), default=0)
+    encoders = result.pretraining_seeds
+    if encoders < 2:
+        luck = "They do not cover the luck of pretraining: each encoder was pretrained once, with 1 seed."
+    elif encoders < most:
+        luck = (
+            f"They cover the luck of pretraining only in part: {encoders} pretrained encoders an arm are "
+            f"shared by up to {most} seeds, which the intervals take for independent."
+        )
+    else:
+        luck = f"They also cover the luck of pretraining: there are as many encoders as seeds ({encoders})."
+    counts = ", ".join(f"{len(seeds)} at {labels:,} labels" for labels, seeds in result.seeds.items())
+    return (
+        f"Intervals are 95 % intervals of the mean over seeds ({counts}), by Student's t on paired "
+        "differences. A seed is one draw of the labelled images, one initial head, one order of the images "
+        f"and one set of augmentation draws, the same for every arm. The intervals cover that luck. {luck} "
+        "They hold for these validation and test images, and are not corrected for there being several "
+        "comparisons."
     )
-    return f"{begin}: {numbers}; {advice}."
-
-
-def _difference(result: SuiteResult, arm: str, other: str, labels: int) -> PairedDifference | None:
-    """The paired difference of test accuracies over the seeds that both arms have."""
-    mine, theirs = _by_seed(result, arm, labels), _by_seed(result, other, labels)
-    seeds = sorted(set(mine) & set(theirs))
-    if not seeds:
-        return None
-    return paired_difference([mine[seed].test_top1 for seed in seeds], [theirs[seed].test_top1 for seed in seeds])
-
-
-def _by_seed(result: SuiteResult, arm: str, labels: int) -> dict[int, Cell]:
-    return {cell.seed: cell for cell in result.cells if cell.arm == arm and cell.labels == labels}
-
-
-def _label(result: SuiteResult, name: str) -> str:
-    return next(arm.label for arm in result.arms if arm.name == name)
 
 
 def _warnings(result: SuiteResult) -> list[str]:
-    warnings = []
-    if result.missing:
-        warnings.append(f"This report is partial. Missing: {'; '.join(result.missing)}.")
-    for check in result.checks:
-        if not check.converged:
-            warnings.append(
-                f"{_label(result, check.arm)} still gains at {check.labels:,} labels: twice the {check.steps:,} steps bring "
-                f"{_signed(check.gain)} points of validation accuracy (noise {_percent(check.noise)}). Its result is too low; "
-                "raise tuning.max_doublings."
-            )
+    warnings = [f"This result is partial. Missing: {'; '.join(result.missing)}."] if result.missing else []
+    warnings += [_still_gaining(result, check) for check in result.checks if not check.converged]
+    for labels in result.label_counts:
+        trials = {len(tuning.rates) for tuning in result.tunings if tuning.labels == labels}
+        if len(trials) > 1:
+            warnings.append(f"At {labels:,} labels the arms had different numbers of learning rates to try.")
     for tuning in result.tunings:
-        if tuning.chosen in (min(tuning.rates), max(tuning.rates)):
-            side = "lowest" if tuning.chosen == min(tuning.rates) else "highest"
+        if edge := _edge(tuning.chosen, tuning.rates):
             warnings.append(
-                f"{_label(result, tuning.arm)} at {tuning.labels:,} labels did best at the {side} rate tried "
-                f"({tuning.chosen:g}); a rate beyond it might do better."
+                f"{_label(result, tuning.arm)} at {tuning.labels:,} labels did best at the {edge} learning "
+                f"rate tried ({tuning.chosen:g}); one beyond it might do better (tuning.rates)."
             )
     return warnings
 
 
-def _what_the_intervals_cover(result: SuiteResult) -> str:
-    pretraining = (
-        f"They also cover the luck of pretraining, with {result.pretraining_seeds} pretraining seeds."
-        if result.pretraining_seeds > 1
-        else "They do not cover the luck of pretraining: each encoder was pretrained once, with one seed."
+def _still_gaining(result: SuiteResult, check: ConvergenceCheck) -> str:
+    consequence = (
+        "As it is the baseline, what the others gain over it is overstated"
+        if check.arm == result.baseline
+        else "Its result is too low"
     )
-    seeds = ", ".join(f"{len(seeds)} at {labels:,} labels" for labels, seeds in result.seeds.items())
     return (
-        f"Intervals are for the mean over the seeds ({seeds}), by Student's t on paired differences. A seed is one "
-        "draw of the labelled images, one initial head, one order and one set of augmentation draws, the same for every "
-        f"arm. They cover that luck. {pretraining} They hold for this validation and this test split, and are not corrected "
-        "for there being several of them."
+        f"{_label(result, check.arm)} still gains at {check.labels:,} labels: twice the {check.steps:,} "
+        f"steps bring {_signed(check.gain)} points of validation accuracy (noise {_percent(check.noise)}). "
+        f"{consequence}; raise tuning.max_doublings."
     )
 
 
-def _tables(result: SuiteResult) -> list[Table]:
-    counts = result.counts
-    accuracy_rows = []
-    for labels in result.label_counts:
-        for arm in result.arms:
-            cells = list(_by_seed(result, arm.name, labels).values())
-            if not cells:
-                accuracy_rows.append((f"{labels:,}", arm.label, "missing", "", "", "", "0"))
-                continue
-            top1 = mean_interval([cell.test_top1 for cell in cells])
-            accuracy_rows.append(
-                (
-                    f"{labels:,}",
-                    arm.label,
-                    _percent(top1[0]),
-                    _percent(top1[2]),
-                    _percent(mean_interval([cell.test_top5 for cell in cells])[0]),
-                    _percent(mean_interval([cell.test_balanced for cell in cells])[0]),
-                    str(len(cells)),
-                )
-            )
-    pairs = [(arm.name, result.baseline) for arm in result.arms if arm.name != result.baseline]
-    names = [name for name, _ in pairs]
-    pairs += [(names[first], names[second]) for first in range(len(names)) for second in range(first + 1, len(names))]
-    difference_rows = []
-    for labels in result.label_counts:
-        for arm_name, other in pairs:
-            difference = _difference(result, arm_name, other, labels)
-            if difference is None:
-                continue
-            difference_rows.append(
-                (
-                    f"{labels:,}",
-                    f"{_label(result, arm_name)} − {_label(result, other)}",
-                    _signed(difference.mean),
-                    "none"
-                    if math.isinf(difference.low)
-                    else f"{_signed(difference.low)} to {_signed(difference.high)}",
-                    _percent(difference.sd) if math.isfinite(difference.sd) else "unknown",
-                    str(difference.n),
-                    difference.verdict,
-                )
-            )
-    return [
-        Table(
-            f"Accuracy in % on the {counts['test']:,} test images, mean over seeds; deviation over seeds in points",
-            ("labels", "arm", "top-1", "deviation", "top-5", "balanced", "seeds"),
-            tuple(accuracy_rows),
-        ),
-        Table(
-            "Paired differences of top-1 test accuracy, in points",
-            ("labels", "difference", "mean", "95 % interval", "deviation", "seeds", "verdict"),
-            tuple(difference_rows),
-        ),
-    ]
+def _edge(chosen: float, rates: Sequence[float]) -> str:
+    """Which end of the rates tried the chosen one is, if any."""
+    return {min(rates): "lowest", max(rates): "highest"}.get(chosen, "")
 
 
-def _check_tables(result: SuiteResult) -> list[Table]:
-    n_val = result.counts["validation"]
-    tuning_rows = tuple(
+def _accuracy_table(result: SuiteResult) -> Table:
+    groups = product(result.label_counts, result.arms)
+    return Table(
+        f"Accuracy in % on the {result.counts['test']:,} test images, mean ± standard deviation over seeds",
+        ("arm", "labels", "top-1", "top-5", "balanced", "seeds"),
+        tuple(_accuracies(result, arm, labels) for labels, arm in groups),
+    )
+
+
+def _difference_table(result: SuiteResult) -> Table:
+    """Every arm against the baseline, then the others against each other."""
+    names = [arm.name for arm in _rivals(result)]
+    pairs = [*((name, result.baseline) for name in names), *combinations(names, 2)]
+    return Table(
+        f"Paired differences of top-1 accuracy on the {result.counts['test']:,} test images, in points, over "
+        "the seeds that both arms have",
+        ("difference", "labels", "mean", "95 % interval", "standard deviation", "seeds", "verdict"),
+        tuple(
+            _difference_row(result, first, second, labels, difference)
+            for labels, (first, second) in product(result.label_counts, pairs)
+            if (difference := _difference(result, first, second, labels)) is not None
+        ),
+    )
+
+
+def _accuracies(result: SuiteResult, arm: Arm, labels: int) -> tuple[str, ...]:
+    cells = list(_by_seed(result, arm.name, labels).values())
+    if not cells:
+        return (arm.label, f"{labels:,}", "missing", "", "", "0")
+    scores = (
+        [cell.test_top1 for cell in cells],
+        [cell.test_top5 for cell in cells],
+        [cell.test_balanced for cell in cells],
+    )
+    return (arm.label, f"{labels:,}", *(_mean_and_sd(values) for values in scores), str(len(cells)))
+
+
+def _difference_row(
+    result: SuiteResult, first: str, second: str, labels: int, difference: PairedDifference
+) -> tuple[str, ...]:
+    words = {"helps": "higher", "hurts": "lower"}
+    verdict = difference.verdict
+    return (
+        f"{_label(result, first)} {MINUS} {_label(result, second)}",
+        f"{labels:,}",
+        _signed(difference.mean),
+        "none" if math.isinf(difference.low) else _interval(difference),
+        "unknown" if math.isnan(difference.sd) else _percent(difference.sd),
+        str(difference.n),
+        verdict if second == result.baseline else words.get(verdict, verdict),
+    )
+
+
+def _tuning_table(result: SuiteResult) -> Table:
+    seeds = ", ".join(str(seed) for seed in sorted({tuning.seed for tuning in result.tunings}))
+    rows = tuple(
         (
-            f"{tuning.labels:,}",
             _label(result, tuning.arm),
+            f"{tuning.labels:,}",
             f"{tuning.steps:,}",
             ", ".join(
-                f"{rate:g}: {_percent(value)}" for rate, value in zip(tuning.rates, tuning.val_accuracy, strict=True)
+                f"{rate:g}:\N{NO-BREAK SPACE}{_percent(value)}{' (chosen)' if rate == tuning.chosen else ''}"
+                for rate, value in zip(tuning.rates, tuning.val_accuracy, strict=True)
             ),
-            f"{tuning.chosen:g}",
             str(len(tuning.rates)),
+            _edge(tuning.chosen, tuning.rates) or "no",
         )
         for tuning in result.tunings
     )
-    check_rows = tuple(
+    return Table(
+        f"Learning rates tried, each with its top-1 accuracy in % on the {result.counts['validation']:,} "
+        f"validation images (seed {seeds}, kept apart from those compared)",
+        ("arm", "labels", "steps", "rate: accuracy", "trials", "at the edge"),
+        rows,
+    )
+
+
+def _convergence_table(result: SuiteResult) -> Table:
+    rows = tuple(
         (
-            f"{check.labels:,}",
             _label(result, check.arm),
+            f"{check.labels:,}",
             f"{check.steps:,}",
             _percent(sum(check.val_accuracy) / len(check.val_accuracy)),
             _percent(sum(check.val_accuracy_doubled) / len(check.val_accuracy_doubled)),
@@ -255,144 +363,112 @@ def _check_tables(result: SuiteResult) -> list[Table]:
         )
         for check in result.checks
     )
-    return [
-        Table(
-            f"Learning rates tried, each with its accuracy in % on the {n_val:,} validation images (1 seed, not among those "
-            "compared)",
-            ("labels", "arm", "steps", "rate: accuracy", "chosen", "trials"),
-            tuning_rows,
-        ),
-        Table(
-            f"What twice the steps bring: accuracy in % on the {n_val:,} validation images, mean over the check's seeds; gain "
-            "and noise (a standard error) in points",
-            ("labels", "arm", "steps", "accuracy", "at twice the steps", "gain", "noise", "seeds", "enough steps"),
-            check_rows,
-        ),
-    ]
+    return Table(
+        f"What twice the steps bring: top-1 accuracy in % on the {result.counts['validation']:,} validation "
+        "images, mean over the check's seeds; gain, and noise (its standard error, at least "
+        f"{_percent(SMALLEST_GAIN)}), in points",
+        ("arm", "labels", "steps", "accuracy", "at twice the steps", "gain", "noise", "seeds", "enough"),
+        rows,
+    )
 
 
 def _hours(result: SuiteResult) -> Table:
-    rows = []
-    for arm in result.arms:
-        tuned = sum(cell.seconds for cell in result.cells if cell.arm == arm.name)
-        rows.append((arm.label, duration(arm.pretrain_seconds), duration(tuned)))
+    rows = tuple(
+        (
+            arm.label,
+            duration(arm.pretrain_seconds),
+            duration(sum(cell.seconds for cell in result.cells if cell.arm == arm.name)),
+        )
+        for arm in result.arms
+    )
     return Table(
-        "Compute on this machine, of one run's threads; tuning trials and checks are in the total only",
+        "Computing time on this machine, runs side by side counted each; learning-rate trials and checks "
+        "are in the sum below only",
         ("arm", "pretraining", "fine-tuning, all compared runs"),
-        tuple(rows),
+        rows,
     )
-
-
-def _markdown(result: SuiteResult, verdicts: Sequence[str]) -> str:
-    warnings = _warnings(result)
-    sections = [
-        f"# {result.title}",
-        "\n".join(f"- {verdict}" for verdict in verdicts),
-        *(["**Beware**\n\n" + "\n".join(f"- {warning}" for warning in warnings)] if warnings else []),
-        "## Results",
-        *(table.markdown() for table in _tables(result)),
-        _what_the_intervals_cover(result),
-        "\n".join(f"- {arm.label}: {arm.note}." for arm in result.arms),
-        "## Fairness",
-        *(table.markdown() for table in _check_tables(result)),
-        "\n".join(f"- {finding}" for finding in result.guards),
-        "## How it was run",
-        "\n".join(f"- {name} {version}" for name, version in result.versions.items()) + f"\n- {result.machine}",
-        f"```yaml\n{result.config_yaml.rstrip()}\n```",
-        "## Time",
-        _hours(result).markdown(),
-        f"All runs together, tuning and checks included: {duration(result.seconds_total)}.",
-    ]
-    return "\n\n".join(section for section in sections if section) + "\n"
-
-
-def _csv(cells: Sequence[Cell]) -> str:
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(
-        [
-            "arm",
-            "labels",
-            "seed",
-            "learning_rate",
-            "steps",
-            "val_top1_percent",
-            "test_top1_percent",
-            "test_top5_percent",
-            "test_balanced_percent",
-            "run",
-        ]
-    )
-    for cell in cells:
-        scores = (cell.val_accuracy, cell.test_top1, cell.test_top5, cell.test_balanced)
-        percents = [f"{100 * value:.4f}" for value in scores]
-        writer.writerow([cell.arm, cell.labels, cell.seed, f"{cell.lr:g}", cell.steps, *percents, cell.key])
-    return table.getvalue()
 
 
 def _charts(result: SuiteResult) -> list[tuple[str, Markup]]:
-    """The charts as (description, inline SVG)."""
+    """The charts as (caption, inline SVG)."""
     if not result.cells:
         return []
-    charts = [("Test accuracy over the number of labelled images, with 95 % intervals over seeds", _by_labels(result))]
+    several = (
+        "Top-1 test accuracy over the number of labelled images: mean over the seeds, and its 95 % "
+        "interval. Each arm's own intervals are usually wider than that of the paired difference, so that "
+        "they may overlap where it is resolved"
+    )
+    charts = [(several, _by_labels(result))]
     for labels in result.label_counts:
         if any(cell.labels == labels for cell in result.cells):
-            description = f"Validation accuracy while training on {labels:,} labels: mean over seeds, and range"
-            charts.append((description, _curves(result, labels)))
+            what = f"Top-1 validation accuracy while training on {labels:,} labels"
+            charts.append((f"{what}: mean and range over the seeds", _curves(result, labels)))
     return charts
 
 
 def _by_labels(result: SuiteResult) -> Markup:
     figure, axes = _figure()
-    for number, (arm, colour) in enumerate(zip(result.arms, _colours(result), strict=True)):
+    for number, arm in enumerate(result.arms):
         points = [
             (labels, *mean_interval([cell.test_top1 for cell in cells.values()])[:2])
             for labels in result.label_counts
             if (cells := _by_seed(result, arm.name, labels))
         ]
-        shift = 1 + 0.03 * (number - (len(result.arms) - 1) / 2)
+        if not points:
+            continue
+        aside = 1.05 ** (number - (len(result.arms) - 1) / 2)
         axes.errorbar(
-            [labels * shift for labels, _, _ in points],
+            [labels * aside for labels, _, _ in points],
             [100 * mean for _, mean, _ in points],
             yerr=[0 if math.isnan(half) else 100 * half for _, _, half in points],
             label=arm.label,
-            color=colour,
-            marker="o",
+            color=COLOURS[number % len(COLOURS)],
+            marker=MARKERS[number % len(MARKERS)],
+            linestyle=DASHES[number % len(DASHES)],
             capsize=4,
         )
     axes.set_xscale("log")
+    axes.set_xlim(min(result.label_counts) / 1.6, max(result.label_counts) * 1.6)
     axes.set_xticks(result.label_counts, [f"{labels:,}" for labels in result.label_counts])
     axes.minorticks_off()
     axes.set_xlabel("labelled training images")
-    axes.set_ylabel(f"top-1 accuracy, % ({result.counts['test']:,} test images)")
-    axes.legend(frameon=False, loc="best")
+    axes.set_ylabel(f"accuracy, % ({result.counts['test']:,} test images)")
     return _svg(figure, "labels")
 
 
 def _curves(result: SuiteResult, labels: int) -> Markup:
     figure, axes = _figure()
-    for arm, colour in zip(result.arms, _colours(result), strict=True):
-        curves = [cell.curve for cell in _by_seed(result, arm.name, labels).values()]
-        if not curves:
+    for number, arm in enumerate(result.arms):
+        readings: dict[int, list[float]] = {}
+        for cell in _by_seed(result, arm.name, labels).values():
+            for step, accuracy in zip(cell.curve.steps, cell.curve.val_accuracy, strict=True):
+                readings.setdefault(step, []).append(100 * accuracy)
+        if not readings:
             continue
-        steps = curves[0].steps
-        columns = list(zip(*(curve.val_accuracy for curve in curves), strict=True))
-        axes.plot(steps, [100 * sum(column) / len(column) for column in columns], label=arm.label, color=colour)
-        low, high = ([100 * extreme(column) for column in columns] for extreme in (min, max))
-        axes.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
+        steps = sorted(readings)
+        colour = COLOURS[number % len(COLOURS)]
+        axes.plot(
+            steps,
+            [sum(readings[step]) / len(readings[step]) for step in steps],
+            label=arm.label,
+            color=colour,
+            marker=MARKERS[number % len(MARKERS)],
+            markersize=4,
+            linestyle=DASHES[number % len(DASHES)],
+        )
+        low, high = ([extreme(readings[step]) for step in steps] for extreme in (min, max))
+        axes.fill_between(steps, low, high, color=colour, alpha=0.18, linewidth=0)
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.minorticks_off()
     axes.set_xlabel("steps of training")
-    axes.set_ylabel(f"top-1 accuracy, % ({result.counts['validation']:,} validation images)")
-    axes.legend(frameon=False, loc="best")
+    axes.set_ylabel(f"accuracy, % ({result.counts['validation']:,} validation images)")
     return _svg(figure, f"curves{labels}")
 
 
-def _colours(result: SuiteResult) -> list[str]:
-    return [COLOURS[number % len(COLOURS)] for number in range(len(result.arms))]
-
-
 def _figure() -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    figure = Figure(figsize=(5.2, 3.9), layout="constrained")
     figure.patch.set_alpha(0)
     axes = figure.add_subplot()
     axes.patch.set_alpha(0)
@@ -402,13 +478,21 @@ def _figure() -> tuple[Figure, Axes]:
 
 
 def _svg(figure: Figure, name: str) -> Markup:
-    """A figure as inline SVG: the same bytes each time, its black drawn in the colour of the page's text."""
+    """A figure as inline SVG: equal bytes each time, ids of its own, colours that follow the page's."""
+    legend = figure.legend(loc="outside upper left", frameon=False)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": name, "svg.fonttype": "none"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :].replace("#000000", "currentColor")
-    return Markup(text.replace('style="font: ', 'fill="currentColor" style="font: ').replace("#b0b0b0", "currentColor"))
+        figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    drawing = buffer.getvalue()
+    drawing = drawing[drawing.index("<svg") :]
+    drawing = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", drawing)
+    drawing = re.sub(r"#000000|#b0b0b0", "currentColor", drawing)
+    for number, colour in enumerate(COLOURS):
+        drawing = drawing.replace(colour, f"var(--arm{number})")
+    drawing = drawing.replace("<text ", '<text fill="currentColor" ')
+    return Markup(drawing)
 
 
 def _data_url(picture: Path | None) -> str | None:
@@ -417,9 +501,60 @@ def _data_url(picture: Path | None) -> str | None:
     return "data:image/png;base64," + base64.b64encode(picture.read_bytes()).decode()
 
 
+def _rivals(result: SuiteResult) -> list[Arm]:
+    return [arm for arm in result.arms if arm.name != result.baseline]
+
+
+def _label(result: SuiteResult, name: str) -> str:
+    return next((arm.label for arm in result.arms if arm.name == name), name)
+
+
+def _by_seed(result: SuiteResult, arm: str, labels: int) -> dict[int, Cell]:
+    return {cell.seed: cell for cell in result.cells if cell.arm == arm and cell.labels == labels}
+
+
+def _difference(result: SuiteResult, arm: str, other: str, labels: int) -> PairedDifference | None:
+    """The paired difference of test accuracies over the seeds that both arms have."""
+    mine, theirs = _by_seed(result, arm, labels), _by_seed(result, other, labels)
+    seeds = sorted(mine.keys() & theirs.keys())
+    if not seeds:
+        return None
+    treated, baseline = ([cells[seed].test_top1 for seed in seeds] for cells in (mine, theirs))
+    return paired_difference(treated, baseline)
+
+
+def _mean_and_sd(shares: Sequence[float]) -> str:
+    mean, _, sd = mean_interval(shares)
+    return _percent(mean) if math.isnan(sd) else f"{_percent(mean)} ± {_percent(sd)}"
+
+
+def _interval(difference: PairedDifference) -> str:
+    return f"{_signed(difference.low)} to {_signed(difference.high)}"
+
+
+def _confidence(difference: PairedDifference) -> str:
+    return f"{100 * difference.confidence:g} %"
+
+
 def _percent(share: float) -> str:
     return "unknown" if math.isnan(share) else f"{100 * share:.2f}"
 
 
 def _signed(share: float) -> str:
-    return f"{100 * share:+.2f}".replace("-", "−")
+    """A difference in points, with its sign; a small one with as many digits as show that it isn't 0."""
+    points = round(100 * share, 10)
+    digits = f"{points:+.2f}" if abs(points) >= 0.005 else f"{points:+.1g}"
+    return "0.00" if points == 0 else digits.replace("-", MINUS)
+
+
+def _bullets(lines: Sequence[str]) -> str:
+    return "\n".join(f"- {_plain(line)}" for line in lines)
+
+
+def _in_markdown(cells: Sequence[str]) -> tuple[str, ...]:
+    return tuple(_plain(cell).replace("|", "\\|") for cell in cells)
+
+
+def _plain(text: str) -> str:
+    """Text on one line that Markdown shows as it is, tags included."""
+    return " ".join(text.split()).replace("<", "&lt;")

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
+
+from ..core.config import MaeliftError
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to come by an encoder; ``note`` is what a reader must know of it, ``pretrain_seconds`` its compute."""
+    """One way to come by an encoder.
+
+    ``note`` is what a reader must know of it (that it is an upper bound, say), ``pretrain_seconds`` its
+    compute.
+    """
 
     name: str
     label: str
@@ -20,7 +28,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class Curve:
-    """Validation accuracy and training loss over the steps of a run; the two need not be measured at the same steps."""
+    """Validation accuracy and training loss over a run, not always measured at the same steps."""
 
     steps: tuple[int, ...]
     val_accuracy: tuple[float, ...]
@@ -48,7 +56,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class TuningRecord:
-    """The learning rates that an arm tried at a label count, and the one with the best validation accuracy."""
+    """The learning rates that an arm tried at a label count; ``chosen`` did best on validation."""
 
     arm: str
     labels: int
@@ -61,7 +69,7 @@ class TuningRecord:
 
 @dataclass(frozen=True)
 class ConvergenceCheck:
-    """What twice the steps bring an arm, on validation, paired over ``seeds``: ``gain`` against its ``noise``."""
+    """What twice the steps bring an arm on validation, over ``seeds``: ``gain`` against its ``noise``."""
 
     arm: str
     labels: int
@@ -78,8 +86,9 @@ class ConvergenceCheck:
 class SuiteResult:
     """Everything that the report of a suite says.
 
-    ``counts`` are images by use (pool, labelled source, validation, test); ``guards`` what the overlap check found, in
-    words; ``missing`` names runs that are not there, which makes the result partial; ``seconds_total`` is compute.
+    ``seeds`` are those compared at each label count; ``counts`` are images by use (pool, labelled source,
+    validation, test); ``guards`` what the overlap check found, in words; ``missing`` names runs that are not
+    there, which makes the result partial; ``seconds_total`` is compute.
     """
 
     name: str
@@ -100,3 +109,33 @@ class SuiteResult:
     seconds_total: float
     pretraining_seeds: int
     missing: tuple[str, ...] = ()
+
+    def to_json(self) -> str:
+        """The result as text; ``from_json`` makes an equal one of it, to write its report again."""
+        return json.dumps(asdict(self), default=str, indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> SuiteResult:
+        """The result that ``to_json`` wrote; raises MaeliftError for any other text."""
+        try:
+            content = _tuples(json.loads(text))
+            content["seeds"] = {int(labels): seeds for labels, seeds in content["seeds"].items()}
+            content["arms"] = tuple(Arm(**arm) for arm in content["arms"])
+            curves = [Curve(**cell.pop("curve")) for cell in content["cells"]]
+            cells = zip(content["cells"], curves, strict=True)
+            content["cells"] = tuple(Cell(**cell, curve=curve) for cell, curve in cells)
+            content["tunings"] = tuple(TuningRecord(**tuning) for tuning in content["tunings"])
+            content["checks"] = tuple(ConvergenceCheck(**check) for check in content["checks"])
+            picture = content["reconstructions"]
+            content["reconstructions"] = None if picture is None else Path(picture)
+            return cls(**content)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            keys = ", ".join(field.name for field in fields(cls))
+            raise MaeliftError(f"not a suite's result ({error!r}): expected JSON with {keys}.") from error
+
+
+def _tuples(value: Any) -> Any:
+    """JSON's lists as the tuples that they were."""
+    if isinstance(value, list):
+        return tuple(_tuples(item) for item in value)
+    return {key: _tuples(item) for key, item in value.items()} if isinstance(value, dict) else value

@@ -1,10 +1,11 @@
-"""Configuration: dataclass schemas filled from YAML and key=value; errors name the key and what was expected."""
+"""Configuration: dataclass schemas filled from YAML and key=value; errors name the key and its type."""
 
 from __future__ import annotations
 
 import ast
 import dataclasses
 import difflib
+import functools
 import inspect
 import itertools
 import math
@@ -35,7 +36,7 @@ class CheckpointError(MaeliftError):
 
 
 class ConfigError(MaeliftError):
-    """A value that a key can't have: names the key, the value, what was expected and, if given, what to do."""
+    """A value that a key can't have: names the key, the value, what was expected and what to do."""
 
     def __init__(self, key: str, value: object, expected: str, advice: str = "") -> None:
         self.key, self.value, self.expected, self.advice = key, value, expected, advice
@@ -60,26 +61,56 @@ def resolve(
 ) -> T:
     """Build ``schema`` from its own defaults, ``defaults``, a YAML file and overrides, later ones winning.
 
-    ``overrides`` are "key=value" texts, values as in YAML, or a mapping. Raises ConfigError or MaeliftError.
+    ``overrides`` are "key=value" texts, values as in YAML, or a mapping; ``${other.key}``, ``${oc.env:NAME}``
+    stand for other values. Raises ConfigError, or MaeliftError for what concerns no single value.
     """
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    layers = [_plain(defaults or {})]
+    layers = [_schema_defaults(schema), _plain(defaults or {})]
     if file is not None:
         layers.append(_read_yaml(Path(file)))
-    layers.append(_plain(overrides) if isinstance(overrides, Mapping) else _parse_overrides(schema, overrides))
+    if isinstance(overrides, Mapping):
+        layers.append(_plain(overrides))
+        typed: dict[str, str] = {}
+    else:
+        layers.append(_parse_overrides(schema, overrides))
+        typed = _typed_values(overrides)
     try:
-        merged = OmegaConf.merge(*(OmegaConf.create(layer) for layer in layers))
-        content = OmegaConf.to_container(merged, resolve=True)
+        merged = OmegaConf.create(functools.reduce(_merge, layers))
+        content = OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
-        raise MaeliftError(f"configuration: {str(error).splitlines()[0]}") from error
-    return cast(T, _build(schema, cast(dict[str, Any], content), "", schema))
+        key = getattr(error, "full_key", None) or "configuration"
+        raise MaeliftError(f"{key}: {_first_line(error)}.") from error
+    try:
+        return cast(T, _build(schema, cast(dict[str, Any], content), "", schema))
+    except ConfigError as error:
+        shown = typed.get(error.key, error.value)
+        raise ConfigError(error.key, shown, error.expected, error.advice) from error
 
 
 def describe(schema: type) -> list[KeyHelp]:
     """Every key of a schema, those of nested dataclasses dotted, in the order of definition."""
-    return list(_describe(schema, ""))
+    return list(_describe(schema, "", None))
+
+
+def format_help(schema: type, origin: Mapping[str, str] | None = None) -> str:
+    """Every key of a schema with its type, default and meaning, for people; nested ones in groups.
+
+    ``origin`` says of keys without a default where their values come from, if not from the user.
+    """
+    lines, group = [], ""
+    for entry in describe(schema):
+        above, _, _ = entry.key.rpartition(".")
+        if above != group:
+            group = above
+            lines.append("")
+        default = f"default {entry.default}"
+        if entry.default is None:
+            default = (origin or {}).get(entry.key, "needed")
+        lines.append(f"  {entry.key}  ({entry.type}; {default})")
+        lines.extend(textwrap.wrap(entry.help, 100, initial_indent="      ", subsequent_indent="      "))
+    return "\n".join(lines)
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -113,7 +144,7 @@ def config_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[st
 
 def nearest(word: str, words: Iterable[str]) -> str | None:
     """The word that was most likely meant, if any is near."""
-    found = difflib.get_close_matches(word, list(words), n=1, cutoff=0.5)
+    found = difflib.get_close_matches(word, list(words), n=1)
     return found[0] if found else None
 
 
@@ -125,8 +156,11 @@ def show(value: object) -> str:
         return str(value).lower()
     if isinstance(value, list | tuple):
         return "[" + ",".join(show(item) for item in value) + "]"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {show(item)}" for key, item in value.items()) + "}"
     if isinstance(value, float):
-        return f"{value:g}"
+        short = f"{value:g}"
+        return short if float(short) == value else repr(value)
     return str(value)
 
 
@@ -139,6 +173,8 @@ def type_name(kind: Any) -> str:
         return " | ".join(type_name(argument) for argument in arguments)
     if kind is type(None):
         return "null"
+    if dataclasses.is_dataclass(kind):
+        return "{" + ", ".join(field.name for field in dataclasses.fields(kind)) + "}"
     if origin in (tuple, list):
         inner = [type_name(argument) for argument in arguments if argument is not Ellipsis]
         return f"[{inner[0]}, ...]" if origin is list or Ellipsis in arguments else f"[{', '.join(inner)}]"
@@ -149,39 +185,86 @@ def type_name(kind: Any) -> str:
 
 
 def _parse_overrides(schema: type, overrides: Sequence[str]) -> dict[str, Any]:
+    import yaml
     from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
 
-    kinds = {entry.key: entry.type for entry in describe(schema)}
-    result: Any = OmegaConf.create()
+    known = {entry.key: entry for entry in describe(schema)}
+    result: dict[str, Any] = {}
     for text in overrides:
         key, equals, value = text.partition("=")
         if not equals or not key:
             raise MaeliftError(f"'{text}': expected key=value.")
-        if kinds.get(key) == "text":
-            OmegaConf.update(result, key, value)
-            continue
+        if not _may_be_given(key, known.values()):
+            raise _unknown_key(key, schema)
+        kind = known[key].type if key in known else "a value"
+        if not value.strip():
+            has_default = key in known and known[key].default is not None
+            raise ConfigError(key, "", kind, "Leave the key out to get its default." if has_default else "")
         try:
-            result = OmegaConf.merge(result, OmegaConf.from_dotlist([text]))
-        except Exception as error:
-            raise MaeliftError(f"{text}: the value can't be read as YAML ({str(error).splitlines()[0]}).") from error
-    return cast(dict[str, Any], OmegaConf.to_container(result))
+            if kind == "text" or (kind == "text | null" and value != "null"):
+                word = OmegaConf.create()
+                OmegaConf.update(word, key, value)  # as typed: 007 and 1e5 are names here, not numbers
+            else:
+                word = OmegaConf.from_dotlist([text])
+        except (OmegaConfBaseException, yaml.YAMLError) as error:
+            raise ConfigError(key, value, kind, f"It isn't YAML: {_first_line(error)}.") from error
+        result = _merge(result, cast(dict[str, Any], OmegaConf.to_container(word)))
+    return result
+
+
+def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Mappings key by key, else the upper value; OmegaConf's merge refuses a list over a mapping."""
+    merged = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _may_be_given(key: str, entries: Iterable[KeyHelp]) -> bool:
+    """Whether a dotted key is in the schema, a group of its keys, or below one whose value has keys."""
+    return any(
+        entry.key == key
+        or entry.key.startswith(f"{key}.")
+        or (key.startswith(f"{entry.key}.") and ("mapping" in entry.type or "{" in entry.type))
+        for entry in entries
+    )
+
+
+def _typed_values(overrides: Sequence[str]) -> dict[str, str]:
+    """The values of a dotlist as they were typed, by key; the last one of a key wins."""
+    return {key: value for key, _, value in (text.partition("=") for text in overrides)}
+
+
+def _first_line(error: Exception) -> str:
+    """What an error of YAML or OmegaConf says, without the position that follows."""
+    problem = getattr(error, "problem", None) or (str(error).splitlines() or ["unreadable"])[0]
+    return str(problem).rstrip(".")
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     import yaml
     from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
 
-    if not path.is_file():
-        raise MaeliftError(f"{path}: no such configuration file.")
     try:
         content = OmegaConf.to_container(OmegaConf.load(path))
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+    except FileNotFoundError as error:
+        raise MaeliftError(f"{path}: no such configuration file.") from error
+    except OSError as error:
+        if error.errno is None:  # OmegaConf's own, for a file that holds a single value
+            raise MaeliftError(f"{path}: expected keys and values, found a single value.") from error
+        reason = (error.strerror or str(error)).lower()
+        raise MaeliftError(f"{path}: the configuration file can't be read ({reason}).") from error
+    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
-        where = f" line {mark.line + 1}" if mark else ""
-        raise MaeliftError(f"{path}{where}: not YAML ({getattr(error, 'problem', None) or error}).") from error
+        last = len(path.read_bytes().splitlines())  # at the end of a file, the mark is past it
+        where = f" line {min(mark.line + 1, last)}" if mark else ""
+        raise MaeliftError(f"{path}{where}: not YAML ({_first_line(error)}).") from error
     if not isinstance(content, dict):
         raise MaeliftError(f"{path}: expected keys and values, found a {type(content).__name__}.")
-    return cast(dict[str, Any], content)
+    return cast(dict[str, Any], _plain(content))
 
 
 def _build(schema: type, content: Mapping[str, Any], prefix: str, top: type) -> Any:
@@ -189,7 +272,7 @@ def _build(schema: type, content: Mapping[str, Any], prefix: str, top: type) -> 
     fields = {field.name: field for field in dataclasses.fields(schema)}
     for name in content:
         if name not in fields:
-            raise _unknown_key(prefix + str(name), top)
+            raise _unknown_key(prefix + str(name), top, list(_describe(schema, prefix, None)))
     values: dict[str, Any] = {}
     for name, field in fields.items():
         if name in content:
@@ -220,16 +303,18 @@ def _convert(kind: Any, value: Any, key: str, top: type) -> Any:
             except _WrongType:
                 continue
     elif origin is Literal:
+        if isinstance(value, list | Mapping):
+            raise _WrongType(key, value, type_name(kind))
         if value in arguments and type(value) in {type(argument) for argument in arguments}:
             return value
         close = nearest(str(value), [str(argument) for argument in arguments])
         raise _WrongType(key, value, type_name(kind), f"Did you mean {close}?" if close else "")
     elif origin in (tuple, list) and isinstance(value, list | tuple):
-        if origin is list or Ellipsis in arguments:
-            return origin(_convert(arguments[0], item, f"{key}[{number}]", top) for number, item in enumerate(value))
-        if len(value) == len(arguments):
-            pairs = zip(arguments, value, strict=True)
-            return tuple(_convert(part, item, f"{key}[{number}]", top) for number, (part, item) in enumerate(pairs))
+        of_one_kind = origin is list or Ellipsis in arguments
+        parts = [arguments[0]] * len(value) if of_one_kind else arguments
+        if len(value) == len(parts):
+            pairs = enumerate(zip(parts, value, strict=True))
+            return origin(_convert(part, item, f"{key}[{number}]", top) for number, (part, item) in pairs)
     elif origin is dict and isinstance(value, Mapping):
         return {str(name): _convert(arguments[1], item, f"{key}.{name}", top) for name, item in value.items()}
     elif kind is Any or kind is object:
@@ -243,35 +328,56 @@ def _convert(kind: Any, value: Any, key: str, top: type) -> Any:
         raise ConfigError(key, value, "a finite number")
     elif kind in (int, bool, str) and type(value) is kind:
         return value
-    raise _WrongType(key, value, type_name(kind))
+    number_for_text = kind is str and isinstance(value, int | float)
+    raise _WrongType(key, value, type_name(kind), "Put it in quotes." if number_for_text else "")
 
 
 class _WrongType(ConfigError):
     """A value of another type than its key's."""
 
 
-def _unknown_key(key: str, schema: type) -> MaeliftError:
-    known = {entry.key: entry for entry in describe(schema)}
-    close = nearest(key, known)
+def _unknown_key(key: str, schema: type, near: Sequence[KeyHelp] = ()) -> MaeliftError:
+    """The error for a key that isn't there; ``near`` are the keys where it was looked up."""
+    known = {entry.key: entry for entry in [*near, *describe(schema)]}
+    if key in known:
+        above, _, last = key.rpartition(".")
+        return MaeliftError(f"{key}: here, nested keys are mappings. Write {above}: {{{last}: ...}}.")
+    last_words = {name.rpartition(".")[2]: name for name in reversed(known)}
+    close = nearest(key, known) or last_words.get(nearest(key.rpartition(".")[2], last_words) or "")
     if close is None:
         return MaeliftError(f"{key}: no such key. Those there are: {', '.join(known)}.")
     entry = known[close]
-    default = "must be given" if entry.default is None else f"default {entry.default}"
-    return MaeliftError(f"{key}: no such key. Did you mean {close} ({entry.type}; {entry.help}; {default})?")
+    facts = [entry.type, entry.help, "needed" if entry.default is None else f"default {entry.default}"]
+    return MaeliftError(f"{key}: no such key. Did you mean {close} ({', '.join(filter(None, facts))})?")
 
 
-def _describe(schema: type, prefix: str) -> Iterator[KeyHelp]:
+def _describe(schema: type, prefix: str, instance: object) -> Iterator[KeyHelp]:
+    """The keys of a schema; ``instance``, if given, holds their defaults."""
     kinds, texts = typing.get_type_hints(schema), _field_texts(schema)
     for field in dataclasses.fields(schema):
         kind = kinds[field.name]
+        default = _default(field) if instance is None else getattr(instance, field.name)
         if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-            yield from _describe(kind, f"{prefix}{field.name}.")
+            yield from _describe(kind, f"{prefix}{field.name}.", None if default is _MISSING else default)
             continue
-        default = field.default
-        if field.default_factory is not _MISSING:
-            default = field.default_factory()
-        shown = None if default is _MISSING else show(default)
+        shown = None if default is _MISSING else show(_plain(default))
         yield KeyHelp(prefix + field.name, type_name(kind), shown, texts.get(field.name, ""))
+
+
+def _schema_defaults(schema: type) -> dict[str, Any]:
+    """The schema's own defaults, of the keys that have one."""
+    kinds, result = typing.get_type_hints(schema), {}
+    for field in dataclasses.fields(schema):
+        kind, default = kinds[field.name], _default(field)
+        if default is not _MISSING:
+            result[field.name] = _plain(default)
+        elif dataclasses.is_dataclass(kind) and isinstance(kind, type):
+            result[field.name] = _schema_defaults(kind)
+    return result
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    return field.default if field.default_factory is _MISSING else field.default_factory()
 
 
 def _field_texts(schema: type) -> dict[str, str]:
@@ -280,7 +386,11 @@ def _field_texts(schema: type) -> dict[str, str]:
     for base in reversed(schema.__mro__):
         if not dataclasses.is_dataclass(base):
             continue
-        body = cast(ast.ClassDef, ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]).body
+        try:
+            source = inspect.getsource(base)
+        except (OSError, TypeError):  # a class typed in at a prompt: nothing to read
+            continue
+        body = cast(ast.ClassDef, ast.parse(textwrap.dedent(source)).body[0]).body
         for field, text in itertools.pairwise(body):
             match field, text:
                 case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(words))):

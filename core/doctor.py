@@ -7,12 +7,15 @@ import json
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from .datasets import DEBIAN_FOLDER
+from .datasets import DEBIAN_FOLDER, FASHION_MNIST
+from .plan import Plan
 
 PACKAGES = (
     "torch",
@@ -23,17 +26,19 @@ PACKAGES = (
     "safetensors",
     "omegaconf",
     "pillow",
-    "tensorboard",
 )
 FRAMEWORKS = {
     "transformers": "transformers",
     "detectron2": "detectron2",
     "mmsegmentation": "mmseg",
     "mmcv": "mmcv",
+    "mmengine": "mmengine",
     "onnx": "onnx",
     "onnxruntime": "onnxruntime",
     "submitit": "submitit",
     "ray": "ray",
+    "tensorboard": "tensorboard",
+    "matplotlib": "matplotlib",
 }
 IMPORT_SECONDS = 60
 
@@ -59,10 +64,14 @@ class Diagnosis:
 
     def summary(self) -> str:
         """The diagnosis on one screen."""
+        absent = [name for name, state in self.frameworks.items() if state == "not installed"]
+        frameworks = {name: state for name, state in self.frameworks.items() if name not in absent}
+        if absent:
+            frameworks["not installed"] = ", ".join(absent)
         sections = {
             "versions": self.versions,
             "devices": self.devices,
-            "optional frameworks": self.frameworks,
+            "optional frameworks": frameworks,
             "disk": {"free here": f"{self.free_disk_gib:.1f} GiB"},
             "data": self.data,
         }
@@ -74,18 +83,26 @@ class Diagnosis:
 
 
 def doctor(config: DoctorConfig) -> Diagnosis:
-    """Look at this machine; a framework that crashes on import can't take this down with it."""
+    """Look at this machine; a package that crashes or hangs on import can't take this down with it."""
     from .. import __version__
 
     versions = {"maelift": __version__, "python": platform.python_version()}
     versions |= {name: _version(name) for name in PACKAGES}
+    with ThreadPoolExecutor() as pool:
+        devices = pool.submit(_devices)
+        frameworks = dict(zip(FRAMEWORKS, pool.map(_framework, FRAMEWORKS.values()), strict=True))
     return Diagnosis(
         versions=versions,
-        devices=_devices(),
-        frameworks={name: _framework(name, module) for name, module in FRAMEWORKS.items()},
+        devices=devices.result(),
+        frameworks=frameworks,
         free_disk_gib=round(shutil.disk_usage(Path.cwd()).free / 2**30, 1),
         data=_data(),
     )
+
+
+def plan(config: DoctorConfig) -> Plan:
+    """What ``doctor`` would do."""
+    return Plan((("reads", "versions, devices, disk, data"), ("imports", ", ".join(["torch", *FRAMEWORKS]))))
 
 
 def _version(package: str) -> str:
@@ -95,41 +112,69 @@ def _version(package: str) -> str:
         return "not installed"
 
 
+_DEVICES = """
+import json, torch
+devices = {"threads": f"{torch.get_num_threads()} a process"}
+for number in range(torch.cuda.device_count()):
+    properties = torch.cuda.get_device_properties(number)
+    bf16 = "bfloat16" if torch.cuda.is_bf16_supported() else "no bfloat16"
+    devices[f"cuda:{number}"] = f"{properties.name}, {properties.total_memory / 2**30:.1f} GiB, {bf16}"
+if torch.cuda.device_count() == 0:
+    devices["cuda"] = "none usable"
+devices["mps"] = "usable" if torch.backends.mps.is_available() else "none usable"
+print(json.dumps(devices))
+"""
+
+
 def _devices() -> dict[str, str]:
-    import torch
-
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30 if hasattr(os, "sysconf") else 0.0
-    devices = {"cpu": f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, {memory:.1f} GiB memory"}
-    for number in range(torch.cuda.device_count()):
-        properties = torch.cuda.get_device_properties(number)
-        bf16 = "bfloat16" if torch.cuda.is_bf16_supported() else "no bfloat16"
-        devices[f"cuda:{number}"] = f"{properties.name}, {properties.total_memory / 2**30:.1f} GiB, {bf16}"
-    if torch.cuda.device_count() == 0:
-        devices["cuda"] = "none usable"
-    return devices
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    pages = os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
+    memory = f", {pages * os.sysconf('SC_PAGE_SIZE') / 2**30:.1f} GiB memory" if pages else ""
+    devices = {"cpu": f"{cores} cores{memory}"}
+    said, wrong = _in_a_process(_DEVICES)
+    return devices | ({"torch": f"does not work: {wrong}"} if wrong else json.loads(said))
 
 
-def _framework(name: str, module: str) -> str:
-    """The version of a framework that imports, in a process of its own; else what is wrong."""
-    code = (
-        "import importlib.util, sys\n"
-        f"sys.exit(3) if importlib.util.find_spec({module!r}) is None else None\n"
-        f"module = __import__({module!r})\n"
-        "print(getattr(module, '__version__', 'version unknown'))"
+def _framework(module: str) -> str:
+    """The version of a framework that imports, "not installed", or what is wrong with it."""
+    absent = "not installed"
+    said, wrong = _in_a_process(
+        "import importlib.util\n"
+        f"if importlib.util.find_spec({module!r}) is None:\n"
+        f"    print({absent!r})\n"
+        "else:\n"
+        f"    module = __import__({module!r})\n"
+        "    print(getattr(module, '__version__', 'version unknown'), '(imports)')"
     )
+    return f"installed, but does not import: {wrong}" if wrong else said
+
+
+def _in_a_process(code: str) -> tuple[str, str]:
+    """Run Python code by itself: the last line that it printed, and what went wrong, if anything did.
+
+    The current folder is kept off its path, so that a folder named as a package isn't taken for it.
+    """
+    code = f"import sys\nsys.path = [place for place in sys.path if place]\n{code}"
     try:
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=IMPORT_SECONDS)
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=IMPORT_SECONDS,
+        )
     except subprocess.TimeoutExpired:
-        return f"installed, but the import took longer than {IMPORT_SECONDS} s"
-    if done.returncode == 3:
-        return "not installed"
-    if done.returncode != 0:
-        reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        return f"installed, but does not import: {reason}"
-    return f"{done.stdout.strip().splitlines()[-1]} (imports)"
+        return "", f"took longer than {IMPORT_SECONDS} s"
+    if done.returncode < 0:
+        return "", f"killed by {signal.Signals(-done.returncode).name}"
+    if done.returncode > 0:
+        return "", (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+    return (done.stdout.strip().splitlines() or [""])[-1], ""
 
 
 def _data() -> dict[str, str]:
     places = [Path("data/fashion-mnist"), Path("/") / DEBIAN_FOLDER]
-    found = [str(place) for place in places if (place / "train-images-idx3-ubyte.gz").is_file()]
-    return {"fashion-mnist": found[0] if found else "not found: maelift data fashion-mnist out=data/fashion-mnist"}
+    found = [str(place) for place in places if all((place / name).is_file() for name in FASHION_MNIST)]
+    bring = "not found: maelift data fashion-mnist out=data/fashion-mnist"
+    return {"fashion-mnist": found[0] if found else bring}

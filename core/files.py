@@ -19,7 +19,14 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     os.close(handle)
     temporary = Path(name)
     try:
-        yield temporary
+        try:
+            yield temporary
+        except OSError:
+            raise
+        except Exception as error:
+            if (cause := _disk_error(temporary, target)) is not None:
+                raise cause from error
+            raise
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.chmod(0o666 & ~_umask())
@@ -52,6 +59,18 @@ def output_folder(path: str | Path) -> Path:
         reason = (error.strerror or str(error)).lower()
         raise MaeliftError(f"out={folder}: nothing can be written there ({reason}). Choose another folder.") from error
     return folder
+
+
+def _disk_error(temporary: Path, target: Path) -> OSError | None:
+    """What keeps a file from growing, if anything does: writers of weights hide a full disk in errors of their own."""
+    try:
+        with temporary.open("ab") as file:
+            file.write(bytes(2**16))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        return OSError(error.errno, error.strerror, str(target))
+    return None
 
 
 def _sync_folder(folder: Path) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Plan:
-    """The plan of a command: ``lines`` are (label, text); time in seconds and memory in bytes are rough estimates."""
+    """The plan of a command: ``lines`` are (label, text); seconds and bytes of memory are rough estimates."""
 
     lines: tuple[tuple[str, str], ...]
     parameters: int | None = None
@@ -24,7 +24,8 @@ class Plan:
             rows.append(("steps", f"{self.steps:,}"))
         if self.seconds is not None:
             hours, rest = divmod(round(self.seconds), 3600)
-            rows.append(("time, estimated", f"{hours} h {rest // 60:02d} min {rest % 60:02d} s on this machine"))
+            minutes, seconds = divmod(rest, 60)
+            rows.append(("time, estimated", f"{hours} h {minutes:02d} min {seconds:02d} s on this machine"))
         if self.memory_bytes is not None:
             rows.append(("memory, estimated", f"{self.memory_bytes / 2**30:.2f} GiB on the device"))
         width = max((len(label) for label, _ in rows), default=0)

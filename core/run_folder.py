@@ -11,7 +11,7 @@ from .config import MaeliftError, config_difference, to_dict, write_config
 from .distributed import Ranks
 from .files import atomic_write_text
 
-FREE_KEYS = ("out", "data", "workers", "device", "checkpoint_minutes")
+FREE_KEYS = ("out", "data", "workers", "device", "checkpoint_minutes", "log_every")
 """Keys that may differ between a run and its continuation: they do not change the result. The data's content is compared
 itself."""
 

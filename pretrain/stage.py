@@ -114,6 +114,8 @@ class PretrainConfig:
     """images kept out of training for the masked loss, a share or a count (at most 1000 by share)"""
     evaluations: int = 20
     """times that the held-out loss and the pictures are made during the run"""
+    log_every: int = 50
+    """steps between two records of the training loss"""
     checkpoint_minutes: float = 5.0
     """minutes between two checkpoints"""
     max_rejected: float = 0.05
@@ -122,7 +124,7 @@ class PretrainConfig:
     """seeds every random draw"""
 
     def __post_init__(self) -> None:
-        positive = ("epochs", "batch_size", "accumulate", "base_lr", "checkpoint_minutes", "evaluations")
+        positive = ("epochs", "batch_size", "accumulate", "base_lr", "checkpoint_minutes", "evaluations", "log_every")
         for key in (*positive, "lr", "clip_grad"):
             value = getattr(self, key)
             if value is not None and value <= 0:
@@ -253,6 +255,7 @@ def pretrain(
                     evaluate_at=evenly(schedule.steps, config.evaluations),
                     checkpoint=folder.checkpoint,
                     checkpoint_seconds=60 * config.checkpoint_minutes,
+                    log_every=config.log_every,
                 ),
                 precision=config.precision,
                 clip_grad=config.clip_grad,
@@ -434,8 +437,8 @@ def _save(
         seed=config.seed,
         steps=schedule.steps,
         images_seen=schedule.steps * config.batch_size,
-        cpu_hours=0.0 if on_gpu else round(hours, 4),
-        gpu_hours=round(hours, 4) if on_gpu else 0.0,
+        cpu_hours=0.0 if on_gpu else round(hours, 6),
+        gpu_hours=round(hours, 6) if on_gpu else 0.0,
         data_manifest=source.manifest.digest,
         tool_version=__version__,
     )

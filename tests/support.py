@@ -14,10 +14,19 @@ ROOT = Path(__file__).parent.parent
 FASHION_MNIST = ROOT / "data" / "fashion-mnist"
 GOLDEN = Path(__file__).parent / "golden"
 
-TINY = (
-    "model=vit_nano image_size=16 patch_size=4 decoder.embed_dim=16 decoder.depth=1 decoder.num_heads=2 batch_size=8 "
-    "holdout=4 evaluations=2 workers=0 lr=1e-3"
-).split()
+TINY = [
+    "model=vit_nano",
+    "image_size=16",
+    "patch_size=4",
+    "decoder.embed_dim=16",
+    "decoder.depth=1",
+    "decoder.num_heads=2",
+    "batch_size=8",
+    "holdout=4",
+    "evaluations=2",
+    "workers=0",
+    "lr=1e-3",
+]
 """Keys that make a pretraining of seconds."""
 
 

@@ -62,7 +62,14 @@ def test_presets_have_their_usual_shapes(name: str) -> None:
     spec = preset_spec(name)
     with torch.device("meta"):
         millions = sum(parameter.numel() for parameter in Encoder(spec).parameters()) / 1e6
-    expected = {"vit_nano": 0.207, "vit_tiny": 5.5, "vit_small": 21.7, "vit_base": 85.8, "vit_large": 303.3, "vit_huge": 630.8}
+    expected = {
+        "vit_nano": 0.207,
+        "vit_tiny": 5.5,
+        "vit_small": 21.7,
+        "vit_base": 85.8,
+        "vit_large": 303.3,
+        "vit_huge": 630.8,
+    }
     assert millions == pytest.approx(expected[name], rel=0.01)
 
 
@@ -145,7 +152,9 @@ def test_transformers_weights_give_transformers_features(tmp_path: Path, kind: s
     if kind == "vit":
         theirs = transformers.ViTModel(transformers.ViTConfig(**settings)).eval()
     else:
-        config = transformers.ViTMAEConfig(**settings, decoder_num_hidden_layers=1, decoder_hidden_size=32, mask_ratio=0.0)
+        config = transformers.ViTMAEConfig(
+            **settings, decoder_num_hidden_layers=1, decoder_hidden_size=32, mask_ratio=0.0
+        )
         theirs = transformers.ViTMAEForPreTraining(config).eval()
     if how == "folder":
         theirs.save_pretrained(tmp_path)
@@ -189,7 +198,7 @@ def test_files_that_are_no_encoders_are_refused_with_their_keys(encoder: Encoder
     assert "Missing (1): blocks.1.attn.qkv.bias" in str(caught.value)
     assert "Unexpected (1): blocks.0.ls1.gamma" in str(caught.value)
     save_file({"conv1.weight": torch.zeros(3)}, tmp_path / "resnet.safetensors")
-    with pytest.raises(CheckpointError, match="Missing .*patch_embed.*Unexpected .*conv1"):
+    with pytest.raises(CheckpointError, match=r"Missing .*patch_embed.*Unexpected .*conv1"):
         load_encoder(tmp_path / "resnet.safetensors")
     (tmp_path / "text.pth").write_text("these are not weights")
     with pytest.raises(CheckpointError, match="not a weights file"):

@@ -42,7 +42,7 @@ def test_a_folder_is_read_nested_sorted_and_without_hidden_files(tmp_path: Path)
 def test_every_format_gives_the_pixels_back(tmp_path: Path, suffix: str) -> None:
     image = noise_image(0)
     options = {"lossless": True} if suffix == ".webp" else {"quality": 95} if suffix == ".jpg" else {}
-    image.save(tmp_path / f"image{suffix}", **options)  # type: ignore[arg-type]
+    image.save(tmp_path / f"image{suffix}", **options)
     difference = np.abs(np.asarray(decode(tmp_path / f"image{suffix}")).astype(int) - np.asarray(image).astype(int))
     assert difference.max() <= (25 if suffix == ".jpg" else 0)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -81,7 +82,7 @@ def test_draws_are_stratified_and_nested(class_folders: Path) -> None:
     train = read_splits(class_folders, 6, 6).train
     for seed in (0, 1):
         draws = [draw_labeled(train, count, seed) for count in (3, 7, 20, 48)]
-        for smaller, larger in zip(draws, draws[1:], strict=False):
+        for smaller, larger in pairwise(draws):
             assert names(smaller) < names(larger)
         counts = Counter(draws[2].labels).values()
         assert max(counts) - min(counts) <= 1
@@ -107,5 +108,5 @@ def test_broken_labelled_images_are_left_out_with_their_labels(tmp_path: Path) -
     assert sum(len(part) for _, part in splits.items()) == 59
     assert len(manifest.rejected) == 1 and "a/image003.png" in manifest.rejected[0][0]
     for _, part in splits.items():
-        for number, label in enumerate(part.labels):
-            assert part.images.name(number).startswith(part.classes[label])
+        for number, index in enumerate(part.labels):
+            assert part.images.name(number).startswith(part.classes[index])

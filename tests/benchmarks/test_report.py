@@ -1,0 +1,327 @@
+"""The report says what the numbers say, in odd cases too, and needs nothing but itself."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from maelift.benchmarks.report import MINUS, write_report
+from maelift.benchmarks.results import Arm, Cell, ConvergenceCheck, Curve, SuiteResult, TuningRecord
+from maelift.benchmarks.stats import converged, paired_difference
+from maelift.core.config import MaeliftError
+from PIL import Image
+
+Accuracies = Mapping[tuple[str, int], tuple[float, ...]]
+
+ACCURACIES: Accuracies = {
+    ("mae", 100): (0.744, 0.751, 0.739, 0.760),
+    ("supervised", 100): (0.80, 0.81, 0.79, 0.80),
+    ("scratch", 100): (0.672, 0.681, 0.660, 0.683),
+    ("mae", 1000): (0.84, 0.85, 0.83, 0.84),
+    ("supervised", 1000): (0.87, 0.88, 0.87, 0.88),
+    ("scratch", 1000): (0.84, 0.84, 0.84, 0.85),
+}
+ARMS = (
+    Arm("mae", "MAE on the pool", "pretrained on the pool without its labels", {"lr": 1e-3}, 72.0),
+    Arm("supervised", "supervised on the pool", "saw the task's own labels: an upper bound", {}, 41.0),
+    Arm("scratch", "scratch", "sees only the labelled examples", {"lr": 2e-3}, 0.0),
+)
+
+
+def made_up(accuracies: Accuracies = ACCURACIES, **changes: object) -> SuiteResult:
+    """A result with these test accuracies, one for each seed."""
+    cells = tuple(
+        cell(arm, labels, seed, accuracy)
+        for (arm, labels), by_seed in accuracies.items()
+        for seed, accuracy in enumerate(by_seed)
+    )
+    counts = tuple(sorted({labels for _, labels in accuracies}))
+    names = {arm for arm, _ in accuracies}
+    result = SuiteResult(
+        name="made-up",
+        title="Does it help?",
+        baseline="scratch",
+        arms=tuple(arm for arm in ARMS if arm.name in names),
+        label_counts=counts,
+        seeds={labels: tuple(range(len(accuracies["scratch", labels]))) for labels in counts},
+        cells=cells,
+        tunings=tuple(tuning(arm, labels, (0.4, 0.6, 0.5, 0.4)) for arm, labels in accuracies),
+        checks=tuple(check(arm, labels, gain=0.001) for arm, labels in accuracies),
+        guards=("No image of the pool is in test too, by content.",),
+        counts={"pool": 50_000, "labelled source": 9_000, "validation": 1_000, "test": 10_000},
+        reconstructions=None,
+        config_yaml="suite: made-up\n",
+        versions={"maelift": "0.1.0"},
+        machine="cpu, 2 cores",
+        seconds_total=1100.0,
+        pretraining_seeds=1,
+    )
+    return replace(result, **changes)  # type: ignore[arg-type]
+
+
+def cell(arm: str, labels: int, seed: int, accuracy: float) -> Cell:
+    """A run that ended with this test accuracy."""
+    steps = (10, 20, 40)
+    curve = Curve(steps, (accuracy - 0.2, accuracy - 0.1, accuracy), steps, (2.0, 1.0, 0.5))
+    key = f"{arm}-{labels}-{seed}"
+    return Cell(arm, labels, seed, 1e-3, 40, accuracy, accuracy, 0.97, accuracy, curve, 20.0, key)
+
+
+def tuning(arm: str, labels: int, val_accuracy: tuple[float, ...]) -> TuningRecord:
+    """Trials of as many of the rates, from the highest down, as there are accuracies; the best is chosen."""
+    rates = (5e-4, 1e-3, 2e-3, 4e-3)[-len(val_accuracy) :]
+    chosen = rates[val_accuracy.index(max(val_accuracy))]
+    return TuningRecord(arm, labels, rates, val_accuracy, chosen, 200, 1000)
+
+
+def check(arm: str, labels: int, gain: float) -> ConvergenceCheck:
+    """What doubling 400 steps brought, by two seeds."""
+    at, doubled = (0.70, 0.71), (0.70 + gain, 0.71 + gain)
+    return ConvergenceCheck(arm, labels, 400, (0, 1), at, doubled, *converged(at, doubled, n_val=1000))
+
+
+class Page(HTMLParser):
+    """What is in a page: its text, tables as rows of cells, tags with attributes, ids."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self.tables: list[list[list[str]]] = []
+        self._in_cell = False
+        self.feed(path.read_text())
+
+    @property
+    def text(self) -> str:
+        """All of its text, on one line."""
+        return " ".join(" ".join(self.texts).split())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self.tables[-1][-1].append("")
+            self._in_cell = True
+
+    def handle_endtag(self, tag: str) -> None:
+        self._in_cell = self._in_cell and tag not in ("td", "th")
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+        if self._in_cell:
+            self.tables[-1][-1][-1] += data
+
+    def values(self, *names: str) -> list[str]:
+        """The values of attributes, wherever they are."""
+        return [value for _, attributes in self.tags for name in names if (value := attributes.get(name))]
+
+
+def test_the_first_sentence_is_the_verdict_and_its_numbers_are_right(tmp_path: Path) -> None:
+    report = write_report(made_up(), tmp_path)
+    expected = paired_difference(ACCURACIES["mae", 100], ACCURACIES["scratch", 100])
+    numbers = [100 * value for value in (expected.mean, expected.low, expected.high)]
+    mean, low, high = (f"{number:+.2f}" for number in numbers)
+    assert report.verdicts[0] == (
+        f"At 100 labels, MAE on the pool helps: {mean} points of test accuracy compared with scratch "
+        f"(95 % interval {low} to {high}; 4 paired seeds, 10,000 test images)."
+    )
+    page = Page(report.html)
+    assert all(verdict in page.text for verdict in report.verdicts)
+    assert page.text.index(report.verdicts[0]) < page.text.index("Results")
+    assert report.verdicts[0] in report.markdown.read_text()
+    assert len(report.verdicts) == 4
+
+
+def test_an_open_question_says_how_many_more_seeds_it_takes(tmp_path: Path) -> None:
+    report = write_report(made_up(), tmp_path)
+    verdict = report.verdicts[2]
+    assert f"whether MAE on the pool helps is not resolved: {MINUS}0.25 points" in verdict
+    assert re.search(r"About \d+ more seeds would likely resolve it", verdict)
+
+
+def test_a_worse_arm_is_said_to_hurt(tmp_path: Path) -> None:
+    worse = {("mae", 100): (0.60, 0.61, 0.59), ("scratch", 100): (0.70, 0.72, 0.70)}
+    report = write_report(made_up(worse), tmp_path)
+    assert report.verdicts[0].startswith(f"At 100 labels, MAE on the pool hurts: {MINUS}10.67 points")
+    row = [f"MAE on the pool {MINUS} scratch", "100", f"{MINUS}10.67"]
+    assert row in [row[:3] for row in Page(report.html).tables[1]]
+
+
+def test_one_seed_is_no_verdict(tmp_path: Path) -> None:
+    report = write_report(made_up({("mae", 100): (0.9,), ("scratch", 100): (0.5,)}), tmp_path)
+    assert "whether MAE on the pool helps is not resolved: +40.00 points" in report.verdicts[0]
+    assert "One seed gives no interval" in report.verdicts[0]
+    assert "inf" not in " ".join(cell for table in Page(report.html).tables for row in table for cell in row)
+
+
+@pytest.mark.parametrize("lift", [0.0, 0.1])
+def test_equal_differences_are_no_verdict(tmp_path: Path, lift: float) -> None:
+    equal = {("mae", 100): (0.5 + lift,) * 4, ("scratch", 100): (0.5,) * 4}
+    report = write_report(made_up(equal), tmp_path)
+    assert "not resolved" in report.verdicts[0]
+    assert "Every seed gave the same difference, which says nothing of its spread" in report.verdicts[0]
+
+
+def test_a_small_bound_is_not_rounded_to_zero(tmp_path: Path) -> None:
+    close = {("mae", 100): (0.70301, 0.70100, 0.70202), ("scratch", 100): (0.70, 0.70, 0.70)}
+    difference = paired_difference(close["mae", 100], close["scratch", 100])
+    lifted = {**close, ("scratch", 100): tuple(0.70 + difference.low - 2e-5 for _ in range(3))}
+    report = write_report(made_up(lifted), tmp_path)
+    assert "helps" in report.verdicts[0] and "interval +0.002 to" in report.verdicts[0]
+
+
+def test_without_runs_of_the_baseline_nothing_is_claimed(tmp_path: Path) -> None:
+    result = made_up()
+    others = tuple(cell for cell in result.cells if cell.arm != "scratch")
+    report = write_report(replace(result, cells=others, missing=("scratch at 100 labels",)), tmp_path)
+    (verdict,) = report.verdicts
+    assert verdict.startswith("Nothing can be said yet: there are no runs of scratch")
+    alone = made_up({("scratch", 100): (0.5, 0.6)})
+    assert write_report(alone, tmp_path).verdicts == ("Nothing is compared: scratch is the only arm.",)
+    nameless = replace(result, baseline="gone", arms=result.arms[:2], cells=others)
+    assert "no runs of gone" in write_report(nameless, tmp_path).verdicts[0]
+
+
+def test_a_partial_result_says_so_and_names_what_is_missing(tmp_path: Path) -> None:
+    result = made_up()
+    there = tuple(cell for cell in result.cells if (cell.arm, cell.labels) != ("mae", 1000))
+    report = write_report(replace(result, cells=there, missing=("mae at 1000 labels",)), tmp_path)
+    page = Page(report.html)
+    assert "Does it help? (partial result)" in page.text
+    assert "This result is partial. Missing: mae at 1000 labels." in page.text
+    assert "At 1,000 labels, runs are missing to compare MAE on the pool with scratch." in report.verdicts
+    assert ["MAE on the pool", "1,000", "missing", "", "", "0"] in page.tables[0]
+    assert "(partial result)" in report.markdown.read_text()
+
+
+def test_a_report_before_the_first_run_can_be_written(tmp_path: Path) -> None:
+    empty = replace(made_up(), cells=(), tunings=(), checks=(), missing=("everything",))
+    assert write_report(empty, tmp_path).verdicts[0].startswith("Nothing can be said yet")
+
+
+def test_a_baseline_that_still_gains_is_a_warning_and_takes_from_the_verdict(tmp_path: Path) -> None:
+    checks = (check("scratch", 100, gain=0.03), check("mae", 100, gain=0.0))
+    report = write_report(made_up(checks=checks), tmp_path)
+    text = Page(report.html).text
+    assert "scratch still gains at 100 labels: twice the 400 steps bring +3.00 points" in text
+    assert "what the others gain over it is overstated" in text
+    assert report.verdicts[0].endswith("Not final: more steps still improve scratch.")
+    assert not any("Not final" in verdict for verdict in report.verdicts[2:])
+    assert "Beware" not in Page(write_report(made_up(), tmp_path).html).text
+
+
+def test_a_rate_at_the_edge_and_unequal_trials_are_warned_of(tmp_path: Path) -> None:
+    tunings = (tuning("mae", 100, (0.4, 0.5, 0.6)), tuning("scratch", 100, (0.4, 0.6, 0.5, 0.4)))
+    page = Page(write_report(made_up(tunings=tunings), tmp_path).html)
+    assert "MAE on the pool at 100 labels did best at the highest learning rate tried (0.004)" in page.text
+    assert "At 100 labels the arms had different numbers of learning rates to try." in page.text
+    tried = "0.001:\xa040.00, 0.002:\xa050.00, 0.004:\xa060.00 (chosen)"
+    assert page.tables[2][1][3:] == [tried, "3", "highest"]
+
+
+def test_what_the_intervals_cover_depends_on_the_pretraining_seeds(tmp_path: Path) -> None:
+    said = [Page(write_report(made_up(pretraining_seeds=n), tmp_path).html).text for n in (1, 2, 4)]
+    assert "They do not cover the luck of pretraining" in said[0]
+    assert "cover the luck of pretraining only in part: 2 pretrained encoders" in said[1]
+    assert "They also cover the luck of pretraining" in said[2]
+    assert all("not corrected for there being several comparisons" in text for text in said)
+
+
+def test_the_tables_hold_every_arm_and_pair(tmp_path: Path) -> None:
+    accuracies, differences, rates, steps, hours = Page(write_report(made_up(), tmp_path).html).tables
+    assert ["scratch", "100", "67.40 ± 1.05", "97.00 ± 0.00", "67.40 ± 1.05", "4"] in accuracies
+    assert {row[0] for row in differences[1:]} == {
+        f"MAE on the pool {MINUS} scratch",
+        f"supervised on the pool {MINUS} scratch",
+        f"MAE on the pool {MINUS} supervised on the pool",
+    }
+    assert [row[-1] for row in differences[1:4]] == ["helps", "helps", "lower"]
+    assert len(rates) == len(steps) == 7 and steps[1][-1] == "yes"
+    assert hours[1] == ["MAE on the pool", "1 min 12 s", "2 min 40 s"]
+
+
+def test_the_csv_holds_every_run_and_no_timing(tmp_path: Path) -> None:
+    result = made_up()
+    with write_report(result, tmp_path).csv.open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["run"] for row in rows] == [cell.key for cell in result.cells]
+    assert (rows[0]["arm"], rows[0]["labels"], rows[0]["seed"]) == ("mae", "100", "0")
+    assert [float(row["test_top1_percent"]) for row in rows] == [
+        pytest.approx(100 * cell.test_top1) for cell in result.cells
+    ]
+    assert not any("second" in name for name in rows[0])
+
+
+def test_only_the_section_on_time_depends_on_timings(tmp_path: Path) -> None:
+    result = made_up()
+    slower = tuple(replace(cell, seconds=99.0) for cell in result.cells)
+    reports = []
+    for number, again in enumerate((result, result, replace(result, cells=slower, seconds_total=9.0))):
+        (tmp_path / str(number)).mkdir()
+        reports.append(write_report(again, tmp_path / str(number)))
+    first, same, other = reports
+    assert first.html.read_bytes() == same.html.read_bytes()
+    assert first.csv.read_bytes() == other.csv.read_bytes()
+    before, after = (report.markdown.read_text().split("## Time") for report in (first, other))
+    assert before[0] == after[0] and before[1] != after[1]
+
+
+def test_the_page_needs_nothing_from_elsewhere_and_its_ids_are_unique(tmp_path: Path) -> None:
+    picture = tmp_path / "reconstruction.png"
+    Image.new("RGB", (30, 10), "red").save(picture)
+    page = Page(write_report(made_up(reconstructions=picture), tmp_path).html)
+    content = base64.b64encode(picture.read_bytes()).decode()
+    assert page.values("src") == [f"data:image/png;base64,{content}"]
+    ids = page.values("id")
+    assert len(ids) == len(set(ids))
+    assert {link.removeprefix("#") for link in page.values("href", "xlink:href")} <= set(ids)
+    assert not {tag for tag, _ in page.tags} & {"script", "link", "iframe", "object"}
+    assert not re.search(r"@import|url\((?!#)", " ".join([*page.texts, *page.values("style")]))
+
+
+def test_the_page_can_be_read_without_seeing_it(tmp_path: Path) -> None:
+    picture = tmp_path / "reconstruction.png"
+    Image.new("L", (30, 10)).save(picture)
+    page = Page(write_report(made_up(reconstructions=picture), tmp_path).html)
+    assert all(attributes.get("scope") in ("col", "row") for tag, attributes in page.tags if tag == "th")
+    assert all(attributes.get("alt") for tag, attributes in page.tags if tag == "img")
+    tags = [tag for tag, _ in page.tags]
+    assert tags.count("caption") == tags.count("table") == 5
+    charts = [attributes["aria-label"] for _, attributes in page.tags if attributes.get("role") == "img"]
+    assert len(charts) == tags.count("svg") == 3 and all(charts)
+
+
+def test_names_are_shown_as_they_are(tmp_path: Path) -> None:
+    name = "<b>MAE</b> | $\\frac{1}$ & 'more'"
+    result = made_up(title="<script>alert(1)</script>")
+    report = write_report(replace(result, arms=(replace(ARMS[0], label=name), *ARMS[1:])), tmp_path)
+    page = Page(report.html)
+    assert not {tag for tag, _ in page.tags} & {"b", "script"}
+    assert name in [row[0] for row in page.tables[0]]
+    assert "<script>alert(1)</script>" in page.text
+    markdown = report.markdown.read_text()
+    assert "<b>" not in markdown and "<script>" not in markdown
+    rows = [line for line in markdown.splitlines() if line.startswith("| &lt;b>")]
+    assert rows and all("</b> \\| $" in line.replace("&lt;", "<") for line in rows)
+
+
+def test_a_result_read_back_gives_the_same_report(tmp_path: Path) -> None:
+    result = made_up(reconstructions=tmp_path / "gone.png")
+    again = SuiteResult.from_json(result.to_json())
+    assert again == result
+    assert again.seeds == {100: (0, 1, 2, 3), 1000: (0, 1, 2, 3)}
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"name": "x"}', "not json"])
+def test_another_file_is_not_taken_for_a_result(text: str) -> None:
+    with pytest.raises(MaeliftError, match="not a suite's result"):
+        SuiteResult.from_json(text)

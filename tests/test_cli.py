@@ -1,0 +1,217 @@
+"""The front door, as processes: help, versions, dry runs, mistakes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from maelift.pretrain.stage import PretrainConfig
+from maelift.tests.support import TINY, environment, one_line_error, run_maelift, write_images
+
+
+def test_help_is_fast_and_imports_neither_torch_nor_omegaconf() -> None:
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "maelift", "--help"], capture_output=True, text=True
+    )
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if "import time:" in line}
+    assert "maelift.cli" in imported and not imported & {"torch", "numpy", "omegaconf", "yaml"}
+    times = []
+    for _ in range(3):
+        begin = time.perf_counter()
+        done = run_maelift("--help")
+        times.append(time.perf_counter() - begin)
+        assert done.returncode == 0, done.stderr
+    assert min(times) < 0.5
+    assert run_maelift().stdout == done.stdout
+    for word in ("pretrain", "transfer classify", "predict", "bench", "data fashion-mnist", "doctor"):
+        assert word in done.stdout
+
+
+def test_the_version_is_told() -> None:
+    import maelift
+
+    assert run_maelift("--version").stdout.strip() == f"maelift {maelift.__version__}"
+
+
+@pytest.mark.parametrize("command", ["pretrain", "transfer classify", "predict", "bench", "data fashion-mnist"])
+def test_every_command_lists_its_keys(command: str) -> None:
+    done = run_maelift(*command.split(), "-h")
+    assert done.returncode == 0 and "usage:" in done.stdout
+    if command == "pretrain":
+        for field in fields(PretrainConfig):
+            assert f"  {field.name}" in done.stdout
+        assert "masking.ratio  (float; default 0.75)" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["pretrian"], "Did you mean pretrain?"),
+        (["transfer", "detect"], "expected classify after transfer"),
+        (["data", "mnist"], "expected fashion-mnist after data"),
+        (["pretrain", "--fast"], "no such option"),
+        (["pretrain", "--data=x"], "Keys have no dashes: data=x"),
+        (["pretrain", "--json", "data=x", "out=y"], "--json: no such option"),
+        (["doctor", "--jsno"], "Did you mean --json?"),
+        (["pretrain", "--config"], "expected a file"),
+        (["pretrain", "--config=a.yaml", "--config", "b.yaml"], "given more than once"),
+        (["pretrain", "--config=nowhere.yaml"], "nowhere.yaml: no such configuration file"),
+        (["pretrain", "data=x"], "out: needed"),
+        (["pretrain", "data=x", "out=y", "masking.ration=0.5"], "Did you mean masking.ratio"),
+        (["pretrain", "data=x", "out=y", "masking.ratio=1"], "masking.ratio=1: expected a share between 0 and 1"),
+        (["pretrain", "data=x", "out=y", "epochs=soon"], "epochs=soon: expected float"),
+        (["pretrain", "data=x", "out=y", "image_size=100"], "[96,96]"),
+        (["pretrain", "data=x", "out=y", "model=vit_bse"], "Did you mean vit_base?"),
+        (["pretrain", "data=nowhere", "out=y"], "no such folder"),
+        (["transfer", "classify", "data=x", "out=y"], "encoder=null: expected an encoder file, or init=scratch"),
+        (["bench", "quickstrat", "out=y"], "Did you mean quickstart?"),
+        (["bench", "out=y"], "suite: needed"),
+        (["predict", "model=nowhere.safetensors", "images=."], "no such file"),
+    ],
+)
+def test_a_mistake_ends_in_one_line(words: list[str], expected: str, tmp_path: Path) -> None:
+    one_line_error(run_maelift(*words, cwd=tmp_path), expected)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_folders_that_hold_nothing_to_train_on(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    one_line_error(run_maelift("pretrain", f"data={tmp_path / 'empty'}", "out=o", cwd=tmp_path), "the folder is empty")
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("a")
+    done = run_maelift("pretrain", f"data={tmp_path / 'texts'}", "out=o", cwd=tmp_path)
+    one_line_error(done, "no images among its 1 files")
+    write_images(tmp_path / "one", 1)
+    done = run_maelift("pretrain", f"data={tmp_path / 'one'}", "out=o", cwd=tmp_path)
+    one_line_error(done, "batch_size=256", "only 1 images")
+    assert not (tmp_path / "o").exists()
+
+
+def test_an_output_that_cannot_be_written(image_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    done = run_maelift("pretrain", f"data={image_folder}", f"out={tmp_path / 'file' / 'run'}", *TINY)
+    one_line_error(done, "nothing can be written there")
+
+
+def test_a_dry_run_tells_the_plan_and_writes_nothing(image_folder: Path, tmp_path: Path) -> None:
+    done = run_maelift("pretrain", "--dry-run", f"data={image_folder}", f"out={tmp_path / 'run'}", *TINY)
+    assert done.returncode == 0, done.stderr
+    for text in ("mask", "image_size: 16", "parameters", "steps", "time, estimated", "memory, estimated"):
+        assert text in done.stdout
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_config_file_takes_the_place_of_words(image_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(f"data: {image_folder}\nout: run\nmodel: vit_nano\nbatch_size: 8\n")
+    done = run_maelift("pretrain", "--config", "c.yaml", "--dry-run", "epochs=3", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "model: vit_nano" in done.stdout and "epochs: 3.0" in done.stdout
+
+
+def test_doctor_tells_what_is_here() -> None:
+    found = json.loads(run_maelift("doctor", "--json").stdout)
+    assert found["versions"]["torch"] != "not installed" and "cpu" in found["devices"]
+    assert found["frameworks"]["tensorboard"].endswith("(imports)")
+    text = run_maelift("doctor").stdout
+    assert "free here" in text and len(text.splitlines()) <= 40
+
+
+@pytest.mark.parametrize("words", [["--help"], ["doctor", "--dry-run"], ["data", "fashion-mnist", "-h"]])
+def test_a_reader_that_has_gone_is_no_error(words: list[str]) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "maelift", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    assert (process.wait(60), process.stderr.read()) == (0, "")
+    process.stderr.close()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_under_the_output_is_told_in_a_line() -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "maelift", "--help"], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert done.returncode == 2
+    assert done.stderr.startswith("maelift --help: standard output: no space left") and done.stderr.count("\n") == 1
+
+
+def test_the_commands_of_two_words_introduce_themselves() -> None:
+    for words in (["transfer"], ["transfer", "-h"], ["data", "--help"]):
+        done = run_maelift(*words)
+        assert done.returncode == 0 and f"maelift {words[0]}" in done.stdout
+    assert run_maelift("help", "predict").stdout == run_maelift("predict", "-h").stdout
+
+
+def test_defaults_that_a_recipe_or_a_suite_gives_are_told() -> None:
+    text = run_maelift("transfer", "classify", "-h").stdout
+    assert "  layer_decay  (float; default 0.65, with init=scratch 1)" in text
+    assert "  data  (text; needed)" in text
+    text = run_maelift("bench", "-h").stdout
+    assert "  suite  (text; needed)" in text and "  labels  ([int, ...]; default: the suite's)" in text
+
+
+def fail_with(error: str, *, debug: bool = False, rank: str = "0") -> subprocess.CompletedProcess[str]:
+    """Run ``maelift doctor`` as a process in which looking at the machine raises ``error``, a Python expression."""
+    code = (
+        "import sys, errno, maelift.cli, maelift.core.doctor as doctor\n"
+        "from maelift.core.config import DataError\n"
+        f"def fail(config): raise {error}\n"
+        "doctor.doctor = fail\n"
+        "sys.exit(maelift.cli.main(['doctor']))"
+    )
+    environ = {**environment(), "RANK": rank, "MAELIFT_DEBUG": "1" if debug else ""}
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environ)
+
+
+@pytest.mark.parametrize(
+    ("error", "exit_code", "message"),
+    [
+        ("DataError('nothing there.')", 2, "maelift doctor: nothing there."),
+        ("OSError(errno.ENOSPC, 'No space', 'a.bin')", 2, "maelift doctor: a.bin: no space left on the device."),
+        ("PermissionError(errno.EACCES, 'Permission denied', 'a')", 2, "maelift doctor: a: permission denied."),
+        ("OSError(errno.EROFS, 'Read-only file system', 'a')", 2, "maelift doctor: a: read-only file system."),
+        ("KeyboardInterrupt", 130, "maelift doctor: interrupted"),
+    ],
+)
+def test_what_goes_wrong_on_a_machine_ends_in_one_line(error: str, exit_code: int, message: str) -> None:
+    done = fail_with(error)
+    assert done.returncode == exit_code and done.stderr.startswith(message) and done.stderr.count("\n") == 1
+    assert "Traceback" in fail_with(error, debug=True).stderr
+
+
+def test_of_several_processes_one_speaks() -> None:
+    done = fail_with("DataError('nothing there.')", rank="1")
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", "")
+
+
+def test_our_own_mistakes_show_where_they_are() -> None:
+    done = fail_with("ZeroDivisionError")
+    assert done.returncode == 1 and "Traceback" in done.stderr
+
+
+def test_the_data_is_brought_once_and_checked(fashion_mnist: Path, tmp_path: Path) -> None:
+    done = run_maelift("data", "fashion-mnist", f"out={fashion_mnist}")
+    assert "already there" in done.stdout, done.stderr
+    for file in fashion_mnist.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "t10k-labels-idx1-ubyte.gz").write_bytes(b"damaged")
+    done = run_maelift("data", "fashion-mnist", f"out={tmp_path}", timeout=600)
+    if done.returncode == 0:
+        sound = (fashion_mnist / "t10k-labels-idx1-ubyte.gz").read_bytes()
+        assert (tmp_path / "t10k-labels-idx1-ubyte.gz").read_bytes() == sound
+    else:
+        one_line_error(done, "can't be had here", "Tried")
+
+
+def test_python_is_imported_without_torch() -> None:
+    code = (
+        "import sys, maelift; assert 'torch' not in sys.modules; maelift.load_encoder, maelift.Encoder, maelift.bench"
+    )
+    assert subprocess.run([sys.executable, "-c", code], env=environment()).returncode == 0
