@@ -7,22 +7,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from .. import __version__
-from ..core.config import DataError, MaeliftError, to_dict
-from ..core.distributed import Ranks
+from ..core.config import ConfigError, DataError, MaeliftError, to_dict
+from ..core.distributed import Ranks, choose_device
 from ..core.encoder import Encoder, Preprocessing, channel_names
 from ..core.files import atomic_write_text
 from ..core.images import ImageSet, channel_statistics
 from ..core.labels import LabeledImages, audit_splits, draw_labeled, read_splits
 from ..core.randomness import stream
+from ..core.run_folder import FREE_KEYS
 from ..core.tracking import Listener, Tracker
 from ..core.weights import Provenance, load_encoder, save_encoder
 from ..pretrain.stage import ENCODER_FILE, pretrain
@@ -45,13 +48,36 @@ STATISTICS_SEED = 0
 
 Kind = Literal["mae", "supervised", "train", "test"]
 
+READS: dict[Kind, tuple[str, ...]] = {
+    "mae": ("pool",),
+    "supervised": ("pool", "val"),
+    "train": ("pool", "source", "val"),
+    "test": ("test",),
+}
+"""The parts of the images that determine what a run ends with; of the pool a fine-tuning reads gray images' statistics."""
+
+WRITES: dict[Kind, tuple[str, ...]] = {
+    "mae": ("seconds", "steps"),
+    "supervised": ("seconds", "steps"),
+    "train": ("seconds", "val_accuracy", "curve"),
+    "test": ("seconds", "scores"),
+}
+"""What must stand in the result of a finished run."""
+
+
+def libraries() -> dict[str, str]:
+    """The versions of what draws, decodes, computes and scores: another one may end in other numbers."""
+    names = ("torchvision", "timm", "numpy", "pillow", "torchmetrics")
+    return {"torch": str(torch.__version__), **{name: version(name) for name in names}}
+
 
 @dataclass(frozen=True)
 class Run:
     """One run of a suite.
 
-    ``recipe`` is all of its configuration that matters; ``parents`` are the keys of the runs whose files it reads;
-    ``images`` counts the images that go through training, a measure of its cost.
+    ``recipe`` is all of its configuration that matters, ``context`` what it shares with the others of its kind;
+    ``parents`` are the keys of the runs whose files it reads; ``images`` counts the images that go through training, a
+    measure of its cost.
     """
 
     kind: Kind
@@ -65,7 +91,7 @@ class Run:
     parents: tuple[str, ...] = ()
     images: int = 0
 
-    @property
+    @cached_property
     def key(self) -> str:
         """The hash of everything that determines the outcome; the arm's name is not among it."""
         content = {**asdict(self), "code": CODE_VERSION, "maelift": __version__}
@@ -86,7 +112,8 @@ class Pools:
     """The images of a suite, parted by use; no image is in two parts, by content.
 
     ``pool`` is for pretraining (its labels for the supervised arm only), ``source`` what labelled examples are drawn
-    from. ``findings`` says in words what the overlap check found and did; ``digest`` hashes all contents.
+    from. ``findings`` says in words what the overlap check found and did; ``digests`` hash the names, contents and
+    labels of each part, in order; ``gray``: every image is.
     """
 
     pool: LabeledImages
@@ -94,17 +121,17 @@ class Pools:
     val: LabeledImages
     test: LabeledImages
     findings: tuple[str, ...]
-    digest: str
+    digests: Mapping[str, str]
+    gray: bool
 
 
-@lru_cache(maxsize=1)
 def read_pools(data: SuiteData) -> Pools:
     """Read, look through and part the images; an image that is in validation or test too is dropped elsewhere."""
     splits, manifest = audit_splits(read_splits(data.path, data.val, data.test, data.seed), max_rejected=0.05)
-    hashes = {name: list(manifest.splits[name].hashes) for name in ("train", "val", "test")}
+    hashes = {name: manifest.splits[name].hashes for name in ("train", "val", "test")}
     findings: list[str] = []
     if manifest.rejected:
-        findings.append(f"{len(manifest.rejected)} broken images were left out.")
+        findings.append(f"Broken images that were left out: {len(manifest.rejected)}.")
     held_back = set(hashes["test"])
     keep_val = [index for index, digest in enumerate(hashes["val"]) if digest not in held_back]
     findings.append(_finding("validation", len(hashes["val"]) - len(keep_val), "test"))
@@ -116,69 +143,113 @@ def read_pools(data: SuiteData) -> Pools:
             f"data.pool={data.pool}: {data.path} has {len(order)} training images besides validation and test; expected "
             "a count below that, so that some are left to draw labelled examples from."
         )
-    pool = [int(index) for index in order[:count] if hashes["train"][index] not in held_back]
+    pool = sorted(int(index) for index in order[:count] if hashes["train"][index] not in held_back)
     findings.append(_finding("pool", count - len(pool), "validation or test"))
     held_back |= {hashes["train"][index] for index in pool}
-    source = [int(index) for index in order[count:] if hashes["train"][index] not in held_back]
+    source = sorted(int(index) for index in order[count:] if hashes["train"][index] not in held_back)
     findings.append(_finding("labelled source", len(order) - count - len(source), "pool, validation or test"))
+    parts = {
+        "pool": (splits.train, hashes["train"], pool),
+        "source": (splits.train, hashes["train"], source),
+        "val": (splits.val, hashes["val"], keep_val),
+        "test": (splits.test, hashes["test"], range(len(splits.test))),
+    }
+    for name, (_, _, indices) in parts.items():
+        if not indices:
+            raise DataError(f"data.path={data.path}: no image is left for {name}, as all of it is elsewhere too.")
     return Pools(
-        pool=splits.train.subset(sorted(pool)),
-        source=splits.train.subset(sorted(source)),
+        pool=splits.train.subset(pool),
+        source=splits.train.subset(source),
         val=splits.val.subset(keep_val),
         test=splits.test,
         findings=tuple(findings),
-        digest=hashlib.sha256(f"{manifest.digest}:{asdict(data)}".encode()).hexdigest(),
+        digests={name: _digest(*part) for name, part in parts.items()},
+        gray=manifest.gray,
     )
 
 
 def _finding(part: str, dropped: int, others: str) -> str:
     if dropped == 0:
         return f"No image of the {part} is in {others} too, by content."
-    return f"{dropped} images of the {part} that are in {others} too, by content, were left out of the {part}."
+    return f"Images of the {part} that are in {others} too, by content, and were left out of the {part}: {dropped}."
+
+
+def _digest(labeled: LabeledImages, hashes: Sequence[str], indices: Sequence[int]) -> str:
+    rows = [(labeled.images.name(index), hashes[index], labeled.labels[index]) for index in indices]
+    return hashlib.sha256(json.dumps([labeled.classes, rows]).encode()).hexdigest()
 
 
 @dataclass(frozen=True, eq=False)
 class Context:
-    """What all runs of a suite share; ``text`` is its part in every key."""
+    """What all runs of a suite share; ``facts`` are its part in every key, by the kind of the run."""
 
     config: BenchConfig
     pools: Pools
 
+    def check(self) -> None:
+        """Raise MaeliftError for what of the suite doesn't fit its data."""
+        config = self.config
+        if self.pools.gray and config.channels != 1:
+            raise ConfigError("channels", config.channels, f"1, as every image of {config.data.path} is gray")
+        if not self.pools.gray and config.channels != 3:
+            raise ConfigError("channels", config.channels, f"3, as {config.data.path} has images in colour")
+        for labels in config.labels:
+            draw_labeled(self.pools.source, labels, config.tuning.seed)
+
     @cached_property
-    def text(self) -> str:
-        """The shared facts that determine the outcome of a run, as one line of JSON."""
-        return json.dumps(
-            {
-                "data": self.pools.digest,
-                "spec": asdict(self.config.spec),
-                "evaluations": self.config.evaluations,
-                "device": self.config.device,
-                "threads": self.config.threads,
-                "torch": torch.__version__,
-            },
-            sort_keys=True,
-        )
+    def facts(self) -> Mapping[Kind, str]:
+        """What determines the outcome of all runs of a kind, as one line of JSON.
+
+        The number of threads is among it: it sets the order of sums. The place of the images and the number of workers
+        are not.
+        """
+        shared = {
+            "spec": asdict(self.config.spec),
+            "device": choose_device(self.config.device).type,
+            "threads": self.config.threads,
+            "libraries": libraries(),
+        }
+        judged = {"evaluations": self.config.evaluations}
+        return {
+            kind: json.dumps(
+                {
+                    **shared,
+                    **(judged if "val" in parts else {}),
+                    "images": {part: self.pools.digests[part] for part in parts},
+                },
+                sort_keys=True,
+            )
+            for kind, parts in READS.items()
+        }
 
     def pretraining(self, arm: str, seed: int) -> Run | None:
         """The run that makes an arm's encoder; none for the scratch arm."""
+        if (arm, seed) not in self._pretrainings:
+            self._pretrainings[arm, seed] = self._pretraining(arm, seed)
+        return self._pretrainings[arm, seed]
+
+    @cached_property
+    def _pretrainings(self) -> dict[tuple[str, int], Run | None]:
+        return {}
+
+    def _pretraining(self, arm: str, seed: int) -> Run | None:
         start = self.config.arm(arm).start
         if start == "scratch":
             return None
         count = len(self.pools.pool)
         if start == "mae":
             config = self.config.mae_config(arm, seed, "")
-            recipe = {key: value for key, value in to_dict(config).items() if key not in ("data", "out", "workers")}
+            recipe = {key: value for key, value in to_dict(config).items() if key not in FREE_KEYS}
             images = int(config.epochs * count)
-            return Run("mae", arm, seed, 0, 0, config.peak_lr, json.dumps(recipe), self.text, images=images)
+            return Run("mae", arm, seed, 0, 0, config.peak_lr, json.dumps(recipe), self.facts["mae"], images=images)
         supervised = self.config.supervised_recipe(arm)
-        steps = supervised.total_steps(count)
-        images = steps * supervised.batch_size
-        recipe_text = json.dumps(to_dict(supervised))
-        return Run("supervised", arm, seed, 0, steps, supervised.peak_lr, recipe_text, self.text, images=images)
+        steps, lr = supervised.total_steps(count), supervised.peak_lr
+        text, facts = _determining(supervised), self.facts["supervised"]
+        return Run("supervised", arm, seed, 0, steps, lr, text, facts, images=steps * supervised.batch_size)
 
     def training(self, arm: str, labels: int, seed: int, steps: int, lr: float) -> Run:
         """One fine-tuning, judged on validation only."""
-        recipe = replace(self.config.recipe(arm), steps=steps, lr=lr)
+        recipe = self.config.recipe(arm)
         encoder = self.pretraining(arm, self.pretrain_seed(seed))
         return Run(
             "train",
@@ -187,56 +258,65 @@ class Context:
             labels,
             steps,
             lr,
-            json.dumps(to_dict(recipe)),
-            self.text,
+            _determining(recipe),
+            self.facts["train"],
             parents=() if encoder is None else (encoder.key,),
             images=steps * recipe.batch_size,
         )
 
     def testing(self, run: Run) -> Run:
         """The one reading of the test split with a trained model."""
-        return replace(run, kind="test", parents=(run.key,), images=len(self.pools.test))
+        return replace(
+            run,
+            kind="test",
+            recipe="",
+            context=self.facts["test"],
+            parents=(run.key,),
+            images=len(self.pools.test),
+        )
 
     def pretrain_seed(self, seed: int) -> int:
         """The pretraining seed that goes with a seed of fine-tuning (the first for the tuning trials)."""
         seeds = self.config.pretrain_seeds
         return seeds[0] if seed == self.config.tuning.seed else seeds[seed % len(seeds)]
 
+    @cached_property
     def preprocessing(self) -> Preprocessing:
         """What every arm's images are normalised by: ImageNet's statistics for colour, the pool's own for gray."""
         channels = self.config.channels
         if channels == 3:
             return Preprocessing.default(channels)
-        mean, std = pool_statistics(self.config.data, channels)
+        mean, std = channel_statistics(self.pools.pool.images, channels, seed=STATISTICS_SEED)
         return Preprocessing(channel_names(channels), mean, std)
 
 
-@lru_cache(maxsize=1)
-def pool_statistics(data: SuiteData, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation of the pool's channels."""
-    return channel_statistics(read_pools(data).pool.images, channels, seed=STATISTICS_SEED)
+def _determining(recipe: Recipe) -> str:
+    """What of a recipe determines a run whose steps and learning rate are known."""
+    known = ("epochs", "steps", "base_lr", "lr")
+    return json.dumps({key: value for key, value in to_dict(recipe).items() if key not in known})
 
 
-def execute(run: Run, config: BenchConfig, store: Path, listener: Listener | None = None) -> None:
+def execute(run: Run, context: Context, store: Path, listener: Listener | None = None) -> None:
     """Do one run and write its result into ``store``; what it needs of its parents is there already."""
-    context = Context(config, read_pools(config.data))
     folder = store / run.key
     folder.mkdir(parents=True, exist_ok=True)
     perform = {"mae": _pretrain, "supervised": _pretrain_with_labels, "train": _train, "test": _test}[run.kind]
-    with Ranks.here(config.device) as ranks:
+    with Ranks.here(context.config.device) as ranks:
         result = perform(run, context, store, folder, ranks, listener)
     atomic_write_text(folder / RESULT_FILE, json.dumps({"run": asdict(run), **result}, indent=1) + "\n")
 
 
 def read_result(run: Run, store: Path) -> Mapping[str, Any] | None:
-    """What a finished run wrote; None when it isn't finished."""
+    """What a finished run wrote; None when it isn't finished. Raises MaeliftError for a damaged result."""
     path = store / run.key / RESULT_FILE
-    if not path.is_file():
-        return None
     try:
-        content: Mapping[str, Any] = json.loads(path.read_text())
-    except ValueError as error:
-        raise MaeliftError(f"{path}: a damaged result ({error}). Remove that folder to run it again.") from error
+        content: Any = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        content = None
+    if not isinstance(content, dict) or not all(key in content for key in WRITES[run.kind]):
+        raise MaeliftError(f"{path}: a damaged result")
     return content
 
 
@@ -247,7 +327,7 @@ def _pretrain(
     result = pretrain(
         replace(context.config.mae_config(run.arm, run.seed, str(folder)), checkpoint_minutes=0.5),
         images=pool,
-        preprocessing=context.preprocessing(),
+        preprocessing=context.preprocessing,
         listener=listener,
     )
     return {"seconds": result.seconds, "held_out_loss": result.held_out_loss, "steps": result.steps}
@@ -257,7 +337,7 @@ def _pretrain_with_labels(
     run: Run, context: Context, store: Path, folder: Path, ranks: Ranks, listener: Listener | None
 ) -> dict[str, Any]:
     recipe = context.config.supervised_recipe(run.arm)
-    encoder = fresh_encoder(context.config.spec, context.preprocessing(), run.seed)
+    encoder = fresh_encoder(context.config.spec, context.preprocessing, run.seed)
     fit, _ = _fit(run, recipe, encoder, context.pools.pool, context, folder, ranks, listener)
     provenance = Provenance(f"supervised classification of {len(context.pools.pool)} images", seed=run.seed)
     save_encoder(fit.model.encoder, folder / ENCODER_FILE, replace(provenance, tool_version=__version__))
@@ -279,16 +359,24 @@ def _train(
 
 def _start(run: Run, context: Context, store: Path) -> Encoder:
     if run.parents:
-        return load_encoder(store / run.parents[0] / ENCODER_FILE)
-    return fresh_encoder(context.config.spec, context.preprocessing(), run.seed)
+        return load_encoder(_made_by_parent(run, store, ENCODER_FILE))
+    return fresh_encoder(context.config.spec, context.preprocessing, run.seed)
 
 
 def _test(
     run: Run, context: Context, store: Path, folder: Path, ranks: Ranks, listener: Listener | None
 ) -> dict[str, Any]:
-    model, _ = load_classifier(store / run.parents[0] / MODEL_FILE)
+    began = time.monotonic()
+    model, _ = load_classifier(_made_by_parent(run, store, MODEL_FILE))
     scores = score(model.to(ranks.device), context.pools.test, "test", ranks)
-    return {"seconds": 0.0, "scores": asdict(scores)}
+    return {"seconds": time.monotonic() - began, "scores": asdict(scores)}
+
+
+def _made_by_parent(run: Run, store: Path, name: str) -> Path:
+    path = store / run.parents[0] / name
+    if not path.is_file():
+        raise MaeliftError(f"{path}: gone, though its run was finished. Remove that folder, and it is run again.")
+    return path
 
 
 def _fit(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import logging
 import multiprocessing
 import os
@@ -12,20 +11,19 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from multiprocessing.queues import Queue
 from pathlib import Path
+from types import FrameType, ModuleType
 from typing import Any
 
-import numpy
-import timm
 import torch
-import torchvision
 
 from .. import __version__
 from ..core.config import MaeliftError, to_dict, to_yaml, write_config
@@ -34,17 +32,18 @@ from ..core.distributed import Interrupted, StopSignals, choose_device
 from ..core.encoder import Encoder
 from ..core.files import output_folder
 from ..core.plan import Plan
-from ..core.tracking import Progress, duration
+from ..core.tracking import PLAIN_INTERVAL, Progress, duration
 from ..pretrain.stage import PICTURE_FILE
-from .arms import Context, Run, execute, read_pools, read_result
-from .report import write_report
+from .arms import Context, Run, execute, libraries, read_pools, read_result
 from .results import Arm, Cell, ConvergenceCheck, Curve, SuiteResult, TuningRecord
-from .stats import converged
 from .suite import BenchConfig
 
 logger = logging.getLogger("maelift")
 
+LOCK_FILE = ".lock"
+
 Results = Callable[[Run], Mapping[str, Any] | None]
+"""From a run to what it wrote; None when it isn't finished."""
 
 
 @dataclass(frozen=True)
@@ -62,10 +61,14 @@ class BenchResult:
 
 @dataclass
 class Comparison:
-    """How far an arm is at a label count: what is to be run next, and, once ``cells`` are there, what came of it."""
+    """How far an arm is at a label count: what is to be run next, and, once ``cells`` are there, what came of it.
+
+    ``asked`` are all runs that were looked for on the way.
+    """
 
     arm: str
     labels: int
+    asked: list[Run] = field(default_factory=list)
     missing: list[Run] = field(default_factory=list)
     tuning: TuningRecord | None = None
     check: ConvergenceCheck | None = None
@@ -78,30 +81,34 @@ def bench(config: BenchConfig) -> BenchResult:
     Raises MaeliftError for what a user can mend, Interrupted when asked to stop: finished runs are kept, and the same
     command goes on.
     """
-    out = output_folder(config.out)
-    store = output_folder(out / "runs")
-    with _only_one(out):
-        logger.info("bench: looking through the images of %s", config.data.path)
-        context = Context(config, read_pools(config.data))
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise MaeliftError("a suite is run by processes of its own. Give workers=..., and no torchrun.")
+    out = Path(config.out)
+    _check_place(out)
+    with _stoppable(), ExitStack() as held:
+        known_place = (out / LOCK_FILE).exists()
+        if known_place:  # refused before the look through the images, which may take long
+            held.enter_context(_only_one(out))
+        context = _look_through(config)
+        store = output_folder(out / "runs")
+        if not known_place:
+            held.enter_context(_only_one(out))
         write_config(config, out / "config.yaml")
-        known: dict[str, Mapping[str, Any]] = {}
-
-        def results(run: Run) -> Mapping[str, Any] | None:
-            if run.key not in known and (found := read_result(run, store)) is not None:
-                known[run.key] = found
-            return known.get(run.key)
-
+        results = _finished(store)
         _run_all(context, store, results)
         result = collect(context, store, results)
+        from .report import write_report  # not by the workers, which import this file too: plots take a second to load
+
         report = write_report(result, out)
         return BenchResult(report.html, report.verdicts, result)
 
 
 def plan(config: BenchConfig) -> Plan:
     """What ``bench`` would run and roughly cost if no arm needs its steps doubled; writes nothing."""
-    pools = read_pools(config.data)
-    context = Context(config, pools)
-    runs = {run.key: run for run in _foreseen(context)}
+    context = _look_through(config)
+    pools, results = context.pools, _finished(Path(config.out) / "runs")
+    foreseen = _foreseen(context, results)
+    runs = {key: run for key, run in foreseen.items() if results(run) is None}
     device = choose_device(config.device)
     flops = encoder_flops(config.spec)
     workers = _workers(config)
@@ -111,6 +118,7 @@ def plan(config: BenchConfig) -> Plan:
     tokens = (config.spec.num_patches + 1) * config.spec.embed_dim * config.spec.depth
     kinds = {kind: sum(run.kind == kind for run in runs.values()) for kind in ("mae", "supervised", "train", "test")}
     images = sum(run.images * (0.5 if run.kind == "mae" else 1.0) for run in runs.values() if run.kind != "test")
+    there = f"; {len(foreseen) - len(runs)} are there already" if len(runs) < len(foreseen) else ""
     return Plan(
         lines=(
             (
@@ -125,7 +133,10 @@ def plan(config: BenchConfig) -> Plan:
                 ", ".join(f"{len(config.seeds_at(labels))} at {labels} labels" for labels in config.labels),
             ),
             ("pretraining seeds", str(len(config.pretrain_seeds))),
-            ("runs", ", ".join(f"{count} {kind}" for kind, count in kinds.items()) + "; more where steps are doubled"),
+            (
+                "runs",
+                f"{', '.join(f'{count} {kind}' for kind, count in kinds.items())}; more where steps are doubled{there}",
+            ),
             ("at a time", f"{workers} runs of {config.threads} threads on {device}"),
             ("result", str(Path(config.out) / "report.html")),
         ),
@@ -134,6 +145,36 @@ def plan(config: BenchConfig) -> Plan:
         seconds=training_seconds(flops, images, device) / workers,
         memory_bytes=training_memory(parameters, tokens, largest) * workers,
     )
+
+
+def _look_through(config: BenchConfig) -> Context:
+    """The suite with its images, checked against each other."""
+    logger.info("bench: looking through the images of %s", config.data.path)
+    context = Context(config, read_pools(config.data))
+    context.check()
+    return context
+
+
+def _finished(store: Path) -> Results:
+    """Reads the finished runs in a folder, each once; a damaged result is told of and counts as none."""
+    known: dict[str, Mapping[str, Any]] = {}
+    damaged: set[str] = set()
+
+    def results(run: Run) -> Mapping[str, Any] | None:
+        if run.key in known:
+            return known[run.key]
+        try:
+            found = read_result(run, store)
+        except MaeliftError as error:
+            if run.key not in damaged:
+                logger.warning("bench: %s, so that run is made again (%s)", error, run.title())
+            damaged.add(run.key)
+            return None
+        if found is not None:
+            known[run.key] = found
+        return found
+
+    return results
 
 
 def compare(context: Context, arm: str, labels: int, results: Results) -> Comparison:
@@ -146,6 +187,7 @@ def compare(context: Context, arm: str, labels: int, results: Results) -> Compar
     state = Comparison(arm, labels)
 
     def have(runs: Sequence[Run]) -> bool:
+        state.asked.extend(runs)
         state.missing.extend(run for run in runs if results(run) is None)
         return all(results(run) is not None for run in runs)
 
@@ -218,7 +260,7 @@ def collect(context: Context, store: Path, results: Results) -> SuiteResult:
         config_yaml=to_yaml(config),
         versions=_versions(),
         machine=_machine(config),
-        seconds_total=_seconds_spent(store),
+        seconds_total=_seconds_spent((run for state in comparisons for run in state.asked), results),
         pretraining_seeds=len(config.pretrain_seeds),
         missing=tuple(f"{state.arm} at {state.labels} labels" for state in comparisons if not state.cells),
     )
@@ -233,6 +275,8 @@ def _check(
     doubled: tuple[float, ...],
     context: Context,
 ) -> ConvergenceCheck:
+    from .stats import converged  # not by the workers: scipy takes a second to load
+
     gain, noise, enough = converged(at, doubled, n_val=len(context.pools.val))
     return ConvergenceCheck(arm, labels, steps, seeds, at, doubled, gain, noise, enough)
 
@@ -274,20 +318,25 @@ def _there(value: Any) -> Any:
     return value
 
 
-def _foreseen(context: Context) -> Iterator[Run]:
-    """Every run of a suite in which no arm's steps are doubled beyond the check."""
+def _foreseen(context: Context, results: Results) -> dict[str, Run]:
+    """Every run of a suite, by key, as far as can be told: learning rates and steps that are not chosen yet are guessed."""
     config = context.config
+    runs: dict[str, Run] = {}
     for arm in config.arms:
-        encoders = [context.pretraining(arm, seed) for seed in config.pretrain_seeds]
-        yield from (run for run in encoders if run is not None)
         for labels in config.labels:
-            steps, rate = config.steps(arm, labels), config.tuning.rates[0]
-            yield from (context.training(arm, labels, config.tuning.seed, steps, lr) for lr in config.tuning.rates)
-            for number, seed in enumerate(config.seeds_at(labels)):
-                run = context.training(arm, labels, seed, steps, rate)
-                yield from (run, context.testing(run))
-                if number < config.tuning.check_seeds:
-                    yield context.training(arm, labels, seed, 2 * steps, rate)
+            state = compare(context, arm, labels, results)
+            rate = config.tuning.rates[0] if state.tuning is None else state.tuning.chosen
+            steps, seeds = config.steps(arm, labels), config.seeds_at(labels)
+            trials = [context.training(arm, labels, config.tuning.seed, steps, lr) for lr in config.tuning.rates]
+            checked = seeds[: config.tuning.check_seeds]
+            if state.check is not None:
+                settled = state.check.converged or state.check.steps >= steps << config.tuning.max_doublings
+                steps, checked = (state.check.steps, ()) if settled else (2 * state.check.steps, checked)
+            at = [context.training(arm, labels, seed, steps, rate) for seed in seeds]
+            doubled = [context.training(arm, labels, seed, 2 * steps, rate) for seed in checked]
+            tests = [context.testing(run) for run in at]
+            runs.update((run.key, run) for run in [*state.asked, *trials, *at, *doubled, *tests])
+    return runs
 
 
 def _note(config: BenchConfig, arm: str) -> str:
@@ -300,14 +349,7 @@ def _note(config: BenchConfig, arm: str) -> str:
 
 
 def _versions() -> dict[str, str]:
-    return {
-        "maelift": __version__,
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-        "torchvision": torchvision.__version__,
-        "timm": timm.__version__,
-        "numpy": numpy.__version__,
-    }
+    return {"maelift": __version__, "python": platform.python_version(), **libraries()}
 
 
 def _machine(config: BenchConfig) -> str:
@@ -316,8 +358,10 @@ def _machine(config: BenchConfig) -> str:
     return f"{device.type} ({name}), {os.cpu_count()} cores, {config.threads} threads a run"
 
 
-def _seconds_spent(store: Path) -> float:
-    return sum(float(json.loads(path.read_text())["seconds"]) for path in store.glob("*/result.json"))
+def _seconds_spent(runs: Iterable[Run], results: Results) -> float:
+    """Compute of these runs, each counted once; what other suites left in the folder is not among them."""
+    found = {run.key: results(run) for run in runs}
+    return sum(float(result["seconds"]) for result in found.values() if result is not None)
 
 
 def _workers(config: BenchConfig) -> int:
@@ -328,65 +372,99 @@ def _workers(config: BenchConfig) -> int:
     return max(1, (os.cpu_count() or 1) // config.threads)
 
 
+def _check_place(out: Path) -> None:
+    """Raise MaeliftError, before any work, where ``out`` could not be written or holds something else."""
+    nearest_there = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not nearest_there.is_dir() or not os.access(nearest_there, os.W_OK | os.X_OK):
+        output_folder(out)  # says what is wrong
+    if (out / "config.yaml").exists() and not (out / "runs").exists():
+        raise MaeliftError(f"out={out}: holds something else than a suite's runs. Choose another folder.")
+
+
 @contextmanager
 def _only_one(out: Path) -> Iterator[None]:
     """Hold the folder's lock, which the system takes back from a process that was killed."""
-    with (out / ".lock").open("w") as file:
+    with (out / LOCK_FILE).open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             raise MaeliftError(
                 f"out={out}: another maelift bench is at work there. Wait for it, or stop it."
             ) from error
         yield
 
 
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Before and after the runs: end at once on SIGINT or SIGTERM, and say how to go on."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Interrupted("stopped; finished runs are kept. The same command goes on.", number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def _run_all(context: Context, store: Path, results: Results) -> None:
     """Do whatever is missing, the costliest first, until nothing is."""
-    config = context.config
-    workers = _workers(config)
+    waiting = _missing(context, results)
+    if not waiting:
+        logger.info("bench: every run is there already")
+        return
+    workers = _workers(context.config)
     spawn = multiprocessing.get_context("spawn")
     messages: Queue[tuple[str, Progress]] = spawn.Queue()
-    board = _Board(context, results)
+    end, line = spawn.Pipe(duplex=False)  # closed, it tells every worker to stop
+    strangers = set(multiprocessing.active_children())
     running: dict[Future[str | None], Run] = {}
-    with StopSignals.noted() as signals:
-        if not _missing(context, results):
-            return
-        pool = ProcessPoolExecutor(workers, spawn, _start_worker, (config.threads, messages))
+    with StopSignals.noted() as signals, _Board(context, results, workers) as board:
+        pool = ProcessPoolExecutor(workers, spawn, _start_worker, (context, store, messages, end))
         try:
-            waiting = _missing(context, results)
             while waiting or running:
                 while waiting and len(running) < workers:
                     run = waiting.pop(0)
-                    running[pool.submit(_work, run, config, store)] = run
+                    with _fit_for_workers():
+                        running[pool.submit(_work, run)] = run
                 done, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
                 while not messages.empty():
                     board.hear(*messages.get())
                 for future in done:
                     run = running.pop(future)
                     problem = future.result()
-                    if problem is not None:
+                    if problem is None:
+                        board.finished(run)
+                    elif signals.received is None:
                         raise MaeliftError(f"{run.title()}: {problem}")
-                    board.finished(run)
+                if signals.received is not None:
+                    raise _interrupted(board.count, signals.received)
                 if done:
                     busy = {run.key for run in running.values()}
                     waiting = [run for run in _missing(context, results) if run.key not in busy]
                 board.show(list(running.values()))
-                if signals.received is not None:
-                    raise Interrupted(
-                        f"stopped with {board.count} runs finished; they are kept. The same command goes on.",
-                        signals.received,
-                    )
         except BrokenProcessPool as error:
+            for process in set(multiprocessing.active_children()) - strangers:
+                process.kill()  # they may wait for ever for a lock that the dead one held
+            if signals.received is not None:
+                raise _interrupted(board.count, signals.received) from error
             raise MaeliftError(
                 "a worker process died (killed, or out of memory?). Finished runs are kept; give fewer workers to use less "
                 "memory, and the same command goes on."
             ) from error
         finally:
-            board.close()
-            for process in multiprocessing.active_children():
-                process.terminate()
+            line.close()
             pool.shutdown(wait=True, cancel_futures=True)
+            end.close()
+
+
+def _interrupted(count: int, number: int) -> Interrupted:
+    return Interrupted(f"stopped with {count} runs finished; they are kept. The same command goes on.", number)
 
 
 def _missing(context: Context, results: Results) -> list[Run]:
@@ -400,63 +478,137 @@ def _missing(context: Context, results: Results) -> list[Run]:
     return sorted(found.values(), key=lambda run: (run.kind not in ("mae", "supervised"), -run.images, run.key))
 
 
-_messages: Queue[tuple[str, Progress]] | None = None
+@contextmanager
+def _fit_for_workers() -> Iterator[None]:
+    """Processes that are started within don't import the caller's script, and hear of no signal until they are prepared.
+
+    So a script may call ``bench`` without ``if __name__ == "__main__":``, and Ctrl-C while workers start is not answered
+    by their tracebacks.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        sys.modules["__main__"] = main
 
 
-def _start_worker(threads: int, messages: Queue[tuple[str, Progress]]) -> None:
-    """Prepare a worker: its threads, its line to the parent, and its end when the parent is gone."""
-    global _messages
-    _messages = messages
+_STOPS = (signal.SIGINT, signal.SIGTERM)
+
+
+@dataclass
+class _Worker:
+    """What a worker process has at hand; ``busy`` with a run, ``leaving`` once the parent wants no more of it."""
+
+    context: Context
+    store: Path
+    messages: Queue[tuple[str, Progress]]
+    busy: bool = False
+    leaving: bool = False
+    told: float = 0.0
+
+    def stop(self, number: int, frame: FrameType | None) -> None:
+        """On SIGTERM, end the run or, when it isn't the parent who asks, the process.
+
+        Within training it is the loop that takes the signal, and saves.
+        """
+        if self.busy:
+            raise Interrupted("stopped", number)
+        if not self.leaving:
+            os._exit(1)
+
+    def watch(self, end: Connection, parent: BaseProcess) -> None:
+        """End the run when the line to the parent is closed, and the process when the parent is gone.
+
+        A worker of a killed parent must not go on beside those of the next command.
+        """
+        end.poll(None)
+        self.leaving = True
+        os.kill(os.getpid(), signal.SIGTERM)
+        parent.join()
+        os._exit(1)
+
+    def tell(self, run: Run, progress: Progress) -> None:
+        """Let the parent know how far a run is, once a second."""
+        if time.monotonic() - self.told > 1.0:
+            self.told = time.monotonic()
+            self.messages.put((run.key, progress))
+
+    def work(self, run: Run) -> str | None:
+        """Do a run; returns what went wrong, in words."""
+        try:
+            self.busy = True
+            if self.leaving:
+                return "stopped"
+            execute(run, self.context, self.store, lambda progress: self.tell(run, progress))
+        except Interrupted:
+            if not self.leaving:
+                os._exit(1)
+            return "stopped"
+        except torch.OutOfMemoryError:
+            return "the GPU's memory is too small. Give fewer workers, or a smaller batch_size; finished runs are kept."
+        except (MaeliftError, OSError) as error:
+            return str(error)
+        finally:
+            self.busy = False
+        return None
+
+
+_worker: _Worker | None = None
+
+
+def _start_worker(context: Context, store: Path, messages: Queue[tuple[str, Progress]], end: Connection) -> None:
+    """Prepare a worker: its threads, and its lines to the parent.
+
+    It leaves the parent's process group: a Ctrl-C at the terminal is for the parent, which passes it on once.
+    """
+    global _worker
+    _worker = _Worker(context, store, messages)
+    messages.cancel_join_thread()  # a worker that ends waits for nobody to read on
+    os.setpgrp()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(threads)
+    signal.signal(signal.SIGTERM, _worker.stop)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)
+    torch.set_num_threads(context.config.threads)
     logging.getLogger("maelift").setLevel(logging.ERROR)
     parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    threading.Thread(target=_worker.watch, args=(end, parent), daemon=True).start()
 
 
-def _end_with(parent: BaseProcess) -> None:
-    """Wait for the parent's end, then end: a worker of a killed parent must not go on beside the next command's."""
-    parent.join()
-    os._exit(1)
-
-
-def _work(run: Run, config: BenchConfig, store: Path) -> str | None:
+def _work(run: Run) -> str | None:
     """Do a run in a worker; returns what went wrong, in words."""
-    last = 0.0
-
-    def tell(progress: Progress) -> None:
-        nonlocal last
-        if _messages is not None and time.monotonic() - last > 1.0:
-            last = time.monotonic()
-            _messages.put((run.key, progress))
-
-    try:
-        execute(run, config, store, tell)
-    except Interrupted:
-        return "stopped"
-    except (MaeliftError, OSError) as error:
-        return str(error)
-    return None
+    return _there(_worker).work(run)  # type: ignore[no-any-return]
 
 
 class _Board:
-    """Shows how far the suite is: on a terminal a bar and the runs at work, elsewhere a line now and then."""
+    """Shows how far the suite is: on a terminal the runs at work, elsewhere a line now and then."""
 
-    def __init__(self, context: Context, results: Results) -> None:
-        self.context, self.results = context, results
+    def __init__(self, context: Context, results: Results, workers: int) -> None:
+        self.context, self.results, self.workers = context, results, workers
         self.count = 0
         self._heard: dict[str, Progress] = {}
-        self._foreseen = {run.key: run for run in _foreseen(context)}
         self._began = self._said = time.monotonic()
         self._images_done = 0.0
+        self._images_left, self._runs_left = 0, 0
         self._live: Any = None
-        if sys.stderr.isatty():
+
+    def __enter__(self) -> _Board:
+        self._look_ahead()
+        logger.info("bench: %d runs to do, %d at a time; more where steps are doubled", self._runs_left, self.workers)
+        if sys.stderr is not None and sys.stderr.isatty():
             from rich.console import Console
             from rich.live import Live
 
             self._live = Live(console=Console(stderr=True), refresh_per_second=2)
             self._live.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Give the terminal back."""
+        if self._live is not None:
+            self._live.stop()
 
     def hear(self, key: str, progress: Progress) -> None:
         """Take in a worker's message."""
@@ -467,15 +619,19 @@ class _Board:
         self.count += 1
         self._images_done += run.images
         result = self.results(run) or {}
+        self._look_ahead()
         accuracy = f", validation accuracy {100 * result['val_accuracy']:.1f} %" if "val_accuracy" in result else ""
         text = f"bench: {run.title()}: done in {duration(float(result.get('seconds', 0)))}{accuracy}"
         if self._live is None:
             logger.info(text)
         else:
-            self._live.console.print(text)
+            self._live.console.print(text, markup=False, highlight=False)
 
     def show(self, running: list[Run]) -> None:
         """Show the runs at work and the time left, if no arm needs its steps doubled."""
+        if self._live is None and time.monotonic() - self._said < PLAIN_INTERVAL:
+            return
+        self._said = time.monotonic()
         lines = [self._summary(running)]
         for run in running:
             if (progress := self._heard.get(run.key)) is not None:
@@ -483,19 +639,18 @@ class _Board:
                     f"  {run.title()}: step {progress.step}/{progress.total}, loss {progress.loss:.3f}, "
                     f"{progress.images_per_second:.0f} images/s"
                 )
-        if self._live is not None:
-            self._live.update("\n".join(lines))
-        elif time.monotonic() - self._said > 30:
-            self._said = time.monotonic()
+        if self._live is None:
             logger.info("\n".join(lines))
+        else:
+            from rich.text import Text
 
-    def close(self) -> None:
-        """Give the terminal back."""
-        if self._live is not None:
-            self._live.stop()
+            self._live.update(Text("\n".join(lines)))
+
+    def _look_ahead(self) -> None:
+        left = [run for run in _foreseen(self.context, self.results).values() if self.results(run) is None]
+        self._images_left, self._runs_left = sum(run.images for run in left), len(left)
 
     def _summary(self, running: list[Run]) -> str:
-        left = sum(run.images for run in self._foreseen.values() if self.results(run) is None)
         partly = sum(
             progress.step / max(progress.total, 1) * run.images
             for run in running
@@ -503,5 +658,8 @@ class _Board:
         )
         elapsed = time.monotonic() - self._began
         rate = (self._images_done + partly) / max(elapsed, 1e-9)
-        ahead = duration(max(left - partly, 0) / rate) if rate > 0 else "unknown time"
-        return f"bench: {self.count} runs done in {duration(elapsed)}, about {ahead} left unless steps are doubled"
+        ahead = duration(max(self._images_left - partly, 0) / rate) if rate > 0 else "unknown time"
+        return (
+            f"bench: {self.count} runs done in {duration(elapsed)}, {self._runs_left} to do, about {ahead} left "
+            "unless steps are doubled"
+        )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -64,13 +65,14 @@ class Tuning:
     """how often an arm's steps may be doubled"""
 
     def __post_init__(self) -> None:
-        if len(set(self.rates)) < 4:
-            raise ConfigError("rates", list(self.rates), "at least 4 different rates")
+        if len(self.rates) < 4 or len(set(self.rates)) < len(self.rates):
+            raise ConfigError("rates", list(self.rates), "at least 4 rates, all different")
         if min(self.rates) <= 0:
             raise ConfigError("rates", list(self.rates), "rates above 0")
-        for key in ("check_seeds",):
-            if getattr(self, key) < 1:
-                raise ConfigError(key, getattr(self, key), "1 or more")
+        if self.seed < 0:
+            raise ConfigError("seed", self.seed, "0 or more")
+        if self.check_seeds < 1:
+            raise ConfigError("check_seeds", self.check_seeds, "1 or more")
         if self.max_doublings < 0:
             raise ConfigError("max_doublings", self.max_doublings, "0 or more")
 
@@ -115,6 +117,9 @@ class BenchConfig:
     """CPU threads of a run"""
 
     def __post_init__(self) -> None:
+        if self.channels not in (1, 3):
+            raise ConfigError("channels", self.channels, "1 or 3")
+        _ = self.spec  # checks model, image_size and patch_size
         for key in ("labels", "pretrain_seeds"):
             _check_different(key, getattr(self, key))
         if min(self.labels) < 1:
@@ -128,17 +133,21 @@ class BenchConfig:
                 raise ConfigError("tuning.seed", self.tuning.seed, f"none of the compared seeds {list(seeds)}")
             if self.tuning.check_seeds > len(seeds):
                 raise ConfigError("tuning.check_seeds", self.tuning.check_seeds, f"at most the {len(seeds)} seeds")
+        if not self.arms:
+            raise ConfigError("arms", self.arms, "at least one arm, with its start and label")
+        for name in self.arms:
+            self._check_keys(name)
+        for name in self.arms:
+            self._check_recipes(name)
         if self.baseline not in self.arms:
-            raise ConfigError("baseline", self.baseline, f"one of the arms {', '.join(self.arms)}")
-        if self.channels not in (1, 3):
-            raise ConfigError("channels", self.channels, "1 or 3")
+            close = nearest(self.baseline, self.arms)
+            advice = f"Did you mean {close}?" if close else ""
+            raise ConfigError("baseline", self.baseline, f"one of the arms {', '.join(self.arms)}", advice)
         for key in ("evaluations", "threads"):
             if getattr(self, key) < 1:
                 raise ConfigError(key, getattr(self, key), "1 or more")
         if self.workers is not None and self.workers < 1:
             raise ConfigError("workers", self.workers, "1 or more")
-        for name in self.arms:
-            self.check_arm(name)
 
     @classmethod
     def resolve(cls, overrides: Sequence[str] | Mapping[str, object] = (), file: Path | None = None) -> BenchConfig:
@@ -181,40 +190,75 @@ class BenchConfig:
 
     def supervised_recipe(self, name: str) -> Recipe:
         """How the encoder of a supervised arm is trained on the pool's labels."""
-        return resolve(Recipe, self.arms[name].get("pretrain", {}), defaults=recipe_defaults("scratch"))
+        return resolve(Recipe, self.arm(name).pretrain, defaults=recipe_defaults("scratch"))
 
     def mae_config(self, name: str, seed: int, out: str) -> PretrainConfig:
         """How the encoder of a MAE arm is pretrained."""
-        own: dict[str, Any] = {
+        return resolve(PretrainConfig, self.arm(name).pretrain, defaults=self._of_all_arms(seed, out))
+
+    def _of_all_arms(self, seed: int, out: str) -> dict[str, Any]:
+        """The keys of pretraining that are the same for all arms."""
+        return {
             "data": self.data.path,
             "out": out,
             "model": self.model,
             "image_size": list(self.spec.image_size),
             "patch_size": self.spec.patch_size,
             "channels": self.channels,
+            "statistics": "auto",
             "device": self.device,
             "seed": seed,
             "workers": 0,
         }
-        return resolve(PretrainConfig, self.arms[name].get("pretrain", {}), defaults=own)
 
-    def check_arm(self, name: str) -> None:
-        """Raise ConfigError, with the full key, for an arm that could not be run."""
-        try:
-            arm = resolve(ArmConfig, self.arms[name])
+    def _check_keys(self, name: str) -> None:
+        """Raise MaeliftError, with the full key, where an arm's own keys are mistaken."""
+        keys = self.arms[name]
+        others = [other for other in self.arms if other != name]
+        if "start" not in keys and (close := nearest(name, others)):
+            raise MaeliftError(
+                f"arms.{name}: no such arm. Did you mean arms.{close}? (A new arm needs start and label.)"
+            )
+        with _keys_of(f"arms.{name}."):
+            for labels, steps in resolve(ArmConfig, keys).steps.items():
+                if not labels.isdigit() or steps < 1:
+                    raise ConfigError(f"steps.{labels}", steps, "a count of labels with 1 or more steps")
+
+    def _check_recipes(self, name: str) -> None:
+        """Raise MaeliftError, with the full key, where an arm could not be pretrained or fine-tuned."""
+        arm = self.arm(name)
+        with _keys_of(f"arms.{name}.recipe."):
+            for key in sorted({"lr", "base_lr"} & arm.recipe.keys()):
+                raise ConfigError(key, arm.recipe[key], "no rate, as every arm's is chosen from tuning.rates")
             start = "scratch" if arm.start == "scratch" else "encoder"
-            resolve(Recipe, arm.recipe, defaults=recipe_defaults(start))
+            resolve(Recipe, arm.recipe, defaults=recipe_defaults(start)).check_passes(1)
+        with _keys_of(f"arms.{name}.pretrain."):
             if arm.start == "mae":
+                for key in sorted(self._of_all_arms(0, "").keys() & arm.pretrain.keys()):
+                    raise ConfigError(key, arm.pretrain[key], "no value here, as the suite gives one to all arms")
                 self.mae_config(name, 0, "out")
             elif arm.start == "supervised":
-                self.supervised_recipe(name)
-        except MaeliftError as error:
-            raise MaeliftError(f"arms.{name}: {error}") from error
+                self.supervised_recipe(name).check_passes(1)
+            elif arm.pretrain:
+                raise ConfigError(
+                    next(iter(arm.pretrain)), next(iter(arm.pretrain.values())), "nothing, at start=scratch"
+                )
+
+
+@contextmanager
+def _keys_of(prefix: str) -> Iterator[None]:
+    """Let errors within name their key in full."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(prefix + error.key, error.value, error.expected, error.advice) from error
+    except MaeliftError as error:
+        raise MaeliftError(f"{prefix}{error}") from error
 
 
 def _check_different(key: str, values: tuple[int, ...]) -> None:
-    if not values or len(set(values)) != len(values):
-        raise ConfigError(key, list(values), "one or more different numbers")
+    if not values or len(set(values)) != len(values) or min(values) < 0:
+        raise ConfigError(key, list(values), "one or more whole numbers from 0 up, all different")
 
 
 def read_suite(suite: str) -> dict[str, Any]:
@@ -228,13 +272,23 @@ def read_suite(suite: str) -> dict[str, Any]:
         raise ConfigError(
             "suite", suite, f"a YAML file or one of {', '.join(names)}", f"Did you mean {close}?" if close else ""
         )
+    return _read_keys(path)
+
+
+def _read_keys(path: Path) -> dict[str, Any]:
+    """The keys of a YAML file, its numbers as in all of maelift's: 1e-3 is one."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
     try:
-        content = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        content = OmegaConf.to_container(OmegaConf.create(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise MaeliftError(f"{path}: can't be read ({(error.strerror or str(error)).lower()}).") from error
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
         raise MaeliftError(f"{path}: not YAML ({' '.join(str(error).split())}).") from error
-    if not isinstance(content, dict):
-        raise MaeliftError(f"{path}: expected keys and values, found a {type(content).__name__}.")
-    return content
+    if not isinstance(content, dict) or not content or list(content.values()) == [None]:
+        raise MaeliftError(f"{path}: expected keys and values, such as title, data, labels, seeds and arms.")
+    return {str(key): value for key, value in content.items()}
 
 
 def _named_suite(overrides: Sequence[str] | Mapping[str, object], file: Path | None) -> str:
@@ -242,9 +296,9 @@ def _named_suite(overrides: Sequence[str] | Mapping[str, object], file: Path | N
         named = [str(overrides["suite"])] if "suite" in overrides else []
     else:
         named = [text.partition("=")[2] for text in overrides if text.startswith("suite=")]
-    if not named and file is not None and file.is_file():
-        content = yaml.safe_load(file.read_text())
-        named = [str(content["suite"])] if isinstance(content, dict) and "suite" in content else []
+    if not named and file is not None:
+        content = _read_keys(file)
+        named = [str(content["suite"])] if "suite" in content else []
     if not named:
         raise MaeliftError("suite: needed (name of a shipped suite, or a YAML file). Give maelift bench SUITE out=DIR.")
     return named[-1]

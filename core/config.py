@@ -209,7 +209,7 @@ def _parse_overrides(schema: type, overrides: Sequence[str]) -> dict[str, Any]:
                 word = OmegaConf.from_dotlist([text])
         except (OmegaConfBaseException, yaml.YAMLError) as error:
             raise ConfigError(key, value, kind, f"It isn't YAML: {_first_line(error)}.") from error
-        result = _merge(result, cast(dict[str, Any], OmegaConf.to_container(word)))
+        result = _merge(result, cast(dict[str, Any], _plain(OmegaConf.to_container(word))))
     return result
 
 

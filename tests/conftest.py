@@ -10,6 +10,8 @@ import pytest
 from maelift.tests.support import FASHION_MNIST, write_images
 from PIL import Image
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: the tests share few cores
+
 
 @pytest.fixture(scope="session")
 def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

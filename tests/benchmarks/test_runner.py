@@ -1,0 +1,417 @@
+"""A suite as people run it: stopped in every way, gone on with, changed; the same numbers whatever happens."""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import json
+import logging
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import maelift
+import numpy as np
+import pytest
+import torch
+from maelift.benchmarks import arms, runner
+from maelift.benchmarks.arms import Context, Run, execute, read_pools
+from maelift.benchmarks.runner import plan
+from maelift.benchmarks.suite import BenchConfig, SuiteData
+from maelift.core import loop
+from maelift.core.config import MaeliftError
+from maelift.tests.support import environment, run_maelift
+from maelift.transfer import classify
+from PIL import Image
+
+LABELS, SEEDS, RATES = (6, 12), (0, 1, 2), 4
+
+SUITE = """
+title: Can dark, middle and light be told apart?
+data: {path: images, pool: 60, val: 30}
+labels: [6, 12]
+seeds: [0, 1, 2]
+model: vit_nano
+image_size: 16
+patch_size: 8
+workers: 2
+evaluations: 2
+tuning: {rates: [3e-4, 1e-3, 3e-3, 1e-2], check_seeds: 1, max_doublings: 1}
+arms:
+  mae:
+    start: mae
+    label: MAE on the pool
+    pretrain:
+      {epochs: 10, batch_size: 8, lr: 1e-3, holdout: 4, evaluations: 1, decoder: {embed_dim: 16, depth: 1, num_heads: 2}}
+    recipe: &small {batch_size: 4, mixup: 0.0, cutmix: 0.0, random_erasing: 0.0}
+    steps: {6: 3, 12: 4}
+  supervised:
+    start: supervised
+    label: labels of the pool
+    pretrain: {batch_size: 8, steps: 10, lr: 1e-3, mixup: 0.0, cutmix: 0.0, ema_decay: null}
+    recipe: *small
+    steps: {6: 3, 12: 4}
+  scratch:
+    start: scratch
+    label: from scratch
+    recipe: {batch_size: 4, mixup: 0.0, cutmix: 0.0, ema_decay: null}
+    steps: {6: 3, 12: 4}
+"""
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A suite that ran without a stop: the folder with the suite and its images, its report, and what it said."""
+
+    home: Path
+    out: Path
+    said: str
+    shown: str
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    home = tmp_path_factory.mktemp("bench")
+    (home / "suite.yaml").write_text(SUITE)
+    write_classes(home / "images" / "train", range(60))
+    write_classes(home / "images" / "test", range(60, 80))
+    for number in range(60, 80):  # a dark image in four is in test too
+        shutil.copy(home / "images" / "test" / "dark" / f"{number}.png", home / "images" / "train" / "dark")
+    done = run_maelift("bench", "suite.yaml", "out=whole", cwd=home)
+    assert done.returncode == 0, done.stderr
+    return Whole(home, home / "whole", done.stdout, done.stderr)
+
+
+def write_classes(root: Path, numbers: Sequence[int]) -> None:
+    """Three classes of noise that differ in brightness, but not by much."""
+    for label, level in (("dark", 90), ("middle", 128), ("light", 165)):
+        (root / label).mkdir(parents=True)
+        for number in numbers:
+            values = np.random.default_rng([level, number]).integers(level - 80, level + 80, (16, 16, 3))
+            Image.fromarray(values.astype(np.uint8)).save(root / label / f"{number}.png")
+
+
+def resolved(whole: Whole, **keys: object) -> BenchConfig:
+    """The suite, whatever folder it is called from, with these keys changed."""
+    suite = {
+        "suite": str(whole.home / "suite.yaml"),
+        "out": str(whole.out),
+        "data": {"path": str(whole.home / "images")},
+    }
+    return BenchConfig.resolve({**suite, **keys})
+
+
+def results(out: Path) -> dict[str, dict[str, Any]]:
+    """What the finished runs wrote, by their keys."""
+    return {path.parent.name: json.loads(path.read_text()) for path in (out / "runs").glob("*/result.json")}
+
+
+def tables(out: Path) -> list[str]:
+    """The tables of the report but those of its section on time."""
+    return [line for line in (out / "report.md").read_text().split("## Time")[0].splitlines() if line.startswith("|")]
+
+
+def processes(parent: int) -> list[int]:
+    """The processes that a process started."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, above = path.read_text().rpartition(")")[2].split()[:2]
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(above) == parent and state != "Z":
+            found.append(int(path.parent.name))
+    return found
+
+
+def alive(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def eventually(condition: Callable[[], object], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "never came"
+        time.sleep(0.01)
+
+
+def workers_of(parent: int) -> list[int]:
+    """The processes of a suite that do its runs."""
+    return [process for process in processes(parent) if b"spawn_main" in Path(f"/proc/{process}/cmdline").read_bytes()]
+
+
+def test_a_suite_ends_with_verdicts_and_keeps_every_run(whole: Whole) -> None:
+    lines = whole.said.splitlines()
+    assert len(lines) == 5 and lines[-1] == "report: whole/report.html"
+    for line, (labels, arm) in zip(
+        lines, [(count, arm) for count in LABELS for arm in ("MAE on the pool", "labels of the pool")], strict=False
+    ):
+        assert line.startswith(f"At {labels} labels, ") and arm in line and "3 paired seeds, 60 test images" in line
+    with (whole.out / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 3 * len(LABELS) * len(SEEDS)
+    runs = results(whole.out)
+    assert {row["run"] for row in rows} <= runs.keys()
+    kinds = Counter(result["run"]["kind"] for result in runs.values())
+    assert kinds["mae"] == kinds["supervised"] == 1
+    assert kinds["test"] == len(rows)  # the test split is read once for each compared run, and for no trial
+    trials = Counter(
+        (result["run"]["recipe"], tuple(result["run"]["parents"]), result["run"]["labels"])
+        for result in runs.values()
+        if result["run"]["kind"] == "train" and result["run"]["seed"] == 1000
+    )
+    assert len(trials) == 3 * len(LABELS) and set(trials.values()) == {RATES}
+    assert len(list((whole.out / "runs").iterdir())) == len(runs)
+    assert "looking through the images" in whole.shown and "runs to do, 2 at a time" in whole.shown
+
+
+def test_an_image_in_pool_and_test_is_dropped_and_told_of(whole: Whole) -> None:
+    pools = read_pools(resolved(whole).data)
+    kept = {name: {image_bytes(part, i) for i in range(len(part))} for name, part in vars_of(pools).items()}
+    for one, other in (("pool", "val"), ("pool", "test"), ("source", "pool"), ("source", "val"), ("source", "test")):
+        assert not kept[one] & kept[other]
+    assert not kept["val"] & kept["test"] and len(pools.pool) < 60 and len(pools.test) == 60
+    report = (whole.out / "report.md").read_text()
+    assert (
+        "Images of the pool that are in validation or test too, by content, and were left out of the pool: " in report
+    )
+    assert f"pool: {len(pools.pool)} images" in report and all(finding in report for finding in pools.findings)
+
+
+def vars_of(pools: arms.Pools) -> dict[str, Any]:
+    return {"pool": pools.pool, "source": pools.source, "val": pools.val, "test": pools.test}
+
+
+def image_bytes(part: Any, index: int) -> bytes:
+    image: Image.Image = part.images.open(index)
+    return image.tobytes()
+
+
+@pytest.mark.slow
+def test_a_suite_that_is_killed_again_and_again_ends_with_the_tables_of_one_that_is_not(whole: Whole) -> None:
+    """Killed in pretraining and in fine-tuning, alone and with its group; then damaged; then ended by another caller."""
+    out = whole.home / "killed"
+
+    def in_pretraining() -> bool:
+        return any(not (path.parent / "result.json").exists() for path in out.glob("runs/*/data.json"))
+
+    def after(count: int) -> Callable[[], bool]:
+        return lambda: len(list(out.glob("runs/*/result.json"))) >= count
+
+    for reached, kill in ((in_pretraining, os.kill), (after(8), os.killpg), (after(40), os.kill)):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "maelift", "bench", "suite.yaml", "out=killed"],
+            cwd=whole.home,
+            env=environment(),
+            start_new_session=True,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        eventually(lambda: reached() or process.poll() is not None)  # noqa: B023
+        workers = workers_of(process.pid)
+        assert process.poll() is None and len(workers) == 2, process.communicate()[1]
+        kill(process.pid, signal.SIGKILL)
+        _, shown = process.communicate(timeout=30)
+        assert process.returncode == -signal.SIGKILL and "Traceback" not in shown
+        eventually(lambda: not any(map(alive, workers)), seconds=5)  # noqa: B023
+        assert not (out / "report.html").exists()
+
+    runs, folder = results(out), out / "runs"
+    of = {kind: [key for key in sorted(runs) if runs[key]["run"]["kind"] == kind] for kind in ("mae", "train")}
+    (folder / of["mae"][0] / "result.json").unlink()  # as if killed right after the encoder was written
+    (folder / of["train"][0] / "result.json").unlink()
+    (folder / of["train"][1] / "result.json").write_text('{"run": {"kind": "tra')
+    (folder / of["train"][2] / "result.json").write_text("{}")
+    shutil.rmtree(folder / of["train"][3])
+    kept = {path: path.stat().st_mtime_ns for key in of["train"][4:] for path in [folder / key / "result.json"]}
+    script = whole.home / "script.py"  # calls bench without asking for __main__, from elsewhere, with one worker
+    script.write_text(
+        "import sys, maelift\nprint('once')\n"
+        "print(maelift.bench(sys.argv[1], out=sys.argv[2], data={'path': sys.argv[3]}, workers=1).summary())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, script, whole.home / "suite.yaml", out, whole.home / "images"],
+        cwd="/",
+        env=environment(),
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: os.close(0),
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[:-1] == ["once", *whole.said.splitlines()[:-1]]
+    assert done.stderr.count("damaged result") == 2
+    assert all(path.stat().st_mtime_ns == then for path, then in kept.items())  # nothing is done again
+    assert results(out).keys() == results(whole.out).keys()
+    assert (out / "results.csv").read_bytes() == (whole.out / "results.csv").read_bytes()
+    assert tables(out) == tables(whole.out) and len(tables(out)) > 20
+
+
+@pytest.mark.parametrize("dies", [False, True])
+def test_ctrl_c_and_the_death_of_a_worker_end_in_one_line(
+    whole: Whole, tmp_path: Path, dies: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def strike() -> None:
+        eventually(lambda: list(tmp_path.glob("runs/*/result.json")))
+        os.kill(workers_of(os.getpid())[0] if dies else os.getpid(), signal.SIGKILL if dies else signal.SIGINT)
+
+    monkeypatch.setattr(runner, "PLAIN_INTERVAL", 0.0)
+    logger = logging.getLogger("maelift")
+    monkeypatch.setattr(logger, "handlers", [caplog.handler])
+    monkeypatch.setattr(logger, "level", logging.INFO)
+    striker = threading.Thread(target=strike, daemon=True)
+    striker.start()
+    with pytest.raises(
+        MaeliftError, match="The same command goes on" if not dies else "a worker process died"
+    ) as caught:
+        maelift.api.bench(str(whole.home / "suite.yaml"), out=str(tmp_path), data={"path": str(whole.home / "images")})
+    striker.join()
+    assert caught.value.exit_code == (2 if dies else 130) and "\n" not in str(caught.value)
+    assert not workers_of(os.getpid()) and results(tmp_path)
+    assert re.search(r"bench: \d+ runs done in .*, \d+ to do, about .* left", caplog.text)
+
+
+def test_a_signal_before_the_runs_ends_in_words(whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "read_pools", lambda data: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(MaeliftError, match="The same command goes on") as caught:
+        maelift.api.bench(str(whole.home / "suite.yaml"), out=str(tmp_path / "out"))
+    assert caught.value.exit_code == 143 and not (tmp_path / "out").exists()
+
+
+def test_a_change_runs_only_what_it_touches(whole: Whole, tmp_path: Path) -> None:
+    out = shutil.copytree(whole.out, tmp_path / "out")
+    old, rows = results(out), (out / "results.csv").read_text().splitlines()
+
+    def bench(**keys: Any) -> float:
+        """The compute that the report names."""
+        images = {"path": str(whole.home / "images")}
+        return maelift.api.bench(str(whole.home / "suite.yaml"), out=str(out), data=images, **keys).result.seconds_total
+
+    spent = bench(arms={"scratch": {"label": "from nothing"}, "mae": {"label": "masked"}})
+    assert results(out).keys() == old.keys() and (out / "results.csv").read_text().splitlines() == rows
+    assert "masked" in (out / "report.md").read_text() and "MAE on the pool" not in (out / "report.md").read_text()
+    assert spent == pytest.approx(sum(result["seconds"] for result in old.values()))
+
+    recipe = {"scratch": {"recipe": {"weight_decay": 0.1}}}
+    spent = bench(seeds={"6": [0, 1, 2, 3], "12": [0, 1, 2]}, arms=recipe, workers=1)
+    new = {key: result["run"] for key, result in results(out).items() if key not in old}
+    count = Counter((run["arm"], run["kind"], run["labels"]) for run in new.values() if run["arm"] != "scratch")
+    new_seed = {(arm, kind, 6): 1 for arm in ("mae", "supervised") for kind in ("train", "test")}
+    assert count == new_seed and all(run["seed"] == 3 for run in new.values() if run["arm"] != "scratch")
+    tests = Counter(run["labels"] for run in new.values() if (run["arm"], run["kind"]) == ("scratch", "test"))
+    assert tests == {6: 4, 12: 3}
+    now = (out / "results.csv").read_text().splitlines()
+    assert [row for row in now if not row.startswith(("scratch", "mae,6,3", "supervised,6,3"))] == [
+        row for row in rows if not row.startswith("scratch")
+    ]
+    assert 0 < spent < sum(result["seconds"] for result in results(out).values())  # what was left behind isn't counted
+
+
+def test_the_key_holds_what_determines_a_run_and_no_more(whole: Whole, tmp_path: Path) -> None:
+    def keys(config: BenchConfig) -> dict[str, str]:
+        context = Context(config, read_pools(config.data))
+        mae, supervised = context.pretraining("mae", 0), context.pretraining("supervised", 0)
+        train = context.training("scratch", 6, 0, 3, 1e-3)
+        assert mae is not None and supervised is not None
+        tuned = context.training("mae", 6, 0, 3, 1e-3)
+        return {
+            "mae": mae.key,
+            "supervised": supervised.key,
+            "train": train.key,
+            "tuned": tuned.key,
+            "test": context.testing(train).key,
+        }
+
+    def changed(**more: object) -> set[str]:
+        return {kind for kind, key in keys(resolved(whole, **more)).items() if key != before[kind]}
+
+    everything = {"mae", "supervised", "train", "tuned", "test"}
+    before = keys(resolved(whole))
+    assert changed(workers=1, title="Other", baseline="mae", out=str(tmp_path)) == set()
+    assert changed(evaluations=3) == everything - {"mae"}
+    assert changed(threads=2) == changed(patch_size=4) == everything
+    assert changed(arms={"mae": {"pretrain": {"log_every": 7, "checkpoint_minutes": 3}}}) == set()
+    assert changed(arms={"mae": {"pretrain": {"epochs": 11}}}) == {"mae", "tuned"}
+    assert changed(arms={"scratch": {"recipe": {"epochs": 7}}}) == set()  # its steps are given
+    assert changed(arms={"scratch": {"recipe": {"flip": False}}}) == {"train", "test"}
+
+    moved = shutil.copytree(whole.home / "images", tmp_path / "moved")
+    data = {"path": str(moved)}
+    assert changed(data=data) == set()
+    assert changed(data={**data, "seed": 1}) == everything
+    (moved / "test" / "light" / "60.png").unlink()
+    assert changed(data=data) == {"test"}
+
+
+def test_labels_are_part_of_the_key(tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    write_classes(folder, range(20))
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.glob("*/*.png"))
+    digests = []
+    for other in (False, True):
+        rows = [f"{name},{'light' if other and name == names[0] else name.split('/')[0]}" for name in names]
+        (folder / "labels.csv").write_text("\n".join(["path,label", *rows]) + "\n")
+        digests.append(read_pools(SuiteData(str(folder), pool=20)).digests)
+    assert digests[0] != digests[1]
+
+
+def test_a_seed_is_one_draw_and_one_head_for_all_arms(
+    whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = shutil.copytree(whole.out, tmp_path / "out")
+    config = resolved(whole)
+    context = Context(config, read_pools(config.data))
+    seen: list[tuple[str, int, tuple[str, ...], bytes, bytes]] = []
+    real_fit, real_train = classify.fit_classifier, loop.train
+    names: list[tuple[str, ...]] = []
+
+    def fit(recipe: Any, encoder: Any, labeled: Any, *more: Any, **keys: Any) -> Any:
+        names.append(tuple(labeled.images.name(index) for index in range(len(labeled))))
+        return real_fit(recipe, encoder, labeled, *more, **keys)
+
+    def train(state: Any, *more: Any, **keys: Any) -> None:
+        head, first = state.model.head.weight, next(state.model.encoder.parameters())
+        seen.append((run.arm, run.seed, names[-1], head.detach().numpy().tobytes(), first.detach().numpy().tobytes()))
+        real_train(state, *more, **keys)
+
+    monkeypatch.setattr(arms, "fit_classifier", fit)
+    monkeypatch.setattr(classify, "train", train)
+    torch.manual_seed(5)
+    runs: list[Run] = [context.training(arm, 6, seed, 1, 2e-3) for seed in (0, 1) for arm in config.arms]
+    for run in runs:
+        execute(run, context, out / "runs")
+    for seed in (0, 1):
+        of_seed = [entry for entry in seen if entry[1] == seed]
+        assert len(of_seed) == 3
+        assert len({entry[2] for entry in of_seed}) == 1 and len({entry[3] for entry in of_seed}) == 1
+        assert len({entry[4] for entry in of_seed}) == 3  # the encoders are those of the arms
+        assert len(set(of_seed[0][2])) == 6 and len({name.split("/")[-2] for name in of_seed[0][2]}) == 3
+    assert seen[0][2] != seen[3][2] and seen[0][3] != seen[3][3]
+
+
+def test_a_folder_in_use_is_refused_and_a_dry_run_writes_nothing(whole: Whole, tmp_path: Path) -> None:
+    with (whole.out / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(MaeliftError, match="another maelift bench is at work"):
+            maelift.api.bench(str(whole.home / "suite.yaml"), out=str(whole.out), data={"path": "nowhere"})
+    before = sorted(tmp_path.rglob("*"))
+    text = plan(resolved(whole, out=str(tmp_path / "out"))).text()
+    assert "1 mae, 1 supervised" in text and sorted(tmp_path.rglob("*")) == before
+    assert "0 mae, 0 supervised, 0 train, 0 test" in plan(resolved(whole)).text()
+    (tmp_path / "config.yaml").write_text("data: photos\n")
+    with pytest.raises(MaeliftError, match="holds something else"):
+        maelift.api.bench(str(whole.home / "suite.yaml"), out=str(tmp_path))
+    with pytest.raises(MaeliftError, match="nothing can be written there"):
+        maelift.api.bench(str(whole.home / "suite.yaml"), out=str(tmp_path / "config.yaml"))

@@ -1,0 +1,234 @@
+"""A suite file: what it may say, and how its mistakes are told, before anything is written."""
+
+from __future__ import annotations
+
+import gzip
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import maelift
+import numpy as np
+import pytest
+import yaml
+from maelift.benchmarks.runner import plan
+from maelift.benchmarks.suite import SUITES, BenchConfig
+from maelift.core.config import MaeliftError
+from maelift.core.encoder import Preprocessing
+from maelift.tests.support import one_line_error, run_maelift
+from PIL import Image
+
+SUITE = """
+title: Does it help?
+data: {path: DATA, pool: 20, val: 6, test: 9}
+labels: [6, 12]
+seeds: [0, 1, 2]
+model: vit_nano
+image_size: 16
+baseline: scratch
+tuning: {rates: [3e-4, 1e-3, 3e-3, 1e-2]}
+arms:
+  mae:
+    start: mae
+    label: MAE
+    pretrain: {epochs: 2, batch_size: 8, decoder: {embed_dim: 16, depth: 1, num_heads: 2}}
+  supervised: {start: supervised, label: supervised, pretrain: {batch_size: 8}, recipe: {batch_size: 4}}
+  scratch: {start: scratch, label: scratch, recipe: {batch_size: 4}, steps: {6: 3}}
+"""
+
+
+@pytest.fixture
+def suite(tmp_path: Path, class_folders: Path) -> Path:
+    path = tmp_path / "suite.yaml"
+    path.write_text(SUITE.replace("DATA", str(class_folders)))
+    return path
+
+
+def changed(suite: Path, keys: Sequence[str], value: Any) -> Path:
+    """The suite file with another value at the end of these keys; None: without it."""
+    content = yaml.safe_load(suite.read_text())
+    content["tuning"]["rates"] = RATES
+    inner = content
+    for key in keys[:-1]:
+        inner = inner[key]
+    if value is None:
+        del inner[keys[-1]]
+    else:
+        inner[keys[-1]] = value
+    suite.write_text(yaml.safe_dump(content, sort_keys=False))
+    return suite
+
+
+RATES = [0.0003, 0.001, 0.003, 0.01]
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "said"),
+    [
+        (["lables"], [6], ["lables: no such key. Did you mean labels"]),
+        (["data", "pol"], 20, ["data.pol: no such key. Did you mean data.pool"]),
+        (["arms", "mae", "recip"], {}, ["arms.mae.recip: no such key. Did you mean recipe"]),
+        (
+            ["arms", "mae", "recipe"],
+            {"drop_pth": 0.1},
+            ["arms.mae.recipe.drop_pth: no such key. Did you mean drop_path"],
+        ),
+        (["arms", "mae", "pretrain", "epoch"], 3, ["arms.mae.pretrain.epoch: no such key. Did you mean epochs"]),
+        (["arms", "mae", "pretrain", "decoder", "dept"], 3, ["arms.mae.pretrain.decoder.dept", "decoder.depth"]),
+        (["arms", "supervised", "pretrain", "step"], 3, ["arms.supervised.pretrain.step: no such key", "steps"]),
+        (
+            ["arms", "mae", "start"],
+            "mea",
+            ["arms.mae.start=mea", "one of mae, supervised, scratch", "Did you mean mae?"],
+        ),
+        (["arms", "mae", "pretrain", "epochs"], "two", ["arms.mae.pretrain.epochs=two", "float"]),
+        (["arms", "mae", "pretrain", "seed"], 3, ["arms.mae.pretrain.seed=3", "the suite gives one to all arms"]),
+        (["arms", "mae", "recipe"], {"lr": 0.1}, ["arms.mae.recipe.lr=0.1", "tuning.rates"]),
+        (["arms", "mae", "recipe"], {"batch_size": 5}, ["arms.mae.recipe.batch_size=5", "mixup"]),
+        (["arms", "scratch", "pretrain"], {"epochs": 3}, ["arms.scratch.pretrain.epochs=3", "start=scratch"]),
+        (["arms", "scratch", "steps"], {"6": 0}, ["arms.scratch.steps.6=0", "1 or more"]),
+        (["arms", "scratch", "label"], None, ["arms.scratch.label: needed"]),
+        (["arms", "scratsh"], {"recipe": {}}, ["arms.scratsh: no such arm. Did you mean arms.scratch?"]),
+        (["arms"], {}, ["arms={}", "at least one arm"]),
+        (
+            ["baseline"],
+            "scatch",
+            ["baseline=scatch", "one of the arms mae, supervised, scratch", "Did you mean scratch?"],
+        ),
+        (["labels"], "many", ["labels=many"]),
+        (["labels"], [6, 6], ["labels=[6,6]", "different"]),
+        (["labels"], [6, 500], ["labels=500: only 25 labelled images"]),
+        (["labels"], [2, 6], ["labels=2", "at least one a class"]),
+        (["seeds"], [0, 1, 1], ["seeds=[0,1,1]", "different"]),
+        (["seeds"], {"6": [0, 1]}, ["seeds", "12 labels too"]),
+        (["seeds"], [0, 1000], ["tuning.seed=1000", "none of the compared seeds [0, 1000]"]),
+        (["tuning", "rates"], RATES[:3], ["tuning.rates=[0.0003,0.001,0.003]", "at least 4"]),
+        (["tuning", "rates"], [*RATES[:3], 0.001], ["tuning.rates", "all different"]),
+        (["tuning", "rates"], [*RATES, -1.0], ["tuning.rates", "above 0"]),
+        (["tuning", "check_seeds"], 4, ["tuning.check_seeds=4", "at most the 3 seeds"]),
+        (["data", "pool"], 45, ["data.pool=45", "45 training images"]),
+        (["data", "path"], "nowhere", ["nowhere", "no such folder"]),
+        (["channels"], 1, ["channels=1: expected 3", "images in colour"]),
+        (["channels"], 4, ["channels=4: expected 1 or 3"]),
+        (["image_size"], 15, ["image_size", "multiples of the patch size 4"]),
+        (["model"], "vit_nanno", ["model=vit_nanno", "Did you mean vit_nano?"]),
+        (["pretrain_seeds"], [-1], ["pretrain_seeds=[-1]"]),
+        (["workers"], 0, ["workers=0: expected 1 or more"]),
+    ],
+)
+def test_a_mistake_ends_at_once_in_one_line_and_nothing_is_written(
+    suite: Path, keys: list[str], value: Any, said: list[str]
+) -> None:
+    out = suite.parent / "out"
+    with pytest.raises(MaeliftError) as caught:
+        maelift.api.bench(str(changed(suite, keys, value)), out=str(out))
+    message = str(caught.value)
+    assert "\n" not in message and not out.exists()
+    for text in said:
+        assert text in message, message
+
+
+def test_the_command_refuses_in_the_same_words(suite: Path) -> None:
+    done = run_maelift("bench", suite, "out=out", "arms.mae.recipe.drop_pth=0.1", cwd=suite.parent)
+    one_line_error(done, "arms.mae.recipe.drop_pth: no such key. Did you mean drop_path")
+    assert not (suite.parent / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"title: [1, 2", "not YAML"),
+        (b"\xff\xfe\x00\x01", "not YAML"),
+        (b"labels: [1]\nlabels: [2]\n", "not YAML"),
+        (b"when: 2026-99-99\n", "when: no such key"),
+        (b"", "expected keys and values"),
+        (b"just words", "expected keys and values"),
+        (b"- a\n- b\n", "expected keys and values"),
+        (b"title: T\n", "needed"),
+    ],
+)
+def test_a_file_that_is_no_suite_is_told_as_one(tmp_path: Path, content: bytes, said: str) -> None:
+    path = tmp_path / "suite.yaml"
+    path.write_bytes(content)
+    with pytest.raises(MaeliftError) as caught:
+        BenchConfig.resolve((), path)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(MaeliftError, match=said) as caught:
+        BenchConfig.resolve([f"suite={path}", "out=x"])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_suite_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(
+        MaeliftError, match=r"suite=quikstart: expected a YAML file or one of .*Did you mean quickstart"
+    ):
+        BenchConfig.resolve({"suite": "quikstart", "out": "x"})
+    with pytest.raises(MaeliftError, match="suite: needed"):
+        BenchConfig.resolve(["out=x"])
+    with pytest.raises(MaeliftError, match=re.escape(str(tmp_path))):
+        BenchConfig.resolve({"suite": str(tmp_path), "out": "x"})
+    with pytest.raises(MaeliftError, match="can't be read"):
+        BenchConfig.resolve((), tmp_path / "gone.yaml")
+
+
+def test_words_change_a_suite_key_by_key(suite: Path) -> None:
+    words = ["labels=[12]", "arms.scratch.recipe.flip=false", "arms.scratch.steps.12=7", "seeds={12: [4, 5]}"]
+    config = BenchConfig.resolve([f"suite={suite}", "out=x", *words])
+    assert config.labels == (12,) and config.seeds_at(12) == (4, 5)
+    assert not config.recipe("scratch").flip and config.recipe("scratch").batch_size == 4
+    assert config.steps("scratch", 12) == 7 and config.arm("scratch").steps == {"6": 3, "12": 7}
+    assert config.steps("mae", 12) == config.recipe("mae").total_steps(12)
+    assert config.tuning.rates == tuple(RATES)
+    assert config.recipe("mae").layer_decay == 0.65 and config.recipe("scratch").layer_decay == 1.0
+
+
+@pytest.mark.parametrize("path", sorted(SUITES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_shipped_suites_tune_every_arm_alike(path: Path) -> None:
+    config = BenchConfig.resolve({"suite": path.stem, "out": "x"})
+    assert {config.arm(name).start for name in config.arms} == {"mae", "supervised", "scratch"}
+    assert len(config.tuning.rates) >= 4 and all(len(config.seeds_at(labels)) >= 3 for labels in config.labels)
+
+
+def test_class_folders_csv_and_idx(suite: Path, class_folders: Path, tmp_path: Path) -> None:
+    names = sorted(path.relative_to(class_folders).as_posix() for path in class_folders.glob("*/*.png"))
+    table = tmp_path / "table.csv"
+    rows = [f"{class_folders / name},{name.split('/')[0]}" for name in names]
+    table.write_text("\n".join(["path,label", *rows]) + "\n")
+    idx = tmp_path / "idx"
+    idx.mkdir()
+    for split, count in (("train", 60), ("t10k", 20)):
+        pixels = np.random.default_rng(count).integers(0, 256, (count, 28, 28), dtype=np.uint8)
+        labels = np.arange(count, dtype=np.uint8) % 3
+        for kind, array in (("images-idx3", pixels), ("labels-idx1", labels)):
+            head = bytes([0, 0, 8, array.ndim]) + b"".join(side.to_bytes(4, "big") for side in array.shape)
+            (idx / f"{split}-{kind}-ubyte.gz").write_bytes(gzip.compress(head + array.tobytes()))
+    for data, more in ((class_folders, {}), (table, {}), (idx, {"channels": 1})):
+        config = BenchConfig.resolve(
+            {"suite": str(suite), "out": str(tmp_path / "out"), "data": {"path": str(data)}, **more}
+        )
+        text = plan(config).text()
+        assert "pool 20, labelled source" in text and "validation 6" in text
+        assert "1 mae, 1 supervised" in text
+    with pytest.raises(MaeliftError, match=r"channels=3: expected 1, as every image of .* is gray"):
+        maelift.api.bench(str(suite), out=str(tmp_path / "out"), data={"path": str(idx)})
+    assert not (tmp_path / "out").exists()
+
+
+def test_colour_is_normalised_by_imagenet_and_gray_by_the_pool(
+    suite: Path, class_folders: Path, tmp_path: Path
+) -> None:
+    from maelift.benchmarks.arms import Context, read_pools
+
+    def preprocessing(**keys: object) -> Preprocessing:
+        config = BenchConfig.resolve({"suite": str(suite), "out": "x", **keys})
+        return Context(config, read_pools(config.data)).preprocessing
+
+    assert preprocessing() == Preprocessing.default(3)
+    for path in class_folders.glob("*/*.png"):
+        gray = tmp_path / "gray" / path.relative_to(class_folders)
+        gray.parent.mkdir(parents=True, exist_ok=True)
+        with Image.open(path) as image:
+            image.convert("L").save(gray)
+    own = preprocessing(channels=1, data={"path": str(tmp_path / "gray")})
+    assert own.channel_names == ("gray",) and own.mean != (0.5,) and 0.1 < own.std[0] < 0.5
