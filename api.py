@@ -41,7 +41,7 @@ def transfer(task: Literal["classify"], config: ClassifyConfig | None = None, **
 def bench(suite: str, **keys: Any) -> BenchResult:
     """Run a suite, by name or YAML file, with the keys of ``maelift bench``; finished runs are not run again.
 
-    With more than one worker, call it under ``if __name__ == "__main__":``. Raises MaeliftError for what a user can mend.
+    Raises MaeliftError for what a user can mend, with the message that the command would print.
     """
     from .benchmarks.runner import bench as run
     from .benchmarks.suite import BenchConfig

@@ -24,6 +24,7 @@ from ..core.encoder import Encoder, Preprocessing, channel_names
 from ..core.files import atomic_write_text
 from ..core.images import ImageSet, channel_statistics
 from ..core.labels import LabeledImages, audit_splits, draw_labeled, read_splits
+from ..core.loop import Diverged
 from ..core.randomness import stream
 from ..core.run_folder import FREE_KEYS
 from ..core.tracking import Listener, Tracker
@@ -351,7 +352,13 @@ def _train(
     recipe = replace(context.config.recipe(run.arm), steps=run.steps, lr=run.lr)
     encoder = _start(run, context, store)
     labeled = draw_labeled(context.pools.source, run.labels, run.seed)
-    fit, curve = _fit(run, recipe, encoder, labeled, context, None, ranks, listener)
+    began = time.monotonic()
+    try:
+        fit, curve = _fit(run, recipe, encoder, labeled, context, None, ranks, listener)
+    except Diverged:
+        if run.seed != context.config.tuning.seed:
+            raise
+        return {"seconds": time.monotonic() - began, "val_accuracy": 0.0, "curve": []}  # that rate won't be chosen
     provenance = Provenance(f"fine-tuning on {run.labels} labelled images", seed=run.seed, tool_version=__version__)
     save_classifier(fit.model, folder / MODEL_FILE, labeled.classes, provenance)
     return {"seconds": fit.seconds, "val_accuracy": fit.val_accuracy, "best_step": fit.best_step, "curve": curve}

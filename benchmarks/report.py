@@ -342,7 +342,7 @@ def _tuning_table(result: SuiteResult) -> Table:
     )
     return Table(
         f"Learning rates tried, each with its top-1 accuracy in % on the {result.counts['validation']:,} "
-        f"validation images (seed {seeds}, kept apart from those compared)",
+        f"validation images, 0.00 where it diverged (seed {seeds}, kept apart from those compared)",
         ("arm", "labels", "steps", "rate: accuracy", "trials", "at the edge"),
         rows,
     )

@@ -56,7 +56,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class TuningRecord:
-    """The learning rates that an arm tried at a label count; ``chosen`` did best on validation."""
+    """The learning rates that an arm tried at a label count; ``chosen`` did best on validation.
+
+    An accuracy of 0 stands for a trial that diverged.
+    """
 
     arm: str
     labels: int

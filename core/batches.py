@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from .config import MaeliftError
 from .distributed import Ranks
 from .randomness import stream
 
@@ -94,7 +95,7 @@ class Batches:
     def steps(self, first: int, last: int) -> Iterator[list[Batch]]:
         """For each step from ``first`` to before ``last`` the micro-batches of this process."""
         keys = [(step, micro) for step in range(first, last) for micro in range(self.accumulate)]
-        loader: DataLoader[tuple[Tensor, Tensor]] = DataLoader(
+        loader: DataLoader[tuple[Tensor, Tensor] | MaeliftError] = DataLoader(
             _Samples(self, keys),
             batch_size=None,
             num_workers=self._workers,
@@ -102,7 +103,10 @@ class Batches:
             worker_init_fn=_leave_signals_to_the_parent,
         )
         together: list[Batch] = []
-        for (step, micro), (pixels, indices) in zip(keys, loader, strict=True):
+        for (step, micro), loaded in zip(keys, loader, strict=True):
+            if isinstance(loaded, MaeliftError):
+                raise loaded
+            pixels, indices = loaded
             together.append(
                 Batch(
                     pixels.to(self.ranks.device, non_blocking=True),
@@ -124,8 +128,11 @@ class Batches:
         return torch.from_numpy(pixels), torch.from_numpy(indices)
 
 
-class _Samples(Dataset[tuple[Tensor, Tensor]]):
-    """Whole micro-batches by number, for the worker processes of a DataLoader."""
+class _Samples(Dataset[tuple[Tensor, Tensor] | MaeliftError]):
+    """Whole micro-batches by number, for the worker processes of a DataLoader.
+
+    An error is handed over as it is: one that a worker raises would come wrapped in its traceback.
+    """
 
     def __init__(self, batches: Batches, keys: Sequence[tuple[int, int]]) -> None:
         self._batches, self._keys = batches, keys
@@ -133,8 +140,11 @@ class _Samples(Dataset[tuple[Tensor, Tensor]]):
     def __len__(self) -> int:
         return len(self._keys)
 
-    def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
-        return self._batches.load(*self._keys[number])
+    def __getitem__(self, number: int) -> tuple[Tensor, Tensor] | MaeliftError:
+        try:
+            return self._batches.load(*self._keys[number])
+        except MaeliftError as error:
+            return error
 
 
 def _leave_signals_to_the_parent(worker: int) -> None:

@@ -79,7 +79,7 @@ class Preset:
 
 
 PRESETS = {
-    "vit_nano": Preset(64, 4, 4, patch_size=4, image_size=32),
+    "vit_nano": Preset(64, 3, 4, patch_size=4, image_size=32),
     "vit_tiny": Preset(192, 12, 3),
     "vit_small": Preset(384, 12, 6),
     "vit_base": Preset(768, 12, 12),

@@ -27,6 +27,7 @@ from .images import (
     read_idx,
 )
 from .randomness import stream
+from .tracking import counting
 
 SPLIT_NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test",)}
 
@@ -65,11 +66,16 @@ class SplitManifest:
     """What a look at every image of the splits found."""
 
     splits: Mapping[str, Manifest]
+    classes: Mapping[str, tuple[str, ...]]
+    """the class of each sound image of a split"""
 
     @property
     def digest(self) -> str:
-        """A hash of the names and contents of all splits."""
-        lines = [f"{name}:{manifest.digest}" for name, manifest in sorted(self.splits.items())]
+        """A hash of the names, contents and classes of all images in all splits."""
+        lines = []
+        for split, manifest in sorted(self.splits.items()):
+            lines.append(f"{split}:{manifest.digest}")
+            lines += sorted(f"{name}\t{label}" for name, label in zip(manifest.names, self.classes[split], strict=True))
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     @property
@@ -86,8 +92,9 @@ class SplitManifest:
 def read_splits(data: str | Path, val: float | int = 0.1, test: float | int = 0.1, seed: int = 0) -> Splits:
     """Labelled images in three splits: those that the data has; missing ones are drawn from the training images.
 
-    ``val`` and ``test`` are counts or shares of the training images, drawn evenly over the classes by ``seed``. Raises
-    DataError for data without labels, and for classes that differ between the splits.
+    ``val`` and ``test`` are counts or shares of the training images, drawn evenly over the classes by ``seed``; each
+    class keeps an image to be trained on. Raises DataError for data without labels, and for classes that differ between
+    the splits.
     """
     parts = _read_parts(Path(data))
     if "train" not in parts:
@@ -96,12 +103,12 @@ def read_splits(data: str | Path, val: float | int = 0.1, test: float | int = 0.
     for name, wanted in (("test", test), ("val", val)):
         if name in parts:
             continue
-        order = stratified_order(train.labels, seed, name)
+        order = _with_one_a_class_last(stratified_order(train.labels, seed, name), train.labels)
         count = wanted if isinstance(wanted, int) else round(wanted * len(train))
-        if not 0 < count < len(train):
+        if not 0 < count <= len(train) - len(set(train.labels)):
             raise DataError(
                 f"data={data}: {name}={wanted} makes {count} of {len(train)} images, but there must be at least one for "
-                f"{name} and one for training. Give another {name}, or more images."
+                f"{name} and one a class for training. Give another {name}, or more images."
             )
         parts[name] = train.subset(sorted(order[:count]))
         train = train.subset(sorted(order[count:]))
@@ -109,13 +116,17 @@ def read_splits(data: str | Path, val: float | int = 0.1, test: float | int = 0.
 
 
 def audit_splits(splits: Splits, max_rejected: float = 0.05) -> tuple[Splits, SplitManifest]:
-    """Open every image once; the splits without the broken ones, and what was found (see ``images.audit``)."""
+    """Open every image once, and say how far it is; the splits without the broken ones, and what was found.
+
+    See ``images.audit``.
+    """
     sound: dict[str, LabeledImages] = {}
     manifests: dict[str, Manifest] = {}
     for name, labeled in splits.items():
-        _, manifests[name] = audit(labeled.images, max_rejected)
+        _, manifests[name] = audit(labeled.images, max_rejected, counting(f"looking through {name}"))
         sound[name] = labeled.subset(manifests[name].kept) if manifests[name].rejected else labeled
-    return Splits(sound["train"], sound["val"], sound["test"]), SplitManifest(manifests)
+    classes = {name: tuple(part.classes[label] for label in part.labels) for name, part in sound.items()}
+    return Splits(sound["train"], sound["val"], sound["test"]), SplitManifest(manifests, classes)
 
 
 def draw_labeled(labeled: LabeledImages, count: float | int, seed: int) -> LabeledImages:
@@ -150,6 +161,12 @@ def stratified_order(labels: Sequence[int], seed: int, name: str) -> list[int]:
             if members[int(label)]:
                 order.append(members[int(label)].pop())
     return order
+
+
+def _with_one_a_class_last(order: Sequence[int], labels: Sequence[int]) -> list[int]:
+    """The order with the last image of each class moved to its end."""
+    last = {labels[index]: index for index in order}
+    return [index for index in order if last[labels[index]] != index] + list(last.values())
 
 
 def _read_parts(data: Path) -> dict[str, LabeledImages]:
@@ -276,4 +293,4 @@ def _read_idx_splits(folder: Path) -> dict[str, LabeledImages]:
 
 def _natural(label: str) -> tuple[int, int, str]:
     """Numbers by value before texts by name."""
-    return (0, int(label), label) if label.isdigit() else (1, 0, label)
+    return (0, int(label), label) if label.isdecimal() else (1, 0, label)

@@ -6,6 +6,7 @@ import copy
 import logging
 import math
 import pickle
+import struct
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -31,6 +32,10 @@ Objective = Callable[[nn.Module, Batch], Tensor]
 """From the (wrapped) model and a micro-batch to the scalar loss, the mean over the micro-batch."""
 Evaluate = Callable[[nn.Module, int], Mapping[str, float]]
 """From the model to be judged (the average of weights, where one is kept) and the step to named metrics."""
+
+
+class Diverged(MaeliftError):
+    """A loss or a gradient that is not finite; the weights are those of the step before."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +115,8 @@ class State:
             ValueError,
             EOFError,
             AttributeError,
+            IndexError,
+            struct.error,
             pickle.UnpicklingError,
         ) as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]
@@ -157,23 +164,21 @@ def train(
     """Train ``state.model`` from ``state.step`` to ``schedule.steps``, in place.
 
     Losses that are logged are means over the global batch. Stops in good order on SIGINT or SIGTERM: saves and raises
-    Interrupted. Raises MaeliftError when the loss is not finite, before it reaches the weights.
+    Interrupted. Raises Diverged when the loss or its gradient is not finite, before it reaches the weights.
     """
     model = ranks.wrap(state.model)
     began, saved = time.monotonic() - state.seconds, time.monotonic()
     model.train()
+    tracker.go_on_from(state.step)
     with StopSignals.noted() as signals, isolated(seed, "training"):
         for micro_batches in batches.steps(state.step, schedule.steps):
             set_learning_rate(state.optimizer, schedule.lr_at(state.step))
             reseed(seed, "step", state.step, ranks.rank)
             loss = _accumulate(model, micro_batches, objective, ranks, precision)
             loss_value = float(ranks.mean(loss))
-            if not math.isfinite(loss_value):
-                raise MaeliftError(
-                    f"the training loss is {loss_value} at step {state.step + 1}; the weights were left as they were. "
-                    "Lower the learning rate, or set clip_grad."
-                )
+            _check_finite("training loss", loss_value, state.step)
             gradient_norm = float(nn.utils.clip_grad_norm_(state.model.parameters(), clip_grad or math.inf))
+            _check_finite("gradient's norm", gradient_norm, state.step)
             state.optimizer.step()
             state.optimizer.zero_grad(set_to_none=True)
             state.step += 1
@@ -198,8 +203,9 @@ def train(
 
 
 def evenly(steps: int, times: int) -> frozenset[int]:
-    """``times`` steps spread evenly over 1 to ``steps``, the last among them."""
-    return frozenset(max(1, round(steps * (number + 1) / times)) for number in range(min(times, steps)))
+    """``times`` steps spread evenly over 1 to ``steps``, the last among them; every step where there are fewer."""
+    times = min(times, steps)
+    return frozenset(round(steps * (number + 1) / times) for number in range(times))
 
 
 def _accumulate(
@@ -216,6 +222,14 @@ def _accumulate(
             loss.backward()  # type: ignore[no-untyped-call]
         total += loss.detach().float()
     return total
+
+
+def _check_finite(what: str, value: float, step: int) -> None:
+    if not math.isfinite(value):
+        raise Diverged(
+            f"the {what} is {value} at step {step + 1}; the weights were left as they were. "
+            "Lower the learning rate, or set clip_grad."
+        )
 
 
 def _judge(state: State, evaluate: Evaluate, best_metric: str | None, tracker: Tracker) -> None:

@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from .config import MaeliftError, config_difference, to_dict, write_config
 from .distributed import Ranks
 from .files import atomic_write_text
 
-FREE_KEYS = ("out", "data", "workers", "device", "checkpoint_minutes", "log_every")
-"""Keys that may differ between a run and its continuation: they do not change the result. The data's content is compared
-itself."""
+FREE_KEYS = ("out", "data", "encoder", "workers", "device", "checkpoint_minutes", "log_every")
+"""Keys that may differ between a run and its continuation: they do not change the result. The contents of data and encoder
+are compared themselves."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,7 @@ class RunFolder:
     """``path`` holds config.yaml, data.json (what was trained on), and ``checkpoint`` while the run isn't finished."""
 
     path: Path
+    config: Any
 
     @property
     def checkpoint(self) -> Path:
@@ -29,36 +32,51 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: Path, config: Any, ranks: Ranks) -> RunFolder:
-        """Take the folder for this configuration; raise MaeliftError when it holds a run of another one."""
-        from omegaconf import OmegaConf
+        """The folder for this configuration; raise MaeliftError when it holds a run of another one.
 
-        folder, file = cls(path), path / "config.yaml"
+        Nothing is written before ``check_data``, so that a mistake found until then can be mended in the same folder.
+        """
+        file = path / "config.yaml"
         if file.exists():
-            old = OmegaConf.to_container(OmegaConf.load(file))
-            differences = config_difference(_fixed(old), _fixed(to_dict(config)))
+            differences = config_difference(_fixed(_read(file)), _fixed(to_dict(config)))
             if differences:
                 raise MaeliftError(
                     f"out={path} holds a run of another configuration ({'; '.join(differences)}). "
                     "Choose another out, or give that configuration to go on with it."
                 )
-        elif ranks.is_main:
-            write_config(config, file)
         ranks.barrier()
-        return folder
+        return cls(path, config)
 
-    def check_data(self, digest: str, ranks: Ranks) -> None:
-        """Raise MaeliftError when the run in this folder was made on other images."""
-        file = self.path / "data.json"
+    def check_data(self, digest: str, ranks: Ranks, encoder: str | None = None) -> None:
+        """Raise MaeliftError when the run in this folder was made on other images, or from another encoder.
+
+        Both are told by hashes of their contents. The first time, they are written down, and the configuration.
+        """
+        file, new = self.path / "data.json", {"manifest": digest, "encoder": encoder}
         if file.exists():
-            old = json.loads(file.read_text())["manifest"]
-            if old != digest:
-                raise MaeliftError(
-                    f"out={self.path} holds a run on other images (manifest {old[:12]}, now {digest[:12]}). "
-                    "Choose another out, or bring the images back to go on."
-                )
+            old = _read(file)
+            for key, what in (("manifest", "on other images or labels"), ("encoder", "from another encoder")):
+                before, now = (str(content.get(key))[:12] for content in (old, new))
+                if old.get(key) != new[key]:
+                    raise MaeliftError(
+                        f"out={self.path} holds a run {what} ({key} {before}, now {now}). "
+                        "Choose another out, or bring back what it was made from to go on."
+                    )
         elif ranks.is_main:
-            atomic_write_text(file, json.dumps({"manifest": digest}) + "\n")
+            write_config(self.config, self.path / "config.yaml")
+            atomic_write_text(file, json.dumps(new) + "\n")
         ranks.barrier()
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """The mapping in a YAML or JSON file of a run; raises MaeliftError for a file of another kind."""
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        content = None
+    if not isinstance(content, dict):
+        raise MaeliftError(f"{file}: not that of a maelift run. Choose another out, or remove it.")
+    return content
 
 
 def _fixed(config: Any) -> dict[str, Any]:

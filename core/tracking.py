@@ -58,10 +58,8 @@ class Tracker:
         self._listener, self._record = listener, record
         self._active = active
         self._said = self._started
-        self._bar = _Bar(title, total, first) if active and listener is None and sys.stderr.isatty() else None
+        self._bar: _Bar | None = None
         self._board: Any = None
-        if self._folder is not None:
-            self._forget_after(first)
 
     def __enter__(self) -> Tracker:
         return self
@@ -73,6 +71,14 @@ class Tracker:
             self._bar.close()
         if self._board is not None:
             self._board.close()
+
+    def go_on_from(self, step: int) -> None:
+        """Begin after ``step`` steps, 0 for a new run: forget what was logged later, count rate and time from here."""
+        self._first, self._started = step, time.monotonic()
+        if self._folder is not None:
+            self._forget_after(step)
+        if self._active and self._listener is None and sys.stderr.isatty():
+            self._bar = _Bar(self._title, self._total, step)
 
     def progress(self, step: int, loss: float) -> None:
         """Show that ``step`` steps are done."""
@@ -129,6 +135,22 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
         except ValueError:
             break
     return records
+
+
+def counting(what: str) -> Callable[[int, int], None]:
+    """A listener to (done, total) that says now and then how many images are done, how fast, and the time left."""
+    began = said = time.monotonic()
+
+    def tell(done: int, total: int) -> None:
+        nonlocal said
+        now = time.monotonic()
+        if now - said >= PLAIN_INTERVAL:
+            said = now
+            rate = done / (now - began)
+            left = duration((total - done) / max(rate, 1e-9))
+            logger.info("%s: %d of %d images, %.0f images/s, %s left", what, done, total, rate, left)
+
+    return tell
 
 
 def duration(seconds: float) -> str:

@@ -37,7 +37,7 @@ from ..core.optim import parameter_groups
 from ..core.plan import Plan
 from ..core.randomness import isolated, stream, torch_stream
 from ..core.run_folder import RunFolder
-from ..core.tracking import Listener, Tracker, duration, read_metrics
+from ..core.tracking import Listener, Tracker, counting, duration, read_metrics
 from ..core.weights import Provenance, read_encoder, save_encoder
 from .mae import Decoder, MaskedAutoencoder
 from .masking import Masking, num_visible
@@ -215,8 +215,7 @@ def pretrain(
 
     ``images`` take the place of those found in ``config.data``, ``preprocessing`` that of the statistics which the
     configuration names. ``listener`` hears of progress in place of the terminal. Raises MaeliftError for what a user
-    can mend, Interrupted
-    when asked to stop.
+    can mend, Interrupted when asked to stop.
     """
     with Ranks.here(config.device) as ranks:
         images = images if images is not None else find_images(config.data)
@@ -332,7 +331,7 @@ def _look(model: MaskedAutoencoder, source: Source, folder: Path, step: int) -> 
 def _source(config: PretrainConfig, images: ImageSet, folder: Path, ranks: Ranks) -> Source:
     """Look through the images once, and set some apart."""
     begin = time.monotonic()
-    sound, manifest = audit(images, config.max_rejected)
+    sound, manifest = audit(images, config.max_rejected, counting("pretrain: looking through"))
     if ranks.is_main:
         if manifest.rejected:
             write_rejected(folder / "rejected.csv", manifest.rejected)

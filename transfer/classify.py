@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from .. import __version__
 from ..core.batches import Batch, Batches, Order, Uniforms
-from ..core.config import CheckpointError, ConfigError, resolve, to_dict
+from ..core.config import CheckpointError, ConfigError, DataError, resolve, to_dict
 from ..core.cost import encoder_flops, training_memory, training_seconds
 from ..core.distributed import Precision, Ranks, autocast, choose_device
 from ..core.encoder import Encoder, EncoderSpec, Preprocessing, channel_names, preset_spec
@@ -44,6 +44,7 @@ logger = logging.getLogger("maelift")
 MODEL_FILE = "model.safetensors"
 MODEL_KEY = "maelift.model"
 CROP_DRAWS = 5
+FEW_STEPS = 200
 CACHE_BYTES = 2**30
 """Evaluation images are decoded once and kept when they take up no more than this."""
 
@@ -103,6 +104,8 @@ class Recipe:
                 raise ConfigError(key, value, "a share from 0 to below 1")
         if self.layer_decay > 1:
             raise ConfigError("layer_decay", self.layer_decay, "a factor of at most 1")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError("betas", list(self.betas), "two shares from 0 to below 1")
         if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
             raise ConfigError("crop_scale", list(self.crop_scale), "two shares with 0 < smallest <= largest <= 1")
 
@@ -110,6 +113,14 @@ class Recipe:
     def peak_lr(self) -> float:
         """The learning rate after warm-up."""
         return self.lr if self.lr is not None else self.base_lr * self.batch_size / 256
+
+    def check_passes(self, count: int) -> None:
+        """Raise ConfigError when a step can't be split into ``count`` passes, over all processes and accumulations."""
+        if self.batch_size % count:
+            raise ConfigError("batch_size", self.batch_size, f"a multiple of {count} (processes × accumulate)")
+        if (self.mixup or self.cutmix) and self.batch_size // count % 2:
+            expected = f"a multiple of {2 * count} (2 × processes × accumulate), as mixup and cutmix pair images"
+            raise ConfigError("batch_size", self.batch_size, expected)
 
     def total_steps(self, images: int) -> int:
         """Steps of the optimiser for ``images`` labelled images."""
@@ -149,7 +160,7 @@ class ClassifyConfig(Recipe):
     split_seed: int = 0
     """seeds the draws of validation, test and labelled images"""
     accumulate: int = 1
-    """passes that a step is split into, to save memory"""
+    """passes that a step is split into, to save memory; mixup, cutmix, erasing and drop path draw anew in each"""
     evaluations: int = 20
     """times that validation accuracy is measured; the best of these weights are kept"""
     precision: Precision = "auto"
@@ -170,15 +181,16 @@ class ClassifyConfig(Recipe):
         for key in ("accumulate", "evaluations", "checkpoint_minutes"):
             if getattr(self, key) <= 0:
                 raise ConfigError(key, getattr(self, key), "a number above 0")
-        if self.init == "encoder" and self.encoder is None:
-            raise ConfigError("encoder", None, "an encoder file, or init=scratch")
-        if (self.mixup or self.cutmix) and self.batch_size // self.accumulate % 2:
-            raise ConfigError("batch_size", self.batch_size, "an even number a pass, as mixup and cutmix pair images")
+        if self.workers is not None and self.workers < 0:
+            raise ConfigError("workers", self.workers, "0 or more")
+        if self.init == "encoder" and not self.encoder:
+            raise ConfigError("encoder", self.encoder, "an encoder file, or init=scratch")
+        self.check_passes(self.accumulate)
 
     @classmethod
     def resolve(cls, overrides: Sequence[str] | Mapping[str, object] = (), file: Path | None = None) -> ClassifyConfig:
         """The configuration with the recipe of its start beneath what the user says."""
-        first = resolve(cls, overrides, file, {**recipe_defaults("encoder"), "encoder": ""})
+        first = resolve(cls, overrides, file, {**recipe_defaults("encoder"), "encoder": "any"})
         return resolve(cls, overrides, file, recipe_defaults(first.init))
 
 
@@ -201,7 +213,7 @@ class Classifier(nn.Module):
 class Scores:
     """How a classifier does on a split of ``count`` images; accuracies are shares from 0 to 1.
 
-    ``balanced`` is the mean of the classes' accuracies; ``confusion[i][j]`` counts images of class i taken for j.
+    ``balanced`` is the mean accuracy of the classes that have images; ``confusion[i][j]`` counts images of class i taken for j.
     """
 
     split: str
@@ -250,6 +262,7 @@ def classify(config: ClassifyConfig, *, listener: Listener | None = None) -> Cla
     ``listener`` hears of progress in place of the terminal. Raises MaeliftError for what a user can mend.
     """
     with Ranks.here(config.device) as ranks:
+        config.check_passes(ranks.world_size * config.accumulate)
         splits = read_splits(config.data, config.val, config.test, config.split_seed)
         source = read_encoder(config.encoder) if config.encoder else None
         folder = RunFolder.open(output_folder(config.out), config, ranks)
@@ -261,14 +274,16 @@ def classify(config: ClassifyConfig, *, listener: Listener | None = None) -> Cla
                 len(manifest.rejected),
                 folder.path / "rejected.csv",
             )
-        folder.check_data(manifest.digest, ranks)
-        if (folder.path / "test.json").exists():
-            logger.info("transfer classify: %s is there already; nothing was done again", folder.path / "test.json")
-            return _read_result(folder.path, config)
         labeled = splits.train
         if config.labels is not None:
             labeled = draw_labeled(labeled, config.labels, config.split_seed)
         encoder = start_encoder(config, source, labeled, manifest.gray)
+        folder.check_data(manifest.digest, ranks, source.content_hash if source is not None else None)
+        if (folder.path / "test.json").exists():
+            logger.info("transfer classify: %s is there already; nothing was done again", folder.path / "test.json")
+            return _read_result(folder.path, config, len(splits.val))
+        if beware := _too_few_steps(config, len(labeled)):
+            logger.warning("transfer classify: %s", beware)
         with Tracker(
             folder.path,
             "transfer classify",
@@ -299,7 +314,18 @@ def classify(config: ClassifyConfig, *, listener: Listener | None = None) -> Cla
             write_scores(score(fit.model, splits.test, "test", ranks), splits.test.classes, fit, folder.path)
             folder.checkpoint.unlink(missing_ok=True)
         ranks.barrier()
-        return _read_result(folder.path, config)
+        return _read_result(folder.path, config, len(splits.val))
+
+
+def _too_few_steps(config: ClassifyConfig, labeled: int) -> str:
+    """What to tell those whose few labelled images make next to no steps of a recipe for a million; "" for others."""
+    steps = config.total_steps(labeled)
+    if steps >= FEW_STEPS or config.steps is not None:
+        return ""
+    return (
+        f"{labeled} labelled images make only {steps} steps of batch_size={config.batch_size}; the recipe is for a "
+        "million. With so few, batch_size=32 steps=1000 lr=1e-3 is a better start."
+    )
 
 
 def fit_classifier(
@@ -324,9 +350,7 @@ def fit_classifier(
     a pair.
     """
     size, channels = encoder.spec.image_size, encoder.spec.channels
-    parts = ranks.world_size * accumulate
-    if recipe.batch_size % parts:
-        raise ConfigError("batch_size", recipe.batch_size, f"a multiple of {parts} (processes × accumulate)")
+    recipe.check_passes(ranks.world_size * accumulate)
     with isolated(seed, "head"):
         model = Classifier(_with_drop_path(encoder, recipe.drop_path), len(labeled.classes)).to(ranks.device)
     steps = recipe.total_steps(len(labeled))
@@ -341,7 +365,7 @@ def fit_classifier(
     state = State(model, optimizer, average)
     if checkpoint is not None and checkpoint.exists():
         state.load(checkpoint)
-        logger.info("going on from step %d of %d", state.step, steps)
+        logger.info("transfer classify: going on from step %d of %d", state.step, steps)
 
     def make(index: int, draws: Uniforms) -> NDArray[np.generic]:
         flips = draws if recipe.flip else np.append(draws[:4], 1.0)
@@ -454,16 +478,17 @@ def score(model: Classifier, labeled: LabeledImages, split: str, ranks: Ranks) -
     logits = Evaluation(labeled, model.encoder.spec, model.encoder.preprocessing).logits(model, ranks)
     labels = torch.tensor(labeled.labels)
 
-    def accuracy(average: Literal["micro", "macro"], top_k: int = 1) -> float:
-        return float(MulticlassAccuracy(classes, average=average, top_k=min(top_k, classes))(logits, labels))
+    def accuracy(top_k: int) -> float:
+        return float(MulticlassAccuracy(classes, average="micro", top_k=min(top_k, classes))(logits, labels))
 
     confusion = MulticlassConfusionMatrix(classes)(logits, labels)
+    count = confusion.sum(dim=1)
     return Scores(
         split=split,
         count=len(labeled),
-        top1=accuracy("micro"),
-        top5=accuracy("micro", 5),
-        balanced=accuracy("macro"),
+        top1=accuracy(1),
+        top5=accuracy(5),
+        balanced=float((confusion.diag() / count)[count > 0].mean()),
         confusion=tuple(tuple(int(count) for count in row) for row in confusion),
     )
 
@@ -472,6 +497,15 @@ def start_encoder(config: ClassifyConfig, source: EncoderFile | None, labeled: L
     """The encoder that training starts from: the file's weights, or fresh ones of the same or the named shape."""
     size = (config.image_size, config.image_size) if isinstance(config.image_size, int) else config.image_size
     if source is not None:
+        if source.encoder.spec.channels not in (1, 3):
+            raise DataError(
+                f"encoder={config.encoder}: takes {source.encoder.spec.channels} channels, but image files have 1 or 3. "
+                "Give an encoder that was pretrained on 1 or 3."
+            )
+        if config.patch_size not in (None, source.encoder.spec.patch_size):
+            raise ConfigError(
+                "patch_size", config.patch_size, f"null, or the encoder's {source.encoder.spec.patch_size}"
+            )
         encoder = source.encoder.resized(size) if size is not None else source.encoder
         if config.init == "encoder":
             return encoder
@@ -492,7 +526,7 @@ def fresh_encoder(spec: EncoderSpec, preprocessing: Preprocessing, seed: int) ->
 
 
 def _with_drop_path(encoder: Encoder, drop_path: float) -> Encoder:
-    return encoder.resized(encoder.spec.image_size, drop_path=drop_path)
+    return encoder.resized(encoder.spec.image_size, drop_path=drop_path).float()
 
 
 def save_classifier(model: Classifier, path: Path, classes: Sequence[str], provenance: Provenance) -> None:
@@ -547,8 +581,10 @@ def plan(config: ClassifyConfig) -> Plan:
     parameters = sum(parameter.numel() for parameter in Classifier(encoder, len(labeled.classes)).parameters())
     steps = config.total_steps(len(labeled))
     tokens = (spec.num_patches + spec.num_prefix_tokens) * spec.embed_dim * spec.depth
+    beware = _too_few_steps(config, len(labeled))
     return Plan(
         lines=(
+            *((("beware", beware),) if beware else ()),
             (
                 "images",
                 f"{len(labeled)} to train on, {len(splits.val)} validation, {len(splits.test)} test (unchecked yet)",
@@ -587,11 +623,10 @@ def _provenance(
     )
 
 
-def _read_result(folder: Path, config: ClassifyConfig) -> ClassifyResult:
+def _read_result(folder: Path, config: ClassifyConfig, val_count: int) -> ClassifyResult:
     content = json.loads((folder / "test.json").read_text())
     confusion = tuple(tuple(row) for row in content["confusion"])
-    splits = read_splits(config.data, config.val, config.test, config.split_seed)
     scores = Scores(
         content["split"], content["count"], content["top1"], content["top5"], content["balanced"], confusion
     )
-    return ClassifyResult(folder / MODEL_FILE, scores, content["val_accuracy"], len(splits.val), config.seed)
+    return ClassifyResult(folder / MODEL_FILE, scores, content["val_accuracy"], val_count, config.seed)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import csv
 import logging
-import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TextIO
 
 import torch
 
@@ -16,7 +15,7 @@ from ..core.distributed import Ranks, autocast, choose_device
 from ..core.files import atomic_path, output_folder
 from ..core.images import find_images, fit_and_crop, to_array, write_rejected
 from ..core.plan import Plan
-from ..core.tracking import PLAIN_INTERVAL, duration
+from ..core.tracking import counting
 from .classify import load_classifier
 
 logger = logging.getLogger("maelift")
@@ -75,8 +74,8 @@ def predict(config: PredictConfig) -> PredictResult:
         output_folder(out.parent)
         spec, preprocessing = model.encoder.spec, model.encoder.preprocessing
         rejected: list[tuple[str, str]] = []
-        count, began, said = 0, time.monotonic(), time.monotonic()
-        with atomic_path(out) as temporary, temporary.open("w", newline="") as file, torch.inference_mode():
+        count, tell = 0, counting("predict")
+        with atomic_path(out) as temporary, _open_csv(temporary) as file, torch.inference_mode():
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(["path", "predicted", *(f"probability_{name}" for name in classes)])
             for start in range(0, len(images), config.batch_size):
@@ -96,18 +95,21 @@ def predict(config: PredictConfig) -> PredictResult:
                     best = max(range(len(classes)), key=row.__getitem__)
                     writer.writerow([name, classes[best], *(f"{value:.6f}" for value in row)])
                 count += len(names)
-                if time.monotonic() - said > PLAIN_INTERVAL:
-                    said = time.monotonic()
-                    rate = count / (said - began)
-                    left = duration((len(images) - count) / rate)
-                    logger.info("predict: %d of %d images, %.0f images/s, %s left", count, len(images), rate, left)
+                tell(count + len(rejected), len(images))
             if count == 0:
                 raise DataError(
                     f"images={config.images}: none of {len(images)} can be read; the first: {rejected[0][1]}"
                 )
         if rejected:
             write_rejected(out.with_suffix(".rejected.csv"), rejected)
+        else:
+            out.with_suffix(".rejected.csv").unlink(missing_ok=True)  # of an earlier prediction
         return PredictResult(out, count, len(rejected))
+
+
+def _open_csv(path: Path) -> TextIO:
+    """A file to write in UTF-8, with the names of files that are not UTF-8 as the system has them."""
+    return path.open("w", newline="", encoding="utf-8", errors="surrogateescape")
 
 
 def plan(config: PredictConfig) -> Plan:

@@ -1,0 +1,243 @@
+"""The training loop: its schedule, averages and evaluations; what stops it, and that it goes on as if it had not."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from maelift.core.batches import Batch, Batches, Order
+from maelift.core.config import CheckpointError, MaeliftError
+from maelift.core.distributed import Interrupted, Ranks
+from maelift.core.loop import Objective, Schedule, State, Upkeep, WeightAverage, evenly, train
+from maelift.core.optim import warmup_cosine
+from maelift.core.tracking import Tracker, read_metrics
+from torch import nn
+
+ONE = Ranks(0, 1, torch.device("cpu"))
+VALUES = np.random.default_rng(0).normal(size=(6, 1, 1, 3)).astype(np.float32)
+
+
+def objective(model: nn.Module, batch: Batch) -> torch.Tensor:
+    """A regression with noise of its own, as drop path and mixup have theirs."""
+    inputs = batch.pixels.flatten(1)
+    loss: torch.Tensor = (model(inputs + 0.1 * torch.randn_like(inputs)) - inputs.sum(dim=1, keepdim=True)).square()
+    return loss.mean()
+
+
+def quiet_objective(model: nn.Module, batch: Batch) -> torch.Tensor:
+    inputs = batch.pixels.flatten(1)
+    loss: torch.Tensor = (model(inputs) - inputs.sum(dim=1, keepdim=True)).square().mean()
+    return loss
+
+
+def new_state(*, average: float | None = None) -> State:
+    torch.manual_seed(0)
+    model = nn.Linear(3, 1)
+    optimizer = torch.optim.AdamW(model.parameters())
+    return State(model, optimizer, None if average is None else WeightAverage(model, average))
+
+
+def run(
+    state: State,
+    how: Objective = objective,
+    *,
+    steps: int = 12,
+    upkeep: Upkeep | None = None,
+    folder: Path | None = None,
+    accumulate: int = 1,
+    clip_grad: float | None = None,
+) -> list[dict[str, float]]:
+    """Train ``state``; give what was logged."""
+    batches = Batches(Order(6, 4, 0), lambda index, _: VALUES[index], draws=1, ranks=ONE, accumulate=accumulate)
+    record: list[dict[str, float]] = []
+    with Tracker(folder, "test", total=steps, images_per_step=4, record=record) as tracker:
+        train(
+            state,
+            batches,
+            how,
+            Schedule(steps, 0.05),
+            seed=0,
+            ranks=ONE,
+            tracker=tracker,
+            upkeep=upkeep or Upkeep(log_every=1),
+            clip_grad=clip_grad,
+        )
+    return record
+
+
+def weights(model: nn.Module) -> torch.Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+
+def stopping_at(step: int, number: signal.Signals) -> Callable[[nn.Module, Batch], torch.Tensor]:
+    """The objective, which sends this process a signal at a step."""
+
+    def send_and_judge(model: nn.Module, batch: Batch) -> torch.Tensor:
+        if batch.step == step:
+            os.kill(os.getpid(), number)
+        return objective(model, batch)
+
+    return send_and_judge
+
+
+def test_the_schedule_at_its_ends() -> None:
+    schedule = Schedule(100, 0.1, warmup=10, min_lr=0.001)
+    assert schedule.lr_at(0) == 0
+    assert schedule.lr_at(5) == pytest.approx(0.05)
+    assert schedule.lr_at(10) == pytest.approx(0.1)
+    assert schedule.lr_at(55) == pytest.approx((0.1 + 0.001) / 2)
+    assert schedule.lr_at(100) == pytest.approx(0.001)
+    rates = [schedule.lr_at(step) for step in range(101)]
+    assert rates[:11] == sorted(rates[:11]) and rates[10:] == sorted(rates[10:], reverse=True)
+    assert Schedule(100, 0.1).lr_at(0) == 0.1
+    assert warmup_cosine(3, lr=1.0, warmup=3, total=3, min_lr=0.5) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(("steps", "times"), [(100, 4), (7, 3), (3, 20), (1, 1)])
+def test_evaluations_are_spread_evenly_with_one_at_the_end(steps: int, times: int) -> None:
+    chosen = sorted(evenly(steps, times))
+    assert len(chosen) == min(steps, times) and chosen[-1] == steps and chosen[0] >= 1
+    gaps = np.diff([0, *chosen])
+    assert max(gaps) - min(gaps) <= 1
+
+
+def test_the_average_follows_the_weights() -> None:
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.zeros_(model.weight)
+    average = WeightAverage(model, 0.9)
+    nn.init.ones_(model.weight)
+    average.update(model, 1)
+    assert float(weights(average.module)) == pytest.approx(1 - 2 / 11)  # early on, the start is forgotten
+    average.update(model, 10_000)
+    assert float(weights(average.module)) == pytest.approx(1 - 0.9 * 2 / 11)
+    assert not any(parameter.requires_grad for parameter in average.module.parameters())
+    assert float(average(torch.ones(1, 1))) == pytest.approx(float(weights(average.module)))
+
+
+@pytest.mark.parametrize("average", [None, 0.5])
+def test_the_weights_of_the_best_evaluation_are_kept(average: float | None) -> None:
+    state = new_state(average=average)
+    seen: dict[int, torch.Tensor] = {}
+    scores = {3: 0.2, 6: 0.8, 9: 0.8, 12: 0.5}
+
+    def evaluate(model: nn.Module, step: int) -> dict[str, float]:
+        assert not model.training and not torch.is_grad_enabled()
+        assert (model is state.model) == (average is None)
+        seen[step] = weights(model)
+        return {"val/top1": scores[step]}
+
+    record = run(state, upkeep=Upkeep(evaluate, evenly(12, 4), "val/top1"))
+    assert state.best_step == 6 and state.best_value == 0.8
+    assert torch.equal(torch.cat([value.flatten() for value in state.best_weights.values()]), seen[6])
+    assert not torch.equal(seen[6], seen[12])
+    assert [entry["step"] for entry in record if "val/top1" in entry] == [3, 6, 9, 12]
+    assert state.model.training
+
+
+def test_two_passes_make_the_step_of_one() -> None:
+    one, two = new_state(), new_state()
+    losses = [
+        [entry["train/loss"] for entry in run(state, quiet_objective, accumulate=accumulate)]
+        for state, accumulate in ((one, 1), (two, 2))
+    ]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    assert torch.allclose(weights(one.model), weights(two.model), atol=1e-5)
+
+
+def test_gradients_are_clipped_and_their_norm_is_told() -> None:
+    free, clipped = new_state(), new_state()
+    for state in (free, clipped):
+        state.optimizer = torch.optim.SGD(state.model.parameters())
+    start = weights(free.model)
+    norm = run(free, quiet_objective, steps=1)[0]["gradient_norm"]
+    assert run(clipped, quiet_objective, steps=1, clip_grad=norm / 4)[0]["gradient_norm"] == pytest.approx(norm)
+    whole, part = weights(free.model) - start, weights(clipped.model) - start
+    assert torch.allclose(4 * part, whole, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("what", "break_it"),
+    [
+        ("training loss is nan at step 4", lambda loss: loss * math.nan),
+        ("gradient's norm is nan at step 4", lambda loss: torch.sqrt(loss * 0)),
+    ],
+)
+def test_what_is_not_finite_never_reaches_the_weights(
+    what: str, break_it: Callable[[torch.Tensor], torch.Tensor]
+) -> None:
+    def breaking(model: nn.Module, batch: Batch) -> torch.Tensor:
+        loss = objective(model, batch)
+        return break_it(loss) if batch.step == 3 else loss
+
+    state, whole = new_state(average=0.9), new_state(average=0.9)
+    with pytest.raises(MaeliftError, match=what):
+        run(state, breaking)
+    batches = Batches(Order(6, 4, 0), lambda index, _: VALUES[index], draws=1, ranks=ONE)
+    with Tracker(None, "test", total=12, images_per_step=4) as tracker, pytest.raises(StopIteration):
+
+        def until_there(model: nn.Module, batch: Batch) -> torch.Tensor:
+            if batch.step == 3:
+                raise StopIteration
+            return objective(model, batch)
+
+        train(whole, batches, until_there, Schedule(12, 0.05), seed=0, ranks=ONE, tracker=tracker, upkeep=Upkeep())
+    assert state.step == 3 and torch.equal(weights(state.model), weights(whole.model))
+    assert torch.equal(weights(state.judged), weights(whole.judged))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_ends_as_if_it_never_stopped(tmp_path: Path, number: signal.Signals) -> None:
+    def evaluate(model: nn.Module, step: int) -> dict[str, float]:
+        return {"val/top1": 1 / step}  # the best comes before the stop
+
+    whole = new_state(average=0.9)
+    upkeep = Upkeep(evaluate, evenly(12, 6), "val/top1", checkpoint=tmp_path / "checkpoint.pt", log_every=1)
+    expected = run(whole, upkeep=upkeep)
+    (tmp_path / "checkpoint.pt").unlink()
+    with pytest.raises(Interrupted, match=r"stopped after step 6 of 12 .* saved") as caught:
+        run(new_state(average=0.9), stopping_at(5, number), upkeep=upkeep, folder=tmp_path)
+    assert caught.value.exit_code == 128 + number
+    assert signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL)
+    with (tmp_path / "metrics.jsonl").open("a") as file:  # what a killed run logged after its checkpoint
+        file.write('{"step": 7, "train/loss": 9.0}\n{"step": 8, "tra')
+    state = new_state(average=0.9)
+    state.load(tmp_path / "checkpoint.pt")
+    assert state.step == 6
+    run(state, upkeep=upkeep, folder=tmp_path)
+    assert read_metrics(tmp_path / "metrics.jsonl") == expected
+    assert torch.equal(weights(state.model), weights(whole.model))
+    assert torch.equal(weights(state.judged), weights(whole.judged))
+    assert state.best_step == whole.best_step == 2 and state.best_weights
+    assert all(torch.equal(value, whole.best_weights[name]) for name, value in state.best_weights.items())
+
+
+def test_a_stop_without_a_checkpoint_says_that_nothing_was_saved() -> None:
+    with pytest.raises(Interrupted, match="nothing was saved"):
+        run(new_state(), stopping_at(2, signal.SIGTERM))
+
+
+def test_a_new_run_forgets_the_metrics_of_one_that_left_no_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "train/loss": 9.0}\n')
+    expected = run(new_state(), folder=tmp_path)
+    assert read_metrics(tmp_path / "metrics.jsonl") == expected
+
+
+def test_other_files_are_no_checkpoints(tmp_path: Path) -> None:
+    state, path = new_state(), tmp_path / "checkpoint.pt"
+    state.save(path)
+    whole = path.read_bytes()
+    other = State(nn.Linear(4, 1), torch.optim.AdamW(nn.Linear(4, 1).parameters()))
+    for content in (b"", b"some text", whole[: len(whole) // 2]):
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError, match="Remove it to start anew") as caught:
+            state.load(path)
+        assert "\n" not in str(caught.value)
+    other.save(path)
+    with pytest.raises(CheckpointError, match="Remove it to start anew"):
+        state.load(path)
