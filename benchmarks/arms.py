@@ -128,6 +128,11 @@ class Pools:
 
 def read_pools(data: SuiteData) -> Pools:
     """Read, look through and part the images; an image that is in validation or test too is dropped elsewhere."""
+    if not Path(data.path).exists():
+        raise DataError(
+            f"data.path={data.path}: no such folder or CSV. Give data.path=...; that of the quickstart is brought by "
+            f"maelift data fashion-mnist out={data.path}."
+        )
     splits, manifest = audit_splits(read_splits(data.path, data.val, data.test, data.seed), max_rejected=0.05)
     hashes = {name: manifest.splits[name].hashes for name in ("train", "val", "test")}
     findings: list[str] = []

@@ -236,7 +236,8 @@ def _judge(state: State, evaluate: Evaluate, best_metric: str | None, tracker: T
     state.judged.eval()
     with torch.no_grad():
         metrics = evaluate(state.judged, state.step)
-    tracker.log(state.step, metrics)
+    if metrics:
+        tracker.log(state.step, metrics)
     if best_metric is not None and metrics[best_metric] > state.best_value:
         judged = state.judged.module if isinstance(state.judged, WeightAverage) else state.judged
         state.best_value, state.best_step = metrics[best_metric], state.step

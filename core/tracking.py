@@ -46,7 +46,6 @@ class Tracker:
         title: str,
         *,
         total: int,
-        first: int = 0,
         images_per_step: int,
         active: bool = True,
         listener: Listener | None = None,
@@ -54,7 +53,7 @@ class Tracker:
     ) -> None:
         self._folder = folder if active else None
         self._title, self._total, self._images_per_step = title, total, images_per_step
-        self._first, self._started = first, time.monotonic()
+        self._first, self._started = 0, time.monotonic()
         self._listener, self._record = listener, record
         self._active = active
         self._said = self._started

@@ -198,7 +198,15 @@ class Source:
 
     def whole(self, index: int, draws: Uniforms) -> NDArray[np.generic]:
         """A held-out image, its centre fitted to the size, (C, H, W) as stored."""
-        return to_array(fit_and_crop(self.held_out.open(index), self.size), self.channels)
+        return self._fitted(self.held_out, index)
+
+    def shown(self, index: int, draws: Uniforms) -> NDArray[np.generic]:
+        """An image for the pictures of reconstructions: a held-out one or, where none is held out, one of the pool."""
+        return self._fitted(self.held_out if len(self.held_out) else self.pool, index)
+
+    def _fitted(self, images: ImageSet, index: int) -> NDArray[np.generic]:
+        return to_array(fit_and_crop(images.open(index), self.size), self.channels)
+
 
 
 CROP_DRAWS = 5
@@ -236,7 +244,6 @@ def pretrain(
             folder.path,
             "pretrain",
             total=schedule.steps,
-            first=state.step,
             images_per_step=config.batch_size,
             active=ranks.is_main,
             listener=listener,
@@ -315,16 +322,17 @@ def _objective(wrapped: nn.Module, batch: Batch, model: MaskedAutoencoder, confi
 
 
 def _look(model: MaskedAutoencoder, source: Source, folder: Path, step: int) -> dict[str, float]:
-    """The held-out loss, and a picture of reconstructions, of the held-out images or else of the pool's first."""
+    """A picture of reconstructions, and the held-out loss where images are held out."""
     config, count = source.config, len(source.held_out)
-    if count == 0:
-        return {}
-    picture = reconstruction_picture(model, source.whole, min(8, count), config.masking.ratio, config.seed)
+    shown = min(8, count or len(source.pool))
+    picture = reconstruction_picture(model, source.shown, shown, config.masking.ratio, config.seed)
     pictures = folder / "reconstructions"
     pictures.mkdir(exist_ok=True)
     for path in (pictures / f"step-{step:08d}.png", folder / PICTURE_FILE):
         with atomic_path(path) as temporary:
             picture.save(temporary, format="PNG")
+    if count == 0:
+        return {}
     return {"held_out/loss": held_out_loss(model, source.whole, count, config.masking.ratio, config.seed)}
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent
@@ -28,6 +31,11 @@ TINY = [
     "lr=1e-3",
 ]
 """Keys that make a pretraining of seconds."""
+
+
+def framework(name: str) -> Any:
+    """An optional framework; where it is not installed, the test is skipped, but in CI it fails."""
+    return importlib.import_module(name) if os.environ.get("CI") else pytest.importorskip(name)
 
 
 def run_maelift(*words: object, cwd: Path | None = None, timeout: float = 240) -> subprocess.CompletedProcess[str]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TextIO
 
+import numpy as np
 import torch
 
 from ..core.config import ConfigError, DataError, MaeliftError
@@ -88,7 +89,7 @@ def predict(config: PredictConfig) -> PredictResult:
                         rejected.append((images.name(number), str(error)))
                 if not arrays:
                     continue
-                pixels = torch.stack([torch.from_numpy(array).float() for array in arrays]).to(ranks.device)
+                pixels = torch.from_numpy(np.stack(arrays)).to(ranks.device)
                 with autocast(ranks.device, "auto"):
                     logits = model(preprocessing.normalize(pixels))
                 for name, row in zip(names, logits.float().softmax(dim=1).cpu().tolist(), strict=True):

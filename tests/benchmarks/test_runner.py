@@ -270,7 +270,7 @@ def test_ctrl_c_and_the_death_of_a_worker_end_in_one_line(
     monkeypatch.setattr(runner, "PLAIN_INTERVAL", 0.0)
     logger = logging.getLogger("maelift")
     monkeypatch.setattr(logger, "handlers", [caplog.handler])
-    monkeypatch.setattr(logger, "level", logging.INFO)
+    caplog.set_level(logging.INFO, "maelift")
     striker = threading.Thread(target=strike, daemon=True)
     striker.start()
     with pytest.raises(

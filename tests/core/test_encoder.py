@@ -14,6 +14,7 @@ from maelift.core.config import CheckpointError, ConfigError, MaeliftError
 from maelift.core.encoder import PRESETS, Encoder, EncoderSpec, Preprocessing, preset_spec
 from maelift.core.weights import CONTRACT_KEY, Provenance, load_encoder, read_encoder, save_encoder
 from maelift.pretrain.mae import Decoder, MaskedAutoencoder
+from maelift.tests.support import framework
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -139,7 +140,7 @@ def test_a_reference_checkpoint_with_decoder_and_arguments_is_read(tmp_path: Pat
 @pytest.mark.parametrize("kind", ["vit", "vitmae"])
 @pytest.mark.parametrize("how", ["folder", "state"])
 def test_transformers_weights_give_transformers_features(tmp_path: Path, kind: str, how: str) -> None:
-    transformers = pytest.importorskip("transformers")
+    transformers = framework("transformers")
     settings = {
         "hidden_size": 48,
         "num_hidden_layers": 2,
