@@ -100,18 +100,19 @@ class ArrayImages:
         return 0
 
 
-def find_images(data: str | Path) -> ImageSet:
+def find_images(data: str | Path, key: str = "data") -> ImageSet:
     """The images in a folder (nested or flat, by sorted path; hidden files left out) or in an idx file.
 
-    A folder with idx files gives the training images. Raises DataError when there is nothing to be found.
+    A folder with idx files gives the training images. Raises DataError, which names the user's ``key``, when there is
+    nothing to be found.
     """
     path = Path(data)
     if path.is_file():
         if not is_idx_images(path):
-            raise DataError(f"data={path}: a file that is not an idx file of images. Expected that, or a folder.")
+            raise DataError(f"{key}={path}: a file that is not an idx file of images. Expected that, or a folder.")
         return idx_images(path)
     if not path.is_dir():
-        raise DataError(f"data={path}: no such folder. Expected a folder of images or an idx file.")
+        raise DataError(f"{key}={path}: no such folder. Expected a folder of images or an idx file.")
     files = list_files(path)
     found = [name for name in files if Path(name).suffix.lower() in SUFFIXES]
     if found:
@@ -120,10 +121,12 @@ def find_images(data: str | Path) -> ImageSet:
     if idx is not None:
         return idx_images(idx)
     if not files:
-        raise DataError(f"data={path}: the folder is empty. Expected images ({kinds()}) or idx files.")
+        raise DataError(f"{key}={path}: the folder is empty. Expected images ({kinds()}) or idx files.")
     suffixes = Counter(Path(name).suffix.lower() or "no suffix" for name in files)
     listed = ", ".join(f"{count} {suffix}" for suffix, count in suffixes.most_common(5))
-    raise DataError(f"data={path}: no images among its {len(files)} files ({listed}). Expected {kinds()} or idx files.")
+    raise DataError(
+        f"{key}={path}: no images among its {len(files)} files ({listed}). Expected {kinds()} or idx files."
+    )
 
 
 def list_files(root: Path) -> list[str]:

@@ -225,10 +225,14 @@ def _read_csv(path: Path) -> dict[str, LabeledImages]:
     rows = _csv_rows(path)
     aliases = {alias: split for split, names in SPLIT_NAMES.items() for alias in names}
     parts: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    seen: dict[str, str] = {}
     for line, row in rows:
         split = (row.get("split") or "train").strip().lower()
         if split not in aliases:
             raise DataError(f"{path} line {line}: split '{split}': expected train, val or test.")
+        other = seen.setdefault(row["path"], aliases[split])
+        if other != aliases[split]:
+            raise DataError(f"{path} line {line}: {row['path']} is in {other} already. Expected one split for an image.")
         parts[aliases[split]].append((row["path"], row["label"]))
         if not (path.parent / row["path"]).is_file():
             raise DataError(f"{path} line {line}: no such file: {row['path']}. Paths are relative to the CSV.")

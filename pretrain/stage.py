@@ -208,7 +208,6 @@ class Source:
         return to_array(fit_and_crop(images.open(index), self.size), self.channels)
 
 
-
 CROP_DRAWS = 5
 
 

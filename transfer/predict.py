@@ -68,7 +68,7 @@ def predict(config: PredictConfig) -> PredictResult:
     with Ranks.here(config.device) as ranks:
         model, classes = load_classifier(config.model)
         model.to(ranks.device)
-        images = find_images(config.images)
+        images = find_images(config.images, "images")
         out = Path(config.out)
         if out.is_dir():
             raise MaeliftError(f"out={out}: a folder. Expected the name of a CSV file.")
@@ -116,7 +116,7 @@ def _open_csv(path: Path) -> TextIO:
 def plan(config: PredictConfig) -> Plan:
     """What ``predict`` would do; writes nothing."""
     model, classes = load_classifier(config.model)
-    count = len(find_images(config.images))
+    count = len(find_images(config.images, "images"))
     return Plan(
         (
             ("images", f"{count} in {config.images} (unchecked yet)"),

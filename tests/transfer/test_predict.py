@@ -174,3 +174,10 @@ def test_places_that_do_not_fit_are_refused(classifier: ClassifyResult, image_fo
     with pytest.raises(MaeliftError, match="batch_size=0: expected 1 or more"):
         run(classifier, image_folder, tmp_path / "out.csv", batch_size=0)
     assert not (tmp_path / "out.csv").exists()
+
+
+def test_images_that_are_not_there_are_told_by_their_key(classifier: ClassifyResult, tmp_path: Path) -> None:
+    config = PredictConfig(str(classifier.model), str(tmp_path / "nowhere"), str(tmp_path / "out.csv"))
+    with pytest.raises(DataError, match=r"images=.*nowhere: no such folder"):
+        predict(config)
+    assert not (tmp_path / "out.csv").exists()
