@@ -232,7 +232,9 @@ def _read_csv(path: Path) -> dict[str, LabeledImages]:
             raise DataError(f"{path} line {line}: split '{split}': expected train, val or test.")
         other = seen.setdefault(row["path"], aliases[split])
         if other != aliases[split]:
-            raise DataError(f"{path} line {line}: {row['path']} is in {other} already. Expected one split for an image.")
+            raise DataError(
+                f"{path} line {line}: {row['path']} is in {other} already. Expected one split for an image."
+            )
         parts[aliases[split]].append((row["path"], row["label"]))
         if not (path.parent / row["path"]).is_file():
             raise DataError(f"{path} line {line}: no such file: {row['path']}. Paths are relative to the CSV.")
