@@ -45,6 +45,7 @@ MODEL_FILE = "model.safetensors"
 MODEL_KEY = "maelift.model"
 CROP_DRAWS = 5
 FEW_STEPS = 200
+"""With fewer, a recipe given in epochs trains next to nothing, and says so."""
 CACHE_BYTES = 2**30
 """Evaluation images are decoded once and kept when they take up no more than this."""
 

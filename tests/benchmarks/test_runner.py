@@ -415,3 +415,14 @@ def test_a_folder_in_use_is_refused_and_a_dry_run_writes_nothing(whole: Whole, t
         maelift.api.bench(str(whole.home / "suite.yaml"), out=str(tmp_path))
     with pytest.raises(MaeliftError, match="nothing can be written there"):
         maelift.api.bench(str(whole.home / "suite.yaml"), out=str(tmp_path / "config.yaml"))
+
+
+def test_a_trial_that_diverges_loses_and_a_compared_run_that_diverges_is_told(whole: Whole, tmp_path: Path) -> None:
+    config = resolved(whole)
+    context = Context(config, read_pools(config.data))
+    trial = context.training("scratch", 6, config.tuning.seed, 3, 1e30)
+    execute(trial, context, tmp_path / "runs")
+    assert results(tmp_path)[trial.key]["val_accuracy"] == 0.0
+    with pytest.raises(MaeliftError, match="the weights were left as they were"):
+        execute(context.training("scratch", 6, 0, 3, 1e30), context, tmp_path / "runs")
+    assert results(tmp_path).keys() == {trial.key}
