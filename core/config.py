@@ -89,18 +89,30 @@ def resolve(
         raise ConfigError(error.key, shown, error.expected, error.advice) from error
 
 
+def raw_value(key: str, overrides: Sequence[str] | Mapping[str, object], file: Path | None = None) -> object:
+    """The value of a top-level key before any schema is known: the last override's, else the file's, else None."""
+    given: Mapping[str, object] = overrides if isinstance(overrides, Mapping) else _typed_values(overrides)
+    if key in given or file is None:
+        return given.get(key)
+    return _read_yaml(Path(file)).get(key)
+
+
 def describe(schema: type) -> list[KeyHelp]:
     """Every key of a schema, those of nested dataclasses dotted, in the order of definition."""
     return list(_describe(schema, "", None))
 
 
-def format_help(schema: type, origin: Mapping[str, str] | None = None) -> str:
+def format_help(schema: type, origin: Mapping[str, str] | None = None, *, skip: type | None = None) -> str:
     """Every key of a schema with its type, default and meaning, for people; nested ones in groups.
 
-    ``origin`` says of keys without a default where their values come from, if not from the user.
+    ``origin`` says of keys without a default where their values come from, if not from the user. The keys of ``skip``, a
+    schema that this one extends, are left out.
     """
     lines, group = [], ""
+    inherited = {entry.key for entry in describe(skip)} if skip else set()
     for entry in describe(schema):
+        if entry.key in inherited:
+            continue
         above, _, _ = entry.key.rpartition(".")
         if above != group:
             group = above

@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from .datasets import DEBIAN_FOLDER, FASHION_MNIST
+from .frameworks import FRAMEWORKS as ADAPTERS
+from .frameworks import Framework, installed_version, too_old
 from .plan import Plan
 
 PACKAGES = (
@@ -28,12 +30,8 @@ PACKAGES = (
     "pillow",
 )
 FRAMEWORKS = {
-    "transformers": "transformers",
-    "detectron2": "detectron2",
-    "mmsegmentation": "mmseg",
     "mmcv": "mmcv",
     "mmengine": "mmengine",
-    "onnx": "onnx",
     "onnxruntime": "onnxruntime",
     "submitit": "submitit",
     "ray": "ray",
@@ -50,10 +48,14 @@ class DoctorConfig:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What was found; ``frameworks`` maps names to a version, "not installed", or why the import fails."""
+    """What was found; ``frameworks`` maps names to a version, "not installed", or why the import fails.
+
+    ``adapters`` says for each framework that ``maelift export`` knows whether it would work here, or how to make it work.
+    """
 
     versions: dict[str, str]
     devices: dict[str, str]
+    adapters: dict[str, str]
     frameworks: dict[str, str]
     free_disk_gib: float
     data: dict[str, str]
@@ -71,6 +73,7 @@ class Diagnosis:
         sections = {
             "versions": self.versions,
             "devices": self.devices,
+            "adapters (maelift export --to ...)": self.adapters,
             "optional frameworks": frameworks,
             "disk": {"free here": f"{self.free_disk_gib:.1f} GiB"},
             "data": self.data,
@@ -90,10 +93,12 @@ def doctor(config: DoctorConfig) -> Diagnosis:
     versions |= {name: _version(name) for name in PACKAGES}
     with ThreadPoolExecutor() as pool:
         devices = pool.submit(_devices)
+        adapters = dict(zip(ADAPTERS, pool.map(_adapter, ADAPTERS.values()), strict=True))
         frameworks = dict(zip(FRAMEWORKS, pool.map(_framework, FRAMEWORKS.values()), strict=True))
     return Diagnosis(
         versions=versions,
         devices=devices.result(),
+        adapters=adapters,
         frameworks=frameworks,
         free_disk_gib=round(shutil.disk_usage(Path.cwd()).free / 2**30, 1),
         data=_data(),
@@ -102,7 +107,7 @@ def doctor(config: DoctorConfig) -> Diagnosis:
 
 def plan(config: DoctorConfig) -> Plan:
     """What ``doctor`` would do."""
-    return Plan((("reads", "versions, devices, disk, data"), ("imports", ", ".join(["torch", *FRAMEWORKS]))))
+    return Plan((("reads", "versions, devices, disk, data"), ("imports", ", ".join(["torch", *ADAPTERS, *FRAMEWORKS]))))
 
 
 def _version(package: str) -> str:
@@ -135,15 +140,28 @@ def _devices() -> dict[str, str]:
     return devices | ({"torch": f"does not work: {wrong}"} if wrong else json.loads(said))
 
 
+def _adapter(framework: Framework) -> str:
+    """Whether the adapter of a framework would work here; if not, how to make it work."""
+    if (fault := too_old(framework)) is not None:
+        return fault
+    for module in (framework.module, *framework.needs):
+        state = _framework(module)
+        if state == "not installed":
+            return f"{module} is not installed: {framework.install}"
+        if not state.endswith("(imports)"):
+            return f"{module} is {state}"
+    return f"works ({framework.name} {installed_version(framework.distributions) or 'of unknown version'})"
+
+
 def _framework(module: str) -> str:
     """The version of a framework that imports, "not installed", or what is wrong with it."""
     absent = "not installed"
     said, wrong = _in_a_process(
         "import importlib.util\n"
-        f"if importlib.util.find_spec({module!r}) is None:\n"
+        f"if importlib.util.find_spec({module.partition('.')[0]!r}) is None:\n"
         f"    print({absent!r})\n"
         "else:\n"
-        f"    module = __import__({module!r})\n"
+        f"    module = importlib.import_module({module!r})\n"
         "    print(getattr(module, '__version__', 'version unknown'), '(imports)')"
     )
     return f"installed, but does not import: {wrong}" if wrong else said

@@ -160,6 +160,18 @@ class Preprocessing:
             return cls(("red", "green", "blue"), IMAGENET_MEAN, IMAGENET_STD)
         return cls(channel_names(channels), (0.5,) * channels, (0.5,) * channels)
 
+    @property
+    def pixel_mean(self) -> tuple[float, ...]:
+        """The mean of each channel in stored values, those of ``value_range``."""
+        low, high = self.value_range
+        return tuple(low + (high - low) * mean for mean in self.mean)
+
+    @property
+    def pixel_std(self) -> tuple[float, ...]:
+        """The standard deviation of each channel in stored values."""
+        low, high = self.value_range
+        return tuple((high - low) * std for std in self.std)
+
     def normalize(self, pixels: Tensor) -> Tensor:
         """Stored pixel values (B, C, H, W), any dtype, in ``value_range``, to the encoder's float32 input."""
         low, high = self.value_range
@@ -309,6 +321,27 @@ class Encoder(nn.Module):
         encoder.load_state_dict(state)
         return encoder.to(self.pos_embed.device, self.pos_embed.dtype)
 
+    def repatched(self, patch_size: int) -> Encoder:
+        """A copy for patches of another size, on the same grid: ViT-H's 14 pixels become the 16 that detectors like.
+
+        The kernel is resampled by the pseudo-inverse of bicubic resizing (FlexiViT, Sec. 3.4), so that an image which is
+        enlarged with its patches gives the same tokens; plain interpolation would scale them by the patch's area.
+        """
+        from timm.layers import resample_patch_embed
+
+        if patch_size == self.spec.patch_size:
+            return self
+        size = (self.spec.grid[0] * patch_size, self.spec.grid[1] * patch_size)
+        encoder = Encoder(
+            replace(self.spec, patch_size=patch_size, image_size=size), preprocessing=self.preprocessing
+        )
+        state = self.state_dict()
+        kernel = state["patch_embed.proj.weight"]
+        resampled = resample_patch_embed(kernel.float(), [patch_size, patch_size])
+        state["patch_embed.proj.weight"] = resampled.to(kernel.dtype)
+        encoder.load_state_dict(state)
+        return encoder.to(self.pos_embed.device, self.pos_embed.dtype)
+
     def check_input(self, images: Tensor) -> tuple[int, int]:
         """The grid of patches of images (B, C, H, W); raises MaeliftError for a shape that does not fit."""
         if images.ndim != 4 or images.shape[1] != self.spec.channels:
@@ -380,6 +413,7 @@ def resize_positions(
         return positions
     prefix, patches = positions[:, :num_prefix_tokens], positions[:, num_prefix_tokens:]
     plane = patches.reshape(1, *grid, -1).permute(0, 3, 1, 2)  # (1, D, rows, columns)
-    plane = F.interpolate(plane.float(), size=new_grid, mode="bicubic", align_corners=False)
+    precision = torch.promote_types(plane.dtype, torch.float32)  # half precision is too coarse to interpolate in
+    plane = F.interpolate(plane.to(precision), size=new_grid, mode="bicubic", align_corners=False)
     resized = plane.permute(0, 2, 3, 1).flatten(1, 2).to(positions.dtype)
     return torch.cat([prefix, resized], dim=1)

@@ -61,6 +61,17 @@ def output_folder(path: str | Path) -> Path:
     return folder
 
 
+def sync_tree(folder: Path) -> None:
+    """Have everything below a folder reach the disk, before it is renamed to its place."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            path.chmod(0o666 & ~_umask())
+            with path.open("rb+") as file:
+                os.fsync(file.fileno())
+    for path in (*filter(Path.is_dir, folder.rglob("*")), folder):
+        _sync_folder(path)
+
+
 def _disk_error(temporary: Path, target: Path) -> OSError | None:
     """What keeps a file from growing, if anything does: writers of weights hide a full disk in errors of their own."""
     try:

@@ -1,10 +1,11 @@
-"""The encoder file: safetensors and a contract; and the state dicts of others (reference MAE, timm, transformers)."""
+"""The encoder file: safetensors and a contract; and the weights of others, whose names core/foreign.py knows."""
 
 from __future__ import annotations
 
 import argparse
 import hashlib
 import json
+import logging
 import math
 import pickle
 import re
@@ -19,11 +20,16 @@ import torch
 from torch import Tensor
 
 from .config import CheckpointError
-from .encoder import PRESETS, Encoder, EncoderSpec, Preprocessing
+from .encoder import PRESETS, Encoder, EncoderSpec, Preprocessing, check_divisible
 from .files import atomic_path
+from .foreign import Foreign, facts_beside, from_mm, rename, settle, without_class_row, without_heads
+
+logger = logging.getLogger("maelift")
 
 CONTRACT_KEY = "maelift.encoder"
 CONTRACT_VERSION = 1
+DECODER_KEY = "maelift.decoder"
+DECODER_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -50,17 +56,31 @@ class Provenance:
 
 @dataclass(frozen=True)
 class EncoderFile:
-    """An encoder with its provenance; ``content_hash`` is the sha256 of its tensors."""
+    """An encoder with its provenance; ``content_hash`` is the sha256 of its tensors.
+
+    ``foreign``: the weights came without a contract, and the preprocessing is no more than the usual one; ``notes`` tell
+    what of them was left out or changed, ``final_norm`` whether they had one.
+    """
 
     encoder: Encoder
     provenance: Provenance
     content_hash: str
+    foreign: bool = False
+    notes: tuple[str, ...] = ()
+    final_norm: bool = True
 
 
 def save_encoder(encoder: Encoder, path: str | Path, provenance: Provenance) -> str:
     """Write the encoder file, all at once or not at all; returns the content hash of its tensors."""
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.state_dict().items()}
     digest = content_hash(state)
+    with atomic_path(path) as temporary:
+        safetensors.torch.save_file(state, temporary, metadata={CONTRACT_KEY: contract_text(encoder, provenance, digest)})
+    return digest
+
+
+def contract_text(encoder: Encoder, provenance: Provenance, digest: str) -> str:
+    """The contract that goes with an encoder's tensors, as JSON; ``digest`` is their content hash."""
     contract = {
         "version": CONTRACT_VERSION,
         "spec": asdict(encoder.spec),
@@ -68,9 +88,7 @@ def save_encoder(encoder: Encoder, path: str | Path, provenance: Provenance) -> 
         "provenance": asdict(provenance),
         "content_hash": digest,
     }
-    with atomic_path(path) as temporary:
-        safetensors.torch.save_file(state, temporary, metadata={CONTRACT_KEY: json.dumps(contract)})
-    return digest
+    return json.dumps(contract)
 
 
 def load_encoder(
@@ -80,11 +98,13 @@ def load_encoder(
     norm_eps: float | None = None,
     image_size: int | tuple[int, int] | None = None,
 ) -> Encoder:
-    """Read an encoder from a maelift file, or from a reference MAE, timm ViT or transformers ViT(MAE) state dict.
+    """Read an encoder from a maelift file, or from the weights of others.
 
-    The keywords are for foreign files, which do not say them: attention heads (else the usual count for the width),
-    LayerNorm epsilon (else 1e-6), and image size in pixels (else a square one). Decoder and classifier weights are
-    left out. Raises CheckpointError: not a weights file, a pickle with code in it, or missing and unexpected keys.
+    Those are reference MAE, timm, transformers ViT(MAE), mmsegmentation and mmpretrain MAE and ViT, detectron2 ViT; bare
+    or in a whole model, whose heads and decoder are left out. The keywords are for them: attention heads (else what a
+    file beside them says, or the usual count for the width), LayerNorm epsilon (else 1e-6), and image size in pixels
+    (else a square one). Raises CheckpointError: not a weights file, a pickle with code in it, or missing and unexpected
+    keys.
     """
     return read_encoder(path, num_heads=num_heads, norm_eps=norm_eps, image_size=image_size).encoder
 
@@ -95,23 +115,89 @@ def read_encoder(
     num_heads: int | None = None,
     norm_eps: float | None = None,
     image_size: int | tuple[int, int] | None = None,
+    drop_relative_positions: bool = False,
+    preprocessing: Preprocessing | None = None,
 ) -> EncoderFile:
-    """``load_encoder`` with the provenance; for foreign files that is no more than what kind of file it was."""
+    """``load_encoder`` with the provenance; for foreign files that is no more than what kind of file it was.
+
+    ``drop_relative_positions``: do without those of foreign weights, where they would otherwise be refused.
+    ``preprocessing`` stands in where a maelift file has none.
+    """
+    path = Path(path)
     state, metadata = read_tensors(path)
     if CONTRACT_KEY in metadata:
-        return _read_contract(Path(path), state, metadata[CONTRACT_KEY])
-    method, state = _to_our_names(str(path), state)
-    heads, eps = _transformers_config(Path(path)) if method.startswith("transformers") else (None, None)
+        return _read_contract(path, state, metadata[CONTRACT_KEY], preprocessing)
+    foreign = _to_our_names(str(path), state, drop_relative_positions)
+    facts = facts_beside(path, foreign.method)
+    size = (image_size, image_size) if isinstance(image_size, int) else image_size or facts.image_size
+    state = without_class_row(foreign.state, size)
     spec = infer_spec(
         state,
-        num_heads=num_heads or heads,
-        norm_eps=norm_eps or eps or 1e-6,
-        image_size=image_size,
+        num_heads=num_heads or facts.num_heads,
+        norm_eps=norm_eps or facts.norm_eps or 1e-6,
+        image_size=size,
         source=str(path),
     )
     state = _with_class_position(state, spec)
-    encoder = _load(Encoder(spec), state, str(path))
-    return EncoderFile(encoder, Provenance(method=method, parent=str(path)), content_hash(encoder.state_dict()))
+    encoder = _load(Encoder(spec, preprocessing=preprocessing), state, str(path))
+    for warning in foreign.warnings:
+        logger.warning("%s: %s", path, warning)
+    return EncoderFile(
+        encoder,
+        Provenance(method=foreign.method, parent=str(path)),
+        content_hash(encoder.state_dict()),
+        foreign=True,
+        notes=(*foreign.notes, *foreign.warnings),
+        final_norm=foreign.final_norm,
+    )
+
+
+@dataclass(frozen=True)
+class DecoderFile:
+    """The decoder that an encoder was pretrained with.
+
+    ``state``: its tensors, ``mask_token`` and ``decoder_*``; ``encoder``: the content hash of the encoder file that it
+    belongs to; ``norm_pix_loss``: it predicts patches normalised by their own mean and deviation.
+    """
+
+    state: Mapping[str, Tensor]
+    num_heads: int
+    norm_eps: float
+    norm_pix_loss: bool
+    encoder: str
+
+
+def save_decoder(decoder: DecoderFile, path: str | Path) -> None:
+    """Write a decoder file, all at once or not at all."""
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in decoder.state.items()}
+    contract = {
+        "version": DECODER_VERSION,
+        "num_heads": decoder.num_heads,
+        "norm_eps": decoder.norm_eps,
+        "norm_pix_loss": decoder.norm_pix_loss,
+        "encoder": decoder.encoder,
+        "content_hash": content_hash(state),
+    }
+    with atomic_path(path) as temporary:
+        safetensors.torch.save_file(state, temporary, metadata={DECODER_KEY: json.dumps(contract)})
+
+
+def read_decoder(path: str | Path) -> DecoderFile:
+    """Read a decoder file; raises CheckpointError for other files, and for tensors that were changed."""
+    state, metadata = read_tensors(path)
+    if DECODER_KEY not in metadata:
+        raise CheckpointError(f"{path}: not a decoder file of maelift. Expected the decoder.safetensors of a pretraining.")
+    try:
+        contract = json.loads(metadata[DECODER_KEY])
+        version, digest = contract["version"], contract["content_hash"]
+        fields = {key: contract[key] for key in ("num_heads", "norm_eps", "norm_pix_loss", "encoder")}
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: its '{DECODER_KEY}' metadata can't be read ({error}).") from error
+    if version != DECODER_VERSION:
+        raise CheckpointError(f"{path}: decoder version {version}, this maelift reads version {DECODER_VERSION}. Update maelift.")
+    if content_hash(state) != digest:
+        raise CheckpointError(f"{path}: the tensors are not those that the file was written with. Get it anew.")
+    return DecoderFile(state, **fields)
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -123,8 +209,13 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         head = file.read(16)
     if len(head) >= 9 and head[8:9] == b"{":
         return _read_safetensors(path)
-    if head[:2] == b"PK" or head[:1] == b"\x80":
+    if head[:2] == b"PK" or head.startswith(_TORCH_BEFORE_ZIP):
         return _tensors_in(path, _read_torch(path)), {}
+    if head[:1] == b"\x80":
+        raise CheckpointError(
+            f"{path}: a bare pickle, as detectron2's .pkl are, which could run code when read; nothing was read. Where you "
+            "trust it, write its arrays with torch.save as a dict of tensors, and give that file."
+        )
     raise CheckpointError(f"{path}: not a weights file. Expected .safetensors, or a .pth written by torch.save.")
 
 
@@ -160,7 +251,15 @@ def infer_spec(
     class_token = "cls_token" in state
     count = state["pos_embed"].shape[1]
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
-    if size is None:
+    if size is not None:
+        check_divisible(size, patch)
+        patches = (size[0] // patch) * (size[1] // patch)
+        if count not in (patches, patches + class_token):
+            raise CheckpointError(
+                f"{source}: image_size={list(size)} makes {patches} patches of {patch} pixels, and its positions are for "
+                f"{count - class_token}. Give the size that it was trained at; other sizes come where it is used."
+            )
+    else:
         sides = [math.isqrt(patches) for patches in (count - class_token, count)]
         square = [side for side, patches in zip(sides, (count - class_token, count), strict=True) if side**2 == patches]
         if not square:
@@ -201,7 +300,9 @@ def key_mismatch(source: str, missing: Iterable[str], unexpected: Iterable[str],
     return CheckpointError(" ".join(parts))
 
 
-def _read_contract(path: Path, state: dict[str, Tensor], text: str) -> EncoderFile:
+def _read_contract(
+    path: Path, state: dict[str, Tensor], text: str, fallback: Preprocessing | None = None
+) -> EncoderFile:
     try:
         contract = json.loads(text)
         if contract["version"] != CONTRACT_VERSION:
@@ -209,8 +310,14 @@ def _read_contract(path: Path, state: dict[str, Tensor], text: str) -> EncoderFi
                 f"{path}: contract version {contract['version']}, this maelift reads version {CONTRACT_VERSION}. "
                 "Update maelift."
             )
+        if not contract.get("preprocessing") and fallback is None:
+            raise CheckpointError(
+                f"{path}: an encoder file without preprocessing: how images must be prepared for it is not known. Write the "
+                f"file anew with maelift, or give it: maelift import {path} out=... mean=[...] std=[...]"
+            )
         spec = EncoderSpec.from_json(contract["spec"])
-        preprocessing = Preprocessing.from_json(contract["preprocessing"])
+        stated = contract.get("preprocessing")
+        preprocessing = Preprocessing.from_json(stated) if stated else fallback
         provenance = Provenance(**contract["provenance"])
         expected_hash = contract["content_hash"]
     except (KeyError, TypeError, ValueError) as error:
@@ -249,10 +356,33 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise CheckpointError(f"{path}: a damaged safetensors file ({error}).") from error
 
 
+class _Inert:
+    """Stands for records that training scripts keep beside the weights: takes whatever they hold, and does nothing."""
+
+    def __new__(cls, *_: object) -> _Inert:
+        return super().__new__(cls)
+
+    def __setstate__(self, _: object) -> None:
+        pass
+
+
+_TORCH_BEFORE_ZIP = b"\x80\x02\x8a\nl\xfc\x9cF"
+"""How files of torch.save began before they were zip archives: a pickle of torch's magic number."""
+_RECORDS = (
+    "mmengine.logging.history_buffer.HistoryBuffer",
+    "mmengine.config.config.ConfigDict",
+    "numpy.dtype",
+    "numpy.ndarray",
+    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
+    "builtins.getattr",
+)
+"""What mmengine's checkpoints hold beside tensors: losses of the training. None of it is built, _Inert takes its place."""
+
+
 def _read_torch(path: Path) -> object:
     try:
-        # Training scripts commonly keep their parsed arguments beside the weights: a plain record, safe to build.
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        # Parsed arguments are a plain record, safe to build.
+        with torch.serialization.safe_globals([argparse.Namespace, *((_Inert, name) for name in _RECORDS)]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)", str(error))
@@ -281,7 +411,6 @@ def _tensors_in(path: Path, content: object) -> dict[str, Tensor]:
     return state
 
 
-_NOT_ENCODER = re.compile(r"(decoder_.*|decoder\..*|mask_token|head\..*|head_drop.*|pooler\..*|classifier\..*)")
 _OURS = re.compile(r"(cls_token|pos_embed|patch_embed\.proj\..*|blocks\.\d+\..*|norm\.(weight|bias))")
 
 
@@ -289,69 +418,81 @@ def _is_ours(name: str) -> bool:
     return _OURS.fullmatch(name) is not None
 
 
-def _to_our_names(source: str, state: dict[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
-    """Foreign tensors under our names, without decoders and classifiers, and what kind of file they came from."""
+def _to_our_names(source: str, state: dict[str, Tensor], drop_relative_positions: bool) -> Foreign:
+    """Foreign tensors under our names, without decoders, classifiers and other heads."""
     with_decoder = any(name.startswith("decoder") for name in state)
+    state, notes, prefix = without_heads(state)
     if any("embeddings.patch_embeddings" in name for name in state):
         method = "transformers ViTMAE" if with_decoder else "transformers ViT"
-        return method, _from_transformers(source, state)
-    method = "reference MAE" if with_decoder else "timm ViT"
-    return method, {name: tensor for name, tensor in state.items() if not _NOT_ENCODER.fullmatch(name)}
+        foreign, dense = Foreign(method, _from_transformers(source, state), notes), False
+    elif "patch_embed.projection.weight" in state:
+        foreign, dense = from_mm(state, notes), True
+    elif prefix.endswith("net."):
+        foreign, dense = Foreign("detectron2 ViT", state, notes), True
+    else:
+        bare = "cls_token" not in state and "norm.weight" not in state
+        method = "reference MAE" if with_decoder else "plain ViT" if bare else "timm ViT"
+        foreign, dense = Foreign(method, state, notes), bare or prefix == "backbone."
+    return settle(source, foreign, dense=dense, drop_relative_positions=drop_relative_positions)
 
 
-_TRANSFORMERS_NAMES: tuple[tuple[str, str], ...] = (
-    (r"embeddings\.cls_token", "cls_token"),
-    (r"embeddings\.position_embeddings", "pos_embed"),
-    (r"embeddings\.patch_embeddings\.projection\.(weight|bias)", r"patch_embed.proj.\1"),
-    (r"layernorm\.(weight|bias)", r"norm.\1"),
-    (r"(?:encoder\.layer|layers)\.(\d+)\.layernorm_before\.(weight|bias)", r"blocks.\1.norm1.\2"),
-    (r"(?:encoder\.layer|layers)\.(\d+)\.layernorm_after\.(weight|bias)", r"blocks.\1.norm2.\2"),
-    (r"encoder\.layer\.(\d+)\.attention\.attention\.(query|key|value)\.(weight|bias)", r"blocks.\1.attn.\2.\3"),
-    (r"layers\.(\d+)\.attention\.q_proj\.(weight|bias)", r"blocks.\1.attn.query.\2"),
-    (r"layers\.(\d+)\.attention\.k_proj\.(weight|bias)", r"blocks.\1.attn.key.\2"),
-    (r"layers\.(\d+)\.attention\.v_proj\.(weight|bias)", r"blocks.\1.attn.value.\2"),
-    (r"encoder\.layer\.(\d+)\.attention\.output\.dense\.(weight|bias)", r"blocks.\1.attn.proj.\2"),
-    (r"layers\.(\d+)\.attention\.o_proj\.(weight|bias)", r"blocks.\1.attn.proj.\2"),
-    (r"encoder\.layer\.(\d+)\.intermediate\.dense\.(weight|bias)", r"blocks.\1.mlp.fc1.\2"),
-    (r"encoder\.layer\.(\d+)\.output\.dense\.(weight|bias)", r"blocks.\1.mlp.fc2.\2"),
-    (r"layers\.(\d+)\.mlp\.(fc1|fc2)\.(weight|bias)", r"blocks.\1.mlp.\2.\3"),
+_LAYER_NAMES = (
+    ("norm1.*", "layernorm_before.*", "layernorm_before.*"),
+    ("norm2.*", "layernorm_after.*", "layernorm_after.*"),
+    ("attn.query.*", "attention.attention.query.*", "attention.q_proj.*"),
+    ("attn.key.*", "attention.attention.key.*", "attention.k_proj.*"),
+    ("attn.value.*", "attention.attention.value.*", "attention.v_proj.*"),
+    ("attn.proj.*", "attention.output.dense.*", "attention.o_proj.*"),
+    ("mlp.fc1.*", "intermediate.dense.*", "mlp.fc1.*"),
+    ("mlp.fc2.*", "output.dense.*", "mlp.fc2.*"),
 )
-"""transformers' names, as 4.x and as 5.x write them, and ours."""
+_TRANSFORMERS_NAMES = (
+    ("cls_token", "embeddings.cls_token", "embeddings.cls_token"),
+    ("pos_embed", "embeddings.position_embeddings", "embeddings.position_embeddings"),
+    ("patch_embed.proj.*", "embeddings.patch_embeddings.projection.*", "embeddings.patch_embeddings.projection.*"),
+    ("norm.*", "layernorm.*", "layernorm.*"),
+    *((f"blocks.*.{ours}", f"encoder.layer.*.{old}", f"layers.*.{new}") for ours, old, new in _LAYER_NAMES),
+    *(
+        (f"decoder_blocks.*.{ours}", f"decoder.decoder_layers.*.{old}", f"decoder.decoder_layers.*.{new}")
+        for ours, old, new in _LAYER_NAMES
+    ),
+    *((name, f"decoder.{name}", f"decoder.{name}") for name in ("mask_token", "decoder_pos_embed")),
+    *((f"{name}.*", f"decoder.{name}.*", f"decoder.{name}.*") for name in ("decoder_embed", "decoder_norm", "decoder_pred")),
+)
+"""Our names, and transformers' as 4.x and as 5.x have them; "*" stands for a block's number, and for weight or bias."""
 
 
-def _from_transformers(source: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+def to_transformers_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """An encoder's tensors, and a decoder's, under the names of transformers 4.x, which 5.x reads as well."""
+    table = [(ours, old) for ours, old, _ in _TRANSFORMERS_NAMES]
     renamed: dict[str, Tensor] = {}
     for name, tensor in state.items():
-        bare = name.removeprefix("vit.")
-        if _NOT_ENCODER.fullmatch(bare):
-            continue
-        for pattern, ours in _TRANSFORMERS_NAMES:
-            if found := re.fullmatch(pattern, bare):
-                renamed[found.expand(ours)] = tensor
-                break
-        else:
-            renamed[name] = tensor
-    for name in [name for name in renamed if ".attn.query." in name]:
-        parts = [name, name.replace(".query.", ".key."), name.replace(".query.", ".value.")]
-        absent = [part for part in parts if part not in renamed]
-        if absent:
-            raise key_mismatch(source, absent, [], "an encoder")
-        renamed[name.replace(".query.", ".qkv.")] = torch.cat([renamed.pop(part) for part in parts])
+        parts = {name: tensor}
+        if ".attn.qkv." in name:
+            split = zip(("query", "key", "value"), tensor.chunk(3), strict=True)
+            parts = {name.replace(".qkv.", f".{part}."): piece.contiguous() for part, piece in split}
+        renamed |= {rename(ours, table): piece for ours, piece in parts.items()}
     return renamed
 
 
-def _transformers_config(path: Path) -> tuple[int | None, float | None]:
-    """Heads and epsilon from the ``config.json`` beside a transformers file.
+def from_transformers_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of ``to_transformers_names``, for the names of 4.x and of 5.x; those that it doesn't know stay."""
+    table = [(theirs, ours) for ours, old, new in _TRANSFORMERS_NAMES for theirs in (old, new)]
+    renamed = {rename(name.removeprefix("vit."), table): tensor for name, tensor in state.items()}
+    for name in [name for name in renamed if ".attn.query." in name]:
+        parts = [name, name.replace(".query.", ".key."), name.replace(".query.", ".value.")]
+        if all(part in renamed for part in parts):
+            renamed[name.replace(".query.", ".qkv.")] = torch.cat([renamed.pop(part) for part in parts])
+    return renamed
 
-    ViTMAE's configurations say 1e-12, a default that the weights were not trained with: theirs stays 1e-6.
-    """
-    file = path.parent / "config.json"
-    try:
-        config = json.loads(file.read_text()) if file.is_file() else {}
-    except ValueError:
-        config = {}
-    eps = None if config.get("model_type") == "vit_mae" else config.get("layer_norm_eps")
-    return config.get("num_attention_heads"), eps
+
+def _from_transformers(source: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    renamed = from_transformers_names(state)
+    for name in renamed:
+        if ".attn.query." in name:
+            parts = [name.replace(".query.", f".{part}.") for part in ("key", "value")]
+            raise key_mismatch(source, [part for part in parts if part not in renamed], [], "an encoder")
+    return renamed
 
 
 def _with_class_position(state: dict[str, Tensor], spec: EncoderSpec) -> dict[str, Tensor]:

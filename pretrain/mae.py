@@ -197,6 +197,10 @@ class MaskedAutoencoder(Encoder):
         encoder.load_state_dict({name: own[name] for name in encoder.state_dict()})
         return encoder
 
+    def decoder_state(self) -> dict[str, Tensor]:
+        """The tensors that are not the encoder's: ``mask_token`` and ``decoder_*``."""
+        return {name: tensor for name, tensor in self.state_dict().items() if name.startswith(("mask_token", "decoder_"))}
+
 
 def patchify(images: Tensor, patch_size: int) -> Tensor:
     """Images (B, C, H, W) to patches (B, N, p * p * C), each in the order (row, column, channel), as the target is."""

@@ -38,7 +38,7 @@ from ..core.plan import Plan
 from ..core.randomness import isolated, stream, torch_stream
 from ..core.run_folder import RunFolder
 from ..core.tracking import Listener, Tracker, counting, duration, read_metrics
-from ..core.weights import Provenance, read_encoder, save_encoder
+from ..core.weights import DecoderFile, Provenance, content_hash, read_encoder, save_decoder, save_encoder
 from .mae import Decoder, MaskedAutoencoder
 from .masking import Masking, num_visible
 from .monitor import held_out_loss, reconstruction_picture
@@ -46,6 +46,7 @@ from .monitor import held_out_loss, reconstruction_picture
 logger = logging.getLogger("maelift")
 
 ENCODER_FILE = "encoder.safetensors"
+DECODER_FILE = "decoder.safetensors"
 PICTURE_FILE = "reconstruction.png"
 
 
@@ -448,7 +449,19 @@ def _save(
         data_manifest=source.manifest.digest,
         tool_version=__version__,
     )
-    save_encoder(model.encoder().cpu(), path, provenance)
+    encoder = model.encoder().cpu()
+    # The encoder file says that a run is done, so the decoder goes first.
+    save_decoder(
+        DecoderFile(
+            state=model.decoder_state(),
+            num_heads=model.decoder_spec.num_heads,
+            norm_eps=model.spec.norm_eps,
+            norm_pix_loss=model.norm_pix_loss,
+            encoder=content_hash(encoder.state_dict()),
+        ),
+        path.with_name(DECODER_FILE),
+    )
+    save_encoder(encoder, path, provenance)
 
 
 def _without_folders(config: PretrainConfig) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from maelift.core.encoder import Encoder, preset_spec
+from maelift.core.randomness import isolated
+from maelift.core.weights import Provenance, save_encoder
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent
@@ -64,6 +69,24 @@ def write_images(folder: Path, count: int, *, suffix: str = ".png", first: int =
     return folder
 
 
+def random_encoder(
+    model: str = "vit_nano", *, channels: int = 3, image_size: int | tuple[int, int] | None = None, seed: int = 0
+) -> Encoder:
+    """An encoder whose every parameter is random: none is zero or one by chance, so that none can be missed unseen."""
+    spec = preset_spec(model, channels=channels, image_size=image_size)
+    with isolated(seed, "random encoder"):
+        encoder = Encoder(spec)
+        for parameter in encoder.parameters():
+            parameter.data += 0.05 * torch.randn_like(parameter)
+    return encoder
+
+
+def encoder_file(path: Path, encoder: Encoder | None = None) -> Path:
+    """An encoder file, of a random vit_nano if no encoder is given."""
+    save_encoder(encoder or random_encoder(), path, Provenance(method="test"))
+    return path
+
+
 def one_line_error(done: subprocess.CompletedProcess[str], *expected: str) -> str:
     """Check that a process refused its user's mistake in one line, without a traceback, and that the line says this."""
     assert done.returncode == 2, (done.returncode, done.stdout, done.stderr)
@@ -73,3 +96,22 @@ def one_line_error(done: subprocess.CompletedProcess[str], *expected: str) -> st
     for text in expected:
         assert text in lines[0], (text, lines[0])
     return lines[0]
+
+
+def run_page(page: Path, folder: Path, timeout: float = 240) -> str:
+    """Do what a page says, in ``folder``: its bash and python blocks in order, each a process of its own.
+
+    Other blocks are not run. Returns what the blocks printed; fails with the block and what it said, at the first that fails.
+    """
+    blocks = re.findall(r"^```(bash|python)\n(.*?)^```$", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    assert blocks, f"{page} has no bash or python blocks"
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    printed = []
+    for language, block in blocks:
+        command = ["bash", "-euo", "pipefail", "-c", block] if language == "bash" else [sys.executable, "-c", block]
+        done = subprocess.run(
+            command, capture_output=True, text=True, cwd=folder, timeout=timeout, env={**environment(), "PATH": path}
+        )
+        assert done.returncode == 0, f"{page.name}: exit code {done.returncode}\n{block}\n{done.stdout}\n{done.stderr}"
+        printed.append(done.stdout)
+    return "".join(printed)

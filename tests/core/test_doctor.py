@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from maelift.core import doctor as doctor_module
 from maelift.core.datasets import FASHION_MNIST
 from maelift.core.doctor import DoctorConfig, doctor, plan
+from maelift.core.frameworks import Framework
 
 BROKEN = "installed, but does not import: "
 
@@ -21,6 +23,7 @@ def frameworks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     monkeypatch.setenv("PYTHONPATH", str(folder))
     monkeypatch.setattr(doctor_module, "_DEVICES", "print('{}')")
+    monkeypatch.setattr(doctor_module, "ADAPTERS", {})
     monkeypatch.chdir(tmp_path)
     return folder
 
@@ -60,6 +63,30 @@ def test_a_folder_named_like_a_framework_is_none(frameworks: Path, monkeypatch: 
     assert state_of("framework_here", monkeypatch) == "not installed"
 
 
+ADAPTED = Framework("thing", "framework_here", ("maelift",), "0.0.1", "pip install thing", needs=("framework_here.part",))
+
+
+@pytest.mark.parametrize(
+    ("part", "framework", "expected"),
+    [
+        ("", ADAPTED, "works (thing "),
+        ("import a_module_that_is_not_there", ADAPTED, "framework_here.part is installed, but does not import: ModuleNotF"),
+        ("", replace(ADAPTED, minimum="99"), "expected 99 or newer. Update it: pip install thing"),
+        ("", replace(ADAPTED, module="absent_here"), "absent_here is not installed: pip install thing"),
+    ],
+)
+def test_which_adapters_would_work_is_told(
+    part: str, framework: Framework, expected: str, frameworks: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (frameworks / "framework_here").mkdir()
+    (frameworks / "framework_here" / "__init__.py").touch()
+    (frameworks / "framework_here" / "part.py").write_text(part)
+    monkeypatch.setattr(doctor_module, "FRAMEWORKS", {})
+    monkeypatch.setattr(doctor_module, "ADAPTERS", {"thing": framework})
+    found = doctor(DoctorConfig())
+    assert expected in found.adapters["thing"] and expected in found.summary()
+
+
 def test_a_torch_that_does_not_work_is_told(frameworks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor_module, "_DEVICES", "import torch")
     (frameworks / "torch.py").write_text("raise OSError('libcudart.so: cannot open shared object file')")
@@ -71,6 +98,7 @@ def test_a_torch_that_does_not_work_is_told(frameworks: Path, monkeypatch: pytes
 
 def test_this_machine_is_described(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(doctor_module, "ADAPTERS", {})
     monkeypatch.setattr(doctor_module, "FRAMEWORKS", {"absent": "a_module_that_is_not_there"})
     found = doctor(DoctorConfig())
     assert found.versions["python"] == ".".join(map(str, sys.version_info[:3]))

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from maelift.core.config import CheckpointError, ConfigError, MaeliftError
 from maelift.core.encoder import PRESETS, Encoder, EncoderSpec, Preprocessing, preset_spec
 from maelift.core.weights import CONTRACT_KEY, Provenance, load_encoder, read_encoder, save_encoder
 from maelift.pretrain.mae import Decoder, MaskedAutoencoder
-from maelift.tests.support import framework
+from maelift.tests.support import framework, random_encoder
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -210,3 +211,36 @@ def test_files_that_are_no_encoders_are_refused_with_their_keys(encoder: Encoder
         load_encoder(tmp_path / "cut.safetensors")
     with pytest.raises(CheckpointError, match="no such file"):
         load_encoder(tmp_path / "nowhere.safetensors")
+
+
+def test_patches_of_another_size_see_an_enlarged_image_as_the_old_ones_saw_it() -> None:
+    encoder = random_encoder("vit_nano", image_size=(28, 56)).repatched(14)
+    larger = encoder.repatched(16)
+    assert larger.spec.patch_size == 16 and larger.spec.grid == encoder.spec.grid
+    assert larger.spec.image_size == (112, 224)
+    # Bicubic enlarging is linear within each patch, and the resampled kernel is its pseudo-inverse's transpose.
+    patches = torch.randn(8, 3, 14, 14)
+    enlarged = F.interpolate(patches, size=(16, 16), mode="bicubic", antialias=True)
+    torch.testing.assert_close(
+        larger.patch_embed(enlarged), encoder.patch_embed(patches), atol=1e-4, rtol=1e-4
+    )
+    plain = F.interpolate(encoder.patch_embed.proj.weight, size=(16, 16), mode="bicubic")
+    assert (larger.patch_embed.proj.weight - plain).abs().max() > 1e-2
+    assert encoder.repatched(14) is encoder
+
+
+def test_positions_are_resized_in_the_precision_of_the_encoder() -> None:
+    encoder = random_encoder("vit_nano").double()
+    exact = encoder.positions((5, 9))
+    assert exact.dtype == torch.float64
+    coarse = encoder.float().positions((5, 9)).double()
+    assert 0 < (exact - coarse).abs().max() < 1e-5
+    assert encoder.to(torch.bfloat16).positions((5, 9)).dtype == torch.bfloat16
+
+
+def test_statistics_are_told_in_stored_values() -> None:
+    preprocessing = Preprocessing(("a", "b"), (0.5, 0.25), (0.1, 0.2), value_range=(-100.0, 100.0))
+    assert preprocessing.pixel_mean == (0.0, -50.0) and preprocessing.pixel_std == (20.0, 40.0)
+    pixels = torch.tensor([10.0, 30.0]).view(1, 2, 1, 1)
+    expected = [(10 - 0) / 20, (30 + 50) / 40]
+    torch.testing.assert_close(preprocessing.normalize(pixels).flatten(), torch.tensor(expected))

@@ -16,7 +16,7 @@ import pytest
 import torch
 from maelift.core.config import MaeliftError
 from maelift.core.tracking import read_metrics
-from maelift.core.weights import read_encoder
+from maelift.core.weights import read_decoder, read_encoder
 from maelift.tests.support import TINY, environment, one_line_error, run_maelift, write_images
 from PIL import Image
 
@@ -55,6 +55,9 @@ def test_images_in_encoder_out(image_folder: Path, tmp_path: Path) -> None:
         assert picture.width > 3 * 112 and picture.height > 4 * 112
     assert any((out / "tensorboard").iterdir())
     assert (out / "config.yaml").exists() and not (out / "checkpoint.pt").exists()
+    decoder = read_decoder(out / "decoder.safetensors")
+    assert decoder.encoder == file.content_hash and decoder.norm_pix_loss and decoder.num_heads == 2
+    assert decoder.state["mask_token"].shape == (1, 1, 16) and not set(decoder.state) & set(weights(out))
     again = run_maelift("pretrain", f"data={image_folder}", f"out={out}", *TINY, "epochs=8")
     assert again.returncode == 0 and "nothing was done again" in again.stderr
     other = run_maelift("pretrain", f"data={image_folder}", f"out={out}", *TINY, "epochs=9")
