@@ -1,5 +1,5 @@
 # make quickstart   bring the data, run the quickstart suite, write its report      ARGS="key=value ..." change it
-# make test         ruff, mypy, pytest                                              ARGS="-k word" go to pytest
+# make test         the frameworks of the adapters, ruff, mypy, pytest               ARGS="-k word" go to pytest
 # make lint         ruff and mypy only
 # Each sets itself up: a virtual environment in .venv, the tested versions, Fashion-MNIST in data/. A second run
 # reuses them.
@@ -9,14 +9,15 @@ SUITE ?= quickstart
 OUT ?= runs/$(SUITE)
 ARGS ?=
 READY := .venv/ready
+FRAMEWORKS := .venv/frameworks
 DATA := data/fashion-mnist
 
-.PHONY: quickstart test lint install data clean
+.PHONY: quickstart test lint install frameworks data clean
 
 quickstart: install data
 	.venv/bin/maelift bench $(SUITE) data.path=$(DATA) "out=$(OUT)" $(ARGS)
 
-test: lint data
+test: frameworks lint data
 	.venv/bin/python -m pytest -q -n auto --dist loadfile --durations=5 $(ARGS)
 
 # mypy takes the package's name from its folder; .venv/src/maelift leads here, whatever this folder is called.
@@ -25,6 +26,14 @@ lint: install
 	cd .venv/src && ../bin/mypy -p maelift --config-file maelift/pyproject.toml
 
 install: $(READY)
+
+frameworks: $(FRAMEWORKS)
+
+$(FRAMEWORKS): tests/frameworks.sh $(READY)
+	@tests/frameworks.sh || { \
+	  echo "maelift: a framework could not be installed, see above. Tests without them: make lint data, then" \
+	    ".venv/bin/python -m pytest" >&2; exit 2; }
+	@touch $(FRAMEWORKS)
 
 data: install
 	.venv/bin/maelift data fashion-mnist out=$(DATA)

@@ -1,7 +1,8 @@
 """maelift: pretrain a masked autoencoder on your own images, use its encoder, and learn whether it helps.
 
 The functions take the keys of the commands of the same name: ``maelift.pretrain(data="photos", out="run")``,
-``maelift.transfer("classify", encoder=..., data=..., out=...)``, ``maelift.bench("quickstart", out="runs/quickstart")``.
+``maelift.transfer("classify", encoder=..., data=..., out=...)``, ``maelift.bench("quickstart", out="runs/quickstart")``,
+``maelift.export("encoder.safetensors", to="detectron2", out="detector")``.
 Nested keys are mappings: ``masking={"ratio": 0.6}``. They return results and print nothing; progress goes to stderr.
 """
 
@@ -11,10 +12,10 @@ from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
-__all__ = ["Encoder", "EncoderSpec", "__version__", "bench", "load_encoder", "pretrain", "transfer"]
+__all__ = ["Encoder", "EncoderSpec", "__version__", "bench", "export", "load_encoder", "pretrain", "transfer"]
 
 if TYPE_CHECKING:
-    from .api import bench, pretrain, transfer
+    from .api import bench, export, pretrain, transfer
     from .core.encoder import Encoder, EncoderSpec
     from .core.weights import load_encoder
 
@@ -23,6 +24,7 @@ _HOMES = {
     "EncoderSpec": "core.encoder",
     "load_encoder": "core.weights",
     "bench": "api",
+    "export": "api",
 }
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from .core.config import ConfigError
 
 if TYPE_CHECKING:
+    from .adapters.exporting import ExportResult
     from .benchmarks.runner import BenchResult
     from .pretrain.stage import PretrainConfig, PretrainResult
     from .transfer.classify import ClassifyConfig, ClassifyResult
@@ -47,6 +48,17 @@ def bench(suite: str, **keys: Any) -> BenchResult:
     from .benchmarks.suite import BenchConfig
 
     return run(BenchConfig.resolve({"suite": suite, **keys}))
+
+
+def export(encoder: str, to: str, out: str, **keys: Any) -> ExportResult:
+    """Write an encoder file for another framework, with the keys of ``maelift export``; the whole folder or nothing.
+
+    Raises MaeliftError for what a user can mend, with the message that the command would print.
+    """
+    from .adapters.exporting import ExportCommand
+    from .adapters.exporting import export as run
+
+    return run(ExportCommand.resolve({"encoder": encoder, "to": to, "out": out, **keys}))
 
 
 class CallablePackage(ModuleType):

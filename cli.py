@@ -21,15 +21,17 @@ from .core.config import MaeliftError, describe, format_help, nearest, resolve, 
 class Command:
     """A command: where its schema and functions are, imported only when it is called.
 
-    The first word without "=" is the value of ``positional``. ``defaults`` tells of keys without a default in
-    the schema where their values come from. ``json``: the result has a ``to_json``.
+    The words without "=" are the values of ``positional``, in this order; keys in ``options`` may also be given as
+    ``--key value``. ``defaults`` tells of keys without a default in the schema where their values come from. ``json``:
+    the result has a ``to_json``.
     """
 
     module: str
     schema: str
     run: str
     summary: str
-    positional: str | None = None
+    positional: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
     defaults: Callable[[Command], dict[str, str]] | None = None
     json: bool = False
 
@@ -65,8 +67,30 @@ COMMANDS = {
         "BenchConfig",
         "bench",
         "does pretraining help? arms × labels × seeds, a report",
-        positional="suite",
+        positional=("suite",),
         defaults=_of_the_suite,
+    ),
+    "export": Command(
+        "adapters.exporting",
+        "ExportCommand",
+        "export",
+        "the encoder for timm, transformers, torchvision, detectron2, mmseg, onnx",
+        positional=("encoder",),
+        options=("to",),
+    ),
+    "import": Command(
+        "adapters.importing",
+        "ImportConfig",
+        "import_encoder",
+        "other weights (MAE, timm, transformers, mmseg, detectron2) to an encoder file",
+        positional=("weights",),
+    ),
+    "certify": Command(
+        "adapters.certifying",
+        "CertifyConfig",
+        "certify_model",
+        "does a config or checkpoint of yours compute what the encoder computes?",
+        positional=("model", "encoder"),
     ),
     "data fashion-mnist": Command(
         "core.datasets", "FashionMnistConfig", "fashion_mnist", "bring the data of the quickstart"
@@ -77,7 +101,8 @@ COMMANDS = {
 EXAMPLES = """\
   maelift pretrain data=photos out=runs/photos model=vit_small epochs=200
   maelift transfer classify encoder=runs/photos/encoder.safetensors data=labelled out=runs/classes
-  maelift bench quickstart out=runs/quickstart"""
+  maelift bench quickstart out=runs/quickstart
+  maelift export runs/photos/encoder.safetensors --to detectron2 out=detector"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -113,7 +138,7 @@ def _run(name: str, command: Command, words: list[str]) -> None:
     file = _take_config(words)
     dry_run, quiet = _take(words, "-n", "--dry-run"), _take(words, "-q", "--quiet")
     as_json = command.json and _take(words, "--json")
-    config = _resolve(command, schema, words, file)
+    config = _resolve(command, schema, _options_as_keys(words, command.options), file)
     if dry_run:
         keys = f"{to_yaml(config).rstrip()}\n\n" if to_dict(config) else ""
         _say(keys + command.load("plan")(config).text())
@@ -134,17 +159,33 @@ def _resolve(command: Command, schema: Any, words: Sequence[str], file: Path | N
         if word.startswith("-"):
             raise MaeliftError(_unknown_option(word, command))
     overrides = list(words)
-    bare = next((number for number, word in enumerate(words) if "=" not in word), None)
-    if command.positional and bare is not None:
-        overrides[bare] = f"{command.positional}={words[bare]}"
+    bare = [number for number, word in enumerate(words) if "=" not in word]
+    for number, key in zip(bare, command.positional, strict=False):
+        overrides[number] = f"{key}={words[number]}"
     if hasattr(schema, "resolve"):
         return schema.resolve(overrides, file)
     return resolve(schema, overrides, file)
 
 
+def _options_as_keys(words: Sequence[str], options: Sequence[str]) -> list[str]:
+    """``--to timm`` and ``--to=timm`` as ``to=timm``, for the keys that may be given so."""
+    given, rest = [], list(words)
+    while rest:
+        word = rest.pop(0)
+        key, equals, value = word.partition("=")
+        if key not in {f"--{option}" for option in options}:
+            given.append(word)
+            continue
+        if not equals and (not rest or rest[0].startswith("-")):
+            raise MaeliftError(f"{key}: expected a value after it.")
+        given.append(f"{key[2:]}={value if equals else rest.pop(0)}")
+    return given
+
+
 def _unknown_option(word: str, command: Command) -> str:
     """The message for an option that isn't there, or that this command hasn't."""
     known = ["--config", "--dry-run", "--quiet", "--help", *(["--json"] if command.json else [])]
+    known += [f"--{option}" for option in command.options]
     close = nearest(word.partition("=")[0], known)
     if "=" in word and close is None:
         return f"{word}: no such option. Keys have no dashes: {word.lstrip('-')}."
@@ -205,7 +246,8 @@ def _lines_of(names: Sequence[str] | dict[str, Command]) -> list[str]:
 
 
 def _command_help(name: str, command: Command, schema: type) -> str:
-    positional = f" {command.positional.upper()}" if command.positional else ""
+    positional = "".join(f" {key.upper()}" for key in command.positional)
+    positional += "".join(f" --{option} {option.upper()}" for option in command.options)
     json = " [--json]" if command.json else ""
     return "\n".join(
         [
@@ -213,7 +255,9 @@ def _command_help(name: str, command: Command, schema: type) -> str:
             "",
             f"usage: maelift {name}{positional} [--config FILE] [--dry-run] [--quiet]{json} key=value ...",
             "",
-            format_help(schema, command.defaults(command) if command.defaults else None),
+            schema.help()
+            if hasattr(schema, "help")
+            else format_help(schema, command.defaults(command) if command.defaults else None),
         ]
     ).rstrip()
 

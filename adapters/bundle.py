@@ -1,0 +1,125 @@
+"""An export: its keys, what an adapter wrote, and the checks that all adapters share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..core.config import CheckpointError, ConfigError, MaeliftError
+from ..core.encoder import Encoder, check_divisible
+from .certificate import Certificate
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """Write an encoder for another framework, proven equal."""
+
+    encoder: str
+    """encoder file of maelift"""
+    to: str
+    """timm, transformers, torchvision, detectron2, mmseg or onnx"""
+    out: str
+    """folder to be written; it must not be there yet, or be empty"""
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """What an adapter wrote into its folder.
+
+    ``files``: what each of them is, by name; ``usage``: the commands or lines of Python to go on with, "{out}" standing
+    for the folder; ``notes``: what did not go over, or what the framework does otherwise.
+    """
+
+    files: Mapping[str, str]
+    certificate: Certificate
+    usage: str
+    notes: tuple[str, ...] = ()
+
+
+def at_size(encoder: Encoder, image_size: int | tuple[int, int] | None, patch_size: int | None = None) -> Encoder:
+    """The encoder for images of another size in pixels (one side or (height, width)) or patches of another size.
+
+    Without ``image_size`` the trained one, its grid kept when the patches change. Raises ConfigError for sizes that the
+    patches do not divide.
+    """
+    if patch_size is not None:
+        if patch_size < 1:
+            raise ConfigError("patch_size", patch_size, "a whole number of at least 1")
+        encoder = encoder.repatched(patch_size)
+    if image_size is None:
+        return encoder
+    size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    check_divisible(size, encoder.spec.patch_size)
+    return encoder if size == encoder.spec.image_size else encoder.resized(size)
+
+
+def need_8_bit_pixels(encoder: Encoder, framework: str) -> None:
+    """Raise MaeliftError unless stored values run from 0 to 255, for frameworks that scale by 255 themselves."""
+    low, high = encoder.preprocessing.value_range
+    if (low, high) != (0.0, 255.0):
+        raise MaeliftError(
+            f"the encoder's images have values from {low:g} to {high:g}, and {framework} reads 0 to 255 only. Nothing was "
+            "written. Pretrain on 8-bit images, or export to torchvision or onnx, which take arrays."
+        )
+
+
+def need_same_shape(
+    path: Path, encoder: Encoder, *, channels: int, embed_dim: int, depth: int, class_token: bool = True
+) -> None:
+    """Raise CheckpointError unless the model found at ``path`` has the encoder's shape, so that they can be compared."""
+    spec = encoder.spec
+    found = (channels, embed_dim, depth, class_token)
+    if found != (spec.channels, spec.embed_dim, spec.depth, spec.class_token):
+        kinds = [
+            f"{channels} channels, width {width}, {depth} blocks, {'with' if token else 'without'} class token"
+            for channels, width, depth, token in (found, (spec.channels, spec.embed_dim, spec.depth, spec.class_token))
+        ]
+        raise CheckpointError(f"{path}: a model of {kinds[0]}. The encoder has {kinds[1]}: not of one shape.")
+
+
+def usual_image_size(encoder: Encoder) -> tuple[int, int]:
+    """A detector's image size for this patch: 64 patches a side, ViTDet's 1024 pixels for a patch of 16."""
+    return 64 * encoder.spec.patch_size, 64 * encoder.spec.patch_size
+
+
+def usual_window(grid: tuple[int, int]) -> int:
+    """The window that divides the grid and is nearest to ViTDet's 14 patches; 0, no windows, for grids up to 16.
+
+    ViTDet's own 14 does not divide its grid of 64: there, windows at the border are filled up with zeros.
+    """
+    sides = math.gcd(*grid)
+    fitting = [window for window in range(4, 33) if sides % window == 0]
+    if max(grid) <= 16 or not fitting:
+        return 0
+    return min(fitting, key=lambda window: abs(window - 14))
+
+
+def check_window(window: int, image_size: tuple[int, int], patch_size: int) -> None:
+    """Raise ConfigError unless windows of so many patches a side tile images of ``image_size``, naming those that do."""
+    if window < 0:
+        raise ConfigError("window_size", window, "a number of patches a side, or 0 for attention everywhere")
+    if window == 0:
+        check_divisible(image_size, patch_size)
+    multiple = patch_size * max(1, window)
+    if all(side % multiple == 0 for side in image_size):
+        return
+    below, above = ([fitting_sizes(side, multiple)[which] for side in image_size] for which in (0, 1))
+    raise ConfigError(
+        "image_size",
+        list(image_size),
+        f"multiples of {multiple}, a window of {window} patches of {patch_size} pixels",
+        f"The nearest are [{below[0]},{below[1]}] and [{above[0]},{above[1]}]; or choose another window_size.",
+    )
+
+
+def usual_global_blocks(depth: int) -> tuple[int, ...]:
+    """The blocks that attend everywhere: the last of each quarter (ViTDet, Sec. 3)."""
+    return tuple(sorted({-(-depth * quarter // 4) - 1 for quarter in (1, 2, 3, 4)}))
+
+
+def fitting_sizes(side: int, multiple: int) -> tuple[int, int]:
+    """The multiples of ``multiple`` just below (at least one) and above ``side``, in pixels."""
+    below = max(1, side // multiple) * multiple
+    return below, below + multiple

@@ -1,0 +1,192 @@
+"""The command ``maelift certify``: does a config or a checkpoint of yours compute what the encoder computes?"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..core.config import MaeliftError
+from ..core.encoder import Encoder
+from ..core.files import output_folder
+from ..core.plan import Plan
+from ..core.weights import EncoderFile, read_encoder
+from .certificate import (
+    CERTIFICATE_FILE,
+    Candidate,
+    Certificate,
+    Level,
+    Pixels,
+    certificate_sizes,
+    certify,
+    compare_keys,
+    reference_features,
+)
+from .exporting import adapter, read_for_export
+
+logger = logging.getLogger("maelift")
+
+CHECKPOINTS = (".safetensors", ".pth", ".pt", ".bin")
+
+
+@dataclass(frozen=True)
+class CertifyConfig:
+    """Hold a model of yours against the encoder that it should have been loaded with."""
+
+    model: str
+    """detectron2 LazyConfig (.py) or yacs (.yaml), mmseg config (.py), folder of timm, transformers or torchvision, .onnx,
+    or a checkpoint"""
+    encoder: str
+    """encoder file of maelift"""
+    out: str | None = None
+    """folder for certificate.json; null: it is only shown"""
+    overrides: tuple[str, ...] = ()
+    """changes of the config, as one gives them to the framework's own tool: [model.backbone.net.window_size=0]"""
+
+
+@dataclass(frozen=True)
+class CertifyResult:
+    """A certificate that passed."""
+
+    certificate: Certificate
+
+    def summary(self) -> str:
+        """The certificate on one screen."""
+        return self.certificate.text()
+
+    def to_json(self) -> str:
+        """The certificate as one JSON document."""
+        return self.certificate.to_json()
+
+
+def certify_model(config: CertifyConfig) -> CertifyResult:
+    """Compare, write ``certificate.json`` where ``out`` says, and give the certificate.
+
+    Raises MaeliftError for files that can't be read, and CheckpointError for a model that differs, after showing where.
+    """
+    file = read_for_export(config.encoder)
+    path = Path(config.model)
+    certificate = judge_of(path, config.overrides)(file)
+    if config.out is not None:
+        certificate.write(output_folder(config.out))
+    if not certificate.passed:
+        logger.warning(certificate.text())
+    certificate.check()
+    return CertifyResult(certificate)
+
+
+def plan(config: CertifyConfig) -> Plan:
+    """What ``maelift certify`` would do."""
+    judge_of(Path(config.model), config.overrides)
+    written = f"{config.out}/{CERTIFICATE_FILE}" if config.out else "nothing"
+    return Plan((("compares", f"{config.model} with {config.encoder}"), ("writes", written)))
+
+
+def judge_of(path: Path, overrides: Sequence[str]) -> Callable[[EncoderFile], Certificate]:
+    """Who can compare what lies at ``path``: a framework's adapter, by its config; or we ourselves, for a checkpoint.
+
+    Raises MaeliftError for what is none of them.
+    """
+    name = framework_of(path)
+    if name in ("detectron2", "mmseg"):
+        return lambda file: adapter(name).certify_config(path, file, overrides)
+    if overrides:
+        raise MaeliftError(f"overrides: {path} is no config of detectron2 or mmseg: there is nothing that they could change.")
+    if name == "checkpoint":
+        return lambda file: certify_checkpoint(path, file)
+    return lambda file: adapter(name).certify_folder(path, file)
+
+
+def framework_of(path: Path) -> str:
+    """Whose config or folder it is, "checkpoint" for bare weights; raises MaeliftError for anything else."""
+    expected = "Expected a config of detectron2 or mmseg, an exported folder, an .onnx file, or a checkpoint"
+    if path.is_dir():
+        for name, marks in FOLDERS.items():
+            if any((path / mark).is_file() for mark in marks):
+                return _of_config_json(path / "config.json") if name == "config.json" else name
+        raise MaeliftError(f"{path}: a folder without config.json, backbone.json or encoder.onnx. {expected}.")
+    if not path.is_file():
+        raise MaeliftError(f"{path}: no such file. {expected}.")
+    if path.suffix == ".py":
+        # An mmengine config is made of dicts with a type; a LazyConfig of calls.
+        mmengine = re.search(r"^\s*_base_\s*=|dict\(\s*type=|['\"]type['\"]\s*:|read_base\(", path.read_text(), re.M)
+        return "mmseg" if mmengine else "detectron2"
+    if path.suffix in (".yaml", ".yml"):
+        return "detectron2"
+    if path.suffix == ".onnx":
+        return "onnx"
+    if path.suffix in CHECKPOINTS:
+        return "checkpoint"
+    raise MaeliftError(f"{path}: unknown kind of file. {expected} ({', '.join(CHECKPOINTS)}).")
+
+
+FOLDERS = {"torchvision": ("backbone.json",), "onnx": ("encoder.onnx",), "config.json": ("config.json",)}
+"""Files that tell whose folder it is; timm and transformers both write ``config.json``."""
+
+
+def _of_config_json(path: Path) -> str:
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise MaeliftError(f"{path}: not JSON ({error}).") from error
+    for key, name in (("model_type", "transformers"), ("architecture", "timm")):
+        if key in content:
+            return name
+    raise MaeliftError(f"{path}: neither timm's nor transformers': it has no key architecture or model_type.")
+
+
+def certify_checkpoint(path: Path, file: EncoderFile) -> Certificate:
+    """Hold the tensors of a checkpoint, in whichever names, against the encoder.
+
+    Heads and epsilon leave no trace in tensors: those of the encoder are taken. A class token or a final norm that the
+    checkpoint hasn't takes no part.
+    """
+    spec = file.encoder.spec
+    found = read_encoder(path, num_heads=spec.num_heads, norm_eps=spec.norm_eps, image_size=spec.image_size)
+    return certify(
+        lambda size: _checkpoint_candidate(found.encoder, file.encoder, found.final_norm),
+        certificate_sizes(spec),
+        framework=f"checkpoint ({found.provenance.method})",
+        encoder=file.content_hash,
+    )
+
+
+def _checkpoint_candidate(found: Encoder, encoder: Encoder, has_norm: bool) -> Candidate:
+    class_token = found.spec.class_token and encoder.spec.class_token
+    last = encoder.spec.depth - 1
+    levels = tuple(Level(f"block {number}", number) for number in sorted({last // 2, last}))
+    if has_norm:
+        levels += (Level("after the norm", last, normed=True, prefix=class_token),)
+    unused = {} if class_token else {"cls_token": "the checkpoint has no class token"}
+    if not has_norm:
+        unused[r"norm\..*"] = "the checkpoint has no final norm"
+    written = {name: tensor for name, tensor in encoder.state_dict().items() if not _in(name, unused)}
+    loaded = {name: tensor for name, tensor in found.state_dict().items() if not _in(name, unused)}
+    if not class_token:
+        written["pos_embed"] = written["pos_embed"][:, encoder.spec.num_prefix_tokens :]
+        loaded["pos_embed"] = loaded["pos_embed"][:, found.spec.num_prefix_tokens :]
+
+    def prepare(stored: Sequence[Pixels]) -> Tensor:
+        return encoder.preprocessing.normalize(torch.from_numpy(np.stack(stored)).permute(0, 3, 1, 2))
+
+    return Candidate(
+        reference=encoder,
+        levels=levels,
+        keys=compare_keys(encoder, written, loaded, unused=unused, missing={}),
+        prepare=prepare,
+        features=lambda images: reference_features(
+            found.to(images.dtype), images, levels, class_token=class_token
+        ),
+        class_token=class_token,
+    )
+
+
+def _in(name: str, patterns: dict[str, str]) -> bool:
+    return any(re.fullmatch(pattern, name) for pattern in patterns)

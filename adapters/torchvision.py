@@ -1,0 +1,189 @@
+"""torchvision: the encoder with a simple feature pyramid, as the backbone of its Faster and Mask R-CNN."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..core.encoder import Encoder
+from ..core.files import atomic_path, atomic_write_text
+from ..core.frameworks import require
+from ..core.weights import EncoderFile
+from .bundle import Bundle, ExportConfig, at_size, check_window, usual_global_blocks, usual_image_size, usual_window
+from .certificate import (
+    Candidate,
+    Certificate,
+    Level,
+    Pixels,
+    certificate_sizes,
+    certify,
+    compare_keys,
+    tiled,
+    tokens_of,
+)
+
+if TYPE_CHECKING:
+    from .plain_vit import SimpleFeaturePyramid
+
+MODULE = "plain_vit"
+UNUSED = {
+    "cls_token": "a plain backbone for detection has no class token (ViTDet, Sec. 3)",
+    r"norm\..*": "the pyramid begins with the last block's output; it has norms of its own (ViTDet, Sec. 3)",
+}
+USAGE = """\
+import sys; sys.path.insert(0, "{out}")
+from plain_vit import load_backbone, mask_rcnn          # needs torch and torchvision only
+model = mask_rcnn(load_backbone("{out}"), num_classes=3)  # the background counts; faster_rcnn without masks"""
+
+
+@dataclass(frozen=True)
+class TorchvisionExport(ExportConfig):
+    """A backbone for torchvision's Faster and Mask R-CNN."""
+
+    image_size: int | tuple[int, int] | None = None
+    """pixels that detectors resize images to, one side or [height,width]; null: 64 patches a side (1024 for patch 16)"""
+    patch_size: int | None = None
+    """pixels a side of a patch, to resample the patch kernel to (16 for ViT-H's 14); null: as trained"""
+    window_size: int | None = None
+    """patches a side of the attention windows, 0 for none; null: the divisor of the grid nearest to 14, none up to 16×16"""
+    out_channels: int = 256
+    """channels of every level of the pyramid"""
+
+
+def export(file: EncoderFile, folder: Path, config: TorchvisionExport) -> Bundle:
+    """Write ``backbone.pth``, ``backbone.json`` and the module that reads them; raises ConfigError for sizes."""
+    require("torchvision")
+    encoder = at_size(file.encoder, None, config.patch_size)
+    patch = encoder.spec.patch_size
+    size = config.image_size or usual_image_size(encoder)
+    size = (size, size) if isinstance(size, int) else size
+    window = usual_window((size[0] // patch, size[1] // patch)) if config.window_size is None else config.window_size
+    check_window(window, size, patch)
+    state = {name: tensor for name, tensor in encoder.state_dict().items() if not name.startswith(("cls_token", "norm."))}
+    with atomic_path(folder / "backbone.pth") as temporary:
+        torch.save(state, temporary)
+    settings = backbone_settings(encoder, window) | {"out_channels": config.out_channels}
+    transform = transform_settings(encoder, size)
+    atomic_write_text(folder / "backbone.json", json.dumps({"backbone": settings, "transform": transform}, indent=1))
+    shutil.copyfile(Path(__file__).with_name(f"{MODULE}.py"), folder / f"{MODULE}.py")
+    notes = [f"images are resized to {size[0]}×{size[1]} pixels at most; give min_size and max_size for others"]
+    if window and not settings["window_size"]:
+        notes.append(f"no windows: each of {encoder.spec.depth} blocks closes a quarter, and so attends everywhere")
+    return Bundle(
+        files={
+            "backbone.pth": "weights, under timm's names",
+            "backbone.json": "shape, windows, image size, mean and deviation",
+            f"{MODULE}.py": "the backbone, its pyramid, and Faster and Mask R-CNN on it, without maelift",
+        },
+        certificate=certify_folder(folder, file),
+        usage=USAGE,
+        notes=tuple(notes),
+    )
+
+
+def certify_folder(folder: Path, file: EncoderFile) -> Certificate:
+    """Hold the backbone that the export's own module loads against the encoder."""
+    backbone = plain_vit().load_backbone(folder)
+    encoder = at_size(file.encoder, None, backbone.net.patch_size)
+    written = torch.load(folder / "backbone.pth", map_location="cpu", weights_only=True)
+    return certify(
+        lambda size: candidate(backbone, encoder, written, size),
+        certificate_sizes(encoder.spec, backbone.net.window_size),
+        framework="torchvision",
+        encoder=file.content_hash,
+        distributions=["torchvision"],
+    )
+
+
+def candidate(
+    backbone: SimpleFeaturePyramid, encoder: Encoder, written: Mapping[str, Tensor], image_size: tuple[int, int]
+) -> Candidate:
+    """The backbone below the pyramid, fed as torchvision's detectors feed it: arrays in 0..1, normalised by them."""
+    from torchvision.models.detection.transform import GeneralizedRCNNTransform
+
+    transform = GeneralizedRCNNTransform(**backbone.transform_settings)
+    low, high = encoder.preprocessing.value_range
+    net = copy.deepcopy(backbone.net).eval()
+    if not tiled(image_size, net.patch_size, net.window_size):
+        net.attend_everywhere()
+
+    def prepare(stored: Sequence[Pixels]) -> Tensor:
+        images = [torch.from_numpy(np.asarray(picture, np.float32)).permute(2, 0, 1) for picture in stored]
+        return torch.stack([transform.normalize((image - low) / (high - low)) for image in images])
+
+    return Candidate(
+        reference=encoder,
+        levels=(Level("last map", encoder.spec.depth - 1),),
+        keys=compare_keys(encoder, written, net.state_dict(), unused=UNUSED, missing={}),
+        prepare=prepare,
+        features=lambda images: [tokens_of(maps) for maps in net.to(images.dtype)(images)],
+        class_token=False,
+        windows=net.windows,
+    )
+
+
+def build_backbone(
+    encoder: Encoder, *, image_size: tuple[int, int] | None = None, window_size: int = 0, out_channels: int = 256
+) -> SimpleFeaturePyramid:
+    """The encoder under a new pyramid, (B, C, H, W) to ``{"0": …, "pool": …}``, for torchvision's detectors.
+
+    ``image_size`` in pixels is what ``faster_rcnn`` and ``mask_rcnn`` of ``plain_vit`` then resize images to.
+    """
+    module = plain_vit()
+    size = image_size or usual_image_size(encoder)
+    check_window(window_size, size, encoder.spec.patch_size)
+    net = module.PlainViT(**backbone_settings(encoder, window_size))
+    module.load_weights(net, encoder.state_dict())
+    backbone: SimpleFeaturePyramid = module.SimpleFeaturePyramid(net, out_channels)
+    backbone.transform_settings = transform_settings(encoder, size)
+    return backbone
+
+
+def backbone_settings(encoder: Encoder, window_size: int) -> dict[str, Any]:
+    """The keywords of ``PlainViT`` for an encoder: no class token, no final norm, windows but in four blocks."""
+    spec = encoder.spec
+    everywhere = usual_global_blocks(spec.depth)
+    if len(everywhere) == spec.depth:  # up to four blocks: each closes a quarter
+        window_size = 0
+    return {
+        "image_size": spec.image_size,
+        "patch_size": spec.patch_size,
+        "channels": spec.channels,
+        "embed_dim": spec.embed_dim,
+        "depth": spec.depth,
+        "num_heads": spec.num_heads,
+        "mlp_ratio": spec.mlp_ratio,
+        "norm_eps": spec.norm_eps,
+        "class_token": False,
+        "class_position": spec.class_token,
+        "window_size": window_size,
+        "global_blocks": everywhere if window_size else (),
+    }
+
+
+def transform_settings(encoder: Encoder, image_size: tuple[int, int]) -> dict[str, Any]:
+    """The keywords of torchvision's detectors that say how images are resized and normalised."""
+    return {
+        "min_size": min(image_size),
+        "max_size": max(image_size),
+        "image_mean": list(encoder.preprocessing.mean),
+        "image_std": list(encoder.preprocessing.std),
+    }
+
+
+def plain_vit() -> ModuleType:
+    """The module that exports carry with them; raises MaeliftError where torchvision can't be had."""
+    require("torchvision")
+    from . import plain_vit as module
+
+    return module
