@@ -151,9 +151,16 @@ class Certificate:
 
     def text(self) -> str:
         """The certificate on one screen."""
-        lines = [self.line(), f"  versions  {', '.join(f'{name} {version}' for name, version in self.versions.items())}"]
+        lines = [
+            self.line(),
+            f"  versions  {', '.join(f'{name} {version}' for name, version in self.versions.items())}",
+        ]
         lines.append(f"  keys      {len(self.keys.used)} used")
-        for label, entries in (("left out", self.keys.unused), ("its own", self.keys.missing), ("WRONG", self.keys.wrong)):
+        for label, entries in (
+            ("left out", self.keys.unused),
+            ("its own", self.keys.missing),
+            ("WRONG", self.keys.wrong),
+        ):
             lines.extend(f"  {label:<9} {names}: {reason}" for names, reason in _by_reason(entries))
         for size in self.sizes:
             windows = f", windows of {size.window} patches" if size.window else ""
@@ -172,11 +179,13 @@ class Certificate:
         """Write ``certificate.json`` into a folder."""
         atomic_write_text(folder / CERTIFICATE_FILE, self.to_json())
 
-    def check(self) -> None:
-        """Raise CheckpointError with what failed first, unless the certificate passed."""
+    def check(self, consequence: str = "") -> None:
+        """Raise CheckpointError with what failed first, and what comes of it, unless the certificate passed."""
         if not self.passed:
             more = f" (and {len(self.failures) - 1} more)" if len(self.failures) > 1 else ""
-            raise CheckpointError(f"the certificate for {self.framework} failed: {self.failures[0]}{more}.")
+            raise CheckpointError(
+                f"the certificate for {self.framework} failed: {self.failures[0]}{more}.{consequence}"
+            )
 
 
 def certify(
@@ -381,12 +390,12 @@ def _reason(name: str, reasons: Mapping[str, str]) -> str:
 
 
 def _by_reason(entries: Mapping[str, str]) -> list[tuple[str, str]]:
-    """(names, reason), the names of one reason together, the first three of them written out."""
+    """(names, reason), the names of one reason together, one or two of them written out."""
     groups: dict[str, list[str]] = {}
     for name, reason in entries.items():
         groups.setdefault(reason, []).append(name)
     return [
-        (", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else ""), reason)
+        (", ".join(names) if len(names) < 3 else f"{names[0]} and {len(names) - 1} more", reason)
         for reason, names in groups.items()
     ]
 

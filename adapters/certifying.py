@@ -98,7 +98,9 @@ def judge_of(path: Path, overrides: Sequence[str]) -> Callable[[EncoderFile], Ce
     if name in ("detectron2", "mmseg"):
         return lambda file: adapter(name).certify_config(path, file, overrides)
     if overrides:
-        raise MaeliftError(f"overrides: {path} is no config of detectron2 or mmseg: there is nothing that they could change.")
+        raise MaeliftError(
+            f"overrides: {path} is no config of detectron2 or mmseg: there is nothing that they could change."
+        )
     if name == "checkpoint":
         return lambda file: certify_checkpoint(path, file)
     return lambda file: adapter(name).certify_folder(path, file)
@@ -181,9 +183,7 @@ def _checkpoint_candidate(found: Encoder, encoder: Encoder, has_norm: bool) -> C
         levels=levels,
         keys=compare_keys(encoder, written, loaded, unused=unused, missing={}),
         prepare=prepare,
-        features=lambda images: reference_features(
-            found.to(images.dtype), images, levels, class_token=class_token
-        ),
+        features=lambda images: reference_features(found.to(images.dtype), images, levels, class_token=class_token),
         class_token=class_token,
     )
 

@@ -43,9 +43,7 @@ class ExportCommand:
             raise MaeliftError(f"to: needed. Expected --to with one of {', '.join(ADAPTERS)}.")
         if name not in ADAPTERS:
             close = nearest(str(name), list(ADAPTERS))
-            raise ConfigError(
-                "to", name, f"one of {', '.join(ADAPTERS)}", f"Did you mean {close}?" if close else ""
-            )
+            raise ConfigError("to", name, f"one of {', '.join(ADAPTERS)}", f"Did you mean {close}?" if close else "")
         return cast(ExportConfig, resolve(config_class(str(name)), overrides, file))
 
     @staticmethod
@@ -89,13 +87,11 @@ def export(config: ExportConfig) -> ExportResult:
         bundle: Bundle = adapter(config.to).export(file, folder, config)
         if not bundle.certificate.passed:
             logger.warning(bundle.certificate.text())
-        bundle.certificate.check()
+        bundle.certificate.check(" Nothing was written.")
         bundle.certificate.write(folder)
         folder.chmod(0o755)
         sync_tree(folder)
         folder.replace(target)
-    except CheckpointError as error:
-        raise CheckpointError(f"{error} Nothing was written.") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     files = {**bundle.files, CERTIFICATE_FILE: "what was compared, and how well it agrees"}
@@ -110,7 +106,10 @@ def plan(config: ExportConfig) -> Plan:
     spec = file.encoder.spec
     return Plan(
         (
-            ("encoder", f"{spec.image_size[0]}×{spec.image_size[1]} pixels, patch {spec.patch_size}, {spec.channels} channels"),
+            (
+                "encoder",
+                f"{spec.image_size[0]}×{spec.image_size[1]} pixels, patch {spec.patch_size}, {spec.channels} channels",
+            ),
             ("writes", f"a folder for {config.to}, if its certificate passes"),
         ),
         parameters=sum(parameter.numel() for parameter in file.encoder.parameters()),

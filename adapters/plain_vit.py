@@ -189,7 +189,11 @@ class SimpleFeaturePyramid(nn.Module):
     """
 
     def __init__(
-        self, net: PlainViT, out_channels: int = 256, scale_factors: Sequence[float] | None = None, top_pool: bool = True
+        self,
+        net: PlainViT,
+        out_channels: int = 256,
+        scale_factors: Sequence[float] | None = None,
+        top_pool: bool = True,
     ) -> None:
         super().__init__()
         factors = tuple(usual_scales(net.patch_size) if scale_factors is None else scale_factors)
@@ -219,8 +223,7 @@ class SimpleFeaturePyramid(nn.Module):
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         features = self.net(pad(images, self.size_divisibility))[-1]
         levels = {
-            name: self.get_submodule(stage)(features)
-            for name, stage in zip(self.level_names, self.stages, strict=True)
+            name: self.get_submodule(stage)(features) for name, stage in zip(self.level_names, self.stages, strict=True)
         }
         if self.top_pool:
             levels["pool"] = F.max_pool2d(levels[self.level_names[-1]], kernel_size=1, stride=2)
@@ -257,7 +260,9 @@ def pyramid_stage(dim: int, out_channels: int, factor: float) -> nn.Sequential:
         layers = [nn.MaxPool2d(2, 2)]
     else:
         raise ValueError(f"scale factor {factor}: expected 4, 2, 1 or 0.5")
-    return nn.Sequential(*layers, NormedConv(dim, out_channels, 1), NormedConv(out_channels, out_channels, 3, padding=1))
+    return nn.Sequential(
+        *layers, NormedConv(dim, out_channels, 1), NormedConv(out_channels, out_channels, 3, padding=1)
+    )
 
 
 class ChannelNorm(nn.Module):
@@ -366,7 +371,9 @@ def load_weights(net: PlainViT, state: Mapping[str, Tensor]) -> None:
     wrong = [name for name, tensor in own.items() if name not in state or state[name].shape != tensor.shape]
     extra = [name for name in state if name not in own and name not in ("cls_token", "norm.weight", "norm.bias")]
     if wrong or extra:
-        raise ValueError(f"not the weights of this backbone: missing or of another shape {wrong[:5]}, unknown {extra[:5]}")
+        raise ValueError(
+            f"not the weights of this backbone: missing or of another shape {wrong[:5]}, unknown {extra[:5]}"
+        )
     net.load_state_dict({name: state[name] for name in own})
 
 

@@ -69,7 +69,9 @@ def export(file: EncoderFile, folder: Path, config: TorchvisionExport) -> Bundle
     size = (size, size) if isinstance(size, int) else size
     window = usual_window((size[0] // patch, size[1] // patch)) if config.window_size is None else config.window_size
     check_window(window, size, patch)
-    state = {name: tensor for name, tensor in encoder.state_dict().items() if not name.startswith(("cls_token", "norm."))}
+    state = {
+        name: tensor for name, tensor in encoder.state_dict().items() if not name.startswith(("cls_token", "norm."))
+    }
     with atomic_path(folder / "backbone.pth") as temporary:
         torch.save(state, temporary)
     settings = backbone_settings(encoder, window) | {"out_channels": config.out_channels}

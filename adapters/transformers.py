@@ -98,7 +98,7 @@ def check_class_token(encoder: Encoder) -> None:
     if not encoder.spec.class_token:
         raise MaeliftError(
             "the encoder has no class token, and transformers' ViTModel always has one, which takes part in attention. Nothing "
-            "was written. Export to timm, mmseg or onnx."
+            "was written. Export to timm, torchvision, detectron2 or onnx."
         )
 
 

@@ -332,9 +332,7 @@ class Encoder(nn.Module):
         if patch_size == self.spec.patch_size:
             return self
         size = (self.spec.grid[0] * patch_size, self.spec.grid[1] * patch_size)
-        encoder = Encoder(
-            replace(self.spec, patch_size=patch_size, image_size=size), preprocessing=self.preprocessing
-        )
+        encoder = Encoder(replace(self.spec, patch_size=patch_size, image_size=size), preprocessing=self.preprocessing)
         state = self.state_dict()
         kernel = state["patch_embed.proj.weight"]
         resampled = resample_patch_embed(kernel.float(), [patch_size, patch_size])

@@ -36,9 +36,7 @@ FRAMEWORKS = {
     framework.name: framework
     for framework in (
         Framework("timm", "timm", ("timm",), "1.0.9", "pip install -U timm"),
-        Framework(
-            "transformers", "transformers", ("transformers",), "4.48", "pip install -U 'maelift[transformers]'"
-        ),
+        Framework("transformers", "transformers", ("transformers",), "4.48", "pip install -U 'transformers>=4.48'"),
         Framework("torchvision", "torchvision", ("torchvision",), "0.21", "pip install -U torchvision"),
         Framework(
             "detectron2",
@@ -53,10 +51,10 @@ FRAMEWORKS = {
             "mmseg",
             ("onedl-mmsegmentation", "mmsegmentation"),
             "1.0",
-            "pip install -U 'maelift[mmseg]'",
+            "pip install onedl-mmsegmentation onedl-mmcv onedl-mmengine tifffile",
             needs=("mmseg.models",),
         ),
-        Framework("onnx", "onnx", ("onnx",), "1.17", "pip install -U 'maelift[onnx]'", needs=("onnxruntime",)),
+        Framework("onnx", "onnx", ("onnx",), "1.17", "pip install -U onnx onnxruntime", needs=("onnxruntime",)),
     )
 }
 """The frameworks that an encoder can be exported to, by the name that ``maelift export --to`` knows them by."""
@@ -84,9 +82,7 @@ def too_old(framework: Framework) -> str | None:
     version = installed_version(framework.distributions)
     if version is None or _numbers(version) >= _numbers(framework.minimum):
         return None
-    return (
-        f"{framework.name} {version} is installed; expected {framework.minimum} or newer. Update it: {framework.install}"
-    )
+    return f"{framework.name} {version} is installed; expected {framework.minimum} or newer. Update it: {framework.install}"
 
 
 def versions(*distributions: str) -> dict[str, str]:

@@ -75,7 +75,9 @@ def save_encoder(encoder: Encoder, path: str | Path, provenance: Provenance) -> 
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.state_dict().items()}
     digest = content_hash(state)
     with atomic_path(path) as temporary:
-        safetensors.torch.save_file(state, temporary, metadata={CONTRACT_KEY: contract_text(encoder, provenance, digest)})
+        safetensors.torch.save_file(
+            state, temporary, metadata={CONTRACT_KEY: contract_text(encoder, provenance, digest)}
+        )
     return digest
 
 
@@ -186,7 +188,9 @@ def read_decoder(path: str | Path) -> DecoderFile:
     """Read a decoder file; raises CheckpointError for other files, and for tensors that were changed."""
     state, metadata = read_tensors(path)
     if DECODER_KEY not in metadata:
-        raise CheckpointError(f"{path}: not a decoder file of maelift. Expected the decoder.safetensors of a pretraining.")
+        raise CheckpointError(
+            f"{path}: not a decoder file of maelift. Expected the decoder.safetensors of a pretraining."
+        )
     try:
         contract = json.loads(metadata[DECODER_KEY])
         version, digest = contract["version"], contract["content_hash"]
@@ -194,7 +198,9 @@ def read_decoder(path: str | Path) -> DecoderFile:
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: its '{DECODER_KEY}' metadata can't be read ({error}).") from error
     if version != DECODER_VERSION:
-        raise CheckpointError(f"{path}: decoder version {version}, this maelift reads version {DECODER_VERSION}. Update maelift.")
+        raise CheckpointError(
+            f"{path}: decoder version {version}, this maelift reads version {DECODER_VERSION}. Update maelift."
+        )
     if content_hash(state) != digest:
         raise CheckpointError(f"{path}: the tensors are not those that the file was written with. Get it anew.")
     return DecoderFile(state, **fields)
@@ -213,7 +219,7 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         return _tensors_in(path, _read_torch(path)), {}
     if head[:1] == b"\x80":
         raise CheckpointError(
-            f"{path}: a bare pickle, as detectron2's .pkl are, which could run code when read; nothing was read. Where you "
+            f"{path}: a bare pickle, as detectron2's .pkl are, which could run code when read; nothing was run. Where you "
             "trust it, write its arrays with torch.save as a dict of tensors, and give that file."
         )
     raise CheckpointError(f"{path}: not a weights file. Expected .safetensors, or a .pth written by torch.save.")
@@ -457,7 +463,10 @@ _TRANSFORMERS_NAMES = (
         for ours, old, new in _LAYER_NAMES
     ),
     *((name, f"decoder.{name}", f"decoder.{name}") for name in ("mask_token", "decoder_pos_embed")),
-    *((f"{name}.*", f"decoder.{name}.*", f"decoder.{name}.*") for name in ("decoder_embed", "decoder_norm", "decoder_pred")),
+    *(
+        (f"{name}.*", f"decoder.{name}.*", f"decoder.{name}.*")
+        for name in ("decoder_embed", "decoder_norm", "decoder_pred")
+    ),
 )
 """Our names, and transformers' as 4.x and as 5.x have them; "*" stands for a block's number, and for weight or bias."""
 

@@ -199,7 +199,9 @@ class MaskedAutoencoder(Encoder):
 
     def decoder_state(self) -> dict[str, Tensor]:
         """The tensors that are not the encoder's: ``mask_token`` and ``decoder_*``."""
-        return {name: tensor for name, tensor in self.state_dict().items() if name.startswith(("mask_token", "decoder_"))}
+        return {
+            name: tensor for name, tensor in self.state_dict().items() if name.startswith(("mask_token", "decoder_"))
+        }
 
 
 def patchify(images: Tensor, patch_size: int) -> Tensor:

@@ -10,6 +10,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from maelift.core.doctor import Diagnosis
 from maelift.pretrain.stage import PretrainConfig
 from maelift.tests.support import TINY, environment, one_line_error, run_maelift, write_images
 
@@ -28,7 +29,17 @@ def test_help_is_fast_and_imports_neither_torch_nor_omegaconf() -> None:
         assert done.returncode == 0, done.stderr
     assert min(times) < 0.5
     assert run_maelift().stdout == done.stdout
-    for word in ("pretrain", "transfer classify", "predict", "bench", "data fashion-mnist", "doctor"):
+    for word in (
+        "pretrain",
+        "transfer classify",
+        "predict",
+        "bench",
+        "export",
+        "import",
+        "certify",
+        "data fashion-mnist",
+        "doctor",
+    ):
         assert word in done.stdout
 
 
@@ -38,7 +49,10 @@ def test_the_version_is_told() -> None:
     assert run_maelift("--version").stdout.strip() == f"maelift {maelift.__version__}"
 
 
-@pytest.mark.parametrize("command", ["pretrain", "transfer classify", "predict", "bench", "data fashion-mnist"])
+@pytest.mark.parametrize(
+    "command",
+    ["pretrain", "transfer classify", "predict", "bench", "export", "import", "certify", "data fashion-mnist"],
+)
 def test_every_command_lists_its_keys(command: str) -> None:
     done = run_maelift(*command.split(), "-h")
     assert done.returncode == 0 and "usage:" in done.stdout
@@ -117,7 +131,8 @@ def test_doctor_tells_what_is_here() -> None:
     found = json.loads(run_maelift("doctor", "--json").stdout)
     assert found["versions"]["torch"] != "not installed" and "cpu" in found["devices"]
     assert found["frameworks"]["tensorboard"].endswith("(imports)")
-    text = run_maelift("doctor").stdout
+    assert found["adapters"]["timm"].startswith("works (timm ")
+    text = Diagnosis(**found).summary()
     assert "free here" in text and len(text.splitlines()) <= 40
 
 

@@ -27,7 +27,8 @@ from torch.nn import functional as F
 
 def certificate_of(encoder: Encoder, mutate: Callable[[SimpleFeaturePyramid], object], window: int = 0) -> Certificate:
     """The certificate of torchvision's backbone after something was done to it."""
-    backbone = adapter.build_backbone(encoder, image_size=(256, 256), window_size=window)
+    side = 4 * max(1, window) * encoder.spec.patch_size
+    backbone = adapter.build_backbone(encoder, image_size=(side, side), window_size=window)
     mutate(backbone)
     written = {
         name: tensor for name, tensor in encoder.state_dict().items() if not name.startswith(("cls_token", "norm."))

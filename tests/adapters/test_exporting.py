@@ -53,9 +53,7 @@ def test_python_gives_what_the_command_gives(file: Path, tmp_path: Path) -> None
 def test_a_folder_in_use_is_left_alone(file: Path, tmp_path: Path) -> None:
     (tmp_path / "o").mkdir()
     (tmp_path / "o" / "mine.txt").write_text("mine")
-    one_line_error(
-        run_maelift("export", file, "--to", "torchvision", "out=o", cwd=tmp_path), "out=o: is there already"
-    )
+    one_line_error(run_maelift("export", file, "--to", "torchvision", "out=o", cwd=tmp_path), "out=o: is there already")
     assert [path.name for path in tmp_path.rglob("*")] == ["o", "mine.txt"]
 
 
@@ -110,7 +108,9 @@ def test_mistakes_are_told(
 def test_an_encoder_without_preprocessing_is_refused(file: Path, tmp_path: Path) -> None:
     state, metadata = read_tensors(file)
     torch.save(state, tmp_path / "bare.pth")
-    message = "don't say how images must be prepared for them. Make an encoder file of them first: maelift import bare.pth"
+    message = (
+        "don't say how images must be prepared for them. Make an encoder file of them first: maelift import bare.pth"
+    )
     one_line_error(run_maelift("export", "bare.pth", "--to", "torchvision", "out=o", cwd=tmp_path), message)
     contract = json.loads(metadata[CONTRACT_KEY])
     del contract["preprocessing"]
@@ -135,7 +135,9 @@ def test_a_framework_that_is_missing_too_old_or_broken_is_told(monkeypatch: pyte
     for number, source in enumerate(["import absent_too", "raise RuntimeError('no kernel\\nimage')", "1 + None"]):
         (tmp_path / f"broken{number}.py").write_text(source)
         framework(f"broken{number}")
-        with pytest.raises(MaeliftError, match=rf"^broken{number} is installed, but does not import \(.*\)\. Mend it: pip"):
+        with pytest.raises(
+            MaeliftError, match=rf"^broken{number} is installed, but does not import \(.*\)\. Mend it: pip"
+        ):
             require("thing")
 
 

@@ -56,7 +56,9 @@ assert not [name for name in sys.modules if name.startswith(("maelift", "timm"))
 @pytest.mark.parametrize("channels", [1, 4])
 def test_plain_torchvision_loads_and_trains_the_export(channels: int, tmp_path: Path) -> None:
     encoder = random_encoder("vit_nano", channels=channels)
-    done = run_maelift("export", encoder_file(tmp_path / "e.safetensors", encoder), "--to", "torchvision", "out=o", cwd=tmp_path)
+    done = run_maelift(
+        "export", encoder_file(tmp_path / "e.safetensors", encoder), "--to", "torchvision", "out=o", cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr
     assert "certificate passed: 39 tensors" in done.stdout and "from plain_vit import" in done.stdout
     images = torch.randn(2, channels, 40, 24)
@@ -104,7 +106,9 @@ def test_no_border_is_dropped_whatever_the_size() -> None:
     assert tuple(backbone.net(image)[0].shape[-2:]) == (13, 16)
 
 
-@pytest.mark.parametrize(("patch", "strides"), [(16, (4, 8, 16, 32)), (14, (7, 14, 28)), (6, (3, 6, 12)), (4, (1, 2, 4, 8))])
+@pytest.mark.parametrize(
+    ("patch", "strides"), [(16, (4, 8, 16, 32)), (14, (7, 14, 28)), (6, (3, 6, 12)), (4, (1, 2, 4, 8))]
+)
 def test_boxes_are_pooled_from_where_they_are(patch: int, strides: tuple[int, ...]) -> None:
     backbone = adapter.build_backbone(random_encoder("vit_nano").repatched(patch), image_size=(patch * 8, patch * 8))
     assert backbone.strides == strides
@@ -127,7 +131,9 @@ def test_boxes_go_to_the_levels_of_the_fpn_paper() -> None:
 
 def test_sizes_that_do_not_fit_the_window_are_refused(tmp_path: Path) -> None:
     file = encoder_file(tmp_path / "e.safetensors", random_encoder("vit_tiny", image_size=64))
-    done = run_maelift("export", file, "--to=torchvision", f"out={tmp_path}/o", "image_size=[1000,512]", "window_size=7")
+    done = run_maelift(
+        "export", file, "--to=torchvision", f"out={tmp_path}/o", "image_size=[1000,512]", "window_size=7"
+    )
     one_line_error(done, "image_size=[1000,512]: expected multiples of 112", "The nearest are [896,448] and [1008,560]")
     assert [path.name for path in tmp_path.iterdir()] == ["e.safetensors"]
 

@@ -63,14 +63,20 @@ def test_a_folder_named_like_a_framework_is_none(frameworks: Path, monkeypatch: 
     assert state_of("framework_here", monkeypatch) == "not installed"
 
 
-ADAPTED = Framework("thing", "framework_here", ("maelift",), "0.0.1", "pip install thing", needs=("framework_here.part",))
+ADAPTED = Framework(
+    "thing", "framework_here", ("maelift",), "0.0.1", "pip install thing", needs=("framework_here.part",)
+)
 
 
 @pytest.mark.parametrize(
     ("part", "framework", "expected"),
     [
         ("", ADAPTED, "works (thing "),
-        ("import a_module_that_is_not_there", ADAPTED, "framework_here.part is installed, but does not import: ModuleNotF"),
+        (
+            "import a_module_that_is_not_there",
+            ADAPTED,
+            "framework_here.part is installed, but does not import: ModuleNotF",
+        ),
         ("", replace(ADAPTED, minimum="99"), "expected 99 or newer. Update it: pip install thing"),
         ("", replace(ADAPTED, module="absent_here"), "absent_here is not installed: pip install thing"),
     ],

@@ -221,9 +221,7 @@ def test_patches_of_another_size_see_an_enlarged_image_as_the_old_ones_saw_it() 
     # Bicubic enlarging is linear within each patch, and the resampled kernel is its pseudo-inverse's transpose.
     patches = torch.randn(8, 3, 14, 14)
     enlarged = F.interpolate(patches, size=(16, 16), mode="bicubic", antialias=True)
-    torch.testing.assert_close(
-        larger.patch_embed(enlarged), encoder.patch_embed(patches), atol=1e-4, rtol=1e-4
-    )
+    torch.testing.assert_close(larger.patch_embed(enlarged), encoder.patch_embed(patches), atol=1e-4, rtol=1e-4)
     plain = F.interpolate(encoder.patch_embed.proj.weight, size=(16, 16), mode="bicubic")
     assert (larger.patch_embed.proj.weight - plain).abs().max() > 1e-2
     assert encoder.repatched(14) is encoder
