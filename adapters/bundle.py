@@ -66,17 +66,19 @@ def need_8_bit_pixels(encoder: Encoder, framework: str) -> None:
 
 
 def need_same_shape(
-    path: Path, encoder: Encoder, *, channels: int, embed_dim: int, depth: int, class_token: bool = True
+    path: Path, encoder: Encoder, *, channels: int, embed_dim: int, depth: int, class_token: bool | None = None
 ) -> None:
-    """Raise CheckpointError unless the model found at ``path`` has the encoder's shape, so that they can be compared."""
+    """Raise CheckpointError unless the model found at ``path`` has the encoder's shape, so that they can be compared.
+
+    ``class_token``: whether the model has one; None where that doesn't matter.
+    """
     spec = encoder.spec
-    found = (channels, embed_dim, depth, class_token)
-    if found != (spec.channels, spec.embed_dim, spec.depth, spec.class_token):
-        kinds = [
-            f"{channels} channels, width {width}, {depth} blocks, {'with' if token else 'without'} class token"
-            for channels, width, depth, token in (found, (spec.channels, spec.embed_dim, spec.depth, spec.class_token))
-        ]
-        raise CheckpointError(f"{path}: a model of {kinds[0]}. The encoder has {kinds[1]}: not of one shape.")
+    pairs = {"channels": (channels, spec.channels), "width": (embed_dim, spec.embed_dim), "blocks": (depth, spec.depth)}
+    if class_token is not None:
+        pairs["class tokens"] = (int(class_token), int(spec.class_token))
+    wrong = [f"{name} {found} where the encoder has {due}" for name, (found, due) in pairs.items() if found != due]
+    if wrong:
+        raise CheckpointError(f"{path}: a model of another shape: {', '.join(wrong)}. Expected the encoder's.")
 
 
 def usual_image_size(encoder: Encoder) -> tuple[int, int]:

@@ -25,7 +25,16 @@ from ..core.encoder import Encoder, EncoderSpec, Preprocessing
 from ..core.files import atomic_path, atomic_write_text
 from ..core.frameworks import require
 from ..core.weights import EncoderFile, load_encoder
-from .bundle import Bundle, ExportConfig, at_size, check_window, fitting_sizes, usual_global_blocks, usual_window
+from .bundle import (
+    Bundle,
+    ExportConfig,
+    at_size,
+    check_window,
+    fitting_sizes,
+    need_same_shape,
+    usual_global_blocks,
+    usual_window,
+)
 from .certificate import (
     Candidate,
     Certificate,
@@ -143,6 +152,9 @@ def certify_config(config: Path, file: EncoderFile, opts: Sequence[str] = ()) ->
             f"{config}: the model takes {channels} channels and has {loaded.pixel_mean.numel()} means; the encoder was "
             f"trained on {spec.channels} channels. Expected the same."
         )
+    need_same_shape(
+        config, file.encoder, channels=channels, embed_dim=net.patch_embed.proj.out_channels, depth=len(net.blocks)
+    )
     encoder = file.encoder.repatched(patch)
     if encoder.spec.grid[0] != encoder.spec.grid[1] and net.pos_embed is not None:
         side = math.isqrt(net.pos_embed.shape[1]) * patch
@@ -156,9 +168,6 @@ def certify_config(config: Path, file: EncoderFile, opts: Sequence[str] = ()) ->
             "weights.pth of maelift export --to detectron2."
         )
     return replace(certificate, failures=(*diagnosis(loaded, encoder), *certificate.failures))
-
-
-# The sizes that fit
 
 
 def pyramid_scales(patch_size: int) -> tuple[float, ...]:
@@ -210,9 +219,6 @@ def named_weights(encoder: Encoder, prefix: str = "") -> dict[str, Tensor]:
     return {prefix + name: value for name, value in state.items() if not name.startswith(("cls_token", "norm."))}
 
 
-# What the export says
-
-
 def usage(encoder: Encoder, config: Detectron2Export) -> str:
     """The commands to go on with: the bundle's, the words for a config of one's own, and the backbone in Python."""
     lines = [
@@ -253,9 +259,6 @@ def notes(encoder: Encoder, config: Detectron2Export, window: int) -> tuple[str,
             f"attention in windows of {window} patches but in blocks {some_of(usual_global_blocks(spec.depth))}"
         )
     return tuple(found)
-
-
-# A config with its model, as detectron2's tools build and load them
 
 
 @dataclass(frozen=True)
@@ -374,9 +377,6 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-# The certificate
-
-
 def _certificate(loaded: Loaded, encoder: Encoder, sizes: Sequence[tuple[int, int]], content_hash: str) -> Certificate:
     with _quiet(), tempfile.TemporaryDirectory() as scratch:
         return certify(
@@ -459,9 +459,6 @@ def _close(held: Sequence[float], wanted: Sequence[float]) -> bool:
     return len(held) == len(wanted) and all(
         math.isclose(one, other, rel_tol=1e-5, abs_tol=1e-3) for one, other in zip(held, wanted, strict=True)
     )
-
-
-# The backbone in Python
 
 
 def vit_backbone(

@@ -434,7 +434,7 @@ def notes(encoder: Encoder, crop: tuple[int, int]) -> tuple[str, ...]:
 def certify_folder(folder: Path, encoder: Encoder, crop: tuple[int, int], content_hash: str) -> Certificate:
     """Hold the backbone that ``upernet.py`` builds and initialises against the encoder.
 
-    At the crop as written; for other sizes, which mmseg's MAE must be built anew for, with weights resized for them.
+    At the crop as written; then for the trained size and others, which mmseg's MAE must be built anew for.
     """
     config = read_config(folder / "upernet.py")
     with tempfile.TemporaryDirectory() as scratch:
@@ -446,7 +446,7 @@ def certify_folder(folder: Path, encoder: Encoder, crop: tuple[int, int], conten
                 write_weights(resized, Path(settings.init_cfg.checkpoint))
             return mae_candidate(config, build_backbone(settings), resized)
 
-        sizes = [crop, *certificate_sizes(encoder.spec)[1:]]
+        sizes = [crop, *certificate_sizes(encoder.spec)]
         return certified(build, dict.fromkeys(sizes), content_hash)
 
 

@@ -237,6 +237,7 @@ def certify_folder(folder: Path, file: EncoderFile, decoder: DecoderFile | None 
         channels=config.num_channels,
         embed_dim=config.hidden_size,
         depth=config.num_hidden_layers,
+        class_token=True,
     )
     size = config.image_size
     own_size = (size, size) if isinstance(size, int) else (size[0], size[1])

@@ -244,7 +244,7 @@ def test_a_small_encoder_is_equal_in_mmseg(tmp_path: Path, channels: int, crop: 
     spec = preset_spec("vit_nano", image_size=32, channels=channels)
     file, folder = export_random(tmp_path, spec, crop)
     written = json.loads((folder / "certificate.json").read_text())
-    assert written["passed"] and len(written["sizes"]) == 3
+    assert written["passed"] and len(written["sizes"]) == 4
     assert certify(folder / "upernet.py", file).passed
 
 
@@ -440,7 +440,7 @@ def test_the_printed_overrides_make_mmsegs_packaged_config_equal(
     slim += ["train_dataloader.persistent_workers=False", "val_cfg=None", "val_dataloader=None", "val_evaluator=None"]
     slim += [f"{data}.pipeline.1.reduce_zero_label=False"]
     run_tool("train.py", packaged, "--work-dir", tmp_path, "--cfg-options", *printed, taps, *slim, cwd=tmp_path)
-    assert len(losses(tmp_path)) == 3
+    assert len(losses(tmp_path)) == 4
 
 
 OWN_CONFIG = """
