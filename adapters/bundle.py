@@ -65,6 +65,20 @@ def need_8_bit_pixels(encoder: Encoder, framework: str) -> None:
         )
 
 
+def blue_first(encoder: Encoder) -> bool:
+    """Whether the encoder's contract names its colours as blue, green, red."""
+    return encoder.preprocessing.channel_names == ("blue", "green", "red")
+
+
+def need_red_first(encoder: Encoder, framework: str) -> None:
+    """Raise MaeliftError for an encoder of blue, green, red, for frameworks whose pictures are red, green, blue."""
+    if blue_first(encoder):
+        raise MaeliftError(
+            f"the encoder's channels are blue, green, red, and {framework} reads pictures as red, green, blue. Nothing was "
+            "written. Export to detectron2 or mmseg, which read either, or to torchvision or onnx, which take arrays."
+        )
+
+
 def need_same_shape(
     path: Path, encoder: Encoder, *, channels: int, embed_dim: int, depth: int, class_token: bool | None = None
 ) -> None:

@@ -29,6 +29,7 @@ from .bundle import (
     Bundle,
     ExportConfig,
     at_size,
+    blue_first,
     check_window,
     fitting_sizes,
     need_same_shape,
@@ -415,7 +416,8 @@ def candidate(loaded: Loaded, encoder: Encoder, image_size: tuple[int, int], scr
         if image_format(encoder.preprocessing) is None:
             return stored
         for number, picture in enumerate(stored):
-            Image.fromarray(picture.squeeze(2) if picture.shape[2] == 1 else picture).save(scratch / f"{number}.png")
+            drawn = picture[..., ::-1] if blue_first(encoder) else picture  # files are red, green, blue
+            Image.fromarray(drawn.squeeze(2) if drawn.shape[2] == 1 else drawn).save(scratch / f"{number}.png")
         return [read_image(str(scratch / f"{number}.png"), loaded.formats[0]) for number in range(len(stored))]
 
     return Candidate(

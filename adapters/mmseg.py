@@ -25,7 +25,7 @@ from ..core.encoder import Encoder, check_divisible
 from ..core.files import atomic_path, atomic_write_text
 from ..core.frameworks import require
 from ..core.weights import EncoderFile, load_encoder
-from .bundle import Bundle, ExportConfig, at_size
+from .bundle import Bundle, ExportConfig, at_size, blue_first
 from .certificate import (
     Candidate,
     Certificate,
@@ -379,12 +379,7 @@ def statistics(encoder: Encoder) -> dict[str, list[float]]:
 
 def read_as_bgr(encoder: Encoder) -> bool:
     """Whether what mmcv reads, colours as blue, green, red, must be turned round for the encoder."""
-    return encoder.spec.channels == 3 and not wants_bgr(encoder)
-
-
-def wants_bgr(encoder: Encoder) -> bool:
-    """Whether the encoder's contract names blue first."""
-    return encoder.preprocessing.channel_names[:3] == ("blue", "green", "red")
+    return encoder.spec.channels == 3 and not blue_first(encoder)
 
 
 def overrides(encoder: Encoder, crop: tuple[int, int]) -> str:
@@ -660,7 +655,7 @@ def preprocessing_faults(config: Any, encoder: Encoder) -> dict[str, str]:
         if has is None or len(has) != len(due) or not np.allclose(has, due, rtol=1e-5, atol=1e-4):
             shown = "not given" if has is None else [round(value, 3) for value in has]
             found[f"model.data_preprocessor.{key}"] = f"{shown}, expected {[round(value, 3) for value in due]}"
-    if encoder.spec.channels == 3 and (turned := exchanges_colours(module)) == wants_bgr(encoder):
+    if encoder.spec.channels == 3 and (turned := exchanges_colours(module)) == blue_first(encoder):
         found["model.data_preprocessor.bgr_to_rgb"] = f"{turned}, expected {not turned}: mmcv reads blue first"
     return found
 
@@ -728,7 +723,7 @@ def write_picture(picture: Pixels, encoder: Encoder, path: Path) -> str:
     channels = picture.shape[2]
     if channels not in (1, 3):
         return write_tiff(picture, path.with_suffix(".tif"))
-    rgb = picture[:, :, ::-1] if wants_bgr(encoder) else picture
+    rgb = picture[:, :, ::-1] if blue_first(encoder) else picture
     low, high = encoder.preprocessing.value_range
     file = path.with_suffix(".png")
     if picture.dtype == np.uint8:

@@ -20,7 +20,15 @@ from ..core.encoder import Encoder, EncoderSpec
 from ..core.files import atomic_path, atomic_write_text
 from ..core.frameworks import require
 from ..core.weights import EncoderFile
-from .bundle import Bundle, ExportConfig, at_size, need_8_bit_pixels, need_same_shape, usual_global_blocks
+from .bundle import (
+    Bundle,
+    ExportConfig,
+    at_size,
+    need_8_bit_pixels,
+    need_red_first,
+    need_same_shape,
+    usual_global_blocks,
+)
 from .certificate import Candidate, Certificate, Level, Pixels, certificate_sizes, certify, compare_keys
 
 if TYPE_CHECKING:
@@ -67,6 +75,7 @@ def export(file: EncoderFile, folder: Path, config: TimmExport) -> Bundle:
     """Write ``config.json`` and ``model.safetensors``; raises ConfigError for sizes, MaeliftError for what timm can't say."""
     require("timm")
     need_8_bit_pixels(file.encoder, "timm")
+    need_red_first(file.encoder, "timm")
     if config.global_pool == "token" and not file.encoder.spec.class_token:
         raise ConfigError("global_pool", config.global_pool, "avg, as this encoder has no class token")
     encoder = at_size(file.encoder, config.image_size, config.patch_size)
@@ -181,6 +190,7 @@ def certify_folder(folder: Path, file: EncoderFile) -> Certificate:
     """
     require("timm")
     need_8_bit_pixels(file.encoder, "timm")
+    need_red_first(file.encoder, "timm")
     model = load_folder(folder)
     need_same_shape(
         folder,

@@ -21,7 +21,7 @@ from ..core.encoder import Encoder
 from ..core.files import atomic_path, atomic_write_text
 from ..core.frameworks import require
 from ..core.weights import DecoderFile, EncoderFile, from_transformers_names, read_decoder, to_transformers_names
-from .bundle import Bundle, ExportConfig, at_size, need_same_shape, usual_global_blocks
+from .bundle import Bundle, ExportConfig, at_size, need_red_first, need_same_shape, usual_global_blocks
 from .certificate import Candidate, Certificate, Keys, Level, Pixels, certificate_sizes, certify, compare_keys
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ def export(file: EncoderFile, folder: Path, config: TransformersExport) -> Bundl
     """
     require("transformers")
     check_class_token(file.encoder)
+    need_red_first(file.encoder, "transformers")
     encoder = at_size(file.encoder, config.image_size, config.patch_size)
     decoder, left_out = find_decoder(file, encoder, config)
     ratio = mask_ratio(file.provenance.config)
@@ -231,6 +232,7 @@ def certify_folder(folder: Path, file: EncoderFile, decoder: DecoderFile | None 
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(f"{folder}: transformers can't load it ({reason}).") from error
     config = model.config
+    need_red_first(file.encoder, "transformers")
     need_same_shape(
         folder,
         file.encoder,

@@ -233,8 +233,11 @@ def read_coco(key: str, path: str | None, images: str | None) -> CocoFile | None
 
 def image_format(preprocessing: Preprocessing) -> str | None:
     """detectron2's name for the encoder's images; None when it can't read them (other channel counts, not 8 bits)."""
-    eight_bits = preprocessing.value_range == (0.0, 255.0)
-    return FORMATS.get(len(preprocessing.mean)) if eight_bits else None
+    if preprocessing.value_range != (0.0, 255.0):
+        return None
+    if preprocessing.channel_names == ("blue", "green", "red"):
+        return "BGR"
+    return FORMATS.get(len(preprocessing.mean))
 
 
 def float32_numbers(values: Sequence[float]) -> list[float]:

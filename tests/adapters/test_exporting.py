@@ -14,9 +14,18 @@ from maelift.adapters.certificate import Certificate, Keys
 from maelift.adapters.exporting import ADAPTERS, ExportCommand, export
 from maelift.cli import main
 from maelift.core.config import CheckpointError, MaeliftError
+from maelift.core.encoder import Encoder, Preprocessing
 from maelift.core.frameworks import FRAMEWORKS, Framework, require
 from maelift.core.weights import CONTRACT_KEY, load_encoder, read_tensors
-from maelift.tests.support import encoder_file, one_line_error, random_encoder, run_maelift
+from maelift.tests.support import (
+    ROOT,
+    encoder_file,
+    framework,
+    one_line_error,
+    random_encoder,
+    run_maelift,
+    run_page,
+)
 
 
 @pytest.fixture(scope="module")
@@ -122,23 +131,38 @@ def test_an_encoder_without_preprocessing_is_refused(file: Path, tmp_path: Path)
 
 
 def test_a_framework_that_is_missing_too_old_or_broken_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def framework(module: str, minimum: str = "0.0.1") -> None:
+    def thing(module: str, minimum: str = "0.0.1") -> None:
         monkeypatch.setitem(FRAMEWORKS, "thing", Framework("thing", module, ("maelift",), minimum, "pip install thing"))
 
-    framework("absent_here")
+    thing("absent_here")
     with pytest.raises(MaeliftError, match=r"absent_here is not installed here\. Install it: pip install thing"):
         require("thing")
-    framework("json", minimum="99.1")
+    thing("json", minimum="99.1")
     with pytest.raises(MaeliftError, match=r"is installed; expected 99\.1 or newer\. Update it: pip install thing"):
         require("thing")
     monkeypatch.syspath_prepend(tmp_path)
     for number, source in enumerate(["import absent_too", "raise RuntimeError('no kernel\\nimage')", "1 + None"]):
         (tmp_path / f"broken{number}.py").write_text(source)
-        framework(f"broken{number}")
+        thing(f"broken{number}")
         with pytest.raises(
             MaeliftError, match=rf"^broken{number} is installed, but does not import \(.*\)\. Mend it: pip"
         ):
             require("thing")
+
+
+def test_channels_go_over_in_their_order(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    framework("detectron2")
+    preprocessing = Preprocessing(("blue", "green", "red"), (0.1, 0.5, 0.7), (0.1, 0.2, 0.3))
+    encoder = Encoder(random_encoder().spec, preprocessing=preprocessing)
+    encoder.load_state_dict(random_encoder().state_dict())
+    file = str(encoder_file(tmp_path / "bgr.safetensors", encoder))
+    assert main(["export", file, "--to", "detectron2", f"out={tmp_path}/detectron2", "image_size=64"]) == 0
+    assert 'image_format = "BGR"' in (tmp_path / "detectron2" / "mask_rcnn.py").read_text()
+    for name in ("timm", "transformers"):
+        framework(name)
+        assert main(["export", file, "--to", name, f"out={tmp_path}/{name}"]) == 2
+        assert f"blue, green, red, and {name} reads pictures as red, green, blue" in capsys.readouterr().err
+        assert not (tmp_path / name).exists()
 
 
 def test_the_dry_run_writes_nothing(file: Path, tmp_path: Path) -> None:
@@ -202,6 +226,11 @@ def test_what_certify_can_not_read_is_told(
         path.write_text(content)
     assert main(["certify", str(tmp_path / name.partition("/")[0]), str(file)]) == 2
     assert expected in capsys.readouterr().err
+
+
+def test_the_page_of_the_adapters_works(tmp_path: Path) -> None:
+    encoder_file(tmp_path / "encoder.safetensors")
+    assert run_page(ROOT / "docs" / "adapters.md", tmp_path).count("certificate passed") == 2
 
 
 def test_every_failure_is_counted() -> None:
