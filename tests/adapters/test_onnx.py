@@ -274,7 +274,7 @@ def test_without_onnxruntime_one_line_says_how_to_get_it(tmp_path: Path, monkeyp
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "absent"))
     path = encoder_file(tmp_path / "encoder.safetensors")
     done = run_maelift("export", path, "--to", "onnx", f"out={tmp_path / 'graph'}")
-    one_line_error(done, "onnxruntime is not installed", "maelift[onnx]")
+    one_line_error(done, "onnxruntime is not installed", "pip install -U onnx onnxruntime")
     assert not (tmp_path / "graph").exists()
 
 
