@@ -27,7 +27,6 @@ from ..core.frameworks import require
 from ..core.weights import EncoderFile, load_encoder
 from .bundle import (
     Bundle,
-    ExportConfig,
     at_size,
     blue_first,
     check_window,
@@ -48,6 +47,7 @@ from .certificate import (
     tokens_of,
 )
 from .vitdet import (
+    Detectron2Export,
     config_texts,
     float32_numbers,
     image_format,
@@ -71,43 +71,6 @@ MISSING = {
     r"backbone\.(simfp_|top_block).*": "the pyramid begins anew",
     r"(proposal_generator|roi_heads|head)\..*": "the detector's heads begin anew",
 }
-
-
-@dataclass(frozen=True)
-class Detectron2Export(ExportConfig):
-    """Weights, and LazyConfigs of Mask and Cascade R-CNN which detectron2's own tool trains."""
-
-    image_size: int | None = None
-    """side of the square in pixels that images are fitted into; null: 64 patches (1024 for patch 16)"""
-    patch_size: int | None = None
-    """pixels a side of a patch, to resample the patch kernel to (16 for ViT-H's 14); null: as trained"""
-    window_size: int | None = None
-    """patches a side of the attention windows, 0 for none; null: the divisor of the grid nearest to 14, none up to 16×16"""
-    out_channels: int = 256
-    """channels of every level of the pyramid"""
-    num_classes: int | None = None
-    """classes without the background; null: the categories of train_json, else COCO's 80"""
-    batch_size: int = 16
-    """images an iteration, on all GPUs together; the learning rate is 1e-4 × batch_size / 64"""
-    epochs: int | None = None
-    """passes over the training images; null: ViTDet's for this width"""
-    train_json: str | None = None
-    """COCO-style annotations to train on; null: coco_2017_train, under DETECTRON2_DATASETS"""
-    train_images: str | None = None
-    """folder of the training images; null: that of train_json"""
-    val_json: str | None = None
-    """COCO-style annotations to evaluate on; null: none with a train_json, else coco_2017_val"""
-    val_images: str | None = None
-    """folder of the images to evaluate on; null: that of val_json"""
-
-    def __post_init__(self) -> None:
-        for key in ("image_size", "patch_size", "out_channels", "num_classes", "batch_size", "epochs"):
-            value = getattr(self, key)
-            if value is not None and value < 1:
-                raise ConfigError(key, value, "a whole number of at least 1")
-        for key, needed in (("train_images", "train_json"), ("val_images", "val_json"), ("val_json", "train_json")):
-            if getattr(self, key) is not None and getattr(self, needed) is None:
-                raise ConfigError(key, getattr(self, key), f"{needed} with it")
 
 
 def export(file: EncoderFile, folder: Path, config: Detectron2Export) -> Bundle:

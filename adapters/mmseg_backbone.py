@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..core.optim import parameter_groups
 from ..core.weights import load_encoder
 from .bundle import usual_global_blocks
-from .mmseg import data_preprocessor, statistics
+from .mmseg_config import data_preprocessor, statistics
 from .plain_vit import PlainViT, load_weights
 from .torchvision import backbone_settings
 
