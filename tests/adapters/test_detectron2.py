@@ -222,8 +222,8 @@ def test_the_tool_trains_the_bundle_and_goes_on_after_being_killed(name: str, bu
         (tmp_path / "log").open("w") as log,
         subprocess.Popen(command, stdout=log, stderr=log, env=environment()) as killed,
     ):
-        deadline = time.monotonic() + 240
-        while not (tmp_path / "last_checkpoint").is_file() and killed.poll() is None and time.monotonic() < deadline:
+        deadline, named = time.monotonic() + 240, tmp_path / "last_checkpoint"
+        while killed.poll() is None and time.monotonic() < deadline and not (named.is_file() and named.read_text()):
             time.sleep(0.05)
         killed.send_signal(signal.SIGKILL)
     assert killed.returncode == -signal.SIGKILL, (tmp_path / "log").read_text()[-3000:]
