@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import Tensor
+
 from ..core.config import CheckpointError, ConfigError, MaeliftError
-from ..core.encoder import Encoder, check_divisible
+from ..core.encoder import Encoder, Preprocessing, check_divisible
 from .certificate import Certificate
 
 
@@ -65,14 +67,14 @@ def need_8_bit_pixels(encoder: Encoder, framework: str) -> None:
         )
 
 
-def blue_first(encoder: Encoder) -> bool:
-    """Whether the encoder's contract names its colours as blue, green, red."""
-    return encoder.preprocessing.channel_names == ("blue", "green", "red")
+def blue_first(preprocessing: Preprocessing) -> bool:
+    """Whether an encoder's contract names its colours as blue, green, red."""
+    return preprocessing.channel_names == ("blue", "green", "red")
 
 
 def need_red_first(encoder: Encoder, framework: str) -> None:
     """Raise MaeliftError for an encoder of blue, green, red, for frameworks whose pictures are red, green, blue."""
-    if blue_first(encoder):
+    if blue_first(encoder.preprocessing):
         raise MaeliftError(
             f"the encoder's channels are blue, green, red, and {framework} reads pictures as red, green, blue. Nothing was "
             "written. Export to detectron2 or mmseg, which read either, or to torchvision or onnx, which take arrays."
@@ -95,9 +97,15 @@ def need_same_shape(
         raise CheckpointError(f"{path}: a model of another shape: {', '.join(wrong)}. Expected the encoder's.")
 
 
-def usual_image_size(encoder: Encoder) -> tuple[int, int]:
-    """A detector's image size for this patch: 64 patches a side, ViTDet's 1024 pixels for a patch of 16."""
-    return 64 * encoder.spec.patch_size, 64 * encoder.spec.patch_size
+def detector_state(encoder: Encoder) -> dict[str, Tensor]:
+    """The tensors that a plain backbone of a detector has a place for: no class token, no final norm (ViTDet, Sec. 3)."""
+    state = encoder.state_dict()
+    return {name: tensor for name, tensor in state.items() if not name.startswith(("cls_token", "norm."))}
+
+
+def usual_image_side(encoder: Encoder) -> int:
+    """The side of a detector's images for this patch: 64 patches, ViTDet's 1024 pixels for a patch of 16."""
+    return 64 * encoder.spec.patch_size
 
 
 def usual_window(grid: tuple[int, int]) -> int:

@@ -269,9 +269,9 @@ def compare_keys(
             wrong[name] = "the framework's model holds other values than the file"
         else:
             used.append(name)
-    new = {name: _reason(name, missing) for name in loaded if name not in written}
+    new = {name: reason_for(name, missing) for name in loaded if name not in written}
     wrong |= {name: "in the framework's model, but not in the file" for name, reason in new.items() if not reason}
-    left = {name: reason for name in encoder.state_dict() if (reason := _reason(name, unused))}
+    left = {name: reason for name in encoder.state_dict() if (reason := reason_for(name, unused))}
     return Keys(tuple(used), {name: reason for name, reason in new.items() if reason}, left, wrong)
 
 
@@ -385,7 +385,8 @@ def _failures(result: SizeResult) -> list[str]:
     return failures
 
 
-def _reason(name: str, reasons: Mapping[str, str]) -> str:
+def reason_for(name: str, reasons: Mapping[str, str]) -> str:
+    """The reason of the first pattern that fits a whole name, "" if none does."""
     return next((reason for pattern, reason in reasons.items() if re.fullmatch(pattern, name)), "")
 
 

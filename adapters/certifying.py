@@ -27,6 +27,7 @@ from .certificate import (
     certificate_sizes,
     certify,
     compare_keys,
+    reason_for,
     reference_features,
 )
 from .exporting import adapter, read_for_export
@@ -169,8 +170,8 @@ def _checkpoint_candidate(found: Encoder, encoder: Encoder, has_norm: bool) -> C
     unused = {} if class_token else {"cls_token": "the checkpoint has no class token"}
     if not has_norm:
         unused[r"norm\..*"] = "the checkpoint has no final norm"
-    written = {name: tensor for name, tensor in encoder.state_dict().items() if not _in(name, unused)}
-    loaded = {name: tensor for name, tensor in found.state_dict().items() if not _in(name, unused)}
+    written = {name: tensor for name, tensor in encoder.state_dict().items() if not reason_for(name, unused)}
+    loaded = {name: tensor for name, tensor in found.state_dict().items() if not reason_for(name, unused)}
     if not class_token:
         written["pos_embed"] = written["pos_embed"][:, encoder.spec.num_prefix_tokens :]
         loaded["pos_embed"] = loaded["pos_embed"][:, found.spec.num_prefix_tokens :]
@@ -186,7 +187,3 @@ def _checkpoint_candidate(found: Encoder, encoder: Encoder, has_norm: bool) -> C
         features=lambda images: reference_features(found.to(images.dtype), images, levels, class_token=class_token),
         class_token=class_token,
     )
-
-
-def _in(name: str, patterns: dict[str, str]) -> bool:
-    return any(re.fullmatch(pattern, name) for pattern in patterns)

@@ -30,9 +30,11 @@ from .bundle import (
     at_size,
     blue_first,
     check_window,
+    detector_state,
     fitting_sizes,
     need_same_shape,
     usual_global_blocks,
+    usual_image_side,
     usual_window,
 )
 from .certificate import (
@@ -78,7 +80,7 @@ def export(file: EncoderFile, folder: Path, config: Detectron2Export) -> Bundle:
     _require()
     trained = at_size(file.encoder, None, config.patch_size)
     scales = pyramid_scales(trained.spec.patch_size)
-    size = config.image_size or 64 * trained.spec.patch_size
+    size = config.image_size or usual_image_side(trained)
     window = check_sizes(trained.spec, size, config.window_size)
     encoder = square(trained, size)
     texts = config_texts(encoder, scales, config, image_size=size, window_size=window)
@@ -179,8 +181,7 @@ def square(encoder: Encoder, image_size: int) -> Encoder:
 
 def named_weights(encoder: Encoder, prefix: str = "") -> dict[str, Tensor]:
     """The tensors that detectron2's ViT has a place for, with ``prefix`` before their names."""
-    state = encoder.state_dict()
-    return {prefix + name: value for name, value in state.items() if not name.startswith(("cls_token", "norm."))}
+    return {prefix + name: tensor for name, tensor in detector_state(encoder).items()}
 
 
 def usage(encoder: Encoder, config: Detectron2Export) -> str:
@@ -379,7 +380,7 @@ def candidate(loaded: Loaded, encoder: Encoder, image_size: tuple[int, int], scr
         if image_format(encoder.preprocessing) is None:
             return stored
         for number, picture in enumerate(stored):
-            drawn = picture[..., ::-1] if blue_first(encoder) else picture  # files are red, green, blue
+            drawn = picture[..., ::-1] if blue_first(encoder.preprocessing) else picture  # files are red, green, blue
             Image.fromarray(drawn.squeeze(2) if drawn.shape[2] == 1 else drawn).save(scratch / f"{number}.png")
         return [read_image(str(scratch / f"{number}.png"), loaded.formats[0]) for number in range(len(stored))]
 
@@ -446,7 +447,7 @@ def vit_backbone(
     _require()
     found = at_size(load_encoder(encoder), None, patch_size)
     scales = pyramid_scales(found.spec.patch_size)
-    size = image_size or 64 * found.spec.patch_size
+    size = image_size or usual_image_side(found)
     window = check_sizes(found.spec, size, window_size)
     found = square(found, size)
     rate = recipe(found.spec).drop_path if drop_path is None else drop_path

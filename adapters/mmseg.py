@@ -372,7 +372,7 @@ def preprocessing_faults(config: Any, encoder: Encoder) -> dict[str, str]:
         if has is None or len(has) != len(due) or not np.allclose(has, due, rtol=1e-5, atol=1e-4):
             shown = "not given" if has is None else [round(value, 3) for value in has]
             found[f"model.data_preprocessor.{key}"] = f"{shown}, expected {[round(value, 3) for value in due]}"
-    if encoder.spec.channels == 3 and (turned := exchanges_colours(module)) == blue_first(encoder):
+    if encoder.spec.channels == 3 and (turned := exchanges_colours(module)) == blue_first(encoder.preprocessing):
         found["model.data_preprocessor.bgr_to_rgb"] = f"{turned}, expected {not turned}: mmcv reads blue first"
     return found
 
@@ -440,7 +440,7 @@ def write_picture(picture: Pixels, encoder: Encoder, path: Path) -> str:
     channels = picture.shape[2]
     if channels not in (1, 3):
         return write_tiff(picture, path.with_suffix(".tif"))
-    rgb = picture[:, :, ::-1] if blue_first(encoder) else picture
+    rgb = picture[:, :, ::-1] if blue_first(encoder.preprocessing) else picture
     low, high = encoder.preprocessing.value_range
     file = path.with_suffix(".png")
     if picture.dtype == np.uint8:

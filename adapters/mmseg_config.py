@@ -158,10 +158,21 @@ def inline(value: object) -> str:
 
 def backbone_settings(encoder: Encoder, crop: tuple[int, int], taps: Sequence[int], drop_path: float) -> dict[str, Any]:
     """The config of mmseg's MAE backbone that computes what the encoder computes on crops of this size."""
-    spec = encoder.spec
     return {
         "type": "MAE",
         "init_cfg": {"type": "Pretrained", "checkpoint": "{{ fileDirname }}/weights.pth"},
+        **shape_settings(encoder, crop),
+        "norm_cfg": {"type": "LN", "eps": encoder.spec.norm_eps},
+        "init_values": 1.0,
+        "drop_path_rate": drop_path,
+        "out_indices": tuple(taps),
+    }
+
+
+def shape_settings(encoder: Encoder, crop: tuple[int, int]) -> dict[str, Any]:
+    """The keywords of mmseg's MAE backbone that say an encoder's shape."""
+    spec = encoder.spec
+    return {
         "img_size": crop,
         "patch_size": spec.patch_size,
         "in_channels": spec.channels,
@@ -169,10 +180,6 @@ def backbone_settings(encoder: Encoder, crop: tuple[int, int], taps: Sequence[in
         "num_layers": spec.depth,
         "num_heads": spec.num_heads,
         "mlp_ratio": int(spec.mlp_ratio),
-        "norm_cfg": {"type": "LN", "eps": spec.norm_eps},
-        "init_values": 1.0,
-        "drop_path_rate": drop_path,
-        "out_indices": tuple(taps),
     }
 
 
@@ -277,23 +284,17 @@ def statistics(encoder: Encoder) -> dict[str, list[float]]:
 
 def read_as_bgr(encoder: Encoder) -> bool:
     """Whether what mmcv reads, colours as blue, green, red, must be turned round for the encoder."""
-    return encoder.spec.channels == 3 and not blue_first(encoder)
+    return encoder.spec.channels == 3 and not blue_first(encoder.preprocessing)
 
 
 def overrides(encoder: Encoder, crop: tuple[int, int]) -> str:
     """The words after ``--cfg-options`` that make a stock config with the MAE backbone fit the weights."""
-    spec, settings = encoder.spec, data_preprocessor(encoder, crop)
+    settings = data_preprocessor(encoder, crop)
     backbone = {
         "init_values": 1.0,
         "norm_cfg.type": "LN",
-        "norm_cfg.eps": spec.norm_eps,
-        "img_size": crop,
-        "patch_size": spec.patch_size,
-        "in_channels": spec.channels,
-        "embed_dims": spec.embed_dim,
-        "num_layers": spec.depth,
-        "num_heads": spec.num_heads,
-        "mlp_ratio": int(spec.mlp_ratio),
+        "norm_cfg.eps": encoder.spec.norm_eps,
+        **shape_settings(encoder, crop),
     }
     words = {"model.pretrained": "{out}/weights.pth"}
     words |= {f"model.backbone.{key}": shell(value) for key, value in backbone.items()}

@@ -19,7 +19,16 @@ from ..core.encoder import Encoder
 from ..core.files import atomic_path, atomic_write_text
 from ..core.frameworks import require
 from ..core.weights import EncoderFile
-from .bundle import Bundle, ExportConfig, at_size, check_window, usual_global_blocks, usual_image_size, usual_window
+from .bundle import (
+    Bundle,
+    ExportConfig,
+    at_size,
+    check_window,
+    detector_state,
+    usual_global_blocks,
+    usual_image_side,
+    usual_window,
+)
 from .certificate import (
     Candidate,
     Certificate,
@@ -65,15 +74,12 @@ def export(file: EncoderFile, folder: Path, config: TorchvisionExport) -> Bundle
     require("torchvision")
     encoder = at_size(file.encoder, None, config.patch_size)
     patch = encoder.spec.patch_size
-    size = config.image_size or usual_image_size(encoder)
+    size = config.image_size or usual_image_side(encoder)
     size = (size, size) if isinstance(size, int) else size
     window = usual_window((size[0] // patch, size[1] // patch)) if config.window_size is None else config.window_size
     check_window(window, size, patch)
-    state = {
-        name: tensor for name, tensor in encoder.state_dict().items() if not name.startswith(("cls_token", "norm."))
-    }
     with atomic_path(folder / "backbone.pth") as temporary:
-        torch.save(state, temporary)
+        torch.save(detector_state(encoder), temporary)
     settings = backbone_settings(encoder, window) | {"out_channels": config.out_channels}
     transform = transform_settings(encoder, size)
     atomic_write_text(folder / "backbone.json", json.dumps({"backbone": settings, "transform": transform}, indent=1))
@@ -142,7 +148,8 @@ def build_backbone(
     ``image_size`` in pixels is what ``faster_rcnn`` and ``mask_rcnn`` of ``plain_vit`` then resize images to.
     """
     module = plain_vit()
-    size = image_size or usual_image_size(encoder)
+    side = usual_image_side(encoder)
+    size = image_size or (side, side)
     check_window(window_size, size, encoder.spec.patch_size)
     net = module.PlainViT(**backbone_settings(encoder, window_size))
     module.load_weights(net, encoder.state_dict())

@@ -20,14 +20,20 @@ from ..core.config import CheckpointError, ConfigError, MaeliftError
 from ..core.encoder import Encoder
 from ..core.files import atomic_path, atomic_write_text
 from ..core.frameworks import require
-from ..core.weights import DecoderFile, EncoderFile, from_transformers_names, read_decoder, to_transformers_names
+from ..core.weights import (
+    DECODER_FILE,
+    DecoderFile,
+    EncoderFile,
+    from_transformers_names,
+    read_decoder,
+    to_transformers_names,
+)
 from .bundle import Bundle, ExportConfig, at_size, need_red_first, need_same_shape, usual_global_blocks
 from .certificate import Candidate, Certificate, Keys, Level, Pixels, certificate_sizes, certify, compare_keys
 
 if TYPE_CHECKING:
     from transformers import ViTImageProcessor, ViTMAEForPreTraining, ViTModel
 
-DECODER_FILE = "decoder.safetensors"
 MAE_FOLDER = "mae"
 USAGE = """\
 from transformers import ViTForImageClassification, ViTImageProcessor, ViTModel

@@ -12,7 +12,7 @@ import numpy as np
 from .. import __version__
 from ..core.config import ConfigError, DataError
 from ..core.encoder import Encoder, EncoderSpec, Preprocessing
-from .bundle import ExportConfig, usual_global_blocks
+from .bundle import ExportConfig, blue_first, usual_global_blocks
 
 TEMPLATES = Path(__file__).with_name("templates")
 FORMATS = {1: "L", 3: "RGB", 4: "RGBA"}
@@ -268,7 +268,7 @@ def image_format(preprocessing: Preprocessing) -> str | None:
     """detectron2's name for the encoder's images; None when it can't read them (other channel counts, not 8 bits)."""
     if preprocessing.value_range != (0.0, 255.0):
         return None
-    if preprocessing.channel_names == ("blue", "green", "red"):
+    if blue_first(preprocessing):
         return "BGR"
     return FORMATS.get(len(preprocessing.mean))
 

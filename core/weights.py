@@ -28,6 +28,8 @@ logger = logging.getLogger("maelift")
 
 CONTRACT_KEY = "maelift.encoder"
 CONTRACT_VERSION = 1
+DECODER_FILE = "decoder.safetensors"
+"""What a decoder file is called, beside the encoder file of its pretraining."""
 DECODER_KEY = "maelift.decoder"
 DECODER_VERSION = 1
 

@@ -38,7 +38,7 @@ from ..core.plan import Plan
 from ..core.randomness import isolated, stream, torch_stream
 from ..core.run_folder import RunFolder
 from ..core.tracking import Listener, Tracker, counting, duration, read_metrics
-from ..core.weights import DecoderFile, Provenance, content_hash, read_encoder, save_decoder, save_encoder
+from ..core.weights import DECODER_FILE, DecoderFile, Provenance, content_hash, read_encoder, save_decoder, save_encoder
 from .mae import Decoder, MaskedAutoencoder
 from .masking import Masking, num_visible
 from .monitor import held_out_loss, reconstruction_picture
@@ -46,7 +46,6 @@ from .monitor import held_out_loss, reconstruction_picture
 logger = logging.getLogger("maelift")
 
 ENCODER_FILE = "encoder.safetensors"
-DECODER_FILE = "decoder.safetensors"
 PICTURE_FILE = "reconstruction.png"
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from maelift.core.encoder import Encoder, preset_spec
+from maelift.core.encoder import Encoder, EncoderSpec, preset_spec
 from maelift.core.randomness import isolated
 from maelift.core.weights import Provenance, save_encoder
 from PIL import Image
@@ -70,10 +70,14 @@ def write_images(folder: Path, count: int, *, suffix: str = ".png", first: int =
 
 
 def random_encoder(
-    model: str = "vit_nano", *, channels: int = 3, image_size: int | tuple[int, int] | None = None, seed: int = 0
+    model: str | EncoderSpec = "vit_nano",
+    *,
+    channels: int = 3,
+    image_size: int | tuple[int, int] | None = None,
+    seed: int = 0,
 ) -> Encoder:
     """An encoder whose every parameter is random: none is zero or one by chance, so that none can be missed unseen."""
-    spec = preset_spec(model, channels=channels, image_size=image_size)
+    spec = preset_spec(model, channels=channels, image_size=image_size) if isinstance(model, str) else model
     with isolated(seed, "random encoder"):
         encoder = Encoder(spec)
         for parameter in encoder.parameters():

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from maelift.adapters import torchvision as adapter
+from maelift.adapters.bundle import detector_state
 from maelift.adapters.certificate import (
     Certificate,
     Level,
@@ -30,11 +31,8 @@ def certificate_of(encoder: Encoder, mutate: Callable[[SimpleFeaturePyramid], ob
     side = 4 * max(1, window) * encoder.spec.patch_size
     backbone = adapter.build_backbone(encoder, image_size=(side, side), window_size=window)
     mutate(backbone)
-    written = {
-        name: tensor for name, tensor in encoder.state_dict().items() if not name.startswith(("cls_token", "norm."))
-    }
     return certify(
-        lambda size: adapter.candidate(backbone, encoder, written, size),
+        lambda size: adapter.candidate(backbone, encoder, detector_state(encoder), size),
         certificate_sizes(encoder.spec, window),
         framework="torchvision",
         encoder="hash",

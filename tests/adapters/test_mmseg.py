@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import re
 import shlex
@@ -23,9 +22,19 @@ from maelift.adapters import mmseg as adapter
 from maelift.adapters.exporting import ExportCommand, export
 from maelift.core.config import CheckpointError, MaeliftError
 from maelift.core.encoder import Encoder, EncoderSpec, Preprocessing, preset_spec
+from maelift.core.images import idx_file, read_idx
 from maelift.core.optim import parameter_groups
 from maelift.core.weights import Provenance, read_encoder, save_encoder
-from maelift.tests.support import ROOT, TINY, environment, framework, one_line_error, run_maelift, run_page
+from maelift.tests.support import (
+    ROOT,
+    TINY,
+    environment,
+    framework,
+    one_line_error,
+    random_encoder,
+    run_maelift,
+    run_page,
+)
 from PIL import Image
 from torch.nn import functional as F
 
@@ -86,9 +95,7 @@ def mutable(bundle: Path, tmp_path: Path) -> Path:
 
 def write_scenes(root: Path, fashion_mnist: Path, channels: int = 3, shape: tuple[int, int] = (64, 64)) -> Path:
     """Items of Fashion-MNIST, two on a canvas, as images and mask PNGs: 0 ground, 1 clothes, 2 shoes and bags."""
-    packed = [(fashion_mnist / f"train-{kind}-ubyte.gz").read_bytes() for kind in ("images-idx3", "labels-idx1")]
-    items = np.frombuffer(gzip.decompress(packed[0]), np.uint8, offset=16).reshape(-1, 28, 28)
-    labels = np.frombuffer(gzip.decompress(packed[1]), np.uint8, offset=8)
+    items, labels = (read_idx(idx_file(fashion_mnist, "train", content)) for content in ("images", "labels"))  # type: ignore[arg-type]
     generator = np.random.default_rng(0)
     for split, count in (("train", 48), ("val", 6)):
         for kind in ("images", "annotations"):
@@ -148,16 +155,6 @@ def reached_by(work_dir: Path) -> int:
 
 def certify(config: Path, encoder: Path, *opts: str) -> Any:
     return adapter.certify_config(config, read_encoder(encoder), opts)
-
-
-def random_encoder(spec: EncoderSpec) -> Encoder:
-    """An encoder none of whose tensors is trivial: with zero biases, a bias that is left out would not show."""
-    torch.manual_seed(0)
-    encoder = Encoder(spec)
-    with torch.no_grad():
-        for parameter in encoder.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    return encoder
 
 
 def save_random(path: Path, spec: EncoderSpec) -> Path:
