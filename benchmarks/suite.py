@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import yaml
 
-from ..core.config import ConfigError, MaeliftError, nearest, resolve
+from ..core.config import ConfigError, MaeliftError, nearest, raw_value, resolve
 from ..core.encoder import EncoderSpec, preset_spec
 from ..pretrain.stage import PretrainConfig
 from ..transfer.classify import Recipe, recipe_defaults
@@ -292,13 +292,9 @@ def _read_keys(path: Path) -> dict[str, Any]:
 
 
 def _named_suite(overrides: Sequence[str] | Mapping[str, object], file: Path | None) -> str:
-    if isinstance(overrides, Mapping):
-        named = [str(overrides["suite"])] if "suite" in overrides else []
-    else:
-        named = [text.partition("=")[2] for text in overrides if text.startswith("suite=")]
-    if not named and file is not None:
-        content = _read_keys(file)
-        named = [str(content["suite"])] if "suite" in content else []
-    if not named:
+    named = raw_value("suite", overrides)
+    if named is None and file is not None:
+        named = _read_keys(file).get("suite")
+    if named is None:
         raise MaeliftError("suite: needed (name of a shipped suite, or a YAML file). Give maelift bench SUITE out=DIR.")
-    return named[-1]
+    return str(named)
