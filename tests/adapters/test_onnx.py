@@ -184,8 +184,18 @@ def other(encoder: Encoder, **changes: object) -> Encoder:
     return made
 
 
-def test_the_right_graph_passes(tmp_path: Path) -> None:
-    encoder = random_encoder()
+@pytest.mark.parametrize(
+    ("model", "channels", "image_size"),
+    [
+        ("vit_nano", 1, 32),
+        ("vit_nano", 3, 32),
+        ("vit_nano", 4, 32),
+        pytest.param("vit_small", 3, 96, marks=pytest.mark.slow),
+        pytest.param("vit_base", 3, 96, marks=pytest.mark.slow),
+    ],
+)
+def test_the_right_graph_passes(tmp_path: Path, model: str, channels: int, image_size: int) -> None:
+    encoder = random_encoder(model, channels=channels, image_size=image_size)
     assert adapter.certify_file(written(tmp_path, encoder), encoder, "").passed
 
 
