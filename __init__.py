@@ -12,17 +12,29 @@ from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
-__all__ = ["Encoder", "EncoderSpec", "__version__", "bench", "export", "load_encoder", "pretrain", "transfer"]
+__all__ = [
+    "Encoder",
+    "EncoderSpec",
+    "__version__",
+    "bench",
+    "export",
+    "load_encoder",
+    "load_model",
+    "pretrain",
+    "transfer",
+]
 
 if TYPE_CHECKING:
     from .api import bench, export, pretrain, transfer
     from .core.encoder import Encoder, EncoderSpec
     from .core.weights import load_encoder
+    from .transfer.models import load_model
 
 _HOMES = {
     "Encoder": "core.encoder",
     "EncoderSpec": "core.encoder",
     "load_encoder": "core.weights",
+    "load_model": "transfer.models",
     "bench": "api",
     "export": "api",
 }

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from .adapters.exporting import ExportResult
     from .benchmarks.runner import BenchResult
     from .pretrain.stage import PretrainConfig, PretrainResult
-    from .transfer.classify import ClassifyConfig, ClassifyResult
+    from .transfer.training import TransferConfig, TransferResult
 
 
 def pretrain(config: PretrainConfig | None = None, **keys: Any) -> PretrainResult:
@@ -27,16 +27,20 @@ def pretrain(config: PretrainConfig | None = None, **keys: Any) -> PretrainResul
     return run(config if config is not None else resolve(PretrainConfig, keys))
 
 
-def transfer(task: Literal["classify"], config: ClassifyConfig | None = None, **keys: Any) -> ClassifyResult:
-    """Fine-tune an encoder for a task: give a ClassifyConfig, or the keys of ``maelift transfer classify``.
+def transfer(
+    task: Literal["classify", "detect", "segment"], config: TransferConfig | None = None, **keys: Any
+) -> TransferResult:
+    """Train a model for a task: give the task's configuration, or the keys of ``maelift transfer TASK``.
 
     Raises MaeliftError for what a user can mend, with the message that the command would print.
     """
-    if task != "classify":
-        raise ConfigError("task", task, "classify")
-    from .transfer.classify import ClassifyConfig, classify
+    from .cli import COMMANDS
+    from .transfer.training import run
 
-    return classify(config if config is not None else ClassifyConfig.resolve(keys))
+    tasks = [name.removeprefix("transfer ") for name in COMMANDS if name.startswith("transfer ")]
+    if task not in tasks:
+        raise ConfigError("task", task, " or ".join(tasks))
+    return run(config if config is not None else COMMANDS[f"transfer {task}"].config_type().resolve(keys))
 
 
 def bench(suite: str, **keys: Any) -> BenchResult:
@@ -55,8 +59,8 @@ def export(encoder: str, to: str, out: str, **keys: Any) -> ExportResult:
 
     Raises MaeliftError for what a user can mend, with the message that the command would print.
     """
-    from .adapters.exporting import ExportCommand
-    from .adapters.exporting import export as run
+    from .transfer.exporting import ExportCommand
+    from .transfer.exporting import export as run
 
     return run(ExportCommand.resolve({"encoder": encoder, "to": to, "out": out, **keys}))
 

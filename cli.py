@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
-from .core.config import MaeliftError, describe, format_help, nearest, resolve, show, to_dict, to_yaml
+from .core.config import MaeliftError, describe, format_help, nearest, resolve, to_dict, to_yaml
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,8 @@ class Command:
     """A command: where its schema and functions are, imported only when it is called.
 
     The words without "=" are the values of ``positional``, in this order; keys in ``options`` may also be given as
-    ``--key value``. ``defaults`` tells of keys without a default in the schema where their values come from. ``json``:
-    the result has a ``to_json``.
+    ``--key value``. ``home`` is the module of the functions, where it isn't the schema's. ``defaults`` tells of keys without
+    a default in the schema where their values come from. ``json``: the result has a ``to_json``.
     """
 
     module: str
@@ -32,36 +32,41 @@ class Command:
     summary: str
     positional: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
+    home: str | None = None
     defaults: Callable[[Command], dict[str, str]] | None = None
     json: bool = False
 
+    def config_type(self) -> Any:
+        """The schema."""
+        return getattr(importlib.import_module(f".{self.module}", __package__), self.schema)
+
     def load(self, name: str) -> Any:
-        """The named member of the command's module."""
-        return getattr(importlib.import_module(f".{self.module}", __package__), name)
-
-
-def _of_the_recipes(command: Command) -> dict[str, str]:
-    encoder, scratch = (command.load("recipe_defaults")(init) for init in ("encoder", "scratch"))
-    texts = {key: f"default {show(value)}" for key, value in encoder.items()}
-    differing = {key: value for key, value in scratch.items() if value != encoder.get(key)}
-    return texts | {key: f"{texts[key]}, with init=scratch {show(value)}" for key, value in differing.items()}
+        """The named function."""
+        return getattr(importlib.import_module(f".{self.home or self.module}", __package__), name)
 
 
 def _of_the_suite(command: Command) -> dict[str, str]:
-    keys = {entry.key for entry in describe(command.load(command.schema))}
+    keys = {entry.key for entry in describe(command.config_type()) if entry.default is None}
     return dict.fromkeys(keys - {"suite", "out"}, "default: the suite's")
+
+
+def _transfer(task: str, schema: str, summary: str) -> Command:
+    """The command of a task: its own file holds what is particular to it, training.py all the rest."""
+    return Command(
+        f"transfer.{task}", schema, "run_or_evaluate", summary, options=("evaluate",), home="transfer.training"
+    )
 
 
 COMMANDS = {
     "pretrain": Command("pretrain.stage", "PretrainConfig", "pretrain", "images in, encoder file out (MAE)"),
-    "transfer classify": Command(
-        "transfer.classify",
-        "ClassifyConfig",
-        "classify",
-        "labelled images and an encoder in, classifier out",
-        defaults=_of_the_recipes,
+    "transfer classify": _transfer("classify", "ClassifyConfig", "labelled images and an encoder in, classifier out"),
+    "transfer detect": _transfer(
+        "detect", "DetectConfig", "boxes or masks (COCO JSON) and an encoder in, detector out"
     ),
-    "predict": Command("transfer.predict", "PredictConfig", "predict", "classes and probabilities of images, as CSV"),
+    "transfer segment": _transfer("segment", "SegmentConfig", "masks and an encoder in, segmentor out"),
+    "predict": Command(
+        "transfer.predict", "PredictConfig", "predict", "what a trained model says of images, and pictures of it"
+    ),
     "bench": Command(
         "benchmarks.runner",
         "BenchConfig",
@@ -71,7 +76,7 @@ COMMANDS = {
         defaults=_of_the_suite,
     ),
     "export": Command(
-        "adapters.exporting",
+        "transfer.exporting",
         "ExportCommand",
         "export",
         "the encoder for timm, transformers, torchvision, detectron2, mmseg, onnx",
@@ -94,6 +99,12 @@ COMMANDS = {
     ),
     "data fashion-mnist": Command(
         "core.datasets", "FashionMnistConfig", "fashion_mnist", "bring the data of the quickstart"
+    ),
+    "data fashion-scenes": Command(
+        "core.scenes", "FashionScenesConfig", "fashion_scenes", "scenes of Fashion-MNIST items, with boxes and masks"
+    ),
+    "data check": Command(
+        "core.data_check", "DataCheckConfig", "data_check", "what is wrong with annotated images?", positional=("data",)
     ),
     "doctor": Command("core.doctor", "DoctorConfig", "doctor", "versions, devices, frameworks, disk, data", json=True),
 }
@@ -131,7 +142,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(name: str, command: Command, words: list[str]) -> None:
-    schema = command.load(command.schema)
+    schema = command.config_type()
     if _take(words, "-h", "--help"):
         _say(_command_help(name, command, schema))
         return
@@ -151,6 +162,8 @@ def _run(name: str, command: Command, words: list[str]) -> None:
         raise
     if _first_process():
         _say(result.to_json() if as_json else result.summary())
+    if (unsound := getattr(result, "error", None)) is not None:
+        raise MaeliftError(unsound)
 
 
 def _resolve(command: Command, schema: Any, words: Sequence[str], file: Path | None) -> Any:

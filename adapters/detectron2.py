@@ -261,7 +261,7 @@ def load_config(config: Path, opts: Sequence[str] = ()) -> Loaded:
             "can run code."
         )
     try:
-        with _quiet():
+        with quiet():
             model, checkpoint, formats = _build_yacs(config, opts) if yacs else _build_lazy(config, opts)
     except MaeliftError:
         raise
@@ -322,14 +322,14 @@ def _no_pickle(config: Path, checkpoint: str) -> str:
 
 
 def _require() -> None:
-    with _quiet():
+    with quiet():
         require("detectron2")
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the warnings of detectron2's importing and loading: the certificate says which tensors are new."""
-    loggers = [logging.getLogger(name) for name in ("detectron2", "fvcore", "iopath")]
+def quiet() -> Iterator[None]:
+    """Without detectron2's warnings: of loading, where the certificate says which tensors are new, and of old ways in it."""
+    loggers = [logging.getLogger(name) for name in ("detectron2", "fvcore", "iopath", "torch.fx._symbolic_trace")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)
@@ -343,7 +343,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _certificate(loaded: Loaded, encoder: Encoder, sizes: Sequence[tuple[int, int]], content_hash: str) -> Certificate:
-    with _quiet(), tempfile.TemporaryDirectory() as scratch:
+    with quiet(), tempfile.TemporaryDirectory() as scratch:
         return certify(
             lambda size: candidate(loaded, encoder, size, Path(scratch)),
             sizes,
@@ -444,19 +444,39 @@ def vit_backbone(
     the right and bottom, so that windows tile them and nothing is cut off. ``image_size`` (pixels) sizes the relative
     positions, null as at the export; ``window_size`` and ``drop_path`` likewise.
     """
-    _require()
     found = at_size(load_encoder(encoder), None, patch_size)
-    scales = pyramid_scales(found.spec.patch_size)
     size = image_size or usual_image_side(found)
-    window = check_sizes(found.spec, size, window_size)
-    found = square(found, size)
-    rate = recipe(found.spec).drop_path if drop_path is None else drop_path
-    net = _vit(found.spec, size, window, rate, use_rel_pos)
+    return build_backbone(
+        found,
+        image_size=size,
+        window_size=check_sizes(found.spec, size, window_size),
+        out_channels=out_channels,
+        drop_path=recipe(found.spec).drop_path if drop_path is None else drop_path,
+        use_rel_pos=use_rel_pos,
+    )
+
+
+def build_backbone(
+    encoder: Encoder,
+    *,
+    image_size: int,
+    window_size: int,
+    out_channels: int,
+    drop_path: float,
+    use_rel_pos: bool,
+    scales: Sequence[float] | None = None,
+) -> Any:
+    """As ``vit_backbone``, with an encoder's weights; ``image_size`` is the side of a square, ``scales`` the pyramid's."""
+    _require()
+    usual = pyramid_scales(encoder.spec.patch_size)
+    scales, window = tuple(usual if scales is None else scales), window_size
+    found = square(encoder, image_size)
+    net = _vit(found.spec, image_size, window, drop_path, use_rel_pos)
     loaded = net.load_state_dict(named_weights(found), strict=False)
     wrong = [*loaded.unexpected_keys, *(name for name in loaded.missing_keys if ".rel_pos_" not in name)]
     if wrong:
         raise CheckpointError(
-            f"{encoder}: its tensors are not those of detectron2's ViT: {', '.join(wrong[:5])} differ."
+            f"the encoder's tensors are not those of detectron2's ViT: {', '.join(wrong[:5])} differ."
         )
     coarsest = int(found.spec.patch_size / scales[-1])
     return _padded_pyramid()(
@@ -577,7 +597,7 @@ def check_yacs_levels(cfg: Any, strides: Mapping[str, int]) -> None:
 def _vit(spec: EncoderSpec, image_size: int, window: int, drop_path: float, use_rel_pos: bool) -> Any:
     from detectron2.modeling import ViT
 
-    with _quiet():
+    with quiet():
         return ViT(
             img_size=image_size,
             patch_size=spec.patch_size,

@@ -6,7 +6,7 @@ import importlib
 import logging
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -79,12 +79,19 @@ def export(config: ExportConfig) -> ExportResult:
     or a certificate that failed.
     """
     file = read_for_export(config.encoder)
-    target = Path(config.out)
+    return write_folder(Path(config.out), lambda folder: adapter(config.to).export(file, folder, config))
+
+
+def write_folder(target: Path, write: Callable[[Path], Bundle]) -> ExportResult:
+    """Have an export written into a folder beside ``target``, which takes its place if the certificate passed.
+
+    Raises MaeliftError for a folder in use, and for a certificate that failed.
+    """
     check_free(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
     try:
-        bundle: Bundle = adapter(config.to).export(file, folder, config)
+        bundle = write(folder)
         if not bundle.certificate.passed:
             logger.warning(bundle.certificate.text())
         bundle.certificate.check(" Nothing was written.")

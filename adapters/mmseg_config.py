@@ -186,13 +186,18 @@ def shape_settings(encoder: Encoder, crop: tuple[int, int]) -> dict[str, Any]:
 def neck(encoder: Encoder, taps: Sequence[int], crop: tuple[int, int]) -> str:
     """Four maps at strides around 4 to 32 pixels from those of the blocks; finer ones where the grid is small."""
     spec = encoder.spec
-    scales = [2, 1, 0.5, 0.25] if spec.patch_size < 12 and min(crop) >= 4 * spec.patch_size else [4, 2, 1, 0.5]
+    scales = list(usual_scales(spec.patch_size, crop))
     if len(taps) == 4:
         return f'dict(type="Feature2Pyramid", embed_dim={spec.embed_dim}, rescales={scales}, norm_cfg=norm_cfg)'
     return (
         f'dict(type="MultiLevelNeck", in_channels=[{spec.embed_dim}], out_channels={spec.embed_dim}, scales={scales})'
         "  # too few blocks for four maps"
     )
+
+
+def usual_scales(patch_size: int, crop: tuple[int, int]) -> tuple[float, ...]:
+    """What UPerNet's four maps are enlarged by, to strides around 4, 8, 16 and 32 pixels; finer where the grid is small."""
+    return (2, 1, 0.5, 0.25) if patch_size < 12 and min(crop) >= 4 * patch_size else (4, 2, 1, 0.5)
 
 
 def usual_taps(depth: int) -> tuple[int, ...]:

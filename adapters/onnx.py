@@ -70,8 +70,8 @@ def export(file: EncoderFile, folder: Path, config: OnnxExport) -> Bundle:
         dynamic_size=config.dynamic_size,
     )
     files = {GRAPH_FILE: "the graph, its weights under the encoder file's names, and the contract in its metadata"}
-    if _data_file(path).exists():
-        files[_data_file(path).name] = "weights; keep it beside the graph"
+    if data_file(path).exists():
+        files[data_file(path).name] = "weights; keep it beside the graph"
     sizes = "any size that the patch divides" if config.dynamic_size else "this size only"
     note = f"images: float32 (batch, {encoder.spec.channels}, height, width), {sizes}"
     return Bundle(files, certificate, _usage(encoder, config.normalize), (note,))
@@ -103,7 +103,7 @@ def to_onnx(
             dynamic_size=dynamic_size,
         )
         certificate.check()
-        for file in (_data_file(written), written):  # the graph last: it needs the other
+        for file in (data_file(written), written):  # the graph last: it needs the other
             if file.exists():
                 os.replace(file, path.with_name(file.name))
     return certificate
@@ -155,7 +155,7 @@ class LoadedGraph:
 
         self.path = path
         try:
-            self.session = _session(str(path))
+            self.session = session(str(path))
         except Exception as error:  # onnxruntime's errors have no class in common but this
             raise CheckpointError(
                 f"{path}: no graph that onnxruntime can read ({str(error).splitlines()[0]})."
@@ -172,7 +172,7 @@ class LoadedGraph:
         self.image_size = (height, width) if isinstance(height, int) else None
         self.structure = onnx.load(str(path), load_external_data=False)
         self.normalizes = any(PREPARED in node.output for node in self.structure.graph.node)
-        self._normalizing = _session(self._head().SerializeToString()) if self.normalizes else None
+        self._normalizing = session(self._head().SerializeToString()) if self.normalizes else None
 
     def prepare(self, stored: Sequence[Pixels]) -> Tensor:
         """Normalised images (B, C, H, W): by the graph's own first nodes, or by what its metadata say."""
@@ -257,7 +257,8 @@ def _keys(graph: LoadedGraph, encoder: Encoder) -> Keys:
     return replace(keys, wrong={**keys.wrong, "LayerNormalization": reason})
 
 
-def _session(model: str | bytes) -> Any:
+def session(model: str | bytes) -> Any:
+    """A graph in onnxruntime, on the CPU."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -277,7 +278,8 @@ def _batch(stored: Sequence[Pixels]) -> NDArray[np.float32]:
     return np.stack([np.asarray(picture, np.float32).transpose(2, 0, 1) for picture in stored])
 
 
-def _data_file(path: Path) -> Path:
+def data_file(path: Path) -> Path:
+    """Where the weights of a large graph are."""
     return path.with_name(f"{path.name}.data")
 
 
@@ -299,34 +301,61 @@ def _usage(encoder: Encoder, normalize: bool) -> str:
 
 def write_graph(encoder: Encoder, path: Path, contract: str, *, normalize: bool, dynamic_size: bool) -> None:
     """Write the encoder's graph, with ``contract`` in its metadata; the inputs and outputs are those of ``to_onnx``."""
-    import onnx
-    from onnx import helper
-
     encoder = _in_float32(encoder)
     nodes = Nodes({name: tensor.numpy() for name, tensor in encoder.state_dict().items()})
-    _network(nodes, encoder, normalize=normalize, dynamic_size=dynamic_size)
-    height, width = ("height", "width") if dynamic_size else encoder.spec.image_size
+    network(nodes, encoder, normalize=normalize, dynamic_size=dynamic_size)
+    sides: list[str | int] = ["height", "width"] if dynamic_size else list(encoder.spec.image_size)
     patches = "patches" if dynamic_size else encoder.spec.num_patches
     dim = encoder.spec.embed_dim
     shapes: dict[str, list[str | int]] = {"class_token": ["batch", dim]} if encoder.spec.class_token else {}
     shapes |= {"tokens": ["batch", patches, dim], "pooled": ["batch", dim]}
+    save_graph(
+        nodes,
+        path,
+        name="encoder",
+        images=["batch", encoder.spec.channels, *sides],
+        outputs=shapes,
+        metadata={CONTRACT_KEY: contract},
+        meaning=_meaning(encoder, normalize),
+        output_meaning="after the final norm",
+    )
+
+
+def save_graph(
+    nodes: Nodes,
+    path: Path,
+    *,
+    name: str,
+    images: Sequence[str | int],
+    outputs: Mapping[str, Sequence[str | int]],
+    metadata: Mapping[str, str],
+    meaning: str = "",
+    output_meaning: str = "",
+    whole_numbers: Sequence[str] = (),
+) -> None:
+    """Write nodes as a graph with the input ``images`` and the ``outputs``, of these shapes; large weights beside it.
+
+    Outputs among ``whole_numbers`` are int64, the others float32.
+    """
+    import onnx
+    from onnx import TensorProto, helper
+
+    kinds = {name: TensorProto.INT64 for name in whole_numbers}
     model = helper.make_model(
         helper.make_graph(
             nodes.nodes,
-            "encoder",
-            [_value("images", ["batch", encoder.spec.channels, height, width], _meaning(encoder, normalize))],
-            [_value(name, shape, "after the final norm") for name, shape in shapes.items()],
+            name,
+            [_value("images", images, meaning)],
+            [_value(key, shape, output_meaning, kinds.get(key)) for key, shape in outputs.items()],
         ),
         opset_imports=[helper.make_opsetid("", OPSET)],
         producer_name="maelift",
         ir_version=IR_VERSION,
     )
     nodes.add_constants(model.graph)
-    helper.set_model_props(model, {CONTRACT_KEY: contract})
+    helper.set_model_props(model, dict(metadata))
     outside = sum(array.nbytes for array in nodes.arrays.values()) > INLINE_BYTES
-    onnx.save_model(
-        model, str(path), save_as_external_data=outside, location=_data_file(path).name, size_threshold=4096
-    )
+    onnx.save_model(model, str(path), save_as_external_data=outside, location=data_file(path).name, size_threshold=4096)
     onnx.checker.check_model(str(path))
 
 
@@ -339,10 +368,10 @@ def _meaning(encoder: Encoder, normalize: bool) -> str:
     return f"(pixel values - {mean}) / {std}; channels: {names}"
 
 
-def _value(name: str, shape: Sequence[str | int], text: str) -> Any:
+def _value(name: str, shape: Sequence[str | int], text: str, kind: int | None = None) -> Any:
     from onnx import TensorProto, helper
 
-    return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape, doc_string=text)
+    return helper.make_tensor_value_info(name, TensorProto.FLOAT if kind is None else kind, shape, doc_string=text)
 
 
 class Nodes:
@@ -399,12 +428,13 @@ class Nodes:
             graph.initializer.add().CopyFrom(numpy_helper.from_array(np.ascontiguousarray(array), name))
 
 
-def _network(nodes: Nodes, encoder: Encoder, *, normalize: bool, dynamic_size: bool) -> None:
+def network(nodes: Nodes, encoder: Encoder, *, normalize: bool, dynamic_size: bool) -> None:
+    """The whole encoder, with the outputs of ``to_onnx``."""
     spec = encoder.spec
-    images = _normalize(nodes, encoder.preprocessing) if normalize else "images"
-    tokens = _embed(nodes, spec, images, dynamic_size=dynamic_size)  # (B, P + N, D)
+    images = normalize_images(nodes, encoder.preprocessing) if normalize else "images"
+    tokens = embed(nodes, spec, images, dynamic_size=dynamic_size)  # (B, P + N, D)
     for number in range(spec.depth):
-        tokens = _block(nodes, spec, tokens, f"blocks.{number}")
+        tokens = block(nodes, spec, tokens, f"blocks.{number}")
     tokens = nodes.norm(tokens, "norm", spec.norm_eps)
     if spec.class_token:
         first = nodes.add("Slice", [tokens, nodes.integers(0), nodes.integers(1), nodes.integers(1)])
@@ -417,7 +447,8 @@ def _network(nodes: Nodes, encoder: Encoder, *, normalize: bool, dynamic_size: b
     nodes.add("ReduceMean", [patches], "pooled", {"axes": [1], "keepdims": 0})
 
 
-def _normalize(nodes: Nodes, preprocessing: Preprocessing) -> str:
+def normalize_images(nodes: Nodes, preprocessing: Preprocessing) -> str:
+    """Stored pixel values to the network's input."""
     mean, std = (
         nodes.constant(name, np.asarray(values, np.float32).reshape(1, -1, 1, 1))
         for name, values in (("pixel_mean", preprocessing.pixel_mean), ("pixel_std", preprocessing.pixel_std))
@@ -425,8 +456,19 @@ def _normalize(nodes: Nodes, preprocessing: Preprocessing) -> str:
     return nodes.add("Div", [nodes.add("Sub", ["images", mean]), std], PREPARED)
 
 
-def _embed(nodes: Nodes, spec: EncoderSpec, images: str, *, dynamic_size: bool) -> str:
+def embed(
+    nodes: Nodes,
+    spec: EncoderSpec,
+    images: str,
+    *,
+    dynamic_size: bool,
+    class_token: bool | None = None,
+    prefix: int | None = None,
+) -> str:
     """Tokens with their positions, the class token first.
+
+    ``class_token`` and ``prefix``, the positions before those of the patches, are the encoder's where they aren't given:
+    backbones of segmentors may do without the token.
 
     The grid's sides are rounded up, those of the convolution down: where the patch does not divide an image, the
     reshaping fails, instead of a border that is lost in silence.
@@ -439,13 +481,13 @@ def _embed(nodes: Nodes, spec: EncoderSpec, images: str, *, dynamic_size: bool) 
     count = nodes.add("ReduceProd", [grid], attributes={"keepdims": 1})
     flat = nodes.add("Concat", [nodes.integers(0, dim), count], attributes={"axis": 0})  # (as it was, D, N)
     tokens = _columns_last(nodes, maps, flat)
-    first, rest = nodes.integers(0), nodes.integers(spec.num_prefix_tokens)
+    first, rest = nodes.integers(0), nodes.integers(spec.num_prefix_tokens if prefix is None else prefix)
     axis = nodes.integers(1)
     positions = nodes.add("Slice", ["pos_embed", rest, nodes.integers(2**31 - 1), axis])  # (1, N, D)
     if dynamic_size:
         positions = _resized_positions(nodes, spec, positions, grid, flat)
     tokens = nodes.add("Add", [tokens, positions])
-    if not spec.class_token:
+    if not (spec.class_token if class_token is None else class_token):
         return tokens
     token = nodes.add("Add", ["cls_token", nodes.add("Slice", ["pos_embed", first, rest, axis])])
     batch = nodes.add("Shape", [images], attributes={"start": 0, "end": 1})
@@ -467,12 +509,12 @@ def _columns_last(nodes: Nodes, maps: str, flat: str) -> str:
     return nodes.add("Transpose", [nodes.add("Reshape", [maps, flat])], attributes={"perm": [0, 2, 1]})
 
 
-def _block(nodes: Nodes, spec: EncoderSpec, tokens: str, name: str) -> str:
+def block(nodes: Nodes, spec: EncoderSpec, tokens: str, name: str) -> str:
     """A pre-norm transformer block: attention, then the MLP, each added to its input."""
     normed = nodes.norm(tokens, f"{name}.norm1", spec.norm_eps)
     tokens = nodes.add("Add", [tokens, _attention(nodes, spec, normed, f"{name}.attn")])
     hidden = nodes.linear(nodes.norm(tokens, f"{name}.norm2", spec.norm_eps), f"{name}.mlp.fc1")
-    return nodes.add("Add", [tokens, nodes.linear(_gelu(nodes, hidden), f"{name}.mlp.fc2")])
+    return nodes.add("Add", [tokens, nodes.linear(gelu(nodes, hidden), f"{name}.mlp.fc2")])
 
 
 def _attention(nodes: Nodes, spec: EncoderSpec, tokens: str, name: str) -> str:
@@ -487,7 +529,7 @@ def _attention(nodes: Nodes, spec: EncoderSpec, tokens: str, name: str) -> str:
     return nodes.linear(nodes.add("Reshape", [merged, nodes.integers(0, 0, spec.embed_dim)]), f"{name}.proj")
 
 
-def _gelu(nodes: Nodes, value: str) -> str:
+def gelu(nodes: Nodes, value: str) -> str:
     """The exact GELU, x * (1 + erf(x / sqrt 2)) / 2, in the order that onnxruntime fuses."""
     inner = nodes.add("Erf", [nodes.add("Div", [value, nodes.number(math.sqrt(2))])])
     gate = nodes.add("Add", [inner, nodes.number(1.0)])

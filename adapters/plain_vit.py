@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN, MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead
-from torchvision.models.detection.mask_rcnn import MaskRCNNHeads
+from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import MultiScaleRoIAlign, StochasticDepth
 
@@ -27,8 +28,12 @@ class PlainViT(nn.Module):
 
     Parameters bear timm's names. Positions are resized bicubically, without antialiasing, to any grid. Images that the
     patches do not divide are padded with zeros at the right and bottom; their maps have ceil(H/p) rows. ``window_size``
-    (patches a side, 0: none) is that of all blocks but ``global_blocks``; windows exclude a class token. Raises
-    ValueError for settings that don't fit each other.
+    (patches a side, 0: none) is that of all blocks but ``global_blocks``; windows exclude a class token.
+
+    With ``use_rel_pos`` each block adds decomposed relative positions to its attention, which begin at zero and so
+    change nothing (MViTv2, Sec. 4.1; ViTDet, Sec. 3): tables for its window, or for ``relative_grid`` (rows and columns
+    of patches; None: ``image_size``'s) in the global blocks, interpolated linearly to any other grid. They exclude a
+    class token. Raises ValueError for settings that don't fit each other.
     """
 
     def __init__(
@@ -48,11 +53,15 @@ class PlainViT(nn.Module):
         final_norm: bool = False,
         window_size: int = 0,
         global_blocks: Sequence[int] = (),
+        use_rel_pos: bool = False,
+        relative_grid: tuple[int, int] | None = None,
         drop_path: float = 0.0,
     ) -> None:
         super().__init__()
         if window_size and class_token:
             raise ValueError("attention windows leave no place for a class token: class_token=False, or window_size=0")
+        if use_rel_pos and class_token:
+            raise ValueError("relative positions are those of patches only: class_token=False, or use_rel_pos=False")
         if any(not -depth <= index < depth for index in (*out_indices, *global_blocks)):
             raise ValueError(f"out_indices and global_blocks must be block numbers from 0 to {depth - 1}")
         if class_token and not class_position:
@@ -66,6 +75,7 @@ class PlainViT(nn.Module):
         self.prefix = int(class_position)  # positions before those of the patches
         self.pos_embed = nn.Parameter(torch.zeros(1, self.prefix + math.prod(self.grid), embed_dim))
         everywhere = {index % depth for index in global_blocks}
+        whole = relative_grid or self.grid
         self.blocks = nn.ModuleList(
             Block(
                 embed_dim,
@@ -74,6 +84,7 @@ class PlainViT(nn.Module):
                 norm_eps,
                 window=0 if number in everywhere else window_size,
                 drop_path=drop_path * number / max(1, depth - 1),
+                relative_grid=whole if use_rel_pos else None,
             )
             for number in range(depth)
         )
@@ -139,15 +150,27 @@ class PlainViT(nn.Module):
 
 
 class Block(nn.Module):
-    """A pre-norm block; with a ``window`` (patches a side) its attention stays within such squares."""
+    """A pre-norm block; with a ``window`` (patches a side) its attention stays within such squares.
+
+    ``relative_grid``: the grid of patches that relative positions are for where there is no window; None: none at all.
+    """
 
     def __init__(
-        self, dim: int, num_heads: int, mlp_ratio: float, norm_eps: float, *, window: int, drop_path: float
+        self,
+        dim: int,
+        num_heads: int,
+        mlp_ratio: float,
+        norm_eps: float,
+        *,
+        window: int,
+        drop_path: float,
+        relative_grid: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
         self.window = window
         self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
-        self.attn = Attention(dim, num_heads)
+        square = (window, window) if window and relative_grid else None
+        self.attn = Attention(dim, num_heads, square or relative_grid)
         self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
         hidden = int(dim * mlp_ratio)
         self.mlp = nn.ModuleDict({"fc1": nn.Linear(dim, hidden), "fc2": nn.Linear(hidden, dim)})
@@ -156,28 +179,62 @@ class Block(nn.Module):
     def forward(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         normed = self.norm1(tokens)
         if self.window:
-            normed = merge_windows(self.attn(cut_windows(normed, grid, self.window)), grid, self.window)
+            square = (self.window, self.window)
+            normed = merge_windows(self.attn(cut_windows(normed, grid, self.window), square), grid, self.window)
         else:
-            normed = self.attn(normed)
+            normed = self.attn(normed, grid)
         tokens = tokens + self.drop_path(normed)
         hidden = F.gelu(self.mlp["fc1"](self.norm2(tokens)))
         return tokens + self.drop_path(self.mlp["fc2"](hidden))  # type: ignore[no-any-return]
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention on (B, N, D), all tokens with all."""
+    """Multi-head self-attention on (B, N, D), all tokens with all.
 
-    def __init__(self, dim: int, num_heads: int) -> None:
+    With a ``relative_grid`` (rows and columns) queries meet learned tables of relative rows and columns,
+    ``rel_pos_h`` (2 * rows - 1, D / heads) and ``rel_pos_w``, under detectron2's names.
+    """
+
+    rel_pos_h: nn.Parameter | None
+    rel_pos_w: nn.Parameter | None
+
+    def __init__(self, dim: int, num_heads: int, relative_grid: tuple[int, int] | None = None) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
+        tables: list[nn.Parameter | None] = [None, None]
+        if relative_grid is not None:
+            tables = [nn.Parameter(torch.zeros(2 * side - 1, dim // num_heads)) for side in relative_grid]
+        self.register_parameter("rel_pos_h", tables[0])
+        self.register_parameter("rel_pos_w", tables[1])
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         batch, count, dim = tokens.shape
         qkv = self.qkv(tokens).reshape(batch, count, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(*qkv.unbind(0))  # (B, heads, N, D / heads)
+        query, key, value = qkv.unbind(0)  # (B, heads, N, D / heads)
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=self.relative_bias(query, grid))
         return self.proj(mixed.transpose(1, 2).reshape(batch, count, dim))  # type: ignore[no-any-return]
+
+    def relative_bias(self, query: Tensor, grid: tuple[int, int]) -> Tensor | None:
+        """What is added to the logits of attention, (B, heads, N, N): query times relative row, plus relative column."""
+        if self.rel_pos_h is None or self.rel_pos_w is None:
+            return None
+        rows, columns = grid
+        plane = query.reshape(*query.shape[:2], rows, columns, -1)  # (B, heads, rows, columns, D / heads)
+        by_row = torch.einsum("bnhwc,hkc->bnhwk", plane, relative_table(self.rel_pos_h, rows).to(query.dtype))
+        by_column = torch.einsum("bnhwc,wkc->bnhwk", plane, relative_table(self.rel_pos_w, columns).to(query.dtype))
+        bias = by_row.unsqueeze(-1) + by_column.unsqueeze(-2)  # (B, heads, rows, columns, rows, columns)
+        return bias.reshape(*query.shape[:2], rows * columns, rows * columns)
+
+
+def relative_table(table: Tensor, side: int) -> Tensor:
+    """Relative positions (L, C) as (queries, keys, C) along a side of so many patches, resized linearly where L differs."""
+    length = 2 * side - 1
+    if len(table) != length:
+        table = F.interpolate(table.t().unsqueeze(0), size=length, mode="linear").squeeze(0).t()
+    steps = torch.arange(side, device=table.device)
+    return table[steps[:, None] - steps[None, :] + side - 1]
 
 
 class SimpleFeaturePyramid(nn.Module):
@@ -312,37 +369,73 @@ class BoxLevels:
         return level.clamp(0, self.count - 1).to(torch.int64)
 
 
-def faster_rcnn(backbone: SimpleFeaturePyramid, num_classes: int, **settings: Any) -> FasterRCNN:
+@dataclass(frozen=True)
+class Heads:
+    """The widths of a detector's heads; the defaults are ViTDet's (Appendix A.2), smaller ones suit small images.
+
+    ``channels``: of every convolution of the box and mask heads; ``box_convs``, ``mask_convs``, ``rpn_convs``: how many;
+    ``fc_dim``: the box head's linear layer. ``anchor_sizes``: the side of each level's anchors in pixels, finest first;
+    None: eight strides.
+    """
+
+    channels: int = 256
+    box_convs: int = 4
+    fc_dim: int = 1024
+    mask_convs: int = 4
+    rpn_convs: int = 2
+    anchor_sizes: tuple[float, ...] | None = None
+
+
+def faster_rcnn(
+    backbone: SimpleFeaturePyramid, num_classes: int, *, heads: Heads = Heads(), **settings: Any
+) -> FasterRCNN:
     """torchvision's Faster R-CNN on the pyramid, with ViTDet's heads; ``num_classes`` counts the background, as there.
 
     ``settings`` are those of ``torchvision.models.detection.FasterRCNN`` and win over ours. Images are (C, H, W) in 0..1;
     they are resized and normalised as ``backbone.transform_settings`` says, which comes from the encoder's contract.
     """
-    return FasterRCNN(backbone, num_classes, **{**detector_settings(backbone), **settings})
+    return FasterRCNN(backbone, **{**detector_settings(backbone, num_classes, heads), **settings})
 
 
-def mask_rcnn(backbone: SimpleFeaturePyramid, num_classes: int, **settings: Any) -> MaskRCNN:
+def mask_rcnn(backbone: SimpleFeaturePyramid, num_classes: int, *, heads: Heads = Heads(), **settings: Any) -> MaskRCNN:
     """torchvision's Mask R-CNN on the pyramid; as ``faster_rcnn``."""
-    defaults = detector_settings(backbone) | {
+    defaults = detector_settings(backbone, num_classes, heads) | {
         "mask_roi_pool": PyramidRoIAlign(backbone.strides, 14),
-        "mask_head": MaskRCNNHeads(backbone.out_channels, [256] * 4, 1, norm_layer=ChannelNorm),
+        "mask_head": MaskRCNNHeads(
+            backbone.out_channels, [heads.channels] * heads.mask_convs, 1, norm_layer=ChannelNorm
+        ),
+        "mask_predictor": MaskRCNNPredictor(
+            heads.channels if heads.mask_convs else backbone.out_channels, heads.channels, num_classes
+        ),
     }
-    return MaskRCNN(backbone, num_classes, **{**defaults, **settings})
+    return MaskRCNN(backbone, **{**defaults, **settings})
 
 
-def detector_settings(backbone: SimpleFeaturePyramid) -> dict[str, Any]:
-    """What torchvision's detectors need to fit the pyramid: anchors of 8 strides, ViTDet's heads, true strides, sizes."""
-    levels = [*backbone.strides, *([2 * backbone.strides[-1]] if backbone.top_pool else [])]
-    anchors = AnchorGenerator(tuple((8 * stride,) for stride in levels), ((0.5, 1.0, 2.0),) * len(levels))
+def detector_settings(backbone: SimpleFeaturePyramid, num_classes: int, heads: Heads) -> dict[str, Any]:
+    """What torchvision's detectors need to fit the pyramid: anchors, heads, true strides, sizes; raises ValueError."""
+    levels = pyramid_levels(backbone)
+    sizes = tuple(8.0 * stride for stride in levels) if heads.anchor_sizes is None else heads.anchor_sizes
+    if len(sizes) != len(levels):
+        raise ValueError(f"{len(sizes)} anchor sizes for levels of strides {levels}: expected one a level")
+    anchors = AnchorGenerator(tuple((size,) for size in sizes), ((0.5, 1.0, 2.0),) * len(levels))
     channels = backbone.out_channels
+    box_head = FastRCNNConvFCHead(
+        (channels, 7, 7), [heads.channels] * heads.box_convs, [heads.fc_dim], norm_layer=ChannelNorm
+    )
     return {
         "rpn_anchor_generator": anchors,
-        "rpn_head": RPNHead(channels, anchors.num_anchors_per_location()[0], conv_depth=2),
+        "rpn_head": RPNHead(channels, anchors.num_anchors_per_location()[0], conv_depth=heads.rpn_convs),
         "box_roi_pool": PyramidRoIAlign(backbone.strides, 7),
-        "box_head": FastRCNNConvFCHead((channels, 7, 7), [256] * 4, [1024], norm_layer=ChannelNorm),
+        "box_head": box_head,
+        "box_predictor": FastRCNNPredictor(heads.fc_dim, num_classes),
         "size_divisible": backbone.size_divisibility,
         **backbone.transform_settings,
     }
+
+
+def pyramid_levels(backbone: SimpleFeaturePyramid) -> list[int]:
+    """The strides in pixels of all levels that regions are proposed on, the extra one included."""
+    return [*backbone.strides, *([2 * backbone.strides[-1]] if backbone.top_pool else [])]
 
 
 def load_backbone(folder: str | Path, *, pretrained: bool = True, **changes: Any) -> SimpleFeaturePyramid:
@@ -365,16 +458,17 @@ def load_backbone(folder: str | Path, *, pretrained: bool = True, **changes: Any
 def load_weights(net: PlainViT, state: Mapping[str, Tensor]) -> None:
     """Load a state dict under timm's names; raises ValueError for a tensor that is missing or of another shape.
 
-    The class token and the final norm stay behind where ``net`` has none.
+    The class token and the final norm stay behind where ``net`` has none; relative positions that ``state`` has not
+    stay as they are.
     """
-    own = net.state_dict()
+    own = {name: tensor for name, tensor in net.state_dict().items() if name in state or ".attn.rel_pos_" not in name}
     wrong = [name for name, tensor in own.items() if name not in state or state[name].shape != tensor.shape]
     extra = [name for name in state if name not in own and name not in ("cls_token", "norm.weight", "norm.bias")]
     if wrong or extra:
         raise ValueError(
             f"not the weights of this backbone: missing or of another shape {wrong[:5]}, unknown {extra[:5]}"
         )
-    net.load_state_dict({name: state[name] for name in own})
+    net.load_state_dict({name: state[name] for name in own}, strict=False)
 
 
 def cut_windows(tokens: Tensor, grid: tuple[int, int], window: int) -> Tensor:

@@ -141,19 +141,32 @@ def candidate(
 
 
 def build_backbone(
-    encoder: Encoder, *, image_size: tuple[int, int] | None = None, window_size: int = 0, out_channels: int = 256
+    encoder: Encoder,
+    *,
+    image_size: tuple[int, int] | None = None,
+    window_size: int = 0,
+    out_channels: int = 256,
+    scale_factors: Sequence[float] | None = None,
+    use_rel_pos: bool = False,
+    drop_path: float = 0.0,
 ) -> SimpleFeaturePyramid:
     """The encoder under a new pyramid, (B, C, H, W) to ``{"0": …, "pool": …}``, for torchvision's detectors.
 
-    ``image_size`` in pixels is what ``faster_rcnn`` and ``mask_rcnn`` of ``plain_vit`` then resize images to.
+    ``image_size`` in pixels is what ``faster_rcnn`` and ``mask_rcnn`` of ``plain_vit`` then resize images to, and the
+    size that relative positions are laid out for; ``scale_factors`` are the pyramid's, None for ViTDet's.
     """
     module = plain_vit()
-    side = usual_image_side(encoder)
+    side, patch = usual_image_side(encoder), encoder.spec.patch_size
     size = image_size or (side, side)
-    check_window(window_size, size, encoder.spec.patch_size)
-    net = module.PlainViT(**backbone_settings(encoder, window_size))
+    check_window(window_size, size, patch)
+    net = module.PlainViT(
+        **backbone_settings(encoder, window_size),
+        use_rel_pos=use_rel_pos,
+        relative_grid=(size[0] // patch, size[1] // patch),
+        drop_path=drop_path,
+    )
     module.load_weights(net, encoder.state_dict())
-    backbone: SimpleFeaturePyramid = module.SimpleFeaturePyramid(net, out_channels)
+    backbone: SimpleFeaturePyramid = module.SimpleFeaturePyramid(net, out_channels, scale_factors)
     backbone.transform_settings = transform_settings(encoder, size)
     return backbone
 

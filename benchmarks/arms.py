@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 
@@ -23,25 +23,20 @@ from ..core.distributed import Ranks, choose_device
 from ..core.encoder import Encoder, Preprocessing, channel_names
 from ..core.files import atomic_write_text
 from ..core.images import ImageSet, channel_statistics
-from ..core.labels import LabeledImages, audit_splits, draw_labeled, read_splits
+from ..core.labels import LabeledImages, Splits, audit_splits, draw_labeled, read_splits
 from ..core.loop import Diverged
 from ..core.randomness import stream
 from ..core.run_folder import FREE_KEYS
 from ..core.tracking import Listener, Tracker
 from ..core.weights import Provenance, load_encoder, save_encoder
 from ..pretrain.stage import ENCODER_FILE, pretrain
-from ..transfer.classify import (
-    MODEL_FILE,
-    Recipe,
-    fit_classifier,
-    fresh_encoder,
-    load_classifier,
-    save_classifier,
-    score,
-)
+from ..transfer.classify import ClassificationTask, Classifier, ClassifyRecipe, save_classifier, score
+from ..transfer.models import MODEL_FILE, load_model
+from ..transfer.starts import fresh_encoder
+from ..transfer.training import Fit, fit
 from .suite import BenchConfig, SuiteData
 
-CODE_VERSION = 1
+CODE_VERSION = 2
 """Raised whenever a change of the code would change what a run ends with."""
 
 RESULT_FILE = "result.json"
@@ -296,7 +291,7 @@ class Context:
         return Preprocessing(channel_names(channels), mean, std)
 
 
-def _determining(recipe: Recipe) -> str:
+def _determining(recipe: ClassifyRecipe) -> str:
     """What of a recipe determines a run whose steps and learning rate are known."""
     known = ("epochs", "steps", "base_lr", "lr")
     return json.dumps({key: value for key, value in to_dict(recipe).items() if key not in known})
@@ -344,11 +339,13 @@ def _pretrain_with_labels(
 ) -> dict[str, Any]:
     recipe = context.config.supervised_recipe(run.arm)
     encoder = fresh_encoder(context.config.spec, context.preprocessing, run.seed)
-    fit, _ = _fit(run, recipe, encoder, context.pools.pool, context, folder, ranks, listener)
+    found, _ = _fit(run, recipe, encoder, context.pools.pool, context, folder, ranks, listener)
     provenance = Provenance(f"supervised classification of {len(context.pools.pool)} images", seed=run.seed)
-    save_encoder(fit.model.encoder, folder / ENCODER_FILE, replace(provenance, tool_version=__version__))
+    save_encoder(
+        cast(Classifier, found.model).encoder, folder / ENCODER_FILE, replace(provenance, tool_version=__version__)
+    )
     (folder / "checkpoint.pt").unlink(missing_ok=True)
-    return {"seconds": fit.seconds, "val_accuracy": fit.val_accuracy, "steps": fit.steps}
+    return {"seconds": found.seconds, "val_accuracy": found.best, "steps": found.steps}
 
 
 def _train(
@@ -359,14 +356,14 @@ def _train(
     labeled = draw_labeled(context.pools.source, run.labels, run.seed)
     began = time.monotonic()
     try:
-        fit, curve = _fit(run, recipe, encoder, labeled, context, None, ranks, listener)
+        found, curve = _fit(run, recipe, encoder, labeled, context, None, ranks, listener)
     except Diverged:
         if run.seed != context.config.tuning.seed:
             raise
         return {"seconds": time.monotonic() - began, "val_accuracy": 0.0, "curve": []}  # that rate won't be chosen
     provenance = Provenance(f"fine-tuning on {run.labels} labelled images", seed=run.seed, tool_version=__version__)
-    save_classifier(fit.model, folder / MODEL_FILE, labeled.classes, provenance)
-    return {"seconds": fit.seconds, "val_accuracy": fit.val_accuracy, "best_step": fit.best_step, "curve": curve}
+    save_classifier(cast(Classifier, found.model), folder / MODEL_FILE, provenance)
+    return {"seconds": found.seconds, "val_accuracy": found.best, "best_step": found.best_step, "curve": curve}
 
 
 def _start(run: Run, context: Context, store: Path) -> Encoder:
@@ -379,7 +376,7 @@ def _test(
     run: Run, context: Context, store: Path, folder: Path, ranks: Ranks, listener: Listener | None
 ) -> dict[str, Any]:
     began = time.monotonic()
-    model, _ = load_classifier(_made_by_parent(run, store, MODEL_FILE))
+    model: Classifier = load_model(_made_by_parent(run, store, MODEL_FILE))
     scores = score(model.to(ranks.device), context.pools.test, "test", ranks)
     return {"seconds": time.monotonic() - began, "scores": asdict(scores)}
 
@@ -393,14 +390,14 @@ def _made_by_parent(run: Run, store: Path, name: str) -> Path:
 
 def _fit(
     run: Run,
-    recipe: Recipe,
+    recipe: ClassifyRecipe,
     encoder: Encoder,
     labeled: LabeledImages,
     context: Context,
     folder: Path | None,
     ranks: Ranks,
     listener: Listener | None,
-) -> tuple[Any, list[dict[str, float]]]:
+) -> tuple[Fit, list[dict[str, float]]]:
     """Train with validation on the suite's images; only long runs, which give a folder, keep checkpoints."""
     curve: list[dict[str, float]] = []
     tracker = Tracker(
@@ -411,18 +408,15 @@ def _fit(
         listener=listener,
         record=curve,
     )
+    task = ClassificationTask(recipe, encoder, Splits(labeled, context.pools.val, context.pools.test), ranks)
     with tracker:
-        fit = fit_classifier(
-            recipe,
-            encoder,
-            labeled,
-            context.pools.val,
+        found = fit(
+            task,
             seed=run.seed,
-            ranks=ranks,
             tracker=tracker,
             evaluations=context.config.evaluations,
             workers=0 if ranks.device.type == "cpu" else None,
             checkpoint=None if folder is None else folder / "checkpoint.pt",
             checkpoint_seconds=30.0,
         )
-    return fit, curve
+    return found, curve

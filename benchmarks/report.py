@@ -2,36 +2,22 @@
 
 from __future__ import annotations
 
-import base64
 import csv
 import io
 import math
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations, product
 from pathlib import Path
 
-import matplotlib
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
 from ..core.files import atomic_write_text
+from ..core.page import COLOURS, DASHES, MARKERS, MINUS, Table, chart, data_url, plain, render, svg
 from ..core.tracking import duration
 from .results import Arm, Cell, ConvergenceCheck, SuiteResult
 from .stats import SMALLEST_GAIN, PairedDifference, mean_interval, paired_difference, seeds_to_resolve
-
-COLOURS = ("#0072b2", "#d55e00", "#6b7280", "#00845f", "#b5578a", "#9a6b00")
-"""An arm's colour on a light page: told apart by the colour-blind too (after Okabe and Ito)."""
-
-COLOURS_ON_DARK = ("#4aa8e0", "#f0883e", "#a3acb5", "#2fc497", "#dd9bc0", "#e0b040")
-
-MARKERS = ("o", "s", "^", "D", "v", "P")
-DASHES = ("-", "--", "-.", ":")
-MINUS = "\N{MINUS SIGN}"
 
 FAIRNESS = (
     "Every arm gets the same learning rates to try at every label count, judged on validation images only, "
@@ -52,29 +38,6 @@ class Report:
     verdicts: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Table:
-    """A table for a reader: ``caption`` says unit, split and seeds; the first column names the row."""
-
-    caption: str
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-
-    @property
-    def numeric(self) -> tuple[bool, ...]:
-        """For each column, whether it holds numbers, with ± or as intervals too, to be set flush right."""
-        number = rf"[+{MINUS}]?[\d.,e{MINUS}]+"
-        cell = re.compile(rf"{number}(( ± | to ){number})?|missing|none|unknown|")
-        columns = zip(*self.rows, strict=True) if self.rows else ((),) * len(self.header)
-        return tuple(all(cell.fullmatch(text) for text in column) for column in columns)
-
-    def markdown(self) -> str:
-        """The table as Markdown."""
-        rule = tuple("---:" if number else "---" for number in self.numeric)
-        lines = [_in_markdown(self.header), rule, *map(_in_markdown, self.rows)]
-        return f"{self.caption}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def write_report(result: SuiteResult, out: Path) -> Report:
     """Write report.html, report.md and results.csv into ``out``, a folder that is there.
 
@@ -89,14 +52,8 @@ def write_report(result: SuiteResult, out: Path) -> Report:
 
 
 def _html(result: SuiteResult, verdicts: Sequence[str]) -> str:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("report.html.j2").render(
+    return render(
+        Path(__file__).with_name("report.html.j2"),
         result=result,
         title=_title(result),
         verdicts=verdicts,
@@ -104,10 +61,9 @@ def _html(result: SuiteResult, verdicts: Sequence[str]) -> str:
         covers=_what_the_intervals_cover(result),
         tables=_filled(_accuracy_table(result), _difference_table(result)),
         charts=_charts(result),
-        colours=list(zip(COLOURS, COLOURS_ON_DARK, strict=True)),
         fairness=FAIRNESS,
         checks=_filled(_tuning_table(result), _convergence_table(result)),
-        picture=_data_url(result.reconstructions),
+        picture=_reconstructions(result.reconstructions),
         hours=_hours(result),
         spent=duration(result.seconds_total),
     )
@@ -116,7 +72,7 @@ def _html(result: SuiteResult, verdicts: Sequence[str]) -> str:
 def _markdown(result: SuiteResult, verdicts: Sequence[str]) -> str:
     warnings = _warnings(result)
     sections = [
-        f"# {_plain(_title(result))}",
+        f"# {plain(_title(result))}",
         _bullets(verdicts),
         _what_the_intervals_cover(result),
         f"**Beware**\n\n{_bullets(warnings)}" if warnings else "",
@@ -407,7 +363,7 @@ def _charts(result: SuiteResult) -> list[tuple[str, Markup]]:
 
 
 def _by_labels(result: SuiteResult) -> Markup:
-    figure, axes = _figure()
+    figure, axes = chart()
     for number, arm in enumerate(result.arms):
         points = [
             (labels, *mean_interval([cell.test_top1 for cell in cells.values()])[:2])
@@ -433,11 +389,11 @@ def _by_labels(result: SuiteResult) -> Markup:
     axes.minorticks_off()
     axes.set_xlabel("labelled training images")
     axes.set_ylabel(f"accuracy, % ({result.counts['test']:,} test images)")
-    return _svg(figure, "labels")
+    return svg(figure, "labels")
 
 
 def _curves(result: SuiteResult, labels: int) -> Markup:
-    figure, axes = _figure()
+    figure, axes = chart()
     for number, arm in enumerate(result.arms):
         readings: dict[int, list[float]] = {}
         for cell in _by_seed(result, arm.name, labels).values():
@@ -464,41 +420,13 @@ def _curves(result: SuiteResult, labels: int) -> Markup:
     axes.minorticks_off()
     axes.set_xlabel("steps of training")
     axes.set_ylabel(f"accuracy, % ({result.counts['validation']:,} validation images)")
-    return _svg(figure, f"curves{labels}")
+    return svg(figure, f"curves{labels}")
 
 
-def _figure() -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(5.2, 3.9), layout="constrained")
-    figure.patch.set_alpha(0)
-    axes = figure.add_subplot()
-    axes.patch.set_alpha(0)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", alpha=0.25)
-    return figure, axes
-
-
-def _svg(figure: Figure, name: str) -> Markup:
-    """A figure as inline SVG: equal bytes each time, ids of its own, colours that follow the page's."""
-    legend = figure.legend(loc="outside upper left", frameon=False)
-    for text in legend.get_texts():
-        text.set_parse_math(False)
-    buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": name, "svg.fonttype": "none"}):
-        figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-    drawing = buffer.getvalue()
-    drawing = drawing[drawing.index("<svg") :]
-    drawing = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", drawing)
-    drawing = re.sub(r"#000000|#b0b0b0", "currentColor", drawing)
-    for number, colour in enumerate(COLOURS):
-        drawing = drawing.replace(colour, f"var(--arm{number})")
-    drawing = drawing.replace("<text ", '<text fill="currentColor" ')
-    return Markup(drawing)
-
-
-def _data_url(picture: Path | None) -> str | None:
+def _reconstructions(picture: Path | None) -> str | None:
     if picture is None or not picture.is_file():
         return None
-    return "data:image/png;base64," + base64.b64encode(picture.read_bytes()).decode()
+    return data_url(picture.read_bytes(), "png")
 
 
 def _rivals(result: SuiteResult) -> list[Arm]:
@@ -548,13 +476,4 @@ def _signed(share: float) -> str:
 
 
 def _bullets(lines: Sequence[str]) -> str:
-    return "\n".join(f"- {_plain(line)}" for line in lines)
-
-
-def _in_markdown(cells: Sequence[str]) -> tuple[str, ...]:
-    return tuple(_plain(cell).replace("|", "\\|") for cell in cells)
-
-
-def _plain(text: str) -> str:
-    """Text on one line that Markdown shows as it is, tags included."""
-    return " ".join(text.split()).replace("<", "&lt;")
+    return "\n".join(f"- {plain(line)}" for line in lines)

@@ -292,9 +292,11 @@ def _cell(run: Run, trained: Mapping[str, Any], tested: Mapping[str, Any]) -> Ce
         lr=run.lr,
         steps=run.steps,
         val_accuracy=trained["val_accuracy"],
-        test_top1=scores["top1"],
-        test_top5=scores["top5"],
-        test_balanced=scores["balanced"],
+        test_top1=scores["metrics"]["top1"],
+        test_top5=1.0
+        if scores["metrics"]["top5"] is None
+        else scores["metrics"]["top5"],  # None: five classes or fewer
+        test_balanced=scores["metrics"]["balanced"],
         curve=Curve(
             steps=tuple(record["step"] for record in judged),
             val_accuracy=tuple(record["val/top1"] for record in judged),

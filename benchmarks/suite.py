@@ -12,11 +12,14 @@ from typing import Any, Literal
 import yaml
 
 from ..core.config import ConfigError, MaeliftError, nearest, raw_value, resolve
-from ..core.encoder import EncoderSpec, preset_spec
+from ..core.encoder import EncoderSpec, ModelName, preset_spec
 from ..pretrain.stage import PretrainConfig
-from ..transfer.classify import Recipe, recipe_defaults
+from ..transfer.classify import ClassifyRecipe
+from ..transfer.training import recipe_defaults
 
 SUITES = Path(__file__).parent / "suites"
+RECIPES = {"mae": "classify_encoder", "supervised": "classify_supervised", "scratch": "classify_scratch"}
+"""The recipe, in transfer/recipes/, that an arm is fine-tuned with, by its start."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,7 @@ class BenchConfig:
     """for all label counts, or for each; a seed is one draw of labelled images, one head and one order, for all arms"""
     pretrain_seeds: tuple[int, ...] = (0,)
     """seeds of pretraining; fine-tuning seed i uses number i modulo their count"""
-    model: Literal["vit_nano", "vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge"] = "vit_small"
+    model: ModelName = "vit_small"
     """the encoder's shape, for all arms"""
     image_size: int | tuple[int, int] | None = None
     """pixels, one side or [height,width]; null: the model's usual one"""
@@ -169,10 +172,9 @@ class BenchConfig:
         return {name: resolve(ArmConfig, keys) for name, keys in self.arms.items()}
 
     @cached_property
-    def _recipes(self) -> dict[str, Recipe]:
-        starts = {name: "scratch" if arm.start == "scratch" else "encoder" for name, arm in self._arms.items()}
+    def _recipes(self) -> dict[str, ClassifyRecipe]:
         return {
-            name: resolve(Recipe, arm.recipe, defaults=recipe_defaults(starts[name]))
+            name: resolve(ClassifyRecipe, arm.recipe, defaults=recipe_defaults(RECIPES[arm.start]))
             for name, arm in self._arms.items()
         }
 
@@ -180,7 +182,7 @@ class BenchConfig:
         """An arm by name."""
         return self._arms[name]
 
-    def recipe(self, name: str) -> Recipe:
+    def recipe(self, name: str) -> ClassifyRecipe:
         """How an arm is fine-tuned: the recipe of its start with the suite's changes."""
         return self._recipes[name]
 
@@ -188,9 +190,9 @@ class BenchConfig:
         """The steps that an arm's tuning begins with."""
         return self.arm(name).steps.get(str(labels)) or self.recipe(name).total_steps(labels)
 
-    def supervised_recipe(self, name: str) -> Recipe:
+    def supervised_recipe(self, name: str) -> ClassifyRecipe:
         """How the encoder of a supervised arm is trained on the pool's labels."""
-        return resolve(Recipe, self.arm(name).pretrain, defaults=recipe_defaults("scratch"))
+        return resolve(ClassifyRecipe, self.arm(name).pretrain, defaults=recipe_defaults(RECIPES["scratch"]))
 
     def mae_config(self, name: str, seed: int, out: str) -> PretrainConfig:
         """How the encoder of a MAE arm is pretrained."""
@@ -230,8 +232,7 @@ class BenchConfig:
         with _keys_of(f"arms.{name}.recipe."):
             for key in sorted({"lr", "base_lr"} & arm.recipe.keys()):
                 raise ConfigError(key, arm.recipe[key], "no rate, as every arm's is chosen from tuning.rates")
-            start = "scratch" if arm.start == "scratch" else "encoder"
-            resolve(Recipe, arm.recipe, defaults=recipe_defaults(start)).check_passes(1)
+            resolve(ClassifyRecipe, arm.recipe, defaults=recipe_defaults(RECIPES[arm.start])).check_passes(1)
         with _keys_of(f"arms.{name}.pretrain."):
             if arm.start == "mae":
                 for key in sorted(self._of_all_arms(0, "").keys() & arm.pretrain.keys()):

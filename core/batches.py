@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -17,8 +17,18 @@ from .distributed import Ranks
 from .randomness import stream
 
 Uniforms = NDArray[np.float64]
-MakeSample = Callable[[int, Uniforms], NDArray[np.generic]]
-"""From an image's number and a row of draws in [0, 1) to pixels (C, H, W)."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A training image: ``pixels`` (C, H, W) as stored, and the arrays of its ``target``, none where there is no such."""
+
+    pixels: NDArray[np.generic]
+    target: Mapping[str, NDArray[np.generic]] = field(default_factory=dict)
+
+
+MakeSample = Callable[[int, Uniforms], Sample]
+"""From an image's number and a row of draws in [0, 1) to a sample; all samples of a run have one shape of pixels."""
 
 
 @dataclass(frozen=True)
@@ -26,13 +36,26 @@ class Batch:
     """A micro-batch on the device.
 
     ``pixels`` (B, C, H, W) as stored, uint8 or float32; ``indices`` (B,) int64, the images' numbers; ``rows``: its
-    first and one past its last position in the global batch of ``step``.
+    first and one past its last position in the global batch of ``step``; ``targets``: the tensors of each image's target.
     """
 
     pixels: Tensor
     indices: Tensor
     step: int
     rows: tuple[int, int]
+    targets: tuple[Mapping[str, Tensor], ...] = ()
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on a device; from pinned memory, without waiting for the copy."""
+        return self._with(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Batch:
+        """The same in page-locked memory; a DataLoader asks for it."""
+        return self._with(torch.Tensor.pin_memory)
+
+    def _with(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        targets = tuple({name: change(value) for name, value in target.items()} for target in self.targets)
+        return Batch(change(self.pixels), change(self.indices), self.step, self.rows, targets)
 
 
 class Order:
@@ -95,7 +118,7 @@ class Batches:
     def steps(self, first: int, last: int) -> Iterator[list[Batch]]:
         """For each step from ``first`` to before ``last`` the micro-batches of this process."""
         keys = [(step, micro) for step in range(first, last) for micro in range(self.accumulate)]
-        loader: DataLoader[tuple[Tensor, Tensor] | MaeliftError] = DataLoader(
+        loader: DataLoader[Batch | MaeliftError] = DataLoader(
             _Samples(self, keys),
             batch_size=None,
             num_workers=self._workers,
@@ -103,32 +126,32 @@ class Batches:
             worker_init_fn=_leave_signals_to_the_parent,
         )
         together: list[Batch] = []
-        for (step, micro), loaded in zip(keys, loader, strict=True):
+        for loaded in loader:
             if isinstance(loaded, MaeliftError):
                 raise loaded
-            pixels, indices = loaded
-            together.append(
-                Batch(
-                    pixels.to(self.ranks.device, non_blocking=True),
-                    indices.to(self.ranks.device, non_blocking=True),
-                    step,
-                    self.rows(micro),
-                )
-            )
+            together.append(loaded.to(self.ranks.device))
             if len(together) == self.accumulate:
                 yield together
                 together = []
 
-    def load(self, step: int, micro: int) -> tuple[Tensor, Tensor]:
-        """Pixels (B, C, H, W) and image numbers (B,) of one micro-batch, on the CPU."""
+    def load(self, step: int, micro: int) -> Batch:
+        """One micro-batch, on the CPU."""
         start, stop = self.rows(micro)
         indices = self.order.batch(step)[start:stop]
         draws = stream(self.order.seed, "augmentation", step).random((self.order.batch_size, self._draws))[start:stop]
-        pixels = np.stack([self._make(int(index), row) for index, row in zip(indices, draws, strict=True)])
-        return torch.from_numpy(pixels), torch.from_numpy(indices)
+        samples = [self._make(int(index), row) for index, row in zip(indices, draws, strict=True)]
+        return Batch(
+            pixels=torch.from_numpy(np.stack([sample.pixels for sample in samples])),
+            indices=torch.from_numpy(indices),
+            step=step,
+            rows=(start, stop),
+            targets=tuple(
+                {name: torch.from_numpy(array) for name, array in sample.target.items()} for sample in samples
+            ),
+        )
 
 
-class _Samples(Dataset[tuple[Tensor, Tensor] | MaeliftError]):
+class _Samples(Dataset[Batch | MaeliftError]):
     """Whole micro-batches by number, for the worker processes of a DataLoader.
 
     An error is handed over as it is: one that a worker raises would come wrapped in its traceback.
@@ -140,7 +163,7 @@ class _Samples(Dataset[tuple[Tensor, Tensor] | MaeliftError]):
     def __len__(self) -> int:
         return len(self._keys)
 
-    def __getitem__(self, number: int) -> tuple[Tensor, Tensor] | MaeliftError:
+    def __getitem__(self, number: int) -> Batch | MaeliftError:
         try:
             return self._batches.load(*self._keys[number])
         except MaeliftError as error:

@@ -105,7 +105,7 @@ def describe(schema: type) -> list[KeyHelp]:
 def format_help(schema: type, origin: Mapping[str, str] | None = None, *, skip: type | None = None) -> str:
     """Every key of a schema with its type, default and meaning, for people; nested ones in groups.
 
-    ``origin`` says of keys without a default where their values come from, if not from the user. The keys of ``skip``, a
+    ``origin`` says of keys where their values come from, if neither from the user nor from the schema. The keys of ``skip``, a
     schema that this one extends, are left out.
     """
     lines, group = [], ""
@@ -117,9 +117,8 @@ def format_help(schema: type, origin: Mapping[str, str] | None = None, *, skip: 
         if above != group:
             group = above
             lines.append("")
-        default = f"default {entry.default}"
-        if entry.default is None:
-            default = (origin or {}).get(entry.key, "needed")
+        default = "needed" if entry.default is None else f"default {entry.default}"
+        default = (origin or {}).get(entry.key, default)
         lines.append(f"  {entry.key}  ({entry.type}; {default})")
         lines.extend(textwrap.wrap(entry.help, 100, initial_indent="      ", subsequent_indent="      "))
     return "\n".join(lines)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -80,13 +80,15 @@ class Preset:
 
 PRESETS = {
     "vit_nano": Preset(64, 3, 4, patch_size=4, image_size=32),
+    "vit_micro": Preset(128, 4, 4, patch_size=8, image_size=64),
     "vit_tiny": Preset(192, 12, 3),
     "vit_small": Preset(384, 12, 6),
     "vit_base": Preset(768, 12, 12),
     "vit_large": Preset(1024, 24, 16),
     "vit_huge": Preset(1280, 32, 16, patch_size=14),
 }
-"""Encoders by name: the ViT family of the paper, and ``vit_nano`` for a CPU."""
+"""Encoders by name: the ViT family of the paper, and ``vit_nano`` and ``vit_micro`` for a CPU."""
+ModelName = Literal["vit_nano", "vit_micro", "vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge"]
 
 
 def preset_spec(

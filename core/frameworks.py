@@ -55,9 +55,11 @@ FRAMEWORKS = {
             needs=("mmseg.models",),
         ),
         Framework("onnx", "onnx", ("onnx",), "1.17", "pip install -U onnx onnxruntime", needs=("onnxruntime",)),
+        Framework("peft", "peft", ("peft",), "0.13", "pip install -U peft"),
+        Framework("webdataset", "webdataset", ("webdataset",), "0.2.86", "pip install -U webdataset"),
     )
 }
-"""The frameworks that an encoder can be exported to, by the name that ``maelift export --to`` knows them by."""
+"""The frameworks that are used when someone asks for them, by the name that the command line knows them by."""
 
 
 def require(name: str) -> ModuleType:

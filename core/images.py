@@ -200,8 +200,10 @@ def idx_images(path: Path) -> ArrayImages:
     return ArrayImages(array, path.name, np.arange(len(array)))
 
 
-def decode(path: Path) -> Image.Image:
+def decode(path: Path, content: bytes | None = None) -> Image.Image:
     """Open an image file: upright by EXIF, mode "L", "RGB", or "F" from 0 to 255 for 16-bit gray.
+
+    ``content`` are its bytes where it isn't a file of its own, but lies in an archive; ``path`` then names it in errors.
 
     Palettes are mapped to their colours, transparency is dropped, CMYK is converted, of several frames the first is
     taken. Raises DataError with the reason for a file that can't be decoded.
@@ -209,17 +211,53 @@ def decode(path: Path) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(path) as file:
+            with Image.open(path if content is None else io.BytesIO(content)) as file:
                 file.load()
                 image = ImageOps.exif_transpose(file)
                 return _plain_mode(image)
     except UnidentifiedImageError as error:
-        empty = path.stat().st_size == 0
+        empty = not content if content is not None else path.stat().st_size == 0
         raise DataError(f"{path}: {'an empty file' if empty else 'not an image, whatever its name says'}") from error
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
     except (OSError, SyntaxError, ValueError, TypeError, EOFError, Image.DecompressionBombError) as error:
         raise DataError(f"{path}: {error}") from error
+
+
+def as_image(image: str | Path | Image.Image | NDArray[np.generic]) -> Image.Image:
+    """An image as ``decode`` gives it, of a file, a PIL image, or an array (H, W) or (H, W, C).
+
+    Arrays are uint8, uint16, or floats from 0 to 255. Raises DataError for others.
+    """
+    if isinstance(image, (str, Path)):
+        return decode(Path(image))
+    if isinstance(image, Image.Image):
+        return image if image.mode == "F" else _plain_mode(image)  # "F" is what decode makes of 16-bit gray
+    array = np.asarray(image)
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    if array.ndim == 2 and array.dtype.kind == "f":
+        return Image.fromarray(array.astype(np.float32))
+    if array.dtype == np.uint16 and array.ndim == 2:
+        return _plain_mode(Image.fromarray(array))
+    if array.dtype != np.uint8 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))):
+        raise DataError(
+            f"an array of shape {array.shape} and type {array.dtype}: expected (height, width) of uint8, uint16 or floats "
+            "from 0 to 255, or (height, width, 3) of uint8."
+        )
+    return _plain_mode(Image.fromarray(array))
+
+
+def stored_pixels(image: str | Path | Image.Image | NDArray[np.generic], channels: int) -> NDArray[np.generic]:
+    """The stored values (C, H, W) of a path, a PIL image or an array (H, W) or (H, W, C).
+
+    Files and pictures are read as gray or colour, whichever the encoder takes; other channels only arrays can have.
+    """
+    if channels in (1, 3) or not isinstance(image, np.ndarray):
+        return to_array(as_image(image), channels)
+    if image.ndim != 3 or image.shape[2] != channels:
+        raise DataError(f"an array of shape {image.shape}: expected (height, width, {channels}).")
+    return np.ascontiguousarray(image.transpose(2, 0, 1))
 
 
 def _plain_mode(image: Image.Image) -> Image.Image:

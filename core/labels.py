@@ -1,16 +1,22 @@
-"""Where labels come from: class folders, CSV and idx files; splits, and draws of a few labelled images."""
+"""Where labels come from: class folders, CSV, idx files, tar shards; splits, and draws of a few labelled images.
+
+What annotated images of every task have in common (``Annotated``) stands here too, and how they are split.
+"""
 
 from __future__ import annotations
 
 import csv
 import hashlib
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, Protocol, TypeAlias, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import Self
 
 from .config import DataError, nearest
 from .images import (
@@ -27,14 +33,51 @@ from .images import (
     read_idx,
 )
 from .randomness import stream
+from .shards import find_shards, read_shards
 from .tracking import counting
 
 SPLIT_NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test",)}
 
 
+class Annotated(Protocol):
+    """Images that someone has annotated, for any task."""
+
+    @property
+    def images(self) -> ImageSet: ...
+
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+
+    @property
+    def least_train(self) -> int:
+        """Images that must be left to train on when other splits are drawn from them."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def subset(self, indices: Sequence[int]) -> Self:
+        """The images with these numbers, in this order."""
+        ...
+
+    def label_text(self, index: int) -> str:
+        """All that the image's target depends on; two data sets with equal texts and images are one."""
+        ...
+
+    def draw_order(self, seed: int) -> list[int]:
+        """All images in an order of which every beginning is a fair draw of labelled images, the smaller in the larger."""
+        ...
+
+    def split_order(self, seed: int, split: str) -> list[int]:
+        """All images in an order from whose beginning a missing split is drawn."""
+        ...
+
+
+Images = TypeVar("Images", bound=Annotated)
+
+
 @dataclass(frozen=True)
 class LabeledImages:
-    """Images with a class each: ``labels`` are numbers into ``classes``."""
+    """Images with a class each: ``labels`` are numbers into ``classes``. See ``Annotated``."""
 
     images: ImageSet
     labels: tuple[int, ...]
@@ -43,22 +86,95 @@ class LabeledImages:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def least_train(self) -> int:
+        """One of each class that has images."""
+        return len(set(self.labels))
+
     def subset(self, indices: Sequence[int]) -> LabeledImages:
         """The labelled images with these numbers, in this order."""
         return LabeledImages(self.images.subset(indices), tuple(self.labels[index] for index in indices), self.classes)
 
+    def label_text(self, index: int) -> str:
+        """The image's class."""
+        return self.classes[self.labels[index]]
+
+    def draw_order(self, seed: int) -> list[int]:
+        """An order in which every beginning is as even over the classes as the data allows."""
+        return stratified_order(self.labels, seed, "labels")
+
+    def split_order(self, seed: int, split: str) -> list[int]:
+        """Such an order, in which one image of each class comes last."""
+        order = stratified_order(self.labels, seed, split)
+        return _with_one_a_class_last(order, [(label,) for label in self.labels])
+
+    def targets(self) -> NDArray[np.int64]:
+        """The class of each image, (N,)."""
+        return np.array(self.labels, dtype=np.int64)
+
 
 @dataclass(frozen=True)
-class Splits:
+class MultiLabeledImages:
+    """Images with any number of classes each: ``labels`` are sorted numbers into ``classes``. See ``Annotated``."""
+
+    images: ImageSet
+    labels: tuple[tuple[int, ...], ...]
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def least_train(self) -> int:
+        """One of each class that has images."""
+        return len({label for labels in self.labels for label in labels})
+
+    def subset(self, indices: Sequence[int]) -> MultiLabeledImages:
+        """The labelled images with these numbers, in this order."""
+        labels = tuple(self.labels[index] for index in indices)
+        return MultiLabeledImages(self.images.subset(indices), labels, self.classes)
+
+    def label_text(self, index: int) -> str:
+        """The image's classes."""
+        return "|".join(self.classes[label] for label in self.labels[index])
+
+    def draw_order(self, seed: int) -> list[int]:
+        """An order in which every beginning is as even over the classes as images with several of them allow."""
+        return rarest_first_order(self.labels, seed, "labels")
+
+    def split_order(self, seed: int, split: str) -> list[int]:
+        """Such an order, in which one image of each class comes last."""
+        return _with_one_a_class_last(rarest_first_order(self.labels, seed, split), self.labels)
+
+    def targets(self) -> NDArray[np.float32]:
+        """1 where an image is of a class, else 0: (N, classes)."""
+        targets = np.zeros((len(self), len(self.classes)), dtype=np.float32)
+        for index, labels in enumerate(self.labels):
+            targets[index, list(labels)] = 1
+        return targets
+
+
+ClassImages: TypeAlias = LabeledImages | MultiLabeledImages
+
+
+@dataclass(frozen=True)
+class Splits(Generic[Images]):
     """Training, validation and test images, which share their classes."""
 
-    train: LabeledImages
-    val: LabeledImages
-    test: LabeledImages
+    train: Images
+    val: Images
+    test: Images
 
-    def items(self) -> tuple[tuple[str, LabeledImages], ...]:
+    def items(self) -> tuple[tuple[str, Images], ...]:
         """The splits with their names."""
         return ("train", self.train), ("val", self.val), ("test", self.test)
+
+    def named(self, split: str) -> Images:
+        """The split of this name; raises DataError for another."""
+        splits = dict(self.items())
+        if split not in splits:
+            raise DataError(f"split '{split}': expected train, val or test.")
+        return splits[split]
 
 
 @dataclass(frozen=True)
@@ -66,16 +182,16 @@ class SplitManifest:
     """What a look at every image of the splits found."""
 
     splits: Mapping[str, Manifest]
-    classes: Mapping[str, tuple[str, ...]]
-    """the class of each sound image of a split"""
+    labels: Mapping[str, tuple[str, ...]]
+    """the label text of each sound image of a split"""
 
     @property
     def digest(self) -> str:
-        """A hash of the names, contents and classes of all images in all splits."""
+        """A hash of the names, contents and labels of all images in all splits."""
         lines = []
         for split, manifest in sorted(self.splits.items()):
             lines.append(f"{split}:{manifest.digest}")
-            lines += sorted(f"{name}\t{label}" for name, label in zip(manifest.names, self.classes[split], strict=True))
+            lines += sorted(f"{name}\t{label}" for name, label in zip(manifest.names, self.labels[split], strict=True))
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     @property
@@ -89,59 +205,108 @@ class SplitManifest:
         return tuple(pair for manifest in self.splits.values() for pair in manifest.rejected)
 
 
-def read_splits(data: str | Path, val: float | int = 0.1, test: float | int = 0.1, seed: int = 0) -> Splits:
-    """Labelled images in three splits: those that the data has; missing ones are drawn from the training images.
+def read_splits(
+    data: str | Path, val: float | int = 0.1, test: float | int = 0.1, seed: int = 0
+) -> Splits[LabeledImages]:
+    """Images with a class each in three splits; see ``draw_missing_splits``.
 
-    ``val`` and ``test`` are counts or shares of the training images, drawn evenly over the classes by ``seed``; each
-    class keeps an image to be trained on. Raises DataError for data without labels, and for classes that differ between
-    the splits.
+    Raises DataError for data without labels, and for classes that differ between the splits.
     """
-    parts = _read_parts(Path(data))
-    if "train" not in parts:
-        raise DataError(f"data={data}: no training images; found only {', '.join(sorted(parts))}.")
-    train = parts["train"]
+    found = read_parts(data)
+    parts = {name: _only_class_each(part, data) for name, part in found.items()}
+    return draw_missing_splits(parts, data, val, test, seed)
+
+
+def read_class_splits(
+    data: str | Path, val: float | int = 0.1, test: float | int = 0.1, seed: int = 0, multi_label: bool | None = None
+) -> Splits[LabeledImages] | Splits[MultiLabeledImages]:
+    """Images with one class each or with any number of them, in three splits; see ``class_parts``."""
+    parts = class_parts(data, multi_label)
+    return cast("Splits[LabeledImages]", draw_missing_splits(parts, data, val, test, seed))  # or of the other kind
+
+
+def class_parts(
+    data: str | Path, multi_label: bool | None = None
+) -> dict[str, LabeledImages] | dict[str, MultiLabeledImages]:
+    """The splits of labelled images that a data set has.
+
+    Images have any number of classes where a CSV has a 0/1 column a class or a cell with ``|`` or ``;``, or a shard a list
+    of labels; ``multi_label`` says it where the data doesn't, True or False. Raises DataError as ``read_splits`` does.
+    """
+    found = read_parts(data, multi_label)
+    many = {name: part for name, part in found.items() if isinstance(part, MultiLabeledImages)}
+    single = {name: part for name, part in found.items() if isinstance(part, LabeledImages)}
+    if not many and not multi_label:
+        return single
+    for name, part in single.items():
+        many[name] = MultiLabeledImages(part.images, tuple((label,) for label in part.labels), part.classes)
+    return many
+
+
+def _only_class_each(part: ClassImages, data: str | Path) -> LabeledImages:
+    if isinstance(part, MultiLabeledImages):
+        raise DataError(f"data={data}: images with several classes each. Expected one class an image here.")
+    return part
+
+
+def draw_missing_splits(
+    parts: Mapping[str, Images], data: str | Path, val: float | int, test: float | int, seed: int
+) -> Splits[Images]:
+    """Three splits: those that the data has; missing ones are drawn from the training images.
+
+    ``val`` and ``test`` are counts or shares of the training images, drawn in the order that ``seed`` gives. Raises
+    DataError when there are no training images, or too few to draw from.
+    """
+    found = dict(parts)
+    if "train" not in found:
+        raise DataError(f"data={data}: no training images; found only {', '.join(sorted(found))}.")
+    train = found["train"]
     for name, wanted in (("test", test), ("val", val)):
-        if name in parts:
+        if name in found:
             continue
-        order = _with_one_a_class_last(stratified_order(train.labels, seed, name), train.labels)
+        order = train.split_order(seed, name)
         count = wanted if isinstance(wanted, int) else round(wanted * len(train))
-        if not 0 < count <= len(train) - len(set(train.labels)):
+        if not 0 < count <= len(train) - train.least_train:
             raise DataError(
                 f"data={data}: {name}={wanted} makes {count} of {len(train)} images, but there must be at least one for "
-                f"{name} and one a class for training. Give another {name}, or more images."
+                f"{name} and {_at_least(train)} for training. Give another {name}, or more images."
             )
-        parts[name] = train.subset(sorted(order[:count]))
+        found[name] = train.subset(sorted(order[:count]))
         train = train.subset(sorted(order[count:]))
-    return Splits(train, parts["val"], parts["test"])
+    return Splits(train, found["val"], found["test"])
 
 
-def audit_splits(splits: Splits, max_rejected: float = 0.05) -> tuple[Splits, SplitManifest]:
+def audit_splits(splits: Splits[Images], max_rejected: float = 0.05) -> tuple[Splits[Images], SplitManifest]:
     """Open every image once, and say how far it is; the splits without the broken ones, and what was found.
 
     See ``images.audit``.
     """
-    sound: dict[str, LabeledImages] = {}
+    sound: dict[str, Images] = {}
     manifests: dict[str, Manifest] = {}
-    for name, labeled in splits.items():
-        _, manifests[name] = audit(labeled.images, max_rejected, counting(f"looking through {name}"))
-        sound[name] = labeled.subset(manifests[name].kept) if manifests[name].rejected else labeled
-    classes = {name: tuple(part.classes[label] for label in part.labels) for name, part in sound.items()}
-    return Splits(sound["train"], sound["val"], sound["test"]), SplitManifest(manifests, classes)
+    for name, part in splits.items():
+        _, manifests[name] = audit(part.images, max_rejected, counting(f"looking through {name}"))
+        sound[name] = part.subset(manifests[name].kept) if manifests[name].rejected else part
+    labels = {name: tuple(part.label_text(index) for index in range(len(part))) for name, part in sound.items()}
+    return Splits(sound["train"], sound["val"], sound["test"]), SplitManifest(manifests, labels)
 
 
-def draw_labeled(labeled: LabeledImages, count: float | int, seed: int) -> LabeledImages:
-    """``count`` images (or that share), as even over the classes as the data allows.
+def draw_labeled(labeled: Images, count: float | int, seed: int) -> Images:
+    """``count`` images (or that share) of ``labeled``'s ``draw_order``.
 
     Nested: of two draws with one seed the smaller lies in the larger. Raises DataError when there are too few images, or
-    fewer than one a class is asked for.
+    fewer are asked for than must be (one a class).
     """
     number = count if isinstance(count, int) else round(count * len(labeled))
     if number > len(labeled):
         raise DataError(f"labels={count}: only {len(labeled)} labelled images are there. Ask for fewer.")
-    present = len(set(labeled.labels))
-    if number < present:
-        raise DataError(f"labels={count} makes {number} images for {present} classes: expected at least one a class.")
-    return labeled.subset(stratified_order(labeled.labels, seed, "labels")[:number])
+    if number < labeled.least_train:
+        raise DataError(f"labels={count} makes {number} images: expected {_at_least(labeled)}.")
+    return labeled.subset(labeled.draw_order(seed)[:number])
+
+
+def _at_least(images: Annotated) -> str:
+    least = images.least_train
+    return f"at least {least}" + (", at least one a class" if least > 1 else "")
 
 
 def stratified_order(labels: Sequence[int], seed: int, name: str) -> list[int]:
@@ -163,27 +328,77 @@ def stratified_order(labels: Sequence[int], seed: int, name: str) -> list[int]:
     return order
 
 
-def _with_one_a_class_last(order: Sequence[int], labels: Sequence[int]) -> list[int]:
+def rarest_first_order(labels: Sequence[Sequence[int]], seed: int, name: str) -> list[int]:
+    """All images, each with any number of classes, in an order whose every beginning has all classes about as often.
+
+    Each time an image is drawn of the class that has come least so far and has images left (iterative stratification,
+    Sechidis et al. 2011, with even shares); images without a class are taken for a class of their own.
+    """
+    generator = stream(seed, name)
+    none = max((label for image in labels for label in image), default=-1) + 1
+    members: list[list[int]] = [[] for _ in range(none + 1)]
+    for index in generator.permutation(len(labels)):
+        for label in labels[index] or (none,):
+            members[label].append(int(index))
+    # a share of one draw breaks ties between classes, so that none is always first
+    came = generator.random(none + 1) / 2
+    drawn = np.zeros(len(labels), dtype=bool)
+    order: list[int] = []
+    while len(order) < len(labels):
+        label = int(came.argmin())
+        while members[label] and drawn[members[label][-1]]:
+            members[label].pop()
+        if not members[label]:
+            came[label] = np.inf
+            continue
+        index = members[label].pop()
+        drawn[index] = True
+        order.append(index)
+        came[list(labels[index]) or [none]] += 1
+    return order
+
+
+def spread_order(present: Sequence[Sequence[int]], seed: int, name: str) -> list[int]:
+    """A drawn order of images that show several classes, in which images that together show every class come last."""
+    order = [int(index) for index in stream(seed, name).permutation(len(present))]
+    seen: set[int] = set()
+    last: list[int] = []
+    for index in reversed(order):
+        if not seen.issuperset(present[index]):
+            seen.update(present[index])
+            last.append(index)
+    kept = set(last)
+    return [index for index in order if index not in kept] + last[::-1]
+
+
+def _with_one_a_class_last(order: Sequence[int], labels: Sequence[Sequence[int]]) -> list[int]:
     """The order with the last image of each class moved to its end."""
-    last = {labels[index]: index for index in order}
-    return [index for index in order if last[labels[index]] != index] + list(last.values())
+    last = set({label: index for index in order for label in labels[index]}.values())
+    return [index for index in order if index not in last] + [index for index in order if index in last]
 
 
-def _read_parts(data: Path) -> dict[str, LabeledImages]:
-    if data.is_file() and data.suffix.lower() == ".csv":
-        return _read_csv(data)
-    if not data.is_dir():
+def read_parts(data: str | Path, multi_label: bool | None = None) -> Mapping[str, ClassImages]:
+    """The splits that the data has, as it has them; raises DataError as ``read_splits`` does."""
+    folder = Path(data)
+    if folder.is_file() and folder.suffix.lower() == ".csv":
+        return _read_csv(folder, multi_label)
+    if (shards := _shards_of_splits(str(data))) is not None:
+        return _read_shard_splits(str(data), shards, multi_label)
+    if not folder.is_dir():
         raise DataError(
-            f"data={data}: expected a folder of class folders, a CSV path,label or a folder of idx files."
-            if data.exists()
-            else f"data={data}: no such folder or CSV."
+            f"data={data}: expected a folder of class folders, a CSV path,label, a folder of idx files or tar shards."
+            if folder.exists()
+            else f"data={data}: no such folder, CSV or shards."
         )
-    if (data / "labels.csv").is_file():
-        return _read_csv(data / "labels.csv")
-    if idx_file(data, "train", "labels") is not None:
-        return _read_idx_splits(data)
-    folders = {path.name.lower(): path for path in sorted(data.iterdir()) if path.is_dir()}
-    named = {split: folders[name] for split, names in SPLIT_NAMES.items() for name in names if name in folders}
+    if (folder / "labels.csv").is_file():
+        return _read_csv(folder / "labels.csv", multi_label)
+    if idx_file(folder, "train", "labels") is not None:
+        return _read_idx_splits(folder)
+    return _read_folder_splits(folder)
+
+
+def _read_folder_splits(data: Path) -> dict[str, LabeledImages]:
+    named = _split_folders(data)
     if "train" not in named:
         return {"train": _read_class_folders(data)}
     parts = {split: _read_class_folders(folder) for split, folder in named.items()}
@@ -221,58 +436,163 @@ def _read_class_folders(root: Path) -> LabeledImages:
     return LabeledImages(images, tuple(number[name] for name in names), classes)
 
 
-def _read_csv(path: Path) -> dict[str, LabeledImages]:
-    rows = _csv_rows(path)
-    aliases = {alias: split for split, names in SPLIT_NAMES.items() for alias in names}
-    parts: dict[str, list[tuple[str, str]]] = defaultdict(list)
+def _split_folders(data: Path) -> dict[str, Path]:
+    """The folders below ``data`` that are named as splits are."""
+    folders = {path.name.lower(): path for path in sorted(data.iterdir()) if path.is_dir()}
+    return {split: folders[name] for split, names in SPLIT_NAMES.items() for name in names if name in folders}
+
+
+def _read_csv(path: Path, multi_label: bool | None) -> Mapping[str, ClassImages]:
+    columns, rows = _csv_rows(path)
+    parts: dict[str, list[tuple[str, tuple[str, ...]]]] = defaultdict(list)
     seen: dict[str, str] = {}
-    for line, row in rows:
-        split = (row.get("split") or "train").strip().lower()
-        if split not in aliases:
-            raise DataError(f"{path} line {line}: split '{split}': expected train, val or test.")
-        other = seen.setdefault(row["path"], aliases[split])
-        if other != aliases[split]:
+    cells = [(row.get("label") or "").strip() for _, row in rows]
+    one_column = "label" in columns
+    several = multi_label is not False and (
+        multi_label or not one_column or any(_SEPARATORS & set(cell) for cell in cells)
+    )
+    classes = () if one_column else tuple(name for name in columns if name not in ("path", "split"))
+    for (line, row), cell in zip(rows, cells, strict=True):
+        split = _split_name(row.get("split") or "train", f"{path} line {line}")
+        other = seen.setdefault(row["path"], split)
+        if other != split:
             raise DataError(
                 f"{path} line {line}: {row['path']} is in {other} already. Expected one split for an image."
             )
-        parts[aliases[split]].append((row["path"], row["label"]))
+        if one_column:
+            labels = _cell_labels(cell) if several else (cell,)
+            if not (labels and all(labels)) and not (several and not cell):
+                raise DataError(f"{path} line {line}: a path or a label is missing.")
+        else:
+            labels = tuple(name for name in classes if _is_one(row, name, f"{path} line {line}"))
+        parts[split].append((row["path"], labels))
         if not (path.parent / row["path"]).is_file():
             raise DataError(f"{path} line {line}: no such file: {row['path']}. Paths are relative to the CSV.")
         if Path(row["path"]).suffix.lower() not in SUFFIXES:
             raise DataError(f"{path} line {line}: {row['path']} is not an image by its name. Expected {kinds()}.")
-    names = sorted({label for _, label in parts.get("train", [])}, key=_natural)
+    images = {split: FolderImages(path.parent, tuple(name for name, _ in pairs)) for split, pairs in parts.items()}
+    labels_of = {split: [labels for _, labels in pairs] for split, pairs in parts.items()}
+    return _class_images(str(path), images, labels_of, several, classes)
+
+
+_SEPARATORS = frozenset("|;")
+
+
+def _cell_labels(cell: str) -> tuple[str, ...]:
+    """The labels of a CSV's cell, separated by ``|`` or ``;``; an empty cell has none."""
+    labels = [label.strip() for label in cell.replace(";", "|").split("|")] if cell else []
+    return tuple(dict.fromkeys(labels))
+
+
+def _is_one(row: Mapping[str, str | None], name: str, where: str) -> bool:
+    value = (row[name] or "").strip()
+    if value not in ("0", "1"):
+        raise DataError(f"{where}: {name} is '{value}': expected 0 or 1 in a column a class, or a column 'label'.")
+    return value == "1"
+
+
+def _split_name(text: str, where: str) -> str:
+    """The split that a text names, by any of its names."""
+    name = text.strip().lower()
+    for split, names in SPLIT_NAMES.items():
+        if name in names:
+            return split
+    raise DataError(f"{where}: split '{name}': expected train, val or test.")
+
+
+def _class_images(
+    source: str,
+    images: Mapping[str, ImageSet],
+    labels: Mapping[str, Sequence[tuple[str, ...]]],
+    several: bool,
+    classes: tuple[str, ...] = (),
+) -> Mapping[str, ClassImages]:
+    """Labelled images out of the names of each one's classes; ``classes``, where known, else those of the training images."""
+    names = list(classes) or sorted({label for image in labels.get("train", ()) for label in image}, key=_natural)
+    if (len(names) < 2 and not several) or not names:
+        raise DataError(f"{source}: {len(names)} classes in the training rows. Expected at least two.")
     number = {name: index for index, name in enumerate(names)}
-    if len(names) < 2:
-        raise DataError(f"{path}: {len(names)} classes in the training rows. Expected at least two.")
-    result: dict[str, LabeledImages] = {}
-    for split, pairs in parts.items():
-        strange = sorted({label for _, label in pairs if label not in number})
+    for split, found in labels.items():
+        strange = sorted({label for image in found for label in image if label not in number})
         if strange:
-            raise DataError(f"{path}: the {split} rows have labels that no training row has: {', '.join(strange[:5])}.")
-        images = FolderImages(path.parent, tuple(name for name, _ in pairs))
-        result[split] = LabeledImages(images, tuple(number[label] for _, label in pairs), tuple(names))
-    return result
+            raise DataError(
+                f"{source}: the {split} rows have labels that no training row has: {', '.join(strange[:5])}."
+            )
+    if not several:
+        return {
+            split: LabeledImages(images[split], tuple(number[image[0]] for image in found), tuple(names))
+            for split, found in labels.items()
+        }
+    return {
+        split: MultiLabeledImages(
+            images[split], tuple(tuple(sorted(number[label] for label in image)) for image in found), tuple(names)
+        )
+        for split, found in labels.items()
+    }
 
 
-def _csv_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
+def _csv_rows(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
+    """The columns of a CSV, path, label and split in lower case, and its rows with their line numbers."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
-            columns = [name.strip().lower() for name in reader.fieldnames or ()]
+            stripped = [name.strip() for name in reader.fieldnames or ()]
+            columns = [name.lower() if name.lower() in ("path", "label", "split") else name for name in stripped]
             reader.fieldnames = columns
-            for needed in ("path", "label"):
-                if needed not in columns:
-                    raise DataError(f"{path}: no column '{needed}' (found: {', '.join(columns) or 'nothing'}).")
+            _check_columns(path, columns)
             rows = [(reader.line_num, row) for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: can't be read as CSV ({error}).") from error
     for line, row in rows:
-        if not (row["path"] or "").strip() or not (row["label"] or "").strip():
+        if not (row["path"] or "").strip():
             raise DataError(f"{path} line {line}: a path or a label is missing.")
-        row["path"], row["label"] = row["path"].strip(), row["label"].strip()
+        row["path"] = row["path"].strip()
     if not rows:
         raise DataError(f"{path}: no rows. Expected path,label.")
-    return rows
+    return columns, rows
+
+
+def _check_columns(path: Path, columns: Sequence[str]) -> None:
+    found = ", ".join(columns) or "nothing"
+    if "path" not in columns:
+        raise DataError(f"{path}: no column 'path' (found: {found}).")
+    twice = [name for name in columns if columns.count(name) > 1]
+    if twice:
+        raise DataError(f"{path}: two columns '{twice[0]}' (found: {found}).")
+    if "label" not in columns and not set(columns) - {"path", "split"}:
+        raise DataError(f"{path}: no column 'label' and none that is named as a class (found: {found}).")
+
+
+def _shards_of_splits(data: str) -> dict[str, list[Path]] | None:
+    """The tar shards of each split, None where ``data`` has none.
+
+    A folder has them in folders named as splits, or with the split in their names (imagenet-val-000.tar), or all to train
+    on.
+    """
+    shards = find_shards(data)
+    if not shards and Path(data).is_dir():
+        folders = _split_folders(Path(data))
+        found = {split: find_shards(str(folder)) for split, folder in folders.items()}
+        return {split: paths for split, paths in found.items() if paths} or None
+    parts: dict[str, list[Path]] = defaultdict(list)
+    for shard in shards:
+        words = set(re.findall("[a-z]+", shard.stem.lower()))
+        named = [split for split, names in SPLIT_NAMES.items() if words & set(names)]
+        parts[named[0] if len(named) == 1 else "train"].append(shard)
+    return dict(parts) or None
+
+
+def _read_shard_splits(
+    data: str, shards: Mapping[str, Sequence[Path]], multi_label: bool | None
+) -> Mapping[str, ClassImages]:
+    images: dict[str, ImageSet] = {}
+    labels: dict[str, list[tuple[str, ...]]] = {}
+    for split, paths in shards.items():
+        images[split], labels[split] = read_shards(paths)
+    several = bool(multi_label) or any(len(image) != 1 for found in labels.values() for image in found)
+    if several and multi_label is False:
+        raise DataError(f"data={data}: images with several labels or none, and multi_label=false.")
+    return _class_images(f"data={data}", images, labels, several)
 
 
 def _read_idx_splits(folder: Path) -> dict[str, LabeledImages]:

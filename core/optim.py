@@ -28,18 +28,20 @@ def parameter_groups(
     weight_decay: float,
     depth: int = 0,
     layer_decay: float = 1.0,
+    prefix: str = "encoder.",
     no_decay: tuple[str, ...] = NO_DECAY,
 ) -> list[dict[str, Any]]:
     """Groups for a torch optimiser, each with ``lr_scale``, ``weight_decay`` and the ``names`` of its parameters.
 
-    The rate of layer l of L = depth + 1 is scaled by ``layer_decay ** (L - l)``; vectors, biases and the parameters
+    The encoder's parameters are those whose names begin with ``prefix`` (or with none); all others count as above its last
+    block. The rate of layer l of L = depth + 1 is scaled by ``layer_decay ** (L - l)``; vectors, biases and the parameters
     named in ``no_decay`` get no weight decay. Frozen parameters are left out.
     """
     groups: dict[tuple[int, float], dict[str, Any]] = {}
     for name, parameter in named_parameters:
         if not parameter.requires_grad:
             continue
-        bare = name.removeprefix("encoder.")
+        bare = name.removeprefix(prefix)
         layer = layer_number(bare, depth) if layer_decay != 1.0 else depth + 1
         decay = 0.0 if parameter.ndim <= 1 or bare in no_decay else weight_decay
         group = groups.setdefault(

@@ -59,7 +59,7 @@ def reconstruction_picture(
 
 def _batches(model: MaskedAutoencoder, make: MakeSample, count: int, batch_size: int) -> Iterator[tuple[int, Tensor]]:
     for start in range(0, count, batch_size):
-        pixels = np.stack([make(index, np.empty(0)) for index in range(start, min(start + batch_size, count))])
+        pixels = np.stack([make(index, np.empty(0)).pixels for index in range(start, min(start + batch_size, count))])
         device = model.pos_embed.device
         yield start, model.preprocessing.normalize(torch.from_numpy(pixels).to(device))
 

@@ -11,15 +11,14 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from .. import __version__
-from ..core.batches import Batch, Batches, Order, Uniforms
+from ..core.batches import Batch, Batches, Order, Sample, Uniforms
 from ..core.config import ConfigError, DataError, to_dict
 from ..core.cost import block_flops, encoder_flops, training_memory, training_seconds
 from ..core.distributed import Precision, Ranks, choose_device
-from ..core.encoder import Preprocessing, channel_names, preset_spec
+from ..core.encoder import ModelName, Preprocessing, channel_names, preset_spec
 from ..core.files import atomic_path, output_folder
 from ..core.images import (
     ImageSet,
@@ -71,7 +70,7 @@ class PretrainConfig:
     """folder of images (nested or flat), or idx file"""
     out: str
     """folder for the encoder file, checkpoints, metrics and pictures"""
-    model: Literal["vit_nano", "vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge"] = "vit_base"
+    model: ModelName = "vit_base"
     """the encoder's shape"""
     image_size: int | tuple[int, int] | None = None
     """pixels, one side or [height,width]; null: the model's usual one"""
@@ -189,23 +188,23 @@ class Source:
     size: tuple[int, int]
     channels: int
 
-    def crop(self, index: int, draws: Uniforms) -> NDArray[np.generic]:
-        """A random crop of an image of the pool, (C, H, W) as stored."""
+    def crop(self, index: int, draws: Uniforms) -> Sample:
+        """A random crop of an image of the pool."""
         crop = self.config.crop
         flips = draws if crop.flip else np.append(draws[:4], 1.0)
         image = random_resized_crop(self.pool.open(index), self.size, flips, crop.scale)
-        return to_array(image, self.channels)
+        return Sample(to_array(image, self.channels))
 
-    def whole(self, index: int, draws: Uniforms) -> NDArray[np.generic]:
-        """A held-out image, its centre fitted to the size, (C, H, W) as stored."""
+    def whole(self, index: int, draws: Uniforms) -> Sample:
+        """A held-out image, its centre fitted to the size."""
         return self._fitted(self.held_out, index)
 
-    def shown(self, index: int, draws: Uniforms) -> NDArray[np.generic]:
+    def shown(self, index: int, draws: Uniforms) -> Sample:
         """An image for the pictures of reconstructions: a held-out one or, where none is held out, one of the pool."""
         return self._fitted(self.held_out if len(self.held_out) else self.pool, index)
 
-    def _fitted(self, images: ImageSet, index: int) -> NDArray[np.generic]:
-        return to_array(fit_and_crop(images.open(index), self.size), self.channels)
+    def _fitted(self, images: ImageSet, index: int) -> Sample:
+        return Sample(to_array(fit_and_crop(images.open(index), self.size), self.channels))
 
 
 CROP_DRAWS = 5

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,17 +103,19 @@ def one_line_error(done: subprocess.CompletedProcess[str], *expected: str) -> st
     return lines[0]
 
 
-def run_page(page: Path, folder: Path, timeout: float = 240) -> str:
-    """Do what a page says, in ``folder``: its bash and python blocks in order, each a process of its own.
+def run_page(page: Path, folder: Path, timeout: float = 240, languages: Sequence[str] = ("bash", "python")) -> str:
+    """Do what a page says, in ``folder``: its blocks of these languages in order, each a process of its own.
 
-    Other blocks are not run. Returns what the blocks printed; fails with the block and what it said, at the first that fails.
+    Other blocks are not run; those that need a framework are "sh". Returns what the blocks printed; fails with the block and
+    what it said, at the first that fails.
     """
-    blocks = re.findall(r"^```(bash|python)\n(.*?)^```$", page.read_text(), flags=re.MULTILINE | re.DOTALL)
-    assert blocks, f"{page} has no bash or python blocks"
+    pattern = rf"^```({'|'.join(languages)})\n(.*?)^```$"
+    blocks = re.findall(pattern, page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    assert blocks, f"{page} has no blocks of {' or '.join(languages)}"
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     printed = []
     for language, block in blocks:
-        command = ["bash", "-euo", "pipefail", "-c", block] if language == "bash" else [sys.executable, "-c", block]
+        command = [sys.executable, "-c", block] if language == "python" else ["bash", "-euo", "pipefail", "-c", block]
         done = subprocess.run(
             command, capture_output=True, text=True, cwd=folder, timeout=timeout, env={**environment(), "PATH": path}
         )

@@ -271,7 +271,7 @@ def test_a_class_token_left_out_fails(tmp_path: Path) -> None:
 
 
 def test_nothing_is_left_behind_by_a_certificate_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(adapter, "_gelu", lambda nodes, value: nodes.add("Relu", [value]))
+    monkeypatch.setattr(adapter, "gelu", lambda nodes, value: nodes.add("Relu", [value]))
     with pytest.raises(CheckpointError, match="the certificate for onnx failed"):
         adapter.to_onnx(random_encoder(), tmp_path / "encoder.onnx")
     assert not list(tmp_path.iterdir())

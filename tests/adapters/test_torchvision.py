@@ -174,3 +174,65 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
 def test_the_page_works(tmp_path: Path) -> None:
     encoder_file(tmp_path / "encoder.safetensors", random_encoder("vit_nano"))
     run_page(ROOT / "docs" / "torchvision.md", tmp_path)
+
+
+@pytest.mark.parametrize("window", [0, 4])
+def test_relative_positions_are_detectron2s(window: int) -> None:
+    modeling = framework("detectron2.modeling")
+    encoder = random_encoder("vit_tiny", image_size=32)
+    backbone = adapter.build_backbone(encoder, image_size=(64, 64), window_size=window, use_rel_pos=True)
+    patch, grid = encoder.spec.patch_size, 64 // encoder.spec.patch_size
+    theirs = modeling.ViT(
+        img_size=64,
+        patch_size=patch,
+        embed_dim=encoder.spec.embed_dim,
+        depth=encoder.spec.depth,
+        num_heads=encoder.spec.num_heads,
+        pretrain_img_size=encoder.spec.image_size[0],
+        norm_layer=lambda dim: torch.nn.LayerNorm(dim, eps=encoder.spec.norm_eps),
+        window_size=window,
+        window_block_indexes=list(backbone.net.windows),
+        use_rel_pos=True,
+    ).double()
+    ours = backbone.net.double()
+    assert bool(window) == bool(ours.windows)
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in ours.named_parameters():
+        if "rel_pos" in name:
+            assert not parameter.any()
+            parameter.data = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+    tables = {name: tuple(value.shape) for name, value in ours.named_parameters() if "rel_pos" in name}
+    head_dim = encoder.spec.embed_dim // encoder.spec.num_heads
+    assert tables["blocks.11.attn.rel_pos_h"] == (2 * grid - 1, head_dim)
+    assert tables["blocks.0.attn.rel_pos_w"] == (2 * (window or grid) - 1, head_dim)
+    theirs.load_state_dict(ours.state_dict())
+    for size in ((64, 64), (64, 128), (48, 96) if window == 0 else (128, 64)):  # but for the first, no table fits
+        images = torch.randn(2, 3, *size, generator=generator, dtype=torch.float64)
+        torch.testing.assert_close(ours(images)[0], theirs(images)["last_feat"], atol=1e-10, rtol=1e-10)
+
+
+def test_relative_positions_begin_without_effect() -> None:
+    encoder = random_encoder("vit_nano")
+    images = torch.randn(2, 3, 48, 32)
+    without, along = (
+        adapter.build_backbone(encoder, image_size=(64, 64), window_size=4, use_rel_pos=on).net for on in (False, True)
+    )
+    torch.testing.assert_close(along(images)[0], without(images)[0])
+    along(images)[0].square().mean().backward()
+    assert all(parameter.grad is not None and parameter.grad.any() for name, parameter in along.named_parameters()), (
+        "a table that learns nothing"
+    )
+    assert not [name for name, _ in without.named_parameters() if "rel_pos" in name]
+
+
+def test_heads_can_be_slim() -> None:
+    backbone = adapter.build_backbone(random_encoder("vit_nano"), image_size=(64, 64), out_channels=16)
+    heads = plain_vit.Heads(channels=24, box_convs=1, fc_dim=40, mask_convs=2, anchor_sizes=(4, 8, 16, 32, 48))
+    model = plain_vit.mask_rcnn(backbone, 3, heads=heads)
+    assert model.roi_heads.box_predictor.cls_score.weight.shape == (3, 40)
+    assert model.roi_heads.mask_predictor.conv5_mask.weight.shape == (24, 24, 2, 2)
+    assert model.rpn.anchor_generator.sizes == ((4,), (8,), (16,), (32,), (48,))
+    usual = plain_vit.faster_rcnn(backbone, 3)
+    assert usual.rpn.anchor_generator.sizes == tuple((8.0 * stride,) for stride in (1, 2, 4, 8, 16))
+    with pytest.raises(ValueError, match=r"2 anchor sizes for levels of strides \[1, 2, 4, 8, 16\]"):
+        plain_vit.faster_rcnn(backbone, 3, heads=plain_vit.Heads(anchor_sizes=(4, 8)))

@@ -11,10 +11,11 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from maelift.benchmarks.report import MINUS, write_report
+from maelift.benchmarks.report import write_report
 from maelift.benchmarks.results import Arm, Cell, ConvergenceCheck, Curve, SuiteResult, TuningRecord
 from maelift.benchmarks.stats import converged, paired_difference
 from maelift.core.config import MaeliftError
+from maelift.core.page import MINUS
 from PIL import Image
 
 Accuracies = Mapping[tuple[str, int], tuple[float, ...]]

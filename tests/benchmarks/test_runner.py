@@ -31,7 +31,7 @@ from maelift.benchmarks.suite import BenchConfig, SuiteData
 from maelift.core import loop
 from maelift.core.config import MaeliftError
 from maelift.tests.support import environment, run_maelift
-from maelift.transfer import classify
+from maelift.transfer import training
 from PIL import Image
 
 LABELS, SEEDS, RATES = (6, 12), (0, 1, 2), 4
@@ -374,20 +374,21 @@ def test_a_seed_is_one_draw_and_one_head_for_all_arms(
     config = resolved(whole)
     context = Context(config, read_pools(config.data))
     seen: list[tuple[str, int, tuple[str, ...], bytes, bytes]] = []
-    real_fit, real_train = classify.fit_classifier, loop.train
+    real_fit, real_train = training.fit, loop.train
     names: list[tuple[str, ...]] = []
 
-    def fit(recipe: Any, encoder: Any, labeled: Any, *more: Any, **keys: Any) -> Any:
+    def fit(task: Any, **keys: Any) -> Any:
+        labeled = task.splits.train
         names.append(tuple(labeled.images.name(index) for index in range(len(labeled))))
-        return real_fit(recipe, encoder, labeled, *more, **keys)
+        return real_fit(task, **keys)
 
     def train(state: Any, *more: Any, **keys: Any) -> None:
         head, first = state.model.head.weight, next(state.model.encoder.parameters())
         seen.append((run.arm, run.seed, names[-1], head.detach().numpy().tobytes(), first.detach().numpy().tobytes()))
         real_train(state, *more, **keys)
 
-    monkeypatch.setattr(arms, "fit_classifier", fit)
-    monkeypatch.setattr(classify, "train", train)
+    monkeypatch.setattr(arms, "fit", fit)
+    monkeypatch.setattr(training, "train", train)
     torch.manual_seed(5)
     runs: list[Run] = [context.training(arm, 6, seed, 1, 2e-3) for seed in (0, 1) for arm in config.arms]
     for run in runs:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from maelift.core.batches import Batch, Batches, Order, Uniforms
+from maelift.core.batches import Batch, Batches, Order, Sample, Uniforms
 from maelift.core.config import DataError
 from maelift.core.distributed import Ranks
-from numpy.typing import NDArray
 
 
-def make(index: int, draws: Uniforms) -> NDArray[np.generic]:
-    """An image that tells its number and its draws."""
-    return np.array([[[index, *draws]]], dtype=np.float32)
+def make(index: int, draws: Uniforms) -> Sample:
+    """An image that tells its number and its draws, and has as many boxes as its number."""
+    return Sample(np.array([[[index, *draws]]], dtype=np.float32), {"boxes": np.full((index, 4), index)})
 
 
 def global_batches(
@@ -28,6 +27,7 @@ def global_batches(
             assert len(together) == accumulate
             for batch in together:
                 assert torch.equal(batch.pixels[:, 0, 0, 0].long(), batch.indices)
+                assert [target["boxes"].sum() for target in batch.targets] == [4 * i * i for i in batch.indices]
                 rows.setdefault(batch.step, []).append((batch.rows, batch))
     result = []
     for step in range(first, last):
@@ -67,7 +67,7 @@ def test_a_later_start_gives_the_batches_that_were_left() -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_broken_image_is_told_in_one_line_by_workers_too(workers: int) -> None:
-    def fail(index: int, draws: Uniforms) -> NDArray[np.generic]:
+    def fail(index: int, draws: Uniforms) -> Sample:
         raise DataError("photo.png: gone")
 
     ranks = Ranks(0, 1, torch.device("cpu"))

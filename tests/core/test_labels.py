@@ -6,9 +6,19 @@ from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 from maelift.core.config import DataError
-from maelift.core.labels import audit_splits, draw_labeled, read_splits
+from maelift.core.images import FolderImages
+from maelift.core.labels import (
+    LabeledImages,
+    MultiLabeledImages,
+    audit_splits,
+    draw_labeled,
+    draw_missing_splits,
+    read_class_splits,
+    read_splits,
+)
 from maelift.tests.support import noise_image, write_images
 
 
@@ -89,7 +99,7 @@ def test_draws_are_stratified_and_nested(class_folders: Path) -> None:
         assert max(counts) - min(counts) <= 1
     assert names(draw_labeled(train, 7, 0)) != names(draw_labeled(train, 7, 1))
     assert len(draw_labeled(train, 0.25, 0)) == 12
-    with pytest.raises(DataError, match="2 images for 3 classes"):
+    with pytest.raises(DataError, match="2 images: expected at least 3"):
         draw_labeled(train, 2, 0)
     with pytest.raises(DataError, match="only 48"):
         draw_labeled(train, 49, 0)
@@ -111,3 +121,74 @@ def test_broken_labelled_images_are_left_out_with_their_labels(tmp_path: Path) -
     for _, part in splits.items():
         for number, index in enumerate(part.labels):
             assert part.images.name(number).startswith(part.classes[index])
+
+
+MULTI = "path,label,split\n" + "".join(
+    f"image{n:03d}.png,{cell},{split}\n"
+    for n, (cell, split) in enumerate(
+        [("cat|dog", "train"), ("dog; cow", "train"), ("", "train"), ("cow", "train"), ("dog", "val"), ("", "test")]
+    )
+)
+COLUMNS = "path,cow,cat,dog,split\n" + "".join(
+    f"image{n:03d}.png,{row}\n"
+    for n, row in enumerate(["0,1,1,train", "1,0,1,train", "0,0,0,train", "1,0,0,train", "0,0,1,val", "0,0,0,test"])
+)
+
+
+@pytest.mark.parametrize(("text", "classes"), [(MULTI, ("cat", "cow", "dog")), (COLUMNS, ("cow", "cat", "dog"))])
+def test_a_csv_with_several_labels_an_image(tmp_path: Path, text: str, classes: tuple[str, ...]) -> None:
+    write_images(tmp_path, 6)
+    (tmp_path / "labels.csv").write_text(text)
+    splits = read_class_splits(tmp_path)
+    assert isinstance(splits.train, MultiLabeledImages) and splits.train.classes == classes
+    found = [{classes[label] for label in labels} for _, part in splits.items() for labels in part.labels]
+    assert found == [{"cat", "dog"}, {"dog", "cow"}, set(), {"cow"}, {"dog"}, set()]
+    assert splits.train.targets().sum(axis=0).tolist() == [{"cat": 1, "cow": 2, "dog": 2}[name] for name in classes]
+    with pytest.raises(DataError, match="several classes each"):
+        read_splits(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("path,a,b\na.png,1,2\n", "line 2: b is '2': expected 0 or 1"),
+        ("path,a,a\na.png,1,0\n", "two columns 'a'"),
+        ("path,split\na.png,train\n", "no column 'label' and none that is named as a class"),
+        ("path,label\na.png,x|\nb.png,y\n", "line 2: a path or a label is missing"),
+        ("path,label,split\na.png,x|y,train\nb.png,z,val\n", "val rows have labels that no training row has: z"),
+    ],
+)
+def test_a_wrong_csv_of_several_labels_is_refused_with_its_line(tmp_path: Path, text: str, expected: str) -> None:
+    for name in ("a", "b"):
+        noise_image(0).save(tmp_path / f"{name}.png")
+    (tmp_path / "labels.csv").write_text(text)
+    with pytest.raises(DataError, match=expected):
+        read_class_splits(tmp_path)
+
+
+def test_whether_labels_are_several_can_be_said(class_folders: Path, tmp_path: Path) -> None:
+    assert isinstance(read_class_splits(class_folders).train, LabeledImages)
+    many = read_class_splits(class_folders, multi_label=True).train
+    assert isinstance(many, MultiLabeledImages) and {len(labels) for labels in many.labels} == {1}
+    write_images(tmp_path, 4)
+    rows = [f"image{n:03d}.png,{'salt|pepper' if n % 2 else 'oil'},{'train' if n < 2 else 'val'}" for n in range(4)]
+    text = "\n".join(["path,label,split", *rows[:3], rows[3].replace("val", "test")])
+    (tmp_path / "labels.csv").write_text(text)
+    assert read_class_splits(tmp_path, multi_label=False).train.classes == ("oil", "salt|pepper")
+
+
+def test_draws_of_several_labels_are_even_and_nested() -> None:
+    generator = np.random.default_rng(0)
+    sets = [tuple(np.flatnonzero(row)) for row in generator.random((400, 5)) < [0.5, 0.3, 0.1, 0.05, 0.02]]
+    images = FolderImages(Path(), tuple(f"{n}.png" for n in range(400)))
+    many = MultiLabeledImages(images, tuple(tuple(map(int, labels)) for labels in sets), tuple("abcde"))
+    assert many.least_train == 5
+    draws = [draw_labeled(many, count, 3) for count in (5, 20, 60)]
+    for smaller, larger in pairwise(draws):
+        assert names(smaller) < names(larger)
+    assert draws[0].targets().sum(axis=0).min() >= 1
+    common = draws[1].targets().sum(axis=0)
+    assert common.max() - common.min() <= 6 and many.targets().sum(axis=0).max() > 150
+    splits = draw_missing_splits({"train": many}, "x", 100, 100, 0)
+    assert len(names(splits.train) | names(splits.val) | names(splits.test)) == 400
+    assert splits.train.targets().sum(axis=0).min() >= 1  # one of each class is left

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from maelift.core.batches import Batch, Batches, Order
+from maelift.core.batches import Batch, Batches, Order, Sample
 from maelift.core.config import CheckpointError, MaeliftError
 from maelift.core.distributed import Interrupted, Ranks
 from maelift.core.loop import Objective, Schedule, State, Upkeep, WeightAverage, evenly, train
@@ -54,7 +54,7 @@ def run(
     clip_grad: float | None = None,
 ) -> list[dict[str, float]]:
     """Train ``state``; give what was logged."""
-    batches = Batches(Order(6, 4, 0), lambda index, _: VALUES[index], draws=1, ranks=ONE, accumulate=accumulate)
+    batches = Batches(Order(6, 4, 0), lambda index, _: Sample(VALUES[index]), draws=1, ranks=ONE, accumulate=accumulate)
     record: list[dict[str, float]] = []
     with Tracker(folder, "test", total=steps, images_per_step=4, record=record) as tracker:
         train(
@@ -178,7 +178,7 @@ def test_what_is_not_finite_never_reaches_the_weights(
     state, whole = new_state(average=0.9), new_state(average=0.9)
     with pytest.raises(MaeliftError, match=what):
         run(state, breaking)
-    batches = Batches(Order(6, 4, 0), lambda index, _: VALUES[index], draws=1, ranks=ONE)
+    batches = Batches(Order(6, 4, 0), lambda index, _: Sample(VALUES[index]), draws=1, ranks=ONE)
     with Tracker(None, "test", total=12, images_per_step=4) as tracker, pytest.raises(StopIteration):
 
         def until_there(model: nn.Module, batch: Batch) -> torch.Tensor:

@@ -29,7 +29,11 @@ from maelift.core.run_folder import RunFolder
 from maelift.core.tracking import read_metrics
 from maelift.core.weights import Provenance, read_encoder, save_encoder
 from maelift.tests.support import environment, noise_image, one_line_error, run_maelift, write_images
-from maelift.transfer.classify import ClassifyConfig, ClassifyResult, classify, fresh_encoder, load_classifier, score
+from maelift.transfer.classify import ClassifyConfig, _MixupOfSets, score
+from maelift.transfer.models import load_model
+from maelift.transfer.starts import fresh_encoder
+from maelift.transfer.training import TransferResult
+from maelift.transfer.training import run as run_transfer
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -80,9 +84,16 @@ def write_encoder(path: Path, spec: EncoderSpec = SPEC, seed: int = 0) -> Path:
     return path
 
 
-def run(data: Path, out: Path, **keys: Any) -> ClassifyResult:
-    result: ClassifyResult = maelift.transfer("classify", data=data, out=out, **{**KEYS, **keys})
+def run(data: Path, out: Path, **keys: Any) -> TransferResult:
+    result: TransferResult = maelift.transfer("classify", data=data, out=out, **{**KEYS, **keys})
     return result
+
+
+def figure(result: TransferResult, name: str = "top1") -> float:
+    """A figure of the test split that was there to be measured."""
+    value = result.test.metrics[name]
+    assert value is not None
+    return value
 
 
 def weights(out: Path) -> dict[str, torch.Tensor]:
@@ -129,18 +140,19 @@ def test_labelled_images_in_classifier_out(
     class_folders: Path, encoder: Path, tmp_path: Path, said: pytest.LogCaptureFixture
 ) -> None:
     result = run(class_folders, tmp_path, encoder=encoder)
-    assert result.test.top1 > ENOUGH and result.val_accuracy > ENOUGH
-    assert result.test.count == result.val_count == 12 and "test accuracy" in result.summary()
-    model, classes = load_classifier(tmp_path / "model.safetensors")
+    assert figure(result) > ENOUGH and result.val > ENOUGH
+    assert result.test.count == result.val_count == 12 and "test: top1 " in result.summary()
+    model = load_model(tmp_path / "model.safetensors")
+    classes = model.classes
     assert classes == ("dark", "light", "middle") and model.head.out_features == 3
     file = read_encoder(tmp_path / "encoder.safetensors")
     assert same(file.encoder.state_dict(), model.encoder.state_dict())
     assert file.provenance.parent == read_encoder(encoder).content_hash and file.provenance.steps == 30
-    assert results_of(tmp_path)["top1"] == result.test.top1 and results_of(tmp_path)["steps"] == 30
+    assert results_of(tmp_path)["metrics"]["top1"] == figure(result) and results_of(tmp_path)["steps"] == 30
     table = list(csv.reader((tmp_path / "confusion_test.csv").open(encoding="utf-8")))
     assert table[0][1:] == list(classes) and [row[0] for row in table[1:]] == list(classes)
     right = sum(int(table[1 + number][1 + number]) for number in range(3))
-    assert right == round(12 * result.test.top1)
+    assert right == round(12 * figure(result))
     assert yaml.safe_load((tmp_path / "config.yaml").read_text())["steps"] == 30
     evaluated = {record["step"]: record for record in read_metrics(tmp_path / "metrics.jsonl") if "val/top1" in record}
     assert list(evaluated) == [10, 20, 30]
@@ -167,7 +179,7 @@ def test_scratch_takes_its_own_recipe(class_folders: Path, tmp_path: Path) -> No
     assert (scratch.layer_decay, scratch.ema_decay, scratch.betas) == (1.0, 0.9999, (0.9, 0.95))
     assert ClassifyConfig.resolve(["init=scratch", "ema_decay=0.5", "data=x", "out=y"]).ema_decay == 0.5
     result = run(class_folders, tmp_path, init="scratch", model="vit_nano", image_size=16)
-    assert result.test.top1 > ENOUGH
+    assert figure(result) > ENOUGH
     config = yaml.safe_load((tmp_path / "config.yaml").read_text())
     assert config["ema_decay"] == 0.9999 and config["weight_decay"] == 0.3 and config["lr"] == 3e-3
 
@@ -188,8 +200,8 @@ def test_the_test_labels_change_nothing_but_the_test(class_folders: Path, encode
     right = run(split_csv(class_folders, tmp_path / "right.csv"), tmp_path / "right", encoder=encoder)
     wrong = run(split_csv(class_folders, tmp_path / "wrong.csv", test=swapped), tmp_path / "wrong", encoder=encoder)
     assert same(weights(tmp_path / "right"), weights(tmp_path / "wrong"))
-    assert wrong.val_accuracy == right.val_accuracy > ENOUGH
-    assert right.test.top1 > ENOUGH and wrong.test.top1 < 0.5
+    assert wrong.val == right.val > ENOUGH
+    assert figure(right) > ENOUGH and figure(wrong) < 0.5
     shutil.copy(tmp_path / "wrong.csv", tmp_path / "right.csv")
     with pytest.raises(MaeliftError, match="other images or labels"):
         run(tmp_path / "right.csv", tmp_path / "right", encoder=encoder)
@@ -201,11 +213,11 @@ def test_the_weights_of_the_best_validation_are_kept(class_folders: Path, encode
     result = run(data, tmp_path / "run", encoder=encoder, evaluations=30)
     curve = [record["val/top1"] for record in read_metrics(tmp_path / "run" / "metrics.jsonl") if "val/top1" in record]
     best = max(curve)
-    assert len(curve) == 30 and curve[-1] < best == result.val_accuracy
+    assert len(curve) == 30 and curve[-1] < best == result.val
     assert results_of(tmp_path / "run")["best_step"] == 1 + curve.index(best)
-    model, _ = load_classifier(result.model)
+    model = load_model(result.model)
     kept = score(model, read_splits(data).val, "val", ranks=ONE)
-    assert kept.top1 == best
+    assert kept.metrics["top1"] == best
 
 
 def test_a_stopped_run_ends_as_if_it_never_stopped(class_folders: Path, encoder: Path, tmp_path: Path) -> None:
@@ -245,7 +257,7 @@ def test_two_processes_and_two_passes_make_the_losses_of_one(
     for accumulate in (1, 2):
         out, heard = tmp_path / f"passes{accumulate}", losses.setdefault(accumulate, [])
         config = ClassifyConfig.resolve({**keys, "out": out, "accumulate": accumulate})
-        classify(config, listener=lambda progress, heard=heard: heard.append(progress.loss))  # type: ignore[misc]
+        run_transfer(config, listener=lambda progress, heard=heard: heard.append(progress.loss))  # type: ignore[misc]
     assert len(losses[1]) == 8 and losses[2] == pytest.approx(losses[1], rel=1e-4)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "maelift"]
     words = [f"{key}={value}" for key, value in {**keys, "out": tmp_path / "ranks"}.items()]
@@ -253,12 +265,14 @@ def test_two_processes_and_two_passes_make_the_losses_of_one(
         [*launcher, "transfer", "classify", *words], capture_output=True, text=True, env=environment()
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("test accuracy") == 1
+    assert done.stdout.count("test: top1") == 1
     logged = [read_metrics(tmp_path / out / "metrics.jsonl") for out in ("passes1", "ranks")]
     assert any("train/loss" in record for record in logged[0])
     for one, two in zip(*logged, strict=True):
         assert two == pytest.approx(one, rel=1e-3)
-    assert results_of(tmp_path / "ranks") == results_of(tmp_path / "passes1")
+    ranks, passes = results_of(tmp_path / "ranks"), results_of(tmp_path / "passes1")
+    assert ranks["confusion"] == passes["confusion"] and ranks["steps"] == passes["steps"]
+    assert ranks["metrics"]["nll"] == pytest.approx(passes["metrics"]["nll"], rel=1e-3)
 
 
 def test_lower_layers_learn_more_slowly(class_folders: Path, encoder: Path, tmp_path: Path) -> None:
@@ -285,7 +299,7 @@ def test_a_csv_with_unusual_names_and_splits(tmp_path: Path) -> None:
     data = write_csv(tmp_path / "labels.csv", rows)
     result = run(data, tmp_path / "run", encoder=write_encoder(tmp_path / "e.safetensors"), steps=2, batch_size=2)
     assert result.test.count == 4 and result.val_count == 4
-    assert load_classifier(result.model)[1] == ("10", "²")
+    assert load_model(result.model).classes == ("10", "²")
 
 
 def test_a_share_of_the_labels_is_drawn_evenly(class_folders: Path, encoder: Path, tmp_path: Path) -> None:
@@ -303,8 +317,8 @@ def test_another_image_size_than_the_encoder_s(class_folders: Path, encoder: Pat
     refused(class_folders, tmp_path / "run", "image_size=[30,30]", "[32,32]", encoder=encoder, image_size=30)
     refused(class_folders, tmp_path / "run", "patch_size=8", "the encoder's 4", encoder=encoder, patch_size=8)
     result = run(class_folders, tmp_path / "run", encoder=encoder, image_size=(24, 16))
-    assert result.test.top1 > ENOUGH
-    model, _ = load_classifier(result.model)
+    assert figure(result) > ENOUGH
+    model = load_model(result.model)
     assert model.encoder.spec.image_size == (24, 16) and model.encoder.pos_embed.shape == (1, 25, 32)
 
 
@@ -317,10 +331,10 @@ def test_gray_images_and_colour_encoders_go_together_either_way(class_folders: P
     encoders = {n: write_encoder(tmp_path / f"{n}.safetensors", replace(SPEC, channels=n)) for n in (1, 3, 4)}
     for name, data, channels in (("gray on colour", gray, 3), ("colour on gray", class_folders, 1)):
         result = run(data, tmp_path / name, encoder=encoders[channels])
-        assert result.test.top1 > ENOUGH
-        assert load_classifier(result.model)[0].encoder.spec.channels == channels
+        assert figure(result) > ENOUGH
+        assert load_model(result.model).encoder.spec.channels == channels
     result = run(gray, tmp_path / "scratch", init="scratch", model="vit_nano", image_size=16, steps=2)
-    trained = load_classifier(result.model)[0].encoder
+    trained = load_model(result.model).encoder
     assert trained.spec.channels == 1 and trained.preprocessing.mean != (0.5,)  # the data's own statistics
     refused(gray, tmp_path / "four", "takes 4 channels, but image files have 1 or 3", encoder=encoders[4])
 
@@ -360,7 +374,7 @@ def test_what_is_no_encoder_is_refused(class_folders: Path, encoder: Path, tmp_p
 def test_an_encoder_in_half_precision_is_trained_in_full(class_folders: Path, encoder: Path, tmp_path: Path) -> None:
     half = read_encoder(encoder).encoder.half()
     save_encoder(half, tmp_path / "half.safetensors", Provenance("test"))
-    assert run(class_folders, tmp_path / "run", encoder=tmp_path / "half.safetensors").test.top1 > ENOUGH
+    assert figure(run(class_folders, tmp_path / "run", encoder=tmp_path / "half.safetensors")) > ENOUGH
     assert {value.dtype for value in weights(tmp_path / "run").values()} == {torch.float32}
 
 
@@ -389,10 +403,10 @@ def test_tiny_data_keep_an_image_of_each_class_to_train_on(encoder: Path, tmp_pa
     splits = read_splits(tmp_path / "data", val=2, test=2)
     assert [len(part) for _, part in splits.items()] == [4, 2, 2] and set(splits.train.labels) == {0, 1, 2}
     result = run(tmp_path / "data", tmp_path / "run", encoder=encoder, val=2, test=2, steps=2)
-    rows = [row for row in result.test.confusion if sum(row)]
+    rows = [row for row in result.test.confusion or () if sum(row)]
     assert len(rows) == 2  # the class of one image has none to be tested on, and does not count
-    shares = [row[number] / sum(row) for number, row in enumerate(result.test.confusion) if sum(row)]
-    assert result.test.balanced == pytest.approx(sum(shares) / 2)
+    shares = [row[number] / sum(row) for number, row in enumerate(result.test.confusion or ()) if sum(row)]
+    assert result.test.metrics["balanced"] == pytest.approx(sum(shares) / 2)
 
 
 def test_folders_that_hold_something_else_or_half_a_run(class_folders: Path, encoder: Path, tmp_path: Path) -> None:
@@ -428,7 +442,7 @@ def test_an_image_that_goes_missing_is_told_in_one_line(encoder: Path, tmp_path:
     keys = {**KEYS, "val": 1, "test": 1, "workers": 2, "evaluations": 1}
     config = ClassifyConfig.resolve({**keys, "data": tmp_path / "data", "out": tmp_path / "run", "encoder": encoder})
     with pytest.raises(MaeliftError, match=r"image00\d.png: ") as caught:
-        classify(config, listener=remove)
+        run_transfer(config, listener=remove)
     assert "\n" not in str(caught.value)
 
 
@@ -437,3 +451,55 @@ def test_a_loss_that_is_not_finite_ends_the_run_in_one_line(class_folders: Path,
     done = run_maelift("transfer", "classify", *(f"{key}={value}" for key, value in keys.items()))
     one_line_error(done, "the weights were left as they were", "Lower the learning rate")
     assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+def two_labels_csv(class_folders: Path, path: Path) -> Path:
+    """The class folders as images with several classes: their brightness, "grey" where it is dark or middle, or none."""
+    labels = {"dark": "dark|grey", "middle": "grey", "light": ""}
+    rows = [
+        (
+            str(class_folders / folder / f"{number}.png"),
+            cell,
+            "test" if number < 4 else "val" if number < 8 else "train",
+        )
+        for folder, cell in labels.items()
+        for number in range(20)
+    ]
+    return write_csv(path, rows)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"lr": 1e-2},
+        {"lr": 1e-2, "mixup": 0.8, "cutmix": 1.0, "label_smoothing": 0.1, "steps": 60},
+        {"method": "knn"},
+        {"method": "linear", "recipe": "small", "steps": 1000, "lr": 3.0},
+        {"method": "linear", "solver": "lbfgs"},
+    ],
+)
+def test_images_with_several_classes_each(
+    class_folders: Path, encoder: Path, tmp_path: Path, keys: dict[str, Any]
+) -> None:
+    data = two_labels_csv(class_folders, tmp_path / "labels.csv")
+    probe = {name: 1.0 for name in ("layer_decay",)} if "method" in keys else {}
+    result = run(data, tmp_path / "run", encoder=encoder, **{**probe, **keys})
+    assert result.metric == "val/map" and result.val > 0.8
+    assert figure(result, "map") > 0.8 and result.test.confusion is None
+    assert set(result.test.per_class) == {"dark", "grey"} and result.test.per_class["dark"]["count"] == 4
+    model = load_model(result.model)
+    found = model.predict([class_folders / folder / "1.png" for folder in ("dark", "middle", "light")])
+    for entry in found:
+        likely = {name for name, probability in entry.probabilities.items() if probability >= 0.5}
+        assert entry.labels is not None and set(entry.labels) == likely
+    assert found[0].probabilities["dark"] > found[2].probabilities["dark"]
+
+
+def test_mixed_images_of_several_classes_get_their_classes_mixed() -> None:
+    mix = _MixupOfSets(mixup_alpha=1.0, label_smoothing=0.1, num_classes=3)
+    images = torch.stack([torch.full((1, 8, 8), float(value)) for value in range(4)])
+    targets = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 1, 1], [0, 0, 0]])
+    mixed, classes = mix(images.clone(), targets)
+    share = 1 - float(mixed[0, 0, 0, 0]) / 3  # of the first image, which is 0; the last one is 3
+    assert classes[0].tolist() == pytest.approx([share, 0, 0], abs=1e-5)
+    assert classes[1].tolist() == pytest.approx([0, 1, 1 - share], abs=1e-5)

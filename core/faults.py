@@ -1,0 +1,48 @@
+"""What is wrong in annotated data: told one by one by ``maelift data check``, refused at the first when data is read."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .config import DataError
+
+logger = logging.getLogger("maelift")
+
+MENDING: Mapping[str, str] = {
+    "box beyond its image": "cut to the image",
+    "box without area": "left out",
+    "segmentation without area": "left out",
+    "equal category names": "told apart by their ids",
+    "object without segmentation": "masks are neither trained on nor evaluated",
+    "mask without image": "left out",
+}
+"""The faults that don't stop a run, by kind, and what is done about them; all others are refused."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Something wrong in a data set: what kind, in which file, at what place in it, and what exactly."""
+
+    kind: str
+    file: Path
+    where: str
+    what: str
+
+    def text(self) -> str:
+        """The fault in a line."""
+        return f"{self.file}: {self.where}: {self.what}" if self.where else f"{self.file}: {self.what}"
+
+
+def refuse(faults: Sequence[Fault], data: str | Path) -> None:
+    """Raise DataError with the first fault that no rule mends; warn of those that are mended, with their counts."""
+    serious = [fault for fault in faults if fault.kind not in MENDING]
+    if serious:
+        others = f" {len(serious) - 1:,} more faults are there." if len(serious) > 1 else ""
+        raise DataError(f"{serious[0].text()}.{others} 'maelift data check {data}' lists what is wrong.")
+    counts = Counter((fault.file, fault.kind) for fault in faults)
+    for (file, kind), count in counts.items():
+        logger.warning("%s: %d × %s (%s)", file, count, kind, MENDING[kind])

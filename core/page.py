@@ -1,0 +1,104 @@
+"""What the pages of reports share: the look of one self-contained HTML file, tables, and charts as inline SVG."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+COLOURS = ("#0072b2", "#d55e00", "#6b7280", "#00845f", "#b5578a", "#9a6b00")
+"""A line's colour on a light page: told apart by the colour-blind too (after Okabe and Ito)."""
+
+COLOURS_ON_DARK = ("#4aa8e0", "#f0883e", "#a3acb5", "#2fc497", "#dd9bc0", "#e0b040")
+
+MARKERS = ("o", "s", "^", "D", "v", "P")
+DASHES = ("-", "--", "-.", ":")
+MINUS = "\N{MINUS SIGN}"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table for a reader: ``caption`` says unit, split and seeds; the first column names the row."""
+
+    caption: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+    @property
+    def numeric(self) -> tuple[bool, ...]:
+        """For each column, whether it holds numbers, with ± or as intervals too, to be set flush right."""
+        number = rf"[+{MINUS}]?[\d.,e{MINUS}]+"
+        cell = re.compile(rf"{number}(( ± | to ){number})?|missing|none|unknown|")
+        columns = zip(*self.rows, strict=True) if self.rows else ((),) * len(self.header)
+        return tuple(all(cell.fullmatch(text) for text in column) for column in columns)
+
+    def markdown(self) -> str:
+        """The table as Markdown."""
+        rule = tuple("---:" if number else "---" for number in self.numeric)
+        lines = [_in_markdown(self.header), rule, *map(_in_markdown, self.rows)]
+        return f"{self.caption}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def render(template: Path, **values: object) -> str:
+    """The HTML of a template, which extends ``page.html.j2`` of this folder; every value is escaped, none may be missing."""
+    environment = Environment(
+        loader=FileSystemLoader([template.parent, Path(__file__).parent]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    colours = list(zip(COLOURS, COLOURS_ON_DARK, strict=True))
+    return environment.get_template(template.name).render(colours=colours, **values)
+
+
+def chart() -> tuple[Figure, Axes]:
+    """An empty chart without a background, for ``svg``."""
+    figure = Figure(figsize=(5.2, 3.9), layout="constrained")
+    figure.patch.set_alpha(0)
+    axes = figure.add_subplot()
+    axes.patch.set_alpha(0)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", alpha=0.25)
+    return figure, axes
+
+
+def svg(figure: Figure, name: str) -> Markup:
+    """A figure as inline SVG: equal bytes each time, ids of its own by ``name``, colours that follow the page's."""
+    legend = figure.legend(loc="outside upper left", frameon=False)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": name, "svg.fonttype": "none"}):
+        figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    drawing = buffer.getvalue()
+    drawing = drawing[drawing.index("<svg") :]
+    drawing = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", drawing)
+    drawing = re.sub(r"#000000|#b0b0b0", "currentColor", drawing)
+    for number, colour in enumerate(COLOURS):
+        drawing = drawing.replace(colour, f"var(--line{number})")
+    drawing = drawing.replace("<text ", '<text fill="currentColor" ')
+    return Markup(drawing)
+
+
+def data_url(picture: bytes, kind: str) -> str:
+    """A picture of a kind ("png", "jpeg") as an address that holds it."""
+    return f"data:image/{kind};base64,{base64.b64encode(picture).decode()}"
+
+
+def plain(text: str) -> str:
+    """Text on one line that Markdown shows as it is, tags included."""
+    return " ".join(text.split()).replace("<", "&lt;")
+
+
+def _in_markdown(cells: Sequence[str]) -> tuple[str, ...]:
+    return tuple(plain(cell).replace("|", "\\|") for cell in cells)

@@ -1,0 +1,149 @@
+"""Images in tar shards as webdataset lays them out: each shard is looked through once, then images are opened at random."""
+
+from __future__ import annotations
+
+import json
+import os
+import tarfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from .config import DataError
+from .frameworks import require
+from .images import SUFFIXES, decode, kinds
+
+LABEL_SUFFIXES = ("cls", "json")
+
+
+@dataclass(frozen=True, eq=False)
+class TarImages:
+    """Image files within uncompressed tar files.
+
+    ``places`` (N, 3) int64: the number of its shard, where its bytes begin, how many they are; ``names``: SHARD/FILE.
+    """
+
+    shards: tuple[Path, ...]
+    places: NDArray[np.int64]
+    names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def name(self, index: int) -> str:
+        return self.names[index]
+
+    def open(self, index: int) -> Image.Image:
+        shard, offset, size = (int(value) for value in self.places[index])
+        try:
+            with self.shards[shard].open("rb") as file:
+                file.seek(offset)
+                content = file.read(size)
+        except OSError as error:
+            raise DataError(f"{self.shards[shard]}: can't be read ({error.strerror}).") from error
+        return decode(Path(self.names[index]), content)
+
+    def subset(self, indices: Sequence[int]) -> TarImages:
+        numbers = np.asarray(indices, dtype=np.int64)
+        return TarImages(self.shards, self.places[numbers], tuple(self.names[index] for index in indices))
+
+    def default_workers(self) -> int:
+        return min(16, os.cpu_count() or 1)
+
+
+def find_shards(data: str) -> list[Path]:
+    """The tar files that ``data`` names, in order: a folder of them, one, or several as shards/{000..009}.tar.
+
+    Empty when it names none; raises DataError for one that isn't there.
+    """
+    if Path(data).is_dir():
+        return sorted(path for path in Path(data).glob("*.tar") if path.is_file())
+    if not data.endswith(".tar"):
+        return []
+    if Path(data).is_file():
+        return [Path(data)]
+    require("webdataset")
+    from webdataset.shardlists import expand_urls
+
+    shards = [Path(url) for url in expand_urls(data)]
+    missing = [shard for shard in shards if not shard.is_file()]
+    if missing:
+        raise DataError(f"data={data}: no such shard: {missing[0]} ({len(missing)} of {len(shards)} aren't there).")
+    return shards
+
+
+def read_shards(shards: Sequence[Path]) -> tuple[TarImages, list[tuple[str, ...]]]:
+    """The images of the shards, and the labels of each, out of KEY.cls (a text) or KEY.json beside KEY.jpg.
+
+    The JSON is a label, a list of them, or an object with ``label`` or ``labels``. Raises DataError for a shard that
+    can't be read, a sample with two images, and an image without labels.
+    """
+    require("webdataset")
+    places: list[tuple[int, int, int]] = []
+    names: list[str] = []
+    labels: list[tuple[str, ...]] = []
+    for number, shard in enumerate(shards):
+        for key, sample in _samples(shard).items():
+            if sample.image is None:
+                continue
+            if sample.labels is None:
+                raise DataError(f"{shard}: {key} has no label. Expected {key}.cls or {key}.json beside the image.")
+            places.append((number, *sample.place))
+            names.append(f"{shard.name}/{sample.image}")
+            labels.append(sample.labels)
+    if not names:
+        raise DataError(f"{shards[0]}: no images in {len(shards)} shards. Expected KEY.jpg with KEY.cls ({kinds()}).")
+    return TarImages(tuple(shards), np.array(places, dtype=np.int64).reshape(-1, 3), tuple(names)), labels
+
+
+@dataclass
+class _Sample:
+    image: str | None = None
+    place: tuple[int, int] = (0, 0)
+    labels: tuple[str, ...] | None = None
+
+
+def _samples(shard: Path) -> dict[str, _Sample]:
+    """The samples of a shard by their keys: what stands before the first dot of a file's name."""
+    from webdataset.tariterators import base_plus_ext
+
+    samples: dict[str, _Sample] = {}
+    try:
+        with tarfile.open(shard, "r:") as archive:
+            for member in archive:
+                key, suffix = base_plus_ext(member.name)
+                if not member.isfile() or key is None:
+                    continue
+                sample = samples.setdefault(key, _Sample())
+                if f".{suffix.lower()}" in SUFFIXES:
+                    if sample.image is not None:
+                        raise DataError(
+                            f"{shard}: {sample.image} and {member.name} are one sample. Expected one image."
+                        )
+                    sample.image, sample.place = member.name, (member.offset_data, member.size)
+                elif suffix.lower() in LABEL_SUFFIXES:
+                    file = archive.extractfile(member)
+                    assert file is not None  # a regular file
+                    sample.labels = _labels(f"{shard}: {member.name}", suffix.lower(), file.read())
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise DataError(f"{shard}: not an uncompressed tar file, or cut off ({error}). Get or pack it anew.") from error
+    return samples
+
+
+def _labels(where: str, suffix: str, content: bytes) -> tuple[str, ...]:
+    expected = "Expected a label, a list of labels, or an object with 'label' or 'labels'."
+    try:
+        text = content.decode("utf-8").strip()
+        found = json.loads(text) if suffix == "json" else text
+    except ValueError as error:
+        raise DataError(f"{where}: can't be read ({error}). {expected}") from error
+    if isinstance(found, dict):
+        found = found.get("label", found.get("labels"))
+    listed = found if isinstance(found, list) else [found]
+    if not all(isinstance(label, str | int) and not isinstance(label, bool) and str(label).strip() for label in listed):
+        raise DataError(f"{where}: no label in it. {expected}")
+    return tuple(dict.fromkeys(str(label).strip() for label in listed))

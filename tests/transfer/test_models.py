@@ -1,0 +1,150 @@
+"""The model file: what is written is read back, by version too; every other file is refused in a line, and never run."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from dataclasses import asdict
+from pathlib import Path
+
+import maelift
+import pytest
+import safetensors
+import safetensors.torch
+import torch
+from maelift.core.config import CheckpointError
+from maelift.core.weights import Provenance
+from maelift.tests.support import encoder_file, noise_image, random_encoder
+from maelift.transfer.classify import Classifier, save_classifier
+from maelift.transfer.models import MODEL_KEY, load_model, read_model, write_model
+from maelift.transfer.segmentors import Architecture, Segmentor
+from torch import nn
+
+CLASSES = ("a", "größer", "<b>")
+
+
+@pytest.fixture()
+def model(tmp_path: Path) -> Path:
+    path = tmp_path / "model.safetensors"
+    save_classifier(Classifier(random_encoder(image_size=32), CLASSES), path, Provenance(method="test"))
+    return path
+
+
+def description(path: Path) -> dict[str, object]:
+    with safetensors.safe_open(str(path), framework="pt") as file:
+        content: dict[str, object] = json.loads(file.metadata()[MODEL_KEY])
+    return content
+
+
+def rewrite(path: Path, content: dict[str, object]) -> None:
+    state = safetensors.torch.load_file(path)
+    safetensors.torch.save_file(state, path, metadata={MODEL_KEY: json.dumps(content)})
+
+
+def test_a_model_is_read_back_and_predicts_the_same(model: Path) -> None:
+    file = read_model(model)
+    assert file.task == "classify" and file.classes == CLASSES and file.provenance.method == "test"
+    loaded = maelift.load_model(model)
+    assert isinstance(loaded, Classifier) and not loaded.training and loaded.classes == CLASSES
+    image = noise_image(1)
+    (found,) = loaded.predict([image])
+    (again,) = load_model(model).predict([image])
+    assert found == again and sum(found.probabilities.values()) == pytest.approx(1, abs=1e-5)
+
+
+def test_a_segmentor_keeps_its_head(tmp_path: Path) -> None:
+    segmentor = Segmentor(random_encoder(image_size=16), CLASSES, Architecture(head="conv")).eval()
+    write_model(
+        tmp_path / "m.safetensors",
+        task="segment",
+        model=segmentor,
+        classes=CLASSES,
+        spec=segmentor.spec,
+        preprocessing=segmentor.preprocessing,
+        head=segmentor.describe(),
+        provenance=Provenance(method="test"),
+    )
+    images = torch.randn(1, 3, 16, 20)
+    with torch.inference_mode():
+        assert torch.equal(load_model(tmp_path / "m.safetensors")(images), segmentor(images))
+
+
+def test_a_classifier_of_version_1_is_read(model: Path) -> None:
+    content = description(model)
+    del content["head"], content["content_hash"]
+    rewrite(model, {**content, "version": 1})
+    assert isinstance(load_model(model), Classifier) and load_model(model).classes == CLASSES
+
+
+def test_tensors_that_share_memory_are_written(tmp_path: Path) -> None:
+    tied = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    tied[1].weight = tied[0].weight
+    encoder = random_encoder()
+    write_model(
+        tmp_path / "m.safetensors",
+        task="classify",
+        model=tied,
+        classes=CLASSES,
+        spec=encoder.spec,
+        preprocessing=encoder.preprocessing,
+        head={},
+        provenance=Provenance(method="test"),
+    )
+    state = read_model(tmp_path / "m.safetensors").state
+    assert torch.equal(state["0.weight"], state["1.weight"])
+
+
+def test_other_versions_tasks_and_changed_tensors_are_refused(model: Path) -> None:
+    content = description(model)
+    for change, expected in (
+        ({"version": 3}, "Update maelift"),
+        ({"task": "caption"}, "classify, detect, segment"),
+        ({"content_hash": "0"}, "not those that the file was written with"),
+        ({"spec": {"nonsense": 1}}, "can't be read"),
+        ({"head": {"kind": "oracle"}}, "a head of the kind oracle"),
+        ({"classes": ["a"]}, "of shape"),
+    ):
+        rewrite(model, {**content, **change})
+        with pytest.raises(CheckpointError, match=expected) as caught:
+            load_model(model)
+        assert "\n" not in str(caught.value) and str(model) in str(caught.value)
+
+
+def test_what_is_no_model_is_refused_and_pickles_are_not_opened(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple[object, ...]:
+            return Path.touch, (tmp_path / "ran",)
+
+    (tmp_path / "bare.pkl").write_bytes(pickle.dumps(Evil(), protocol=2))
+    torch.save({"x": Evil()}, tmp_path / "model.pth")
+    (tmp_path / "text.safetensors").write_text("nothing of the kind")
+    safetensors.torch.save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors")
+    for path, expected in (
+        (tmp_path / "bare.pkl", "a pickle"),
+        (tmp_path / "model.pth", "a pickle"),
+        (tmp_path / "text.safetensors", "not a weights file"),
+        (tmp_path / "other.safetensors", "not a model of maelift"),
+        (encoder_file(tmp_path / "encoder.safetensors"), "an encoder file"),
+        (tmp_path / "nowhere", "no such file"),
+        (tmp_path, "no such file"),
+    ):
+        with pytest.raises(CheckpointError, match=expected) as caught:
+            load_model(path)
+        assert "\n" not in str(caught.value) and str(path) in str(caught.value)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_the_description_is_plain_json(model: Path) -> None:
+    content = description(model)
+    assert content["version"] == 2 and content["classes"] == list(CLASSES)
+    assert content["spec"] == json.loads(json.dumps(asdict(read_model(model).spec)))
+
+
+def test_a_header_of_any_length_is_no_pickle(tmp_path: Path, model: Path) -> None:
+    """Safetensors begin with the header's length, whose lowest byte may be that which pickles begin with."""
+    content = description(model)
+    for extra in range(64):  # headers are padded to eight bytes
+        rewrite(model, {**content, "extra": " " * 8 * extra})
+        if model.read_bytes()[0] == 0x80:
+            break
+    assert model.read_bytes()[0] == 0x80 and load_model(model).classes == CLASSES

@@ -1,0 +1,133 @@
+"""What turns an encoder's features into a logit a class: a linear layer, attention over the patches, the nearest images."""
+
+from __future__ import annotations
+
+from typing import Literal, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..core.config import ConfigError
+from ..core.encoder import EncoderSpec, Features
+
+Pooling = Literal["mean", "class_token", "both"]
+"""One vector an image: the mean of its patch tokens, its class token, or the two side by side; after the final norm."""
+
+SIMILARITIES = 2**26
+"""Similarities that are held at once when neighbours are looked for."""
+
+
+def pool(features: Features, pooling: Pooling) -> Tensor:
+    """Features of images as vectors, (B, ``pooled_dim``)."""
+    if pooling == "mean":
+        return features.pooled()
+    class_token = features.class_token
+    assert class_token is not None  # pooled_dim has refused encoders without
+    return class_token if pooling == "class_token" else torch.cat([features.pooled(), class_token], dim=1)
+
+
+def pooled_dim(spec: EncoderSpec, pooling: Pooling) -> int:
+    """The length of a pooled vector; raises ConfigError for the class token of an encoder that has none."""
+    if pooling != "mean" and not spec.class_token:
+        raise ConfigError("features", pooling, "mean, as this encoder has no class token")
+    return spec.embed_dim * (2 if pooling == "both" else 1)
+
+
+class LinearProbe(nn.Module):
+    """A linear layer on features that a batch norm without affine has scaled (MAE, Appendix A.1, Table 10)."""
+
+    def __init__(self, dim: int, num_classes: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(dim, affine=False, eps=1e-6)
+        self.linear = nn.Linear(dim, num_classes)
+        nn.init.trunc_normal_(self.linear.weight, std=0.01)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Pooled features (B, D) to logits (B, K)."""
+        return cast(Tensor, self.linear(self.norm(features)))
+
+    def folded(self) -> nn.Linear:
+        """One linear layer that gives the same logits, with the running mean and variance in its weights."""
+        mean, var = cast(Tensor, self.norm.running_mean).double(), cast(Tensor, self.norm.running_var).double()
+        weight = self.linear.weight.double() / (var + self.norm.eps).sqrt()
+        plain = nn.Linear(self.linear.in_features, self.linear.out_features, device=self.linear.weight.device)
+        with torch.no_grad():
+            plain.weight.copy_(weight)
+            plain.bias.copy_(self.linear.bias.double() - weight @ mean)
+        return plain
+
+
+class AttentiveProbe(nn.Module):
+    """One learnt query that attends to the patch tokens, and a linear layer (AIM, El-Nouby et al. 2024, Sec. 5; CAE).
+
+    As in AIM the tokens go through a batch norm without affine first, and the heads' outputs side by side to the linear
+    layer, with no projection between.
+    """
+
+    def __init__(self, dim: int, num_classes: int, num_heads: int) -> None:
+        super().__init__()
+        if dim % num_heads:
+            raise ConfigError("probe_heads", num_heads, f"a divisor of the encoder's embed_dim={dim}")
+        self.num_heads = num_heads
+        self.norm = nn.BatchNorm1d(dim, affine=False, eps=1e-6)
+        self.query = nn.Parameter(torch.empty(1, 1, dim))
+        self.key = nn.Linear(dim, dim, bias=False)
+        self.value = nn.Linear(dim, dim, bias=False)
+        self.linear = nn.Linear(dim, num_classes)
+        nn.init.trunc_normal_(self.query, std=0.02)
+        nn.init.trunc_normal_(self.linear.weight, std=0.01)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Patch tokens (B, N, D) to logits (B, K)."""
+        tokens = self.norm(tokens.transpose(1, 2)).transpose(1, 2)
+        query = self._split(self.query.expand(len(tokens), -1, -1))
+        key, value = self._split(self.key(tokens)), self._split(self.value(tokens))
+        attended = F.scaled_dot_product_attention(query, key, value)  # (B, heads, 1, D / heads)
+        return cast(Tensor, self.linear(attended.flatten(1)))
+
+    def _split(self, tokens: Tensor) -> Tensor:
+        """(B, N, D) to (B, heads, N, D / heads)."""
+        return tokens.reshape(*tokens.shape[:2], self.num_heads, -1).transpose(1, 2)
+
+
+class NearestNeighbours(nn.Module):
+    """The classes of the ``k`` labelled images whose features have the highest cosine with an image's.
+
+    With a ``temperature`` a neighbour's vote weighs exp(cosine / temperature), as DINO has it (Caron et al. 2021, Sec. 4.1);
+    without, all weigh the same. ``bank`` (n, D) float32 holds the features, of length 1; ``targets`` (n, K) uint8 the classes.
+    Logits are those of a class's share of the votes: by softmax, or with ``multi_label`` by sigmoid, they give it back.
+    """
+
+    bank: Tensor
+    targets: Tensor
+
+    def __init__(
+        self, dim: int, num_classes: int, count: int, *, k: int, temperature: float | None, multi_label: bool
+    ) -> None:
+        super().__init__()
+        self.k, self.temperature, self.multi_label = k, temperature, multi_label
+        self.register_buffer("bank", torch.zeros(count, dim))
+        self.register_buffer("targets", torch.zeros(count, num_classes, dtype=torch.uint8))
+
+    @torch.no_grad()
+    def fill(self, features: Tensor, targets: Tensor) -> None:
+        """Take in the features (n, D) of labelled images, and their targets (n, K) of 0 and 1."""
+        self.bank.copy_(F.normalize(features.float(), dim=1))
+        self.targets.copy_(targets)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Pooled features (B, D) to logits (B, K)."""
+        rows = max(1, SIMILARITIES // len(self.bank))
+        with torch.autocast(features.device.type, enabled=False):
+            return torch.cat([self._logits(part.float()) for part in torch.split(features, rows)])
+
+    def _logits(self, features: Tensor) -> Tensor:
+        cosines = F.normalize(features, dim=1) @ self.bank.T  # (B, n)
+        nearest, indices = cosines.topk(min(self.k, len(self.bank)), dim=1)  # (B, k)
+        scaled = nearest / self.temperature if self.temperature else torch.zeros_like(nearest)
+        votes = torch.einsum("bk,bkc->bc", scaled.softmax(dim=1), self.targets[indices].float())
+        shares = votes.clamp(1e-7, 1 - 1e-7)
+        return shares.logit() if self.multi_label else shares.log()

@@ -1,0 +1,173 @@
+"""What a transfer begins with: an encoder file, public weights, weights trained with labels, or nothing."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from ..adapters.bundle import blue_first
+from ..adapters.importing import ImportConfig, preprocessing_of, weights_file
+from ..core.config import CheckpointError, ConfigError, DataError
+from ..core.encoder import Encoder, EncoderSpec, ModelName, Preprocessing, channel_names, check_divisible, preset_spec
+from ..core.images import ImageSet, channel_statistics
+from ..core.randomness import isolated
+from ..core.weights import EncoderFile, Provenance, read_encoder
+
+logger = logging.getLogger("maelift")
+
+Init = Literal["encoder", "supervised", "scratch"]
+TIMM = "timm:"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """Which weights training begins with, and the shape of the network."""
+
+    encoder: str | None = None
+    """encoder file, weights of the reference MAE, timm or transformers, or timm:NAME to fetch them"""
+    init: Init = "encoder"
+    """begin with these weights, pretrained without labels (encoder) or with (supervised), or from nothing (scratch)"""
+    model: ModelName = "vit_base"
+    """the shape for init=scratch without an encoder to take it from"""
+    image_size: int | tuple[int, int] | None = None
+    """pixels, one side or [height,width]; null: the encoder's, or the model's usual one"""
+    patch_size: int | None = None
+    """pixels a side of a patch for init=scratch without an encoder; null: the model's usual one"""
+    seed: int = 0
+    """seeds the weights that are drawn, the order and the augmentation"""
+
+    def __post_init__(self) -> None:
+        if self.init != "scratch" and not self.encoder:
+            raise ConfigError("encoder", self.encoder, "an encoder file, or init=scratch")
+
+
+def read_start(start: Start) -> EncoderFile | None:
+    """The weights that ``start`` names, with the preprocessing that goes with them; None where it names none."""
+    if not start.encoder:
+        return None
+    if start.encoder.startswith(TIMM):
+        return _from_timm(start.encoder.removeprefix(TIMM))
+    path = weights_file(Path(start.encoder))
+    file = read_encoder(path)
+    if not file.foreign:
+        return file
+    preprocessing, where = preprocessing_of(ImportConfig(weights=start.encoder, out=""), file, path)
+    logger.info("%s: %s; mean and deviation: %s", path, file.provenance.method, where)
+    return replace(file, encoder=_prepared(file.encoder, preprocessing))
+
+
+def start_encoder(start: Start, source: EncoderFile | None, images: ImageSet, gray: bool) -> tuple[Encoder, list[str]]:
+    """The encoder that training starts from, and in words what was adapted to the images.
+
+    ``gray``: every image is grayscale. Raises DataError for an encoder that these images can't be given to.
+    """
+    size = (start.image_size, start.image_size) if isinstance(start.image_size, int) else start.image_size
+    if source is None:
+        return _new_encoder(start, images, gray), []
+    encoder, notes = source.encoder, []
+    if start.patch_size not in (None, encoder.spec.patch_size):
+        raise ConfigError("patch_size", start.patch_size, f"null, or the encoder's {encoder.spec.patch_size}")
+    _need_image_channels(start, encoder)
+    if blue_first(encoder.preprocessing):
+        encoder = _red_first(encoder)
+        notes.append(
+            "the encoder's channels are blue, green, red: its patch kernel was turned round for red, green, blue"
+        )
+    if encoder.spec.channels == 1 and not gray:
+        notes.append("the encoder has one channel: colour images are read as gray (ITU-R 601)")
+    if encoder.spec.channels == 3 and gray:
+        notes.append("every image is gray and the encoder has three channels: gray is given three times")
+    if size is not None and size != encoder.spec.image_size:
+        check_divisible(size, encoder.spec.patch_size)
+        was, now = ("×".join(map(str, pair)) for pair in (encoder.spec.image_size, size))
+        notes.append(f"position embeddings were resized from {was} to {now} pixels")
+        encoder = encoder.resized(size)
+    if start.init == "scratch":
+        return fresh_encoder(encoder.spec, encoder.preprocessing, start.seed), []
+    if start.init == "encoder" and source.provenance.method.startswith("supervised"):
+        notes.append("these weights were trained with labels; init=supervised has the recipe for them")
+    return encoder, notes
+
+
+def fresh_encoder(spec: EncoderSpec, preprocessing: Preprocessing, seed: int) -> Encoder:
+    """An encoder with weights drawn from ``seed``."""
+    with isolated(seed, "weights"):
+        return Encoder(spec, preprocessing=preprocessing)
+
+
+def _new_encoder(start: Start, images: ImageSet, gray: bool) -> Encoder:
+    channels = 1 if gray else 3
+    spec = preset_spec(start.model, image_size=start.image_size, patch_size=start.patch_size, channels=channels)
+    preprocessing = Preprocessing.default(channels)
+    if channels == 1:
+        mean, std = channel_statistics(images, channels, seed=start.seed)
+        preprocessing = Preprocessing(channel_names(channels), mean, std)
+    return fresh_encoder(spec, preprocessing, start.seed)
+
+
+def _need_image_channels(start: Start, encoder: Encoder) -> None:
+    channels, value_range = encoder.spec.channels, encoder.preprocessing.value_range
+    if channels not in (1, 3):
+        raise DataError(
+            f"encoder={start.encoder}: takes {channels} channels, but image files have 1 or 3. "
+            "Give an encoder that was pretrained on 1 or 3."
+        )
+    if value_range != (0.0, 255.0):
+        raise DataError(
+            f"encoder={start.encoder}: its images have values from {value_range[0]:g} to {value_range[1]:g}, but image files "
+            "are read as 0 to 255. Give an encoder that was pretrained on image files."
+        )
+
+
+def _red_first(encoder: Encoder) -> Encoder:
+    """The same function of images whose channels come as red, green, blue."""
+    old = encoder.preprocessing
+    turned = replace(old, channel_names=("red", "green", "blue"), mean=old.mean[::-1], std=old.std[::-1])
+    state = encoder.state_dict()
+    state["patch_embed.proj.weight"] = state["patch_embed.proj.weight"].flip(1)
+    result = Encoder(encoder.spec, preprocessing=turned)
+    result.load_state_dict(state)
+    return result
+
+
+def _prepared(encoder: Encoder, preprocessing: Preprocessing) -> Encoder:
+    result = Encoder(encoder.spec, preprocessing=preprocessing)
+    result.load_state_dict(encoder.state_dict())
+    return result
+
+
+def _from_timm(name: str) -> EncoderFile:
+    """Weights that timm fetches from where it publishes them; raises CheckpointError when it can't."""
+    import timm
+
+    try:
+        model = timm.create_model(name, pretrained=True, num_classes=0)
+    except Exception as error:  # the network, the hub and timm each have errors of their own
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise CheckpointError(
+            f"encoder={TIMM}{name}: timm could not give these weights ({reason}). Expected a plain ViT of timm with weights, "
+            "and the network; or fetch them elsewhere and give the file."
+        ) from error
+    facts = model.pretrained_cfg
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "weights.pth"
+        torch.save(model.state_dict(), path)
+        try:
+            file = read_encoder(
+                path,
+                num_heads=model.blocks[0].attn.num_heads,
+                norm_eps=model.norm.eps,
+                image_size=tuple(model.patch_embed.img_size),
+                preprocessing=Preprocessing(channel_names(3), tuple(facts["mean"]), tuple(facts["std"])),
+            )
+        except AttributeError as error:
+            raise CheckpointError(
+                f"encoder={TIMM}{name}: not a plain ViT. Expected one, as vit_base_patch16_224.mae."
+            ) from error
+    provenance = Provenance(method=f"timm {name}", parent=f"{TIMM}{name}", licence=facts.get("license"))
+    return replace(file, provenance=provenance)
