@@ -66,6 +66,7 @@ def test_presets_have_their_usual_shapes(name: str) -> None:
         millions = sum(parameter.numel() for parameter in Encoder(spec).parameters()) / 1e6
     expected = {
         "vit_nano": 0.157,
+        "vit_micro": 0.826,
         "vit_tiny": 5.5,
         "vit_small": 21.7,
         "vit_base": 85.8,
