@@ -22,8 +22,9 @@ class Command:
     """A command: where its schema and functions are, imported only when it is called.
 
     The words without "=" are the values of ``positional``, in this order; keys in ``options`` may also be given as
-    ``--key value``. ``home`` is the module of the functions, where it isn't the schema's. ``defaults`` tells of keys without
-    a default in the schema where their values come from. ``json``: the result has a ``to_json``.
+    ``--key value``, and may be left out where ``optional`` has a word for the value. ``home`` is the module of the
+    functions, where it isn't the schema's. ``defaults`` tells of keys without a default in the schema where their values
+    come from. ``json``: the result has a ``to_json``.
     """
 
     module: str
@@ -32,6 +33,7 @@ class Command:
     summary: str
     positional: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
+    optional: str = ""
     home: str | None = None
     defaults: Callable[[Command], dict[str, str]] | None = None
     json: bool = False
@@ -53,7 +55,13 @@ def _of_the_suite(command: Command) -> dict[str, str]:
 def _transfer(task: str, schema: str, summary: str) -> Command:
     """The command of a task: its own file holds what is particular to it, training.py all the rest."""
     return Command(
-        f"transfer.{task}", schema, "run_or_evaluate", summary, options=("evaluate",), home="transfer.training"
+        f"transfer.{task}",
+        schema,
+        "run_or_evaluate",
+        summary,
+        options=("evaluate",),
+        optional="SPLIT",
+        home="transfer.training",
     )
 
 
@@ -260,7 +268,8 @@ def _lines_of(names: Sequence[str] | dict[str, Command]) -> list[str]:
 
 def _command_help(name: str, command: Command, schema: type) -> str:
     positional = "".join(f" {key.upper()}" for key in command.positional)
-    positional += "".join(f" --{option} {option.upper()}" for option in command.options)
+    for option in command.options:
+        positional += f" [--{option} {command.optional}]" if command.optional else f" --{option} {option.upper()}"
     json = " [--json]" if command.json else ""
     return "\n".join(
         [

@@ -66,8 +66,8 @@ def test_every_command_lists_its_keys(command: str) -> None:
     ("words", "expected"),
     [
         (["pretrian"], "Did you mean pretrain?"),
-        (["transfer", "detect"], "expected classify after transfer"),
-        (["data", "mnist"], "expected fashion-mnist after data"),
+        (["transfer", "count"], "expected classify or detect or segment after transfer"),
+        (["data", "mnist"], "expected fashion-mnist or fashion-scenes or check after data"),
         (["pretrain", "--fast"], "no such option"),
         (["pretrain", "--data=x"], "Keys have no dashes: data=x"),
         (["pretrain", "--json", "data=x", "out=y"], "--json: no such option"),
@@ -166,7 +166,8 @@ def test_the_commands_of_two_words_introduce_themselves() -> None:
 
 def test_defaults_that_a_recipe_or_a_suite_gives_are_told() -> None:
     text = run_maelift("transfer", "classify", "-h").stdout
-    assert "  layer_decay  (float; default 0.65, with init=scratch 1)" in text
+    assert "  layer_decay  (float; default 0.65, with init=scratch 1, with method=lora 1," in text
+    assert "[--evaluate SPLIT]" in text and "--to TO" in run_maelift("export", "-h").stdout
     assert "  data  (text; needed)" in text
     text = run_maelift("bench", "-h").stdout
     assert "  suite  (text; needed)" in text and "  labels  ([int, ...]; default: the suite's)" in text

@@ -163,7 +163,7 @@ class DetectionTask(Task[DetectConfig, DetectionImages]):
         return coco_scores(images.ground_truth(), results, class_names(images), split=split, masks=masks)
 
     def save(self, model: nn.Module, path: Path, provenance: Provenance) -> None:
-        cast(Detector, model).save(path, provenance)
+        cast(Detector, model).save(path, provenance, self.splits.train.category_ids)
 
     def pictures(self, model: nn.Module, images: DetectionImages, split: str) -> list[Picture]:
         """Images on which all was found and nothing else, and others, beside what was annotated."""

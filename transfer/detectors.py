@@ -236,8 +236,8 @@ class Detector(nn.Module):
             masks=masks,
         )
 
-    def save(self, path: Path, provenance: Provenance) -> None:
-        """Write the model file."""
+    def save(self, path: Path, provenance: Provenance, category_ids: Sequence[int] = ()) -> None:
+        """Write the model file; ``category_ids`` are the classes' ids in the COCO JSON that it was trained on."""
         write_model(
             path,
             task="detect",
@@ -245,15 +245,16 @@ class Detector(nn.Module):
             classes=self.classes,
             spec=self.spec,
             preprocessing=self.preprocessing,
-            head=asdict(self.architecture),
+            head={"architecture": asdict(self.architecture), "category_ids": list(category_ids)},
             provenance=provenance,
         )
 
 
 def load(file: ModelFile) -> Detector:
     """The detector that a model file holds, set to judge; raises CheckpointError for tensors that don't fit it."""
+    architecture = Architecture.from_json(cast(Mapping[str, Any], file.head["architecture"]))
     encoder = Encoder(file.spec, preprocessing=file.preprocessing)
-    return file.fill(Detector(encoder, file.classes, Architecture.from_json(file.head)))
+    return file.fill(Detector(encoder, file.classes, architecture))
 
 
 @dataclass(frozen=True, eq=False)

@@ -52,7 +52,7 @@ class PredictConfig:
     score_threshold: float | None = None
     """least score of an object, 0 to 1 (detect); null: the detector's own (0.05 by default), and 0.5 in pictures"""
     coco: str | None = None
-    """COCO JSON whose image and category ids are used, by file and class name (detect); null: counted from 1"""
+    """COCO JSON whose image and category ids are used, by file and class name (detect); null: images are counted from 1"""
     batch_size: int = 64
     """images at a time"""
     precision: Precision = "auto"
@@ -323,10 +323,11 @@ def _writer(file: ModelFile, model: torch.nn.Module, config: PredictConfig, imag
 
 
 def _ids(file: ModelFile, config: PredictConfig, images: ImageSet) -> Ids:
-    """The ids of the COCO JSON that is asked for; else images counted from 1, and the model's classes."""
+    """The ids of the COCO JSON that is asked for; else images counted from 1, and categories as in the training data."""
     names = [images.name(number) for number in range(len(images))]
     if config.coco is None:
-        return Ids({name: number for number, name in enumerate(names, start=1)}, range(1, len(file.classes) + 1))
+        trained = cast(Sequence[int], file.head.get("category_ids") or range(1, len(file.classes) + 1))
+        return Ids({name: number for number, name in enumerate(names, start=1)}, trained)
     try:
         content = json.loads(Path(config.coco).read_text(encoding="utf-8"))
         known = {str(image["file_name"]): int(image["id"]) for image in content["images"]}

@@ -453,13 +453,13 @@ def run(config: TransferConfig, listener: Listener | None = None) -> TransferRes
         task = task_type(config, encoder, replace(splits, train=labeled), ranks)
         task.manifest = manifest.digest
         folder.check_data(manifest.digest, ranks, source.content_hash if source is not None else None)
-        if ranks.is_main:
-            _write_splits(task.splits, folder.path / "splits.csv")
         if (folder.path / TEST_FILE).exists():
             logger.info("%s: %s is there already; nothing was done again", title, folder.path / TEST_FILE)
             return _read_result(task, folder.path)
         for note in [*notes, *_too_few_steps(task)]:
             logger.warning("%s: %s", title, note)
+        if ranks.is_main:
+            _write_splits(task.splits, folder.path / "splits.csv")
         with Tracker(
             folder.path,
             title,

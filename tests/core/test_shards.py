@@ -14,9 +14,9 @@ import pytest
 from maelift.core.config import DataError
 from maelift.core.labels import LabeledImages, MultiLabeledImages, audit_splits, read_class_splits, read_splits
 from maelift.core.shards import read_shards
-from maelift.tests.support import noise_image
+from maelift.tests.support import framework, noise_image
 
-webdataset = pytest.importorskip("webdataset")
+webdataset = framework("webdataset")
 
 
 def write_shards(folder: Path, names: list[str], *, each: int = 6, several: bool = False) -> None:

@@ -12,7 +12,7 @@ import torch
 from maelift.core.config import ConfigError, MaeliftError
 from maelift.core.encoder import EncoderSpec
 from maelift.core.weights import read_encoder
-from maelift.tests.support import encoder_file, random_encoder
+from maelift.tests.support import encoder_file, framework, random_encoder
 from maelift.transfer.adaptation import Lora, add_lora, merged, train_last_blocks
 
 SPEC = EncoderSpec(image_size=(16, 16), patch_size=4, embed_dim=32, depth=3, num_heads=2)
@@ -65,7 +65,7 @@ def test_more_blocks_than_there_are_or_a_third_of_one_are_refused() -> None:
 
 @pytest.mark.parametrize("targets", [("qkv", "proj"), ("qkv", "proj", "fc1", "fc2")])
 def test_merged_updates_give_the_same_function_in_plain_weights(targets: tuple[str, ...]) -> None:
-    pytest.importorskip("peft")
+    framework("peft")
     plain = random_encoder(SPEC)
     encoder = random_encoder(SPEC)
     add_lora(encoder, Lora(rank=4, targets=targets))
@@ -94,7 +94,7 @@ def test_a_run_changes_what_it_trains_and_leaves_an_ordinary_model(
     class_folders: Path, tmp_path: Path, method: str, keys: dict[str, Any], changed: tuple[str, ...]
 ) -> None:
     if method == "lora":
-        pytest.importorskip("peft")
+        framework("peft")
     spec = EncoderSpec(image_size=(16, 16), patch_size=4, embed_dim=32, depth=2, num_heads=2)
     start = encoder_file(tmp_path / "encoder.safetensors", random_encoder(spec))
     nested = {"lora": {name.removeprefix("lora."): value for name, value in keys.items()}} if method == "lora" else keys

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from maelift.core.config import DataError, MaeliftError, resolve
 from maelift.core.weights import Provenance
-from maelift.tests.support import noise_image, one_line_error, random_encoder, run_maelift, write_images
+from maelift.tests.support import framework, noise_image, one_line_error, random_encoder, run_maelift, write_images
 from maelift.transfer.detectors import Architecture as DetectorArchitecture
 from maelift.transfer.detectors import Detector
 from maelift.transfer.drawing import class_colours
@@ -202,7 +202,7 @@ def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     encoder = random_encoder(image_size=32)
     slim: dict[str, Any] = {"pyramid_channels": 16, "head_channels": 16, "fc_dim": 32, "proposals": 40}
     Detector(encoder, ODD, DetectorArchitecture(score_threshold=0.0, **slim)).save(
-        folder / "detector.safetensors", Provenance(method="test")
+        folder / "detector.safetensors", Provenance(method="test"), category_ids=(8, 2)
     )
     segmentor = Segmentor(encoder, ODD, Architecture(head="conv"))
     write_model(
@@ -228,7 +228,7 @@ def some_images(folder: Path) -> Path:
 
 
 def test_objects_are_coco_json_that_pycocotools_reads(untrained: Path, tmp_path: Path) -> None:
-    coco = pytest.importorskip("pycocotools.coco")
+    coco = framework("pycocotools.coco")
     out = tmp_path / "found.json"
     images = some_images(tmp_path / "images")
     model = str(untrained / "detector.safetensors")
@@ -236,7 +236,8 @@ def test_objects_are_coco_json_that_pycocotools_reads(untrained: Path, tmp_path:
     assert (result.count, result.rejected) == (3, 1) and "found.rejected.csv" in result.summary()
     content = json.loads(out.read_text())
     assert {image["file_name"] for image in content["images"]} == {"deep/image000.png", "same.jpg", "same.png"}
-    assert [category["name"] for category in content["categories"]] == list(ODD) and content["annotations"]
+    assert content["categories"] == [{"id": 8, "name": ODD[0]}, {"id": 2, "name": ODD[1]}]  # those of the training data
+    assert {found["category_id"] for found in content["annotations"]} == {2, 8}
     read = coco.COCO(str(out))
     results = read.loadRes(str(tmp_path / "found.results.json"))
     found = maelift.load_model(model).predict([images / "same.jpg"])[0]
