@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ class Sample:
     target: Mapping[str, NDArray[np.generic]] = field(default_factory=dict)
 
 
+Loaded = TypeVar("Loaded")
 MakeSample = Callable[[int, Uniforms], Sample]
 """From an image's number and a row of draws in [0, 1) to a sample; all samples of a run have one shape of pixels."""
 
@@ -118,18 +120,10 @@ class Batches:
     def steps(self, first: int, last: int) -> Iterator[list[Batch]]:
         """For each step from ``first`` to before ``last`` the micro-batches of this process."""
         keys = [(step, micro) for step in range(first, last) for micro in range(self.accumulate)]
-        loader: DataLoader[Batch | MaeliftError] = DataLoader(
-            _Samples(self, keys),
-            batch_size=None,
-            num_workers=self._workers,
-            pin_memory=self.ranks.device.type == "cuda",
-            worker_init_fn=_leave_signals_to_the_parent,
-        )
         together: list[Batch] = []
-        for loaded in loader:
-            if isinstance(loaded, MaeliftError):
-                raise loaded
-            together.append(loaded.to(self.ranks.device))
+        pin_memory = self.ranks.device.type == "cuda"
+        for batch in load_in_order(lambda number: self.load(*keys[number]), len(keys), self._workers, pin_memory):
+            together.append(batch.to(self.ranks.device))
             if len(together) == self.accumulate:
                 yield together
                 together = []
@@ -151,21 +145,38 @@ class Batches:
         )
 
 
-class _Samples(Dataset[Batch | MaeliftError]):
-    """Whole micro-batches by number, for the worker processes of a DataLoader.
+def load_in_order(
+    load: Callable[[int], Loaded], count: int, workers: int = 0, pin_memory: bool = False
+) -> Iterator[Loaded]:
+    """``load(0)`` to ``load(count - 1)``, by ``workers`` processes ahead of their use; 0: here, when they are asked for.
 
-    An error is handed over as it is: one that a worker raises would come wrapped in its traceback.
+    Raises the MaeliftError that ``load`` raises, in its place and as it is.
     """
+    loader: DataLoader[Loaded | MaeliftError] = DataLoader(
+        _Numbered(load, count),
+        batch_size=None,
+        num_workers=workers,
+        pin_memory=pin_memory,
+        worker_init_fn=_leave_signals_to_the_parent,
+    )
+    for loaded in loader:
+        if isinstance(loaded, MaeliftError):
+            raise loaded
+        yield loaded
 
-    def __init__(self, batches: Batches, keys: Sequence[tuple[int, int]]) -> None:
-        self._batches, self._keys = batches, keys
+
+class _Numbered(Dataset[Loaded | MaeliftError]):
+    """What ``load`` gives by number; an error is handed over: one that a worker raises would come wrapped in its traceback."""
+
+    def __init__(self, load: Callable[[int], Loaded], count: int) -> None:
+        self._load, self._count = load, count
 
     def __len__(self) -> int:
-        return len(self._keys)
+        return self._count
 
-    def __getitem__(self, number: int) -> Batch | MaeliftError:
+    def __getitem__(self, number: int) -> Loaded | MaeliftError:
         try:
-            return self._batches.load(*self._keys[number])
+            return self._load(number)
         except MaeliftError as error:
             return error
 

@@ -17,9 +17,8 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 
-from ..core.batches import Batch, Sample, Uniforms
+from ..core.batches import Batch, Sample, Uniforms, load_in_order
 from ..core.config import MaeliftError
 from ..core.cost import encoder_flops
 from ..core.distributed import Precision, Ranks, autocast
@@ -161,33 +160,16 @@ def _extract(
     encoder = wanted.encoder.to(device).eval()
     tell = counting(title)
     chunks = [rows[start : start + EXTRACT_BATCH] for start in range(0, len(rows), EXTRACT_BATCH)]
-    loader: DataLoader[Tensor | MaeliftError] = DataLoader(
-        _Chunks(wanted, chunks), batch_size=None, num_workers=workers
-    )
-    for chunk, pixels in zip(chunks, loader, strict=True):
-        if isinstance(pixels, MaeliftError):
-            raise pixels
+
+    def load(number: int) -> Tensor:
+        return torch.from_numpy(np.stack([wanted.pixels(row) for row in chunks[number]]))
+
+    for chunk, pixels in zip(chunks, load_in_order(load, len(chunks), workers), strict=True):
         with autocast(device, wanted.precision):
             found = encoder.forward_features(wanted.encoder.preprocessing.normalize(pixels.to(device)))
             result = found.tokens if wanted.tokens else pool(found, wanted.pooling)
         file[chunk.start : chunk.stop] = result.float().cpu().numpy().astype(wanted.dtype)
         tell(chunk.stop - rows.start, len(rows))
-
-
-class _Chunks(Dataset[Tensor | MaeliftError]):
-    """Pixels by the chunk; an error is handed over as it is: one that a worker raises would come wrapped in its traceback."""
-
-    def __init__(self, wanted: FeatureFile, chunks: list[range]) -> None:
-        self._wanted, self._chunks = wanted, chunks
-
-    def __len__(self) -> int:
-        return len(self._chunks)
-
-    def __getitem__(self, number: int) -> Tensor | MaeliftError:
-        try:
-            return torch.from_numpy(np.stack([self._wanted.pixels(row) for row in self._chunks[number]]))
-        except MaeliftError as error:
-            return error
 
 
 class Rows:
