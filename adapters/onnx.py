@@ -74,7 +74,9 @@ def export(file: EncoderFile, folder: Path, config: OnnxExport) -> Bundle:
         files[data_file(path).name] = "weights; keep it beside the graph"
     sizes = "any size that the patch divides" if config.dynamic_size else "this size only"
     note = f"images: float32 (batch, {encoder.spec.channels}, height, width), {sizes}"
-    return Bundle(files, certificate, _usage(encoder, config.normalize), (note,))
+    spec, normalised = encoder.spec, None if config.normalize else "the contract in the metadata says"
+    names = (["class_token"] if spec.class_token else []) + ["tokens", "pooled"]
+    return Bundle(files, certificate, usage(USAGE, spec, encoder.preprocessing, names, normalised), (note,))
 
 
 def to_onnx(
@@ -283,19 +285,23 @@ def data_file(path: Path) -> Path:
     return path.with_name(f"{path.name}.data")
 
 
-def _usage(encoder: Encoder, normalize: bool) -> str:
-    spec, preprocessing = encoder.spec, encoder.preprocessing
+def usage(
+    template: str, spec: EncoderSpec, preprocessing: Preprocessing, outputs: Sequence[str], normalised: str | None
+) -> str:
+    """How a graph is run: ``template`` with sizes, channels, outputs and the meaning of the input values.
+
+    ``normalised`` says by what they are to be normalised; None: the graph does it, and they are stored values.
+    """
     low, high = preprocessing.value_range
-    values = f"stored values, {low:g} to {high:g}" if normalize else "normalised as the contract in the metadata says"
-    names = (["class_token"] if spec.class_token else []) + ["tokens", "pooled"]
-    return USAGE.format(
+    values = f"stored values, {low:g} to {high:g}" if normalised is None else f"normalised as {normalised}"
+    return template.format(
         out="{out}",
         channels=spec.channels,
         height=spec.image_size[0],
         width=spec.image_size[1],
         meaning=f"{values}; channels {', '.join(preprocessing.channel_names)}",
-        outputs=", ".join(names),
-        names=", ".join(f'"{name}"' for name in names),
+        outputs=", ".join(outputs),
+        names=", ".join(f'"{name}"' for name in outputs),
     )
 
 

@@ -102,23 +102,14 @@ def _export_model(file: ModelFile, folder: Path, config: OnnxExport) -> Bundle:
     path = folder / GRAPH_FILE
     outputs = write_model_graph(file, model, path, config)
     (folder / "classes.txt").write_text("".join(f"{name}\n" for name in file.classes), encoding="utf-8")
-    spec, names = file.spec, list(outputs)
-    low, high = file.preprocessing.value_range
     files = {
         GRAPH_FILE: "the graph, its weights, and in its metadata task, classes and preprocessing",
         "classes.txt": "the classes, in the order of the logits",
     }
     if (data := onnx.data_file(path)).exists():
         files[data.name] = "weights; keep it beside the graph"
-    meaning = f"stored values, {low:g} to {high:g}" if config.normalize else "normalised as the metadata say"
-    usage = USAGE.format(
-        out="{out}",
-        channels=spec.channels,
-        height=spec.image_size[0],
-        width=spec.image_size[1],
-        meaning=f"{meaning}; channels {', '.join(file.preprocessing.channel_names)}",
-        outputs=", ".join(names),
-        names=", ".join(f'"{name}"' for name in names),
+    usage = onnx.usage(
+        USAGE, file.spec, file.preprocessing, list(outputs), None if config.normalize else "the metadata say"
     )
     return Bundle(files, certify_graph(file, model, path, config), usage, _notes(model))
 
