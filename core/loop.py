@@ -31,7 +31,7 @@ logger = logging.getLogger("maelift")
 Objective = Callable[[nn.Module, Batch], Tensor]
 """From the (wrapped) model and a micro-batch to the scalar loss, the mean over the micro-batch."""
 Evaluate = Callable[[nn.Module, int], Mapping[str, float]]
-"""From the model to be judged (the average of weights, where one is kept) and the step to named metrics."""
+"""From the model to be judged (with the average of the weights, where one is kept) and the step to named metrics."""
 
 
 class Diverged(MaeliftError):
@@ -87,7 +87,7 @@ class State:
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
-    average: nn.Module | None = None
+    average: WeightAverage | None = None
     step: int = 0
     best_value: float = -math.inf
     best_step: int = 0
@@ -98,8 +98,8 @@ class State:
 
     @property
     def judged(self) -> nn.Module:
-        """The model that is evaluated and kept: the average of weights, where there is one."""
-        return self.average if self.average is not None else self.model
+        """The model that is evaluated and kept: that with the average of the weights, where there is one."""
+        return self.average.module if self.average is not None else self.model
 
     def save(self, path: Path) -> None:
         """Write everything to one file, all at once or not at all."""
@@ -200,7 +200,7 @@ def train(
             state.optimizer.step()
             state.optimizer.zero_grad(set_to_none=True)
             state.step += 1
-            if isinstance(state.average, WeightAverage):
+            if state.average is not None:
                 state.average.update(state.model, state.step)
             state.seconds = time.monotonic() - began
             last = state.step == schedule.steps
@@ -270,9 +270,8 @@ def _judge(state: State, evaluate: Evaluate, best_metric: str | None, tracker: T
     state.waited += 1
     if best_metric is not None and metrics[best_metric] > state.best_value:
         state.waited = 0
-        judged = state.judged.module if isinstance(state.judged, WeightAverage) else state.judged
         state.best_value, state.best_step = metrics[best_metric], state.step
-        state.best_weights = {name: value.detach().cpu().clone() for name, value in judged.state_dict().items()}
+        state.best_weights = {name: value.detach().cpu().clone() for name, value in state.judged.state_dict().items()}
 
 
 def _out_of_patience(state: State, upkeep: Upkeep) -> bool:

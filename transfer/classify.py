@@ -432,11 +432,8 @@ def save_classifier(model: Classifier, path: Path, provenance: Provenance) -> No
     """Write a classifier, with all that is needed to use it."""
     write_model(
         path,
+        model,
         task="classify",
-        model=model,
-        classes=model.classes,
-        spec=model.spec,
-        preprocessing=model.preprocessing,
         head={"pooling": model.pooling, "multi_label": model.multi_label, **_describe_head(model.head)},
         provenance=provenance,
     )

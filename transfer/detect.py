@@ -25,7 +25,6 @@ from ..core.distributed import Ranks, autocast
 from ..core.encoder import Encoder
 from ..core.images import to_array
 from ..core.labels import Splits
-from ..core.loop import WeightAverage
 from ..core.weights import Provenance
 from .detection_scores import Result, coco_results, coco_scores, write_results
 from .detectors import AT_ONCE, ENCODER_PREFIX, Architecture, Canvas, Detector, Engine, Head, Sizes, blank, resample
@@ -144,10 +143,11 @@ class DetectionTask(Task[DetectConfig, DetectionImages]):
 
     def validate(self, model: nn.Module) -> Mapping[str, float]:
         """Of boxes only: the masks' figures come at the end, as pasting masks takes long."""
+        detector = cast(Detector, model)
         size = len(self.splits.val) * self.encoder.spec.channels * math.prod(self.encoder.spec.image_size)
         if self._kept is None and size <= CACHE_BYTES:
-            self._kept = list(self._canvases(unwrapped(model), self.splits.val))
-        results = self._results(unwrapped(model), self.splits.val, masks=False)
+            self._kept = list(self._canvases(detector, self.splits.val))
+        results = self._results(detector, self.splits.val, masks=False)
         metrics = coco_scores(
             self.splits.val.ground_truth(), results, class_names(self.splits.val), split="val"
         ).metrics
@@ -155,7 +155,7 @@ class DetectionTask(Task[DetectConfig, DetectionImages]):
 
     def score(self, model: nn.Module, images: DetectionImages, split: str) -> Scores:
         """COCO's figures, of boxes and masks; a training run leaves what was found beside its model, for COCO's tools."""
-        detector = unwrapped(model)
+        detector = cast(Detector, model)
         masks = detector.architecture.masks and images.has_masks
         results = self._results(detector, images, masks=masks)
         if self.config.evaluate is None:  # else the images may be others than those of the run in this folder
@@ -167,7 +167,7 @@ class DetectionTask(Task[DetectConfig, DetectionImages]):
 
     def pictures(self, model: nn.Module, images: DetectionImages, split: str) -> list[Picture]:
         """Images on which all was found and nothing else, and others, beside what was annotated."""
-        detector = unwrapped(model)
+        detector = cast(Detector, model)
         chosen: dict[bool, list[Picture]] = {True: [], False: []}
         for index in range(min(PICTURED, len(images))):
             image = images.images.open(index)
@@ -203,11 +203,6 @@ class DetectionTask(Task[DetectConfig, DetectionImages]):
             for one in found:
                 results += coco_results(one, next(image_ids), images.category_ids)
         return results
-
-
-def unwrapped(model: nn.Module) -> Detector:
-    """The detector itself, or that within an average of weights."""
-    return cast(Detector, model.module if isinstance(model, WeightAverage) else model)
 
 
 def class_names(images: DetectionImages) -> dict[int, str]:

@@ -28,7 +28,7 @@ from ..core.frameworks import require
 from ..core.images import stored_pixels
 from ..core.loop import Diverged
 from ..core.weights import Provenance
-from .models import ModelFile, write_model
+from .models import ModelFile, from_json, write_model
 from .predictions import Detections
 
 ENCODER_PREFIX = "model.backbone.net."
@@ -135,14 +135,6 @@ class Architecture(Sizes):
         if self.engine == "torchvision" and self.head.startswith("cascade"):
             raise ConfigError("head", self.head, "faster or mask; torchvision has no cascade. Give engine=detectron2.")
 
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> Architecture:
-        """What ``dataclasses.asdict`` turned into JSON; raises TypeError for other content."""
-        settings: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in content.items()
-        }
-        return cls(**settings)
-
     @property
     def masks(self) -> bool:
         """Whether there is a mask head."""
@@ -240,11 +232,8 @@ class Detector(nn.Module):
         """Write the model file; ``category_ids`` are the classes' ids in the COCO JSON that it was trained on."""
         write_model(
             path,
+            self,
             task="detect",
-            model=self,
-            classes=self.classes,
-            spec=self.spec,
-            preprocessing=self.preprocessing,
             head={"architecture": asdict(self.architecture), "category_ids": list(category_ids)},
             provenance=provenance,
         )
@@ -252,9 +241,8 @@ class Detector(nn.Module):
 
 def load(file: ModelFile) -> Detector:
     """The detector that a model file holds, set to judge; raises CheckpointError for tensors that don't fit it."""
-    architecture = Architecture.from_json(cast(Mapping[str, Any], file.head["architecture"]))
     encoder = Encoder(file.spec, preprocessing=file.preprocessing)
-    return file.fill(Detector(encoder, file.classes, architecture))
+    return file.fill(Detector(encoder, file.classes, from_json(Architecture, file.head["architecture"])))
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import safetensors
 import safetensors.torch
@@ -27,6 +27,7 @@ HOMES = {"classify": "classify", "detect": "detectors", "segment": "segmentors"}
 """The module of each task whose ``load(file)`` builds the model of a model file."""
 
 M = TypeVar("M", bound=nn.Module)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,25 +64,32 @@ class ModelFile:
         return model.eval()
 
 
+class Trained(Protocol):
+    """What every trained model tells of itself."""
+
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+
+    @property
+    def spec(self) -> EncoderSpec: ...
+
+    @property
+    def preprocessing(self) -> Preprocessing: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+
 def write_model(
-    path: str | Path,
-    *,
-    task: str,
-    model: nn.Module,
-    classes: Sequence[str],
-    spec: EncoderSpec,
-    preprocessing: Preprocessing,
-    head: Mapping[str, object],
-    provenance: Provenance,
+    path: str | Path, model: Trained, *, task: str, head: Mapping[str, object], provenance: Provenance
 ) -> None:
     """Write a trained model, all at once or not at all; ``head`` is what JSON can hold, and ``task`` one of ``HOMES``."""
     state = _apart(model.state_dict())
     description = {
         "version": MODEL_VERSION,
         "task": task,
-        "classes": list(classes),
-        "spec": asdict(spec),
-        "preprocessing": asdict(preprocessing),
+        "classes": list(model.classes),
+        "spec": asdict(model.spec),
+        "preprocessing": asdict(model.preprocessing),
         "head": dict(head),
         "provenance": asdict(provenance),
         "content_hash": content_hash(state),
@@ -151,6 +159,12 @@ def build_model(file: ModelFile) -> nn.Module:
         return cast(nn.Module, home.load(file))
     except (KeyError, TypeError, ValueError) as error:
         raise _unreadable(file.source, error) from error
+
+
+def from_json(schema: type[T], content: object) -> T:
+    """A dataclass of plain values that ``dataclasses.asdict`` and JSON turned into a mapping; TypeError for other content."""
+    fields = cast(Mapping[str, Any], content)
+    return schema(**{key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()})
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -20,11 +20,9 @@ from ..core.distributed import Ranks, autocast
 from ..core.encoder import Encoder
 from ..core.images import to_array
 from ..core.labels import Splits
-from ..core.loop import WeightAverage
 from ..core.mask_images import SegmentationImages, segmentation_parts
 from ..core.weights import Provenance
 from .drawing import Picture, draw_segmentation, side_by_side
-from .models import write_model
 from .predictions import Segmentation as Prediction
 from .scores import Scores
 from .segmentation_scores import PixelCounts
@@ -170,21 +168,11 @@ class SegmentationTask(Task[SegmentConfig, SegmentationImages]):
         return self._counted(model, images, self._pairs(images)).scores(split, images.classes)
 
     def save(self, model: nn.Module, path: Path, provenance: Provenance) -> None:
-        segmentor = cast(Segmentor, model)
-        write_model(
-            path,
-            task=self.name,
-            model=segmentor,
-            classes=segmentor.classes,
-            spec=segmentor.spec,
-            preprocessing=segmentor.preprocessing,
-            head={**segmentor.describe(), "values": self.splits.train.values},
-            provenance=provenance,
-        )
+        cast(Segmentor, model).save(path, provenance, self.splits.train.values)
 
     def pictures(self, model: nn.Module, images: SegmentationImages, split: str) -> list[Picture]:
         """The best and the worst predictions, by each image's own mean intersection over union."""
-        segmentor, judged = unwrapped(model), []
+        segmentor, judged = cast(Segmentor, model), []
         for index in range(min(PICTURED, len(images))):
             (found,) = segmentor.segment([to_array(images.images.open(index), segmentor.spec.channels)])
             counts = PixelCounts(len(images.classes), images.ignore_index)
@@ -202,18 +190,17 @@ class SegmentationTask(Task[SegmentConfig, SegmentationImages]):
 
     def _counted(self, model: nn.Module, images: SegmentationImages, pairs: Iterable[Pair]) -> PixelCounts:
         """The pixel counts of a model's predictions over all images."""
-        segmentor, counts, rest = unwrapped(model), PixelCounts(len(images.classes), images.ignore_index), iter(pairs)
+        segmentor, counts, rest = (
+            cast(Segmentor, model),
+            PixelCounts(len(images.classes), images.ignore_index),
+            iter(pairs),
+        )
         while some := list(itertools.islice(rest, IMAGES_AT_ONCE)):
             with autocast(self.ranks.device, self.config.precision):
                 found = segmentor.segment([pixels for pixels, _ in some])
             for prediction, (_, mask) in zip(found, some, strict=True):
                 counts.add(prediction, mask, images.images.name(counts.images))
         return counts
-
-
-def unwrapped(model: nn.Module) -> Segmentor:
-    """The segmentor itself, or that within an average of weights."""
-    return cast(Segmentor, model.module if isinstance(model, WeightAverage) else model)
 
 
 def stored_bytes(images: SegmentationImages, channels: int) -> int:

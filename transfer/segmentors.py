@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -24,7 +24,8 @@ from ..core.config import ConfigError, DataError, MaeliftError
 from ..core.encoder import Encoder, EncoderSpec
 from ..core.images import stored_pixels
 from ..core.mask_images import ignore_index
-from .models import ModelFile
+from ..core.weights import Provenance
+from .models import ModelFile, from_json, write_model
 from .predictions import Segmentation
 
 ENCODER_PREFIX = "network.backbone."
@@ -186,9 +187,19 @@ class Segmentor(nn.Module):
         finally:
             self.train(was_training)
 
-    def describe(self) -> dict[str, object]:
-        """What rebuilds the model beside the encoder's spec, as JSON can hold it."""
-        return {"architecture": asdict(self.architecture), "inference": asdict(self.inference)}
+    def save(self, path: Path, provenance: Provenance, values: Sequence[int] = ()) -> None:
+        """Write the model file; ``values`` are what stands for the classes in the masks that it was trained on."""
+        write_model(
+            path,
+            self,
+            task="segment",
+            head={
+                "architecture": asdict(self.architecture),
+                "inference": asdict(self.inference),
+                "values": list(values),
+            },
+            provenance=provenance,
+        )
 
     def _checked_shape(self, image: NDArray[np.generic]) -> tuple[int, int, int]:
         if image.ndim != 3 or image.shape[0] != self.spec.channels or 0 in image.shape:
@@ -204,12 +215,9 @@ class Segmentor(nn.Module):
 
 def load(file: ModelFile) -> Segmentor:
     """The segmentor that a model file holds, set to judge; raises CheckpointError for tensors that don't fit it."""
-    content = cast(Mapping[str, dict[str, Any]], file.head)
-    inference: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value for key, value in content["inference"].items()
-    }
     encoder = Encoder(file.spec, preprocessing=file.preprocessing)
-    model = Segmentor(encoder, file.classes, Architecture(**content["architecture"]), Inference(**inference))
+    architecture = from_json(Architecture, file.head["architecture"])
+    model = Segmentor(encoder, file.classes, architecture, from_json(Inference, file.head["inference"]))
     return file.fill(model)
 
 

@@ -17,7 +17,7 @@ from maelift.transfer.classify import Classifier, save_classifier
 from maelift.transfer.detectors import Architecture as DetectorArchitecture
 from maelift.transfer.detectors import Detector
 from maelift.transfer.heads import AttentiveProbe
-from maelift.transfer.models import load_model, write_model
+from maelift.transfer.models import load_model
 from maelift.transfer.segmentors import Architecture, Segmentor
 from torch import nn
 
@@ -45,16 +45,7 @@ def segmentor_file(path: Path, channels: int = 3, patch: int = 4, depth: int = 4
     encoder = random_encoder(spec)
     model = shaken(Segmentor(encoder, CLASSES, Architecture(**architecture)))
     assert isinstance(model, Segmentor)
-    write_model(
-        path,
-        task="segment",
-        model=model,
-        classes=CLASSES,
-        spec=model.spec,
-        preprocessing=model.preprocessing,
-        head=model.describe(),
-        provenance=Provenance(method="test"),
-    )
+    model.save(path, Provenance(method="test"))
     return path
 
 

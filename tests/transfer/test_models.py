@@ -6,6 +6,7 @@ import json
 import pickle
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import maelift
 import pytest
@@ -54,16 +55,7 @@ def test_a_model_is_read_back_and_predicts_the_same(model: Path) -> None:
 
 def test_a_segmentor_keeps_its_head(tmp_path: Path) -> None:
     segmentor = Segmentor(random_encoder(image_size=16), CLASSES, Architecture(head="conv")).eval()
-    write_model(
-        tmp_path / "m.safetensors",
-        task="segment",
-        model=segmentor,
-        classes=CLASSES,
-        spec=segmentor.spec,
-        preprocessing=segmentor.preprocessing,
-        head=segmentor.describe(),
-        provenance=Provenance(method="test"),
-    )
+    segmentor.save(tmp_path / "m.safetensors", Provenance(method="test"))
     images = torch.randn(1, 3, 16, 20)
     with torch.inference_mode():
         assert torch.equal(load_model(tmp_path / "m.safetensors")(images), segmentor(images))
@@ -77,19 +69,11 @@ def test_a_classifier_of_version_1_is_read(model: Path) -> None:
 
 
 def test_tensors_that_share_memory_are_written(tmp_path: Path) -> None:
-    tied = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    tied: Any = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
     tied[1].weight = tied[0].weight
     encoder = random_encoder()
-    write_model(
-        tmp_path / "m.safetensors",
-        task="classify",
-        model=tied,
-        classes=CLASSES,
-        spec=encoder.spec,
-        preprocessing=encoder.preprocessing,
-        head={},
-        provenance=Provenance(method="test"),
-    )
+    tied.classes, tied.spec, tied.preprocessing = CLASSES, encoder.spec, encoder.preprocessing
+    write_model(tmp_path / "m.safetensors", tied, task="classify", head={}, provenance=Provenance(method="test"))
     state = read_model(tmp_path / "m.safetensors").state
     assert torch.equal(state["0.weight"], state["1.weight"])
 

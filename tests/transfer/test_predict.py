@@ -20,7 +20,6 @@ from maelift.tests.support import framework, noise_image, one_line_error, random
 from maelift.transfer.detectors import Architecture as DetectorArchitecture
 from maelift.transfer.detectors import Detector
 from maelift.transfer.drawing import class_colours
-from maelift.transfer.models import write_model
 from maelift.transfer.predict import PredictConfig, PredictResult, predict
 from maelift.transfer.segmentors import Architecture, Segmentor
 from maelift.transfer.training import TransferResult
@@ -205,16 +204,7 @@ def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         folder / "detector.safetensors", Provenance(method="test"), category_ids=(8, 2)
     )
     segmentor = Segmentor(encoder, ODD, Architecture(head="conv"))
-    write_model(
-        folder / "segmentor.safetensors",
-        task="segment",
-        model=segmentor,
-        classes=ODD,
-        spec=segmentor.spec,
-        preprocessing=segmentor.preprocessing,
-        head={**segmentor.describe(), "values": [7, 200]},
-        provenance=Provenance(method="test"),
-    )
+    segmentor.save(folder / "segmentor.safetensors", Provenance(method="test"), values=(7, 200))
     return folder
 
 

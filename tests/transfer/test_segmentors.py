@@ -13,7 +13,7 @@ from maelift.core.encoder import EncoderSpec
 from maelift.core.weights import Provenance
 from maelift.tests.support import framework, random_encoder
 from maelift.transfer import segmentors
-from maelift.transfer.models import load_model, write_model
+from maelift.transfer.models import load_model
 from maelift.transfer.segmentors import ENCODER_PREFIX, Architecture, Inference, Segmentor, likeliest, slide
 from PIL import Image
 from torch import Tensor
@@ -181,16 +181,7 @@ def test_predicting_leaves_a_training_model_in_training() -> None:
 def test_a_loaded_model_predicts_the_same(tmp_path: Path) -> None:
     for kind in ({"head": "conv"}, {"head": "upernet", "relative_positions": True}, {"engine": "mmseg"}):
         model = segmentor(inference=Inference(mode="slide", crop=(32, 48), stride=(8, 9), short_side=40), **kind)
-        write_model(
-            tmp_path / "model.safetensors",
-            task="segment",
-            model=model,
-            classes=model.classes,
-            spec=model.spec,
-            preprocessing=model.preprocessing,
-            head=model.describe(),
-            provenance=Provenance(method="test"),
-        )
+        model.save(tmp_path / "model.safetensors", Provenance(method="test"))
         loaded = load_model(tmp_path / "model.safetensors")
         assert isinstance(loaded, Segmentor) and not loaded.training
         assert (loaded.inference, loaded.architecture) == (model.inference, model.architecture)
