@@ -11,7 +11,8 @@ from .core.config import ConfigError
 if TYPE_CHECKING:
     from .adapters.exporting import ExportResult
     from .benchmarks.runner import BenchResult
-    from .pretrain.stage import PretrainConfig, PretrainResult
+    from .pretrain.config import PretrainConfig
+    from .pretrain.stage import PretrainResult
     from .transfer.training import TransferConfig, TransferResult
 
 
@@ -21,7 +22,7 @@ def pretrain(config: PretrainConfig | None = None, **keys: Any) -> PretrainResul
     Raises MaeliftError for what a user can mend, with the message that the command would print.
     """
     from .core.config import resolve
-    from .pretrain.stage import PretrainConfig
+    from .pretrain.config import PretrainConfig
     from .pretrain.stage import pretrain as run
 
     return run(config if config is not None else resolve(PretrainConfig, keys))

@@ -66,7 +66,13 @@ def _transfer(task: str, schema: str, summary: str) -> Command:
 
 
 COMMANDS = {
-    "pretrain": Command("pretrain.stage", "PretrainConfig", "pretrain", "images in, encoder file out (MAE)"),
+    "pretrain": Command(
+        "pretrain.config",
+        "PretrainConfig",
+        "pretrain",
+        "images in, encoder file out (MAE)",
+        home="pretrain.stage",
+    ),
     "transfer classify": _transfer("classify", "ClassifyConfig", "labelled images and an encoder in, classifier out"),
     "transfer detect": _transfer(
         "detect", "DetectConfig", "boxes or masks (COCO JSON) and an encoder in, detector out"

@@ -28,8 +28,8 @@ from ..core.loop import Diverged
 from ..core.randomness import stream
 from ..core.run_folder import FREE_KEYS
 from ..core.tracking import Listener, Tracker
-from ..core.weights import Provenance, load_encoder, save_encoder
-from ..pretrain.stage import ENCODER_FILE, pretrain
+from ..core.weights import ENCODER_FILE, Provenance, load_encoder, save_encoder
+from ..pretrain.stage import pretrain
 from ..transfer.classify import ClassificationTask, Classifier, ClassifyRecipe, save_classifier, score
 from ..transfer.models import MODEL_FILE, load_model
 from ..transfer.starts import fresh_encoder

@@ -13,7 +13,7 @@ import yaml
 
 from ..core.config import ConfigError, MaeliftError, nearest, raw_value, resolve
 from ..core.encoder import EncoderSpec, ModelName, preset_spec
-from ..pretrain.stage import PretrainConfig
+from ..pretrain.config import PretrainConfig
 from ..transfer.classify import ClassifyRecipe
 from ..transfer.training import recipe_defaults
 

@@ -28,6 +28,7 @@ logger = logging.getLogger("maelift")
 
 CONTRACT_KEY = "maelift.encoder"
 CONTRACT_VERSION = 1
+ENCODER_FILE = "encoder.safetensors"
 DECODER_FILE = "decoder.safetensors"
 """What a decoder file is called, beside the encoder file of its pretraining."""
 DECODER_KEY = "maelift.decoder"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from maelift.core.doctor import Diagnosis
-from maelift.pretrain.stage import PretrainConfig
+from maelift.pretrain.config import PretrainConfig
 from maelift.tests.support import TINY, environment, one_line_error, run_maelift, write_images
 
 

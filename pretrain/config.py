@@ -1,0 +1,115 @@
+"""What a pretraining may be told: every key of ``maelift pretrain`` (MAE, Appendix A.1, Table 8)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ..core.config import ConfigError
+from ..core.distributed import Precision
+from ..core.encoder import ModelName, preset_spec
+from .mae import Decoder
+from .masking import Masking, num_visible
+from .pool import Crop
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Pretrain a masked autoencoder on unlabelled images."""
+
+    data: str
+    """folder of images (nested or flat), or idx file"""
+    out: str
+    """folder for the encoder file, checkpoints, metrics and pictures"""
+    model: ModelName = "vit_base"
+    """the encoder's shape"""
+    image_size: int | tuple[int, int] | None = None
+    """pixels, one side or [height,width]; null: the model's usual one"""
+    patch_size: int | None = None
+    """pixels a side of a patch; null: the model's usual one"""
+    channels: int | None = None
+    """1 (gray) or 3 (colour); null: 1 if every image is gray, else 3"""
+    statistics: Literal["auto", "imagenet", "data"] = "auto"
+    """mean and deviation for normalising; auto: ImageNet's for colour, the data's own for gray"""
+    masking: Masking = field(default_factory=Masking)
+    decoder: Decoder = field(default_factory=Decoder)
+    crop: Crop = field(default_factory=Crop)
+    norm_pix_loss: bool = True
+    """predict each patch normalised by its own mean and deviation (paper Table 1d)"""
+    epochs: float = 800.0
+    """times that every image is seen; the paper's 800 to 1600 are for a million images"""
+    batch_size: int = 256
+    """images in a step, over all processes and accumulations (the paper's: 4096)"""
+    accumulate: int = 1
+    """passes that a step is split into, to save memory"""
+    base_lr: float = 1.5e-4
+    """learning rate for a batch of 256; that used is base_lr * batch_size / 256"""
+    lr: float | None = None
+    """learning rate itself; null: from base_lr"""
+    warmup_epochs: float | None = None
+    """epochs of linear warm-up; null: 5 % of the epochs, as the paper's 40 of 800"""
+    weight_decay: float = 0.05
+    """AdamW's weight decay; none for vectors and biases"""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's momenta"""
+    clip_grad: float | None = None
+    """largest norm of the gradient; null: not clipped"""
+    precision: Precision = "auto"
+    """of the forward pass; auto: bfloat16 on a GPU that has it, else float32"""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """where to train; auto: a GPU when there is one"""
+    workers: int | None = None
+    """processes that load images; null: one a core, none for idx files"""
+    holdout: int | float = 0.02
+    """images kept out of training for the masked loss, a share or a count (at most 1000 by share)"""
+    evaluations: int = 20
+    """times that the held-out loss and the pictures are made during the run"""
+    log_every: int = 50
+    """steps between two records of the training loss"""
+    checkpoint_minutes: float = 5.0
+    """minutes between two checkpoints"""
+    max_rejected: float = 0.05
+    """largest share of broken images that is put up with"""
+    seed: int = 0
+    """seeds every random draw"""
+
+    def __post_init__(self) -> None:
+        positive = ("epochs", "batch_size", "accumulate", "base_lr", "checkpoint_minutes", "evaluations", "log_every")
+        for key in (*positive, "lr", "clip_grad"):
+            value = getattr(self, key)
+            if value is not None and value <= 0:
+                raise ConfigError(key, value, "a number above 0")
+        for key in ("weight_decay", "holdout", "workers", "seed", "warmup_epochs"):
+            value = getattr(self, key)
+            if value is not None and value < 0:
+                raise ConfigError(key, value, "0 or more")
+        if isinstance(self.holdout, float) and self.holdout >= 1:
+            raise ConfigError("holdout", self.holdout, "a share below 1, or a whole number of images")
+        if self.warmup_epochs is not None and self.warmup_epochs >= self.epochs:
+            raise ConfigError("warmup_epochs", self.warmup_epochs, f"fewer than epochs={self.epochs:g}")
+        if not 0 <= self.max_rejected <= 1:
+            raise ConfigError("max_rejected", self.max_rejected, "a share from 0 to 1")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError("betas", list(self.betas), "two numbers from 0 to below 1")
+        if self.channels not in (None, 1, 3):
+            raise ConfigError("channels", self.channels, "1 or 3")
+        if self.statistics == "imagenet" and self.channels == 1:
+            raise ConfigError("statistics", self.statistics, "data or auto, as channels=1 has no ImageNet statistics")
+        spec = preset_spec(self.model, image_size=self.image_size, patch_size=self.patch_size)
+        num_visible(spec.num_patches, self.masking.ratio)
+
+    @property
+    def peak_lr(self) -> float:
+        """The learning rate after warm-up."""
+        return self.lr if self.lr is not None else self.base_lr * self.batch_size / 256
+
+    def steps(self, pool: int) -> int:
+        """Steps of the optimiser for a pool of so many images."""
+        return max(1, math.ceil(self.epochs * pool / self.batch_size))
+
+    def held_out_count(self, count: int) -> int:
+        """How many of ``count`` images are kept out of training."""
+        if isinstance(self.holdout, int):
+            return self.holdout
+        return min(1000, int(self.holdout * count))
