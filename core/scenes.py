@@ -36,7 +36,7 @@ BACKGROUND = "background"
 FAINTEST = 8
 """Pixels up to this value (of 255) are not the item's: specks of the scans, and what resizing makes of an edge."""
 
-LEAST_VISIBLE = 0.3
+LEAST_VISIBLE = 0.5
 """share of its own pixels that each item of a scene must show"""
 
 VAL_SHARE = 1 / 12
@@ -46,7 +46,7 @@ PLACES = 50
 """places that are tried for an item before the scene is laid out anew"""
 
 RECORD = "scenes.json"
-FORMAT = 1
+FORMAT = 2
 """Raised when the recipe changes, so that scenes of two recipes are never taken for the same."""
 
 
@@ -58,7 +58,7 @@ class FashionScenesConfig:
     """folder that is made: train/val/test.json, images/, masks/, classes.txt, pool/ (unlabelled, for pretraining)"""
     source: str = "data/fashion-mnist"
     """folder of Fashion-MNIST's idx files, as 'maelift data fashion-mnist' brings them"""
-    train: int = 2000
+    train: int = 4000
     """training scenes"""
     val: int = 300
     """validation scenes, of training items that no other scene has"""
