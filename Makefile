@@ -1,5 +1,6 @@
 # make quickstart   bring the data, run the quickstart suite, write its report      ARGS="key=value ..." change it
 # make test         the frameworks of the adapters, ruff, mypy, pytest               ARGS="-k word" go to pytest
+# make soak         kill a pretraining of two processes 20 times, compare its end with an uninterrupted one's
 # make lint         ruff and mypy only
 # Each sets itself up: a virtual environment in .venv, the tested versions, Fashion-MNIST in data/. A second run
 # reuses them.
@@ -12,7 +13,7 @@ READY := .venv/ready
 FRAMEWORKS := .venv/frameworks
 DATA := data/fashion-mnist
 
-.PHONY: quickstart test lint install frameworks data clean
+.PHONY: quickstart test soak lint install frameworks data clean
 
 quickstart: install data
 	.venv/bin/maelift bench $(SUITE) data.path=$(DATA) "out=$(OUT)" $(ARGS)
@@ -21,6 +22,9 @@ test: frameworks lint data
 	.venv/bin/python -m pytest -q -n auto --dist loadfile --durations=5 $(ARGS)
 
 # mypy takes the package's name from its folder; .venv/src/maelift leads here, whatever this folder is called.
+soak: install
+	.venv/bin/python tests/soak.py $(ARGS)
+
 lint: install
 	.venv/bin/ruff check .
 	cd .venv/src && ../bin/mypy -p maelift --config-file maelift/pyproject.toml

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -18,6 +19,7 @@ from typing import Any, Literal, cast
 import torch
 
 from .. import __version__
+from ..core.checkpoints import Checkpoints
 from ..core.config import ConfigError, DataError, MaeliftError, to_dict
 from ..core.distributed import Ranks, choose_device
 from ..core.encoder import Encoder, Preprocessing, channel_names
@@ -28,7 +30,7 @@ from ..core.loop import Diverged
 from ..core.randomness import stream
 from ..core.run_folder import FREE_KEYS
 from ..core.tracking import Listener, Tracker
-from ..core.weights import ENCODER_FILE, Provenance, load_encoder, save_encoder
+from ..core.weights import ENCODER_FILE, Provenance, load_encoder, read_encoder, save_encoder
 from ..pretrain.stage import pretrain
 from ..transfer.classify import ClassificationTask, Classifier, ClassifyRecipe, save_classifier, score
 from ..transfer.models import MODEL_FILE, load_model
@@ -331,7 +333,11 @@ def _pretrain(
         preprocessing=context.preprocessing,
         listener=listener,
     )
-    return {"seconds": result.seconds, "held_out_loss": result.held_out_loss, "steps": result.steps}
+    seconds = result.seconds
+    if seconds is None:  # it was done, by one process, before its result was written
+        made = read_encoder(result.encoder).provenance
+        seconds = 3600 * (made.cpu_hours + made.gpu_hours)
+    return {"seconds": seconds, "held_out_loss": result.held_out_loss, "steps": result.steps}
 
 
 def _pretrain_with_labels(
@@ -344,7 +350,7 @@ def _pretrain_with_labels(
     save_encoder(
         cast(Classifier, found.model).encoder, folder / ENCODER_FILE, replace(provenance, tool_version=__version__)
     )
-    (folder / "checkpoint.pt").unlink(missing_ok=True)
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return {"seconds": found.seconds, "val_accuracy": found.best, "steps": found.steps}
 
 
@@ -416,7 +422,7 @@ def _fit(
             tracker=tracker,
             evaluations=context.config.evaluations,
             workers=0 if ranks.device.type == "cpu" else None,
-            checkpoint=None if folder is None else folder / "checkpoint.pt",
+            checkpoints=None if folder is None else Checkpoints(folder / "checkpoints", ranks, keep=1),
             checkpoint_seconds=30.0,
         )
     return found, curve

@@ -8,20 +8,40 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
 from types import FrameType
-from typing import Literal
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 
 from .config import ConfigError, MaeliftError
 
-Precision = Literal["auto", "float32", "bfloat16"]
+T = TypeVar("T")
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
+Parallel = Literal["ddp", "fsdp"]
+"""How several processes share the work: each has the whole model (DDP), or a part of its parameters (FSDP2)."""
+
+PATIENCE = timedelta(minutes=30)
+"""How long a process waits for the others: the main one judges the model meanwhile."""
+LOST_CONTACT = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Broken pipe",
+    "Timed out waiting",
+    "timed out",
+)
+"""What gloo says of a process that is gone or hangs."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +63,7 @@ class Ranks:
         chosen = choose_device(device, int(os.environ.get("LOCAL_RANK", "0")))
         started = world_size > 1 and not dist.is_initialized()
         if started:
-            dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+            dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=PATIENCE)
         try:
             yield cls(rank, world_size, chosen)
         finally:
@@ -69,8 +89,43 @@ class Ranks:
             return flag
         return bool(self.mean(torch.tensor(float(flag), device=self.device)) > 0)
 
+    def share(self, find: Callable[[], T]) -> T:
+        """What ``find`` gives on the main process, on all; its MaeliftError is raised on all."""
+        if self.world_size == 1:
+            return find()
+        told: list[Any] = [None, None]
+        if self.is_main:
+            try:
+                told[0] = find()
+            except MaeliftError as error:
+                told[1] = error
+        dist.broadcast_object_list(told, src=0, device=self.device)
+        if told[1] is not None:
+            raise told[1]
+        return cast(T, told[0])
+
+    def gather(self, names: list[str]) -> list[str]:
+        """The names of all processes, one after the other."""
+        if self.world_size == 1:
+            return names
+        told: list[list[str]] = [[] for _ in range(self.world_size)]
+        dist.all_gather_object(told, names)
+        return [name for part in told for name in part]
+
+    def shard(self, model: nn.Module, blocks: Iterable[nn.Module]) -> None:
+        """Spread the model's parameters over the processes, in place (FSDP2): each of ``blocks`` is gathered by itself.
+
+        Every parameter then is a DTensor; an optimiser must be made after this.
+        """
+        mesh = init_device_mesh(self.device.type, (self.world_size,))
+        for block in blocks:
+            fully_shard(block, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+
     def wrap(self, model: nn.Module) -> nn.Module:
-        """The model on its device; under DDP when there are several processes."""
+        """The model on its device; under DDP when there are several processes and it isn't sharded."""
+        if is_sharded(model):
+            return model
         model = model.to(self.device)
         if self.world_size == 1:
             return model
@@ -81,6 +136,59 @@ class Ranks:
         """Wait until every process is here."""
         if self.world_size > 1:
             dist.barrier()
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether the model's parameters are spread over the processes."""
+    return isinstance(model, FSDPModule)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor that may be spread over the processes, in one piece on each; all must ask for it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def recompute_activations(blocks: Iterable[nn.Module]) -> None:
+    """Have each block keep only its input for the backward pass, and compute the rest anew (activation checkpointing)."""
+    for block in blocks:
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+
+
+def compile_blocks(blocks: Iterable[nn.Module]) -> None:
+    """Compile each block, in place: equal blocks share their code, and the names of parameters stay."""
+    for block in blocks:
+        block.compile()
+
+
+@contextmanager
+def gradients_stay_here(model: nn.Module) -> Iterator[None]:
+    """Let the backward passes within the block add to the gradients of this process only: the last one sums over all."""
+    if isinstance(model, DistributedDataParallel):
+        with model.no_sync():
+            yield
+    elif isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(False)
+        try:
+            yield
+        finally:
+            model.set_requires_gradient_sync(True)
+    else:
+        yield
+
+
+@contextmanager
+def contact_required() -> Iterator[None]:
+    """Turn the error of a collective whose partner has died, or answers no more, into one that says so."""
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error)
+        if not isinstance(error, dist.DistBackendError) and not any(sign in text for sign in LOST_CONTACT):
+            raise
+        raise LostContact(
+            f"another process of this run has ended or answers no more ({text.splitlines()[0][:200]}). "
+            "See what it said; the same command goes on from the last checkpoint."
+        ) from error
 
 
 def choose_device(device: str, local_rank: int = 0) -> torch.device:
@@ -96,11 +204,19 @@ def choose_device(device: str, local_rank: int = 0) -> torch.device:
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
-    """Mixed precision for the forward pass: bfloat16 where the device is made for it, or where it is asked for."""
+    """Mixed precision for the forward pass: bfloat16 where the device is made for it, or what is asked for."""
+    if precision == "float16":
+        return torch.autocast(device.type, dtype=torch.float16)
     wanted = precision == "bfloat16" or (
         precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
     )
     return torch.autocast(device.type, dtype=torch.bfloat16) if wanted else nullcontext()
+
+
+class LostContact(MaeliftError):
+    """Another process of the run has died or hangs."""
+
+    exit_code = 1
 
 
 class Interrupted(MaeliftError):

@@ -5,25 +5,31 @@ from __future__ import annotations
 import copy
 import logging
 import math
-import pickle
-import struct
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from .batches import Batch, Batches
+from .checkpoints import Checkpoints
 from .config import CheckpointError, MaeliftError
-from .distributed import Interrupted, Precision, Ranks, StopSignals, autocast
-from .files import atomic_path
+from .distributed import (
+    Interrupted,
+    Precision,
+    Ranks,
+    StopSignals,
+    autocast,
+    contact_required,
+    gradients_stay_here,
+    whole,
+)
 from .optim import set_learning_rate, warmup_cosine
 from .randomness import isolated, reseed
+from .recovery import Health, LossScale, Recovery
 from .tracking import Tracker, duration
 
 logger = logging.getLogger("maelift")
@@ -68,26 +74,33 @@ class Upkeep:
     """What happens beside the steps.
 
     ``evaluate`` runs after the steps in ``evaluate_at``; the weights with the highest ``best_metric`` are kept. After
-    ``patience`` evaluations without a better one the run ends.
-    ``checkpoint`` is the file that the state is saved to every ``checkpoint_seconds``, and when the run is stopped.
+    ``patience`` evaluations without a better one the run ends. The state is saved to ``checkpoints`` every
+    ``checkpoint_seconds``, and when the run is stopped. Without ``recovery`` a loss that isn't finite ends the run;
+    ``names`` tells what a person knows a batch's images by, for the events.
     """
 
     evaluate: Evaluate | None = None
     evaluate_at: frozenset[int] = frozenset()
     best_metric: str | None = None
     patience: int | None = None
-    checkpoint: Path | None = None
+    checkpoints: Checkpoints | None = None
     checkpoint_seconds: float = 300.0
     log_every: int = 50
+    recovery: Recovery | None = None
+    names: Callable[[Tensor], list[str]] | None = None
 
 
 @dataclass
 class State:
-    """All that changes during a run; with the seed and the configuration it determines what follows."""
+    """All that changes during a run; with the seed and the configuration it determines what follows.
+
+    ``plain`` is a copy of a model whose parameters are spread over processes, which is filled to be judged and kept.
+    """
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
     average: WeightAverage | None = None
+    plain: nn.Module | None = None
     step: int = 0
     best_value: float = -math.inf
     best_step: int = 0
@@ -95,49 +108,80 @@ class State:
     waited: int = 0
     """evaluations since the best one"""
     seconds: float = 0.0
+    health: Health = field(default_factory=Health)
+    scale: LossScale = field(default_factory=LossScale)
 
     @property
     def judged(self) -> nn.Module:
-        """The model that is evaluated and kept: that with the average of the weights, where there is one."""
-        return self.average.module if self.average is not None else self.model
+        """The model that is evaluated and kept: that with the average of the weights, where there is one.
 
-    def save(self, path: Path) -> None:
-        """Write everything to one file, all at once or not at all."""
-        content = {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "average": None if self.average is None else self.average.state_dict(),
-            "best_weights": self.best_weights,
-            **{name: getattr(self, name) for name in ("step", "best_value", "best_step", "waited", "seconds")},
+        Where parameters are spread over processes, a copy in one piece; then all must ask for it.
+        """
+        model = self.average.module if self.average is not None else self.model
+        if self.plain is None:
+            return model
+        self.plain.load_state_dict({name: whole(value) for name, value in model.state_dict().items()})
+        return self.plain
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor of the state, by name: those that training goes on with, not copies."""
+        named = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        if self.average is not None:
+            named |= {f"average.{name}": value for name, value in self.average.module.state_dict().items()}
+        named |= {f"best.{name}": value for name, value in self.best_weights.items()}
+        for name, parameter in self.model.named_parameters():
+            for slot, value in self.optimizer.state.get(parameter, {}).items():
+                named[f"optimizer.{name}.{slot}"] = value
+        return named
+
+    def facts(self) -> dict[str, Any]:
+        """All else of the state, as JSON holds it."""
+        numbers = {name: getattr(self, name) for name in ("step", "best_value", "best_step", "waited", "seconds")}
+        return {**numbers, "health": self.health.facts(), "scale": asdict(self.scale)}
+
+    def load(self, checkpoints: Checkpoints) -> bool:
+        """Go back to the newest state that is whole; False where there is none.
+
+        Raises CheckpointError for the state of another model.
+        """
+        step = checkpoints.newest()
+        if step is None:
+            return False
+        facts, shapes = checkpoints.facts(step), checkpoints.shapes(step)
+        self.best_weights = {
+            name.removeprefix("best."): torch.empty(size, dtype=kind)
+            for name, (size, kind) in shapes.items()
+            if name.startswith("best.")
         }
-        with atomic_path(path) as temporary:
-            torch.save(content, temporary)
-
-    def load(self, path: Path) -> None:
-        """Go back to what ``save`` wrote; raises CheckpointError for any other file."""
-        try:
-            content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-            self.model.load_state_dict(content["model"])
-            self.optimizer.load_state_dict(content["optimizer"])
-            if self.average is not None:
-                self.average.load_state_dict(content["average"])
-            for name in ("step", "best_value", "best_step", "best_weights", "waited", "seconds"):
-                setattr(self, name, content[name])
-        except (
-            RuntimeError,
-            KeyError,
-            TypeError,
-            ValueError,
-            EOFError,
-            AttributeError,
-            IndexError,
-            struct.error,
-            pickle.UnpicklingError,
-        ) as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0]
+        self._make_room(shapes)
+        own = self.tensors()
+        different = sorted(
+            {name for name in own if name not in shapes or own[name].shape != shapes[name][0]}
+            | (shapes.keys() - own.keys())
+        )
+        if different:
             raise CheckpointError(
-                f"{path}: not a checkpoint of this run ({reason}). Remove it to start anew."
-            ) from error
+                f"{checkpoints.folder}: not a checkpoint of this run ({len(different)} tensors differ, {different[0]} for "
+                "one). Remove it to start anew."
+            )
+        checkpoints.load(step, own)
+        for name in ("step", "best_value", "best_step", "waited", "seconds"):
+            setattr(self, name, facts[name])
+        self.health, self.scale = Health.of(facts["health"]), LossScale(**facts["scale"])
+        return True
+
+    def _make_room(self, shapes: Mapping[str, tuple[torch.Size, torch.dtype]]) -> None:
+        """Give the optimiser the tensors that the saved one had for each parameter, to be filled."""
+        parameters = dict(self.model.named_parameters())
+        self.optimizer.state.clear()
+        for name, (size, kind) in shapes.items():
+            owner, _, slot = name.removeprefix("optimizer.").rpartition(".")
+            if not name.startswith("optimizer.") or owner not in parameters:
+                continue
+            parameter = parameters[owner]
+            alike = size == parameter.shape
+            room = torch.zeros_like(parameter) if alike else torch.zeros(size, dtype=kind, device=parameter.device)
+            self.optimizer.state[parameter][slot] = room.detach()
 
 
 class WeightAverage(nn.Module):
@@ -179,56 +223,202 @@ def train(
     """Train ``state.model`` from ``state.step`` to ``schedule.steps``, in place.
 
     It ends earlier when ``upkeep.patience`` runs out. Losses that are logged are means over the global batch. Stops in
-    good order on SIGINT or SIGTERM: saves and raises Interrupted. Raises Diverged when the loss or its gradient is not
-    finite, before it reaches the weights.
+    good order on SIGINT or SIGTERM: saves and raises Interrupted. A loss or gradient that isn't finite never reaches the
+    weights; raises Diverged where ``upkeep.recovery`` allows no more of them. Raises LostContact when another process
+    has died.
     """
     model = ranks.wrap(state.model)
-    began, saved = time.monotonic() - state.seconds, time.monotonic()
     model.train()
     tracker.go_on_from(state.step)
     if _out_of_patience(state, upkeep):
         return  # it was saved when it ended
-    with StopSignals.noted() as signals, isolated(seed, "training"):
-        for micro_batches in batches.steps(state.step, schedule.steps):
-            set_learning_rate(state.optimizer, schedule.lr_at(state.step))
-            reseed(seed, "step", state.step, ranks.rank)
-            loss = _accumulate(model, micro_batches, objective, ranks, precision)
-            loss_value = float(ranks.mean(loss))
-            _check_finite("training loss", loss_value, state.step)
-            gradient_norm = float(nn.utils.clip_grad_norm_(state.model.parameters(), clip_grad or math.inf))
-            _check_finite("gradient's norm", gradient_norm, state.step)
-            state.optimizer.step()
-            state.optimizer.zero_grad(set_to_none=True)
+    with StopSignals.noted() as signals, isolated(seed, "training"), contact_required():
+        run = _Run(state, model, objective, schedule, seed, ranks, tracker, upkeep, precision, clip_grad, signals)
+        while not run.done:
+            for micro_batches in _waited_for(batches.steps(state.step, schedule.steps), tracker):
+                went_back = not run.step(micro_batches)
+                if went_back:
+                    break
+                run.look()
+                run.keep()
+                if run.done:
+                    break
+
+
+@dataclass
+class _Run:
+    """The training while it lasts: a step, then a look at the model, then what is kept of it."""
+
+    state: State
+    model: nn.Module
+    objective: Objective
+    schedule: Schedule
+    seed: int
+    ranks: Ranks
+    tracker: Tracker
+    upkeep: Upkeep
+    precision: Precision
+    clip_grad: float | None
+    signals: StopSignals
+
+    def __post_init__(self) -> None:
+        self.began = time.monotonic() - self.state.seconds
+        self.saved = time.monotonic()
+        self.done = self.state.step == self.schedule.steps
+        if self.precision == "float16" and not self.state.scale.moves:
+            self.state.scale = LossScale.for_precision(self.precision)
+
+    def step(self, micro_batches: list[Batch]) -> bool:
+        """One step of the optimiser, or none where the loss or the gradient is not to be trusted.
+
+        False when the run has gone back instead, so that other batches come next.
+        """
+        state, number = self.state, self.state.step
+        if number in state.health.avoid:
             state.step += 1
+            return True
+        rate = self.schedule.lr_at(number) * state.health.factor
+        set_learning_rate(state.optimizer, rate)
+        reseed(self.seed, "step", number, self.ranks.rank)
+        loss = float(self.ranks.mean(self._accumulate(micro_batches)))
+        norm = self._gradient_norm()
+        trouble = self._trouble(loss, norm)
+        overflow = math.isfinite(loss) and state.scale.overflowed(norm)
+        if trouble is None:
+            state.optimizer.step()
+        state.optimizer.zero_grad(set_to_none=True)
+        if trouble is not None and not overflow:
+            return self._recover(trouble, micro_batches)
+        state.step += 1
+        if trouble is None:
+            state.health.good(loss)
             if state.average is not None:
                 state.average.update(state.model, state.step)
-            state.seconds = time.monotonic() - began
-            last = state.step == schedule.steps
-            tracker.progress(state.step, loss_value)
-            if last or state.step % upkeep.log_every == 0:
-                rate = schedule.lr_at(state.step - 1)
-                tracker.log(state.step, {"train/loss": loss_value, "lr": rate, "gradient_norm": gradient_norm})
-            if ranks.is_main and upkeep.evaluate is not None and state.step in upkeep.evaluate_at:
-                _judge(state, upkeep.evaluate, upkeep.best_metric, tracker)
-                model.train()
-            if state.step in upkeep.evaluate_at and ranks.any(_out_of_patience(state, upkeep)):
-                logger.info(
-                    "no better %s in %d evaluations: ended after step %d of %d",
-                    upkeep.best_metric,
-                    state.waited,
-                    state.step,
-                    schedule.steps,
-                )
-                last = True
-            stop = ranks.any(signals.received is not None)
-            if upkeep.checkpoint is not None and (stop or last or _due(saved, upkeep, ranks)):
-                if ranks.is_main:
-                    state.save(upkeep.checkpoint)
-                saved = time.monotonic()
-            if last:
-                return
-            if stop:
-                raise _interrupted(state, schedule, upkeep, signals)
+        state.seconds = time.monotonic() - self.began
+        self.tracker.progress(state.step, loss)
+        if trouble is None and (state.step == self.schedule.steps or state.step % self.upkeep.log_every == 0):
+            self.tracker.log(state.step, {"train/loss": loss, "lr": rate, "gradient_norm": norm})
+        return True
+
+    def look(self) -> None:
+        """Judge the model where it is time; the run is done after its last step, or when patience runs out."""
+        state, upkeep = self.state, self.upkeep
+        self.done = state.step == self.schedule.steps
+        if state.step not in upkeep.evaluate_at:
+            return
+        if upkeep.evaluate is not None:
+            with self.tracker.aside():
+                # Where the parameters are spread over the processes, all give their part.
+                judged = state.judged if self.ranks.is_main or state.plain is not None else None
+                if judged is not None and self.ranks.is_main:
+                    _judge(state, judged, upkeep.evaluate, upkeep.best_metric, self.tracker)
+            self.model.train()
+        if self.ranks.any(_out_of_patience(state, upkeep)):
+            logger.info(
+                "no better %s in %d evaluations: ended after step %d of %d",
+                upkeep.best_metric,
+                state.waited,
+                state.step,
+                self.schedule.steps,
+            )
+            self.done = True
+
+    def keep(self) -> None:
+        """Save the state where it is time, or where the run is asked to stop; raises Interrupted then."""
+        state, checkpoints = self.state, self.upkeep.checkpoints
+        stop = self.ranks.any(self.signals.received is not None)
+        if checkpoints is not None and (stop or self.done or (self._due() and not checkpoints.busy)):
+            checkpoints.save(state.step, state.tensors(), state.facts(), wait=stop or self.done)
+            self.saved = time.monotonic()
+        if stop and not self.done:
+            raise _interrupted(state, self.schedule, self.upkeep, self.signals)
+
+    def _due(self) -> bool:
+        return self.ranks.any(self.ranks.is_main and time.monotonic() - self.saved >= self.upkeep.checkpoint_seconds)
+
+    def _accumulate(self, micro_batches: list[Batch]) -> Tensor:
+        """Gradients of the mean loss over the micro-batches; returns that mean, detached, in float32."""
+        total = torch.zeros((), device=self.ranks.device)
+        for number, batch in enumerate(micro_batches, 1):
+            with gradients_stay_here(self.model) if number < len(micro_batches) else nullcontext():
+                with autocast(self.ranks.device, self.precision):
+                    loss = self.objective(self.model, batch) / len(micro_batches)
+                (loss * self.state.scale.value).backward()  # type: ignore[no-untyped-call]
+            total += loss.detach().float()
+        return total
+
+    def _gradient_norm(self) -> float:
+        """The norm of the whole gradient, which is clipped on the way."""
+        parameters = [parameter for parameter in self.state.model.parameters() if parameter.grad is not None]
+        if self.state.scale.moves:
+            for parameter in parameters:
+                parameter.grad.div_(self.state.scale.value)  # type: ignore[union-attr]
+        return float(whole(nn.utils.clip_grad_norm_(parameters, self.clip_grad or math.inf)))
+
+    def _trouble(self, loss: float, norm: float) -> str | None:
+        """What is wrong with a step, if anything is."""
+        if not math.isfinite(loss):
+            return f"the training loss is {loss}"
+        if not math.isfinite(norm):
+            return f"the gradient's norm is {norm}"
+        recovery = self.upkeep.recovery
+        if recovery is not None and self.state.health.spikes(loss, recovery.spike):
+            return f"the training loss leaps to {loss:.4g}"
+        return None
+
+    def _recover(self, trouble: str, micro_batches: list[Batch]) -> bool:
+        """Skip the step; after too many in a row go back to the last checkpoint, and give False.
+
+        Raises Diverged where that is not allowed, or has been done too often.
+        """
+        state, recovery, checkpoints = self.state, self.upkeep.recovery, self.upkeep.checkpoints
+        where, advice = f"{trouble} at step {state.step + 1}", "Lower the learning rate, or set clip_grad."
+        if recovery is None:
+            raise Diverged(f"{where}; the weights were left as they were. {advice}")
+        images = self._names(micro_batches)
+        state.health.bad(state.step)
+        state.step += 1
+        self.tracker.event(state.step, "skip", f"{trouble}; the step was skipped{images}")
+        if state.health.skipped <= recovery.skips:
+            return True
+        before = state.health
+        if before.rewinds == recovery.rewinds:
+            raise Diverged(
+                f"{where}, after {before.skipped} skipped in a row and going back {before.rewinds} times. {advice} "
+                "events.jsonl names the images."
+            )
+        if checkpoints is not None:
+            checkpoints.finish()
+        if checkpoints is None or not state.load(checkpoints):
+            raise Diverged(f"{where}, after {before.skipped} skipped in a row; no checkpoint to go back to. {advice}")
+        state.health.gone_back(recovery.slow_down, before)
+        self.tracker.rewind_to(state.step)
+        self.tracker.event(
+            state.step,
+            "rewind",
+            f"{before.skipped} steps in a row were skipped: went back to step {state.step}, with "
+            f"{state.health.factor:g} of the learning rate",
+        )
+        checkpoints.save(state.step, state.tensors(), state.facts(), wait=True)
+        return False
+
+    def _names(self, micro_batches: list[Batch]) -> str:
+        """The images of the global batch, for an event."""
+        if self.upkeep.names is None:
+            return ""
+        names = self.ranks.gather(self.upkeep.names(torch.cat([batch.indices for batch in micro_batches])))
+        return f"; its images: {', '.join(names)}"
+
+
+def _waited_for(steps: Iterator[list[Batch]], tracker: Tracker) -> Iterator[list[Batch]]:
+    """The same steps; the tracker is told how long each was waited for."""
+    while True:
+        began = time.monotonic()
+        micro_batches = next(steps, None)
+        if micro_batches is None:
+            return
+        tracker.waited(time.monotonic() - began)
+        yield micro_batches
 
 
 def evenly(steps: int, times: int) -> frozenset[int]:
@@ -237,53 +427,25 @@ def evenly(steps: int, times: int) -> frozenset[int]:
     return frozenset(round(steps * (number + 1) / times) for number in range(times))
 
 
-def _accumulate(
-    model: nn.Module, micro_batches: list[Batch], objective: Objective, ranks: Ranks, precision: Precision
-) -> Tensor:
-    """Gradients of the mean loss over the micro-batches; returns that mean, detached, in float32."""
-    total = torch.zeros((), device=ranks.device)
-    for number, batch in enumerate(micro_batches):
-        is_last = number == len(micro_batches) - 1
-        quiet = model.no_sync() if isinstance(model, DistributedDataParallel) and not is_last else nullcontext()
-        with quiet:
-            with autocast(ranks.device, precision):
-                loss = objective(model, batch) / len(micro_batches)
-            loss.backward()  # type: ignore[no-untyped-call]
-        total += loss.detach().float()
-    return total
-
-
-def _check_finite(what: str, value: float, step: int) -> None:
-    if not math.isfinite(value):
-        raise Diverged(
-            f"the {what} is {value} at step {step + 1}; the weights were left as they were. "
-            "Lower the learning rate, or set clip_grad."
-        )
-
-
-def _judge(state: State, evaluate: Evaluate, best_metric: str | None, tracker: Tracker) -> None:
-    state.judged.eval()
+def _judge(state: State, judged: nn.Module, evaluate: Evaluate, best_metric: str | None, tracker: Tracker) -> None:
+    judged.eval()
     with torch.no_grad():
-        metrics = evaluate(state.judged, state.step)
+        metrics = evaluate(judged, state.step)
     if metrics:
         tracker.log(state.step, metrics)
     state.waited += 1
     if best_metric is not None and metrics[best_metric] > state.best_value:
         state.waited = 0
         state.best_value, state.best_step = metrics[best_metric], state.step
-        state.best_weights = {name: value.detach().cpu().clone() for name, value in state.judged.state_dict().items()}
+        state.best_weights = {name: value.detach().cpu().clone() for name, value in judged.state_dict().items()}
 
 
 def _out_of_patience(state: State, upkeep: Upkeep) -> bool:
     return upkeep.patience is not None and state.waited >= upkeep.patience
 
 
-def _due(saved: float, upkeep: Upkeep, ranks: Ranks) -> bool:
-    return ranks.any(ranks.is_main and time.monotonic() - saved >= upkeep.checkpoint_seconds)
-
-
 def _interrupted(state: State, schedule: Schedule, upkeep: Upkeep, signals: StopSignals) -> Interrupted:
     done = f"stopped after step {state.step} of {schedule.steps} ({duration(state.seconds)})"
-    if upkeep.checkpoint is None:
+    if upkeep.checkpoints is None:
         return Interrupted(f"{done}; nothing was saved.", signals.received or 2)
     return Interrupted(f"{done}; saved. The same command goes on from there.", signals.received or 2)

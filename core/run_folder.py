@@ -13,22 +13,22 @@ from .config import MaeliftError, config_difference, to_dict, write_config
 from .distributed import Ranks
 from .files import atomic_write_text
 
-FREE_KEYS = ("out", "data", "encoder", "workers", "device", "checkpoint_minutes", "log_every")
+FREE_KEYS = ("out", "data", "encoder", "workers", "device", "checkpoint_minutes", "checkpoints", "log_every")
 """Keys that may differ between a run and its continuation: they do not change the result. The contents of data and encoder
 are compared themselves."""
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """``path`` holds config.yaml, data.json (what was trained on), and ``checkpoint`` while the run isn't finished."""
+    """``path`` holds config.yaml, data.json (what was trained on), and ``checkpoints`` while the run isn't finished."""
 
     path: Path
     config: Any
 
     @property
-    def checkpoint(self) -> Path:
-        """The file that an unfinished run goes on from."""
-        return self.path / "checkpoint.pt"
+    def checkpoints(self) -> Path:
+        """The folder of the states that an unfinished run goes on from."""
+        return self.path / "checkpoints"
 
     @classmethod
     def open(cls, path: Path, config: Any, ranks: Ranks) -> RunFolder:

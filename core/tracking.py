@@ -1,23 +1,35 @@
-"""What a run shows and keeps of itself: progress with rate and time left, metrics.jsonl, TensorBoard."""
+"""What a run shows and keeps of itself: progress with rate and time left, metrics.jsonl, events.jsonl, TensorBoard, W&B."""
 
 from __future__ import annotations
 
 import json
 import logging
+import os
+import resource
 import sys
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from .config import ConfigError
 from .files import atomic_write_text
 
 logger = logging.getLogger("maelift")
 
+METRICS_FILE = "metrics.jsonl"
+EVENTS_FILE = "events.jsonl"
 PLAIN_INTERVAL = 15.0
 """Seconds between two lines of progress where no terminal shows a bar."""
+WAIT_WINDOW = 30.0
+"""Seconds over which waiting for images is judged the first time; each window is twice as long as the one before, so that a
+run of a week warns some fifteen times."""
+WAIT_LIMIT = 0.2
+"""Share of a window spent waiting for images from which the loader is called the bottleneck."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +46,21 @@ Listener = Callable[[Progress], None]
 """Who wants to hear of progress instead of the terminal."""
 
 
+@dataclass(frozen=True)
+class Event:
+    """What happened in a run beside its steps: after ``step`` steps, of a ``kind`` in a word, and told in a ``text``."""
+
+    step: int
+    kind: str
+    text: str
+
+
 class Tracker:
     """Keeps the metrics of a run in ``folder`` and shows its progress; silent on all processes but the main one.
 
-    ``record``, where given, gets every logged record too.
+    ``record``, where given, gets every logged record too. With ``loading_advice``, which says what to change when the
+    steps wait for images, throughput, waiting and memory are logged beside the training loss and waiting is warned of.
+    ``wandb``: the Weights & Biases project that gets the metrics too; raises ConfigError where it isn't installed.
     """
 
     def __init__(
@@ -50,6 +73,9 @@ class Tracker:
         active: bool = True,
         listener: Listener | None = None,
         record: list[dict[str, float]] | None = None,
+        loading_advice: str | None = None,
+        wandb: str | None = None,
+        config: Mapping[str, Any] | None = None,
     ) -> None:
         self._folder = folder if active else None
         self._title, self._total, self._images_per_step = title, total, images_per_step
@@ -59,6 +85,10 @@ class Tracker:
         self._said = self._started
         self._bar: _Bar | None = None
         self._board: Any = None
+        self._advice = loading_advice
+        self._logged = self._judged = _Stretch(0)
+        self._window = WAIT_WINDOW
+        self._wandb = None if wandb is None or self._folder is None else _wandb_run(wandb, self._folder, config or {})
 
     def __enter__(self) -> Tracker:
         return self
@@ -70,20 +100,60 @@ class Tracker:
             self._bar.close()
         if self._board is not None:
             self._board.close()
+        if self._wandb is not None:
+            self._wandb.finish(exit_code=int(error is not None))
 
     def go_on_from(self, step: int) -> None:
         """Begin after ``step`` steps, 0 for a new run: forget what was logged later, count rate and time from here."""
-        self._first, self._started = step, time.monotonic()
+        self._restart(step)
         if self._folder is not None:
-            self._forget_after(step)
-        if self._active and self._listener is None and sys.stderr.isatty():
+            _forget_after(self._folder / METRICS_FILE, step)
+            _forget_after(self._folder / EVENTS_FILE, step)
+        if self._active and self._listener is None and sys.stderr.isatty() and self._bar is None:
             self._bar = _Bar(self._title, self._total, step)
+
+    def rewind_to(self, step: int) -> None:
+        """Go on after ``step`` steps within a run: its later metrics are forgotten, its events are not."""
+        self._restart(step)
+        if self._board is not None:
+            self._board.close()
+            self._board = None
+        if self._folder is not None:
+            _forget_after(self._folder / METRICS_FILE, step)
+
+    def _restart(self, step: int) -> None:
+        self._first, self._started = step, time.monotonic()
+        self._logged, self._judged = _Stretch(step), _Stretch(step)
+
+    def waited(self, seconds: float) -> None:
+        """Note that a step's images were waited for so long."""
+        for stretch in (self._logged, self._judged):
+            stretch.waited += seconds
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Leave the time of the block out of throughput and of shares of waiting: nothing is trained in it."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            for stretch in (self._logged, self._judged):
+                stretch.aside += time.monotonic() - began
+
+    def event(self, step: int, kind: str, text: str) -> None:
+        """Say and keep, in events.jsonl, what happened after ``step`` steps; ``kind`` is a word, such as "rewind"."""
+        if not self._active:
+            return
+        logger.warning("%s: step %d: %s", self._title, step, text)
+        if self._folder is not None:
+            _append(self._folder / EVENTS_FILE, asdict(Event(step, kind, text)))
 
     def progress(self, step: int, loss: float) -> None:
         """Show that ``step`` steps are done."""
         if not self._active:
             return
         now = time.monotonic()
+        self._watch_loading(step, now)
         rate = (step - self._first) * self._images_per_step / max(now - self._started, 1e-9)
         if self._listener is not None:
             self._listener(Progress(step, self._total, rate, loss))
@@ -103,30 +173,94 @@ class Tracker:
             )
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Append metrics after ``step`` steps to metrics.jsonl and TensorBoard; names say split and unit."""
+        """Append metrics after ``step`` steps to metrics.jsonl, TensorBoard and W&B; names say split and unit."""
         if self._record is not None:
             self._record.append({"step": step, **metrics})
         if self._folder is None:
             return
-        with (self._folder / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps({"step": step, **metrics}) + "\n")
+        if self._advice is not None and "train/loss" in metrics:
+            metrics = {**metrics, **self._machine(step)}
+        _append(self._folder / METRICS_FILE, {"step": step, **metrics})
         if self._board is None:
             from torch.utils.tensorboard import SummaryWriter
 
             self._board = SummaryWriter(str(self._folder / "tensorboard"), purge_step=self._first)
         for name, value in metrics.items():
             self._board.add_scalar(name, value, step)
+        if self._wandb is not None:
+            self._wandb.log({"step": step, **metrics})
 
-    def _forget_after(self, step: int) -> None:
-        """Drop what a killed run logged after the checkpoint that this one goes on from."""
-        path = (self._folder or Path()) / "metrics.jsonl"
-        if path.exists():
-            kept = [record for record in read_metrics(path) if record["step"] <= step]
-            atomic_write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
+    def _machine(self, step: int) -> dict[str, float]:
+        """Throughput and waiting since this was last logged, and the most memory so far."""
+        import torch
+
+        stretch, self._logged = self._logged, _Stretch(step)
+        seconds = stretch.seconds(time.monotonic())
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+        figures = {
+            "images_per_second": (step - stretch.first) * self._images_per_step / seconds,
+            "data_wait_share": min(1.0, stretch.waited / seconds),
+            "memory/cpu_peak_mib": peak,
+        }
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            figures["memory/cuda_peak_mib"] = torch.cuda.max_memory_allocated() / 2**20
+        return figures
+
+    def _watch_loading(self, step: int, now: float) -> None:
+        """At a window's end, warn if too much of it was spent waiting for images."""
+        if self._advice is None or (seconds := self._judged.seconds(now)) < self._window:
+            return
+        share = self._judged.waited / seconds
+        self._judged, self._window = _Stretch(step), 2 * self._window
+        if share > WAIT_LIMIT:
+            self.event(
+                step,
+                "loader",
+                f"{100 * min(1.0, share):.0f} % of the last {duration(seconds)} were spent waiting for images. "
+                f"{self._advice}",
+            )
+
+
+class _Stretch:
+    """A stretch of a run from after ``first`` steps on: how long it has taken, but for what is aside, and waited."""
+
+    def __init__(self, first: int) -> None:
+        self.first, self.began = first, time.monotonic()
+        self.waited = self.aside = 0.0
+
+    def seconds(self, now: float) -> float:
+        return max(1e-9, now - self.began - self.aside)
+
+
+def _append(path: Path, record: Mapping[str, object]) -> None:
+    """Add a line to a file by a single write, so that it is there whole or, where a kill cut it off, the last."""
+    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    try:
+        os.write(handle, (json.dumps(record) + "\n").encode())
+    finally:
+        os.close(handle)
+
+
+def _forget_after(path: Path, step: int) -> None:
+    """Drop what a killed run wrote after the checkpoint that this one goes on from."""
+    if path.exists():
+        kept = [record for record in _read_lines(path) if record["step"] <= step]
+        atomic_write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
+
+
+def read_events(path: Path) -> list[Event]:
+    """The events of an events.jsonl, in their order; none where there is no such file."""
+    if not path.exists():
+        return []
+    return [Event(**record) for record in _read_lines(path)]
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
     """The records of a metrics.jsonl; a last line that was cut off is left out."""
+    return _read_lines(path)
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
     records = []
     for line in path.read_text().splitlines():
         try:
@@ -134,6 +268,29 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
         except ValueError:
             break
     return records
+
+
+def _wandb_run(project: str, folder: Path, config: Mapping[str, Any]) -> Any:
+    """A run of Weights & Biases; a run that goes on in ``folder`` goes on there too."""
+    try:
+        import wandb
+    except ImportError as error:
+        raise ConfigError(
+            "wandb", project, "null, or Weights & Biases installed (pip install 'maelift[wandb]')"
+        ) from error
+    file = folder / "wandb_id.txt"
+    if not file.exists():
+        atomic_write_text(file, uuid.uuid4().hex + "\n")
+    run = wandb.init(
+        project=project,
+        id=file.read_text().strip(),
+        resume="allow",
+        dir=str(folder),
+        name=folder.name,
+        config=dict(config),
+    )
+    run.define_metric("*", step_metric="step")  # W&B's own step never goes back, as a run that was killed does
+    return run
 
 
 def counting(what: str) -> Callable[[int, int], None]:

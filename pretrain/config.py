@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ..core.config import ConfigError
-from ..core.distributed import Precision
+from ..core.distributed import Parallel, Precision
 from ..core.encoder import ModelName, preset_spec
+from ..core.recovery import Recovery
 from .mae import Decoder
 from .masking import Masking, num_visible
 from .pool import Crop
@@ -56,7 +57,14 @@ class PretrainConfig:
     clip_grad: float | None = None
     """largest norm of the gradient; null: not clipped"""
     precision: Precision = "auto"
-    """of the forward pass; auto: bfloat16 on a GPU that has it, else float32"""
+    """of the forward pass; auto: bfloat16 on a GPU that has it, else float32. float16 scales its loss"""
+    parallel: Parallel = "ddp"
+    """with several processes; ddp: each has the whole model, fsdp: each has a part of the parameters (FSDP2)"""
+    compile: bool = False
+    """compile the transformer blocks: faster on a GPU, after minutes of compiling"""
+    activation_checkpointing: bool = False
+    """compute the blocks' activations anew in the backward pass, to save memory for a third more time"""
+    recovery: Recovery = field(default_factory=Recovery)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """where to train; auto: a GPU when there is one"""
     workers: int | None = None
@@ -69,13 +77,24 @@ class PretrainConfig:
     """steps between two records of the training loss"""
     checkpoint_minutes: float = 5.0
     """minutes between two checkpoints"""
+    checkpoints: int = 3
+    """checkpoints kept while the run lasts; where the newest is damaged, the one before takes its place"""
     max_rejected: float = 0.05
     """largest share of broken images that is put up with"""
     seed: int = 0
     """seeds every random draw"""
 
     def __post_init__(self) -> None:
-        positive = ("epochs", "batch_size", "accumulate", "base_lr", "checkpoint_minutes", "evaluations", "log_every")
+        positive = (
+            "epochs",
+            "batch_size",
+            "accumulate",
+            "base_lr",
+            "checkpoint_minutes",
+            "evaluations",
+            "log_every",
+            "checkpoints",
+        )
         for key in (*positive, "lr", "clip_grad"):
             value = getattr(self, key)
             if value is not None and value <= 0:

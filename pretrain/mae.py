@@ -190,6 +190,10 @@ class MaskedAutoencoder(Encoder):
         cut = patches.reshape(patches.shape[0], rows, columns, size, size, self.spec.channels)
         return cut.permute(0, 5, 1, 3, 2, 4).reshape(patches.shape[0], self.spec.channels, rows * size, columns * size)
 
+    def all_blocks(self) -> list[nn.Module]:
+        """The transformer blocks of encoder and decoder."""
+        return [*self.blocks, *self.decoder_blocks]
+
     def encoder(self) -> Encoder:
         """A copy of the encoder alone."""
         encoder = Encoder(self.spec, preprocessing=self.preprocessing).to(self.pos_embed.device, self.pos_embed.dtype)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 from .. import __version__
 from ..core.batches import Batch, Batches, Order
+from ..core.checkpoints import Checkpoints
 from ..core.config import to_dict
-from ..core.distributed import Ranks
+from ..core.distributed import Ranks, compile_blocks, recompute_activations
 from ..core.encoder import Preprocessing, preset_spec
 from ..core.files import atomic_path, output_folder
 from ..core.images import (
@@ -57,7 +59,8 @@ class PretrainResult:
     images: int
     held_out_loss: float | None
     held_out_images: int
-    seconds: float
+    seconds: float | None
+    """that training took, in all its sittings; None where it was done before"""
 
     def summary(self) -> str:
         """The result in a few lines."""
@@ -66,8 +69,9 @@ class PretrainResult:
             if self.held_out_loss is None
             else f"held-out masked loss {self.held_out_loss:.4f} ({self.held_out_images} images, fixed masks, 1 seed)"
         )
+        took = "" if self.seconds is None else f" in {duration(self.seconds)}"
         return (
-            f"encoder: {self.encoder}\n{self.steps} steps on {self.images} images in {duration(self.seconds)}; {loss}\n"
+            f"encoder: {self.encoder}\n{self.steps} steps on {self.images} images{took}; {loss}\n"
             f"next: maelift transfer classify encoder={self.encoder} data=LABELLED_FOLDER out=FOLDER"
         )
 
@@ -95,10 +99,9 @@ def pretrain(
         if done.exists():
             logger.info("pretrain: %s is there already; nothing was done again", done)
             return _result(folder.path, source, config)
-        model, batches, schedule, optimizer = _prepare(config, source, preprocessing, ranks)
-        state = State(model, optimizer)
-        if folder.checkpoint.exists():
-            state.load(folder.checkpoint)
+        state, batches, schedule = _prepare(config, source, preprocessing, ranks)
+        checkpoints = Checkpoints(folder.checkpoints, ranks, config.checkpoints)
+        if state.load(checkpoints):
             logger.info("pretrain: going on from step %d of %d", state.step, schedule.steps)
         with Tracker(
             folder.path,
@@ -111,26 +114,28 @@ def pretrain(
             train(
                 state,
                 batches,
-                lambda wrapped, batch: _objective(wrapped, batch, model, config),
+                lambda wrapped, batch: _objective(wrapped, batch, cast(MaskedAutoencoder, state.model), config),
                 schedule,
                 seed=config.seed,
                 ranks=ranks,
                 tracker=tracker,
                 upkeep=Upkeep(
-                    evaluate=lambda judged, step: _look(model, source, folder.path, step),
+                    evaluate=lambda judged, step: _look(cast(MaskedAutoencoder, judged), source, folder.path, step),
                     evaluate_at=evenly(schedule.steps, config.evaluations),
-                    checkpoint=folder.checkpoint,
+                    checkpoints=checkpoints,
                     checkpoint_seconds=60 * config.checkpoint_minutes,
                     log_every=config.log_every,
+                    recovery=config.recovery,
+                    names=lambda indices: [source.pool.name(index) for index in indices.tolist()],
                 ),
                 precision=config.precision,
                 clip_grad=config.clip_grad,
             )
+        model = cast(MaskedAutoencoder, state.judged)
         if ranks.is_main:
             _save(model, config, source, schedule, state, ranks, done)
-            folder.checkpoint.unlink(missing_ok=True)
-        ranks.barrier()
-        return _result(folder.path, source, config)
+        checkpoints.remove()
+        return _result(folder.path, source, config, state.seconds)
 
 
 def _objective(wrapped: nn.Module, batch: Batch, model: MaskedAutoencoder, config: PretrainConfig) -> torch.Tensor:
@@ -159,7 +164,7 @@ def _look(model: MaskedAutoencoder, source: Source, folder: Path, step: int) -> 
 
 def _prepare(
     config: PretrainConfig, source: Source, preprocessing: Preprocessing | None, ranks: Ranks
-) -> tuple[MaskedAutoencoder, Batches, Schedule, torch.optim.Optimizer]:
+) -> tuple[State, Batches, Schedule]:
     spec = preset_spec(
         config.model, image_size=config.image_size, patch_size=config.patch_size, channels=source.channels
     )
@@ -168,6 +173,14 @@ def _prepare(
         model = MaskedAutoencoder(
             spec, config.decoder, norm_pix_loss=config.norm_pix_loss, preprocessing=preprocessing
         ).to(ranks.device)
+    plain = None
+    if config.parallel == "fsdp" and ranks.world_size > 1:
+        plain = copy.deepcopy(model)
+        ranks.shard(model, model.all_blocks())
+    if config.activation_checkpointing:
+        recompute_activations(model.all_blocks())
+    if config.compile:
+        compile_blocks(model.all_blocks())
     steps = config.steps(len(source.pool))
     warmup = 0.05 * config.epochs if config.warmup_epochs is None else config.warmup_epochs
     schedule = Schedule(steps, config.peak_lr, warmup=steps * warmup / config.epochs)
@@ -181,7 +194,7 @@ def _prepare(
         accumulate=config.accumulate,
         workers=source.pool.default_workers() if config.workers is None else config.workers,
     )
-    return model, batches, schedule, optimizer
+    return State(model, optimizer, plain=plain), batches, schedule
 
 
 def _save(
@@ -225,7 +238,7 @@ def _without_folders(config: PretrainConfig) -> dict[str, Any]:
     return {key: value for key, value in to_dict(config).items() if key not in ("data", "out")}
 
 
-def _result(folder: Path, source: Source, config: PretrainConfig) -> PretrainResult:
+def _result(folder: Path, source: Source, config: PretrainConfig, seconds: float | None = None) -> PretrainResult:
     provenance = read_encoder(folder / ENCODER_FILE).provenance
     losses = [record["held_out/loss"] for record in read_metrics(folder / "metrics.jsonl") if "held_out/loss" in record]
     return PretrainResult(
@@ -234,5 +247,5 @@ def _result(folder: Path, source: Source, config: PretrainConfig) -> PretrainRes
         images=len(source.pool),
         held_out_loss=losses[-1] if losses else None,
         held_out_images=len(source.held_out),
-        seconds=3600 * (provenance.cpu_hours + provenance.gpu_hours),
+        seconds=seconds,
     )

@@ -50,6 +50,12 @@ def run_maelift(*words: object, cwd: Path | None = None, timeout: float = 240) -
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=timeout, env=environment())
 
 
+def torchrun(processes: int, *words: object) -> list[str]:
+    """The command of ``maelift`` with these words in so many processes."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    return [*launcher, "-m", "maelift", *map(str, words)]
+
+
 def environment() -> dict[str, str]:
     """One thread a process: the tests share few cores."""
     return {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -90,6 +96,11 @@ def encoder_file(path: Path, encoder: Encoder | None = None) -> Path:
     """An encoder file, of a random vit_nano if no encoder is given."""
     save_encoder(encoder or random_encoder(), path, Provenance(method="test"))
     return path
+
+
+def has_checkpoint(out: Path) -> bool:
+    """Whether a run has saved a state that it can go on from."""
+    return any((out / "checkpoints").glob("step-*"))
 
 
 def one_line_error(done: subprocess.CompletedProcess[str], *expected: str) -> str:

@@ -25,6 +25,7 @@ from typing_extensions import Self
 
 from .. import __version__
 from ..core.batches import Batch, Batches, Order, Sample, Uniforms
+from ..core.checkpoints import Checkpoints
 from ..core.config import ConfigError, DataError, MaeliftError, format_help, raw_value, resolve, show, to_dict
 from ..core.cost import training_memory, training_seconds
 from ..core.distributed import Precision, Ranks, choose_device
@@ -371,7 +372,7 @@ def fit(
     accumulate: int = 1,
     precision: Precision = "auto",
     workers: int | None = None,
-    checkpoint: Path | None = None,
+    checkpoints: Checkpoints | None = None,
     checkpoint_seconds: float = 300.0,
 ) -> Fit:
     """Train the task's model on its training images; keep the weights of the best validation figure.
@@ -391,8 +392,7 @@ def fit(
         return Fit(task.finished(model).eval(), metrics[task.metric()], 0, 0, 0.0)
     average = WeightAverage(model, recipe.ema_decay) if recipe.ema_decay else None
     state = State(model, task.optimizer(model), average)
-    if checkpoint is not None and checkpoint.exists():
-        state.load(checkpoint)
+    if checkpoints is not None and state.load(checkpoints):
         logger.info("transfer %s: going on from step %d of %d", task.name, state.step, steps)
     batches = Batches(
         Order(len(labeled), recipe.batch_size, seed),
@@ -415,7 +415,7 @@ def fit(
             evaluate_at=evenly(steps, evaluations),
             best_metric=task.metric(),
             patience=patience,
-            checkpoint=checkpoint,
+            checkpoints=checkpoints,
             checkpoint_seconds=checkpoint_seconds,
         ),
         precision=precision,
@@ -468,6 +468,7 @@ def run(config: TransferConfig, listener: Listener | None = None) -> TransferRes
             active=ranks.is_main,
             listener=listener,
         ) as tracker:
+            checkpoints = Checkpoints(folder.checkpoints, ranks)
             found = fit(
                 task,
                 seed=config.seed,
@@ -477,13 +478,13 @@ def run(config: TransferConfig, listener: Listener | None = None) -> TransferRes
                 accumulate=config.accumulate,
                 precision=config.precision,
                 workers=config.workers,
-                checkpoint=folder.checkpoint,
+                checkpoints=checkpoints,
                 checkpoint_seconds=60 * config.checkpoint_minutes,
             )
         if ranks.is_main:
             provenance = _provenance(config, source, found, len(labeled), manifest.digest, ranks)
             _finish(task, found, provenance, folder, notes)
-        ranks.barrier()
+        checkpoints.remove()
         return _read_result(task, folder.path)
 
 
@@ -506,7 +507,6 @@ def _finish(task: Task[Any, Any], found: Fit, provenance: Provenance, folder: Ru
     if scores.confusion is not None:
         scores.write_confusion(path / "confusion_test.csv")
     scores.write(path / TEST_FILE, val=validation, best_step=found.best_step, steps=found.steps)
-    folder.checkpoint.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 import torch
 from maelift.core.batches import Batch, Batches, Order, Sample
-from maelift.core.config import CheckpointError, MaeliftError
+from maelift.core.checkpoints import Checkpoints
+from maelift.core.config import MaeliftError
 from maelift.core.distributed import Interrupted, Ranks
-from maelift.core.loop import Objective, Schedule, State, Upkeep, WeightAverage, evenly, train
+from maelift.core.loop import Diverged, Objective, Schedule, State, Upkeep, WeightAverage, evenly, train
 from maelift.core.optim import warmup_cosine
-from maelift.core.tracking import Tracker, read_metrics
+from maelift.core.recovery import Recovery
+from maelift.core.tracking import Tracker, read_events, read_metrics
 from torch import nn
 
 ONE = Ranks(0, 1, torch.device("cpu"))
@@ -197,9 +199,10 @@ def test_a_stopped_run_ends_as_if_it_never_stopped(tmp_path: Path, number: signa
         return {"val/top1": 1 / step}  # the best comes before the stop
 
     whole = new_state(average=0.9)
-    upkeep = Upkeep(evaluate, evenly(12, 6), "val/top1", checkpoint=tmp_path / "checkpoint.pt", log_every=1)
+    checkpoints = Checkpoints(tmp_path / "checkpoints", ONE)
+    upkeep = Upkeep(evaluate, evenly(12, 6), "val/top1", checkpoints=checkpoints, log_every=1)
     expected = run(whole, upkeep=upkeep)
-    (tmp_path / "checkpoint.pt").unlink()
+    checkpoints.remove()
     with pytest.raises(Interrupted, match=r"stopped after step 6 of 12 .* saved") as caught:
         run(new_state(average=0.9), stopping_at(5, number), upkeep=upkeep, folder=tmp_path)
     assert caught.value.exit_code == 128 + number
@@ -207,8 +210,7 @@ def test_a_stopped_run_ends_as_if_it_never_stopped(tmp_path: Path, number: signa
     with (tmp_path / "metrics.jsonl").open("a") as file:  # what a killed run logged after its checkpoint
         file.write('{"step": 7, "train/loss": 9.0}\n{"step": 8, "tra')
     state = new_state(average=0.9)
-    state.load(tmp_path / "checkpoint.pt")
-    assert state.step == 6
+    assert state.load(checkpoints) and state.step == 6
     run(state, upkeep=upkeep, folder=tmp_path)
     assert read_metrics(tmp_path / "metrics.jsonl") == expected
     assert torch.equal(weights(state.model), weights(whole.model))
@@ -228,16 +230,83 @@ def test_a_new_run_forgets_the_metrics_of_one_that_left_no_checkpoint(tmp_path: 
     assert read_metrics(tmp_path / "metrics.jsonl") == expected
 
 
-def test_other_files_are_no_checkpoints(tmp_path: Path) -> None:
-    state, path = new_state(), tmp_path / "checkpoint.pt"
-    state.save(path)
-    whole = path.read_bytes()
-    other = State(nn.Linear(4, 1), torch.optim.AdamW(nn.Linear(4, 1).parameters()))
-    for content in (b"", b"some text", whole[: len(whole) // 2]):
-        path.write_bytes(content)
-        with pytest.raises(CheckpointError, match="Remove it to start anew") as caught:
-            state.load(path)
-        assert "\n" not in str(caught.value)
-    other.save(path)
-    with pytest.raises(CheckpointError, match="Remove it to start anew"):
-        state.load(path)
+def broken_at(*steps: int, loss: float = math.nan) -> Objective:
+    """The objective, whose loss is ``loss`` at these steps, counted from 0."""
+
+    def sometimes(model: nn.Module, batch: Batch) -> torch.Tensor:
+        right = objective(model, batch)
+        return right * 0 + loss if batch.step in steps else right
+
+    return sometimes
+
+
+def test_a_step_that_is_not_finite_is_skipped_and_its_images_are_named(tmp_path: Path) -> None:
+    state = new_state()
+    upkeep = Upkeep(
+        recovery=Recovery(), names=lambda indices: [f"{index}.png" for index in indices.tolist()], log_every=1
+    )
+    record = run(state, broken_at(4, 7), upkeep=upkeep, folder=tmp_path)
+    assert [entry["step"] for entry in record] == [1, 2, 3, 4, 6, 7, 9, 10, 11, 12]
+    assert torch.isfinite(weights(state.model)).all() and state.health.skipped == 0
+    events = read_events(tmp_path / "events.jsonl")
+    assert [(event.step, event.kind) for event in events] == [(5, "skip"), (8, "skip")]
+    assert ".png, " in events[0].text and "training loss is nan" in events[0].text
+
+
+def test_after_too_many_skipped_steps_a_run_goes_back_slower_and_leaves_their_batches_out(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path / "checkpoints", ONE)
+    upkeep = Upkeep(recovery=Recovery(skips=1), checkpoints=checkpoints, checkpoint_seconds=0, log_every=1)
+    state = new_state(average=0.9)
+    record = run(state, broken_at(5, 6), upkeep=upkeep, folder=tmp_path)
+    assert (
+        state.step == 12 and state.health.rewinds == 1 and state.health.factor == 0.5 and state.health.avoid == {5, 6}
+    )
+    rewind = next(event for event in read_events(tmp_path / "events.jsonl") if event.kind == "rewind")
+    kept = [entry["step"] for entry in read_metrics(tmp_path / "metrics.jsonl")]
+    assert kept == sorted(set(kept)) == [1, 2, 3, 4, 5, 8, 9, 10, 11, 12] and rewind.step < 7
+    rates = {entry["step"]: entry["lr"] for entry in record}
+    assert rates[12] == pytest.approx(0.5 * Schedule(12, 0.05).lr_at(11)) and rates[1] == Schedule(12, 0.05).lr_at(0)
+    assert torch.isfinite(weights(state.judged)).all()
+
+
+def test_a_run_that_goes_on_diverging_ends(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path / "checkpoints", ONE)
+    upkeep = Upkeep(recovery=Recovery(skips=0, rewinds=2), checkpoints=checkpoints, checkpoint_seconds=0)
+    with pytest.raises(Diverged, match="after 1 skipped in a row and going back 2 times"):
+        run(new_state(), broken_at(*range(5, 12)), upkeep=upkeep)
+    with pytest.raises(Diverged, match="no checkpoint to go back to"):
+        run(new_state(), broken_at(0), upkeep=Upkeep(recovery=Recovery(skips=0)))
+
+
+def test_a_leap_of_the_loss_is_skipped_where_that_is_asked_for(tmp_path: Path) -> None:
+    for spike, skipped in ((50.0, 1), (None, 0)):
+        folder = tmp_path / str(spike)
+        folder.mkdir()
+        upkeep = Upkeep(recovery=Recovery(spike=spike))
+        run(new_state(), broken_at(120, loss=1e6), steps=130, upkeep=upkeep, folder=folder)
+        assert len(read_events(folder / "events.jsonl")) == skipped
+
+
+def test_float16_lowers_its_scale_until_gradients_fit_and_goes_on_from_it(tmp_path: Path) -> None:
+    def large(model: nn.Module, batch: Batch) -> torch.Tensor:
+        return objective(model, batch) * (1.0 if batch.step else 1e35)
+
+    state = new_state()
+    checkpoints = Checkpoints(tmp_path / "checkpoints", ONE)
+    upkeep = Upkeep(checkpoints=checkpoints, log_every=1)
+    batches = Batches(Order(6, 4, 0), lambda index, _: Sample(VALUES[index]), draws=1, ranks=ONE)
+    with Tracker(None, "test", total=6, images_per_step=4) as tracker:
+        train(
+            state,
+            batches,
+            large,
+            Schedule(6, 0.05),
+            seed=0,
+            ranks=ONE,
+            tracker=tracker,
+            upkeep=upkeep,
+            precision="float16",
+        )
+    assert 1 < state.scale.value < 2.0**16 and state.scale.moves and torch.isfinite(weights(state.model)).all()
+    other = new_state()
+    assert other.load(checkpoints) and other.scale == state.scale

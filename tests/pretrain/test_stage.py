@@ -17,7 +17,7 @@ import torch
 from maelift.core.config import MaeliftError
 from maelift.core.tracking import read_metrics
 from maelift.core.weights import read_decoder, read_encoder
-from maelift.tests.support import TINY, environment, one_line_error, run_maelift, write_images
+from maelift.tests.support import TINY, environment, has_checkpoint, one_line_error, run_maelift, write_images
 from PIL import Image
 
 
@@ -54,7 +54,7 @@ def test_images_in_encoder_out(image_folder: Path, tmp_path: Path) -> None:
     with Image.open(out / "reconstruction.png") as picture:
         assert picture.width > 3 * 112 and picture.height > 4 * 112
     assert any((out / "tensorboard").iterdir())
-    assert (out / "config.yaml").exists() and not (out / "checkpoint.pt").exists()
+    assert (out / "config.yaml").exists() and not has_checkpoint(out)
     decoder = read_decoder(out / "decoder.safetensors")
     assert decoder.encoder == file.content_hash and decoder.norm_pix_loss and decoder.num_heads == 2
     assert decoder.state["mask_token"].shape == (1, 1, 16) and not set(decoder.state) & set(weights(out))
@@ -82,7 +82,7 @@ def test_a_stopped_run_says_how_to_go_on_and_ends_as_if_it_never_stopped(
     _, said = process.communicate(timeout=60)
     assert process.returncode == 128 + number, said
     assert "The same command goes on from there" in said and "Traceback" not in said
-    assert (stopped / "checkpoint.pt").exists() and not (stopped / "encoder.safetensors").exists()
+    assert has_checkpoint(stopped) and not (stopped / "encoder.safetensors").exists()
     on = subprocess.run(command(image_folder, stopped, "epochs=60"), env=environment(), capture_output=True, text=True)
     assert on.returncode == 0 and "going on from step" in on.stderr
     assert same(weights(whole), weights(stopped))
@@ -96,7 +96,7 @@ def test_a_killed_run_goes_on_from_its_checkpoint_to_the_same_weights(image_fold
     subprocess.run(command(image_folder, whole, *keys), check=True, env=environment(), capture_output=True)
     for _ in range(2):
         process = subprocess.Popen(command(image_folder, killed, *keys), env=environment(), stderr=subprocess.DEVNULL)
-        wait_for(killed / "checkpoint.pt")
+        wait_for(killed / "checkpoints")
         time.sleep(0.3)
         process.kill()
         process.wait()

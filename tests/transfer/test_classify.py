@@ -27,7 +27,7 @@ from maelift.core.labels import read_splits
 from maelift.core.run_folder import RunFolder
 from maelift.core.tracking import read_metrics
 from maelift.core.weights import Provenance, read_encoder, save_encoder
-from maelift.tests.support import environment, noise_image, one_line_error, run_maelift, write_images
+from maelift.tests.support import environment, has_checkpoint, noise_image, one_line_error, run_maelift, write_images
 from maelift.transfer.classify import ClassifyConfig, _MixupOfSets, score
 from maelift.transfer.models import load_model
 from maelift.transfer.starts import fresh_encoder
@@ -150,7 +150,7 @@ def test_labelled_images_in_classifier_out(
     evaluated = {record["step"]: record for record in read_metrics(tmp_path / "metrics.jsonl") if "val/top1" in record}
     assert list(evaluated) == [10, 20, 30]
     assert not any(key.startswith("test") for record in evaluated.values() for key in record)
-    assert not (tmp_path / "checkpoint.pt").exists()
+    assert not has_checkpoint(tmp_path)
 
     before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     assert run(class_folders, tmp_path, encoder=encoder) == result
@@ -232,7 +232,7 @@ def test_a_stopped_run_ends_as_if_it_never_stopped(class_folders: Path, encoder:
     _, error = process.communicate(timeout=60)
     assert process.returncode == 130, error
     assert "The same command goes on from there" in error and "Traceback" not in error
-    assert (out / "checkpoint.pt").exists() and not (out / "model.safetensors").exists()
+    assert has_checkpoint(out) and not (out / "model.safetensors").exists()
     with pytest.raises(MaeliftError, match=r"mixup: 0.8 -> 0.7"):
         run(class_folders, out, encoder=encoder, **{**keys, "mixup": 0.7})
     on = subprocess.run(command, env=environment(), capture_output=True, text=True)
@@ -413,10 +413,10 @@ def test_folders_that_hold_something_else_or_half_a_run(class_folders: Path, enc
     config = ClassifyConfig.resolve({**KEYS, "data": class_folders, "out": out, "encoder": encoder, "steps": 2})
     RunFolder.open(out, config, ONE).check_data("x", ONE)
     (out / "data.json").unlink()  # killed between the two
-    (out / "checkpoint.pt").write_bytes(b"cut off")
-    with pytest.raises(MaeliftError, match=r"checkpoint.pt: not a checkpoint of this run"):
+    (out / "checkpoints" / "step-00000001").mkdir(parents=True)
+    with pytest.raises(MaeliftError, match=r"checkpoints: no checkpoint in it is whole"):
         run(class_folders, out, encoder=encoder, steps=2)
-    (out / "checkpoint.pt").unlink()
+    shutil.rmtree(out / "checkpoints")
     run(class_folders, out, encoder=encoder, steps=2)
     assert results_of(out)["steps"] == 2
 

@@ -20,7 +20,7 @@ from maelift.core.distributed import Ranks
 from maelift.core.encoder import EncoderSpec, Preprocessing
 from maelift.core.tracking import read_metrics
 from maelift.core.weights import Provenance, save_encoder
-from maelift.tests.support import environment, framework, one_line_error, run_maelift
+from maelift.tests.support import environment, framework, has_checkpoint, one_line_error, run_maelift
 from maelift.transfer.detect import DetectConfig, DetectionTask, View, agrees, box_around, targets
 from maelift.transfer.detectors import Detector
 from maelift.transfer.models import load_model
@@ -198,7 +198,7 @@ def test_a_killed_run_ends_with_the_figures_of_an_uninterrupted_one(
     ]
     with (tmp_path / "log").open("w") as log, subprocess.Popen(command, stderr=log, env=environment()) as process:
         end = time.monotonic() + 120
-        while not (out / "checkpoint.pt").exists():
+        while not has_checkpoint(out):
             assert time.monotonic() < end and process.poll() is None, (tmp_path / "log").read_text()
             time.sleep(0.02)
         process.send_signal(signal.SIGKILL)

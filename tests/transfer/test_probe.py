@@ -22,7 +22,7 @@ from maelift.core.images import find_images
 from maelift.core.labels import read_splits
 from maelift.core.optim import Lars, set_learning_rate, warmup_cosine
 from maelift.core.weights import read_encoder
-from maelift.tests.support import encoder_file, environment, random_encoder
+from maelift.tests.support import encoder_file, environment, has_checkpoint, random_encoder
 from maelift.transfer import probe as probe_module
 from maelift.transfer.classify import ClassifyConfig
 from maelift.transfer.heads import AttentiveProbe, LinearProbe, NearestNeighbours
@@ -213,7 +213,7 @@ def test_a_killed_probe_ends_with_the_weights_of_an_uninterrupted_one(
     subprocess.run([*command, f"out={tmp_path / 'whole'}"], check=True, env=environment(), capture_output=True)
     with subprocess.Popen([*command, f"out={tmp_path / 'killed'}"], env=environment()) as process:
         deadline = time.monotonic() + 120
-        while not (tmp_path / "killed" / "checkpoint.pt").exists() and time.monotonic() < deadline:
+        while not has_checkpoint(tmp_path / "killed") and time.monotonic() < deadline:
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
     assert not (tmp_path / "killed" / "test.json").exists()

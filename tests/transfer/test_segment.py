@@ -20,7 +20,7 @@ from maelift.core.encoder import Encoder, EncoderSpec, Preprocessing
 from maelift.core.mask_images import read_segmentation
 from maelift.core.randomness import stream
 from maelift.core.weights import Provenance, read_encoder, save_encoder
-from maelift.tests.support import environment, framework
+from maelift.tests.support import environment, framework, has_checkpoint
 from maelift.transfer.models import load_model
 from maelift.transfer.segment import SegmentationTask, SegmentConfig, distorted, padded, random_crop
 from maelift.transfer.segmentors import ENCODER_PREFIX, Segmentor
@@ -154,7 +154,7 @@ def test_a_killed_run_ends_with_the_figures_of_one_that_was_not(
     command = [sys.executable, "-c", program, *resolved]
     process = subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True)
     end = time.monotonic() + 120
-    while not (out / "checkpoint.pt").exists():
+    while not has_checkpoint(out):
         assert time.monotonic() < end and process.poll() is None, process.communicate()
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)

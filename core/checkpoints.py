@@ -1,0 +1,250 @@
+"""The states that a run can go on from: written beside and renamed, by all processes, while training goes on.
+
+Each is a folder ``step-NNNNNNNN`` of torch.distributed.checkpoint with a ``state.json`` beside the tensors, which holds what
+isn't a tensor and a hash of every file: a folder under its name is whole, and whether it still is can be told. All
+processes must see the same folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import pickle
+import re
+import shutil
+import warnings
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+
+from .config import CheckpointError
+from .distributed import Ranks
+from .files import atomic_write_text, sync_tree
+
+logger = logging.getLogger("maelift")
+warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process needs none
+
+STATE_FILE = "state.json"
+FORMAT = 1
+Facts = Mapping[str, Any]
+"""What isn't a tensor: numbers, texts, lists and mappings of them, as JSON holds them."""
+
+
+class Checkpoints:
+    """The last ``keep`` states of a run in ``folder``; made and used by all processes together.
+
+    Nothing is written before the first ``save``.
+    """
+
+    def __init__(self, folder: Path, ranks: Ranks, keep: int = 3) -> None:
+        self.folder, self.keep = folder, keep
+        self._ranks = ranks
+        # Collectives of its own: they run beside those of the training.
+        self._group: Any = dist.new_group(backend="gloo") if ranks.world_size > 1 else None
+        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._pending: Future[None] | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether a state is being written by any process."""
+        return self._ranks.any(self._pending is not None and not self._pending.done())
+
+    def save(self, step: int, tensors: Mapping[str, Tensor], facts: Facts, *, wait: bool = False) -> None:
+        """Write the state after ``step`` steps; it appears under its name once it is whole.
+
+        The tensors are copied to the CPU at once and written by a thread, for which ``wait`` waits. Raises what kept the
+        one before from being written, or with ``wait`` this one.
+        """
+        self.finish()
+        copies = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+        self._pending = self._writer.submit(self._write, step, copies, dict(facts))
+        if wait:
+            self.finish()
+
+    def finish(self) -> None:
+        """Wait for the state that is being written; raises what kept it from being written."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def newest(self) -> int | None:
+        """The step of the newest state that is whole; None where none was ever written.
+
+        Tells of damaged ones; raises CheckpointError when all are.
+        """
+        return self._ranks.share(self._newest_sound)
+
+    def _newest_sound(self) -> int | None:
+        found = self._steps()
+        for step in reversed(found):
+            damage = self._damage(step)
+            if damage is None:
+                return step
+            logger.warning("%s: damaged (%s); looking for the one before", self._path(step), damage)
+        if found:
+            raise CheckpointError(
+                f"{self.folder}: no checkpoint in it is whole ({self._damage(found[-1])}). Remove it to start anew."
+            )
+        return None
+
+    def facts(self, step: int) -> dict[str, Any]:
+        """What isn't a tensor of the state after ``step`` steps."""
+        return cast(dict[str, Any], self._state(step)["facts"])
+
+    def shapes(self, step: int) -> dict[str, tuple[torch.Size, torch.dtype]]:
+        """Shape and type of every tensor of the state after ``step`` steps, by name."""
+        described = {}
+        for name, entry in self._reader(step).read_metadata().state_dict_metadata.items():
+            if not isinstance(entry, TensorStorageMetadata):
+                raise CheckpointError(f"{self._path(step)}: {name} is no tensor. Remove it to start anew.")
+            described[name] = (entry.size, entry.properties.dtype)
+        return described
+
+    def load(self, step: int, into: Mapping[str, Tensor]) -> None:
+        """Fill the tensors with those of the state after ``step`` steps, in place, whichever way they are sharded."""
+        tensors = {name: tensor.detach() for name, tensor in into.items()}
+        load(tensors, storage_reader=self._reader(step), process_group=self._group)
+
+    def remove(self) -> None:
+        """Remove them all: the run is done."""
+        self.finish()
+        self._ranks.barrier()
+        if self._ranks.is_main:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        self._ranks.barrier()
+
+    def _write(self, step: int, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        path, part = self._path(step), self.folder / f".{self._path(step).name}.part"
+        if self._ranks.is_main:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for leftover in self.folder.glob(".*.part"):
+                shutil.rmtree(leftover, ignore_errors=True)
+            part.mkdir()
+        if self._group is not None:
+            dist.barrier(self._group)
+        try:
+            save(tensors, storage_writer=FileSystemWriter(part), process_group=self._group)
+        except CheckpointException as error:
+            raise _cause(error) from error
+        if not self._ranks.is_main:
+            return
+        files = {file.name: _digest(file) for file in sorted(part.iterdir())}
+        atomic_write_text(part / STATE_FILE, json.dumps({"format": FORMAT, "facts": facts, "files": files}) + "\n")
+        sync_tree(part)
+        if path.exists():  # written anew after going back
+            shutil.rmtree(path)
+        os.replace(part, path)
+        sync_tree(self.folder)
+        for old in self._steps()[: -self.keep]:
+            shutil.rmtree(self._path(old), ignore_errors=True)
+
+    def _path(self, step: int) -> Path:
+        return self.folder / f"step-{step:08d}"
+
+    def _steps(self) -> list[int]:
+        """The steps that there is a state of, in order."""
+        if not self.folder.is_dir():
+            return []
+        names = (re.fullmatch(r"step-(\d+)", path.name) for path in self.folder.iterdir())
+        return sorted(int(found[1]) for found in names if found)
+
+    def _state(self, step: int) -> dict[str, Any]:
+        content = json.loads((self._path(step) / STATE_FILE).read_text())
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            raise ValueError(f"{STATE_FILE} of another format")
+        return content
+
+    def _damage(self, step: int) -> str | None:
+        """What is wrong with a state, if anything is."""
+        try:
+            files = self._state(step)["files"]
+            wrong = [name for name, digest in files.items() if _digest(self._path(step) / name) != digest]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            return f"{type(error).__name__}: {error}"
+        return f"{', '.join(wrong)} not as written" if wrong else None
+
+    def _reader(self, step: int) -> FileSystemReader:
+        return _Reader(self._path(step))
+
+
+class _Reader(FileSystemReader):
+    """torch's, which would run whatever code the description of the tensors, a pickle, asks for."""
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        try:
+            with (Path(self.path) / ".metadata").open("rb") as file:
+                metadata = _DescriptionOnly(file).load()
+        except (pickle.UnpicklingError, EOFError, AttributeError, IndexError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{self.path}: not a checkpoint ({error}). Remove it to start anew.") from error
+        if getattr(metadata, "storage_meta", None) is None:
+            metadata.storage_meta = StorageMeta()
+        metadata.storage_meta.load_id = self.load_id
+        return cast(Metadata, metadata)
+
+
+class _DescriptionOnly(pickle.Unpickler):
+    """Reads torch.distributed.checkpoint's description of tensors, and nothing else that a pickle may hold."""
+
+    ALLOWED = frozenset(
+        {
+            ("torch", "Size"),
+            ("torch.serialization", "_get_layout"),
+            ("pathlib", "PosixPath"),
+            ("pathlib", "WindowsPath"),
+            ("pathlib._local", "PosixPath"),  # Python 3.13
+            ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
+            *(
+                ("torch.distributed.checkpoint.metadata", name)
+                for name in (
+                    "ChunkStorageMetadata",
+                    "Metadata",
+                    "MetadataIndex",
+                    "StorageMeta",
+                    "TensorProperties",
+                    "TensorStorageMetadata",
+                    "_MEM_FORMAT_ENCODING",
+                )
+            ),
+        }
+    )
+
+    def find_class(self, module: str, name: str) -> Any:
+        allowed = (module, name) in self.ALLOWED
+        if not allowed and module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
+            allowed = True
+        if not allowed:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        return super().find_class(module, name)
+
+
+def _cause(error: CheckpointException) -> BaseException:
+    """The failure of the disk that torch has wrapped, if there is one."""
+    for failure in error.failures.values():
+        inner: BaseException | None = failure[0]
+        while inner is not None:
+            if isinstance(inner, OSError):
+                return inner
+            inner = inner.__cause__ or inner.__context__
+    first = next(iter(error.failures.values()))[0]
+    return CheckpointError(f"the state can't be saved: {str(first).splitlines()[0] if str(first) else first!r}.")
+
+
+def _digest(file: Path) -> str:
+    """A hash of a file's content."""
+    digest = hashlib.blake2b(digest_size=16)
+    with file.open("rb") as content:
+        while block := content.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

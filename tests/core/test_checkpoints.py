@@ -1,0 +1,111 @@
+"""Checkpoints: whole or not there, the last few kept, damage told, and nothing but tensors read."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from maelift.core.checkpoints import Checkpoints
+from maelift.core.config import CheckpointError
+from maelift.core.distributed import Ranks
+from maelift.core.loop import State, WeightAverage
+from torch import nn
+
+ONE = Ranks(0, 1, torch.device("cpu"))
+
+
+def saved(folder: Path, *steps: int, keep: int = 3) -> Checkpoints:
+    checkpoints = Checkpoints(folder, ONE, keep)
+    for step in steps:
+        tensors = {"a": torch.full((3, 2), float(step)), "b": torch.tensor(step)}
+        checkpoints.save(step, tensors, {"step": step, "best": -float("inf")}, wait=True)
+    return checkpoints
+
+
+def test_the_newest_comes_back_and_the_last_few_are_kept(tmp_path: Path) -> None:
+    checkpoints = saved(tmp_path, 1, 5, 30, keep=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000005", "step-00000030"]
+    assert checkpoints.newest() == 30
+    assert checkpoints.facts(30) == {"step": 30, "best": -float("inf")}
+    into = {"a": torch.zeros(3, 2), "b": torch.tensor(0)}
+    checkpoints.load(30, into)
+    assert torch.equal(into["a"], torch.full((3, 2), 30.0)) and int(into["b"]) == 30
+    checkpoints.remove()
+    assert not tmp_path.exists() and checkpoints.newest() is None
+
+
+def test_what_changes_while_it_is_written_is_written_as_it_was(tmp_path: Path) -> None:
+    checkpoints, tensor = Checkpoints(tmp_path, ONE), torch.zeros(1_000_000)
+    checkpoints.save(1, {"a": tensor}, {})
+    tensor += 1
+    checkpoints.finish()
+    into = torch.ones(1_000_000)
+    checkpoints.load(1, {"a": into})
+    assert not into.any()
+
+
+@pytest.mark.parametrize("how", ["cut off", "other bytes", "gone", "no description", "half a name"])
+def test_a_damaged_one_is_told_of_and_the_one_before_is_taken(
+    tmp_path: Path, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoints = saved(tmp_path, 1, 2)
+    newest = tmp_path / "step-00000002"
+    data = next(newest.glob("*.distcp"))
+    content = data.read_bytes()
+    if how == "cut off":
+        data.write_bytes(content[:-7])
+    elif how == "other bytes":
+        data.write_bytes(content[:-7] + b"\0" * 7)
+    elif how == "gone":
+        data.unlink()
+    elif how == "no description":
+        (newest / "state.json").unlink()
+    else:  # killed while it was written
+        newest.rename(tmp_path / ".step-00000002.part")
+    assert checkpoints.newest() == 1
+    if how != "half a name":
+        assert "step-00000002: damaged" in caplog.text and "one before" in caplog.text
+    saved(tmp_path, 3)
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_when_all_are_damaged_the_run_does_not_start_anew_by_itself(tmp_path: Path) -> None:
+    checkpoints = saved(tmp_path, 1)
+    (tmp_path / "step-00000001" / "state.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"no checkpoint in it is whole .* Remove it to start anew"):
+        checkpoints.newest()
+
+
+def test_a_description_that_asks_for_code_is_refused(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple[object, ...]:
+            return (Path.touch, (tmp_path / "run",))
+
+    checkpoints = saved(tmp_path / "c", 1)
+    (tmp_path / "c" / "step-00000001" / ".metadata").write_bytes(pickle.dumps(Evil()))
+    with pytest.raises(CheckpointError, match="it asks for"):
+        checkpoints.shapes(1)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_state_of_another_model_is_refused(tmp_path: Path) -> None:
+    def state(width: int, average: bool) -> State:
+        model = nn.Linear(width, 1)
+        return State(model, torch.optim.AdamW(model.parameters()), WeightAverage(model, 0.9) if average else None)
+
+    checkpoints, own = Checkpoints(tmp_path, ONE), state(3, True)
+    checkpoints.save(0, own.tensors(), own.facts(), wait=True)
+    assert state(3, True).load(checkpoints)
+    for other in (state(4, True), state(3, False)):
+        with pytest.raises(CheckpointError, match="not a checkpoint of this run") as caught:
+            other.load(checkpoints)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_full_disk_is_told_of(tmp_path: Path) -> None:
+    (tmp_path / "c").write_text("a file where the folder should be")
+    checkpoints = Checkpoints(tmp_path / "c", ONE)
+    with pytest.raises(OSError):
+        checkpoints.save(1, {"a": torch.zeros(3)}, {}, wait=True)

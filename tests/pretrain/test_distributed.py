@@ -1,0 +1,125 @@
+"""Several processes: the losses of one, however the work is split; and what happens when one of them dies."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from maelift.core.tracking import read_metrics
+from maelift.tests.soak import KEYS, soak
+from maelift.tests.support import TINY, environment, has_checkpoint, torchrun, write_images
+from safetensors.torch import load_file
+
+LONG = [*TINY, "epochs=400", "checkpoint_minutes=0.001"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_images(tmp_path_factory.mktemp("data"), 44)
+
+
+def pretrain(data: Path, out: Path, *keys: str, processes: int = 1) -> list[float]:
+    """Pretrain with so many processes; the training losses."""
+    command = torchrun(processes, "pretrain", f"data={data}", f"out={out}", *TINY, "log_every=1", *keys)
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return [record["train/loss"] for record in read_metrics(out / "metrics.jsonl") if "train/loss" in record]
+
+
+def tensors(out: Path) -> dict[str, torch.Tensor]:
+    return load_file(out / "encoder.safetensors")
+
+
+@pytest.fixture(scope="module")
+def one(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[float]]:
+    """The run of one process that the others are held against."""
+    out = tmp_path_factory.mktemp("one") / "run"
+    return out, pretrain(data, out, "epochs=2", "clip_grad=0.5")
+
+
+@pytest.mark.parametrize(
+    ("processes", "keys"),
+    [
+        (2, ["parallel=fsdp"]),
+        (2, ["parallel=fsdp", "accumulate=2", "activation_checkpointing=true"]),
+        (4, ["accumulate=2"]),
+        pytest.param(4, ["parallel=fsdp"], marks=pytest.mark.slow),
+        (1, ["accumulate=4", "activation_checkpointing=true"]),
+    ],
+)
+def test_any_split_of_the_work_makes_the_losses_of_one_process(
+    data: Path, tmp_path: Path, one: tuple[Path, list[float]], processes: int, keys: list[str]
+) -> None:
+    losses = pretrain(data, tmp_path / "run", "epochs=2", "clip_grad=0.5", *keys, processes=processes)
+    assert len(losses) == 10 and losses == pytest.approx(one[1], rel=1e-5)
+    expected, found = tensors(one[0]), tensors(tmp_path / "run")
+    assert expected.keys() == found.keys()
+    assert all(torch.allclose(found[name], tensor, atol=2e-4) for name, tensor in expected.items())
+
+
+@pytest.mark.slow
+def test_compiled_blocks_make_the_same_losses(data: Path, tmp_path: Path, one: tuple[Path, list[float]]) -> None:
+    losses = pretrain(data, tmp_path / "run", "epochs=2", "clip_grad=0.5", "compile=true")
+    assert losses == pytest.approx(one[1], rel=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_half_precisions_train(data: Path, tmp_path: Path, one: tuple[Path, list[float]], precision: str) -> None:
+    losses = pretrain(data, tmp_path / "run", "epochs=2", "clip_grad=0.5", f"precision={precision}")
+    assert losses != one[1] and losses == pytest.approx(one[1], rel=0.05)
+
+
+@pytest.mark.parametrize("keys", [[], ["parallel=fsdp"]])
+def test_a_run_goes_on_with_other_numbers_of_processes(
+    data: Path, tmp_path: Path, one: tuple[Path, list[float]], keys: list[str]
+) -> None:
+    """Two, then one, then two; stopped in good order in between."""
+    whole, changed = tmp_path / "whole", tmp_path / "changed"
+    expected = pretrain(data, whole, "epochs=60", *keys, processes=2)
+    for processes in (2, 1):
+        before = sorted(path.name for path in changed.glob("checkpoints/*"))
+        words = ["pretrain", f"data={data}", f"out={changed}", *TINY, "log_every=1", "epochs=60", *keys]
+        process = subprocess.Popen(
+            torchrun(processes, *words, "checkpoint_minutes=0.002"),
+            env=environment(),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        while sorted(path.name for path in changed.glob("checkpoints/*")) == before and process.poll() is None:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=60)
+        assert process.returncode != 0 and has_checkpoint(changed), said
+    losses = pretrain(data, changed, "epochs=60", *keys, processes=2)
+    assert len(losses) == 300 and losses == pytest.approx(expected, rel=1e-5)
+    found = tensors(changed)
+    assert all(torch.allclose(found[name], tensor, rtol=1e-4, atol=1e-6) for name, tensor in tensors(whole).items())
+
+
+def test_a_dead_process_ends_the_others_soon_and_the_run_goes_on(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    command = torchrun(2, "pretrain", f"data={data}", f"out={out}", *LONG)
+    process = subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True)
+    while not has_checkpoint(out) and process.poll() is None:
+        time.sleep(0.02)
+    workers = [child for child in psutil.Process(process.pid).children() if "maelift" in child.cmdline()]
+    second = next(child for child in workers if child.environ()["RANK"] == "1")
+    os.kill(second.pid, signal.SIGKILL)
+    began = time.monotonic()
+    _, said = process.communicate(timeout=60)
+    assert process.returncode != 0 and time.monotonic() - began < 45, said
+    assert not any(child.is_running() for child in workers)
+    again = subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True)
+    time.sleep(8)
+    again.send_signal(signal.SIGTERM)
+    assert "going on from step" in again.communicate(timeout=60)[1]
+
+
+def test_a_run_that_is_killed_ends_with_the_bits_of_an_uninterrupted_one(tmp_path: Path) -> None:
+    assert soak(tmp_path, kills=3, seed=1, keys=KEYS) == []
