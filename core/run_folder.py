@@ -13,9 +13,19 @@ from .config import MaeliftError, config_difference, to_dict, write_config
 from .distributed import Ranks
 from .files import atomic_write_text
 
-FREE_KEYS = ("out", "data", "encoder", "workers", "device", "checkpoint_minutes", "checkpoints", "log_every")
-"""Keys that may differ between a run and its continuation: they do not change the result. The contents of data and encoder
-are compared themselves."""
+FREE_KEYS = (
+    "out",
+    "data",
+    "encoder",
+    "workers",
+    "device",
+    "accumulate",
+    "checkpoint_minutes",
+    "checkpoints",
+    "log_every",
+)
+"""Keys that may differ between a run and its continuation: they do not change the result, but for rounding. The contents of
+data and encoder are compared themselves."""
 
 
 @dataclass(frozen=True)
