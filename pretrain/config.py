@@ -11,7 +11,7 @@ from ..core.distributed import Parallel, Precision
 from ..core.encoder import ModelName, preset_spec
 from ..core.recovery import Recovery
 from .mae import Decoder
-from .masking import Masking, num_visible
+from .masking import Masking
 from .pool import Crop
 
 
@@ -116,7 +116,9 @@ class PretrainConfig:
         if self.statistics == "imagenet" and self.channels == 1:
             raise ConfigError("statistics", self.statistics, "data or auto, as channels=1 has no ImageNet statistics")
         spec = preset_spec(self.model, image_size=self.image_size, patch_size=self.patch_size)
-        num_visible(spec.num_patches, self.masking.ratio)
+        self.masking.check_grid(spec.grid)
+        if self.masking.in_encoder and self.decoder.attention == "cross":
+            raise ConfigError("decoder.attention", "cross", "self with masking.in_encoder=true")
 
     @property
     def peak_lr(self) -> float:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, Literal, cast
 
 import torch
+import torch.nn.functional as F
+from timm.layers import Mlp
 from torch import Tensor, nn
 
 from ..core.config import ConfigError, MaeliftError
@@ -18,6 +20,7 @@ from ..core.encoder import (
     cut_patches,
     initialize_linear,
     sincos_positions,
+    take,
     transformer_blocks,
 )
 from ..core.weights import infer_spec, key_mismatch
@@ -34,6 +37,10 @@ class Decoder:
     """number of transformer blocks (paper Table 1a)"""
     num_heads: int = 16
     """attention heads; must divide embed_dim"""
+    attention: Literal["self", "cross"] = "self"
+    """self: among all patches, as the paper; cross: from hidden patches to the encoder's output only (CrossMAE, 2024)"""
+    predict: float = 1.0
+    """share of the hidden patches that is predicted in training; below 1 with attention=cross, at 0.25 far cheaper"""
 
     def __post_init__(self) -> None:
         for key in ("embed_dim", "depth", "num_heads"):
@@ -41,6 +48,10 @@ class Decoder:
                 raise ConfigError(key, getattr(self, key), "a whole number of at least 1")
         if self.embed_dim % self.num_heads:
             raise ConfigError("num_heads", self.num_heads, f"a divisor of the decoder's embed_dim={self.embed_dim}")
+        if not 0 < self.predict <= 1:
+            raise ConfigError("predict", self.predict, "a share above 0, up to 1")
+        if self.predict < 1 and self.attention == "self":
+            raise ConfigError("predict", self.predict, "1 with attention=self, where every hidden patch takes part")
         if self.embed_dim % 4:
             raise ConfigError("embed_dim", self.embed_dim, "a multiple of 4 (sine-cosine positions on two axes)")
 
@@ -49,21 +60,45 @@ class Decoder:
 class MaeOutput:
     """What one pass gives.
 
-    ``loss``: scalar, mean squared error over the hidden patches; ``pred`` (B, N, p * p * C) in the target's scale;
-    ``mask`` (B, N) float32, 1 for hidden patches; ``ids_restore`` (B, N) int64.
+    ``loss``: scalar, mean squared error over the hidden patches; ``pred`` (B, N, p * p * C) in the target's scale, or
+    (B, M, p * p * C) of the patches ``ids_pred`` (B, M) int64 alone; ``mask`` (B, N) float32, 1 for hidden patches;
+    ``ids_restore`` (B, N) int64.
     """
 
     loss: Tensor
     pred: Tensor
     mask: Tensor
     ids_restore: Tensor
+    ids_pred: Tensor | None = None
+
+
+class CrossBlock(nn.Module):
+    """A decoder block whose queries attend to the encoder's output, not to one another (CrossMAE, arXiv 2401.14391)."""
+
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float, norm_eps: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
+        self.q = nn.Linear(dim, dim)
+        self.kv = nn.Linear(dim, 2 * dim)
+        self.proj = nn.Linear(dim, dim)
+        self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
+        self.mlp = Mlp(dim, int(mlp_ratio * dim))
+
+    def forward(self, queries: Tensor, memory: Tensor) -> Tensor:
+        """Queries (B, M, E) and the encoder's tokens (B, 1 + V, E) to (B, M, E)."""
+        q = _split_heads(self.q(self.norm1(queries)), self.num_heads)
+        k, v = (_split_heads(part, self.num_heads) for part in self.kv(memory).chunk(2, dim=-1))
+        queries = queries + self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return cast(Tensor, queries + self.mlp(self.norm2(queries)))
 
 
 class MaskedAutoencoder(Encoder):
     """An encoder with a decoder that fills in the patches which the encoder did not see.
 
     Parameters bear the reference's names: those of ``Encoder``, and ``decoder_*`` and ``mask_token``. With
-    ``norm_pix_loss`` each patch of the target is normalised by its own mean and deviation (Sec. 3, Table 1d).
+    ``norm_pix_loss`` each patch of the target is normalised by its own mean and deviation (Sec. 3, Table 1d). With
+    ``masks_in_encoder`` the encoder gets all patches, hidden ones as a mask token of its own (Table 1c).
     """
 
     def __init__(
@@ -72,9 +107,12 @@ class MaskedAutoencoder(Encoder):
         decoder: Decoder | None = None,
         *,
         norm_pix_loss: bool = True,
+        masks_in_encoder: bool = False,
         preprocessing: Preprocessing | None = None,
     ) -> None:
         super().__init__(spec, preprocessing=preprocessing)
+        if masks_in_encoder and decoder is not None and decoder.attention == "cross":
+            raise ConfigError("decoder.attention", "cross", "self where the encoder gets mask tokens")
         self.decoder_spec = decoder or Decoder()
         self.norm_pix_loss = norm_pix_loss
         dim = self.decoder_spec.embed_dim
@@ -84,14 +122,20 @@ class MaskedAutoencoder(Encoder):
         self.decoder_pos_embed = nn.Parameter(
             sincos_positions(dim, spec.grid, spec.num_prefix_tokens), requires_grad=False
         )
-        self.decoder_blocks = transformer_blocks(
-            dim, self.decoder_spec.num_heads, spec.mlp_ratio, spec.norm_eps, [0.0] * self.decoder_spec.depth
-        )
+        shape = (dim, self.decoder_spec.num_heads, spec.mlp_ratio, spec.norm_eps)
+        if self.decoder_spec.attention == "cross":
+            self.decoder_blocks = nn.ModuleList(CrossBlock(*shape) for _ in range(self.decoder_spec.depth))
+        else:
+            self.decoder_blocks = transformer_blocks(*shape, [0.0] * self.decoder_spec.depth)
         self.decoder_norm = nn.LayerNorm(dim, eps=spec.norm_eps)
         self.decoder_pred = nn.Linear(dim, spec.patch_size**2 * spec.channels)
         for part in (self.decoder_embed, self.decoder_blocks, self.decoder_pred):
             part.apply(initialize_linear)
         nn.init.normal_(self.mask_token, std=0.02)
+        self.mask_token_in_encoder = nn.Parameter(torch.zeros(1, 1, spec.embed_dim)) if masks_in_encoder else None
+        if self.mask_token_in_encoder is not None:
+            nn.init.normal_(self.mask_token_in_encoder, std=0.02)
+            self.mask_token.requires_grad_(False)  # the decoder needs none
 
     @classmethod
     def from_state_dict(
@@ -113,19 +157,27 @@ class MaskedAutoencoder(Encoder):
         if not depths or "decoder_embed.weight" not in state:
             raise key_mismatch("state dict", ["decoder_embed.weight", "decoder_blocks.0.*"], [], "a masked autoencoder")
         dim = state["decoder_embed.weight"].shape[0]
-        decoder = Decoder(dim, len(depths), decoder_num_heads or (16 if dim % 16 == 0 else 1))
-        model = cls(spec, decoder, norm_pix_loss=norm_pix_loss)
+        decoder = Decoder(
+            dim,
+            len(depths),
+            decoder_num_heads or (16 if dim % 16 == 0 else 1),
+            attention="cross" if "decoder_blocks.0.kv.weight" in state else "self",
+        )
+        in_encoder = "mask_token_in_encoder" in state
+        model = cls(spec, decoder, norm_pix_loss=norm_pix_loss, masks_in_encoder=in_encoder)
         missing, unexpected = model.load_state_dict(dict(state), strict=False)
         if missing or unexpected:
             raise key_mismatch("state dict", missing, unexpected, "a masked autoencoder")
         return model.to(state["decoder_embed.weight"].dtype)
 
     def forward(  # type: ignore[override]
-        self, images: Tensor, mask_ratio: float = 0.75, noise: Tensor | None = None
+        self, images: Tensor, mask_ratio: float = 0.75, noise: Tensor | None = None, *, loss_only: bool = False
     ) -> MaeOutput:
         """Hide patches of normalised images (B, C, H, W), reconstruct them, and compare.
 
-        ``noise`` (B, N), uniform in [0, 1), decides what is hidden; without it, torch's global generator draws it.
+        ``noise`` (B, N) decides what is hidden, its largest values (``Masking.arrange``); without it, torch's global
+        generator draws it. With ``loss_only`` nothing is computed that the loss doesn't need: the loss is the same,
+        predictions are those of hidden patches, or of the decoder's share of them.
         """
         check_mask_ratio("mask_ratio", mask_ratio)
         if self.check_input(images) != self.spec.grid:
@@ -139,13 +191,59 @@ class MaskedAutoencoder(Encoder):
                 f"noise of shape {tuple(noise.shape)}: expected {(images.shape[0], self.spec.num_patches)}."
             )
         mask = random_mask(noise, mask_ratio)
-        latent = self.forward_tokens(self.embed(images, mask.ids_keep))  # (B, 1 + V, D)
+        latent = self.encode(images, mask)
+        if loss_only:
+            ids = mask.some_hidden(noise, self.decoder_spec.predict)  # (B, M)
+            pred = self.decode_at(latent, mask, ids)  # (B, M, p * p * C)
+            target = take(patchify(images, self.spec.patch_size), ids)
+            loss = F.mse_loss(pred.float(), self.normalized(target).float())
+            return MaeOutput(loss, pred, mask.hidden, mask.ids_restore, ids)
         pred = self.decode(latent, mask)  # (B, N, p * p * C)
         return MaeOutput(self.error(pred, images, mask), pred, mask.hidden, mask.ids_restore)
 
+    def encode(self, images: Tensor, mask: Mask) -> Tensor:
+        """The encoder's output (B, 1 + V, D); with mask tokens in the encoder (B, 1 + N, D), in the image's order."""
+        if self.mask_token_in_encoder is None:
+            return self.forward_tokens(self.embed(images, mask.ids_keep))
+        positions = self.pos_embed[:, self.spec.num_prefix_tokens :]
+        masked = self.mask_token_in_encoder + positions  # (1, N, D)
+        return self.forward_tokens(torch.where(mask.hidden.unsqueeze(-1) > 0, masked, self.embed(images)))
+
     def decode(self, latent: Tensor, mask: Mask) -> Tensor:
-        """Predict every patch, (B, N, p * p * C), from the encoder's output (B, 1 + V, D)."""
+        """Predict every patch, (B, N, p * p * C), from the encoder's output (B, 1 + V, D).
+
+        With attention=cross visible patches have no prediction, but zeros.
+        """
+        if self.decoder_spec.attention == "cross":
+            pred = self.decode_at(latent, mask, mask.ids_hidden)
+            everywhere = pred.new_zeros(pred.shape[0], mask.hidden.shape[1], pred.shape[2])
+            return everywhere.scatter(1, mask.ids_hidden.unsqueeze(-1).expand_as(pred), pred)
+        tokens = self._with_mask_tokens(latent, mask)
+        for block in self.decoder_blocks:
+            tokens = block(tokens)
+        return cast(Tensor, self.decoder_pred(self.decoder_norm(tokens)[:, self.spec.num_prefix_tokens :]))
+
+    def decode_at(self, latent: Tensor, mask: Mask, ids: Tensor) -> Tensor:
+        """Predict the patches ``ids`` (B, M) alone, (B, M, p * p * C); what they attend to is the same."""
+        prefix = self.spec.num_prefix_tokens
+        if self.decoder_spec.attention == "cross":
+            memory = self.decoder_embed(latent)  # (B, 1 + V, E)
+            positions = self.decoder_pos_embed[:, prefix:].expand(len(ids), -1, -1)
+            queries = self.mask_token + take(positions, ids)  # (B, M, E)
+            for block in self.decoder_blocks:
+                queries = block(queries, memory)
+            return cast(Tensor, self.decoder_pred(self.decoder_norm(queries)))
+        tokens = self._with_mask_tokens(latent, mask)
+        *blocks, last = self.decoder_blocks
+        for block in blocks:
+            tokens = block(tokens)
+        return cast(Tensor, self.decoder_pred(self.decoder_norm(attend_at(last, tokens, ids + prefix))))
+
+    def _with_mask_tokens(self, latent: Tensor, mask: Mask) -> Tensor:
+        """The decoder's input (B, 1 + N, E): the encoder's output with mask tokens where patches are hidden."""
         tokens = self.decoder_embed(latent)  # (B, 1 + V, E)
+        if self.mask_token_in_encoder is not None:
+            return cast(Tensor, tokens + self.decoder_pos_embed)
         prefix = self.spec.num_prefix_tokens
         visible = tokens[:, prefix:]
         hidden = self.mask_token.to(tokens.dtype).expand(
@@ -153,10 +251,7 @@ class MaskedAutoencoder(Encoder):
         )
         order = mask.ids_restore.unsqueeze(-1).expand(-1, -1, tokens.shape[-1])
         patches = torch.cat([visible, hidden], dim=1).gather(1, order)  # (B, N, E), in the image's order
-        tokens = torch.cat([tokens[:, :prefix], patches], dim=1) + self.decoder_pos_embed
-        for block in self.decoder_blocks:
-            tokens = block(tokens)
-        return cast(Tensor, self.decoder_pred(self.decoder_norm(tokens)[:, prefix:]))
+        return torch.cat([tokens[:, :prefix], patches], dim=1) + self.decoder_pos_embed
 
     def error(self, pred: Tensor, images: Tensor, mask: Mask) -> Tensor:
         """Mean squared error over the hidden patches only (Sec. 3, "Reconstruction target"), in float32."""
@@ -165,7 +260,10 @@ class MaskedAutoencoder(Encoder):
 
     def target(self, images: Tensor) -> Tensor:
         """The patches to be predicted, (B, N, p * p * C), normalised a patch if ``norm_pix_loss``."""
-        patches = patchify(images, self.spec.patch_size)
+        return self.normalized(patchify(images, self.spec.patch_size))
+
+    def normalized(self, patches: Tensor) -> Tensor:
+        """Patches (B, M, p * p * C) as they are to be predicted."""
         if not self.norm_pix_loss:
             return patches
         mean, variance = patches.mean(dim=-1, keepdim=True), patches.var(dim=-1, keepdim=True)
@@ -206,6 +304,29 @@ class MaskedAutoencoder(Encoder):
         return {
             name: tensor for name, tensor in self.state_dict().items() if name.startswith(("mask_token", "decoder_"))
         }
+
+
+def attend_at(block: nn.Module, tokens: Tensor, ids: Tensor) -> Tensor:
+    """A block's output at the tokens ``ids`` (B, M) alone, (B, M, E): they attend to all ``tokens`` (B, 1 + N, E).
+
+    For the last block before a head that looks at some tokens only. ``block`` is one of ``transformer_blocks``, whose
+    dropout and scaling rest.
+    """
+    attention = cast(Any, block).attn
+    batch, _, dim = tokens.shape
+    normed = cast(Any, block).norm1(tokens)
+    weight, bias = attention.qkv.weight, attention.qkv.bias
+    q = F.linear(take(normed, ids), weight[:dim], bias[:dim])
+    k, v = F.linear(normed, weight[dim:], bias[dim:]).chunk(2, dim=-1)
+    q, k, v = (_split_heads(part, attention.num_heads) for part in (q, k, v))
+    attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, -1, dim)
+    chosen = take(tokens, ids) + attention.proj(attended)
+    return cast(Tensor, chosen + cast(Any, block).mlp(cast(Any, block).norm2(chosen)))
+
+
+def _split_heads(tokens: Tensor, num_heads: int) -> Tensor:
+    """(B, M, E) to (B, heads, M, E / heads)."""
+    return tokens.view(*tokens.shape[:-1], num_heads, -1).transpose(1, 2)
 
 
 def patchify(images: Tensor, patch_size: int) -> Tensor:

@@ -1,24 +1,59 @@
-"""Which patches the encoder may see: random masking by the order of uniform noise (MAE, Sec. 3, "Masking")."""
+"""Which patches the encoder may see: at random, in blocks or on a grid (MAE, Sec. 3, "Masking", and Table 1f)."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..core.config import ConfigError, MaeliftError
+
+BLOCK_ASPECT = 0.3
+"""Blocks are between 0.3 times as high as wide and the reverse, as BEiT draws them (arXiv 2106.08254, Algorithm 1)."""
+SMALLEST_BLOCK = 16
+"""Patches in a block at least, where the image has so many."""
 
 
 @dataclass(frozen=True)
 class Masking:
     """How patches are hidden from the encoder."""
 
+    strategy: Literal["random", "block", "grid"] = "random"
+    """random: any patches; block: large blocks, as BEiT; grid: all but one of every four (ratio 0.75); paper Table 1f"""
     ratio: float = 0.75
     """share of patches hidden, in (0, 1); the paper's best is 0.75 (Fig. 5)"""
+    in_encoder: bool = False
+    """give the encoder mask tokens for hidden patches, in place of nothing: slower and worse (paper Table 1c)"""
 
     def __post_init__(self) -> None:
         check_mask_ratio("ratio", self.ratio)
+        if self.strategy == "grid" and self.ratio != 0.75:
+            raise ConfigError("ratio", self.ratio, "0.75 with strategy=grid, which keeps one patch of every four")
+
+    def check_grid(self, grid: tuple[int, int]) -> None:
+        """Raise where a grid of patches (rows, columns) can't be hidden so."""
+        num_visible(grid[0] * grid[1], self.ratio)
+        if self.strategy == "grid" and (grid[0] % 2 or grid[1] % 2):
+            raise ConfigError(
+                "masking.strategy", self.strategy, f"random or block: {grid[0]}×{grid[1]} patches don't make fours"
+            )
+
+    def arrange(self, noise: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Noise (B, N), uniform in [0, 1), to values by whose order patches are hidden, the largest; its digits stay.
+
+        N patches lie on ``grid`` (rows, columns). What is added to the noise is a whole number, so that the order among
+        patches that are hidden together remains random.
+        """
+        if self.strategy == "random":
+            return noise
+        if self.strategy == "grid":
+            return noise + _off_the_grid(noise, grid)
+        return noise + _in_blocks(noise, grid, noise.shape[1] - num_visible(noise.shape[1], self.ratio))
 
 
 @dataclass(frozen=True)
@@ -26,12 +61,22 @@ class Mask:
     """One split into visible and hidden patches for each image of a batch.
 
     ``ids_keep`` (B, V) int64: the visible patches in the order in which the encoder gets them; ``ids_restore`` (B, N)
-    int64: where each patch stands in the sequence "visible, then hidden"; ``hidden`` (B, N) float32: 1 for hidden.
+    int64: where each patch stands in the sequence "visible, then hidden"; ``hidden`` (B, N) float32: 1 for hidden;
+    ``ids_hidden`` (B, N - V) int64: the hidden patches.
     """
 
     ids_keep: Tensor
     ids_restore: Tensor
     hidden: Tensor
+    ids_hidden: Tensor
+
+    def some_hidden(self, noise: Tensor, share: float) -> Tensor:
+        """A share of the hidden patches, (B, M) int64, by the digits of the noise (B, N); at 1 all of them."""
+        if share == 1:
+            return self.ids_hidden
+        count = max(1, round(share * self.ids_hidden.shape[1]))
+        among = noise.gather(1, self.ids_hidden).frac().argsort(dim=1)[:, :count]
+        return self.ids_hidden.gather(1, among)
 
 
 def check_mask_ratio(key: str, ratio: float) -> None:
@@ -56,4 +101,44 @@ def random_mask(noise: Tensor, ratio: float) -> Mask:
     visible = num_visible(noise.shape[1], ratio)
     ids_shuffle = noise.argsort(dim=1)
     ids_restore = ids_shuffle.argsort(dim=1)
-    return Mask(ids_shuffle[:, :visible], ids_restore, (ids_restore >= visible).to(torch.float32))
+    return Mask(
+        ids_keep=ids_shuffle[:, :visible],
+        ids_restore=ids_restore,
+        hidden=(ids_restore >= visible).to(torch.float32),
+        ids_hidden=ids_shuffle[:, visible:],
+    )
+
+
+def _off_the_grid(noise: Tensor, grid: tuple[int, int]) -> Tensor:
+    """(B, N): 0 for the one patch that is kept of every 2×2, 1 for the others; which one it is, each image draws."""
+    kept = (noise[:, 0] * 4).to(torch.int64)  # (B,), 0 to 3
+    rows, columns = torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij")
+    place = (2 * (rows % 2) + columns % 2).flatten().to(noise.device)  # (N,)
+    return (place != kept[:, None]).to(noise.dtype)
+
+
+def _in_blocks(noise: Tensor, grid: tuple[int, int], hidden: int) -> Tensor:
+    """(B, N): 0 for patches in no block, higher the earlier a patch was covered; blocks are drawn until enough are."""
+    numbers = np.zeros((noise.shape[0], *grid), dtype=np.float32)
+    for image, seed in zip(numbers, noise[:, 0].tolist(), strict=True):
+        _cover(image, hidden, np.random.default_rng(int(seed * 2**53)))
+    order = torch.from_numpy(numbers.reshape(noise.shape)).to(noise)
+    return torch.where(order > 0, order.amax(dim=1, keepdim=True) + 1 - order, order)
+
+
+def _cover(image: NDArray[np.float32], hidden: int, generator: np.random.Generator) -> None:
+    """Number the patches of an image (rows, columns) by the block that first covers them, until so many are covered.
+
+    Blocks may reach beyond the image: else its middle would always be hidden.
+    """
+    rows, columns = image.shape
+    number = 0
+    while (left := hidden - np.count_nonzero(image)) > 0:
+        number += 1
+        area = generator.uniform(min(SMALLEST_BLOCK, left), max(SMALLEST_BLOCK, left))
+        aspect = math.exp(generator.uniform(math.log(BLOCK_ASPECT), -math.log(BLOCK_ASPECT)))
+        height = min(rows, max(1, round(math.sqrt(area * aspect))))
+        width = min(columns, max(1, round(math.sqrt(area / aspect))))
+        top, first = generator.integers(rows) - height // 2, generator.integers(columns) - width // 2
+        block = image[max(0, top) : top + height, max(0, first) : first + width]
+        block[block == 0] = number

@@ -12,33 +12,35 @@ from torch import Tensor
 from ..core.batches import MakeSample
 from ..core.randomness import torch_stream
 from .mae import MaskedAutoencoder
+from .masking import Masking
 
 PICTURE_SIDE = 112
 """Images smaller than this many pixels are enlarged in pictures."""
 GAP = 4
 
 
-def fixed_noise(seed: int, count: int, num_patches: int) -> Tensor:
+def fixed_noise(seed: int, count: int, masking: Masking, grid: tuple[int, int]) -> Tensor:
     """The noise behind the held-out masks, (count, N): the same at every evaluation of a run."""
-    return torch.rand(count, num_patches, generator=torch_stream(seed, "held-out masks"))
+    noise = torch.rand(count, grid[0] * grid[1], generator=torch_stream(seed, "held-out masks"))
+    return masking.arrange(noise, grid)
 
 
 @torch.no_grad()
 def held_out_loss(
-    model: MaskedAutoencoder, make: MakeSample, count: int, mask_ratio: float, seed: int, batch_size: int = 128
+    model: MaskedAutoencoder, make: MakeSample, count: int, masking: Masking, seed: int, batch_size: int = 128
 ) -> float:
     """The mean loss over ``count`` held-out images under fixed masks, in the units of the training loss."""
-    noise = fixed_noise(seed, count, model.spec.num_patches)
+    noise = fixed_noise(seed, count, masking, model.spec.grid)
     total = 0.0
     for start, images in _batches(model, make, count, batch_size):
         part = noise[start : start + len(images)].to(images.device)
-        total += float(model(images, mask_ratio, part).loss) * len(images)
+        total += float(model(images, masking.ratio, part).loss) * len(images)
     return total / count
 
 
 @torch.no_grad()
 def reconstruction_picture(
-    model: MaskedAutoencoder, make: MakeSample, count: int, mask_ratio: float, seed: int
+    model: MaskedAutoencoder, make: MakeSample, count: int, masking: Masking, seed: int
 ) -> Image.Image:
     """A picture with a row an image: the original, what the encoder sees, and the reconstruction.
 
@@ -46,7 +48,7 @@ def reconstruction_picture(
     brightness and contrast of the true one, since the model does not predict them.
     """
     images = next(_batches(model, make, count, count))[1]
-    output = model(images, mask_ratio, fixed_noise(seed, count, model.spec.num_patches).to(images.device))
+    output = model(images, masking.ratio, fixed_noise(seed, count, masking, model.spec.grid).to(images.device))
     hidden = model.unpatchify(output.mask.unsqueeze(-1).expand(-1, -1, model.spec.patch_size**2 * model.spec.channels))
     original = model.preprocessing.denormalize(images)
     grey = sum(model.preprocessing.value_range) / 2

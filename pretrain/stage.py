@@ -141,9 +141,10 @@ def pretrain(
 def _objective(wrapped: nn.Module, batch: Batch, model: MaskedAutoencoder, config: PretrainConfig) -> torch.Tensor:
     """The masked loss; the noise of the global batch belongs to (seed, step), so any split of it sees the same masks."""
     generator = torch_stream(config.seed, "masks", batch.step)
-    noise = torch.rand(config.batch_size, model.spec.num_patches, generator=generator)
+    noise = torch.rand(config.batch_size, model.spec.num_patches, generator=generator)[slice(*batch.rows)]
     images = model.preprocessing.normalize(batch.pixels)
-    loss: torch.Tensor = wrapped(images, config.masking.ratio, noise[slice(*batch.rows)].to(images.device)).loss
+    noise = config.masking.arrange(noise, model.spec.grid).to(images.device)
+    loss: torch.Tensor = wrapped(images, config.masking.ratio, noise, loss_only=True).loss
     return loss
 
 
@@ -151,7 +152,7 @@ def _look(model: MaskedAutoencoder, source: Source, folder: Path, step: int) -> 
     """A picture of reconstructions, and the held-out loss where images are held out."""
     config, count = source.config, len(source.held_out)
     shown = min(8, count or len(source.pool))
-    picture = reconstruction_picture(model, source.shown, shown, config.masking.ratio, config.seed)
+    picture = reconstruction_picture(model, source.shown, shown, config.masking, config.seed)
     pictures = folder / "reconstructions"
     pictures.mkdir(exist_ok=True)
     for path in (pictures / f"step-{step:08d}.png", folder / PICTURE_FILE):
@@ -159,7 +160,7 @@ def _look(model: MaskedAutoencoder, source: Source, folder: Path, step: int) -> 
             picture.save(temporary, format="PNG")
     if count == 0:
         return {}
-    return {"held_out/loss": held_out_loss(model, source.whole, count, config.masking.ratio, config.seed)}
+    return {"held_out/loss": held_out_loss(model, source.whole, count, config.masking, config.seed)}
 
 
 def _prepare(
@@ -171,7 +172,11 @@ def _prepare(
     preprocessing = preprocessing or data_preprocessing(config, source)
     with isolated(config.seed, "weights"):
         model = MaskedAutoencoder(
-            spec, config.decoder, norm_pix_loss=config.norm_pix_loss, preprocessing=preprocessing
+            spec,
+            config.decoder,
+            norm_pix_loss=config.norm_pix_loss,
+            masks_in_encoder=config.masking.in_encoder,
+            preprocessing=preprocessing,
         ).to(ranks.device)
     plain = None
     if config.parallel == "fsdp" and ranks.world_size > 1:
