@@ -21,11 +21,10 @@ def pretrain(config: PretrainConfig | None = None, **keys: Any) -> PretrainResul
 
     Raises MaeliftError for what a user can mend, with the message that the command would print.
     """
-    from .core.config import resolve
     from .pretrain.config import PretrainConfig
     from .pretrain.stage import pretrain as run
 
-    return run(config if config is not None else resolve(PretrainConfig, keys))
+    return run(config if config is not None else PretrainConfig.resolve(keys))
 
 
 def transfer(

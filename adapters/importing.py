@@ -150,7 +150,7 @@ def preprocessing_of(config: ImportConfig, file: EncoderFile, path: Path) -> tup
     """How images are prepared, and who says so: the keys given, else the encoder file, else a file beside the weights."""
     channels = file.encoder.spec.channels
     if file.foreign:
-        base, source = _beside(path, channels)
+        base, source = preprocessing_beside(path, channels)
     else:
         base, source = file.encoder.preprocessing, "as the file had it"
     changes: dict[str, Any] = {
@@ -171,7 +171,7 @@ def preprocessing_of(config: ImportConfig, file: EncoderFile, path: Path) -> tup
     return replace(base, **changes), given if whole else f"{given}; the rest: {source}"
 
 
-def _beside(path: Path, channels: int) -> tuple[Preprocessing, str]:
+def preprocessing_beside(path: Path, channels: int) -> tuple[Preprocessing, str]:
     """What transformers, timm or an export wrote beside weights, where it is for as many channels; else the usual."""
     usual = Preprocessing.default(channels)
     for name, read in _BESIDE.items():

@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal, cast
 
-from ..core.config import ConfigError
+import yaml
+
+from ..core.config import ConfigError, raw_value, resolve
 from ..core.distributed import Parallel, Precision
 from ..core.encoder import ModelName, preset_spec
 from ..core.recovery import Recovery
 from .mae import Decoder
 from .masking import Masking
 from .pool import Crop
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+def recipe_defaults(name: str) -> dict[str, Any]:
+    """The numbers of a recipe, "vit_base", say, from pretrain/recipes/."""
+    path = RECIPES / f"{name}.yaml"
+    if not path.is_file():
+        there = ", ".join(sorted(found.stem for found in RECIPES.glob("*.yaml")))
+        raise ConfigError("recipe", name, f"a recipe that is there: {there}")
+    return cast(dict[str, Any], yaml.safe_load(path.read_text(encoding="utf-8")))
 
 
 @dataclass(frozen=True)
@@ -36,6 +51,10 @@ class PretrainConfig:
     masking: Masking = field(default_factory=Masking)
     decoder: Decoder = field(default_factory=Decoder)
     crop: Crop = field(default_factory=Crop)
+    init: str | None = None
+    """weights to begin with: an encoder file, those of the reference MAE, timm or transformers, or timm:NAME; null: none"""
+    init_decoder: Literal["auto", "new"] = "auto"
+    """auto: the decoder that goes with init, where there is one of this shape; new: drawn"""
     norm_pix_loss: bool = True
     """predict each patch normalised by its own mean and deviation (paper Table 1d)"""
     epochs: float = 800.0
@@ -54,6 +73,10 @@ class PretrainConfig:
     """AdamW's weight decay; none for vectors and biases"""
     betas: tuple[float, float] = (0.9, 0.95)
     """AdamW's momenta"""
+    layer_decay: float = 1.0
+    """factor of the learning rate from each block to the one below; for going on from weights"""
+    ema_decay: float | None = None
+    """keep an average of the weights, which is judged and written, with so much of it left each step; null: none"""
     clip_grad: float | None = None
     """largest norm of the gradient; null: not clipped"""
     precision: Precision = "auto"
@@ -83,6 +106,8 @@ class PretrainConfig:
     """largest share of broken images that is put up with"""
     seed: int = 0
     """seeds every random draw"""
+    recipe: str | None = None
+    """take the other keys' defaults from pretrain/recipes: vit_tiny, vit_small, vit_base, vit_large, vit_huge; null: no"""
 
     def __post_init__(self) -> None:
         positive = (
@@ -107,6 +132,10 @@ class PretrainConfig:
             raise ConfigError("holdout", self.holdout, "a share below 1, or a whole number of images")
         if self.warmup_epochs is not None and self.warmup_epochs >= self.epochs:
             raise ConfigError("warmup_epochs", self.warmup_epochs, f"fewer than epochs={self.epochs:g}")
+        if not 0 < self.layer_decay <= 1:
+            raise ConfigError("layer_decay", self.layer_decay, "a factor above 0, up to 1")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise ConfigError("ema_decay", self.ema_decay, "a share between 0 and 1, or null")
         if not 0 <= self.max_rejected <= 1:
             raise ConfigError("max_rejected", self.max_rejected, "a share from 0 to 1")
         if not all(0 <= beta < 1 for beta in self.betas):
@@ -119,6 +148,12 @@ class PretrainConfig:
         self.masking.check_grid(spec.grid)
         if self.masking.in_encoder and self.decoder.attention == "cross":
             raise ConfigError("decoder.attention", "cross", "self with masking.in_encoder=true")
+
+    @classmethod
+    def resolve(cls, overrides: Sequence[str] | Mapping[str, object] = (), file: Path | None = None) -> PretrainConfig:
+        """The configuration: what the user says, over the recipe that it names."""
+        name = raw_value("recipe", overrides, file)
+        return resolve(cls, overrides, file, {} if name is None else recipe_defaults(str(name)))
 
     @property
     def peak_lr(self) -> float:

@@ -22,7 +22,7 @@ from ..core.images import (
     ImageSet,
     find_images,
 )
-from ..core.loop import Schedule, State, Upkeep, evenly, train
+from ..core.loop import Schedule, State, Upkeep, WeightAverage, evenly, train
 from ..core.optim import parameter_groups
 from ..core.randomness import isolated, torch_stream
 from ..core.run_folder import RunFolder
@@ -42,6 +42,7 @@ from .mae import MaskedAutoencoder
 from .monitor import held_out_loss, reconstruction_picture
 from .planning import plan
 from .pool import CROP_DRAWS, Source, check_split, data_preprocessing, read_source
+from .starting import Beginning, read_beginning, take_over
 
 __all__ = ["PretrainResult", "plan", "pretrain"]
 
@@ -90,6 +91,7 @@ def pretrain(
     can mend, Interrupted when asked to stop.
     """
     with Ranks.here(config.device) as ranks:
+        beginning = read_beginning(config)
         images = images if images is not None else find_images(config.data)
         check_split(config, len(images), ranks.world_size)
         folder = RunFolder.open(output_folder(config.out), config, ranks)
@@ -99,7 +101,7 @@ def pretrain(
         if done.exists():
             logger.info("pretrain: %s is there already; nothing was done again", done)
             return _result(folder.path, source, config)
-        state, batches, schedule = _prepare(config, source, preprocessing, ranks)
+        state, batches, schedule = _prepare(config, source, beginning, preprocessing, ranks)
         checkpoints = Checkpoints(folder.checkpoints, ranks, config.checkpoints)
         if state.load(checkpoints):
             logger.info("pretrain: going on from step %d of %d", state.step, schedule.steps)
@@ -133,7 +135,7 @@ def pretrain(
             )
         model = cast(MaskedAutoencoder, state.judged)
         if ranks.is_main:
-            _save(model, config, source, schedule, state, ranks, done)
+            _save(model, config, source, beginning, schedule, state, ranks, done)
         checkpoints.remove()
         return _result(folder.path, source, config, state.seconds)
 
@@ -164,11 +166,17 @@ def _look(model: MaskedAutoencoder, source: Source, folder: Path, step: int) -> 
 
 
 def _prepare(
-    config: PretrainConfig, source: Source, preprocessing: Preprocessing | None, ranks: Ranks
+    config: PretrainConfig,
+    source: Source,
+    beginning: Beginning | None,
+    preprocessing: Preprocessing | None,
+    ranks: Ranks,
 ) -> tuple[State, Batches, Schedule]:
     spec = preset_spec(
         config.model, image_size=config.image_size, patch_size=config.patch_size, channels=source.channels
     )
+    if preprocessing is None and beginning is not None and config.statistics == "auto":
+        preprocessing = beginning.preprocessing(source.channels)
     preprocessing = preprocessing or data_preprocessing(config, source)
     with isolated(config.seed, "weights"):
         model = MaskedAutoencoder(
@@ -177,11 +185,18 @@ def _prepare(
             norm_pix_loss=config.norm_pix_loss,
             masks_in_encoder=config.masking.in_encoder,
             preprocessing=preprocessing,
-        ).to(ranks.device)
+        )
+    if beginning is not None:
+        for note in take_over(model, beginning):
+            logger.info("pretrain: %s: %s", config.init, note)
+    model.to(ranks.device)
+    average = None if config.ema_decay is None else WeightAverage(model, config.ema_decay)
     plain = None
     if config.parallel == "fsdp" and ranks.world_size > 1:
         plain = copy.deepcopy(model)
         ranks.shard(model, model.all_blocks())
+        if average is not None:
+            ranks.shard(average.module, cast(MaskedAutoencoder, average.module).all_blocks())
     if config.activation_checkpointing:
         recompute_activations(model.all_blocks())
     if config.compile:
@@ -189,7 +204,13 @@ def _prepare(
     steps = config.steps(len(source.pool))
     warmup = 0.05 * config.epochs if config.warmup_epochs is None else config.warmup_epochs
     schedule = Schedule(steps, config.peak_lr, warmup=steps * warmup / config.epochs)
-    groups = parameter_groups(model.named_parameters(), weight_decay=config.weight_decay, no_decay=())
+    groups = parameter_groups(
+        model.named_parameters(),
+        weight_decay=config.weight_decay,
+        depth=spec.depth,
+        layer_decay=config.layer_decay,
+        no_decay=(),
+    )
     optimizer = torch.optim.AdamW(groups, lr=config.peak_lr, betas=config.betas, fused=True)
     batches = Batches(
         Order(len(source.pool), config.batch_size, config.seed),
@@ -199,13 +220,14 @@ def _prepare(
         accumulate=config.accumulate,
         workers=source.pool.default_workers() if config.workers is None else config.workers,
     )
-    return State(model, optimizer, plain=plain), batches, schedule
+    return State(model, optimizer, average, plain), batches, schedule
 
 
 def _save(
     model: MaskedAutoencoder,
     config: PretrainConfig,
     source: Source,
+    beginning: Beginning | None,
     schedule: Schedule,
     state: State,
     ranks: Ranks,
@@ -222,6 +244,8 @@ def _save(
         cpu_hours=0.0 if on_gpu else round(hours, 6),
         gpu_hours=round(hours, 6) if on_gpu else 0.0,
         data_manifest=source.manifest.digest,
+        parent=None if beginning is None else beginning.parent,
+        licence=None if beginning is None else beginning.file.provenance.licence,
         tool_version=__version__,
     )
     encoder = model.encoder().cpu()

@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import logging
-import tempfile
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Literal
 
-import torch
-
 from ..adapters.bundle import blue_first
-from ..adapters.importing import ImportConfig, preprocessing_of, weights_file
-from ..core.config import CheckpointError, ConfigError, DataError
+from ..adapters.parents import read_parent
+from ..core.config import ConfigError, DataError
 from ..core.encoder import Encoder, EncoderSpec, ModelName, Preprocessing, channel_names, check_divisible, preset_spec
 from ..core.images import ImageSet, channel_statistics
 from ..core.randomness import isolated
-from ..core.weights import EncoderFile, Provenance, read_encoder
-
-logger = logging.getLogger("maelift")
+from ..core.weights import EncoderFile
 
 Init = Literal["encoder", "supervised", "scratch"]
-TIMM = "timm:"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,15 +42,7 @@ def read_start(start: Start) -> EncoderFile | None:
     """The weights that ``start`` names, with the preprocessing that goes with them; None where it names none."""
     if not start.encoder:
         return None
-    if start.encoder.startswith(TIMM):
-        return _from_timm(start.encoder.removeprefix(TIMM))
-    path = weights_file(Path(start.encoder))
-    file = read_encoder(path)
-    if not file.foreign:
-        return file
-    preprocessing, where = preprocessing_of(ImportConfig(weights=start.encoder, out=""), file, path)
-    logger.info("%s: %s; mean and deviation: %s", path, file.provenance.method, where)
-    return replace(file, encoder=_prepared(file.encoder, preprocessing))
+    return read_parent(start.encoder, "encoder")
 
 
 def start_encoder(start: Start, source: EncoderFile | None, images: ImageSet, gray: bool) -> tuple[Encoder, list[str]]:
@@ -133,41 +117,3 @@ def _red_first(encoder: Encoder) -> Encoder:
     result = Encoder(encoder.spec, preprocessing=turned)
     result.load_state_dict(state)
     return result
-
-
-def _prepared(encoder: Encoder, preprocessing: Preprocessing) -> Encoder:
-    result = Encoder(encoder.spec, preprocessing=preprocessing)
-    result.load_state_dict(encoder.state_dict())
-    return result
-
-
-def _from_timm(name: str) -> EncoderFile:
-    """Weights that timm fetches from where it publishes them; raises CheckpointError when it can't."""
-    import timm
-
-    try:
-        model = timm.create_model(name, pretrained=True, num_classes=0)
-    except Exception as error:  # the network, the hub and timm each have errors of their own
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise CheckpointError(
-            f"encoder={TIMM}{name}: timm could not give these weights ({reason}). Expected a plain ViT of timm with weights, "
-            "and the network; or fetch them elsewhere and give the file."
-        ) from error
-    facts = model.pretrained_cfg
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "weights.pth"
-        torch.save(model.state_dict(), path)
-        try:
-            file = read_encoder(
-                path,
-                num_heads=model.blocks[0].attn.num_heads,
-                norm_eps=model.norm.eps,
-                image_size=tuple(model.patch_embed.img_size),
-                preprocessing=Preprocessing(channel_names(3), tuple(facts["mean"]), tuple(facts["std"])),
-            )
-        except AttributeError as error:
-            raise CheckpointError(
-                f"encoder={TIMM}{name}: not a plain ViT. Expected one, as vit_base_patch16_224.mae."
-            ) from error
-    provenance = Provenance(method=f"timm {name}", parent=f"{TIMM}{name}", licence=facts.get("license"))
-    return replace(file, provenance=provenance)

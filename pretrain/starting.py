@@ -1,0 +1,133 @@
+"""Pretraining that goes on from weights: one's own or public ones, fitted to other image sizes and channels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..adapters.importing import weights_file
+from ..adapters.parents import TIMM, read_parent
+from ..core.config import CheckpointError, ConfigError
+from ..core.encoder import PRESETS, EncoderSpec, Preprocessing, preset_spec
+from ..core.weights import DECODER_FILE, EncoderFile, read_decoder, read_tensors
+from .config import PretrainConfig
+from .mae import MaskedAutoencoder
+
+DECODER_NAMES = ("mask_token", "decoder_")
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """The weights that a pretraining begins with, read from ``source``; ``decoder``: the tensors that go with them, if any."""
+
+    source: str
+    file: EncoderFile
+    decoder: Mapping[str, Tensor] | None
+
+    @property
+    def parent(self) -> str:
+        """What the encoder file will say of them."""
+        if self.source.startswith(TIMM):
+            return self.source
+        return f"{self.source} ({self.file.provenance.method}, sha256 {self.file.content_hash[:12]})"
+
+    def preprocessing(self, channels: int) -> Preprocessing | None:
+        """How their images were prepared; None where these have other channels."""
+        own = self.file.encoder.preprocessing
+        return own if self.file.encoder.spec.channels == channels else None
+
+
+def read_beginning(config: PretrainConfig) -> Beginning | None:
+    """The weights that the configuration names, if any; raises ConfigError for an encoder of another architecture."""
+    if config.init is None:
+        return None
+    file = read_parent(config.init, "init")
+    _check_architecture(preset_spec(config.model, patch_size=config.patch_size), file.encoder.spec, config.init)
+    decoder = _decoder_of(file, config.init) if config.init_decoder == "auto" else None
+    return Beginning(config.init, file, decoder)
+
+
+def take_over(model: MaskedAutoencoder, beginning: Beginning) -> list[str]:
+    """Give ``model`` the weights that it begins with; say in words what was fitted."""
+    encoder, notes = beginning.file.encoder, []
+    if encoder.spec.grid != model.spec.grid:
+        was, now = ("×".join(map(str, spec.image_size)) for spec in (encoder.spec, model.spec))
+        notes.append(f"position embeddings were resized from {was} to {now} pixels")
+        encoder = encoder.resized(model.spec.image_size)
+    state = dict(encoder.state_dict())
+    if encoder.spec.channels != model.spec.channels:
+        kernel = "patch_embed.proj.weight"
+        state[kernel] = to_channels(state[kernel], model.spec.channels, dim=1, inputs=True)
+        notes.append(f"the patch kernel was fitted from {encoder.spec.channels} to {model.spec.channels} channels")
+    found, what = _fitting_decoder(model, beginning)
+    model.load_state_dict({**model.state_dict(), **state, **found})
+    return [*notes, what]
+
+
+def to_channels(weight: Tensor, channels: int, *, dim: int, inputs: bool) -> Tensor:
+    """A weight for another number of channels along ``dim``: summed or averaged to one, else repeated in turn.
+
+    Of weights that channels go into, the sum over channels is kept where they are repeated as often, so that an image
+    with equal channels gives what it gave; of those that channels come out of, each channel's scale.
+    """
+    if channels == 1:
+        return weight.sum(dim, keepdim=True) if inputs else weight.mean(dim, keepdim=True)
+    old = weight.shape[dim]
+    repeated = weight.index_select(dim, torch.arange(channels, device=weight.device) % old)
+    return repeated * (old / channels) if inputs else repeated
+
+
+def _check_architecture(model: EncoderSpec, parent: EncoderSpec, source: str) -> None:
+    names = ("patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "norm_eps", "class_token")
+    different = [name for name in names if getattr(model, name) != getattr(parent, name)]
+    if not different:
+        return
+    said = ", ".join(f"{name} {getattr(parent, name)}, not {getattr(model, name)}" for name in different)
+    advice = next(
+        (
+            f" Give model={name} patch_size={parent.patch_size}."
+            for name, preset in PRESETS.items()
+            if (preset.embed_dim, preset.depth, preset.num_heads) == (parent.embed_dim, parent.depth, parent.num_heads)
+        ),
+        "",
+    )
+    raise ConfigError("init", source, f"an encoder of the model's architecture; this one has {said}", advice.strip())
+
+
+def _fitting_decoder(model: MaskedAutoencoder, beginning: Beginning) -> tuple[dict[str, Tensor], str]:
+    """The tensors of the decoder that the model can take over, and what was done, in words."""
+    if not beginning.decoder:
+        return {}, "the decoder begins anew"
+    own = model.decoder_state()
+    state = {**beginning.decoder, "decoder_pos_embed": own["decoder_pos_embed"]}  # fixed sines and cosines
+    channels = beginning.file.encoder.spec.channels
+    if channels != model.spec.channels:
+        for name in ("decoder_pred.weight", "decoder_pred.bias"):
+            pixels = state[name].reshape(model.spec.patch_size**2, channels, *state[name].shape[1:])
+            state[name] = to_channels(pixels, model.spec.channels, dim=1, inputs=False).flatten(0, 1)
+    names = sorted(own.keys() | state.keys())
+    different = [n for n in names if n not in own or n not in state or own[n].shape != state[n].shape]
+    if different:
+        return {}, f"the decoder begins anew: that of these weights has another shape ({different[0]} for one)"
+    return state, "the decoder was taken over"
+
+
+def _decoder_of(file: EncoderFile, source: str) -> dict[str, Tensor] | None:
+    """The decoder in the checkpoint itself, or in the decoder file that belongs to the encoder file."""
+    if source.startswith(TIMM):
+        return None
+    path = weights_file(Path(source))
+    inside = {name: tensor for name, tensor in read_tensors(path)[0].items() if name.startswith(DECODER_NAMES)}
+    beside = path.with_name(DECODER_FILE)
+    if inside or not beside.is_file():
+        return inside
+    decoder = read_decoder(beside)
+    if decoder.encoder != file.content_hash:
+        raise CheckpointError(
+            f"{beside}: the decoder of another encoder than {path}. Remove it, or give init_decoder=new to begin with none."
+        )
+    return dict(decoder.state)
