@@ -21,11 +21,12 @@ __all__ = [
     "load_encoder",
     "load_model",
     "pretrain",
+    "reconstruct",
     "transfer",
 ]
 
 if TYPE_CHECKING:
-    from .api import bench, export, pretrain, transfer
+    from .api import bench, export, pretrain, reconstruct, transfer
     from .core.encoder import Encoder, EncoderSpec
     from .core.weights import load_encoder
     from .transfer.models import load_model
@@ -37,6 +38,7 @@ _HOMES = {
     "load_model": "transfer.models",
     "bench": "api",
     "export": "api",
+    "reconstruct": "api",
 }
 
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .adapters.exporting import ExportResult
     from .benchmarks.runner import BenchResult
     from .pretrain.config import PretrainConfig
+    from .pretrain.reconstruct import ReconstructConfig, ReconstructResult
     from .pretrain.stage import PretrainResult
     from .transfer.training import TransferConfig, TransferResult
 
@@ -25,6 +26,15 @@ def pretrain(config: PretrainConfig | None = None, **keys: Any) -> PretrainResul
     from .pretrain.stage import pretrain as run
 
     return run(config if config is not None else PretrainConfig.resolve(keys))
+
+
+def reconstruct(config: ReconstructConfig | None = None, **keys: Any) -> ReconstructResult:
+    """Fill in hidden parts of images: give a ReconstructConfig, or the keys of ``maelift reconstruct``."""
+    from .core.config import resolve
+    from .pretrain.reconstruct import ReconstructConfig
+    from .pretrain.reconstruct import reconstruct as run
+
+    return run(config if config is not None else resolve(ReconstructConfig, keys))
 
 
 def transfer(

@@ -73,6 +73,12 @@ COMMANDS = {
         "images in, encoder file out (MAE)",
         home="pretrain.stage",
     ),
+    "reconstruct": Command(
+        "pretrain.reconstruct",
+        "ReconstructConfig",
+        "reconstruct",
+        "fill in hidden parts of images (encoder and decoder)",
+    ),
     "transfer classify": _transfer("classify", "ClassifyConfig", "labelled images and an encoder in, classifier out"),
     "transfer detect": _transfer(
         "detect", "DetectConfig", "boxes or masks (COCO JSON) and an encoder in, detector out"

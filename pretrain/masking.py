@@ -70,6 +70,10 @@ class Mask:
     hidden: Tensor
     ids_hidden: Tensor
 
+    def to(self, device: torch.device) -> Mask:
+        """The same on a device."""
+        return Mask(*(part.to(device) for part in (self.ids_keep, self.ids_restore, self.hidden, self.ids_hidden)))
+
     def some_hidden(self, noise: Tensor, share: float) -> Tensor:
         """A share of the hidden patches, (B, M) int64, by the digits of the noise (B, N); at 1 all of them."""
         if share == 1:
@@ -98,8 +102,21 @@ def num_visible(num_patches: int, ratio: float) -> int:
 
 def random_mask(noise: Tensor, ratio: float) -> Mask:
     """Hide the patches with the largest ``noise`` (B, N), uniform in [0, 1)."""
-    visible = num_visible(noise.shape[1], ratio)
-    ids_shuffle = noise.argsort(dim=1)
+    return _split(noise.argsort(dim=1), num_visible(noise.shape[1], ratio))
+
+
+def mask_of(hidden: Tensor) -> Mask:
+    """Hide the patches where ``hidden`` (B, N) bool says so; as many in every image, not all and not none."""
+    counts = hidden.sum(dim=1)
+    if not (0 < int(counts[0]) < hidden.shape[1] and bool((counts == counts[0]).all())):
+        raise MaeliftError(
+            f"{sorted(set(counts.tolist()))} of {hidden.shape[1]} patches hidden: expected as many in every image, not all."
+        )
+    return _split(hidden.to(torch.int8).argsort(dim=1, stable=True), hidden.shape[1] - int(counts[0]))
+
+
+def _split(ids_shuffle: Tensor, visible: int) -> Mask:
+    """The first so many patches of the order (B, N) are visible."""
     ids_restore = ids_shuffle.argsort(dim=1)
     return Mask(
         ids_keep=ids_shuffle[:, :visible],

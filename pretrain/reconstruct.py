@@ -1,0 +1,344 @@
+"""Filling in hidden parts of images by an encoder and the decoder that it was pretrained with (MAE, Figures 2 to 4)."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import yaml
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from ..core.config import ConfigError, DataError, MaeliftError, config_difference, to_dict, write_config
+from ..core.distributed import choose_device
+from ..core.files import atomic_path, output_folder
+from ..core.images import SUFFIXES, FolderImages, ImageSet, find_images, to_array, write_rejected
+from ..core.plan import Plan
+from ..core.randomness import torch_stream
+from ..core.tracking import counting
+from ..core.weights import DECODER_FILE, read_decoder, read_encoder
+from .mae import MaskedAutoencoder, patchify
+from .masking import Mask, Masking, mask_of, random_mask
+
+logger = logging.getLogger("maelift")
+
+GAP = 4
+"""Pixels between the pictures of a comparison."""
+
+
+@dataclass(frozen=True)
+class ReconstructConfig:
+    """Fill in hidden parts of images, and show them beside what was hidden."""
+
+    encoder: str
+    """encoder.safetensors of a pretraining, its decoder.safetensors beside it"""
+    images: str
+    """image file, folder of images (nested or flat), or idx file"""
+    out: str
+    """folder for the results: a PNG an image and draw, of the image's own size, and comparisons"""
+    mask: str | None = None
+    """picture whose white pixels are hidden, for every image, or a folder of such by the images' names; null: drawn masks"""
+    masking: Masking = field(default_factory=Masking)
+    draws: int = 1
+    """drawn masks an image, each filled in by itself"""
+    keep_visible: bool = True
+    """leave visible pixels as they are; false: the encoder's image with everything that the decoder says of it"""
+    brightness: Literal["neighbours", "truth"] = "neighbours"
+    """of hidden patches, where the decoder predicts them without (norm_pix_loss): from visible patches near by, or the hidden
+    truth itself, which is there to look at only"""
+    compare: bool = True
+    """also write NAME.compare.png: the image, what the encoder saw of it, and the result"""
+    seed: int = 0
+    """seeds the drawn masks"""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """where to run; auto: a GPU when there is one"""
+
+    def __post_init__(self) -> None:
+        if self.draws < 1:
+            raise ConfigError("draws", self.draws, "1 or more")
+        if self.mask is not None and self.draws > 1:
+            raise ConfigError("draws", self.draws, "1 with mask: the same mask is filled in the same way each time")
+        if self.mask is not None and self.brightness == "truth":
+            raise ConfigError("brightness", "truth", "neighbours with mask, under which the truth isn't known")
+
+
+@dataclass(frozen=True)
+class ReconstructResult:
+    """Where the pictures are, how many images they are of, and how many could not be read."""
+
+    out: Path
+    count: int
+    rejected: int
+    brightness: str | None
+
+    def summary(self) -> str:
+        """The result in a line or two."""
+        broken = f"; {self.rejected} could not be read, see {self.out / 'rejected.csv'}" if self.rejected else ""
+        told = "" if self.brightness is None else f"\nbrightness and contrast of hidden patches: {self.brightness}"
+        return f"reconstructions of {self.count} images: {self.out}{broken}{told}"
+
+
+def reconstruct(config: ReconstructConfig) -> ReconstructResult:
+    """Fill in the hidden parts of every image; a second run does only those that are missing.
+
+    Raises MaeliftError when model, images or masks can't be read, or ``out`` holds the results of other settings.
+    """
+    device = choose_device(config.device)
+    model = load_autoencoder(config.encoder).to(device).eval()
+    images = _images(config)
+    masks = None if config.mask is None else _Masks(Path(config.mask))
+    if masks is None:
+        config.masking.check_grid(model.spec.grid)
+    out = output_folder(config.out)
+    _check_settings(config, out)
+    rejected, names = [], _file_names(images)
+    tell = counting("reconstruct")
+    for number in range(len(images)):
+        for draw in range(config.draws):
+            path = out / (names[number] + (f".{draw + 1}" if config.draws > 1 else "") + ".png")
+            compared = path.with_suffix(".compare.png")
+            if path.exists() and (compared.exists() or not config.compare):
+                continue
+            try:
+                image = to_array(images.open(number), model.spec.channels)
+            except DataError as error:
+                rejected.append((images.name(number), str(error)))
+                break
+            filled = _fill_in(
+                config, model, image, None if masks is None else masks.of(images.name(number)), number, draw
+            )
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if config.compare:
+                _write(_side_by_side(filled.image, filled.seen, filled.result), compared)
+            _write(_picture(filled.result), path)
+        tell(number + 1, len(images))
+    if rejected:
+        write_rejected(out / "rejected.csv", rejected)
+    if len(rejected) == len(images):
+        raise DataError(f"images={config.images}: none of {len(images)} can be read; the first: {rejected[0][1]}")
+    return ReconstructResult(out, len(images) - len(rejected), len(rejected), _brightness_told(config, model))
+
+
+def plan(config: ReconstructConfig) -> Plan:
+    """What ``reconstruct`` would do; writes nothing."""
+    model = load_autoencoder(config.encoder)
+    images = _images(config)
+    hidden = f"where {config.mask} is white"
+    if config.mask is None:
+        config.masking.check_grid(model.spec.grid)
+        hidden = f"{config.masking.ratio:.0%} of {model.spec.num_patches} patches, {config.masking.strategy}"
+    return Plan(
+        (
+            ("images", f"{len(images)} in {config.images} (unchecked yet), {config.draws} draws each"),
+            ("hidden", hidden),
+            ("brightness", _brightness_told(config, model) or "as predicted"),
+            ("device", str(choose_device(config.device))),
+            ("result", config.out),
+        ),
+        parameters=sum(p.numel() for p in model.parameters()),
+    )
+
+
+def load_autoencoder(encoder: str | Path) -> MaskedAutoencoder:
+    """The whole masked autoencoder of an encoder file and the decoder file beside it; raises CheckpointError."""
+    path = Path(encoder)
+    file = read_encoder(path)
+    decoder = read_decoder(path.with_name(DECODER_FILE))
+    if decoder.encoder != file.content_hash:
+        raise MaeliftError(
+            f"{path.with_name(DECODER_FILE)}: the decoder of another encoder than {path}. Expected the two files of one "
+            "pretraining."
+        )
+    model = MaskedAutoencoder.from_state_dict(
+        {**file.encoder.state_dict(), **decoder.state},
+        num_heads=file.encoder.spec.num_heads,
+        decoder_num_heads=decoder.num_heads,
+        norm_pix_loss=decoder.norm_pix_loss,
+        image_size=file.encoder.spec.image_size,
+    )
+    model.preprocessing = file.encoder.preprocessing
+    return model
+
+
+@dataclass(frozen=True)
+class Filled:
+    """Arrays (C, H, W) from 0 to 255, of the image's own size: itself, what the encoder saw, and the result."""
+
+    image: NDArray[np.float32]
+    seen: NDArray[np.float32]
+    result: NDArray[np.float32]
+
+
+@torch.no_grad()
+def _fill_in(
+    config: ReconstructConfig,
+    model: MaskedAutoencoder,
+    image: NDArray[np.generic],
+    hidden_pixels: NDArray[np.bool_] | None,
+    number: int,
+    draw: int,
+) -> Filled:
+    """Fill in an image (C, H, W); ``hidden_pixels`` (H', W') of a mask picture, else a mask is drawn."""
+    size, grid = (image.shape[1], image.shape[2]), model.spec.grid
+    if hidden_pixels is None:
+        noise = torch.rand(1, model.spec.num_patches, generator=torch_stream(config.seed, "reconstruct", number, draw))
+        mask = random_mask(config.masking.arrange(noise, grid), config.masking.ratio)
+        patches = mask.hidden.reshape(grid).bool().numpy()
+        unknown = patches[np.ix_(_cells(size[0], grid[0]), _cells(size[1], grid[1]))]
+    else:
+        unknown = np.asarray(Image.fromarray(hidden_pixels).resize((size[1], size[0]), Image.Resampling.NEAREST))
+        mask = mask_of(torch.from_numpy(_any_in_patch(unknown, grid)).reshape(1, -1))
+    device = model.pos_embed.device
+    pixels = torch.from_numpy(_resized(image, model.spec.image_size)).to(device)
+    images = model.preprocessing.normalize(pixels[None])
+    moved = mask.to(device)
+    pred = model.decode(model.encode(images, moved), moved).float()
+    patches_true = patchify(images, model.spec.patch_size)
+    if model.norm_pix_loss:
+        mean, std = _brightness(config, patches_true, moved, grid)
+        pred = pred * std + mean
+    kept = patches_true if config.keep_visible or model.decoder_spec.attention == "cross" else pred
+    rebuilt = model.unpatchify(torch.where(moved.hidden.unsqueeze(-1) > 0, pred, kept))
+    low, high = model.preprocessing.value_range
+    whole = _resized(model.preprocessing.denormalize(rebuilt)[0].cpu().numpy(), size).clip(low, high)
+    seen = image.astype(np.float32).copy()
+    seen[:, unknown] = (low + high) / 2
+    result = np.where(unknown, whole, image).astype(np.float32) if config.keep_visible else whole
+    return Filled(
+        *((values - low) * np.float32(255 / (high - low)) for values in (image.astype(np.float32), seen, result))
+    )
+
+
+def _brightness(config: ReconstructConfig, patches: Tensor, mask: Mask, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Mean and deviation (1, N, 1) of the patches (1, N, P): the true ones, or for hidden ones what those near by have.
+
+    Near by: visible patches weighted by the inverse square of their distance.
+    """
+    mean = patches.mean(dim=-1, keepdim=True)
+    std = (patches.var(dim=-1, keepdim=True) + 1e-6).sqrt()
+    if config.brightness == "truth":
+        return mean, std
+    places = torch.cartesian_prod(torch.arange(grid[0]), torch.arange(grid[1])).to(patches)  # (N, 2)
+    weights = 1 / torch.cdist(places, places).square().clamp(min=1e-6)  # (N, N)
+    weights = weights * (1 - mask.hidden[0])
+    weights = weights / weights.sum(dim=1, keepdim=True)
+    return (weights @ mean[0])[None], (weights @ std[0])[None]
+
+
+class _Masks:
+    """The mask picture of each image: one for all, or those of a folder by the images' names without endings."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._files: dict[str, Path] | None = None
+        if path.is_dir():
+            found = find_images(path, "mask")
+            self._files = {str(Path(found.name(n)).with_suffix("")): path / found.name(n) for n in range(len(found))}
+        elif not path.is_file():
+            raise DataError(
+                f"mask={path}: no such file. Expected a picture, or a folder of pictures named as the images."
+            )
+
+    def of(self, name: str) -> NDArray[np.bool_]:
+        """(H, W) bool, True where the picture is white; raises DataError where it hides nothing or all."""
+        file = self._path if self._files is None else self._files.get(str(Path(name).with_suffix("")))
+        if file is None:
+            raise DataError(f"mask={self._path}: no mask for {name}. Expected {Path(name).with_suffix('.png')} there.")
+        try:
+            with Image.open(file) as picture:
+                hidden: NDArray[np.bool_] = np.asarray(picture.convert("L")) > 127
+        except (OSError, ValueError, SyntaxError) as error:
+            raise DataError(
+                f"mask={file}: can't be read ({error}). Expected a picture, white where it hides."
+            ) from error
+        if hidden.all() or not hidden.any():
+            what = "everything" if hidden.all() else "nothing"
+            raise DataError(f"mask={file}: hides {what}. Expected white pixels where the image is to be filled in.")
+        return hidden
+
+
+def _images(config: ReconstructConfig) -> ImageSet:
+    path = Path(config.images)
+    if path.is_file() and path.suffix.lower() in SUFFIXES:
+        return FolderImages(path.parent, (path.name,))
+    return find_images(path, "images")
+
+
+def _file_names(images: ImageSet) -> list[str]:
+    """What the results of each image are named by: its name without ending, unless another has the same."""
+    names = [images.name(number).replace("[", "-").replace("]", "") for number in range(len(images))]
+    bare = [str(Path(name).with_suffix("")) if Path(name).suffix.lower() in SUFFIXES else name for name in names]
+    counts = Counter(bare)
+    return [short if counts[short] == 1 else name for short, name in zip(bare, names, strict=True)]
+
+
+def _check_settings(config: ReconstructConfig, out: Path) -> None:
+    """Write the settings beside the results; raise MaeliftError where there are results of others."""
+    file = out / "config.yaml"
+    if not file.exists():
+        write_config(config, file)
+        return
+    difference = config_difference(yaml.safe_load(file.read_text()), to_dict(config))
+    if difference:
+        raise MaeliftError(
+            f"out={out} holds reconstructions with other settings ({'; '.join(difference)}). Choose another out."
+        )
+
+
+def _brightness_told(config: ReconstructConfig, model: MaskedAutoencoder) -> str | None:
+    if not model.norm_pix_loss:
+        return None
+    if config.brightness == "truth":
+        return "the hidden truth's, which the model did not predict (brightness=truth)"
+    return "estimated from visible patches near by, as the model predicts none (norm_pix_loss)"
+
+
+def _any_in_patch(hidden: NDArray[np.bool_], grid: tuple[int, int]) -> NDArray[np.bool_]:
+    """(rows, columns): whether any pixel of a patch's part of the image (H, W) is hidden."""
+    rows, columns = _cells(hidden.shape[0], grid[0]), _cells(hidden.shape[1], grid[1])
+    patches = np.zeros(grid, dtype=bool)
+    y, x = np.nonzero(hidden)
+    patches[rows[y], columns[x]] = True
+    if patches.all():
+        raise DataError("mask: every patch has a hidden pixel; the encoder would see nothing. Hide less.")
+    return patches
+
+
+def _cells(pixels: int, patches: int) -> NDArray[np.int64]:
+    """The patch that each of so many pixels in a row belongs to, (pixels,)."""
+    return np.minimum((np.arange(pixels) + 0.5) * patches / pixels, patches - 1).astype(np.int64)
+
+
+def _resized(image: NDArray[np.generic], size: tuple[int, int]) -> NDArray[np.float32]:
+    """An image (C, H, W) at another size (height, width), stretched where its proportions are others."""
+    planes = (
+        Image.fromarray(plane.astype(np.float32)).resize((size[1], size[0]), Image.Resampling.BICUBIC)
+        for plane in image
+    )
+    return np.stack([np.asarray(plane) for plane in planes]) if image.shape[1:] != size else image.astype(np.float32)
+
+
+def _picture(image: NDArray[np.float32]) -> Image.Image:
+    """Values (C, H, W) from 0 to 255 as a picture: gray, or the first three channels."""
+    values = image.clip(0, 255).round().astype(np.uint8)
+    return Image.fromarray(values[0] if len(values) < 3 else values[:3].transpose(1, 2, 0))
+
+
+def _side_by_side(*images: NDArray[np.float32]) -> Image.Image:
+    pictures = [_picture(image).convert("RGB") for image in images]
+    width, height = pictures[0].size
+    sheet = Image.new("RGB", (len(pictures) * (width + GAP) - GAP, height), "white")
+    for place, picture in enumerate(pictures):
+        sheet.paste(picture, (place * (width + GAP), 0))
+    return sheet
+
+
+def _write(picture: Image.Image, path: Path) -> None:
+    with atomic_path(path) as temporary:
+        picture.save(temporary, format="PNG")
