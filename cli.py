@@ -69,7 +69,7 @@ COMMANDS = {
     "pretrain": Command(
         "pretrain.config",
         "PretrainConfig",
-        "pretrain",
+        "pretrain_or_submit",
         "images in, encoder file out (MAE)",
         home="pretrain.stage",
     ),

@@ -227,8 +227,14 @@ class Interrupted(MaeliftError):
         self.exit_code = 128 + signal_number
 
 
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+
+
 class StopSignals:
-    """Notes SIGINT and SIGTERM instead of dying of them; a second one is not held back."""
+    """Notes SIGINT, SIGTERM and SIGUSR2 (of schedulers, before the time is up) instead of dying of them.
+
+    A second one is not held back.
+    """
 
     def __init__(self) -> None:
         self.received: int | None = None
@@ -241,7 +247,7 @@ class StopSignals:
         if threading.current_thread() is not threading.main_thread():
             yield signals
             return
-        before = {number: signal.signal(number, signals._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.signal(number, signals._note) for number in STOP_SIGNALS}
         try:
             yield signals
         finally:

@@ -13,6 +13,7 @@ import yaml
 from ..core.config import ConfigError, raw_value, resolve
 from ..core.distributed import Parallel, Precision
 from ..core.encoder import ModelName, preset_spec
+from ..core.launching import Slurm
 from ..core.recovery import Recovery
 from .mae import Decoder
 from .masking import Masking
@@ -90,6 +91,9 @@ class PretrainConfig:
     recovery: Recovery = field(default_factory=Recovery)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """where to train; auto: a GPU when there is one"""
+    launch: Literal["here", "slurm"] = "here"
+    """here, or hand it to SLURM as a job that saves before its time is up, is queued again, and goes on"""
+    slurm: Slurm = field(default_factory=Slurm)
     workers: int | None = None
     """processes that load images; null: one a core, none for idx files"""
     holdout: int | float = 0.02

@@ -21,7 +21,8 @@ from .pool import check_split
 def plan(config: PretrainConfig) -> Plan:
     """What ``pretrain`` would do and roughly cost; writes nothing and opens only a few images."""
     images = find_images(config.data)
-    check_split(config, len(images), 1)
+    on_slurm = config.launch == "slurm"
+    check_split(config, len(images), config.slurm.processes if on_slurm else 1)
     channels = config.channels or 3
     spec = preset_spec(config.model, image_size=config.image_size, patch_size=config.patch_size, channels=channels)
     with torch.device("meta"):
@@ -46,6 +47,11 @@ def plan(config: PretrainConfig) -> Plan:
             ("encoder alone", f"{encoder_parameters:,} parameters"),
             ("learning rate", f"{config.peak_lr:.3g} after warm-up"),
             ("device", str(device)),
+            *(
+                [("job", f"{config.slurm.processes} processes on {config.slurm.nodes} machines of SLURM")]
+                if on_slurm
+                else []
+            ),
             ("result", str(Path(config.out) / ENCODER_FILE)),
         ),
         parameters=sum(p.numel() for p in model.parameters()),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -14,7 +15,7 @@ from torch import nn
 from .. import __version__
 from ..core.batches import Batch, Batches, Order
 from ..core.checkpoints import Checkpoints
-from ..core.config import to_dict
+from ..core.config import resolve, to_dict
 from ..core.distributed import Ranks, compile_blocks, recompute_activations
 from ..core.encoder import Preprocessing, preset_spec
 from ..core.files import atomic_path, output_folder
@@ -22,6 +23,7 @@ from ..core.images import (
     ImageSet,
     find_images,
 )
+from ..core.launching import Submitted, submit
 from ..core.loop import Schedule, State, Upkeep, WeightAverage, evenly, train
 from ..core.optim import parameter_groups
 from ..core.randomness import isolated, torch_stream
@@ -44,7 +46,7 @@ from .planning import plan
 from .pool import CROP_DRAWS, Source, check_split, data_preprocessing, read_source
 from .starting import Beginning, read_beginning, take_over
 
-__all__ = ["PretrainResult", "plan", "pretrain"]
+__all__ = ["PretrainResult", "plan", "pretrain", "pretrain_or_submit"]
 
 logger = logging.getLogger("maelift")
 
@@ -75,6 +77,24 @@ class PretrainResult:
             f"encoder: {self.encoder}\n{self.steps} steps on {self.images} images{took}; {loss}\n"
             f"next: maelift transfer classify encoder={self.encoder} data=LABELLED_FOLDER out=FOLDER"
         )
+
+
+def pretrain_or_submit(config: PretrainConfig) -> PretrainResult | Submitted:
+    """What the command does: ``pretrain``, or with launch=slurm hand that to SLURM."""
+    if config.launch == "here":
+        return pretrain(config)
+    check_split(config, len(find_images(config.data)), config.slurm.processes)
+    keys = {
+        **to_dict(config),
+        "launch": "here",
+        "data": str(Path(config.data).resolve()),
+        "out": str(Path(config.out).resolve()),
+    }
+    return submit(_pretrain_keys, keys, config.slurm, config.out, "maelift-pretrain")
+
+
+def _pretrain_keys(keys: Mapping[str, Any]) -> PretrainResult:
+    return pretrain(resolve(PretrainConfig, keys))
 
 
 def pretrain(
@@ -264,7 +284,7 @@ def _save(
 
 
 def _without_folders(config: PretrainConfig) -> dict[str, Any]:
-    return {key: value for key, value in to_dict(config).items() if key not in ("data", "out")}
+    return {key: value for key, value in to_dict(config).items() if key not in ("data", "out", "launch", "slurm")}
 
 
 def _result(folder: Path, source: Source, config: PretrainConfig, seconds: float | None = None) -> PretrainResult:
