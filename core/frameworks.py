@@ -57,6 +57,7 @@ FRAMEWORKS = {
         Framework("onnx", "onnx", ("onnx",), "1.17", "pip install -U onnx onnxruntime", needs=("onnxruntime",)),
         Framework("peft", "peft", ("peft",), "0.13", "pip install -U peft"),
         Framework("webdataset", "webdataset", ("webdataset",), "0.2.86", "pip install -U webdataset"),
+        Framework("wandb", "wandb", ("wandb",), "0.17", "pip install -U wandb"),
     )
 }
 """The frameworks that are used when someone asks for them, by the name that the command line knows them by."""

@@ -23,6 +23,8 @@ FREE_KEYS = (
     "checkpoint_minutes",
     "checkpoints",
     "log_every",
+    "probe",
+    "wandb",
 )
 """Keys that may differ between a run and its continuation: they do not change the result, but for rounding. The contents of
 data and encoder are compared themselves."""

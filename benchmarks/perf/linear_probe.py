@@ -22,10 +22,10 @@ from maelift.core.config import MaeliftError, resolve
 from maelift.core.distributed import Ranks
 from maelift.core.encoder import Encoder, preset_spec
 from maelift.core.labels import Splits, draw_labeled, read_splits
+from maelift.core.probing import pool
 from maelift.core.tracking import Tracker
 from maelift.core.weights import load_encoder
 from maelift.transfer.classify import Classifier, ClassifyConfig, score
-from maelift.transfer.heads import pool
 from maelift.transfer.probe import FeatureFile, ProbeTask, Rows
 from maelift.transfer.starts import fresh_encoder
 from maelift.transfer.training import fit
