@@ -124,8 +124,13 @@ COMMANDS = {
         "core.scenes", "FashionScenesConfig", "fashion_scenes", "scenes of Fashion-MNIST items, with boxes and masks"
     ),
     "data check": Command(
-        "core.data_check", "DataCheckConfig", "data_check", "what is wrong with annotated images?", positional=("data",)
+        "core.data_check",
+        "DataCheckConfig",
+        "data_check",
+        "what is wrong with images, with or without annotations?",
+        positional=("data",),
     ),
+    "data pack": Command("core.packing", "PackConfig", "pack", "images into tar shards, which any storage reads fast"),
     "doctor": Command("core.doctor", "DoctorConfig", "doctor", "versions, devices, frameworks, disk, data", json=True),
 }
 

@@ -33,7 +33,7 @@ from ..core.encoder import Encoder
 from ..core.files import output_folder
 from ..core.plan import Plan
 from ..core.tracking import PLAIN_INTERVAL, Progress, duration
-from ..pretrain.stage import PICTURE_FILE
+from ..pretrain.monitor import PICTURE_FILE
 from .arms import Context, Run, execute, libraries, read_pools, read_result
 from .results import Arm, Cell, ConvergenceCheck, Curve, SuiteResult, TuningRecord
 from .suite import BenchConfig

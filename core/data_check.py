@@ -1,12 +1,12 @@
 """``maelift data check``: everything that is wrong in a data set, before a run stumbles over it.
 
-Annotations are judged by the readers' own rules (``faults``); every image is opened once; images of different splits are
-compared by their pixels and, to find pictures that were saved anew, resized or mirrored, by thumbnails.
+Annotations are judged by the readers' own rules (``faults``); every image is opened once; images of different splits, or of
+a pool to pretrain on (``pool_check``), are compared by their pixels and, to find pictures that were saved anew, resized or
+mirrored, by thumbnails (``likeness``).
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections import Counter, defaultdict
@@ -16,22 +16,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from .coco import parse_detection
 from .config import ConfigError, DataError
+from .decoding import ARRAY_SUFFIXES, SUFFIXES, PixelFormat, picture_of
 from .faults import MENDING, Fault
-from .files import atomic_write_text, output_folder
-from .images import FolderImages, ImageSet
+from .files import atomic_write_bytes, atomic_write_text, output_folder
+from .images import FolderImages, ImageSet, find_images, pixel_hash
 from .labels import SPLIT_NAMES, LabeledImages, read_parts
+from .likeness import Thumbnail, best_matches, descriptors, threshold, thumbnail
 from .mask_images import Layout, SegmentationImages, parse_segmentation
 from .plan import Plan
+from .pool_check import POOL_RULES, check_pool, fact_lines, paths_of
 from .tracking import counting
 
 T = TypeVar("T")
-TaskName = Literal["classify", "detect", "segment"]
+TaskName = Literal["classify", "detect", "segment", "pretrain"]
 
 RULES: Mapping[str, str] = {
     **MENDING,
@@ -43,23 +44,6 @@ RULES: Mapping[str, str] = {
 }
 """Findings with which a data set is still sound, by kind, and what is done about them."""
 
-THUMBNAIL = 16
-"""Side of the thumbnails that are compared, in pixels."""
-
-LEAST_ALIKE, SURELY_ALIKE = 0.98, 0.998
-"""Between these lies the likeness from which on two images are near-duplicates, where ``near`` is left to the data.
-
-Thumbnails of different fashion scenes correlate by at most 0.93, of a scene and its copy (JPEG of quality 25, or half the
-size) by 0.997 or more; tiles of photographs by at most 0.91. But the centred items of Fashion-MNIST, all of one make, reach
-0.996, while the items that its test images share with its training images lie above 0.998.
-"""
-
-CLOSENESS = 0.05
-"""A near-duplicate is so much closer to its double (1 - correlation) than images usually are to the one most like them."""
-
-FLAT = 2.0
-"""Thumbnails with a standard deviation of fewer gray levels (of 255) show nothing that could be compared."""
-
 EXAMPLES = 5
 """Findings of one kind that the summary spells out."""
 
@@ -68,12 +52,12 @@ EXIF_ORIENTATION = 0x0112
 
 @dataclass(frozen=True)
 class DataCheckConfig:
-    """Name everything that is wrong in a labelled data set: annotations, files, and images that two splits share."""
+    """Name everything that is wrong in a data set: annotations, files, images that splits share; or in images to pretrain on."""
 
     data: str
-    """the data set: class folders, CSV or idx files; COCO JSON with images; images with mask PNGs"""
-    task: Literal["auto", "classify", "detect", "segment"] = "auto"
-    """what the data is for; auto: all that is found in it"""
+    """the data set: class folders, CSV or idx files; COCO JSON with images; images with mask PNGs; any images (pretrain)"""
+    task: Literal["auto", "classify", "detect", "segment", "pretrain"] = "auto"
+    """what the data is for; auto: all that is found in it, pretrain where images lie in no folder of a class"""
     layout: Literal["auto", "folders", "ade20k", "cityscapes"] = "auto"
     """how images and masks lie in their folders (segment)"""
     ignore: int | tuple[int, ...] | None = None
@@ -82,12 +66,26 @@ class DataCheckConfig:
     """least likeness of near-duplicates (correlation of thumbnails, mirrored ones too), up to 1 (none); null: from the data"""
     out: str | None = None
     """JSON file for all findings; the summary spells out the first of each kind"""
+    keep: str | None = None
+    """text file for the paths of the sound images, each once, a list that data= of pretrain accepts (pretrain)"""
+    keep_near: bool = True
+    """near-duplicates stay in that list (pretrain)"""
+    least_side: int = 16
+    """pixels of the shorter side below which an image is tiny (pretrain)"""
+    channels: int | None = None
+    """channels that images are to have; null: what most have (pretrain)"""
+    value_range: tuple[float, float] | None = None
+    """lowest and highest value of float arrays or deep images as stored; null: integers (pretrain)"""
 
     def __post_init__(self) -> None:
         if self.near is not None and not 0.5 <= self.near <= 1:
             raise ConfigError("near", self.near, "a correlation from 0.5 to 1, or null")
         if self.layout not in ("auto", "folders") and self.task not in ("auto", "segment"):
             raise ConfigError("layout", self.layout, f"auto with task={self.task}: it is for images with masks")
+        if self.keep is not None and self.task not in ("auto", "pretrain"):
+            raise ConfigError("keep", self.keep, "null, or task=pretrain")
+        if self.value_range is not None and not self.value_range[0] < self.value_range[1]:
+            raise ConfigError("value_range", list(self.value_range), "[lowest,highest], the lowest first")
 
 
 @dataclass(frozen=True)
@@ -121,6 +119,8 @@ class DataCheck:
     findings: tuple[Finding, ...]
     near: float | None
     report: Path | None
+    facts: tuple[tuple[str, str], ...] = ()
+    """what the images to pretrain on are like, in lines of (what, value)"""
 
     @property
     def error(self) -> str | None:
@@ -136,6 +136,7 @@ class DataCheck:
     def summary(self) -> str:
         """What is there, and what was found, in lines."""
         lines = [line for task in dict.fromkeys(split.task for split in self.splits) for line in self._task_lines(task)]
+        lines += fact_lines(self.facts) if self.facts else ()
         for finding in self.findings:
             what = f"by rule: {finding.rule}" if finding.rule else "to be mended"
             lines += ["", f"{finding.kind}: {len(finding.texts):,} ({what})"]
@@ -158,6 +159,8 @@ class DataCheck:
             objects = "" if split.objects is None else f", {split.objects:,} objects"
             yield f"  {split.split:<5}  {split.images:,} images{_sizes_text(split.sizes)}{objects}"
         counts = [dict(split.classes) for split in splits]
+        if not any(counts):
+            return
         names = list(dict.fromkeys(name for found in counts for name in found))
         width = max((len(name) for name in names), default=0)
         unit = "objects" if task == "detect" else "images"
@@ -185,19 +188,9 @@ class _Look:
 
     size: tuple[int, int] = (0, 0)
     content: str = ""
-    thumbnail: NDArray[np.float32] | None = None
+    thumbnail: Thumbnail | None = None
     turned: bool = False
     reason: str = ""
-
-
-@dataclass(frozen=True)
-class _Match:
-    """Two images, the most alike that were found for the second, and the correlation of their thumbnails."""
-
-    one: str
-    other: str
-    likeness: float
-    between_splits: bool
 
 
 def data_check(config: DataCheckConfig) -> DataCheck:
@@ -208,9 +201,32 @@ def data_check(config: DataCheckConfig) -> DataCheck:
     report = Path(config.out) if config.out else None
     if report is not None:
         output_folder(report.parent)
+    tasks = _tasks(config)
+    check = _check_pool(config, report) if tasks == ("pretrain",) else _check_annotated(config, tasks, report)
+    if report is not None:
+        atomic_write_text(report, json.dumps(_to_json(check), indent=1, ensure_ascii=False) + "\n")
+    return check
+
+
+def _check_pool(config: DataCheckConfig, report: Path | None) -> DataCheck:
+    """Look through images without labels."""
+    form = PixelFormat(config.channels, config.value_range)
+    images = find_images(config.data)
+    pool = check_pool(images, form, least_side=config.least_side, near=config.near, keep_near=config.keep_near)
+    facts = pool.facts
+    if config.keep is not None:
+        file = Path(config.keep)
+        output_folder(file.parent)
+        atomic_write_bytes(file, os.fsencode("".join(f"{path}\n" for path in paths_of(images, pool.kept))))
+        facts = (*facts, ("list", f"{len(pool.kept):,} of {len(images):,} images in {file}"))
+    content = SplitContent("pretrain", "all", len(images), None, pool.sizes, ())
+    return DataCheck(config.data, (content,), _findings(pool.faults, POOL_RULES), pool.near, report, facts)
+
+
+def _check_annotated(config: DataCheckConfig, tasks: Sequence[TaskName], report: Path | None) -> DataCheck:
+    """Look through images with labels, boxes or masks."""
     faults: list[Fault] = []
     parts: list[_Part] = []
-    tasks = _tasks(config)
     for task in tasks:
         try:
             parts += _read(task, config, faults)
@@ -229,10 +245,7 @@ def data_check(config: DataCheckConfig) -> DataCheck:
         near = used if near is None or used is None else min(near, used)
     findings = _findings(faults)
     splits = tuple(_with_sizes(part, looks) for part in parts)
-    check = DataCheck(config.data, splits, findings, near, report)
-    if report is not None:
-        atomic_write_text(report, json.dumps(_to_json(check), indent=1, ensure_ascii=False) + "\n")
-    return check
+    return DataCheck(config.data, splits, findings, near, report)
 
 
 def plan(config: DataCheckConfig) -> Plan:
@@ -252,10 +265,19 @@ def _tasks(config: DataCheckConfig) -> tuple[TaskName, ...]:
         found.append("detect")
     if config.layout != "auto" or _layout(data) != "folders" or any((data / name).is_dir() for name in _MASK_FOLDERS):
         found.append("segment")
-    return tuple(found) or ("classify",)
+    return tuple(found) or (("pretrain",) if _has_no_labels(data) else ("classify",))
 
 
 _MASK_FOLDERS = ("masks", "train/masks", "training/masks")
+
+
+def _has_no_labels(data: Path) -> bool:
+    """Whether images lie in a folder itself, not in folders of classes, and no table tells of them; or are named by a list."""
+    if not data.is_dir():
+        return data.suffix.lower() in (".txt", ".npy", ".parquet")
+    names = [path for path in data.iterdir() if path.is_file()]
+    tables = any(path.suffix.lower() == ".csv" for path in names)
+    return not tables and any(path.suffix.lower() in SUFFIXES | ARRAY_SUFFIXES for path in names)
 
 
 def _layout(data: Path) -> Layout:
@@ -348,12 +370,9 @@ def _look(images: ImageSet, index: int) -> _Look:
         image = images.open(index)
     except DataError as error:
         return _Look(reason=str(error).removeprefix(f"{_name(images, index)}: "))
-    digest = hashlib.blake2b(f"{image.mode}:{image.size};".encode(), digest_size=16)
-    digest.update(np.ascontiguousarray(np.asarray(image)).data)
-    gray = image if image.mode in ("L", "F") else image.convert("L")
-    thumbnail = np.asarray(gray.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX), dtype=np.float32)
-    turned = isinstance(images, FolderImages) and _turned(images.root / images.paths[index])
-    return _Look((image.height, image.width), digest.hexdigest(), thumbnail, turned)
+    picture = picture_of(image) if isinstance(image, Image.Image) else image
+    turned = isinstance(images, FolderImages) and _turned(images.root / images.name(index))
+    return _Look((picture.shape[0], picture.shape[1]), pixel_hash(picture), thumbnail(picture), turned)
 
 
 def _turned(path: Path) -> bool:
@@ -408,15 +427,20 @@ def _shared(
     faults = list(_equal_images(names, looks))
     if near == 1:
         return faults, None
-    descriptors = {split: _descriptors([looks[name] for name in found]) for split, found in names.items()}
-    matches = list(_best_matches(names, descriptors))
-    threshold = _threshold([match.likeness for match in matches]) if near is None else near
+    thumbnails = {split: [looks[name].thumbnail for name in found] for split, found in names.items()}
+    described = {
+        split: descriptors([image for image in some if image is not None]) for split, some in thumbnails.items()
+    }
+    # Where a split is missing, it will be drawn from train.
+    drawn_from = "train" if len(names) < len(SPLIT_NAMES) else None
+    matches = list(best_matches(names, described, within=drawn_from))
+    least = threshold([match.likeness for match in matches]) if near is None else near
     for match in matches:
-        if match.likeness >= threshold and looks[match.one].content != looks[match.other].content:
+        if match.likeness >= least and looks[match.one].content != looks[match.other].content:
             kind = "near-duplicate in two splits" if match.between_splits else "near-duplicates in train"
             what = f"nearly {match.other} (likeness {match.likeness:.4f})"
             faults.append(Fault(kind, Path(match.one), "", what))
-    return faults, threshold if matches else None
+    return faults, least if matches else None
 
 
 def _equal_images(names: Mapping[str, Sequence[str]], looks: Mapping[str, _Look]) -> Iterator[Fault]:
@@ -435,67 +459,13 @@ def _equal_images(names: Mapping[str, Sequence[str]], looks: Mapping[str, _Look]
                 yield Fault("duplicate images in train", Path(first), "", f"the pixels of {name}")
 
 
-def _descriptors(looks: Sequence[_Look]) -> NDArray[np.float32]:
-    """(N, 256): thumbnails of mean 0 and length 1, split in what mirroring keeps and what it turns round.
-
-    The product of two images' first halves plus that of the second is their correlation; minus it, the correlation with the
-    mirrored one. Flat images are all zero, and like nothing.
-    """
-    side = THUMBNAIL
-    stack = [look.thumbnail for look in looks if look.thumbnail is not None]
-    thumbnails = np.stack(stack) if stack else np.zeros((0, side, side), np.float32)
-    thumbnails = thumbnails - thumbnails.mean(axis=(1, 2), keepdims=True)
-    length = np.linalg.norm(thumbnails, axis=(1, 2), keepdims=True)
-    thumbnails = np.where(length > FLAT * side, thumbnails / np.maximum(length, 1e-6), 0)
-    left, right = thumbnails[:, :, : side // 2], thumbnails[:, :, : side // 2 - 1 : -1]
-    halves = np.concatenate([left + right, left - right], axis=2).transpose(0, 2, 1) / np.sqrt(2)
-    return np.ascontiguousarray(halves.reshape(len(thumbnails), side * side), dtype=np.float32)
-
-
-def _best_matches(
-    names: Mapping[str, Sequence[str]], descriptors: Mapping[str, NDArray[np.float32]]
-) -> Iterator[_Match]:
-    """For each image of a split the one most like it in each split before it.
-
-    Where a split is missing, so that it will be drawn from train, also the one most like it among those before it in train.
-    """
-    order = list(names)
-    pairs = [(earlier, later) for place, later in enumerate(order) for earlier in order[:place]]
-    if "train" in order and len(order) < len(SPLIT_NAMES):
-        pairs.append(("train", "train"))
-    half = THUMBNAIL * THUMBNAIL // 2
-    tell, done, total = counting("comparing"), 0, sum(len(names[later]) for _, later in pairs)
-    for earlier, later in pairs:
-        count = len(descriptors[earlier])
-        rows = max(1, 2**24 // max(count, 1))
-        for start in range(0, len(names[later]) if count else 0, rows):
-            chunk = descriptors[later][start : start + rows]
-            others = descriptors[earlier] if earlier != later else descriptors[earlier][: start + len(chunk)]
-            likeness = chunk[:, :half] @ others[:, :half].T + np.abs(chunk[:, half:] @ others[:, half:].T)
-            if earlier == later:
-                likeness[np.arange(len(others)) >= start + np.arange(len(chunk))[:, None]] = -1
-            best = likeness.argmax(axis=1)
-            for number, match in enumerate(best):
-                one, other = names[earlier][int(match)], names[later][start + number]
-                if one != other:
-                    yield _Match(one, other, float(likeness[number, match]), earlier != later)
-            done += len(chunk)
-            tell(done, total)
-
-
-def _threshold(likenesses: Sequence[float]) -> float:
-    """The likeness of near-duplicates in a set whose images are so like the most similar one of another split."""
-    usual = 1 - float(np.median(likenesses)) if likenesses else 1.0
-    return float(np.clip(1 - CLOSENESS * usual, LEAST_ALIKE, SURELY_ALIKE))
-
-
-def _findings(faults: Sequence[Fault]) -> tuple[Finding, ...]:
+def _findings(faults: Sequence[Fault], rules: Mapping[str, str] = RULES) -> tuple[Finding, ...]:
     """The faults by kind, those that must be mended first."""
     texts: dict[str, dict[str, None]] = defaultdict(dict)
     for fault in faults:
         texts[fault.kind][fault.text()] = None
-    kinds = sorted(texts, key=lambda kind: kind in RULES)
-    return tuple(Finding(kind, RULES.get(kind), tuple(texts[kind])) for kind in kinds)
+    kinds = sorted(texts, key=lambda kind: kind in rules)
+    return tuple(Finding(kind, rules.get(kind), tuple(texts[kind])) for kind in kinds)
 
 
 def _with_sizes(part: _Part, looks: Mapping[str, _Look]) -> SplitContent:
@@ -518,6 +488,7 @@ def _to_json(check: DataCheck) -> dict[str, Any]:
         "data": check.data,
         "sound": check.error is None,
         "near": check.near,
+        "facts": dict(check.facts),
         "splits": [
             {
                 "task": split.task,

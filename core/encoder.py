@@ -179,7 +179,8 @@ class Preprocessing:
         low, high = self.value_range
         mean = torch.tensor(self.mean, device=pixels.device).view(-1, 1, 1)
         std = torch.tensor(self.std, device=pixels.device).view(-1, 1, 1)
-        return (pixels.float() - (low + (high - low) * mean)) / ((high - low) * std)
+        scaled = pixels.to(torch.float32, copy=True)  # changed in place: large batches are bound by memory
+        return scaled.sub_(low + (high - low) * mean).div_((high - low) * std)
 
     def denormalize(self, images: Tensor) -> Tensor:
         """The inverse of ``normalize``: float32 (B, C, H, W) in ``value_range``, not clipped."""

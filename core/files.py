@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -45,6 +47,17 @@ def atomic_write_bytes(path: str | Path, content: bytes) -> None:
 def atomic_write_text(path: str | Path, text: str) -> None:
     """Write ``text`` as UTF-8 to ``path`` all at once or not at all."""
     atomic_write_bytes(path, text.encode())
+
+
+def append_row(path: str | Path, header: Sequence[str], row: Sequence[str]) -> None:
+    """Add a row to a CSV file, with the header where it is new, by a single write: whole, whichever process else adds to it."""
+    table = io.StringIO()
+    csv.writer(table, lineterminator="\n").writerows([header, row] if not Path(path).exists() else [row])
+    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    try:
+        os.write(handle, table.getvalue().encode("utf-8", "surrogateescape"))
+    finally:
+        os.close(handle)
 
 
 def output_folder(path: str | Path) -> Path:

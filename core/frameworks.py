@@ -58,6 +58,7 @@ FRAMEWORKS = {
         Framework("peft", "peft", ("peft",), "0.13", "pip install -U peft"),
         Framework("submitit", "submitit", ("submitit",), "1.5", "pip install -U submitit"),
         Framework("webdataset", "webdataset", ("webdataset",), "0.2.86", "pip install -U webdataset"),
+        Framework("wandb", "wandb", ("wandb",), "0.17", "pip install -U wandb"),
     )
 }
 """The frameworks that are used when someone asks for them, by the name that the command line knows them by."""

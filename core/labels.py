@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from typing_extensions import Self
 
 from .config import DataError, nearest
+from .decoding import SUFFIXES, kinds
 from .images import (
-    SUFFIXES,
     ArrayImages,
     FolderImages,
     ImageSet,
@@ -29,7 +29,6 @@ from .images import (
     find_images,
     idx_file,
     idx_images,
-    kinds,
     read_idx,
 )
 from .randomness import stream

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import base64
 import io
+import math
+import os
+import platform
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
+import torch
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from .config import show
 
 COLOURS = ("#0072b2", "#d55e00", "#6b7280", "#00845f", "#b5578a", "#9a6b00")
 """A line's colour on a light page: told apart by the colour-blind too (after Okabe and Ito)."""
@@ -23,6 +29,13 @@ COLOURS_ON_DARK = ("#4aa8e0", "#f0883e", "#a3acb5", "#2fc497", "#dd9bc0", "#e0b0
 MARKERS = ("o", "s", "^", "D", "v", "P")
 DASHES = ("-", "--", "-.", ":")
 MINUS = "\N{MINUS SIGN}"
+LINES = 6
+"""Curves in one chart."""
+MARKED = 40
+"""Points up to which each is marked on its curve."""
+
+Line = tuple[str, list[tuple[float, float]]]
+"""A curve: its name, and (step, value) of each of its points."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +101,52 @@ def svg(figure: Figure, name: str) -> Markup:
         drawing = drawing.replace(colour, f"var(--line{number})")
     drawing = drawing.replace("<text ", '<text fill="currentColor" ')
     return Markup(drawing)
+
+
+def points(records: Iterable[Mapping[str, float]], name: str, factor: float = 1.0) -> list[tuple[float, float]]:
+    """The (step, ``factor`` times value) of a metric in the records of a metrics.jsonl, but for values that are no numbers."""
+    found = [(record["step"], record[name]) for record in records if name in record and "step" in record]
+    return [(step, factor * value) for step, value in found if value is not None and math.isfinite(value)]
+
+
+def in_words(lines: Sequence[Line]) -> str:
+    """Where curves begin and end, for those who don't see them."""
+    return "; ".join(
+        f"{name} from {points[0][1]:.4g} at step {points[0][0]:,.0f} to {points[-1][1]:.4g} at step {points[-1][0]:,.0f}"
+        for name, points in lines
+    )
+
+
+def draw_curves(lines: Sequence[Line], label: str, name: str, *, logarithmic: bool = False) -> Markup:
+    """Curves over the steps of training as inline SVG, its ids by ``name``; ``label`` names their values and the unit."""
+    figure, axes = chart()
+    for number, (metric, found) in enumerate(lines):
+        axes.plot(
+            [step for step, _ in found],
+            [value for _, value in found],
+            label=metric,
+            color=COLOURS[number % len(COLOURS)],
+            linestyle=DASHES[number % len(DASHES)],
+            marker=MARKERS[number % len(MARKERS)] if len(found) <= MARKED else None,
+            markersize=4,
+        )
+    if logarithmic:
+        axes.set_yscale("log")
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.set_xlabel("steps of training")
+    axes.set_ylabel(label)
+    return svg(figure, name)
+
+
+def keys_table(config: Mapping[str, object]) -> Table:
+    """The keys of a run and their values."""
+    return Table("The keys of this run", ("key", "value"), tuple((key, show(value)) for key, value in config.items()))
+
+
+def machine() -> str:
+    """What this runs on, in a few words."""
+    name = f"{platform.machine()}, {os.cpu_count()} cores"
+    return f"{torch.cuda.get_device_name()}, {name}" if torch.cuda.is_available() else name
 
 
 def data_url(picture: bytes, kind: str) -> str:

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from .config import DataError
+from .decoding import SUFFIXES, decode, kinds
 from .frameworks import require
-from .images import SUFFIXES, decode, kinds
 
 LABEL_SUFFIXES = ("cls", "json")
 
@@ -38,14 +38,16 @@ class TarImages:
         return self.names[index]
 
     def open(self, index: int) -> Image.Image:
+        return decode(Path(self.names[index]), self.content(index))
+
+    def content(self, index: int) -> bytes:
         shard, offset, size = (int(value) for value in self.places[index])
         try:
             with self.shards[shard].open("rb") as file:
                 file.seek(offset)
-                content = file.read(size)
+                return file.read(size)
         except OSError as error:
             raise DataError(f"{self.shards[shard]}: can't be read ({error.strerror}).") from error
-        return decode(Path(self.names[index]), content)
 
     def subset(self, indices: Sequence[int]) -> TarImages:
         numbers = np.asarray(indices, dtype=np.int64)

@@ -16,13 +16,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from .config import ConfigError
 from .files import atomic_write_text
+from .frameworks import require
 
 logger = logging.getLogger("maelift")
 
 METRICS_FILE = "metrics.jsonl"
 EVENTS_FILE = "events.jsonl"
+REWIND = "rewind"
+"""The kind of event that tells of going back to a checkpoint within a run."""
 PLAIN_INTERVAL = 15.0
 """Seconds between two lines of progress where no terminal shows a bar."""
 WAIT_WINDOW = 30.0
@@ -60,7 +62,7 @@ class Tracker:
 
     ``record``, where given, gets every logged record too. With ``loading_advice``, which says what to change when the
     steps wait for images, throughput, waiting and memory are logged beside the training loss and waiting is warned of.
-    ``wandb``: the Weights & Biases project that gets the metrics too; raises ConfigError where it isn't installed.
+    ``wandb``: the Weights & Biases project that gets the metrics too; raises MaeliftError where it isn't installed.
     """
 
     def __init__(
@@ -108,7 +110,7 @@ class Tracker:
         self._restart(step)
         if self._folder is not None:
             _forget_after(self._folder / METRICS_FILE, step)
-            _forget_after(self._folder / EVENTS_FILE, step)
+            _forget_after(self._folder / EVENTS_FILE, step, but_before=REWIND)
         if self._active and self._listener is None and sys.stderr.isatty() and self._bar is None:
             self._bar = _Bar(self._title, self._total, step)
 
@@ -241,11 +243,19 @@ def _append(path: Path, record: Mapping[str, object]) -> None:
         os.close(handle)
 
 
-def _forget_after(path: Path, step: int) -> None:
-    """Drop what a killed run wrote after the checkpoint that this one goes on from."""
-    if path.exists():
-        kept = [record for record in _read_lines(path) if record["step"] <= step]
-        atomic_write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
+def _forget_after(path: Path, step: int, but_before: str | None = None) -> None:
+    """Drop what a killed run wrote after the checkpoint that this one goes on from.
+
+    What came before a kept event of the kind ``but_before`` stays: going back doesn't undo what led to it.
+    """
+    if not path.exists():
+        return
+    records = _read_lines(path)
+    kept = [record["step"] <= step for record in records]
+    back = [number for number, record in enumerate(records) if kept[number] and record.get("kind") == but_before]
+    first = back[-1] if but_before is not None and back else 0
+    stay = [record for number, record in enumerate(records) if kept[number] or number < first]
+    atomic_write_text(path, "".join(json.dumps(record) + "\n" for record in stay))
 
 
 def read_events(path: Path) -> list[Event]:
@@ -272,16 +282,10 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
 
 def _wandb_run(project: str, folder: Path, config: Mapping[str, Any]) -> Any:
     """A run of Weights & Biases; a run that goes on in ``folder`` goes on there too."""
-    try:
-        import wandb
-    except ImportError as error:
-        raise ConfigError(
-            "wandb", project, "null, or Weights & Biases installed (pip install 'maelift[wandb]')"
-        ) from error
     file = folder / "wandb_id.txt"
     if not file.exists():
         atomic_write_text(file, uuid.uuid4().hex + "\n")
-    run = wandb.init(
+    run = require("wandb").init(
         project=project,
         id=file.read_text().strip(),
         resume="allow",

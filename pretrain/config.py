@@ -18,6 +18,7 @@ from ..core.recovery import Recovery
 from .mae import Decoder
 from .masking import Masking
 from .pool import Crop
+from .probing import Probe
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -46,7 +47,9 @@ class PretrainConfig:
     patch_size: int | None = None
     """pixels a side of a patch; null: the model's usual one"""
     channels: int | None = None
-    """1 (gray) or 3 (colour); null: 1 if every image is gray, else 3"""
+    """1 (gray), 3 (colour), 4 (transparency or a fourth band), or what the files have; null: theirs, 3 for gray and colour"""
+    value_range: tuple[float, float] | None = None
+    """lowest and highest value of float arrays or deep images as stored; null: integers, brought to 0 to 255"""
     statistics: Literal["auto", "imagenet", "data"] = "auto"
     """mean and deviation for normalising; auto: ImageNet's for colour, the data's own for gray"""
     masking: Masking = field(default_factory=Masking)
@@ -64,6 +67,8 @@ class PretrainConfig:
     """images in a step, over all processes and accumulations (the paper's: 4096)"""
     accumulate: int = 1
     """passes that a step is split into, to save memory"""
+    crops_per_image: int = 1
+    """crops of each image in a batch, decoded once: faster where loading is slow; the batch holds fewer images"""
     base_lr: float = 1.5e-4
     """learning rate for a batch of 256; that used is base_lr * batch_size / 256"""
     lr: float | None = None
@@ -100,8 +105,11 @@ class PretrainConfig:
     """images kept out of training for the masked loss, a share or a count (at most 1000 by share)"""
     evaluations: int = 20
     """times that the held-out loss and the pictures are made during the run"""
+    probe: Probe = field(default_factory=Probe)
     log_every: int = 50
     """steps between two records of the training loss"""
+    wandb: str | None = None
+    """Weights & Biases project that gets the metrics too; null: none does"""
     checkpoint_minutes: float = 5.0
     """minutes between two checkpoints"""
     checkpoints: int = 3
@@ -144,10 +152,15 @@ class PretrainConfig:
             raise ConfigError("max_rejected", self.max_rejected, "a share from 0 to 1")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ConfigError("betas", list(self.betas), "two numbers from 0 to below 1")
-        if self.channels not in (None, 1, 3):
-            raise ConfigError("channels", self.channels, "1 or 3")
-        if self.statistics == "imagenet" and self.channels == 1:
-            raise ConfigError("statistics", self.statistics, "data or auto, as channels=1 has no ImageNet statistics")
+        if self.channels is not None and self.channels < 1:
+            raise ConfigError("channels", self.channels, "1 or more, or null")
+        if self.value_range is not None and not self.value_range[0] < self.value_range[1]:
+            raise ConfigError("value_range", list(self.value_range), "[lowest,highest], the lowest first")
+        if self.crops_per_image < 1 or self.batch_size % self.crops_per_image:
+            raise ConfigError("crops_per_image", self.crops_per_image, f"a divisor of batch_size={self.batch_size}")
+        if self.statistics == "imagenet" and self.channels not in (None, 3):
+            expected = f"data or auto, as channels={self.channels} has no ImageNet statistics"
+            raise ConfigError("statistics", self.statistics, expected)
         spec = preset_spec(self.model, image_size=self.image_size, patch_size=self.patch_size)
         self.masking.check_grid(spec.grid)
         if self.masking.in_encoder and self.decoder.attention == "cross":

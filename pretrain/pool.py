@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from ..core.batches import Sample, Uniforms
 from ..core.config import ConfigError, DataError
+from ..core.decoding import PixelFormat
 from ..core.distributed import Ranks
 from ..core.encoder import Preprocessing, channel_names, preset_spec
 from ..core.images import (
@@ -19,8 +20,10 @@ from ..core.images import (
     Manifest,
     audit,
     channel_statistics,
+    common_channels,
     fit_and_crop,
-    random_resized_crop,
+    opened,
+    random_crops,
     to_array,
     write_rejected,
 )
@@ -43,6 +46,8 @@ class Crop:
     """smallest and largest area of a crop, as shares of the image"""
     flip: bool = True
     """mirror every second image left to right, at random"""
+    reduced_decoding: bool = True
+    """decode JPEGs at 1/2, 1/4 or 1/8 where their crops still have twice the pixels a side: faster, values differ by 1 of 255"""
 
     def __post_init__(self) -> None:
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
@@ -60,29 +65,46 @@ class Source:
     size: tuple[int, int]
     channels: int
 
-    def crop(self, index: int, draws: Uniforms) -> Sample:
-        """A random crop of an image of the pool."""
+    @property
+    def form(self) -> PixelFormat:
+        """What is made of the values in the files."""
+        return PixelFormat(self.channels, self.config.value_range)
+
+    def crops(self, index: int, draws: Uniforms) -> list[Sample]:
+        """Random crops of an image of the pool, one a row of ``draws`` (K, 5)."""
         crop = self.config.crop
-        flips = draws if crop.flip else np.append(draws[:4], 1.0)
-        image = random_resized_crop(self.pool.open(index), self.size, flips, crop.scale)
-        return Sample(to_array(image, self.channels))
+        flips = draws if crop.flip else np.column_stack([draws[:, :4], np.ones(len(draws))])
+        image = opened(self.pool, index, self.form)
+        crops = random_crops(image, self.size, flips, crop.scale, reduced=crop.reduced_decoding)
+        return [Sample(to_array(crop, self.channels)) for crop in crops]
 
     def whole(self, index: int, draws: Uniforms) -> Sample:
         """A held-out image, its centre fitted to the size."""
-        return self._fitted(self.held_out, index)
+        return self.fitted(self.held_out, index)
 
     def shown(self, index: int, draws: Uniforms) -> Sample:
         """An image for the pictures of reconstructions: a held-out one or, where none is held out, one of the pool."""
-        return self._fitted(self.held_out if len(self.held_out) else self.pool, index)
+        return self.fitted(self.held_out if len(self.held_out) else self.pool, index)
 
-    def _fitted(self, images: ImageSet, index: int) -> Sample:
-        return Sample(to_array(fit_and_crop(images.open(index), self.size), self.channels))
+    def fitted(self, images: ImageSet, index: int) -> Sample:
+        """An image of any set, its centre fitted to the size."""
+        """An image, or the next sound one: some may have broken since they were looked through."""
+        reason = DataError("no images")
+        for tried in range(len(images)):
+            try:
+                image = opened(images, (index + tried) % len(images), self.form).pixels()
+                return Sample(to_array(fit_and_crop(image, self.size), self.channels))
+            except DataError as error:
+                logger.warning("pretrain: %s; another image takes its place in evaluation", error)
+                reason = error
+        raise reason
 
 
 def read_source(config: PretrainConfig, images: ImageSet, folder: Path, ranks: Ranks) -> Source:
     """Look through the images once, and set some apart."""
     begin = time.monotonic()
-    sound, manifest = audit(images, config.max_rejected, counting("pretrain: looking through"))
+    form = PixelFormat(config.channels, config.value_range)
+    sound, manifest = audit(images, config.max_rejected, counting("pretrain: looking through"), form)
     if ranks.is_main:
         if manifest.rejected:
             write_rejected(folder / "rejected.csv", manifest.rejected)
@@ -92,11 +114,14 @@ def read_source(config: PretrainConfig, images: ImageSet, folder: Path, ranks: R
                 len(images),
                 folder / "rejected.csv",
             )
+        if manifest.unusual:
+            write_rejected(folder / "unusual.csv", manifest.unusual, "note")
+            logger.info("pretrain: %d images are unusual, but read; see unusual.csv", len(manifest.unusual))
         logger.info("pretrain: %d images looked through in %s", len(images), duration(time.monotonic() - begin))
     check_split(config, len(sound), ranks.world_size)
     held_out = config.held_out_count(len(sound))
     order = stream(config.seed, "held out").permutation(len(sound))
-    channels = config.channels or (1 if all(manifest.gray) else 3)
+    channels = config.channels or common_channels(manifest.channels)
     spec = preset_spec(config.model, image_size=config.image_size, patch_size=config.patch_size)
     return Source(
         pool=sound.subset(sorted(order[held_out:].tolist())),
@@ -109,10 +134,14 @@ def read_source(config: PretrainConfig, images: ImageSet, folder: Path, ranks: R
 
 
 def data_preprocessing(config: PretrainConfig, source: Source) -> Preprocessing:
-    if config.statistics == "imagenet" or (config.statistics == "auto" and source.channels == 3):
-        return Preprocessing.default(source.channels)
-    mean, std = channel_statistics(source.pool, source.channels, seed=config.seed)
-    return Preprocessing(channel_names(source.channels), mean, std)
+    usual_range = config.value_range in (None, (0.0, 255.0))
+    if config.statistics == "imagenet" or (config.statistics == "auto" and source.channels == 3 and usual_range):
+        usual = Preprocessing.default(source.channels)
+        return replace(usual, value_range=config.value_range or usual.value_range, bit_depth=source.manifest.bits)
+    mean, std = channel_statistics(source.pool, source.channels, seed=config.seed, form=source.form)
+    return Preprocessing(
+        channel_names(source.channels), mean, std, config.value_range or (0.0, 255.0), source.manifest.bits
+    )
 
 
 def check_split(config: PretrainConfig, images: int, world_size: int) -> None:

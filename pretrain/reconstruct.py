@@ -16,9 +16,10 @@ from PIL import Image
 from torch import Tensor
 
 from ..core.config import ConfigError, DataError, MaeliftError, config_difference, to_dict, write_config
+from ..core.decoding import SUFFIXES, PixelFormat
 from ..core.distributed import choose_device
 from ..core.files import atomic_path, output_folder
-from ..core.images import SUFFIXES, FolderImages, ImageSet, find_images, to_array, write_rejected
+from ..core.images import FolderImages, ImageSet, find_images, opened, to_array, write_rejected
 from ..core.plan import Plan
 from ..core.randomness import torch_stream
 from ..core.tracking import counting
@@ -98,6 +99,8 @@ def reconstruct(config: ReconstructConfig) -> ReconstructResult:
     out = output_folder(config.out)
     _check_settings(config, out)
     rejected, names = [], _file_names(images)
+    value_range = model.preprocessing.value_range
+    form = PixelFormat(model.spec.channels, None if value_range == (0.0, 255.0) else value_range)
     tell = counting("reconstruct")
     for number in range(len(images)):
         for draw in range(config.draws):
@@ -106,7 +109,7 @@ def reconstruct(config: ReconstructConfig) -> ReconstructResult:
             if path.exists() and (compared.exists() or not config.compare):
                 continue
             try:
-                image = to_array(images.open(number), model.spec.channels)
+                image = to_array(opened(images, number, form).pixels(), model.spec.channels)
             except DataError as error:
                 rejected.append((images.name(number), str(error)))
                 break

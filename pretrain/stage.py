@@ -13,18 +13,19 @@ import torch
 from torch import nn
 
 from .. import __version__
-from ..core.batches import Batch, Batches, Order
+from ..core.batches import Batch, Batches, Order, Quarantine
 from ..core.checkpoints import Checkpoints
 from ..core.config import resolve, to_dict
 from ..core.distributed import Ranks, compile_blocks, recompute_activations
 from ..core.encoder import Preprocessing, preset_spec
-from ..core.files import atomic_path, output_folder
+from ..core.files import output_folder
+from ..core.frameworks import require
 from ..core.images import (
     ImageSet,
     find_images,
 )
 from ..core.launching import Submitted, submit
-from ..core.loop import Schedule, State, Upkeep, WeightAverage, evenly, train
+from ..core.loop import Schedule, State, Upkeep, WeightAverage, train
 from ..core.optim import parameter_groups
 from ..core.randomness import isolated, torch_stream
 from ..core.run_folder import RunFolder
@@ -41,16 +42,15 @@ from ..core.weights import (
 )
 from .config import PretrainConfig
 from .mae import MaskedAutoencoder
-from .monitor import held_out_loss, reconstruction_picture
+from .monitor import SUMMARY_FILE, Monitor, loading_advice
 from .planning import plan
 from .pool import CROP_DRAWS, Source, check_split, data_preprocessing, read_source
+from .probing import ProbeImages, read_probe
 from .starting import Beginning, read_beginning, take_over
 
 __all__ = ["PretrainResult", "plan", "pretrain", "pretrain_or_submit"]
 
 logger = logging.getLogger("maelift")
-
-PICTURE_FILE = "reconstruction.png"
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,7 @@ class PretrainResult:
         took = "" if self.seconds is None else f" in {duration(self.seconds)}"
         return (
             f"encoder: {self.encoder}\n{self.steps} steps on {self.images} images{took}; {loss}\n"
+            f"curves and pictures: {self.encoder.with_name(SUMMARY_FILE)}\n"
             f"next: maelift transfer classify encoder={self.encoder} data=LABELLED_FOLDER out=FOLDER"
         )
 
@@ -114,17 +115,23 @@ def pretrain(
         beginning = read_beginning(config)
         images = images if images is not None else find_images(config.data)
         check_split(config, len(images), ranks.world_size)
+        if config.wandb is not None:
+            require("wandb")
+        labeled = read_probe(config.probe, config.max_rejected)
         folder = RunFolder.open(output_folder(config.out), config, ranks)
         source = read_source(config, images, folder.path, ranks)
         folder.check_data(source.manifest.digest, ranks)
         done = folder.path / ENCODER_FILE
         if done.exists():
             logger.info("pretrain: %s is there already; nothing was done again", done)
+            if ranks.is_main and not (folder.path / SUMMARY_FILE).exists():  # it was killed between the two
+                _summarise(folder.path, source, labeled)
             return _result(folder.path, source, config)
-        state, batches, schedule = _prepare(config, source, beginning, preprocessing, ranks)
+        state, batches, schedule = _prepare(config, source, beginning, preprocessing, ranks, folder.path)
         checkpoints = Checkpoints(folder.checkpoints, ranks, config.checkpoints)
         if state.load(checkpoints):
             logger.info("pretrain: going on from step %d of %d", state.step, schedule.steps)
+        monitor = Monitor(source, folder.path, labeled, schedule.steps)
         with Tracker(
             folder.path,
             "pretrain",
@@ -132,7 +139,12 @@ def pretrain(
             images_per_step=config.batch_size,
             active=ranks.is_main,
             listener=listener,
+            loading_advice=loading_advice(config, batches.workers),
+            wandb=config.wandb,
+            config=to_dict(config),
         ) as tracker:
+            if batches.quarantine is not None:
+                batches.quarantine.tell = lambda step, text: tracker.event(step, "quarantine", text)
             train(
                 state,
                 batches,
@@ -142,8 +154,8 @@ def pretrain(
                 ranks=ranks,
                 tracker=tracker,
                 upkeep=Upkeep(
-                    evaluate=lambda judged, step: _look(cast(MaskedAutoencoder, judged), source, folder.path, step),
-                    evaluate_at=evenly(schedule.steps, config.evaluations),
+                    evaluate=lambda judged, step: monitor.look(cast(MaskedAutoencoder, judged), step),
+                    evaluate_at=monitor.looks_at,
                     checkpoints=checkpoints,
                     checkpoint_seconds=60 * config.checkpoint_minutes,
                     log_every=config.log_every,
@@ -156,6 +168,7 @@ def pretrain(
         model = cast(MaskedAutoencoder, state.judged)
         if ranks.is_main:
             _save(model, config, source, beginning, schedule, state, ranks, done)
+            _summarise(folder.path, source, labeled, state.seconds)
         checkpoints.remove()
         return _result(folder.path, source, config, state.seconds)
 
@@ -170,27 +183,13 @@ def _objective(wrapped: nn.Module, batch: Batch, model: MaskedAutoencoder, confi
     return loss
 
 
-def _look(model: MaskedAutoencoder, source: Source, folder: Path, step: int) -> dict[str, float]:
-    """A picture of reconstructions, and the held-out loss where images are held out."""
-    config, count = source.config, len(source.held_out)
-    shown = min(8, count or len(source.pool))
-    picture = reconstruction_picture(model, source.shown, shown, config.masking, config.seed)
-    pictures = folder / "reconstructions"
-    pictures.mkdir(exist_ok=True)
-    for path in (pictures / f"step-{step:08d}.png", folder / PICTURE_FILE):
-        with atomic_path(path) as temporary:
-            picture.save(temporary, format="PNG")
-    if count == 0:
-        return {}
-    return {"held_out/loss": held_out_loss(model, source.whole, count, config.masking, config.seed)}
-
-
 def _prepare(
     config: PretrainConfig,
     source: Source,
     beginning: Beginning | None,
     preprocessing: Preprocessing | None,
     ranks: Ranks,
+    folder: Path,
 ) -> tuple[State, Batches, Schedule]:
     spec = preset_spec(
         config.model, image_size=config.image_size, patch_size=config.patch_size, channels=source.channels
@@ -233,12 +232,14 @@ def _prepare(
     )
     optimizer = torch.optim.AdamW(groups, lr=config.peak_lr, betas=config.betas, fused=True)
     batches = Batches(
-        Order(len(source.pool), config.batch_size, config.seed),
-        source.crop,
+        Order(len(source.pool), config.batch_size // config.crops_per_image, config.seed),
+        source.crops,
         draws=CROP_DRAWS,
         ranks=ranks,
         accumulate=config.accumulate,
         workers=source.pool.default_workers() if config.workers is None else config.workers,
+        crops_per_image=config.crops_per_image,
+        quarantine=Quarantine(folder / "quarantine.csv", len(source.pool), source.pool.name, config.max_rejected),
     )
     return State(model, optimizer, average, plain), batches, schedule
 
@@ -281,6 +282,13 @@ def _save(
         path.with_name(DECODER_FILE),
     )
     save_encoder(encoder, path, provenance)
+
+
+def _summarise(folder: Path, source: Source, labeled: ProbeImages | None, seconds: float | None = None) -> None:
+    """Write the page of a finished run; ``seconds`` of training in all its sittings, where they are known."""
+    from .summary import write_summary  # it draws charts, which nothing else here needs
+
+    write_summary(folder, source, read_encoder(folder / ENCODER_FILE).provenance, labeled, seconds)
 
 
 def _without_folders(config: PretrainConfig) -> dict[str, Any]:

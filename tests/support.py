@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib
 import os
 import re
+import struct
 import subprocess
 import sys
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -133,3 +135,16 @@ def run_page(page: Path, folder: Path, timeout: float = 240, languages: Sequence
         assert done.returncode == 0, f"{page.name}: exit code {done.returncode}\n{block}\n{done.stdout}\n{done.stderr}"
         printed.append(done.stdout)
     return "".join(printed)
+
+
+def deep_png(array: np.ndarray) -> bytes:
+    """A PNG of 16 bits in colour or with transparency, (H, W, 2 to 4) uint16, which PIL can't write."""
+    height, width, channels = array.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in array)
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = struct.pack(">IIBBBBB", width, height, 16, {2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
+    body = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body

@@ -67,7 +67,7 @@ def test_every_command_lists_its_keys(command: str) -> None:
     [
         (["pretrian"], "Did you mean pretrain?"),
         (["transfer", "count"], "expected classify or detect or segment after transfer"),
-        (["data", "mnist"], "expected fashion-mnist or fashion-scenes or check after data"),
+        (["data", "mnist"], "expected fashion-mnist or fashion-scenes or check or pack after data"),
         (["pretrain", "--fast"], "no such option"),
         (["pretrain", "--data=x"], "Keys have no dashes: data=x"),
         (["pretrain", "--json", "data=x", "out=y"], "--json: no such option"),

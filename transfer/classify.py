@@ -24,11 +24,11 @@ from ..core.encoder import Encoder, EncoderSpec, Preprocessing
 from ..core.frameworks import require
 from ..core.images import ImageSet, as_image, fit_and_crop, random_resized_crop, to_array
 from ..core.labels import ClassImages, LabeledImages, MultiLabeledImages, Splits, class_parts
+from ..core.probing import AttentiveProbe, NearestNeighbours, Pooling, pool, pooled_dim
 from ..core.weights import Provenance, save_encoder
 from .adaptation import Lora, add_lora, check_blocks, merged, train_last_blocks
 from .classification_scores import mean_average_precision, multi_label_scores, single_label_scores
 from .drawing import Picture, draw_classification
-from .heads import AttentiveProbe, NearestNeighbours, Pooling, pool, pooled_dim
 from .models import ModelFile, write_model
 from .predictions import Classification
 from .scores import Scores

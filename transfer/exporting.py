@@ -36,9 +36,9 @@ from ..adapters.plain_vit import ChannelNorm
 from ..core.config import CheckpointError, ConfigError
 from ..core.frameworks import require, versions
 from ..core.plan import Plan
+from ..core.probing import AttentiveProbe, LinearProbe
 from . import segmentors
 from .classify import Classifier
-from .heads import AttentiveProbe, LinearProbe
 from .models import MODEL_KEY, ModelFile, build_model, is_model, read_model
 from .segmentors import Segmentor
 

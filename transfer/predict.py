@@ -23,7 +23,7 @@ from ..core.coco import encode_mask
 from ..core.config import ConfigError, DataError, MaeliftError
 from ..core.distributed import Precision, autocast, choose_device
 from ..core.files import atomic_path, atomic_write_bytes, output_folder, sync_tree
-from ..core.images import ImageSet, find_images, write_rejected
+from ..core.images import ImageSet, as_image, find_images, write_rejected
 from ..core.plan import Plan
 from ..core.tracking import counting
 from .drawing import LEAST_SCORE, Picture, class_colours, draw_classification, draw_detections, draw_segmentation
@@ -364,7 +364,7 @@ def _opened(
     sound, opened = [], []
     for number in numbers:
         try:
-            opened.append(images.open(number))
+            opened.append(as_image(images.open(number)))
             sound.append(number)
         except DataError as error:
             rejected.append((images.name(number), str(error)))

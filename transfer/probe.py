@@ -27,11 +27,20 @@ from ..core.files import output_folder
 from ..core.images import ImageSet, fit_and_crop, random_resized_crop, to_array
 from ..core.labels import ClassImages, Splits
 from ..core.optim import Lars
+from ..core.probing import (
+    L2_GRID,
+    AttentiveProbe,
+    LinearProbe,
+    NearestNeighbours,
+    Pooling,
+    linear_fits,
+    pool,
+    pooled_dim,
+)
 from ..core.randomness import stream
 from ..core.tracking import counting
 from ..core.weights import content_hash
 from .classify import CROP_DRAWS, ClassificationTask, Classifier, ClassifyConfig, validation_figures
-from .heads import AttentiveProbe, LinearProbe, NearestNeighbours, Pooling, pool, pooled_dim
 
 logger = logging.getLogger("maelift")
 
@@ -40,10 +49,6 @@ FEATURES_VERSION = 1
 EXTRACT_BATCH = 250
 HELD_BYTES = 2**30
 """Features of no more than this are held in memory, on the device; larger ones stay on disk and are read as they are needed."""
-L2_GRID = (1000.0, 100.0, 10.0, 1.0, 0.1)
-"""Strengths of the penalty that validation chooses from, the strongest first."""
-CHUNK = 2**16
-"""Rows of features that the logistic regression takes in double precision at once."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -319,18 +324,9 @@ class ProbeTask(ClassificationTask):
         targets = torch.from_numpy(self.splits.train.targets())
         if self.probe.crops:
             targets = targets.repeat_interleave(self.probe.crops, dim=0)
-        std, mean = torch.std_mean(rows, dim=0, correction=0)
-        cast(Tensor, model.norm.running_mean).copy_(mean)
-        cast(Tensor, model.norm.running_var).copy_(std**2)
-        scaled = (rows - mean) / (std**2 + model.norm.eps).sqrt()
-        classes = len(self.splits.train.classes)
         found: list[tuple[float, float, dict[str, Tensor]]] = []  # figure, log loss below zero, weights
-        start = None
-        for l2 in L2_GRID if self.probe.l2 is None else (self.probe.l2,):
-            start = logistic_regression(scaled, targets, classes, l2=l2, start=start, device=device)
-            with torch.no_grad():
-                model.linear.weight.copy_(start[0])
-                model.linear.bias.copy_(start[1])
+        strengths = L2_GRID if self.probe.l2 is None else (self.probe.l2,)
+        for l2 in linear_fits(model, rows, targets, strengths, device=device):
             logits = self._val_logits(model.eval())
             value = validation_figures(logits, self.val_targets)[self.metric()]
             logger.info("linear probe: l2=%g: %s %.2f %%", l2, self.metric(), 100 * value)
@@ -338,57 +334,3 @@ class ProbeTask(ClassificationTask):
                 (value, -float(self.objective.of_logits(logits, self.val_targets)), copy.deepcopy(model.state_dict()))
             )
         model.load_state_dict(max(found, key=lambda entry: entry[:2])[2])
-
-
-def logistic_regression(
-    rows: Tensor,
-    targets: Tensor,
-    num_classes: int,
-    *,
-    l2: float,
-    start: tuple[Tensor, Tensor] | None = None,
-    device: torch.device | None = None,
-    tolerance: float = 1e-5,
-) -> tuple[Tensor, Tensor]:
-    """Weights (K, D) and biases (K,), float64, that minimise the summed log loss plus ``l2 / 2`` times the squared weights.
-
-    ``rows`` (n, D); ``targets`` (n,) int64 classes, or (n, K) of 0 and 1 for one regression a class. scikit-learn's
-    LogisticRegression with C = 1 / l2 has the same minimum (of two classes it fits one weight vector; here it stands with
-    both signs, halved). L-BFGS by scipy, in double precision, until no derivative of the mean loss is above ``tolerance``.
-    """
-    from scipy.optimize import minimize
-
-    device = device or torch.device("cpu")
-    count, dim = rows.shape
-    rows, targets = rows.to(device), targets.to(device)
-    # w and -w of two classes weigh half as much as the one vector of twice their length
-    strength = l2 * (2 if num_classes == 2 and targets.ndim == 1 else 1) / count
-
-    def mean_loss(flat: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
-        values = torch.from_numpy(flat).to(device).view(num_classes, dim + 1).requires_grad_()
-        weight, bias = values[:, :-1], values[:, -1]
-        penalty = strength / 2 * weight.square().sum()
-        penalty.backward()  # type: ignore[no-untyped-call]
-        total = float(penalty.detach())
-        for part, wanted in zip(torch.split(rows, CHUNK), torch.split(targets, CHUNK), strict=True):
-            logits = F.linear(part.double(), weight, bias)
-            if targets.ndim == 1:
-                loss = F.cross_entropy(logits, wanted, reduction="sum") / count
-            else:
-                loss = F.binary_cross_entropy_with_logits(logits, wanted.double(), reduction="sum") / count
-            loss.backward()  # type: ignore[no-untyped-call]
-            total += float(loss.detach())
-        return total, cast(Tensor, values.grad).flatten().cpu().numpy()
-
-    first = torch.zeros(num_classes, dim + 1, dtype=torch.float64)
-    if start is not None:
-        first = torch.cat([start[0], start[1][:, None]], dim=1)
-    found = minimize(
-        mean_loss,
-        first.flatten().numpy(),
-        jac=True,
-        method="L-BFGS-B",
-        options={"maxiter": 5000, "maxfun": 10000, "gtol": tolerance, "ftol": 0.0, "maxcor": 20},
-    )
-    values = torch.from_numpy(found.x).view(num_classes, dim + 1)
-    return values[:, :-1].clone(), values[:, -1].clone()

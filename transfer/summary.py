@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import math
-import os
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import torch
 from markupsafe import Markup
 
 from .. import __version__
-from ..core.config import show
 from ..core.files import atomic_write_bytes
 from ..core.frameworks import versions
-from ..core.page import COLOURS, DASHES, MARKERS, Table, chart, data_url, render, svg
+from ..core.page import LINES, Table, data_url, draw_curves, in_words, keys_table, machine, points, render
 from ..core.tracking import duration
 from .drawing import Picture
 from .scores import NOT_SHARES, Scores
@@ -28,8 +25,6 @@ MOST_IN_MATRIX = 30
 CONFUSIONS = 10
 FOLDED_FROM = 40
 """Rows from which a table is folded away."""
-LINES = 6
-"""Curves in one chart."""
 COUNTS = ("count", "images", "objects", "pixels", "boxes", "instances")
 """Figures of a class that are numbers of something, not shares."""
 
@@ -67,9 +62,9 @@ def write_summary(
             (heading, nothing, [(data_url(picture.data, picture.kind), picture.caption) for picture in shown])
             for heading, nothing, shown in _sorted(pictures)
         ],
-        recipe=_recipe_table(config),
+        recipe=keys_table(config),
         versions={"maelift": __version__, "python": platform.python_version(), **versions(*LIBRARIES)},
-        machine=_machine(),
+        machine=machine(),
         spent=None if seconds is None else duration(seconds),
         folded_from=FOLDED_FROM,
     )
@@ -193,52 +188,11 @@ def _charts(curves: Sequence[Mapping[str, float]]) -> list[tuple[str, str, Marku
         ("validation", "Figures of the validation images while training", "%", figures, 100.0),
         ("rate", "Learning rate", "learning rate", [name for name in names if name == "lr"], 1.0),
     ):
-        lines = [(name, points) for name in chosen[:LINES] if (points := _points(curves, name, factor))]
+        lines = [(name, found) for name in chosen[:LINES] if (found := points(curves, name, factor))]
         if lines:
             left_out = f" (the first {LINES} of {len(chosen)})" if len(chosen) > LINES else ""
-            drawn.append((caption + left_out, _in_words(lines), _curve(lines, label, key)))
+            drawn.append((caption + left_out, in_words(lines), draw_curves(lines, label, key)))
     return drawn
-
-
-def _points(curves: Iterable[Mapping[str, float]], name: str, factor: float) -> list[tuple[float, float]]:
-    """The (step, value) of a metric, but for values that are no numbers."""
-    found = [(record["step"], record[name]) for record in curves if name in record and "step" in record]
-    return [(step, factor * value) for step, value in found if value is not None and math.isfinite(value)]
-
-
-def _in_words(lines: Sequence[tuple[str, list[tuple[float, float]]]]) -> str:
-    return "; ".join(
-        f"{name} from {points[0][1]:.4g} at step {points[0][0]:,.0f} to {points[-1][1]:.4g} at step {points[-1][0]:,.0f}"
-        for name, points in lines
-    )
-
-
-def _curve(lines: Sequence[tuple[str, list[tuple[float, float]]]], label: str, name: str) -> Markup:
-    figure, axes = chart()
-    for number, (metric, points) in enumerate(lines):
-        few = len(points) <= 40
-        axes.plot(
-            [step for step, _ in points],
-            [value for _, value in points],
-            label=metric,
-            color=COLOURS[number % len(COLOURS)],
-            linestyle=DASHES[number % len(DASHES)],
-            marker=MARKERS[number % len(MARKERS)] if few else None,
-            markersize=4,
-        )
-    axes.xaxis.set_major_formatter("{x:,.0f}")
-    axes.set_xlabel("steps of training")
-    axes.set_ylabel(label)
-    return svg(figure, name)
-
-
-def _recipe_table(config: Mapping[str, object]) -> Table:
-    return Table("The keys of this run", ("key", "value"), tuple((key, show(value)) for key, value in config.items()))
-
-
-def _machine() -> str:
-    name = f"{platform.machine()}, {os.cpu_count()} cores"
-    return f"{torch.cuda.get_device_name()}, {name}" if torch.cuda.is_available() else name
 
 
 def _percent(share: float | None) -> str:

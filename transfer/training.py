@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from typing_extensions import Self
 
 from .. import __version__
-from ..core.batches import Batch, Batches, Order, Sample, Uniforms
+from ..core.batches import Batch, Batches, Order, Sample, Uniforms, each
 from ..core.checkpoints import Checkpoints
 from ..core.config import ConfigError, DataError, MaeliftError, format_help, raw_value, resolve, show, to_dict
 from ..core.cost import training_memory, training_seconds
@@ -396,7 +396,7 @@ def fit(
         logger.info("transfer %s: going on from step %d of %d", task.name, state.step, steps)
     batches = Batches(
         Order(len(labeled), recipe.batch_size, seed),
-        task.sample,
+        each(task.sample),
         draws=task.draws,
         ranks=ranks,
         accumulate=accumulate,

@@ -21,11 +21,12 @@ import torch
 from maelift.core.config import MaeliftError, resolve
 from maelift.core.distributed import Ranks
 from maelift.core.encoder import Encoder, preset_spec
+from maelift.core.images import as_image
 from maelift.core.labels import Splits, draw_labeled, read_splits
+from maelift.core.probing import pool
 from maelift.core.tracking import Tracker
 from maelift.core.weights import load_encoder
 from maelift.transfer.classify import Classifier, ClassifyConfig, score
-from maelift.transfer.heads import pool
 from maelift.transfer.probe import FeatureFile, ProbeTask, Rows
 from maelift.transfer.starts import fresh_encoder
 from maelift.transfer.training import fit
@@ -111,7 +112,7 @@ def main() -> None:
     if settings.encoder:
         encoder = load_encoder(settings.encoder)
     else:
-        channels = 1 if splits.train.images.open(0).mode == "L" else 3
+        channels = 1 if as_image(splits.train.images.open(0)).mode == "L" else 3
         shape = {"image_size": settings.image_size, "patch_size": settings.patch_size, "channels": channels}
         spec = preset_spec(settings.model, **shape)
         encoder = fresh_encoder(spec, Encoder(spec).preprocessing, 0)

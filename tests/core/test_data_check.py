@@ -14,7 +14,7 @@ from maelift.core.config import ConfigError, DataError
 from maelift.core.data_check import DataCheck, DataCheckConfig, data_check, plan
 from maelift.core.images import read_idx
 from maelift.core.scenes import FashionScenesConfig, fashion_scenes
-from maelift.tests.support import FASHION_MNIST, noise_image, one_line_error, run_maelift
+from maelift.tests.support import FASHION_MNIST, framework, noise_image, one_line_error, run_maelift, write_images
 from PIL import Image
 
 
@@ -274,3 +274,67 @@ def test_what_is_no_data_set_is_refused(tmp_path: Path) -> None:
         DataCheckConfig("x", near=0.2)
     with pytest.raises(ConfigError, match=r"^layout="):
         DataCheckConfig("x", task="detect", layout="ade20k")
+
+
+@pytest.fixture
+def pool(tmp_path: Path) -> Path:
+    """Images without labels, some of which had better be left out."""
+    folder = write_images(tmp_path / "pool", 24)
+    noise_image(3).save(folder / "copy.bmp")
+    noise_image(4, (40, 48)).save(folder / "resized.png")
+    noise_image(5).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(folder / "mirrored.png")
+    noise_image(40, (6, 30)).save(folder / "tiny.png")
+    noise_image(41).convert("CMYK").save(folder / "print.jpg")
+    np.save(folder / "array.npy", np.zeros((9, 9, 5), np.uint8))
+    (folder / "page.jpg").write_text("<html>")
+    bands = np.random.default_rng(0).integers(0, 256, (20, 24, 5), dtype=np.uint8)
+    framework("tifffile").imwrite(folder / "bands.tif", bands, photometric="minisblack", planarconfig="contig")
+    return folder
+
+
+def test_a_pool_to_pretrain_on_is_told_by_kind_and_what_is_like_what(pool: Path) -> None:
+    result = check(pool)
+    names = {kind: [Path(text.split(": ")[0]).name for text in texts] for kind, texts in found(result).items()}
+    assert names == {
+        "broken image": ["page.jpg"],
+        "other channels": ["bands.tif"],
+        "tiny image": ["tiny.png"],
+        "duplicate image": ["image003.png"],  # copy.bmp comes before it
+        "near-duplicate image": ["mirrored.png", "resized.png"],
+        "unusual image": ["print.jpg"],
+    }
+    assert result.error is None
+    text = result.summary()
+    assert "31 images from 24×20 to 48×40 px" in text
+    facts = dict(result.facts)
+    assert facts["channels"] == "28 × 3" and facts["mean"].count(",") == 2
+
+
+def test_the_list_of_a_pool_is_what_pretraining_takes(pool: Path, tmp_path: Path) -> None:
+    file, report = tmp_path / "lists" / "sound.txt", tmp_path / "report.json"
+    done = run_maelift("data", "check", pool, f"keep={file}", "keep_near=false", f"out={report}")
+    assert done.returncode == 0, done.stderr
+    assert "25 of 31 images" in done.stdout
+    paths = [Path(line) for line in file.read_text().splitlines()]
+    assert all(path.is_absolute() and path.is_file() for path in paths)
+    left_out = {path.name for path in pool.iterdir()} - {path.name for path in paths}
+    broken = {"page.jpg", "bands.tif", "tiny.png"}
+    assert left_out == {*broken, "image003.png", "mirrored.png", "resized.png", "array.npy"}
+    assert json.loads(report.read_text())["facts"]["channels"] == "28 × 3"
+    check(pool, keep=str(file), near=1.0)
+    names = {Path(line).name for line in file.read_text().splitlines()}
+    assert {path.name for path in pool.iterdir()} - names == {*broken, "image003.png", "array.npy"}
+
+
+def test_a_pool_of_other_channels_or_floats_is_judged_as_it_is_meant(tmp_path: Path) -> None:
+    for number in range(4):
+        values = np.random.default_rng(number).random((20, 20, 4), dtype=np.float32)
+        np.save(tmp_path / f"{number}.npy", values * (3 if number == 3 else 1))
+    result = check(tmp_path, channels=4, value_range=(0.0, 1.0))
+    assert list(found(result)) == ["broken image"] and "beyond value_range=[0,1]" in found(result)["broken image"][0]
+    mean = [float(value) for value in dict(result.facts)["mean"].split(" (")[0].split(", ")]
+    assert mean == pytest.approx([0.5] * 4, abs=0.05)
+    with pytest.raises(DataError, match=r"none of 4 images is sound .*give value_range"):
+        check(tmp_path)
+    with pytest.raises(ConfigError, match="keep"):
+        DataCheckConfig("d", task="detect", keep="list.txt")

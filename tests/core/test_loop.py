@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from maelift.core.batches import Batch, Batches, Order, Sample
+from maelift.core.batches import Batch, Batches, Order, Sample, each
 from maelift.core.checkpoints import Checkpoints
 from maelift.core.config import MaeliftError
 from maelift.core.distributed import Interrupted, Ranks
@@ -56,7 +56,9 @@ def run(
     clip_grad: float | None = None,
 ) -> list[dict[str, float]]:
     """Train ``state``; give what was logged."""
-    batches = Batches(Order(6, 4, 0), lambda index, _: Sample(VALUES[index]), draws=1, ranks=ONE, accumulate=accumulate)
+    batches = Batches(
+        Order(6, 4, 0), each(lambda index, _: Sample(VALUES[index])), draws=1, ranks=ONE, accumulate=accumulate
+    )
     record: list[dict[str, float]] = []
     with Tracker(folder, "test", total=steps, images_per_step=4, record=record) as tracker:
         train(
@@ -180,7 +182,7 @@ def test_what_is_not_finite_never_reaches_the_weights(
     state, whole = new_state(average=0.9), new_state(average=0.9)
     with pytest.raises(MaeliftError, match=what):
         run(state, breaking)
-    batches = Batches(Order(6, 4, 0), lambda index, _: Sample(VALUES[index]), draws=1, ranks=ONE)
+    batches = Batches(Order(6, 4, 0), each(lambda index, _: Sample(VALUES[index])), draws=1, ranks=ONE)
     with Tracker(None, "test", total=12, images_per_step=4) as tracker, pytest.raises(StopIteration):
 
         def until_there(model: nn.Module, batch: Batch) -> torch.Tensor:
@@ -294,7 +296,7 @@ def test_float16_lowers_its_scale_until_gradients_fit_and_goes_on_from_it(tmp_pa
     state = new_state()
     checkpoints = Checkpoints(tmp_path / "checkpoints", ONE)
     upkeep = Upkeep(checkpoints=checkpoints, log_every=1)
-    batches = Batches(Order(6, 4, 0), lambda index, _: Sample(VALUES[index]), draws=1, ranks=ONE)
+    batches = Batches(Order(6, 4, 0), each(lambda index, _: Sample(VALUES[index])), draws=1, ranks=ONE)
     with Tracker(None, "test", total=6, images_per_step=4) as tracker:
         train(
             state,

@@ -11,12 +11,12 @@ import pytest
 import torch
 from maelift.cli import main
 from maelift.core.encoder import EncoderSpec
+from maelift.core.probing import AttentiveProbe
 from maelift.core.weights import Provenance
 from maelift.tests.support import framework, random_encoder
 from maelift.transfer.classify import Classifier, save_classifier
 from maelift.transfer.detectors import Architecture as DetectorArchitecture
 from maelift.transfer.detectors import Detector
-from maelift.transfer.heads import AttentiveProbe
 from maelift.transfer.models import load_model
 from maelift.transfer.segmentors import Architecture, Segmentor
 from torch import nn

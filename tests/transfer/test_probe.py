@@ -21,12 +21,12 @@ from maelift.core.encoder import EncoderSpec
 from maelift.core.images import find_images
 from maelift.core.labels import read_splits
 from maelift.core.optim import Lars, set_learning_rate, warmup_cosine
+from maelift.core.probing import AttentiveProbe, LinearProbe, NearestNeighbours, logistic_regression
 from maelift.core.weights import read_encoder
 from maelift.tests.support import encoder_file, environment, has_checkpoint, random_encoder
 from maelift.transfer import probe as probe_module
 from maelift.transfer.classify import ClassifyConfig
-from maelift.transfer.heads import AttentiveProbe, LinearProbe, NearestNeighbours
-from maelift.transfer.probe import FeatureFile, Rows, features, logistic_regression
+from maelift.transfer.probe import FeatureFile, Rows, features
 from safetensors.torch import load_file
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
