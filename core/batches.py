@@ -105,6 +105,42 @@ class Order:
         return self._permutation
 
 
+class MixedOrder(Order):
+    """Several groups of images in given shares: each runs through its own images, all of them before any comes again.
+
+    ``groups`` are the numbers of each group's images. As many positions as there are images make an epoch; they are dealt
+    to the groups by ``shares``, in an order of the epoch's own.
+    """
+
+    def __init__(
+        self, groups: Sequence[NDArray[np.int64]], shares: Sequence[float], batch_size: int, seed: int
+    ) -> None:
+        super().__init__(sum(map(len, groups)), batch_size, seed)
+        self._groups = groups
+        exact = np.array(shares, dtype=np.float64) / sum(shares) * self.length
+        counts = np.floor(exact).astype(np.int64)
+        counts[np.argsort(counts - exact, kind="stable")[: self.length - counts.sum()]] += 1
+        self.counts = counts
+
+    def permutation(self, epoch: int) -> NDArray[np.int64]:
+        if epoch != self._epoch:
+            dealt = stream(self.seed, "mix", epoch).permutation(np.repeat(np.arange(len(self._groups)), self.counts))
+            order = np.empty(self.length, dtype=np.int64)
+            for number, (group, count) in enumerate(zip(self._groups, self.counts, strict=True)):
+                first = epoch * int(count)
+                order[dealt == number] = group[self._endless(number, len(group), first, first + int(count))]
+            self._epoch, self._permutation = epoch, order
+        return self._permutation
+
+    def _endless(self, group: int, length: int, first: int, last: int) -> NDArray[np.int64]:
+        """Places ``first`` to before ``last`` of a group's permutations, one after the other."""
+        passes = range(first // length, -(-last // length))
+        drawn = [stream(self.seed, "order of a source", group, number).permutation(length) for number in passes]
+        together = np.concatenate(drawn) if drawn else np.empty(0, dtype=np.int64)
+        begin = first - (first // length) * length
+        return together[begin : begin + last - first]
+
+
 class Quarantine:
     """What becomes of images that turn out to be broken in training: their names and reasons go to a file.
 

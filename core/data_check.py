@@ -23,12 +23,13 @@ from .config import ConfigError, DataError
 from .decoding import ARRAY_SUFFIXES, SUFFIXES, PixelFormat, picture_of
 from .faults import MENDING, Fault
 from .files import atomic_write_bytes, atomic_write_text, output_folder
-from .images import FolderImages, ImageSet, find_images, pixel_hash
+from .images import FolderImages, ImageSet, pixel_hash
 from .labels import SPLIT_NAMES, LabeledImages, read_parts
 from .likeness import Thumbnail, best_matches, descriptors, threshold, thumbnail
 from .mask_images import Layout, SegmentationImages, parse_segmentation
 from .plan import Plan
 from .pool_check import POOL_RULES, check_pool, fact_lines, paths_of
+from .sources import find_source
 from .tracking import counting
 
 T = TypeVar("T")
@@ -211,7 +212,7 @@ def data_check(config: DataCheckConfig) -> DataCheck:
 def _check_pool(config: DataCheckConfig, report: Path | None) -> DataCheck:
     """Look through images without labels."""
     form = PixelFormat(config.channels, config.value_range)
-    images = find_images(config.data)
+    images = find_source(config.data)
     pool = check_pool(images, form, least_side=config.least_side, near=config.near, keep_near=config.keep_near)
     facts = pool.facts
     if config.keep is not None:

@@ -20,9 +20,10 @@ from PIL import Image
 from .config import ConfigError, DataError, MaeliftError
 from .decoding import ARRAY_SUFFIXES, DEEP, SUFFIXES, Opened, Picture, PixelFormat
 from .files import atomic_path, atomic_write_text, output_folder
-from .images import ImageSet, check_channels, check_rejected, find_images, opened_content, write_rejected
+from .images import ImageSet, check_channels, check_rejected, opened_content, write_rejected
 from .plan import Plan
 from .randomness import stream
+from .sources import find_source
 from .tracking import counting
 
 logger = logging.getLogger("maelift")
@@ -124,7 +125,7 @@ def pack(config: PackConfig) -> PackResult:
     Every image is decoded once; broken ones are left out, with names and reasons in quarantine.csv. Raises DataError when
     their share is above ``config.max_rejected``, MaeliftError when the folder holds shards of other images or settings.
     """
-    images = find_images(config.data)
+    images = find_source(config.data)
     folder = output_folder(config.out)
     order = _order(config, len(images))
     _check_settings(folder, config, images)
@@ -160,7 +161,7 @@ def pack(config: PackConfig) -> PackResult:
 
 def plan(config: PackConfig) -> Plan:
     """What ``pack`` would write; opens no image."""
-    images = find_images(config.data)
+    images = find_source(config.data)
     shards = -(-len(images) // config.shard_images)
     there = len(_finished(Path(config.out)))
     changed = f", shorter side at most {config.size} px" if config.size else ""

@@ -78,6 +78,20 @@ def find_shards(data: str) -> list[Path]:
     return shards
 
 
+def index_shards(shards: Sequence[Path]) -> TarImages:
+    """The images of the shards, labelled or not; raises DataError for a shard that can't be read or two images of one key."""
+    places: list[tuple[int, int, int]] = []
+    names: list[str] = []
+    for number, shard in enumerate(shards):
+        for sample in _samples(shard).values():
+            if sample.image is not None:
+                places.append((number, *sample.place))
+                names.append(f"{shard.name}/{sample.image}")
+    if not names:
+        raise DataError(f"{shards[0]}: no images in {len(shards)} shards. Expected KEY.jpg and the like ({kinds()}).")
+    return TarImages(tuple(shards), np.array(places, dtype=np.int64).reshape(-1, 3), tuple(names))
+
+
 def read_shards(shards: Sequence[Path]) -> tuple[TarImages, list[tuple[str, ...]]]:
     """The images of the shards, and the labels of each, out of KEY.cls (a text) or KEY.json beside KEY.jpg.
 

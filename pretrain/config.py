@@ -36,10 +36,12 @@ def recipe_defaults(name: str) -> dict[str, Any]:
 class PretrainConfig:
     """Pretrain a masked autoencoder on unlabelled images."""
 
-    data: str
-    """folder of images (nested or flat), or idx file"""
+    data: str | tuple[str, ...]
+    """folder of images, list of paths (.txt, .csv), tar shards, Parquet, idx or .npy file; several as [A,B]"""
     out: str
     """folder for the encoder file, checkpoints, metrics and pictures"""
+    mix: tuple[float, ...] | None = None
+    """shares in which several sources are drawn from, one a source; null: every image once an epoch"""
     model: ModelName = "vit_base"
     """the encoder's shape"""
     image_size: int | tuple[int, int] | None = None
@@ -144,6 +146,11 @@ class PretrainConfig:
             raise ConfigError("holdout", self.holdout, "a share below 1, or a whole number of images")
         if self.warmup_epochs is not None and self.warmup_epochs >= self.epochs:
             raise ConfigError("warmup_epochs", self.warmup_epochs, f"fewer than epochs={self.epochs:g}")
+        if self.mix is not None and (
+            isinstance(self.data, str) or len(self.mix) != len(self.data) or min(self.mix) <= 0
+        ):
+            count = 1 if isinstance(self.data, str) else len(self.data)
+            raise ConfigError("mix", list(self.mix), f"a number above 0 for each of several sources; data has {count}")
         if not 0 < self.layer_decay <= 1:
             raise ConfigError("layer_decay", self.layer_decay, "a factor above 0, up to 1")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
@@ -171,6 +178,11 @@ class PretrainConfig:
         """The configuration: what the user says, over the recipe that it names."""
         name = raw_value("recipe", overrides, file)
         return resolve(cls, overrides, file, {} if name is None else recipe_defaults(str(name)))
+
+    @property
+    def sources(self) -> str:
+        """What ``data`` names, in words."""
+        return self.data if isinstance(self.data, str) else ", ".join(self.data)
 
     @property
     def peak_lr(self) -> float:

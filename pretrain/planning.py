@@ -9,8 +9,8 @@ import torch
 from ..core.cost import block_flops, encoder_flops, training_memory, training_seconds
 from ..core.distributed import choose_device
 from ..core.encoder import preset_spec
-from ..core.images import find_images
 from ..core.plan import Plan
+from ..core.sources import find_sources
 from ..core.weights import ENCODER_FILE
 from .config import PretrainConfig
 from .mae import MaskedAutoencoder
@@ -20,7 +20,7 @@ from .pool import check_split
 
 def plan(config: PretrainConfig) -> Plan:
     """What ``pretrain`` would do and roughly cost; writes nothing and opens only a few images."""
-    images = find_images(config.data)
+    images = find_sources(config.data)
     on_slurm = config.launch == "slurm"
     check_split(config, len(images), config.slurm.processes if on_slurm else 1)
     channels = config.channels or 3
@@ -40,7 +40,7 @@ def plan(config: PretrainConfig) -> Plan:
         lines=(
             (
                 "images",
-                f"{len(images)} found in {config.data}: {pool} to train on, {held_out} held out (unchecked yet)",
+                f"{len(images)} found in {config.sources}: {pool} to train on, {held_out} held out (unchecked yet)",
             ),
             ("encoder", f"{config.model}, {spec.image_size[0]}×{spec.image_size[1]} px, patch {spec.patch_size} px"),
             ("patches", f"{visible} of {spec.num_patches} visible to the encoder"),

@@ -87,8 +87,7 @@ class Source:
         return self.fitted(self.held_out if len(self.held_out) else self.pool, index)
 
     def fitted(self, images: ImageSet, index: int) -> Sample:
-        """An image of any set, its centre fitted to the size."""
-        """An image, or the next sound one: some may have broken since they were looked through."""
+        """An image of any set, its centre fitted to the size; or the next sound one, as some may have broken meanwhile."""
         reason = DataError("no images")
         for tried in range(len(images)):
             try:
@@ -157,6 +156,6 @@ def check_split(config: PretrainConfig, images: int, world_size: int) -> None:
     if pool < config.batch_size:
         raise DataError(
             f"batch_size={config.batch_size}, but only {max(pool, 0)} images to train on "
-            f"({images} in {config.data}, {config.held_out_count(images)} held out). "
+            f"({images} in {config.sources}, {config.held_out_count(images)} held out). "
             "Use a smaller batch_size or more images."
         )

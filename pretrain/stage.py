@@ -13,22 +13,20 @@ import torch
 from torch import nn
 
 from .. import __version__
-from ..core.batches import Batch, Batches, Order, Quarantine
+from ..core.batches import Batch, Batches, MixedOrder, Order, Quarantine
 from ..core.checkpoints import Checkpoints
 from ..core.config import resolve, to_dict
 from ..core.distributed import Ranks, compile_blocks, recompute_activations
 from ..core.encoder import Preprocessing, preset_spec
 from ..core.files import output_folder
 from ..core.frameworks import require
-from ..core.images import (
-    ImageSet,
-    find_images,
-)
+from ..core.images import ImageSet
 from ..core.launching import Submitted, submit
 from ..core.loop import Schedule, State, Upkeep, WeightAverage, train
 from ..core.optim import parameter_groups
 from ..core.randomness import isolated, torch_stream
 from ..core.run_folder import RunFolder
+from ..core.sources import SeveralImages, find_sources
 from ..core.tracking import Listener, Tracker, duration, read_metrics
 from ..core.weights import (
     DECODER_FILE,
@@ -84,14 +82,19 @@ def pretrain_or_submit(config: PretrainConfig) -> PretrainResult | Submitted:
     """What the command does: ``pretrain``, or with launch=slurm hand that to SLURM."""
     if config.launch == "here":
         return pretrain(config)
-    check_split(config, len(find_images(config.data)), config.slurm.processes)
+    check_split(config, len(find_sources(config.data)), config.slurm.processes)
     keys = {
         **to_dict(config),
         "launch": "here",
-        "data": str(Path(config.data).resolve()),
+        "data": _resolved(config.data),
         "out": str(Path(config.out).resolve()),
     }
     return submit(_pretrain_keys, keys, config.slurm, config.out, "maelift-pretrain")
+
+
+def _resolved(data: str | tuple[str, ...]) -> str | list[str]:
+    """Sources by absolute paths: a job may begin in another folder."""
+    return str(Path(data).absolute()) if isinstance(data, str) else [str(Path(part).absolute()) for part in data]
 
 
 def _pretrain_keys(keys: Mapping[str, Any]) -> PretrainResult:
@@ -113,7 +116,7 @@ def pretrain(
     """
     with Ranks.here(config.device) as ranks:
         beginning = read_beginning(config)
-        images = images if images is not None else find_images(config.data)
+        images = images if images is not None else find_sources(config.data)
         check_split(config, len(images), ranks.world_size)
         if config.wandb is not None:
             require("wandb")
@@ -232,7 +235,7 @@ def _prepare(
     )
     optimizer = torch.optim.AdamW(groups, lr=config.peak_lr, betas=config.betas, fused=True)
     batches = Batches(
-        Order(len(source.pool), config.batch_size // config.crops_per_image, config.seed),
+        _order(config, source.pool),
         source.crops,
         draws=CROP_DRAWS,
         ranks=ranks,
@@ -242,6 +245,14 @@ def _prepare(
         quarantine=Quarantine(folder / "quarantine.csv", len(source.pool), source.pool.name, config.max_rejected),
     )
     return State(model, optimizer, average, plain), batches, schedule
+
+
+def _order(config: PretrainConfig, pool: ImageSet) -> Order:
+    """Which images come in which step."""
+    images = config.batch_size // config.crops_per_image
+    if config.mix is None or not isinstance(pool, SeveralImages):
+        return Order(len(pool), images, config.seed)
+    return MixedOrder(pool.groups(), config.mix, images, config.seed)
 
 
 def _save(

@@ -30,8 +30,9 @@ from maelift.core.config import MaeliftError, resolve
 from maelift.core.decoding import PixelFormat
 from maelift.core.distributed import Ranks
 from maelift.core.encoder import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
-from maelift.core.images import ImageSet, find_images, opened, random_crops, to_array
+from maelift.core.images import ImageSet, opened, random_crops, to_array
 from maelift.core.packing import PackConfig, pack
+from maelift.core.sources import find_source
 from PIL import Image
 from torch import Tensor
 
@@ -69,7 +70,7 @@ def main() -> None:
         data = Path(settings.data) if settings.data else photographs(folder / "photographs", settings.images)
         pack(PackConfig(str(data), str(folder / "shards")))
         pack(PackConfig(str(data), str(folder / "smaller"), size=settings.size))
-        images, shards, smaller = (find_images(path) for path in (data, folder / "shards", folder / "smaller"))
+        images, shards, smaller = (find_source(str(path)) for path in (data, folder / "shards", folder / "smaller"))
         arms: dict[str, Callable[[], Iterator[Tensor]]] = {
             "torchvision": lambda: theirs(data, settings.batch_size),
             "folder": lambda: ours(images, settings.batch_size),
@@ -181,7 +182,7 @@ def watch_memory(data: Path, folder: Path, count: int) -> None:
         path = folder / f"{number // 1000:03d}" / f"{number:07d}-{'long name ' * 5}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         os.link(files[number % len(files)], path)
-    images = find_images(folder)
+    images = find_source(str(folder))
     form = PixelFormat(3)
 
     def make(index: int, draws: Uniforms) -> list[Sample]:

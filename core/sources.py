@@ -1,0 +1,259 @@
+"""Where images to pretrain on come from: folders, lists, tar shards, Parquet, idx and NumPy arrays, one or several."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from .config import DataError
+from .decoding import Picture, decode
+from .frameworks import require
+from .images import FolderImages, ImageSet, find_images
+from .shards import find_shards, index_shards
+
+LISTS = (".txt", ".csv")
+PATH_COLUMNS = ("path", "file", "file_name", "filename", "image")
+"""Columns of a CSV list that hold the images' paths, the first that is there; else its first column."""
+GROUPS_KEPT = 4
+"""Row groups of Parquet files that each process keeps in memory."""
+
+
+def find_sources(data: str | Sequence[str]) -> ImageSet:
+    """The images of one source, or of several one after the other.
+
+    A source is a folder of images, or of tar shards, or of Parquet files; a list of paths (.txt, .csv); a tar shard or
+    several (shards/{000..009}.tar); a Parquet file; an idx file; or a NumPy array (N, H, W) or (N, H, W, C) in a .npy
+    file. Raises DataError for one that isn't there or holds no images.
+    """
+    if isinstance(data, str):
+        return find_source(data)
+    parts = tuple(find_source(part) for part in data)
+    if not parts:
+        raise DataError("data=[]: no source. Expected at least one.")
+    return parts[0] if len(parts) == 1 else SeveralImages.of(parts)
+
+
+def find_source(data: str) -> ImageSet:
+    """The images of one source; see ``find_sources``."""
+    path = Path(data)
+    suffix = path.suffix.lower()
+    if suffix in LISTS and path.is_file():
+        return _listed(path)
+    if suffix == ".npy" and path.is_file():
+        return _array(path)
+    if suffix == ".parquet" and path.is_file():
+        return read_parquet([path])
+    if path.is_dir() and (files := sorted(path.glob("*.parquet"))):
+        return read_parquet(files)
+    if shards := find_shards(data):
+        return index_shards(shards)
+    return find_images(path)
+
+
+@dataclass(frozen=True, eq=False)
+class SeveralImages:
+    """Images of several sets: ``places`` (N, 2) int64, the number of the set and the image's number in it."""
+
+    parts: tuple[ImageSet, ...]
+    places: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, parts: tuple[ImageSet, ...]) -> SeveralImages:
+        """All images of the sets, one set after the other."""
+        places = [
+            np.stack([np.full(len(part), number), np.arange(len(part))], axis=1) for number, part in enumerate(parts)
+        ]
+        return cls(parts, np.concatenate(places).astype(np.int64))
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def name(self, index: int) -> str:
+        part, number = (int(value) for value in self.places[index])
+        return f"{part}:{self.parts[part].name(number)}"
+
+    def open(self, index: int) -> Image.Image | Picture:
+        part, number = (int(value) for value in self.places[index])
+        return self.parts[part].open(number)
+
+    def content(self, index: int) -> bytes | None:
+        part, number = (int(value) for value in self.places[index])
+        return self.parts[part].content(number)
+
+    def subset(self, indices: Sequence[int]) -> SeveralImages:
+        return SeveralImages(self.parts, self.places[np.asarray(indices, dtype=np.int64)])
+
+    def default_workers(self) -> int:
+        return max(part.default_workers() for part in self.parts)
+
+    def groups(self) -> list[NDArray[np.int64]]:
+        """The numbers of each set's images."""
+        return [np.flatnonzero(self.places[:, 0] == part) for part in range(len(self.parts))]
+
+
+@dataclass(frozen=True, eq=False)
+class NumpyImages:
+    """Images of a .npy file (N, H, W, C), which is read where it is looked at; those at ``indices`` are meant."""
+
+    path: Path
+    indices: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def name(self, index: int) -> str:
+        return f"{self.path.name}[{self.indices[index]}]"
+
+    def open(self, index: int) -> Picture:
+        image = np.array(_mapped(self.path)[self.indices[index]])
+        return image if image.ndim == 3 else image[:, :, None]
+
+    def content(self, index: int) -> None:
+        return None
+
+    def subset(self, indices: Sequence[int]) -> NumpyImages:
+        return NumpyImages(self.path, self.indices[np.asarray(indices, dtype=np.int64)])
+
+    def default_workers(self) -> int:
+        return min(4, os.cpu_count() or 1)
+
+
+@dataclass(frozen=True, eq=False)
+class ParquetImages:
+    """Image files in a column of bytes of Parquet files, or in Hugging Face's column of {bytes, path}.
+
+    ``places`` (N, 3) int64: the number of the file, of the row group in it, and of the row in that.
+    """
+
+    files: tuple[Path, ...]
+    column: str
+    places: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def name(self, index: int) -> str:
+        file, group, row = self.places[index]
+        return f"{self.files[file].name}[{group}:{row}]"
+
+    def open(self, index: int) -> Image.Image:
+        return decode(Path(self.name(index)), self.content(index))
+
+    def content(self, index: int) -> bytes:
+        file, group, row = (int(value) for value in self.places[index])
+        value = _row_group(self.files[file], group, self.column)[row].as_py()
+        content = value.get("bytes") if isinstance(value, dict) else value
+        if not content:
+            raise DataError(f"{self.name(index)}: no bytes in {self.column}")
+        return bytes(content)
+
+    def subset(self, indices: Sequence[int]) -> ParquetImages:
+        return ParquetImages(self.files, self.column, self.places[np.asarray(indices, dtype=np.int64)])
+
+    def default_workers(self) -> int:
+        return min(16, os.cpu_count() or 1)
+
+
+def read_parquet(files: Sequence[Path]) -> ParquetImages:
+    """The images of Parquet files with one column of them; raises DataError for others."""
+    require("pyarrow")
+    import pyarrow.parquet as parquet
+    from pyarrow import ArrowException
+
+    places, columns = [], set()
+    for number, path in enumerate(files):
+        try:
+            file = parquet.ParquetFile(path)
+        except (OSError, ArrowException) as error:
+            raise DataError(f"{path}: can't be read as Parquet ({str(error).splitlines()[0]}).") from error
+        columns.add(_image_column(path, file.schema_arrow))
+        for group in range(file.num_row_groups):
+            rows = file.metadata.row_group(group).num_rows
+            places.append(np.stack([np.full(rows, number), np.full(rows, group), np.arange(rows)], axis=1))
+    if len(columns) > 1:
+        raise DataError(
+            f"{files[0].parent}: the files' images are in different columns ({', '.join(sorted(columns))})."
+        )
+    if not sum(len(part) for part in places):
+        raise DataError(f"{files[0]}: no rows. Expected a row an image.")
+    return ParquetImages(tuple(files), columns.pop(), np.concatenate(places).astype(np.int64))
+
+
+def _image_column(path: Path, schema: Any) -> str:
+    """The column of images: bytes, or a struct with a field ``bytes``."""
+    import pyarrow as pa
+
+    def holds_images(kind: Any) -> bool:
+        if pa.types.is_struct(kind):
+            return any(field.name == "bytes" and holds_images(field.type) for field in kind)
+        return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+    found = [field.name for field in schema if holds_images(field.type)]
+    if len(found) == 1:
+        return str(found[0])
+    preferred = [name for name in found if name in ("image", "img", "jpg", "png", "bytes")]
+    if len(preferred) == 1:
+        return str(preferred[0])
+    listed = ", ".join(f"{field.name} ({field.type})" for field in schema)[:300]
+    raise DataError(
+        f"{path}: {'several columns' if found else 'no column'} of bytes ({listed}). Expected one with image files, or "
+        "Hugging Face's {bytes, path}."
+    )
+
+
+@functools.lru_cache(maxsize=GROUPS_KEPT)
+def _row_group(file: Path, group: int, column: str) -> Any:
+    """The column of a row group."""
+    import pyarrow.parquet as parquet
+
+    return parquet.ParquetFile(file).read_row_group(group, columns=[column]).column(0)
+
+
+@functools.lru_cache(maxsize=16)
+def _mapped(path: Path) -> NDArray[np.generic]:
+    array: NDArray[np.generic] = np.load(path, mmap_mode="r", allow_pickle=False)
+    return array
+
+
+def _array(path: Path) -> NumpyImages:
+    try:
+        shape = _mapped(path).shape
+    except (OSError, ValueError) as error:
+        raise DataError(f"data={path}: can't be read as a NumPy array ({error}).") from error
+    if len(shape) not in (3, 4) or 0 in shape:
+        raise DataError(f"data={path}: an array of shape {shape}. Expected (count, height, width) or (…, channels).")
+    return NumpyImages(path, np.arange(shape[0]))
+
+
+def _listed(path: Path) -> FolderImages:
+    """The images that a list names, a path a line or in a column; relative ones from the list's folder."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"data={path}: not a list in UTF-8 ({error.reason}).") from error
+    if path.suffix.lower() == ".csv":
+        rows = [row for row in csv.reader(text.splitlines()) if row]
+        named = [name for name in PATH_COLUMNS if rows and name in rows[0]]
+        column = rows[0].index(named[0]) if named else 0
+        lines = [row[column].strip() for row in (rows[1:] if named else rows) if len(row) > column]
+    else:
+        lines = [line.strip() for line in text.splitlines()]
+    paths = [line for line in lines if line]
+    if not paths:
+        raise DataError(f"data={path}: an empty list. Expected a path a line, or a column named path.")
+    missing = [number for number, name in enumerate(paths) if not (path.parent / name).is_file()]
+    if missing:
+        raise DataError(
+            f"data={path}: {paths[missing[0]]} isn't there ({len(missing)} of {len(paths)} aren't). Expected paths from "
+            f"{path.parent}, or absolute ones."
+        )
+    return FolderImages(path.parent, tuple(paths))

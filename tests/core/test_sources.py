@@ -1,0 +1,170 @@
+"""Every kind of source gives the same images, by itself and mixed with others; wrong ones are told in a line."""
+
+from __future__ import annotations
+
+import tarfile
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from maelift.core.batches import MixedOrder
+from maelift.core.config import DataError
+from maelift.core.images import as_image, opened
+from maelift.core.sources import SeveralImages, find_source, find_sources
+from maelift.core.tracking import read_metrics
+from maelift.tests.support import TINY, framework, noise_image, one_line_error, run_maelift, write_images
+
+COUNT = 24
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_images(tmp_path_factory.mktemp("folder") / "images", COUNT)
+
+
+def contents(folder: Path) -> list[bytes]:
+    return [path.read_bytes() for path in sorted(folder.iterdir())]
+
+
+def parquet(folder: Path, out: Path, *, hugging_face: bool = False, column: str = "image") -> Path:
+    framework("pyarrow")
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    values: list[object] = list(contents(folder))
+    if hugging_face:
+        values = [{"bytes": value, "path": None} for value in values]
+    out.mkdir()
+    for number in range(2):
+        part = slice(number * COUNT // 2, (number + 1) * COUNT // 2)
+        table = pa.table({column: values[part], "label": list(range(COUNT // 2))})
+        pq.write_table(table, out / f"{number}.parquet", row_group_size=5)
+    return out
+
+
+def source(kind: str, folder: Path, out: Path) -> str:
+    """The images of the folder as a source of another kind."""
+    names = [path.name for path in sorted(folder.iterdir())]
+    if kind == "folder":
+        return str(folder)
+    if kind == "txt":
+        out.with_suffix(".txt").write_text("\n".join(str(folder / name) for name in names) + "\n")
+        return str(out.with_suffix(".txt"))
+    if kind == "csv":
+        file = folder.parent / "list.csv"
+        file.write_text("id,path\n" + "".join(f"{n},{folder.name}/{name}\n" for n, name in enumerate(names)))
+        return str(file)
+    if kind == "tar":
+        framework("webdataset")
+        out.mkdir()
+        for number in range(2):
+            with tarfile.open(out / f"{number}.tar", "w") as archive:
+                for name in names[number * COUNT // 2 : (number + 1) * COUNT // 2]:
+                    archive.add(folder / name, arcname=name)
+        return f"{out}/{{0..1}}.tar"
+    if kind == "npy":
+        np.save(out.with_suffix(".npy"), np.stack([np.asarray(noise_image(number)) for number in range(COUNT)]))
+        return str(out.with_suffix(".npy"))
+    return str(parquet(folder, out, hugging_face=kind == "hugging face"))
+
+
+KINDS = ["folder", "txt", "csv", "tar", "parquet", "hugging face", "npy"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_source_has_the_same_pixels(kind: str, folder: Path, tmp_path: Path) -> None:
+    images = find_source(source(kind, folder, tmp_path / "source"))
+    assert len(images) == COUNT and len({images.name(number) for number in range(COUNT)}) == COUNT
+    part = images.subset([20, 3, 11])
+    for place, number in enumerate((20, 3, 11)):
+        expected = np.asarray(noise_image(number))
+        assert np.array_equal(opened(part, place).pixels(), expected)
+        assert np.array_equal(np.asarray(as_image(images.open(number))), expected)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "folder"])
+def test_every_kind_of_source_pretrains_to_the_same_losses(kind: str, folder: Path, tmp_path: Path) -> None:
+    losses = []
+    for name, data in (("folder", str(folder)), ("other", source(kind, folder, tmp_path / "source"))):
+        words = ["pretrain", f"data={data}", f"out={tmp_path / name}", *TINY, "epochs=1", "log_every=1", "workers=1"]
+        done = run_maelift(*words)
+        assert done.returncode == 0, done.stderr
+        losses.append([r["train/loss"] for r in read_metrics(tmp_path / name / "metrics.jsonl") if "train/loss" in r])
+    assert losses[0] == losses[1] and len(losses[0]) == 3
+
+
+def test_a_mix_deals_by_shares_and_runs_through_each_source(tmp_path: Path) -> None:
+    groups = [np.arange(10), np.arange(10, 40), np.arange(40, 45)]
+    order = MixedOrder(groups, [1, 1, 2], batch_size=5, seed=3)
+    assert list(order.counts) == [11, 11, 23]
+    steps = 4 * 45 // 5
+    seen = np.concatenate([order.batch(step) for step in range(steps)])
+    for group, count in zip(groups, order.counts, strict=True):
+        mine = seen[np.isin(seen, group)]
+        assert len(mine) == 4 * count
+        for first in range(0, len(mine) - len(group) + 1, len(group)):  # all of them before any comes again
+            assert sorted(mine[first : first + len(group)]) == sorted(group)
+    other = MixedOrder(groups, [1, 1, 2], batch_size=5, seed=3)
+    assert all(np.array_equal(other.batch(step), seen[5 * step : 5 * step + 5]) for step in (30, 2, 17))
+    assert not np.array_equal(MixedOrder(groups, [1, 1, 2], batch_size=5, seed=4).batch(0), order.batch(0))
+
+
+def test_several_sources_are_mixed_over_processes_and_workers(folder: Path, tmp_path: Path) -> None:
+    more = write_images(tmp_path / "more", 12, first=100)
+    together = find_sources((str(folder), str(more)))
+    assert isinstance(together, SeveralImages) and len(together) == COUNT + 12
+    assert Counter(together.places[:, 0]) == {0: COUNT, 1: 12} and together.name(COUNT).startswith("1:")
+    words = ["pretrain", f"data=[{folder},{more}]", *TINY, "epochs=2", "log_every=1"]
+    for name, keys in (("one", ["mix=[1,3]"]), ("two", ["mix=[1,3]", "workers=2"]), ("other", ["mix=[3,1]"])):
+        done = run_maelift(*words, f"out={tmp_path / name}", *keys)
+        assert done.returncode == 0, done.stderr
+    losses = [
+        [r["train/loss"] for r in read_metrics(tmp_path / name / "metrics.jsonl") if "train/loss" in r]
+        for name in ("one", "two", "other")
+    ]
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_wrong_sources_are_told(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("absent.png\n")
+    (tmp_path / "empty.csv").write_text("path\n")
+    np.save(tmp_path / "flat.npy", np.zeros(5))
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1 nonsense")
+    for name, what in (
+        ("list.txt", "absent.png isn't there"),
+        ("empty.csv", "an empty list"),
+        ("flat.npy", "an array of shape"),
+        ("broken.parquet", "can't be read as Parquet"),
+        ("nowhere", "no such folder"),
+    ):
+        with pytest.raises(DataError, match=what):
+            find_source(str(tmp_path / name))
+    words = ["pretrain", f"data=[{folder},{folder}]", f"out={tmp_path / 'run'}", *TINY]
+    one_line_error(run_maelift(*words, "mix=[1]"), "mix=[1]", "data has 2")
+
+
+def test_parquet_without_images_is_told(tmp_path: Path) -> None:
+    framework("pyarrow")
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({"text": ["a"]}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"no column of bytes \(text \(string\)\)"):
+        find_source(str(tmp_path / "a.parquet"))
+    pq.write_table(pa.table({"x": [b"a"], "y": [b"b"]}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="several columns of bytes"):
+        find_source(str(tmp_path / "a.parquet"))
+
+
+def test_a_broken_row_is_left_out(folder: Path, tmp_path: Path) -> None:
+    framework("pyarrow")
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = [*contents(folder), b"", None, b"no image"]
+    pq.write_table(pa.table({"image": pa.array(rows, pa.binary())}), tmp_path / "a.parquet")
+    words = ["pretrain", f"data={tmp_path / 'a.parquet'}", f"out={tmp_path / 'run'}", *TINY, "epochs=1"]
+    done = run_maelift(*words, "max_rejected=0.2")
+    assert done.returncode == 0 and "3 of 27 images are broken" in done.stderr
+    assert "a.parquet[0:24]" in (tmp_path / "run" / "rejected.csv").read_text()
