@@ -22,7 +22,7 @@ from .coco import parse_detection
 from .config import ConfigError, DataError
 from .decoding import ARRAY_SUFFIXES, SUFFIXES, PixelFormat, picture_of
 from .faults import MENDING, Fault
-from .files import atomic_write_bytes, atomic_write_text, output_folder
+from .files import atomic_write_bytes, output_folder
 from .images import FolderImages, ImageSet, pixel_hash
 from .labels import SPLIT_NAMES, LabeledImages, read_parts
 from .likeness import Thumbnail, best_matches, descriptors, threshold, thumbnail
@@ -205,7 +205,8 @@ def data_check(config: DataCheckConfig) -> DataCheck:
     tasks = _tasks(config)
     check = _check_pool(config, report) if tasks == ("pretrain",) else _check_annotated(config, tasks, report)
     if report is not None:
-        atomic_write_text(report, json.dumps(_to_json(check), indent=1, ensure_ascii=False) + "\n")
+        text = json.dumps(_to_json(check), indent=1, ensure_ascii=False) + "\n"
+        atomic_write_bytes(report, text.encode("utf-8", "surrogateescape"))
     return check
 
 

@@ -34,7 +34,7 @@ from .decoding import (
     picture_of,
     plain_mode,
 )
-from .files import atomic_write_text
+from .files import atomic_write_bytes
 from .randomness import stream
 
 ASPECT_RATIOS = (3 / 4, 4 / 3)
@@ -492,7 +492,7 @@ class Manifest:
     def digest(self) -> str:
         """A hash of all names and contents, whatever their order."""
         lines = sorted(f"{name}\t{content}\n" for name, content in zip(self.names, self.hashes, strict=True))
-        return hashlib.sha256("".join(lines).encode()).hexdigest()
+        return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def audit(
@@ -584,7 +584,7 @@ def write_rejected(path: Path, rejected: Iterable[tuple[str, str]], column: str 
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow(["path", column])
     writer.writerows(rejected)
-    atomic_write_text(path, table.getvalue())
+    atomic_write_bytes(path, table.getvalue().encode("utf-8", "surrogateescape"))  # names may be of any bytes
 
 
 def channel_statistics(

@@ -17,7 +17,17 @@ from maelift.core.tracking import Progress, read_events
 from maelift.core.weights import read_encoder
 from maelift.pretrain.config import PretrainConfig
 from maelift.pretrain.stage import pretrain
-from maelift.tests.support import TINY, deep_png, framework, noise_image, one_line_error, run_maelift, write_images
+from maelift.tests.support import (
+    ROOT,
+    TINY,
+    deep_png,
+    framework,
+    noise_image,
+    one_line_error,
+    run_maelift,
+    run_page,
+    write_images,
+)
 from PIL import Image
 
 
@@ -253,3 +263,11 @@ def test_images_that_break_while_training_are_named_and_the_run_ends(tmp_path: P
     with pytest.raises(DataError, match=r"max_rejected=0.1 allows; see .*quarantine.csv"):
         keys = [key.replace("0.4", "0.1").replace("/out", "/other") for key in keys]
         pretrain(resolve(PretrainConfig, keys), listener=LaterBroken(data, ruin).progress)
+
+
+@pytest.mark.slow
+def test_the_page_of_images_to_pretrain_on_does_what_it_says(tmp_path: Path) -> None:
+    write_images(tmp_path / "photos", 80, suffix=".jpg")
+    printed = run_page(ROOT / "docs" / "pretraining_data.md", tmp_path)
+    assert "80 images in 1 shards" in printed and "sound" in printed
+    assert (tmp_path / "runs/photos/mae/encoder.safetensors").is_file()
