@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import torch
 
@@ -35,6 +36,22 @@ def training_memory(parameters: int, tokens_times_dim: float, batch_size: int) -
     ``tokens_times_dim`` is the sum of tokens times channels over the blocks, for one image.
     """
     return int(16 * parameters + 4 * 17 * tokens_times_dim * batch_size)
+
+
+def seconds_an_image(step: Callable[[], object], images: int, device: torch.device, budget: float = 6.0) -> float:
+    """Seconds that a training step on ``images`` images takes an image, measured: one to warm up, then some more.
+
+    No step is begun after ``budget`` seconds; where the first takes longer, it is the measurement.
+    """
+    times: list[float] = []
+    began = time.perf_counter()
+    while len(times) < 4 and (not times or time.perf_counter() - began < budget):
+        start = time.perf_counter()
+        step()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append((time.perf_counter() - start) / images)
+    return min(times[1:] or times)
 
 
 def matmul_speed(device: torch.device, seconds: float = 0.2) -> float:

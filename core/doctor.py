@@ -14,6 +14,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+try:
+    import resource
+except ImportError:  # Windows has none
+    resource = None  # type: ignore[assignment]
+
 from .datasets import DEBIAN_FOLDER, FASHION_MNIST
 from .frameworks import FRAMEWORKS as ADAPTERS
 from .frameworks import Framework, installed_version, too_old
@@ -41,6 +46,13 @@ FRAMEWORKS = {
 IMPORT_SECONDS = 60
 
 
+SHARED_MEMORY = Path("/dev/shm")
+BATCH_BYTES = 256 * 3 * 224 * 224
+"""A batch of 256 colour images of 224 pixels; each worker has two ready."""
+FEW_FILES = 4096
+"""Open files below which processes that hand over many tensors run out of them."""
+
+
 @dataclass(frozen=True)
 class DoctorConfig:
     """Say what this machine has."""
@@ -59,6 +71,7 @@ class Diagnosis:
     frameworks: dict[str, str]
     free_disk_gib: float
     data: dict[str, str]
+    loading: dict[str, str]
 
     def to_json(self) -> str:
         """The diagnosis as one JSON document."""
@@ -76,6 +89,7 @@ class Diagnosis:
             "adapters (maelift export --to ...)": self.adapters,
             "optional frameworks": frameworks,
             "disk": {"free here": f"{self.free_disk_gib:.1f} GiB"},
+            "loading images": self.loading,
             "data": self.data,
         }
         lines = []
@@ -102,6 +116,7 @@ def doctor(config: DoctorConfig) -> Diagnosis:
         frameworks=frameworks,
         free_disk_gib=round(shutil.disk_usage(Path.cwd()).free / 2**30, 1),
         data=_data(),
+        loading=_loading(),
     )
 
 
@@ -132,12 +147,41 @@ print(json.dumps(devices))
 
 
 def _devices() -> dict[str, str]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = _cores()
     pages = os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
     memory = f", {pages * os.sysconf('SC_PAGE_SIZE') / 2**30:.1f} GiB memory" if pages else ""
     devices = {"cpu": f"{cores} cores{memory}"}
     said, wrong = _in_a_process(_DEVICES)
     return devices | ({"torch": f"does not work: {wrong}"} if wrong else json.loads(said))
+
+
+def _cores() -> int:
+    """Cores that this process may use: those it is bound to, and no more than its control group allows."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return cores if quota == "max" else max(1, min(cores, round(int(quota) / int(period))))
+    except (OSError, ValueError):
+        return cores
+
+
+def _loading() -> dict[str, str]:
+    """What loader processes need: cores, shared memory to hand batches over, open files."""
+    cores = _cores()
+    said = {"workers": f"up to {cores} (one a core)"}
+    if SHARED_MEMORY.is_dir():
+        free = shutil.disk_usage(SHARED_MEMORY).free
+        need = cores * 2 * BATCH_BYTES
+        advice = "" if free >= need else f": little for {cores} workers; docker run --shm-size=8g, or fewer workers"
+        said["shared memory"] = f"{free / 2**30:.1f} GiB free{advice}"
+    if resource is not None:
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        few = limit != resource.RLIM_INFINITY and limit < FEW_FILES
+        unlimited = limit == resource.RLIM_INFINITY
+        said["open files"] = (
+            f"{'no limit' if unlimited else limit}{': few for many workers; ulimit -n 65536' if few else ''}"
+        )
+    return said
 
 
 def _adapter(framework: Framework) -> str:

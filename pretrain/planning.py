@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import torch
 
-from ..core.cost import block_flops, encoder_flops, training_memory, training_seconds
-from ..core.distributed import choose_device
-from ..core.encoder import preset_spec
+from ..core.config import DataError
+from ..core.cost import block_flops, encoder_flops, seconds_an_image, training_memory, training_seconds
+from ..core.decoding import PixelFormat
+from ..core.distributed import autocast, choose_device
+from ..core.encoder import EncoderSpec, preset_spec
+from ..core.images import ImageSet, opened, random_crops
 from ..core.plan import Plan
+from ..core.randomness import isolated, stream
 from ..core.sources import find_sources
 from ..core.weights import ENCODER_FILE
 from .config import PretrainConfig
 from .mae import MaskedAutoencoder
 from .masking import num_visible
 from .pool import check_split
+
+MOST_FLOPS = 1e12
+"""Operations an image from which a step is estimated, not measured: a CPU would take minutes to tell."""
+LOADED = 24
+"""Images that are loaded to tell how fast that is."""
 
 
 def plan(config: PretrainConfig) -> Plan:
@@ -25,8 +35,9 @@ def plan(config: PretrainConfig) -> Plan:
     check_split(config, len(images), config.slurm.processes if on_slurm else 1)
     channels = config.channels or 3
     spec = preset_spec(config.model, image_size=config.image_size, patch_size=config.patch_size, channels=channels)
+    device = choose_device(config.device)
     with torch.device("meta"):
-        model = MaskedAutoencoder(spec, config.decoder)
+        model = MaskedAutoencoder(spec, config.decoder, masks_in_encoder=config.masking.in_encoder)
     visible = num_visible(spec.num_patches, config.masking.ratio)
     width, depth = config.decoder.embed_dim, config.decoder.depth
     flops = encoder_flops(spec, visible) + depth * block_flops(spec.num_patches + 1, width)
@@ -35,7 +46,15 @@ def plan(config: PretrainConfig) -> Plan:
     steps = config.steps(pool)
     encoder_parameters = sum(p.numel() for name, p in model.named_parameters() if not name.startswith(("dec", "mask")))
     activations = (visible + 1) * spec.embed_dim * spec.depth + (spec.num_patches + 1) * width * depth
-    device = choose_device(config.device)
+    parameters = sum(p.numel() for p in model.parameters())
+    processes = config.slurm.processes if on_slurm else 1
+    measured = None if on_slurm or 3 * flops > MOST_FLOPS else _measured(config, spec, device)
+    loading = None if on_slurm else _loading(config, images, spec)
+    seconds = (
+        training_seconds(flops, steps * config.batch_size, device)
+        if measured is None
+        else measured * steps * config.batch_size
+    )
     return Plan(
         lines=(
             (
@@ -47,6 +66,9 @@ def plan(config: PretrainConfig) -> Plan:
             ("encoder alone", f"{encoder_parameters:,} parameters"),
             ("learning rate", f"{config.peak_lr:.3g} after warm-up"),
             ("device", str(device)),
+            *([("step, measured", f"{1000 * measured:.3g} ms an image, one process")] if measured is not None else []),
+            *([("loading, measured", f"{1000 * loading:.3g} ms an image and worker")] if loading is not None else []),
+            ("disk", f"{_disk(parameters, config) / 2**30:.2f} GiB, {config.checkpoints} checkpoints and the files"),
             *(
                 [("job", f"{config.slurm.processes} processes on {config.slurm.nodes} machines of SLURM")]
                 if on_slurm
@@ -54,10 +76,49 @@ def plan(config: PretrainConfig) -> Plan:
             ),
             ("result", str(Path(config.out) / ENCODER_FILE)),
         ),
-        parameters=sum(p.numel() for p in model.parameters()),
+        parameters=parameters,
         steps=steps,
-        seconds=training_seconds(flops, steps * config.batch_size, device),
-        memory_bytes=training_memory(
-            sum(p.numel() for p in model.parameters()), activations, config.batch_size // config.accumulate
-        ),
+        seconds=seconds,
+        memory_bytes=training_memory(parameters, activations, config.batch_size // (config.accumulate * processes)),
     )
+
+
+def _measured(config: PretrainConfig, spec: EncoderSpec, device: torch.device) -> float:
+    """Seconds of training an image, measured on a few steps with random pixels."""
+    with isolated(config.seed, "plan"):
+        model = MaskedAutoencoder(spec, config.decoder, masks_in_encoder=config.masking.in_encoder).to(device)
+        images = min(16 if device.type == "cpu" else 128, config.batch_size // config.accumulate)
+        pixels = torch.randn(images, spec.channels, *spec.image_size, device=device)
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(trained, fused=True)
+
+        def step() -> None:
+            noise = config.masking.arrange(torch.rand(images, spec.num_patches), spec.grid).to(device)
+            with autocast(device, config.precision):
+                loss = model(pixels, config.masking.ratio, noise, loss_only=True).loss
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+        return seconds_an_image(step, images, device)
+
+
+def _loading(config: PretrainConfig, images: ImageSet, spec: EncoderSpec) -> float | None:
+    """Seconds of a worker to load and crop an image, measured on a few; None where none of them could be read."""
+    draws = stream(config.seed, "plan").random((LOADED, 5))
+    numbers = stream(config.seed, "plan", 1).integers(len(images), size=LOADED)
+    began, loaded = time.perf_counter(), 0
+    for number, row in zip(numbers, draws, strict=True):
+        try:
+            image = opened(images, int(number), PixelFormat(config.channels, config.value_range))
+            random_crops(image, spec.image_size, row[None], config.crop.scale, reduced=config.crop.reduced_decoding)
+        except DataError:
+            continue
+        loaded += 1
+    return (time.perf_counter() - began) / loaded if loaded else None
+
+
+def _disk(parameters: int, config: PretrainConfig) -> int:
+    """Bytes that a run holds at most: checkpoints of weights and two moments, the average, one more being written, results."""
+    state = parameters * 4 * (3 + (config.ema_decay is not None))
+    return state * (config.checkpoints + 1) + parameters * 4

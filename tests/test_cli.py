@@ -115,7 +115,16 @@ def test_an_output_that_cannot_be_written(image_folder: Path, tmp_path: Path) ->
 def test_a_dry_run_tells_the_plan_and_writes_nothing(image_folder: Path, tmp_path: Path) -> None:
     done = run_maelift("pretrain", "--dry-run", f"data={image_folder}", f"out={tmp_path / 'run'}", *TINY)
     assert done.returncode == 0, done.stderr
-    for text in ("mask", "image_size: 16", "parameters", "steps", "time, estimated", "memory, estimated"):
+    for text in (
+        "mask",
+        "image_size: 16",
+        "parameters",
+        "steps",
+        "step, measured",
+        "disk",
+        "time, estimated",
+        "memory, estimated",
+    ):
         assert text in done.stdout
     assert not (tmp_path / "run").exists()
 

@@ -127,3 +127,15 @@ def test_the_embedded_data_counts_as_found_when_whole(
     assert doctor(DoctorConfig()).data["fashion-mnist"].startswith("not found: maelift data fashion-mnist")
     (folder / next(iter(FASHION_MNIST))).touch()
     assert doctor(DoctorConfig()).data == {"fashion-mnist": "data/fashion-mnist"}
+
+
+def test_what_loaders_need_is_told(frameworks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor_module, "FRAMEWORKS", {})
+    said = doctor(DoctorConfig()).loading
+    assert said["workers"].startswith("up to ") and "GiB free" in said["shared memory"]
+    monkeypatch.setattr(doctor_module, "BATCH_BYTES", 2**50)
+    monkeypatch.setattr(doctor_module, "FEW_FILES", 2**40)
+    said = doctor(DoctorConfig()).loading
+    assert "--shm-size" in said["shared memory"] and (
+        "ulimit" in said["open files"] or "no limit" in said["open files"]
+    )
