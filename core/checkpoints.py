@@ -31,7 +31,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 from .config import CheckpointError
 from .distributed import Ranks
-from .files import atomic_write_text, sync_tree
+from .files import atomic_write_text, sync_folder, sync_tree
 
 logger = logging.getLogger("maelift")
 warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process needs none
@@ -72,6 +72,8 @@ class Checkpoints:
         self._pending = self._writer.submit(self._write, step, copies, dict(facts))
         if wait:
             self.finish()
+            # A launcher ends all processes when the first has ended: that must not be before the state has its name.
+            self._ranks.barrier()
 
     def finish(self) -> None:
         """Wait for the state that is being written; raises what kept it from being written."""
@@ -86,22 +88,32 @@ class Checkpoints:
         """
         return self._ranks.share(self._newest_sound)
 
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the process that writes what all have alike."""
+        return self._ranks.is_main
+
     def _newest_sound(self) -> int | None:
+        for step in self._steps(r"\.step-(\d+)\.part"):  # killed between whole and named
+            part = self._part(step)
+            if self._damage(part) is None:
+                shutil.rmtree(self._path(step), ignore_errors=True)
+                os.replace(part, self._path(step))
         found = self._steps()
         for step in reversed(found):
-            damage = self._damage(step)
+            damage = self._damage(self._path(step))
             if damage is None:
                 return step
             logger.warning("%s: damaged (%s); looking for the one before", self._path(step), damage)
         if found:
             raise CheckpointError(
-                f"{self.folder}: no checkpoint in it is whole ({self._damage(found[-1])}). Remove it to start anew."
+                f"{self.folder}: no checkpoint in it is whole ({self._damage(self._path(found[-1]))}). Remove it to start anew."
             )
         return None
 
     def facts(self, step: int) -> dict[str, Any]:
         """What isn't a tensor of the state after ``step`` steps."""
-        return cast(dict[str, Any], self._state(step)["facts"])
+        return cast(dict[str, Any], _state(self._path(step))["facts"])
 
     def shapes(self, step: int) -> dict[str, tuple[torch.Size, torch.dtype]]:
         """Shape and type of every tensor of the state after ``step`` steps, by name."""
@@ -126,7 +138,7 @@ class Checkpoints:
         self._ranks.barrier()
 
     def _write(self, step: int, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-        path, part = self._path(step), self.folder / f".{self._path(step).name}.part"
+        path, part = self._path(step), self._part(step)
         if self._ranks.is_main:
             self.folder.mkdir(parents=True, exist_ok=True)
             for leftover in self.folder.glob(".*.part"):
@@ -143,34 +155,35 @@ class Checkpoints:
         files = {file.name: _digest(file) for file in sorted(part.iterdir())}
         atomic_write_text(part / STATE_FILE, json.dumps({"format": FORMAT, "facts": facts, "files": files}) + "\n")
         sync_tree(part)
-        if path.exists():  # written anew after going back
-            shutil.rmtree(path)
+        shutil.rmtree(path, ignore_errors=True)  # there where it is written anew after going back
         os.replace(part, path)
-        sync_tree(self.folder)
-        for old in self._steps()[: -self.keep]:
+        sync_folder(self.folder)
+        steps = self._steps()
+        # Later ones are damaged, or of a future that was given up: the run has gone on from before them.
+        done = steps.index(step) + 1
+        for old in (*steps[: max(0, done - self.keep)], *steps[done:]):
             shutil.rmtree(self._path(old), ignore_errors=True)
 
     def _path(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}"
 
-    def _steps(self) -> list[int]:
+    def _part(self, step: int) -> Path:
+        """Where a state is written before it gets its name."""
+        return self.folder / f".{self._path(step).name}.part"
+
+    def _steps(self, name: str = r"step-(\d+)") -> list[int]:
         """The steps that there is a state of, in order."""
         if not self.folder.is_dir():
             return []
-        names = (re.fullmatch(r"step-(\d+)", path.name) for path in self.folder.iterdir())
+        names = (re.fullmatch(name, path.name) for path in self.folder.iterdir())
         return sorted(int(found[1]) for found in names if found)
 
-    def _state(self, step: int) -> dict[str, Any]:
-        content = json.loads((self._path(step) / STATE_FILE).read_text())
-        if not isinstance(content, dict) or content.get("format") != FORMAT:
-            raise ValueError(f"{STATE_FILE} of another format")
-        return content
-
-    def _damage(self, step: int) -> str | None:
+    @staticmethod
+    def _damage(state: Path) -> str | None:
         """What is wrong with a state, if anything is."""
         try:
-            files = self._state(step)["files"]
-            wrong = [name for name, digest in files.items() if _digest(self._path(step) / name) != digest]
+            files = _state(state)["files"]
+            wrong = [name for name, digest in files.items() if _digest(state / name) != digest]
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             return f"{type(error).__name__}: {error}"
         return f"{', '.join(wrong)} not as written" if wrong else None
@@ -239,6 +252,13 @@ def _cause(error: CheckpointException) -> BaseException:
             inner = inner.__cause__ or inner.__context__
     first = next(iter(error.failures.values()))[0]
     return CheckpointError(f"the state can't be saved: {str(first).splitlines()[0] if str(first) else first!r}.")
+
+
+def _state(folder: Path) -> dict[str, Any]:
+    content = json.loads((folder / STATE_FILE).read_text())
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise ValueError(f"{STATE_FILE} of another format")
+    return content
 
 
 def _digest(file: Path) -> str:

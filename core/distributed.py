@@ -230,14 +230,20 @@ class Interrupted(MaeliftError):
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 
 
+class StopAsked(BaseException):
+    """A signal has asked this process to stop, within ``StopSignals.at_once``."""
+
+
 class StopSignals:
     """Notes SIGINT, SIGTERM and SIGUSR2 (of schedulers, before the time is up) instead of dying of them.
 
-    A second one is not held back.
+    A second one is not held back, but where a launcher has started the process: it passes on what all have got already.
     """
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self._launched = "WORLD_SIZE" in os.environ
+        self._at_once = False
 
     @classmethod
     @contextmanager
@@ -254,8 +260,23 @@ class StopSignals:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Raise StopAsked in the midst of the block when a signal comes, or has come: for what may be given up half-done."""
+        self._at_once = True
+        try:
+            if self.received is not None:
+                raise StopAsked
+            yield
+        finally:
+            self._at_once = False
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None:
+            if self._launched:
+                return
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         self.received = number
+        if self._at_once:
+            raise StopAsked

@@ -360,12 +360,20 @@ class Encoder(nn.Module):
 
 
 def transformer_blocks(
-    dim: int, num_heads: int, mlp_ratio: float, norm_eps: float, drop_path: Sequence[float]
+    dim: int,
+    num_heads: int,
+    mlp_ratio: float,
+    norm_eps: float,
+    drop_path: Sequence[float],
+    kind: type[nn.Module] = Block,
 ) -> nn.ModuleList:
-    """timm's pre-norm blocks with biases in q, k and v, as the paper's ViT has them; one a rate in ``drop_path``."""
+    """timm's pre-norm blocks with biases in q, k and v, as the paper's ViT has them; one a rate in ``drop_path``.
+
+    ``kind`` is timm's Block, or a class derived from it.
+    """
     norm = partial(nn.LayerNorm, eps=norm_eps)
     return nn.ModuleList(
-        Block(dim, num_heads, mlp_ratio, qkv_bias=True, norm_layer=norm, drop_path=rate) for rate in drop_path
+        kind(dim, num_heads, mlp_ratio, qkv_bias=True, norm_layer=norm, drop_path=rate) for rate in drop_path
     )
 
 

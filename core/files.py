@@ -6,11 +6,16 @@ import csv
 import io
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from .config import MaeliftError
+
+UMASK = os.umask(0o077)
+"""The process's; read once, as reading it changes it for a moment, for all threads."""
+os.umask(UMASK)
 
 
 @contextmanager
@@ -31,9 +36,9 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             raise
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())
+        temporary.chmod(0o666 & ~UMASK)
         os.replace(temporary, target)
-        _sync_folder(target.parent)
+        sync_folder(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -78,11 +83,18 @@ def sync_tree(folder: Path) -> None:
     """Have everything below a folder reach the disk, before it is renamed to its place."""
     for path in sorted(folder.rglob("*")):
         if path.is_file():
-            path.chmod(0o666 & ~_umask())
+            path.chmod(0o666 & ~UMASK)
             with path.open("rb+") as file:
                 os.fsync(file.fileno())
     for path in (*filter(Path.is_dir, folder.rglob("*")), folder):
-        _sync_folder(path)
+        sync_folder(path)
+
+
+def names_without_ending(names: Sequence[str]) -> list[str]:
+    """A path without ending for each file: its name without ending, or with it where two would be the same."""
+    bare = [os.path.splitext(name)[0] for name in names]
+    count = Counter(bare)
+    return [short if count[short] == 1 else name for short, name in zip(bare, names, strict=True)]
 
 
 def _disk_error(temporary: Path, target: Path) -> OSError | None:
@@ -97,15 +109,10 @@ def _disk_error(temporary: Path, target: Path) -> OSError | None:
     return None
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Have the names in a folder reach the disk."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

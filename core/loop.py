@@ -6,7 +6,7 @@ import copy
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -21,6 +21,7 @@ from .distributed import (
     Interrupted,
     Precision,
     Ranks,
+    StopAsked,
     StopSignals,
     autocast,
     contact_required,
@@ -30,7 +31,7 @@ from .distributed import (
 from .optim import set_learning_rate, warmup_cosine
 from .randomness import isolated, reseed
 from .recovery import Health, LossScale, Recovery
-from .tracking import Tracker, duration
+from .tracking import EVENTS_FILE, Tracker, duration
 
 logger = logging.getLogger("maelift")
 
@@ -38,6 +39,10 @@ Objective = Callable[[nn.Module, Batch], Tensor]
 """From the (wrapped) model and a micro-batch to the scalar loss, the mean over the micro-batch."""
 Evaluate = Callable[[nn.Module, int], Mapping[str, float]]
 """From the model to be judged (with the average of the weights, where one is kept) and the step to named metrics."""
+
+
+SHOWN = 4
+"""Images of a skipped batch that are named on the terminal."""
 
 
 class Diverged(MaeliftError):
@@ -90,6 +95,10 @@ class Upkeep:
     names: Callable[[Tensor], list[str]] | None = None
 
 
+NUMBERS = ("step", "best_value", "best_step", "waited", "judged_at", "seconds")
+"""What a state holds beside tensors, health and scale."""
+
+
 @dataclass
 class State:
     """All that changes during a run; with the seed and the configuration it determines what follows.
@@ -107,6 +116,8 @@ class State:
     best_weights: dict[str, Tensor] = field(default_factory=dict)
     waited: int = 0
     """evaluations since the best one"""
+    judged_at: int = 0
+    """the step after which the model was judged last"""
     seconds: float = 0.0
     health: Health = field(default_factory=Health)
     scale: LossScale = field(default_factory=LossScale)
@@ -136,8 +147,11 @@ class State:
 
     def facts(self) -> dict[str, Any]:
         """All else of the state, as JSON holds it."""
-        numbers = {name: getattr(self, name) for name in ("step", "best_value", "best_step", "waited", "seconds")}
-        return {**numbers, "health": self.health.facts(), "scale": asdict(self.scale)}
+        return {
+            **{name: getattr(self, name) for name in NUMBERS},
+            "health": self.health.facts(),
+            "scale": asdict(self.scale),
+        }
 
     def load(self, checkpoints: Checkpoints) -> bool:
         """Go back to the newest state that is whole; False where there is none.
@@ -165,7 +179,9 @@ class State:
                 "one). Remove it to start anew."
             )
         checkpoints.load(step, own)
-        for name in ("step", "best_value", "best_step", "waited", "seconds"):
+        if not checkpoints.is_main:
+            self.best_weights = {}  # the main process judges: its are saved, and others' would grow old
+        for name in NUMBERS:
             setattr(self, name, facts[name])
         self.health, self.scale = Health.of(facts["health"]), LossScale(**facts["scale"])
         return True
@@ -234,6 +250,9 @@ def train(
         return  # it was saved when it ended
     with StopSignals.noted() as signals, isolated(seed, "training"), contact_required():
         run = _Run(state, model, objective, schedule, seed, ranks, tracker, upkeep, precision, clip_grad, signals)
+        if run.unjudged:  # it was stopped before that
+            run.look()
+            run.keep()
         while not run.done:
             for micro_batches in _waited_for(batches.steps(state.step, schedule.steps), tracker):
                 went_back = not run.step(micro_batches)
@@ -269,7 +288,7 @@ class _Run:
             self.state.scale = LossScale.for_precision(self.precision)
 
     def step(self, micro_batches: list[Batch]) -> bool:
-        """One step of the optimiser, or none where the loss or the gradient is not to be trusted.
+        """One step of the optimiser, or none where the loss or the gradient is not to be trusted, or a stop is asked for.
 
         False when the run has gone back instead, so that other batches come next.
         """
@@ -280,7 +299,14 @@ class _Run:
         rate = self.schedule.lr_at(number) * state.health.factor
         set_learning_rate(state.optimizer, rate)
         reseed(self.seed, "step", number, self.ranks.rank)
-        loss = float(self.ranks.mean(self._accumulate(micro_batches)))
+        try:
+            # A step of several processes is ended together: who gives up leaves the others waiting.
+            with self.signals.at_once() if self.ranks.world_size == 1 else nullcontext():
+                summed = self._accumulate(micro_batches)
+        except StopAsked:
+            state.optimizer.zero_grad(set_to_none=True)
+            return True
+        loss = float(self.ranks.mean(summed))
         norm = self._gradient_norm()
         trouble = self._trouble(loss, norm)
         overflow = math.isfinite(loss) and state.scale.overflowed(norm)
@@ -301,18 +327,26 @@ class _Run:
         return True
 
     def look(self) -> None:
-        """Judge the model where it is time; the run is done after its last step, or when patience runs out."""
+        """Judge the model where it is time; the run is done after its last step, or when patience runs out.
+
+        A stop that is asked for meanwhile is not kept waiting: the run that goes on judges then.
+        """
         state, upkeep = self.state, self.upkeep
         self.done = state.step == self.schedule.steps
-        if state.step not in upkeep.evaluate_at:
+        if not self.unjudged:
             return
         if upkeep.evaluate is not None:
+            given_up = False
             with self.tracker.aside():
                 # Where the parameters are spread over the processes, all give their part.
                 judged = state.judged if self.ranks.is_main or state.plain is not None else None
                 if judged is not None and self.ranks.is_main:
-                    _judge(state, judged, upkeep.evaluate, upkeep.best_metric, self.tracker)
+                    given_up = not self._judge(judged, upkeep.evaluate)
             self.model.train()
+            if self.ranks.any(given_up):
+                self.done = False
+                return
+        state.judged_at = state.step
         if self.ranks.any(_out_of_patience(state, upkeep)):
             logger.info(
                 "no better %s in %d evaluations: ended after step %d of %d",
@@ -333,8 +367,33 @@ class _Run:
         if stop and not self.done:
             raise _interrupted(state, self.schedule, self.upkeep, self.signals)
 
+    @property
+    def unjudged(self) -> bool:
+        """Whether the model is to be judged before the next step."""
+        return self.state.step in self.upkeep.evaluate_at and self.state.judged_at != self.state.step
+
+    def _judge(self, judged: nn.Module, evaluate: Evaluate) -> bool:
+        """Judge the model, and keep the best weights; False when that was given up for a stop."""
+        state, best_metric = self.state, self.upkeep.best_metric
+        judged.eval()
+        try:
+            with self.signals.at_once(), torch.no_grad():
+                metrics = evaluate(judged, state.step)
+        except StopAsked:
+            return False
+        if metrics:
+            self.tracker.log(state.step, metrics)
+        state.waited += 1
+        if best_metric is not None and metrics[best_metric] > state.best_value:
+            state.waited = 0
+            state.best_value, state.best_step = metrics[best_metric], state.step
+            state.best_weights = {name: value.detach().cpu().clone() for name, value in judged.state_dict().items()}
+        return True
+
     def _due(self) -> bool:
-        return self.ranks.any(self.ranks.is_main and time.monotonic() - self.saved >= self.upkeep.checkpoint_seconds)
+        """Whether it is time to save; not in the midst of trouble, as that is what one would go back to."""
+        late = time.monotonic() - self.saved >= self.upkeep.checkpoint_seconds
+        return self.state.health.skipped == 0 and self.ranks.any(self.ranks.is_main and late)
 
     def _accumulate(self, micro_batches: list[Batch]) -> Tensor:
         """Gradients of the mean loss over the micro-batches; returns that mean, detached, in float32."""
@@ -378,14 +437,14 @@ class _Run:
         images = self._names(micro_batches)
         state.health.bad(state.step)
         state.step += 1
-        self.tracker.event(state.step, "skip", f"{trouble}; the step was skipped{images}")
+        self.tracker.event(state.step, "skip", f"{trouble}; the step was skipped{_some(images)}", images)
         if state.health.skipped <= recovery.skips:
             return True
         before = state.health
         if before.rewinds == recovery.rewinds:
             raise Diverged(
                 f"{where}, after {before.skipped} skipped in a row and going back {before.rewinds} times. {advice} "
-                "events.jsonl names the images."
+                f"{EVENTS_FILE} names the images."
             )
         if checkpoints is not None:
             checkpoints.finish()
@@ -402,12 +461,12 @@ class _Run:
         checkpoints.save(state.step, state.tensors(), state.facts(), wait=True)
         return False
 
-    def _names(self, micro_batches: list[Batch]) -> str:
-        """The images of the global batch, for an event."""
+    def _names(self, micro_batches: list[Batch]) -> list[str]:
+        """The images of the global batch, each once."""
         if self.upkeep.names is None:
-            return ""
-        names = self.ranks.gather(self.upkeep.names(torch.cat([batch.indices for batch in micro_batches])))
-        return f"; its images: {', '.join(names)}"
+            return []
+        names = self.upkeep.names(torch.cat([batch.indices for batch in micro_batches]))
+        return list(dict.fromkeys(self.ranks.gather(names)))
 
 
 def _waited_for(steps: Iterator[list[Batch]], tracker: Tracker) -> Iterator[list[Batch]]:
@@ -427,17 +486,12 @@ def evenly(steps: int, times: int) -> frozenset[int]:
     return frozenset(round(steps * (number + 1) / times) for number in range(times))
 
 
-def _judge(state: State, judged: nn.Module, evaluate: Evaluate, best_metric: str | None, tracker: Tracker) -> None:
-    judged.eval()
-    with torch.no_grad():
-        metrics = evaluate(judged, state.step)
-    if metrics:
-        tracker.log(state.step, metrics)
-    state.waited += 1
-    if best_metric is not None and metrics[best_metric] > state.best_value:
-        state.waited = 0
-        state.best_value, state.best_step = metrics[best_metric], state.step
-        state.best_weights = {name: value.detach().cpu().clone() for name, value in judged.state_dict().items()}
+def _some(images: Sequence[str]) -> str:
+    """A few of a batch's images, as people are told of them."""
+    if not images:
+        return ""
+    more = f" and {len(images) - SHOWN:,} more, see {EVENTS_FILE}" if len(images) > SHOWN else ""
+    return f"; its images: {', '.join(images[:SHOWN])}{more}"
 
 
 def _out_of_patience(state: State, upkeep: Upkeep) -> bool:

@@ -9,7 +9,7 @@ import resource
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -50,11 +50,15 @@ Listener = Callable[[Progress], None]
 
 @dataclass(frozen=True)
 class Event:
-    """What happened in a run beside its steps: after ``step`` steps, of a ``kind`` in a word, and told in a ``text``."""
+    """What happened in a run beside its steps: after ``step`` steps, of a ``kind`` in a word, and told in a ``text``.
+
+    ``images``: the names of those that it happened with, where there are such.
+    """
 
     step: int
     kind: str
     text: str
+    images: tuple[str, ...] = ()
 
 
 class Tracker:
@@ -142,13 +146,16 @@ class Tracker:
             for stretch in (self._logged, self._judged):
                 stretch.aside += time.monotonic() - began
 
-    def event(self, step: int, kind: str, text: str) -> None:
-        """Say and keep, in events.jsonl, what happened after ``step`` steps; ``kind`` is a word, such as "rewind"."""
+    def event(self, step: int, kind: str, text: str, images: Sequence[str] = ()) -> None:
+        """Say and keep, in events.jsonl, what happened after ``step`` steps; ``kind`` is a word, such as "rewind".
+
+        The names of ``images`` are only kept there.
+        """
         if not self._active:
             return
         logger.warning("%s: step %d: %s", self._title, step, text)
         if self._folder is not None:
-            _append(self._folder / EVENTS_FILE, asdict(Event(step, kind, text)))
+            _append(self._folder / EVENTS_FILE, asdict(Event(step, kind, text, tuple(images))))
 
     def progress(self, step: int, loss: float) -> None:
         """Show that ``step`` steps are done."""
@@ -262,7 +269,7 @@ def read_events(path: Path) -> list[Event]:
     """The events of an events.jsonl, in their order; none where there is no such file."""
     if not path.exists():
         return []
-    return [Event(**record) for record in _read_lines(path)]
+    return [Event(**{**record, "images": tuple(record.get("images", ()))}) for record in _read_lines(path)]
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
 from timm.layers import Mlp
+from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from ..core.config import ConfigError, MaeliftError
@@ -72,6 +73,27 @@ class MaeOutput:
     ids_pred: Tensor | None = None
 
 
+class DecoderBlock(Block):  # type: ignore[misc]
+    """timm's block, which can also be asked for its output at some tokens only."""
+
+    def forward(self, tokens: Tensor, ids: Tensor | None = None) -> Tensor:
+        """Tokens (B, 1 + N, E) to the same, or to those at ``ids`` (B, M) alone, (B, M, E): they attend to all tokens.
+
+        For the last block before a head that looks at some tokens only. Dropout and scaling rest in a decoder.
+        """
+        if ids is None:
+            return cast(Tensor, super().forward(tokens))
+        dim = tokens.shape[-1]
+        normed = self.norm1(tokens)
+        weight, bias = self.attn.qkv.weight, self.attn.qkv.bias
+        q = F.linear(take(normed, ids), weight[:dim], bias[:dim])
+        k, v = F.linear(normed, weight[dim:], bias[dim:]).chunk(2, dim=-1)
+        q, k, v = (_split_heads(part, self.attn.num_heads) for part in (q, k, v))
+        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        chosen = take(tokens, ids) + self.attn.proj(attended)
+        return cast(Tensor, chosen + self.mlp(self.norm2(chosen)))
+
+
 class CrossBlock(nn.Module):
     """A decoder block whose queries attend to the encoder's output, not to one another (CrossMAE, arXiv 2401.14391)."""
 
@@ -126,7 +148,7 @@ class MaskedAutoencoder(Encoder):
         if self.decoder_spec.attention == "cross":
             self.decoder_blocks = nn.ModuleList(CrossBlock(*shape) for _ in range(self.decoder_spec.depth))
         else:
-            self.decoder_blocks = transformer_blocks(*shape, [0.0] * self.decoder_spec.depth)
+            self.decoder_blocks = transformer_blocks(*shape, [0.0] * self.decoder_spec.depth, DecoderBlock)
         self.decoder_norm = nn.LayerNorm(dim, eps=spec.norm_eps)
         self.decoder_pred = nn.Linear(dim, spec.patch_size**2 * spec.channels)
         for part in (self.decoder_embed, self.decoder_blocks, self.decoder_pred):
@@ -237,7 +259,7 @@ class MaskedAutoencoder(Encoder):
         *blocks, last = self.decoder_blocks
         for block in blocks:
             tokens = block(tokens)
-        return cast(Tensor, self.decoder_pred(self.decoder_norm(attend_at(last, tokens, ids + prefix))))
+        return cast(Tensor, self.decoder_pred(self.decoder_norm(last(tokens, ids + prefix))))
 
     def _with_mask_tokens(self, latent: Tensor, mask: Mask) -> Tensor:
         """The decoder's input (B, 1 + N, E): the encoder's output with mask tokens where patches are hidden."""
@@ -304,24 +326,6 @@ class MaskedAutoencoder(Encoder):
         return {
             name: tensor for name, tensor in self.state_dict().items() if name.startswith(("mask_token", "decoder_"))
         }
-
-
-def attend_at(block: nn.Module, tokens: Tensor, ids: Tensor) -> Tensor:
-    """A block's output at the tokens ``ids`` (B, M) alone, (B, M, E): they attend to all ``tokens`` (B, 1 + N, E).
-
-    For the last block before a head that looks at some tokens only. ``block`` is one of ``transformer_blocks``, whose
-    dropout and scaling rest.
-    """
-    attention = cast(Any, block).attn
-    batch, _, dim = tokens.shape
-    normed = cast(Any, block).norm1(tokens)
-    weight, bias = attention.qkv.weight, attention.qkv.bias
-    q = F.linear(take(normed, ids), weight[:dim], bias[:dim])
-    k, v = F.linear(normed, weight[dim:], bias[dim:]).chunk(2, dim=-1)
-    q, k, v = (_split_heads(part, attention.num_heads) for part in (q, k, v))
-    attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, -1, dim)
-    chosen = take(tokens, ids) + attention.proj(attended)
-    return cast(Tensor, chosen + cast(Any, block).mlp(cast(Any, block).norm2(chosen)))
 
 
 def _split_heads(tokens: Tensor, num_heads: int) -> Tensor:

@@ -127,6 +127,7 @@ def pretrain(
         done = folder.path / ENCODER_FILE
         if done.exists():
             logger.info("pretrain: %s is there already; nothing was done again", done)
+            Checkpoints(folder.checkpoints, ranks).remove()  # left by a kill between the two
             if ranks.is_main and not (folder.path / SUMMARY_FILE).exists():  # it was killed between the two
                 _summarise(folder.path, source, labeled)
             return _result(folder.path, source, config)

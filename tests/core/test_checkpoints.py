@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 from pathlib import Path
 
 import pytest
@@ -63,12 +64,35 @@ def test_a_damaged_one_is_told_of_and_the_one_before_is_taken(
     elif how == "no description":
         (newest / "state.json").unlink()
     else:  # killed while it was written
+        (newest / "state.json").unlink()
         newest.rename(tmp_path / ".step-00000002.part")
     assert checkpoints.newest() == 1
     if how != "half a name":
         assert "step-00000002: damaged" in caplog.text and "one before" in caplog.text
     saved(tmp_path, 3)
     assert not list(tmp_path.glob(".*"))
+
+
+def test_a_damaged_newest_one_does_not_push_out_those_written_after_going_back(tmp_path: Path) -> None:
+    saved(tmp_path, 5, 100, keep=2)
+    (tmp_path / "step-00000100" / "state.json").unlink()
+    assert saved(tmp_path, 6, keep=1).newest() == 6
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000006"]
+
+
+@pytest.mark.parametrize("old", ["gone", "half gone", "there"])
+def test_one_that_is_whole_gets_its_name_where_a_kill_came_before(tmp_path: Path, old: str) -> None:
+    """As when a state is written anew after going back: the old one of that name makes room just before."""
+    saved(tmp_path, 7, keep=1).load(7, {"a": torch.zeros(3, 2)})
+    named, part = tmp_path / "step-00000007", tmp_path / ".step-00000007.part"
+    if old == "gone":
+        named.rename(part)
+    else:
+        shutil.copytree(named, part)
+    if old == "half gone":
+        next(named.glob("*.distcp")).unlink()
+    assert Checkpoints(tmp_path, ONE).newest() == 7
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000007"]
 
 
 def test_when_all_are_damaged_the_run_does_not_start_anew_by_itself(tmp_path: Path) -> None:

@@ -205,20 +205,48 @@ def test_a_stopped_run_ends_as_if_it_never_stopped(tmp_path: Path, number: signa
     upkeep = Upkeep(evaluate, evenly(12, 6), "val/top1", checkpoints=checkpoints, log_every=1)
     expected = run(whole, upkeep=upkeep)
     checkpoints.remove()
-    with pytest.raises(Interrupted, match=r"stopped after step 6 of 12 .* saved") as caught:
+    with pytest.raises(Interrupted, match=r"stopped after step 5 of 12 .* saved") as caught:
         run(new_state(average=0.9), stopping_at(5, number), upkeep=upkeep, folder=tmp_path)
     assert caught.value.exit_code == 128 + number
     assert signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL)
     with (tmp_path / "metrics.jsonl").open("a") as file:  # what a killed run logged after its checkpoint
         file.write('{"step": 7, "train/loss": 9.0}\n{"step": 8, "tra')
     state = new_state(average=0.9)
-    assert state.load(checkpoints) and state.step == 6
+    assert state.load(checkpoints) and state.step == 5  # that which the signal came in was given up
     run(state, upkeep=upkeep, folder=tmp_path)
     assert read_metrics(tmp_path / "metrics.jsonl") == expected
     assert torch.equal(weights(state.model), weights(whole.model))
     assert torch.equal(weights(state.judged), weights(whole.judged))
     assert state.best_step == whole.best_step == 2 and state.best_weights
     assert all(torch.equal(value, whole.best_weights[name]) for name, value in state.best_weights.items())
+
+
+def test_a_stop_does_not_wait_for_the_judgement_which_is_made_when_the_run_goes_on(tmp_path: Path) -> None:
+    asked: list[int] = []
+
+    def evaluate(model: nn.Module, step: int) -> dict[str, float]:
+        asked.append(step)
+        if asked == [4, 8] or asked == [4, 8, 8, 12]:
+            os.kill(os.getpid(), signal.SIGTERM)
+            pytest.fail("the judgement went on")
+        return {"val/top1": float(weights(model).sum())}
+
+    checkpoints = Checkpoints(tmp_path / "checkpoints", ONE)
+    upkeep = Upkeep(evaluate, evenly(12, 3), "val/top1", checkpoints=checkpoints, log_every=1)
+    for step in (8, 12):
+        state = new_state()
+        state.load(checkpoints)
+        with pytest.raises(Interrupted, match=f"stopped after step {step} of 12"):
+            run(state, upkeep=upkeep, folder=tmp_path)
+    state = new_state()
+    assert state.load(checkpoints) and state.step == 12
+    run(state, upkeep=upkeep, folder=tmp_path)
+    assert asked == [4, 8, 8, 12, 12]
+    asked[:] = [0]
+    whole = new_state()
+    expected = run(whole, upkeep=Upkeep(evaluate, evenly(12, 3), "val/top1", log_every=1))
+    assert read_metrics(tmp_path / "metrics.jsonl") == expected
+    assert torch.equal(weights(state.model), weights(whole.model)) and state.best_step == whole.best_step
 
 
 def test_a_stop_without_a_checkpoint_says_that_nothing_was_saved() -> None:
@@ -252,7 +280,8 @@ def test_a_step_that_is_not_finite_is_skipped_and_its_images_are_named(tmp_path:
     assert torch.isfinite(weights(state.model)).all() and state.health.skipped == 0
     events = read_events(tmp_path / "events.jsonl")
     assert [(event.step, event.kind) for event in events] == [(5, "skip"), (8, "skip")]
-    assert ".png, " in events[0].text and "training loss is nan" in events[0].text
+    assert "training loss is nan" in events[0].text and f"its images: {', '.join(events[0].images)}" in events[0].text
+    assert events[0].images == tuple(dict.fromkeys(f"{index}.png" for index in Order(6, 4, 0).batch(4)))
 
 
 def test_after_too_many_skipped_steps_a_run_goes_back_slower_and_leaves_their_batches_out(tmp_path: Path) -> None:
