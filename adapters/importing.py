@@ -237,6 +237,12 @@ def _given_entirely(config: ImportConfig) -> Preprocessing | None:
     return replace(Preprocessing.default(len(config.mean)), mean=config.mean, std=config.std)
 
 
+def licence_beside(path: Path) -> str | None:
+    """The licence that timm's ``config.json`` beside weights states."""
+    stated = (read_json(path.with_name("config.json")).get("pretrained_cfg") or {}).get("license")
+    return stated if isinstance(stated, str) else None
+
+
 def _refuse_shape_keys(config: ImportConfig) -> None:
     """An encoder file says its own shape."""
     for key in ("num_heads", "norm_eps", "image_size"):
@@ -251,12 +257,11 @@ def _provenance(config: ImportConfig, file: EncoderFile, path: Path) -> Provenan
         changes = {key: getattr(config, key) for key in ("parent", "licence") if getattr(config, key) is not None}
         return replace(file.provenance, **changes)
     inside = Path(config.weights).resolve().name if Path(config.weights).is_dir() else ""
-    stated = (read_json(path.with_name("config.json")).get("pretrained_cfg") or {}).get("license")
     return Provenance(
         method=file.provenance.method,
         config={"notes": list(file.notes)} if file.notes else {},
         parent=config.parent or (f"{inside}/{path.name}" if inside else path.name),
-        licence=config.licence or (stated if isinstance(stated, str) else None),
+        licence=config.licence or licence_beside(path),
         tool_version=__version__,
     )
 

@@ -12,7 +12,7 @@ import torch
 from ..core.config import CheckpointError
 from ..core.encoder import Encoder, Preprocessing, channel_names
 from ..core.weights import EncoderFile, Provenance, read_encoder
-from .importing import preprocessing_beside, weights_file
+from .importing import licence_beside, preprocessing_beside, weights_file
 
 logger = logging.getLogger("maelift")
 
@@ -32,7 +32,19 @@ def read_parent(source: str, key: str) -> EncoderFile:
         return file
     preprocessing, where = preprocessing_beside(path, file.encoder.spec.channels)
     logger.info("%s: %s; mean and deviation: %s", path, file.provenance.method, where)
-    return replace(file, encoder=_prepared(file.encoder, preprocessing))
+    provenance = replace(file.provenance, licence=licence_beside(path))
+    return replace(file, encoder=_prepared(file.encoder, preprocessing), provenance=provenance)
+
+
+def red_first(encoder: Encoder) -> Encoder:
+    """The same function of images whose channels come as red, green, blue."""
+    old = encoder.preprocessing
+    turned = replace(old, channel_names=("red", "green", "blue"), mean=old.mean[::-1], std=old.std[::-1])
+    state = encoder.state_dict()
+    state["patch_embed.proj.weight"] = state["patch_embed.proj.weight"].flip(1)
+    result = Encoder(encoder.spec, preprocessing=turned)
+    result.load_state_dict(state)
+    return result
 
 
 def _prepared(encoder: Encoder, preprocessing: Preprocessing) -> Encoder:

@@ -196,7 +196,7 @@ class BenchConfig:
 
     def mae_config(self, name: str, seed: int, out: str) -> PretrainConfig:
         """How the encoder of a MAE arm is pretrained."""
-        return resolve(PretrainConfig, self.arm(name).pretrain, defaults=self._of_all_arms(seed, out))
+        return PretrainConfig.resolve({**self._of_all_arms(seed, out), **self.arm(name).pretrain})
 
     def _of_all_arms(self, seed: int, out: str) -> dict[str, Any]:
         """The keys of pretraining that are the same for all arms."""

@@ -6,7 +6,6 @@ import csv
 import io
 import os
 import tempfile
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -88,13 +87,6 @@ def sync_tree(folder: Path) -> None:
                 os.fsync(file.fileno())
     for path in (*filter(Path.is_dir, folder.rglob("*")), folder):
         sync_folder(path)
-
-
-def names_without_ending(names: Sequence[str]) -> list[str]:
-    """A path without ending for each file: its name without ending, or with it where two would be the same."""
-    bare = [os.path.splitext(name)[0] for name in names]
-    count = Counter(bare)
-    return [short if count[short] == 1 else name for short, name in zip(bare, names, strict=True)]
 
 
 def _disk_error(temporary: Path, target: Path) -> OSError | None:

@@ -465,6 +465,10 @@ _TRANSFORMERS_NAMES = (
         (f"decoder_blocks.*.{ours}", f"decoder.decoder_layers.*.{old}", f"decoder.decoder_layers.*.{new}")
         for ours, old, new in _LAYER_NAMES
     ),
+    *(
+        (f"decoder_blocks.*.{ours}", f"decoder.decoder_encoder.layer.*.{old}", f"decoder.decoder_encoder.layer.*.{new}")
+        for ours, old, new in _LAYER_NAMES  # as 5.x saves them
+    ),
     *((name, f"decoder.{name}", f"decoder.{name}") for name in ("mask_token", "decoder_pos_embed")),
     *(
         (f"{name}.*", f"decoder.{name}.*", f"decoder.{name}.*")

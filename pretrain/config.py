@@ -145,7 +145,8 @@ class PretrainConfig:
         if isinstance(self.holdout, float) and self.holdout >= 1:
             raise ConfigError("holdout", self.holdout, "a share below 1, or a whole number of images")
         if self.warmup_epochs is not None and self.warmup_epochs >= self.epochs:
-            raise ConfigError("warmup_epochs", self.warmup_epochs, f"fewer than epochs={self.epochs:g}")
+            expected = f"fewer than epochs={self.epochs:g}"
+            raise ConfigError("warmup_epochs", self.warmup_epochs, expected, "With null it is 5 % of them.")
         if self.mix is not None and (
             isinstance(self.data, str) or len(self.mix) != len(self.data) or min(self.mix) <= 0
         ):
@@ -177,7 +178,7 @@ class PretrainConfig:
     def resolve(cls, overrides: Sequence[str] | Mapping[str, object] = (), file: Path | None = None) -> PretrainConfig:
         """The configuration: what the user says, over the recipe that it names."""
         name = raw_value("recipe", overrides, file)
-        return resolve(cls, overrides, file, {} if name is None else recipe_defaults(str(name)))
+        return resolve(cls, overrides, file, {} if name in (None, "null") else recipe_defaults(str(name)))
 
     @property
     def sources(self) -> str:

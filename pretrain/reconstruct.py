@@ -109,17 +109,18 @@ def reconstruct(config: ReconstructConfig) -> ReconstructResult:
             if path.exists() and (compared.exists() or not config.compare):
                 continue
             try:
-                image = to_array(opened(images, number, form).pixels(), model.spec.channels)
+                found = opened(images, number, form)
+                stored = found.pixels()
+                image = to_array(stored, model.spec.channels)
+                hidden = None if masks is None else masks.of(images.name(number), (image.shape[1], image.shape[2]))
+                filled = _fill_in(config, model, image, hidden, number, draw)
             except DataError as error:
                 rejected.append((images.name(number), str(error)))
                 break
-            filled = _fill_in(
-                config, model, image, None if masks is None else masks.of(images.name(number)), number, draw
-            )
             path.parent.mkdir(parents=True, exist_ok=True)
             if config.compare:
                 _write(_side_by_side(filled.image, filled.seen, filled.result), compared)
-            _write(_picture(filled.result), path)
+            _write(_result(filled.result, gray=stored.shape[2] == 1, deep=found.bits == 16), path)
         tell(number + 1, len(images))
     if rejected:
         write_rejected(out / "rejected.csv", rejected)
@@ -187,7 +188,7 @@ def _fill_in(
     number: int,
     draw: int,
 ) -> Filled:
-    """Fill in an image (C, H, W); ``hidden_pixels`` (H', W') of a mask picture, else a mask is drawn."""
+    """Fill in an image (C, H, W); ``hidden_pixels`` (H, W) of a mask picture, else a mask is drawn."""
     size, grid = (image.shape[1], image.shape[2]), model.spec.grid
     if hidden_pixels is None:
         noise = torch.rand(1, model.spec.num_patches, generator=torch_stream(config.seed, "reconstruct", number, draw))
@@ -195,10 +196,11 @@ def _fill_in(
         patches = mask.hidden.reshape(grid).bool().numpy()
         unknown = patches[np.ix_(_cells(size[0], grid[0]), _cells(size[1], grid[1]))]
     else:
-        unknown = np.asarray(Image.fromarray(hidden_pixels).resize((size[1], size[0]), Image.Resampling.NEAREST))
+        unknown = hidden_pixels
         mask = mask_of(torch.from_numpy(_any_in_patch(unknown, grid)).reshape(1, -1))
     device = model.pos_embed.device
-    pixels = torch.from_numpy(_resized(image, model.spec.image_size)).to(device)
+    known = image if hidden_pixels is None else _without(image, hidden_pixels)
+    pixels = torch.from_numpy(_resized(known, model.spec.image_size)).to(device)
     images = model.preprocessing.normalize(pixels[None])
     moved = mask.to(device)
     pred = model.decode(model.encode(images, moved), moved).float()
@@ -248,8 +250,11 @@ class _Masks:
                 f"mask={path}: no such file. Expected a picture, or a folder of pictures named as the images."
             )
 
-    def of(self, name: str) -> NDArray[np.bool_]:
-        """(H, W) bool, True where the picture is white; raises DataError where it hides nothing or all."""
+    def of(self, name: str, size: tuple[int, int]) -> NDArray[np.bool_]:
+        """(H, W) bool, True where the picture is white, for an image of ``size``.
+
+        Raises DataError where it hides nothing or all, or has other proportions than the image.
+        """
         file = self._path if self._files is None else self._files.get(str(Path(name).with_suffix("")))
         if file is None:
             raise DataError(f"mask={self._path}: no mask for {name}. Expected {Path(name).with_suffix('.png')} there.")
@@ -263,7 +268,13 @@ class _Masks:
         if hidden.all() or not hidden.any():
             what = "everything" if hidden.all() else "nothing"
             raise DataError(f"mask={file}: hides {what}. Expected white pixels where the image is to be filled in.")
-        return hidden
+        height, width = hidden.shape
+        if abs(height * size[1] - width * size[0]) > max(height, width, *size):  # a pixel of rounding
+            raise DataError(
+                f"mask={file}: {height}×{width} pixels for an image of {size[0]}×{size[1]}; expected its shape."
+            )
+        scaled = Image.fromarray(hidden).resize((size[1], size[0]), Image.Resampling.NEAREST)
+        return np.asarray(scaled, dtype=bool)
 
 
 def _images(config: ReconstructConfig) -> ImageSet:
@@ -325,6 +336,23 @@ def _resized(image: NDArray[np.generic], size: tuple[int, int]) -> NDArray[np.fl
         for plane in image
     )
     return np.stack([np.asarray(plane) for plane in planes]) if image.shape[1:] != size else image.astype(np.float32)
+
+
+def _without(image: NDArray[np.generic], hidden: NDArray[np.bool_]) -> NDArray[np.generic]:
+    """An image (C, H, W) whose hidden pixels (H, W) are as the nearest visible one: resizing would mix them into visible ones."""
+    from scipy.ndimage import distance_transform_edt
+
+    rows, columns = distance_transform_edt(hidden, return_distances=False, return_indices=True)
+    return np.ascontiguousarray(image[:, rows, columns])
+
+
+def _result(image: NDArray[np.float32], *, gray: bool, deep: bool) -> Image.Image:
+    """Values (C, H, W) from 0 to 255 as a picture like the image: gray where that was, of 16 bits where gray and so deep."""
+    if gray:
+        image = image.mean(axis=0, keepdims=True)
+    if deep and len(image) == 1:
+        return Image.fromarray((image[0].clip(0, 255) * (65535 / 255)).round().astype(np.uint16))
+    return _picture(image)
 
 
 def _picture(image: NDArray[np.float32]) -> Image.Image:

@@ -123,7 +123,7 @@ def pretrain(
         labeled = read_probe(config.probe, config.max_rejected)
         folder = RunFolder.open(output_folder(config.out), config, ranks)
         source = read_source(config, images, folder.path, ranks)
-        folder.check_data(source.manifest.digest, ranks)
+        folder.check_data(source.manifest.digest, ranks, None if beginning is None else beginning.digest)
         done = folder.path / ENCODER_FILE
         if done.exists():
             logger.info("pretrain: %s is there already; nothing was done again", done)
@@ -199,7 +199,7 @@ def _prepare(
         config.model, image_size=config.image_size, patch_size=config.patch_size, channels=source.channels
     )
     if preprocessing is None and beginning is not None and config.statistics == "auto":
-        preprocessing = beginning.preprocessing(source.channels)
+        preprocessing = beginning.preprocessing(source.channels, config.value_range)
     preprocessing = preprocessing or data_preprocessing(config, source)
     with isolated(config.seed, "weights"):
         model = MaskedAutoencoder(

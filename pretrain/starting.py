@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from ..adapters.bundle import blue_first
 from ..adapters.importing import weights_file
-from ..adapters.parents import TIMM, read_parent
-from ..core.config import CheckpointError, ConfigError
+from ..adapters.parents import TIMM, read_parent, red_first
+from ..core.config import CheckpointError, ConfigError, show
 from ..core.encoder import PRESETS, EncoderSpec, Preprocessing, preset_spec
-from ..core.weights import DECODER_FILE, EncoderFile, read_decoder, read_tensors
+from ..core.foreign import read_json
+from ..core.weights import (
+    DECODER_FILE,
+    EncoderFile,
+    content_hash,
+    from_transformers_names,
+    read_decoder,
+    read_tensors,
+)
 from .config import PretrainConfig
 from .mae import MaskedAutoencoder
 
@@ -21,12 +30,28 @@ DECODER_NAMES = ("mask_token", "decoder_")
 
 
 @dataclass(frozen=True)
+class Companion:
+    """A decoder's tensors; its number of heads and whether its target was normalised, None where that isn't said."""
+
+    state: Mapping[str, Tensor]
+    num_heads: int | None
+    norm_pix_loss: bool | None
+
+
+@dataclass(frozen=True)
 class Beginning:
-    """The weights that a pretraining begins with, read from ``source``; ``decoder``: the tensors that go with them, if any."""
+    """The weights that a pretraining begins with, read from ``source``, and the decoder that goes with them, if any."""
 
     source: str
     file: EncoderFile
-    decoder: Mapping[str, Tensor] | None
+    decoder: Companion | None
+
+    @property
+    def digest(self) -> str:
+        """A hash of the tensors that are begun with."""
+        if self.decoder is None:
+            return self.file.content_hash
+        return content_hash({**self.file.encoder.state_dict(), **self.decoder.state})
 
     @property
     def parent(self) -> str:
@@ -35,10 +60,18 @@ class Beginning:
             return self.source
         return f"{self.source} ({self.file.provenance.method}, sha256 {self.file.content_hash[:12]})"
 
-    def preprocessing(self, channels: int) -> Preprocessing | None:
-        """How their images were prepared; None where these have other channels."""
+    def preprocessing(self, channels: int, value_range: tuple[float, float] | None) -> Preprocessing | None:
+        """How their images were prepared; None where these have other channels, or a value range of their own is given.
+
+        Raises ConfigError for images of 8 bits where theirs had others.
+        """
         own = self.file.encoder.preprocessing
-        return own if self.file.encoder.spec.channels == channels else None
+        if value_range is None and own.value_range != (0.0, 255.0):
+            low, high = own.value_range
+            expected = f"[{low:g},{high:g}], the values that init={self.source} was trained on"
+            raise ConfigError("value_range", None, expected, "Or give statistics=data, to begin with it on others.")
+        same = self.file.encoder.spec.channels == channels and value_range in (None, own.value_range)
+        return own if same else None
 
 
 def read_beginning(config: PretrainConfig) -> Beginning | None:
@@ -48,6 +81,8 @@ def read_beginning(config: PretrainConfig) -> Beginning | None:
     file = read_parent(config.init, "init")
     _check_architecture(preset_spec(config.model, patch_size=config.patch_size), file.encoder.spec, config.init)
     decoder = _decoder_of(file, config.init) if config.init_decoder == "auto" else None
+    if blue_first(file.encoder.preprocessing):  # image files are red, green, blue
+        file, decoder = replace(file, encoder=red_first(file.encoder)), None
     return Beginning(config.init, file, decoder)
 
 
@@ -100,10 +135,16 @@ def _check_architecture(model: EncoderSpec, parent: EncoderSpec, source: str) ->
 
 def _fitting_decoder(model: MaskedAutoencoder, beginning: Beginning) -> tuple[dict[str, Tensor], str]:
     """The tensors of the decoder that the model can take over, and what was done, in words."""
-    if not beginning.decoder:
+    if beginning.decoder is None:
         return {}, "the decoder begins anew"
     own = model.decoder_state()
-    state = {**beginning.decoder, "decoder_pos_embed": own["decoder_pos_embed"]}  # fixed sines and cosines
+    for name, there, here in (
+        ("decoder.num_heads", beginning.decoder.num_heads, model.decoder_spec.num_heads),
+        ("norm_pix_loss", beginning.decoder.norm_pix_loss, model.norm_pix_loss),
+    ):
+        if there not in (None, here):
+            return {}, f"the decoder begins anew: that of these weights has {name}={show(there)}, not {show(here)}"
+    state = {**beginning.decoder.state, "decoder_pos_embed": own["decoder_pos_embed"]}  # fixed sines and cosines
     channels = beginning.file.encoder.spec.channels
     if channels != model.spec.channels:
         for name in ("decoder_pred.weight", "decoder_pred.bias"):
@@ -116,18 +157,24 @@ def _fitting_decoder(model: MaskedAutoencoder, beginning: Beginning) -> tuple[di
     return state, "the decoder was taken over"
 
 
-def _decoder_of(file: EncoderFile, source: str) -> dict[str, Tensor] | None:
+def _decoder_of(file: EncoderFile, source: str) -> Companion | None:
     """The decoder in the checkpoint itself, or in the decoder file that belongs to the encoder file."""
     if source.startswith(TIMM):
         return None
     path = weights_file(Path(source))
-    inside = {name: tensor for name, tensor in read_tensors(path)[0].items() if name.startswith(DECODER_NAMES)}
+    tensors = from_transformers_names(read_tensors(path)[0])
+    inside = {name: tensor for name, tensor in tensors.items() if name.startswith(DECODER_NAMES)}
     beside = path.with_name(DECODER_FILE)
-    if inside or not beside.is_file():
-        return inside
+    if inside:
+        # Of transformers; other checkpoints say neither. A norm_pix_loss of false is the default there, and tells nothing.
+        facts = read_json(path.with_name("config.json"))
+        heads, target = facts.get("decoder_num_attention_heads"), facts.get("norm_pix_loss")
+        return Companion(inside, heads if isinstance(heads, int) else None, True if target is True else None)
+    if not beside.is_file():
+        return None
     decoder = read_decoder(beside)
     if decoder.encoder != file.content_hash:
         raise CheckpointError(
             f"{beside}: the decoder of another encoder than {path}. Remove it, or give init_decoder=new to begin with none."
         )
-    return dict(decoder.state)
+    return Companion(decoder.state, decoder.num_heads, decoder.norm_pix_loss)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from ..adapters.bundle import blue_first
-from ..adapters.parents import read_parent
+from ..adapters.parents import read_parent, red_first
 from ..core.config import ConfigError, DataError
 from ..core.encoder import Encoder, EncoderSpec, ModelName, Preprocessing, channel_names, check_divisible, preset_spec
 from ..core.images import ImageSet, channel_statistics
@@ -58,7 +58,7 @@ def start_encoder(start: Start, source: EncoderFile | None, images: ImageSet, gr
         raise ConfigError("patch_size", start.patch_size, f"null, or the encoder's {encoder.spec.patch_size}")
     _need_image_channels(start, encoder)
     if blue_first(encoder.preprocessing):
-        encoder = _red_first(encoder)
+        encoder = red_first(encoder)
         notes.append(
             "the encoder's channels are blue, green, red: its patch kernel was turned round for red, green, blue"
         )
@@ -106,14 +106,3 @@ def _need_image_channels(start: Start, encoder: Encoder) -> None:
             f"encoder={start.encoder}: its images have values from {value_range[0]:g} to {value_range[1]:g}, but image files "
             "are read as 0 to 255. Give an encoder that was pretrained on image files."
         )
-
-
-def _red_first(encoder: Encoder) -> Encoder:
-    """The same function of images whose channels come as red, green, blue."""
-    old = encoder.preprocessing
-    turned = replace(old, channel_names=("red", "green", "blue"), mean=old.mean[::-1], std=old.std[::-1])
-    state = encoder.state_dict()
-    state["patch_embed.proj.weight"] = state["patch_embed.proj.weight"].flip(1)
-    result = Encoder(encoder.spec, preprocessing=turned)
-    result.load_state_dict(state)
-    return result

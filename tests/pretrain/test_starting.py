@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,19 @@ import pytest
 import torch
 import yaml
 from maelift.core.config import ConfigError, MaeliftError
-from maelift.core.weights import read_decoder, read_encoder
+from maelift.core.encoder import Preprocessing
+from maelift.core.weights import Provenance, read_decoder, read_encoder, save_encoder
 from maelift.pretrain.config import RECIPES, PretrainConfig
 from maelift.pretrain.starting import to_channels
-from maelift.tests.support import TINY, encoder_file, one_line_error, random_encoder, run_maelift, write_images
+from maelift.tests.support import (
+    TINY,
+    encoder_file,
+    framework,
+    one_line_error,
+    random_encoder,
+    run_maelift,
+    write_images,
+)
 from safetensors.torch import load_file
 
 
@@ -98,6 +108,76 @@ def test_weights_that_do_not_fit_are_told_in_a_line(first: tuple[Path, Path], tm
     assert not (tmp_path / "run" / "config.yaml").exists()
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("decoder.num_heads", 4, "decoder.num_heads=2, not 4"),
+        ("norm_pix_loss", "false", "norm_pix_loss=true, not false"),
+    ],
+)
+def test_a_decoder_that_computes_something_else_is_not_taken_over(
+    first: tuple[Path, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture, key: str, value: object, said: str
+) -> None:
+    data, encoder = first
+    caplog.set_level("INFO", logger="maelift")
+    on = pretrain(data, tmp_path / "on", epochs=1, lr=1e-12, init=str(encoder), **{key: value})
+    states = [load_file(file.with_name("decoder.safetensors")) for file in (encoder, on)]
+    assert said in caplog.text
+    assert not torch.allclose(states[0]["decoder_embed.weight"], states[1]["decoder_embed.weight"])
+
+
+def test_the_decoder_in_a_folder_of_transformers_is_taken_over(tmp_path: Path) -> None:
+    transformers = framework("transformers")
+    encoder = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 256}
+    decoder = {"decoder_hidden_size": 16, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2}
+    sizes = {"decoder_intermediate_size": 64, "image_size": 16, "patch_size": 4}
+    model = transformers.ViTMAEForPreTraining(transformers.ViTMAEConfig(**encoder, **decoder, **sizes))
+    model.save_pretrained(tmp_path / "vit-mae")
+    data = write_images(tmp_path / "data", 20)
+    on = pretrain(data, tmp_path / "on", epochs=1, lr=1e-12, init=str(tmp_path / "vit-mae"))
+    found = read_decoder(on.with_name("decoder.safetensors")).state
+    assert torch.allclose(found["decoder_pred.weight"], model.decoder.decoder_pred.weight.detach(), atol=1e-6)
+
+
+def test_an_encoder_of_blue_green_red_is_turned_round(first: tuple[Path, Path], tmp_path: Path) -> None:
+    encoder = random_encoder("vit_nano", image_size=16)
+    encoder.preprocessing = Preprocessing(("blue", "green", "red"), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    save_encoder(encoder, tmp_path / "bgr.safetensors", Provenance("test"))
+    on = read_encoder(pretrain(first[0], tmp_path / "on", epochs=1, lr=1e-12, init=str(tmp_path / "bgr.safetensors")))
+    assert on.encoder.preprocessing == Preprocessing(("red", "green", "blue"), (0.3, 0.2, 0.1), (0.6, 0.5, 0.4))
+    kernels = [each.patch_embed.proj.weight for each in (encoder, on.encoder)]
+    assert torch.allclose(kernels[1], kernels[0].flip(1), atol=1e-6)
+
+
+def test_values_of_another_range_are_asked_about(first: tuple[Path, Path], tmp_path: Path) -> None:
+    data, file = first
+    encoder = random_encoder("vit_nano", image_size=16)
+    encoder.preprocessing = dataclasses.replace(Preprocessing.default(3), value_range=(0.0, 4095.0))
+    deep = encoder_file(tmp_path / "deep.safetensors", encoder)
+    with pytest.raises(ConfigError, match=r"expected \[0,4095\], the values that init="):
+        pretrain(data, tmp_path / "on", epochs=1, init=str(deep))
+    given = read_encoder(pretrain(data, tmp_path / "given", epochs=1, init=str(file), value_range="[0,512]"))
+    assert given.encoder.preprocessing.value_range == (0.0, 512.0)
+
+
+def test_the_licence_beside_weights_is_recorded(first: tuple[Path, Path], tmp_path: Path) -> None:
+    data, encoder = first
+    (tmp_path / "timm").mkdir()
+    torch.save(load_file(encoder), tmp_path / "timm" / "pytorch_model.bin")
+    facts = {"architecture": "vit", "pretrained_cfg": {"license": "cc-by-nc-4.0", "mean": [0.5] * 3, "std": [0.5] * 3}}
+    (tmp_path / "timm" / "config.json").write_text(json.dumps(facts))
+    on = pretrain(data, tmp_path / "on", epochs=1, init=str(tmp_path / "timm"))
+    assert read_encoder(on).provenance.licence == "cc-by-nc-4.0"
+
+
+def test_a_run_goes_on_only_from_the_weights_that_it_began_with(first: tuple[Path, Path], tmp_path: Path) -> None:
+    file = encoder_file(tmp_path / "e.safetensors", random_encoder("vit_nano", image_size=16))
+    pretrain(first[0], tmp_path / "on", epochs=1, init=str(file))
+    encoder_file(file, random_encoder("vit_nano", image_size=16, seed=1))
+    with pytest.raises(MaeliftError, match="from another encoder"):
+        pretrain(first[0], tmp_path / "on", epochs=1, init=str(file))
+
+
 def test_the_average_of_the_weights_is_what_is_judged_and_written(first: tuple[Path, Path], tmp_path: Path) -> None:
     data, _ = first
     plain = load_file(pretrain(data, tmp_path / "plain", epochs=4))
@@ -139,3 +219,6 @@ def test_the_paper_s_recipe() -> None:
         PretrainConfig.resolve(["recipe=vit_giant", "data=x", "out=y"])
     with pytest.raises(MaeliftError):
         PretrainConfig.resolve(["recipe=vit_base", "out=y"])
+    with pytest.raises(ConfigError, match="With null it is 5 %"):
+        PretrainConfig.resolve(["recipe=vit_base", "data=x", "out=y", "epochs=20"])
+    assert PretrainConfig.resolve(["recipe=null", "data=x", "out=y"]).recipe is None
