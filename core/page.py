@@ -99,7 +99,7 @@ def svg(figure: Figure, name: str) -> Markup:
     drawing = re.sub(r"#000000|#b0b0b0", "currentColor", drawing)
     for number, colour in enumerate(COLOURS):
         drawing = drawing.replace(colour, f"var(--line{number})")
-    drawing = drawing.replace("<text ", '<text fill="currentColor" ')
+    drawing = re.sub(r"<text(?=[ >])", '<text fill="currentColor"', drawing)
     return Markup(drawing)
 
 

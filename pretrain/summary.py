@@ -136,11 +136,15 @@ def _notes(
         )
     share = _mean(records, "data_wait_share")
     if share is not None and share > WAIT_LIMIT:
-        notes.append(
-            f"{share:.0%} of the training time was spent waiting for images; the warnings under Events say what helps."
+        helps = (
+            "the warnings under Events say"
+            if counts["loader"]
+            else "workers, maelift data pack, crops_per_image: that is"
         )
+        notes.append(f"{share:.0%} of the training time was spent waiting for images; {helps} what helps.")
     if broken:
-        notes.append(f"{len(broken):,} images are broken and were left out; see Data.")
+        what = "image is broken and was" if len(broken) == 1 else "images are broken and were"
+        notes.append(f"{len(broken):,} {what} left out; see Data.")
     if len(source.pool) < FEW_IMAGES:
         notes.append(
             f"{len(source.pool):,} images are few to pretrain on: compare with a public encoder and with training from "
@@ -312,12 +316,12 @@ def _cost_table(records: Sequence[Mapping[str, float]], provenance: Provenance, 
 
 def _next(config: PretrainConfig, encoder: Path) -> list[tuple[str, str]]:
     """What to do next: in words, and as a command."""
-    file, out = shlex.quote(f"encoder={encoder}"), shlex.quote(str(encoder.parent))
+    file = shlex.quote(f"encoder={encoder}")
     return [
         ("Train a classifier on labelled images", f"maelift transfer classify {file} data=LABELLED_FOLDER out=FOLDER"),
         ("Train a detector", f"maelift transfer detect {file} data=COCO_FOLDER out=FOLDER"),
         ("Train a segmentor", f"maelift transfer segment {file} data=MASKS_FOLDER out=FOLDER"),
-        ("Fill in hidden parts of your own images", f"maelift reconstruct {out} data=IMAGES out=FOLDER"),
+        ("Fill in hidden parts of your own images", f"maelift reconstruct {file} images=IMAGES out=FOLDER"),
         ("Load it in another framework", f"maelift export {shlex.quote(str(encoder))} --to timm out=FOLDER"),
         ("Learn whether pretraining was worth it, with error bars", "maelift bench SUITE.yaml out=FOLDER"),
     ]
