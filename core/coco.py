@@ -24,6 +24,7 @@ from .config import DataError
 from .faults import Fault, refuse
 from .images import FolderImages
 from .labels import SPLIT_NAMES, Splits, draw_missing_splits, rarest_first_order, spread_order
+from .names import Numbers
 
 FaultKind = Literal[
     "broken entry",
@@ -123,7 +124,10 @@ class SizedImages(FolderImages):
             )
         return image
 
-    def subset(self, indices: Sequence[int]) -> SizedImages:
+    def origin(self) -> str | None:
+        return None  # what is found depends on the sizes
+
+    def subset(self, indices: Numbers) -> SizedImages:
         chosen = super().subset(indices)
         return SizedImages(chosen.root, chosen.paths, tuple(self.sizes[index] for index in indices))
 

@@ -18,12 +18,13 @@ from typing import Any, Literal, TypeVar
 
 from PIL import Image
 
+from .audit import pixel_hash
 from .coco import parse_detection
 from .config import ConfigError, DataError
 from .decoding import ARRAY_SUFFIXES, SUFFIXES, PixelFormat, picture_of
 from .faults import MENDING, Fault
 from .files import atomic_write_bytes, output_folder
-from .images import FolderImages, ImageSet, pixel_hash
+from .images import FolderImages, ImageSet
 from .labels import SPLIT_NAMES, LabeledImages, read_parts
 from .likeness import Thumbnail, best_matches, descriptors, threshold, thumbnail
 from .mask_images import Layout, SegmentationImages, parse_segmentation

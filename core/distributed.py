@@ -104,13 +104,13 @@ class Ranks:
             raise told[1]
         return cast(T, told[0])
 
-    def gather(self, names: list[str]) -> list[str]:
-        """The names of all processes, one after the other."""
+    def gather(self, values: list[T]) -> list[T]:
+        """The values of all processes, one after the other."""
         if self.world_size == 1:
-            return names
-        told: list[list[str]] = [[] for _ in range(self.world_size)]
-        dist.all_gather_object(told, names)
-        return [name for part in told for name in part]
+            return values
+        told: list[list[T]] = [[] for _ in range(self.world_size)]
+        dist.all_gather_object(told, values)
+        return [value for part in told for value in part]
 
     def shard(self, model: nn.Module, blocks: Iterable[nn.Module]) -> None:
         """Spread the model's parameters over the processes, in place (FSDP2): each of ``blocks`` is gathered by itself.

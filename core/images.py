@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import gzip
-import hashlib
-import io
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -22,8 +18,6 @@ from PIL import Image
 from .config import DataError
 from .decoding import (
     ANY_FORMAT,
-    ARRAY_SUFFIXES,
-    SUFFIXES,
     Opened,
     Picture,
     PixelFormat,
@@ -34,7 +28,8 @@ from .decoding import (
     picture_of,
     plain_mode,
 )
-from .files import atomic_write_bytes
+from .listing import file_stamps, list_files, list_images
+from .names import Names, Numbers
 from .randomness import stream
 
 ASPECT_RATIOS = (3 / 4, 4 / 3)
@@ -63,7 +58,7 @@ class ImageSet(Protocol):
         """The bytes of the image's file, not decoded; None where it is no file but a part of an array. Raises DataError."""
         ...
 
-    def subset(self, indices: Sequence[int]) -> ImageSet:
+    def subset(self, indices: Numbers) -> ImageSet:
         """The images with these numbers, in this order."""
         ...
 
@@ -77,7 +72,7 @@ class FolderImages:
     """Image files below ``root``, by their paths relative to it."""
 
     root: Path
-    paths: tuple[str, ...]
+    paths: Sequence[str]
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -95,11 +90,22 @@ class FolderImages:
         except OSError as error:
             raise DataError(f"{path}: can't be read ({(error.strerror or '').lower()}).") from error
 
-    def subset(self, indices: Sequence[int]) -> FolderImages:
+    def subset(self, indices: Numbers) -> FolderImages:
+        if isinstance(self.paths, Names):
+            return FolderImages(self.root, self.paths.subset(indices))
         return FolderImages(self.root, tuple(self.paths[index] for index in indices))
 
     def default_workers(self) -> int:
         return min(16, os.cpu_count() or 1)
+
+    def origin(self) -> str | None:
+        return f"folder {self.root.absolute()}"
+
+    def listed(self) -> Names:
+        return self.paths if isinstance(self.paths, Names) else Names.of(self.paths)
+
+    def stamps(self, numbers: Numbers) -> NDArray[np.int64]:
+        return file_stamps(f"{self.root}/{self.paths[number]}" for number in numbers)
 
 
 @dataclass(frozen=True)
@@ -122,7 +128,7 @@ class ArrayImages:
     def content(self, index: int) -> None:
         return None
 
-    def subset(self, indices: Sequence[int]) -> ArrayImages:
+    def subset(self, indices: Numbers) -> ArrayImages:
         return ArrayImages(self.array, self.prefix, self.indices[np.asarray(indices, dtype=np.int64)])
 
     def default_workers(self) -> int:
@@ -142,36 +148,19 @@ def find_images(data: str | Path, key: str = "data") -> ImageSet:
         return idx_images(path)
     if not path.is_dir():
         raise DataError(f"{key}={path}: no such folder. Expected a folder of images or an idx file.")
-    files = list_files(path)
-    suffixes = [Path(name).suffix.lower() for name in files]
-    found = [name for name, suffix in zip(files, suffixes, strict=True) if suffix in SUFFIXES]
-    found = found or [name for name, suffix in zip(files, suffixes, strict=True) if suffix in ARRAY_SUFFIXES]
-    if found:
-        return FolderImages(path, tuple(found))
+    if found := list_images(path):
+        return FolderImages(path, found)
     idx = idx_file(path, "train", "images") or idx_file(path, "", "images")
     if idx is not None:
         return idx_images(idx)
+    files = list_files(path)
     if not files:
         raise DataError(f"{key}={path}: the folder is empty. Expected images ({kinds()}) or idx files.")
-    counts = Counter(suffix or "no suffix" for suffix in suffixes)
+    counts = Counter(Path(name).suffix.lower() or "no suffix" for name in files)
     listed = ", ".join(f"{count} {suffix}" for suffix, count in counts.most_common(5))
     raise DataError(
         f"{key}={path}: no images among its {len(files)} files ({listed}). Expected {kinds()} or idx files."
     )
-
-
-def list_files(root: Path) -> list[str]:
-    """All files below a folder as sorted relative paths, hidden ones left out; raises DataError for unreadable ones."""
-
-    def refuse(error: OSError) -> None:
-        raise DataError(f"{error.filename}: can't be read ({(error.strerror or '').lower()}).") from error
-
-    files: list[str] = []
-    for folder, folders, names in os.walk(root, onerror=refuse, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        relative = Path(folder).relative_to(root)
-        files.extend((relative / name).as_posix() for name in names if not name.startswith("."))
-    return sorted(files)
 
 
 def idx_file(folder: Path, split: str, content: str) -> Path | None:
@@ -436,155 +425,9 @@ def _resampling(interpolation: Interpolation) -> Image.Resampling:
     return Image.Resampling[interpolation.upper()]
 
 
-@dataclass(frozen=True)
-class Look:
-    """What a look at an image found: a hash of its pixels, its channels, (height, width), bits, what is unusual about it and how
-    it is read all the same; or the ``reason`` why it is broken."""
-
-    name: str
-    content: str = ""
-    channels: int = 0
-    size: tuple[int, int] = (0, 0)
-    bits: int = 8
-    notes: tuple[str, ...] = ()
-    reason: str = ""
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What a look at every image found, one entry a sound image; ``rejected`` holds (name, reason) of the others.
-
-    ``hashes`` are of the decoded pixels, the same for one picture in two formats; ``kept`` are the sound images' numbers
-    among all; ``channels`` how many each has; ``bits`` the most that a value has; ``unusual``: (name, what was found and
-    done) of sound images that may not be what was meant.
-    """
-
-    names: tuple[str, ...]
-    hashes: tuple[str, ...]
-    channels: tuple[int, ...]
-    kept: tuple[int, ...]
-    rejected: tuple[tuple[str, str], ...]
-    unusual: tuple[tuple[str, str], ...] = ()
-    bits: int = 8
-
-    @classmethod
-    def of(cls, looks: Sequence[Look]) -> Manifest:
-        """The manifest of all images' looks, in order."""
-        kept = [number for number, look in enumerate(looks) if not look.reason]
-        return cls(
-            names=tuple(looks[number].name for number in kept),
-            hashes=tuple(looks[number].content for number in kept),
-            channels=tuple(looks[number].channels for number in kept),
-            kept=tuple(kept),
-            rejected=tuple((look.name, look.reason) for look in looks if look.reason),
-            unusual=tuple(
-                (looks[number].name, "; ".join(looks[number].notes)) for number in kept if looks[number].notes
-            ),
-            bits=max((looks[number].bits for number in kept), default=8),
-        )
-
-    @property
-    def gray(self) -> tuple[bool, ...]:
-        """Which images are grayscale."""
-        return tuple(channels == 1 for channels in self.channels)
-
-    @property
-    def digest(self) -> str:
-        """A hash of all names and contents, whatever their order."""
-        lines = sorted(f"{name}\t{content}\n" for name, content in zip(self.names, self.hashes, strict=True))
-        return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
-
-
-def audit(
-    images: ImageSet,
-    max_rejected: float = 0.05,
-    progress: Callable[[int, int], None] | None = None,
-    form: PixelFormat | None = None,
-) -> tuple[ImageSet, Manifest]:
-    """Open every image once; the sound ones, and what was found.
-
-    With ``form`` all channels and bits of the files are read, and one whose channels aren't those asked for is broken;
-    else they are opened as gray or colour (``ImageSet.open``). ``progress`` is called with (images done, images in all).
-    Raises DataError when the share of broken images is above ``max_rejected``, or when none is sound.
-    """
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        looks: list[Look] = []
-        for chunk in pool.map(lambda numbers: [look(images, number, form) for number in numbers], _chunks(len(images))):
-            looks.extend(chunk)
-            if progress is not None:
-                progress(len(looks), len(images))
-    manifest = Manifest.of(looks)
-    check_rejected(manifest.rejected, len(looks), max_rejected)
-    return (images if not manifest.rejected else images.subset(manifest.kept)), manifest
-
-
-def check_rejected(rejected: Sequence[tuple[str, str]], count: int, max_rejected: float) -> None:
-    """Raise DataError when more of ``count`` images are broken than ``max_rejected`` allows, or all."""
-    if rejected and (len(rejected) == count or len(rejected) > max_rejected * count):
-        examples = "; ".join(f"{name}: {reason}" for name, reason in rejected[:3])
-        raise DataError(
-            f"{len(rejected)} of {count} images are broken, more than max_rejected={max_rejected:g} "
-            f"allows ({examples}). Mend or remove them, or raise max_rejected."
-        )
-
-
-def look(images: ImageSet, number: int, form: PixelFormat | None = None) -> Look:
-    """Open an image and tell what it is; see ``audit``."""
-    name = images.name(number)
-    found: Opened | None = None
-    try:
-        if form is None:
-            opened_image = images.open(number)
-            picture = picture_of(opened_image) if isinstance(opened_image, Image.Image) else opened_image
-        else:
-            found = opened(images, number, form)
-            picture = found.pixels()
-            if form.channels is not None:
-                check_channels(picture.shape[2], form.channels)
-    except DataError as error:
-        reason = str(error).removeprefix(f"{getattr(images, 'root', '')}/{name}: ").removeprefix(f"{name}: ")
-        return Look(name, reason=reason)
-    return look_at(name, picture, found)
-
-
-def look_at(name: str, picture: Picture, found: Opened | None = None) -> Look:
-    """What is told of a picture that is decoded; ``found`` is what it was decoded from."""
-    height, width, channels = picture.shape
-    bits, notes = (8, ()) if found is None else (found.bits, found.notes)
-    return Look(name, pixel_hash(picture), channels, (height, width), bits, notes)
-
-
-def pixel_hash(picture: Picture) -> str:
-    """A hash of a picture's size and values, 32 hexadecimal digits."""
-    height, width, channels = picture.shape
-    modes = {("uint8", 1): "L", ("uint8", 3): "RGB", ("float32", 1): "F"}
-    mode = modes.get((str(picture.dtype), channels), f"{channels}{picture.dtype}")
-    digest = hashlib.blake2b(f"{mode}:{(width, height)};".encode(), digest_size=16)
-    digest.update(np.ascontiguousarray(picture).data)
-    return digest.hexdigest()
-
-
-def common_channels(counts: Iterable[int]) -> int:
-    """How many channels a run takes for images of so many: 1 where all are gray, 3 for gray and colour, else what all have.
-
-    Raises DataError where they differ otherwise.
-    """
-    found = Counter(counts)
-    if len(found) == 1:
-        return next(iter(found))
-    if set(found) <= {1, 3}:
-        return 3
-    listed = ", ".join(f"{count:,} with {channels}" for channels, count in found.most_common(5))
-    raise DataError(f"images of different channels ({listed}). Give channels=N; those that have others are left out.")
-
-
-def write_rejected(path: Path, rejected: Iterable[tuple[str, str]], column: str = "reason") -> None:
-    """Write the broken images and the reasons as CSV; or others, and what the ``column`` says of them."""
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(["path", column])
-    writer.writerows(rejected)
-    atomic_write_bytes(path, table.getvalue().encode("utf-8", "surrogateescape"))  # names may be of any bytes
+def statistics_sample(count: int, limit: int = 2000, seed: int = 0) -> NDArray[np.int64]:
+    """The numbers of the images, of ``count``, that statistics are taken of."""
+    return stream(seed, "statistics").permutation(count)[:limit]
 
 
 def channel_statistics(
@@ -594,7 +437,7 @@ def channel_statistics(
 
     With ``form`` of all channels and bits, where 0 and 1 are the ends of its value range, and without the broken images.
     """
-    numbers = stream(seed, "statistics").permutation(len(images))[:limit]
+    numbers = statistics_sample(len(images), limit, seed)
     low, high = (0.0, 255.0) if form is None or form.value_range is None else form.value_range
     count, total, squares = 0, np.zeros(channels), np.zeros(channels)
     for number in numbers:
@@ -614,7 +457,3 @@ def channel_statistics(
     mean = total / count
     std = np.sqrt(np.maximum(squares / count - mean**2, 0))
     return tuple(float(value) for value in mean), tuple(max(float(value), 1e-3) for value in std)
-
-
-def _chunks(count: int, size: int = 64) -> list[range]:
-    return [range(start, min(start + size, count)) for start in range(0, count, size)]

@@ -18,19 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Self
 
+from .audit import Manifest, audit
 from .config import DataError, nearest
 from .decoding import SUFFIXES, kinds
-from .images import (
-    ArrayImages,
-    FolderImages,
-    ImageSet,
-    Manifest,
-    audit,
-    find_images,
-    idx_file,
-    idx_images,
-    read_idx,
-)
+from .images import ArrayImages, FolderImages, ImageSet, find_images, idx_file, idx_images, read_idx
 from .randomness import stream
 from .shards import find_shards, read_shards
 from .tracking import counting

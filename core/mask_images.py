@@ -22,8 +22,9 @@ from PIL import Image, UnidentifiedImageError
 
 from .config import ConfigError, DataError
 from .faults import Fault, refuse
-from .images import FolderImages, find_images, list_files
+from .images import FolderImages, find_images
 from .labels import SPLIT_NAMES, Splits, draw_missing_splits, rarest_first_order, spread_order
+from .listing import list_files
 from .tracking import counting
 
 Layout = Literal["folders", "ade20k", "cityscapes"]

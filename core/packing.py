@@ -17,10 +17,11 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
+from .audit import check_rejected, write_rejected
 from .config import ConfigError, DataError, MaeliftError
 from .decoding import ARRAY_SUFFIXES, DEEP, SUFFIXES, Opened, Picture, PixelFormat
 from .files import atomic_path, atomic_write_text, output_folder
-from .images import ImageSet, check_channels, check_rejected, opened_content, write_rejected
+from .images import ImageSet, check_channels, opened_content
 from .plan import Plan
 from .randomness import stream
 from .sources import find_source

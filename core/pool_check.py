@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,10 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
+from .audit import Look, look_at, remember
 from .config import DataError
 from .decoding import PixelFormat
 from .faults import Fault
-from .images import FolderImages, ImageSet, channel_statistics, check_channels, look_at, opened
+from .images import FolderImages, ImageSet, channel_statistics, check_channels, opened
 from .likeness import Thumbnail, best_matches, descriptors, threshold, thumbnail
 from .tracking import counting
 
@@ -45,16 +47,6 @@ class PoolContent:
     near: float | None
 
 
-@dataclass(frozen=True)
-class _Look:
-    reason: str = ""
-    content: str = ""
-    channels: int = 0
-    size: tuple[int, int] = (0, 0)
-    notes: tuple[str, ...] = ()
-    thumbnail: Thumbnail | None = None
-
-
 def check_pool(
     images: ImageSet, form: PixelFormat, *, least_side: int, near: float | None, keep_near: bool
 ) -> PoolContent:
@@ -63,7 +55,7 @@ def check_pool(
     ``near`` as in ``DataCheckConfig``. Raises DataError when no image is sound.
     """
     compared = near != 1 and (near is not None or len(images) <= NEAR_LIMIT)
-    looks = _look_through(images, form, compared)
+    looks, thumbnails = _look_through(images, form, compared)
     channels = form.channels or _usual_channels(looks)
     faults: list[Fault] = []
     sound: list[int] = []
@@ -94,7 +86,7 @@ def check_pool(
             faults.append(
                 Fault("duplicate image", _name(images, number), "", f"the pixels of {_name(images, earlier)}")
             )
-    found, least = _near(images, single, looks, near) if compared else ({}, None)
+    found, least = _near(images, single, thumbnails, near) if compared else ({}, None)
     faults += [Fault("near-duplicate image", _name(images, number), "", text) for number, text in found.items()]
     kept = tuple(number for number in single if keep_near or number not in found)
     facts = _facts(images, looks, sound, channels, form, compared)
@@ -110,31 +102,36 @@ def paths_of(images: ImageSet, numbers: Sequence[int]) -> list[str]:
     return [str(root / images.name(number)) for number in numbers]
 
 
-def _look_through(images: ImageSet, form: PixelFormat, compared: bool) -> list[_Look]:
+def _look_through(images: ImageSet, form: PixelFormat, compared: bool) -> tuple[list[Look], dict[int, Thumbnail]]:
+    """What is found of each image, kept for a pretraining on them, and thumbnails of the sound ones."""
     tell = counting("looking through the images")
-    looks: list[_Look] = []
+    began = time.time_ns()
+    looks: list[Look] = []
+    thumbnails: dict[int, Thumbnail] = {}
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         for start in range(0, len(images), 1024):  # in parts: a pool's queue of millions would fill the memory
             numbers = range(start, min(start + 1024, len(images)))
-            for seen in pool.map(lambda number: _look(images, number, form, compared), numbers):
+            for seen, small in pool.map(lambda number: _look(images, number, form, compared), numbers):
+                if small is not None:
+                    thumbnails[len(looks)] = small
                 looks.append(seen)
                 tell(len(looks), len(images))
-    return looks
+    remember(images, form, looks, began)
+    return looks, thumbnails
 
 
-def _look(images: ImageSet, number: int, form: PixelFormat, compared: bool) -> _Look:
+def _look(images: ImageSet, number: int, form: PixelFormat, compared: bool) -> tuple[Look, Thumbnail | None]:
     try:
         image = opened(images, number, form)
         picture = image.pixels()
     except DataError as error:
         name = images.name(number)
-        return _Look(str(error).removeprefix(f"{_name(images, number)}: ").removeprefix(f"{name}: "))
+        return Look(name, reason=str(error).removeprefix(f"{_name(images, number)}: ").removeprefix(f"{name}: ")), None
     seen = look_at(images.name(number), picture, image)
-    small = thumbnail(picture, form.value_range or (0.0, 255.0)) if compared else None
-    return _Look("", seen.content, seen.channels, seen.size, seen.notes, small)
+    return seen, thumbnail(picture, form.value_range or (0.0, 255.0)) if compared else None
 
 
-def _usual_channels(looks: Sequence[_Look]) -> int:
+def _usual_channels(looks: Sequence[Look]) -> int:
     """The channels that most images have; colour, where some are gray and some are colour."""
     counts = Counter(look.channels for look in looks if not look.reason)
     if not counts:
@@ -144,11 +141,11 @@ def _usual_channels(looks: Sequence[_Look]) -> int:
 
 
 def _near(
-    images: ImageSet, numbers: Sequence[int], looks: Sequence[_Look], near: float | None
+    images: ImageSet, numbers: Sequence[int], seen: Mapping[int, Thumbnail], near: float | None
 ) -> tuple[dict[int, str], float | None]:
     """Images that are nearly an earlier one, with what is told of them, and the likeness from which on they are."""
     names = [str(number) for number in numbers]
-    thumbnails = [small for number in numbers if (small := looks[number].thumbnail) is not None]
+    thumbnails = [seen[number] for number in numbers]
     matches = list(best_matches({"all": names}, {"all": descriptors(thumbnails)}, within="all"))
     least = threshold([match.likeness for match in matches]) if near is None else near
     found = {
@@ -160,7 +157,7 @@ def _near(
 
 
 def _facts(
-    images: ImageSet, looks: Sequence[_Look], sound: Sequence[int], channels: int, form: PixelFormat, compared: bool
+    images: ImageSet, looks: Sequence[Look], sound: Sequence[int], channels: int, form: PixelFormat, compared: bool
 ) -> tuple[tuple[str, str], ...]:
     sides = np.array([min(looks[number].size) for number in sound])
     low, middle, high = np.percentile(sides, (0, 50, 100))

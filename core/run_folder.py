@@ -16,7 +16,7 @@ from .files import atomic_write_text
 FREE_KEYS = (
     *("out", "data", "encoder", "workers", "device", "accumulate", "launch", "slurm"),
     *("parallel", "activation_checkpointing", "compile"),
-    *("checkpoint_minutes", "checkpoints", "log_every", "probe", "wandb"),
+    *("checkpoint_minutes", "checkpoints", "log_every", "probe", "wandb", "reindex"),
 )
 """Keys that may differ between a run and its continuation: they do not change the result, but for rounding. The contents of
 data and encoder are compared themselves."""

@@ -13,9 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from .cache import cache_file, keep, kept
 from .config import DataError
 from .decoding import SUFFIXES, decode, kinds
 from .frameworks import require
+from .listing import FORMAT, KEPT_FROM, file_stamp, file_stamps, is_racy, packed, unpacked
+from .names import Names, Numbers
+from .tracking import counting
 
 LABEL_SUFFIXES = ("cls", "json")
 
@@ -29,7 +33,7 @@ class TarImages:
 
     shards: tuple[Path, ...]
     places: NDArray[np.int64]
-    names: tuple[str, ...]
+    names: Names
 
     def __len__(self) -> int:
         return len(self.names)
@@ -49,12 +53,23 @@ class TarImages:
         except OSError as error:
             raise DataError(f"{self.shards[shard]}: can't be read ({error.strerror}).") from error
 
-    def subset(self, indices: Sequence[int]) -> TarImages:
+    def subset(self, indices: Numbers) -> TarImages:
         numbers = np.asarray(indices, dtype=np.int64)
-        return TarImages(self.shards, self.places[numbers], tuple(self.names[index] for index in indices))
+        return TarImages(self.shards, self.places[numbers], self.names.subset(numbers))
 
     def default_workers(self) -> int:
         return min(16, os.cpu_count() or 1)
+
+    def origin(self) -> str | None:
+        return "\0".join(["shards", *(str(shard.absolute()) for shard in self.shards)])
+
+    def listed(self) -> Names:
+        return self.names
+
+    def stamps(self, numbers: Numbers) -> NDArray[np.int64]:
+        shards = self.places[np.asarray(numbers, dtype=np.int64), 0]
+        stamps: NDArray[np.int64] = file_stamps(map(str, self.shards))[shards]
+        return stamps
 
 
 def find_shards(data: str) -> list[Path]:
@@ -79,17 +94,60 @@ def find_shards(data: str) -> list[Path]:
 
 
 def index_shards(shards: Sequence[Path]) -> TarImages:
-    """The images of the shards, labelled or not; raises DataError for a shard that can't be read or two images of one key."""
-    places: list[tuple[int, int, int]] = []
-    names: list[str] = []
-    for number, shard in enumerate(shards):
-        for sample in _samples(shard).values():
-            if sample.image is not None:
-                places.append((number, *sample.place))
-                names.append(f"{shard.name}/{sample.image}")
-    if not names:
+    """The images of the shards, labelled or not; raises DataError for a shard that can't be read or two images of one key.
+
+    A shard that hasn't changed since the last time isn't looked through again.
+    """
+    file = tables_file(shards)
+    before = _read_tables(file)
+    tell = counting("looking through the shards", "shards")
+    tables, anew = [], 0
+    stamps = [file_stamp(shard) for shard in shards]
+    for number, (shard, stamp) in enumerate(zip(shards, stamps, strict=True)):
+        known, table = before.get(number, ("", None))
+        if table is None or known != stamp:
+            table, anew = _table(shard), anew + 1
+        tables.append(table)
+        tell(number + 1, len(shards))
+    counts = [len(places) for places, _ in tables]
+    if not sum(counts):
         raise DataError(f"{shards[0]}: no images in {len(shards)} shards. Expected KEY.jpg and the like ({kinds()}).")
-    return TarImages(tuple(shards), np.array(places, dtype=np.int64).reshape(-1, 3), tuple(names))
+    places = np.concatenate([places for places, _ in tables])
+    names = Names.joined([names for _, names in tables])
+    if anew and len(names) >= KEPT_FROM:
+        settled = {str(number): stamp for number, stamp in enumerate(stamps) if not is_racy(shards[number])}
+        keep(file, {"places": places, "counts": np.array(counts), **packed("names", names)}, settled)
+    numbers = np.repeat(np.arange(len(shards)), counts)
+    return TarImages(tuple(shards), np.column_stack([numbers, places]), names)
+
+
+def tables_file(shards: Sequence[Path]) -> Path:
+    """Where it is kept what the shards hold."""
+    return cache_file("shards", FORMAT, *(os.path.realpath(shard) for shard in shards))
+
+
+def _table(shard: Path) -> tuple[NDArray[np.int64], Names]:
+    """Where the images of a shard begin and how many bytes they are, (N, 2), and their names as SHARD/FILE."""
+    found = [sample for sample in _samples(shard).values() if sample.image is not None]
+    places = np.array([sample.place for sample in found], dtype=np.int64).reshape(-1, 2)
+    return places, Names.of(f"{shard.name}/{sample.image}" for sample in found)
+
+
+def _read_tables(file: Path) -> dict[int, tuple[str, tuple[NDArray[np.int64], Names]]]:
+    """What was kept of shards: by their numbers the stamps, and the tables."""
+    found = kept(file)
+    if found is None:
+        return {}
+    arrays, stamps = found
+    try:
+        names, places, ends = unpacked("names", arrays), arrays["places"], np.cumsum(arrays["counts"])
+    except KeyError:
+        return {}
+    begins = ends - arrays["counts"]
+    return {
+        number: (stamps.get(str(number), ""), (places[begin:end], names[begin:end]))
+        for number, (begin, end) in enumerate(zip(begins.tolist(), ends.tolist(), strict=True))
+    }
 
 
 def read_shards(shards: Sequence[Path]) -> tuple[TarImages, list[tuple[str, ...]]]:
@@ -113,7 +171,7 @@ def read_shards(shards: Sequence[Path]) -> tuple[TarImages, list[tuple[str, ...]
             labels.append(sample.labels)
     if not names:
         raise DataError(f"{shards[0]}: no images in {len(shards)} shards. Expected KEY.jpg with KEY.cls ({kinds()}).")
-    return TarImages(tuple(shards), np.array(places, dtype=np.int64).reshape(-1, 3), tuple(names)), labels
+    return TarImages(tuple(shards), np.array(places, dtype=np.int64).reshape(-1, 3), Names.of(names)), labels
 
 
 @dataclass

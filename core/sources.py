@@ -14,11 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from .audit import Lasting
+from .cache import cache_file, keep, kept
 from .config import DataError
 from .decoding import Picture, decode
 from .frameworks import require
 from .images import FolderImages, ImageSet, find_images
-from .shards import find_shards, index_shards
+from .listing import FORMAT, KEPT_FROM, file_stamp, file_stamps, is_racy, packed, tree_file, unpacked
+from .names import Names, Numbers
+from .shards import find_shards, index_shards, tables_file
 
 LISTS = (".txt", ".csv")
 PATH_COLUMNS = ("path", "file", "file_name", "filename", "image")
@@ -27,13 +31,17 @@ GROUPS_KEPT = 4
 """Row groups of Parquet files that each process keeps in memory."""
 
 
-def find_sources(data: str | Sequence[str]) -> ImageSet:
+def find_sources(data: str | Sequence[str], reindex: bool = False) -> ImageSet:
     """The images of one source, or of several one after the other.
 
     A source is a folder of images, or of tar shards, or of Parquet files; a list of paths (.txt, .csv); a tar shard or
     several (shards/{000..009}.tar); a Parquet file; an idx file; or a NumPy array (N, H, W) or (N, H, W, C) in a .npy
-    file. Raises DataError for one that isn't there or holds no images.
+    file. ``reindex``: what is known of them from before doesn't count. Raises DataError for one that isn't there or holds
+    no images.
     """
+    if reindex:
+        for part in [data] if isinstance(data, str) else data:
+            forget_source(part)
     if isinstance(data, str):
         return find_source(data)
     parts = tuple(find_source(part) for part in data)
@@ -57,6 +65,17 @@ def find_source(data: str) -> ImageSet:
     if shards := find_shards(data):
         return index_shards(shards)
     return find_images(path)
+
+
+def forget_source(data: str) -> None:
+    """Have a source listed from the start the next time."""
+    path = Path(data)
+    if path.is_dir():
+        tree_file(path).unlink(missing_ok=True)
+    if path.suffix.lower() in LISTS:
+        _list_file(path).unlink(missing_ok=True)
+    if shards := find_shards(data):
+        tables_file(shards).unlink(missing_ok=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,11 +108,27 @@ class SeveralImages:
         part, number = (int(value) for value in self.places[index])
         return self.parts[part].content(number)
 
-    def subset(self, indices: Sequence[int]) -> SeveralImages:
+    def subset(self, indices: Numbers) -> SeveralImages:
         return SeveralImages(self.parts, self.places[np.asarray(indices, dtype=np.int64)])
 
     def default_workers(self) -> int:
         return max(part.default_workers() for part in self.parts)
+
+    def origin(self) -> str | None:
+        origins = [part.origin() if isinstance(part, Lasting) else None for part in self.parts]
+        return None if None in origins else "\0".join(str(origin) for origin in origins)
+
+    def listed(self) -> Names:
+        return Names.of(map(self.name, range(len(self))))
+
+    def stamps(self, numbers: Numbers) -> NDArray[np.int64]:
+        places = self.places[np.asarray(numbers, dtype=np.int64)]
+        stamps = np.full((len(places), 3), -1, dtype=np.int64)
+        for number, part in enumerate(self.parts):
+            here = places[:, 0] == number
+            if isinstance(part, Lasting):
+                stamps[here] = part.stamps(places[here, 1])
+        return stamps
 
     def groups(self) -> list[NDArray[np.int64]]:
         """The numbers of each set's images."""
@@ -120,11 +155,20 @@ class NumpyImages:
     def content(self, index: int) -> None:
         return None
 
-    def subset(self, indices: Sequence[int]) -> NumpyImages:
+    def subset(self, indices: Numbers) -> NumpyImages:
         return NumpyImages(self.path, self.indices[np.asarray(indices, dtype=np.int64)])
 
     def default_workers(self) -> int:
         return min(4, os.cpu_count() or 1)
+
+    def origin(self) -> str | None:
+        return f"array {self.path.absolute()}"
+
+    def listed(self) -> Names:
+        return Names.of(map(self.name, range(len(self))))
+
+    def stamps(self, numbers: Numbers) -> NDArray[np.int64]:
+        return np.repeat(file_stamps([str(self.path)]), len(numbers), axis=0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,11 +200,22 @@ class ParquetImages:
             raise DataError(f"{self.name(index)}: no bytes in {self.column}")
         return bytes(content)
 
-    def subset(self, indices: Sequence[int]) -> ParquetImages:
+    def subset(self, indices: Numbers) -> ParquetImages:
         return ParquetImages(self.files, self.column, self.places[np.asarray(indices, dtype=np.int64)])
 
     def default_workers(self) -> int:
         return min(16, os.cpu_count() or 1)
+
+    def origin(self) -> str | None:
+        return "\0".join(["parquet", self.column, *(str(file.absolute()) for file in self.files)])
+
+    def listed(self) -> Names:
+        return Names.of(map(self.name, range(len(self))))
+
+    def stamps(self, numbers: Numbers) -> NDArray[np.int64]:
+        files = self.places[np.asarray(numbers, dtype=np.int64), 0]
+        stamps: NDArray[np.int64] = file_stamps(map(str, self.files))[files]
+        return stamps
 
 
 def read_parquet(files: Sequence[Path]) -> ParquetImages:
@@ -236,6 +291,29 @@ def _array(path: Path) -> NumpyImages:
 
 def _listed(path: Path) -> FolderImages:
     """The images that a list names, a path a line or in a column; relative ones from the list's folder."""
+    file, stamp = _list_file(path), file_stamp(path)
+    before = kept(file)
+    if before is not None and before[1].get("stamp") == stamp:
+        return FolderImages(path.parent, unpacked("names", before[0]))
+    paths = _read_list(path)
+    missing = [number for number, name in enumerate(paths) if not (path.parent / name).is_file()]
+    if missing:
+        raise DataError(
+            f"data={path}: {paths[missing[0]]} isn't there ({len(missing)} of {len(paths)} aren't). Expected paths from "
+            f"{path.parent}, or absolute ones."
+        )
+    names = Names.of(paths)
+    if len(names) >= KEPT_FROM and not is_racy(path):
+        keep(file, packed("names", names), {"stamp": stamp})
+    return FolderImages(path.parent, names)
+
+
+def _list_file(path: Path) -> Path:
+    """Where the list is kept once its files have been seen to be there."""
+    return cache_file("lists", FORMAT, os.path.realpath(path))
+
+
+def _read_list(path: Path) -> list[str]:
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -250,10 +328,4 @@ def _listed(path: Path) -> FolderImages:
     paths = [line for line in lines if line]
     if not paths:
         raise DataError(f"data={path}: an empty list. Expected a path a line, or a column named path.")
-    missing = [number for number, name in enumerate(paths) if not (path.parent / name).is_file()]
-    if missing:
-        raise DataError(
-            f"data={path}: {paths[missing[0]]} isn't there ({len(missing)} of {len(paths)} aren't). Expected paths from "
-            f"{path.parent}, or absolute ones."
-        )
-    return FolderImages(path.parent, tuple(paths))
+    return paths

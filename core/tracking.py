@@ -304,8 +304,8 @@ def _wandb_run(project: str, folder: Path, config: Mapping[str, Any]) -> Any:
     return run
 
 
-def counting(what: str) -> Callable[[int, int], None]:
-    """A listener to (done, total) that says now and then how many images are done, how fast, and the time left."""
+def counting(what: str, things: str = "images") -> Callable[[int, int], None]:
+    """A listener to (done, total) that says now and then how many things are done, how fast, and the time left."""
     began = said = time.monotonic()
 
     def tell(done: int, total: int) -> None:
@@ -315,7 +315,7 @@ def counting(what: str) -> Callable[[int, int], None]:
             said = now
             rate = done / (now - began)
             left = duration((total - done) / max(rate, 1e-9))
-            logger.info("%s: %d of %d images, %.0f images/s, %s left", what, done, total, rate, left)
+            logger.info("%s: %d of %d %s, %.0f %s/s, %s left", what, done, total, things, rate, things, left)
 
     return tell
 

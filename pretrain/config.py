@@ -118,6 +118,10 @@ class PretrainConfig:
     """checkpoints kept while the run lasts; where the newest is damaged, the one before takes its place"""
     max_rejected: float = 0.05
     """largest share of broken images that is put up with"""
+    audit: Literal["auto", "full", "light"] = "auto"
+    """images opened before training; full: every one, light: those held out and a sample, auto: light above 200,000"""
+    reindex: bool = False
+    """list and look through the images from the start; what was kept of earlier runs doesn't count"""
     seed: int = 0
     """seeds every random draw"""
     recipe: str | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,24 +11,27 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..core.audit import (
+    FORMAT,
+    KEPT_SECONDS,
+    Lasting,
+    Manifest,
+    audit,
+    check_rejected,
+    common_channels,
+    look_through,
+    write_rejected,
+)
 from ..core.batches import Sample, Uniforms
+from ..core.cache import cache_file, keep, kept
 from ..core.config import ConfigError, DataError
 from ..core.decoding import PixelFormat
 from ..core.distributed import Ranks
 from ..core.encoder import Preprocessing, channel_names, preset_spec
-from ..core.images import (
-    ImageSet,
-    Manifest,
-    audit,
-    channel_statistics,
-    common_channels,
-    fit_and_crop,
-    opened,
-    random_crops,
-    to_array,
-    write_rejected,
-)
+from ..core.images import ImageSet, channel_statistics, fit_and_crop, opened, random_crops, statistics_sample, to_array
+from ..core.names import Names
 from ..core.randomness import stream
+from ..core.sources import find_sources
 from ..core.tracking import counting, duration
 
 if TYPE_CHECKING:
@@ -36,6 +40,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger("maelift")
 
 CROP_DRAWS = 5
+FULL_AUDIT = 200_000
+"""Images up to which each is opened before training unasked: it takes minutes, and is done once."""
+SAMPLE = 512
+"""Images beside those held out that are opened to tell channels and bits, where not all are."""
 
 
 @dataclass(frozen=True)
@@ -99,37 +107,82 @@ class Source:
         raise reason
 
 
+def find_pool(config: PretrainConfig, ranks: Ranks) -> ImageSet:
+    """The images of the run's sources; raises DataError where the processes don't find the same.
+
+    The main process goes first, so that the others find what is kept of a long list.
+    """
+    if ranks.world_size == 1:
+        return find_sources(config.data, config.reindex)
+    ranks.share(lambda: len(find_sources(config.data, config.reindex)))
+    images = find_sources(config.data)
+    found = f"{len(images)} {images.listed().digest if isinstance(images, Lasting) else ''}"
+    if len(set(ranks.gather([found]))) > 1:
+        raise DataError(
+            f"data={config.sources}: the processes find different images there. Expected one storage for all."
+        )
+    return images
+
+
 def read_source(config: PretrainConfig, images: ImageSet, folder: Path, ranks: Ranks) -> Source:
-    """Look through the images once, and set some apart."""
+    """Look through the images once, all or a few of them as ``config.audit`` says, and set some apart."""
     begin = time.monotonic()
-    form = PixelFormat(config.channels, config.value_range)
-    sound, manifest = audit(images, config.max_rejected, counting("pretrain: looking through"), form)
+    light = config.audit == "light" or (config.audit == "auto" and len(images) > FULL_AUDIT)
+    pool, held_out, manifest = (_few if light else _all)(config, images, ranks)
     if ranks.is_main:
         if manifest.rejected:
             write_rejected(folder / "rejected.csv", manifest.rejected)
             logger.warning(
                 "pretrain: %d of %d images are broken and left out; see %s",
                 len(manifest.rejected),
-                len(images),
+                len(manifest.rejected) + len(manifest.kept),
                 folder / "rejected.csv",
             )
         if manifest.unusual:
             write_rejected(folder / "unusual.csv", manifest.unusual, "note")
             logger.info("pretrain: %d images are unusual, but read; see unusual.csv", len(manifest.unusual))
-        logger.info("pretrain: %d images looked through in %s", len(images), duration(time.monotonic() - begin))
+        looked = len(manifest.kept) + len(manifest.rejected)
+        logger.info("pretrain: %d images looked through in %s", looked, duration(time.monotonic() - begin))
+        if light:
+            logger.info(
+                "pretrain: the other %d are opened when they are trained on; the broken ones will stand in quarantine.csv "
+                "(audit=full opens all beforehand)",
+                len(images) - looked,
+            )
+    channels = config.channels or common_channels(manifest.channels)
+    spec = preset_spec(config.model, image_size=config.image_size, patch_size=config.patch_size)
+    return Source(pool, held_out, manifest, config, spec.image_size, channels)
+
+
+def _all(config: PretrainConfig, images: ImageSet, ranks: Ranks) -> tuple[ImageSet, ImageSet, Manifest]:
+    """The sound images to train on and to hold out, where each is opened."""
+    form = PixelFormat(config.channels, config.value_range)
+    progress = counting("pretrain: looking through")
+    sound, manifest = audit(images, config.max_rejected, progress, form, ranks=ranks, forget=config.reindex)
     check_split(config, len(sound), ranks.world_size)
     held_out = config.held_out_count(len(sound))
     order = stream(config.seed, "held out").permutation(len(sound))
-    channels = config.channels or common_channels(manifest.channels)
-    spec = preset_spec(config.model, image_size=config.image_size, patch_size=config.patch_size)
-    return Source(
-        pool=sound.subset(sorted(order[held_out:].tolist())),
-        held_out=sound.subset(sorted(order[:held_out].tolist())),
-        manifest=manifest,
-        config=config,
-        size=spec.image_size,
-        channels=channels,
-    )
+    return sound.subset(np.sort(order[held_out:])), sound.subset(np.sort(order[:held_out])), manifest
+
+
+def _few(config: PretrainConfig, images: ImageSet, ranks: Ranks) -> tuple[ImageSet, ImageSet, Manifest]:
+    """The same, where those held out are opened and as many others as tell what the images are like."""
+    form = PixelFormat(config.channels, config.value_range)
+    held_out = config.held_out_count(len(images))
+    order = stream(config.seed, "held out").permutation(len(images))
+    looked = order[: held_out + max(SAMPLE, math.ceil(config.max_rejected * held_out))]
+    progress = counting("pretrain: looking through")
+    looks = look_through(images, form, looked, progress=progress, ranks=ranks, forget=config.reindex)
+    listed = images.listed().digest if isinstance(images, Lasting) else Names.of(map(images.name, order)).digest
+    manifest = Manifest.of(looks, images.name, looked.tolist(), listed)
+    check_rejected(manifest.rejected, len(looked), config.max_rejected)
+    kept = np.array(manifest.kept[:held_out], dtype=np.int64)
+    pool = np.ones(len(images), dtype=bool)
+    pool[looked] = False
+    pool[list(manifest.kept)] = True
+    pool[kept] = False
+    check_split(config, len(kept) + int(pool.sum()), ranks.world_size)
+    return images.subset(np.flatnonzero(pool)), images.subset(np.sort(kept)), manifest
 
 
 def data_preprocessing(config: PretrainConfig, source: Source) -> Preprocessing:
@@ -137,10 +190,28 @@ def data_preprocessing(config: PretrainConfig, source: Source) -> Preprocessing:
     if config.statistics == "imagenet" or (config.statistics == "auto" and source.channels == 3 and usual_range):
         usual = Preprocessing.default(source.channels)
         return replace(usual, value_range=config.value_range or usual.value_range, bit_depth=source.manifest.bits)
-    mean, std = channel_statistics(source.pool, source.channels, seed=config.seed, form=source.form)
+    mean, std = _statistics(config, source)
     return Preprocessing(
         channel_names(source.channels), mean, std, config.value_range or (0.0, 255.0), source.manifest.bits
     )
+
+
+def _statistics(config: PretrainConfig, source: Source) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of the pool's channels; known from before, where the same images were measured."""
+    pool, file = source.pool, None
+    if isinstance(pool, Lasting) and (origin := pool.origin()) is not None:
+        sample = statistics_sample(len(pool), seed=config.seed)
+        seen = (pool.listed().subset(sample).digest, str(pool.stamps(sample).tolist()))
+        file = cache_file("statistics", FORMAT, origin, *seen, repr(source.form))
+    found = None if config.reindex or file is None else kept(file)
+    if found is None:
+        began = time.monotonic()
+        mean, std = channel_statistics(pool, source.channels, seed=config.seed, form=source.form)
+        if file is not None and time.monotonic() - began > KEPT_SECONDS:
+            keep(file, {"statistics": np.array([mean, std])}, {"kind": "statistics"})
+        return mean, std
+    mean, std = (tuple(float(value) for value in row) for row in found[0]["statistics"])
+    return mean, std
 
 
 def check_split(config: PretrainConfig, images: int, world_size: int) -> None:

@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..core.audit import audit
 from ..core.config import ConfigError
 from ..core.encoder import Encoder, Features
-from ..core.images import ImageSet, audit
+from ..core.images import ImageSet
 from ..core.labels import LabeledImages, draw_labeled, read_splits
 from ..core.optim import set_learning_rate, warmup_cosine
 from ..core.probing import L2_GRID, AttentiveProbe, LinearProbe, NearestNeighbours, linear_fits

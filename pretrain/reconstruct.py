@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from ..core.audit import write_rejected
 from ..core.config import ConfigError, DataError, MaeliftError, config_difference, to_dict, write_config
 from ..core.decoding import SUFFIXES, PixelFormat
 from ..core.distributed import choose_device
 from ..core.files import atomic_path, output_folder
-from ..core.images import FolderImages, ImageSet, find_images, opened, to_array, write_rejected
+from ..core.images import FolderImages, ImageSet, find_images, opened, to_array
 from ..core.plan import Plan
 from ..core.randomness import torch_stream
 from ..core.tracking import counting

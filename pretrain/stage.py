@@ -42,7 +42,7 @@ from .config import PretrainConfig
 from .mae import MaskedAutoencoder
 from .monitor import SUMMARY_FILE, Monitor, loading_advice
 from .planning import plan
-from .pool import CROP_DRAWS, Source, check_split, data_preprocessing, read_source
+from .pool import CROP_DRAWS, Source, check_split, data_preprocessing, find_pool, read_source
 from .probing import ProbeImages, read_probe
 from .starting import Beginning, read_beginning, take_over
 
@@ -116,7 +116,7 @@ def pretrain(
     """
     with Ranks.here(config.device) as ranks:
         beginning = read_beginning(config)
-        images = images if images is not None else find_sources(config.data)
+        images = images if images is not None else find_pool(config, ranks)
         check_split(config, len(images), ranks.world_size)
         if config.wandb is not None:
             require("wandb")

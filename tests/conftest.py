@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +14,9 @@ import pytest
 from maelift.tests.support import FASHION_MNIST, write_images
 from PIL import Image
 
+# What is kept between runs must not come from, or go to, the user's own.
+os.environ["MAELIFT_CACHE"] = tempfile.mkdtemp(prefix="maelift-cache-")
+atexit.register(shutil.rmtree, os.environ["MAELIFT_CACHE"], ignore_errors=True)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: the tests share few cores
 
 

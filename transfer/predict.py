@@ -19,11 +19,12 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..core.audit import write_rejected
 from ..core.coco import encode_mask
 from ..core.config import ConfigError, DataError, MaeliftError
 from ..core.distributed import Precision, autocast, choose_device
 from ..core.files import atomic_path, atomic_write_bytes, output_folder, sync_tree
-from ..core.images import ImageSet, as_image, find_images, write_rejected
+from ..core.images import ImageSet, as_image, find_images
 from ..core.plan import Plan
 from ..core.tracking import counting
 from .drawing import LEAST_SCORE, Picture, class_colours, draw_classification, draw_detections, draw_segmentation

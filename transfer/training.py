@@ -24,6 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from typing_extensions import Self
 
 from .. import __version__
+from ..core.audit import audit, write_rejected
 from ..core.batches import Batch, Batches, Order, Sample, Uniforms, each
 from ..core.checkpoints import Checkpoints
 from ..core.config import ConfigError, DataError, MaeliftError, format_help, raw_value, resolve, show, to_dict
@@ -31,7 +32,6 @@ from ..core.cost import training_memory, training_seconds
 from ..core.distributed import Precision, Ranks, choose_device
 from ..core.encoder import Encoder
 from ..core.files import atomic_path, output_folder
-from ..core.images import audit, write_rejected
 from ..core.labels import Images, SplitManifest, Splits, audit_splits, draw_labeled, draw_missing_splits
 from ..core.loop import Decay, Schedule, State, Upkeep, WeightAverage, evenly, train
 from ..core.optim import parameter_groups

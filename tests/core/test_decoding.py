@@ -11,12 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from maelift.core.audit import audit, common_channels
 from maelift.core.config import DataError
 from maelift.core.decoding import Picture, PixelFormat, open_picture
 from maelift.core.images import (
-    audit,
     channel_statistics,
-    common_channels,
     crop_box,
     find_images,  # moves
     fit_and_crop,

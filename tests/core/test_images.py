@@ -8,17 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from maelift.core.audit import audit, write_rejected
 from maelift.core.config import DataError
 from maelift.core.decoding import decode
-from maelift.core.images import (
-    audit,
-    channel_statistics,
-    find_images,
-    fit_and_crop,
-    random_resized_crop,
-    to_array,
-    write_rejected,
-)
+from maelift.core.images import channel_statistics, find_images, fit_and_crop, random_resized_crop, to_array
 from maelift.tests.support import noise_image, write_images
 from PIL import Image
 
