@@ -9,7 +9,7 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,13 +92,23 @@ class Looks:
         if found.reason or found.notes:
             self._told[number] = (found.reason, found.notes)
 
-    def get(self, numbers: Iterable[int], name: Callable[[int], str]) -> Iterator[Look]:
-        """What is known of images that are done."""
-        for number in numbers:
-            reason, notes = self._told.get(number, ("", ()))
-            channels, height, width, bits = self._shapes[number].tolist()
-            content = "" if reason else self._contents[number].tobytes().hex()
-            yield Look(name(number), content, channels, (height, width), bits, notes, reason)
+    def told(self, number: int) -> tuple[str, tuple[str, ...]]:
+        """Why an image is broken, "" where it isn't; and what is unusual about it."""
+        return self._told.get(number, ("", ()))
+
+    def contents(self, numbers: NDArray[np.int64]) -> list[str]:
+        """The hashes of images' pixels."""
+        text = self._contents[numbers].tobytes().hex()
+        return [text[start : start + 32] for start in range(0, len(text), 32)]
+
+    def channels(self, numbers: NDArray[np.int64]) -> list[int]:
+        """How many channels images have."""
+        channels: list[int] = self._shapes[numbers, 0].tolist()
+        return channels
+
+    def bits(self, numbers: NDArray[np.int64]) -> int:
+        """The most bits that a value of images has; 8 of none."""
+        return int(self._shapes[numbers, 3].max(initial=8))
 
     def rows(self, numbers: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
         """What is known of these images as arrays."""
@@ -142,20 +152,21 @@ class Manifest:
 
     @classmethod
     def of(
-        cls, looks: Looks, name: Callable[[int], str], numbers: Sequence[int] | None = None, listed: str | None = None
+        cls, looks: Looks, images: ImageSet, numbers: NDArray[np.int64] | None = None, listed: str | None = None
     ) -> Manifest:
         """The manifest of the images with these numbers, or of all; each must be done."""
-        chosen = range(len(looks.done)) if numbers is None else numbers
-        found = [(number, look) for number, look in zip(chosen, looks.get(chosen, name), strict=True)]
-        sound = [(number, look) for number, look in found if not look.reason]
+        chosen = np.arange(len(images)) if numbers is None else numbers
+        broken = np.array([bool(looks.told(number)[0]) for number in chosen.tolist()], dtype=bool)
+        sound = chosen[~broken]
+        told = [(number, *looks.told(number)) for number in chosen.tolist() if looks.told(number) != ("", ())]
         return cls(
-            names=tuple(look.name for _, look in sound),
-            hashes=tuple(look.content for _, look in sound),
-            channels=tuple(look.channels for _, look in sound),
-            kept=tuple(number for number, _ in sound),
-            rejected=tuple((look.name, look.reason) for _, look in found if look.reason),
-            unusual=tuple((look.name, "; ".join(look.notes)) for _, look in sound if look.notes),
-            bits=max((look.bits for _, look in sound), default=8),
+            names=tuple(_names(images).subset(sound)),
+            hashes=tuple(looks.contents(sound)),
+            channels=tuple(looks.channels(sound)),
+            kept=tuple(sound.tolist()),
+            rejected=tuple((images.name(number), reason) for number, reason, _ in told if reason),
+            unusual=tuple((images.name(number), "; ".join(notes)) for number, reason, notes in told if not reason),
+            bits=looks.bits(sound),
             listed=listed,
         )
 
@@ -190,7 +201,7 @@ def audit(
     ``look_through``. Raises DataError when the share of broken images is above ``max_rejected``, or when none is sound.
     """
     looks = look_through(images, form, progress=progress, ranks=ranks, forget=forget)
-    manifest = Manifest.of(looks, images.name)
+    manifest = Manifest.of(looks, images)
     check_rejected(manifest.rejected, len(images), max_rejected)
     return (images if not manifest.rejected else images.subset(manifest.kept)), manifest
 
@@ -259,6 +270,11 @@ def remember(images: ImageSet, form: PixelFormat, found: Sequence[Look], began: 
                 reason = str(error)
         looks.put(number, Look(seen.name, reason=reason) if reason else seen)
     memory.save(looks, began, forget=False)
+
+
+def _names(images: ImageSet) -> Names:
+    """The names of all images."""
+    return images.listed() if isinstance(images, Lasting) else Names.of(map(images.name, range(len(images))))
 
 
 @dataclass(frozen=True)

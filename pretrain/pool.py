@@ -174,7 +174,7 @@ def _few(config: PretrainConfig, images: ImageSet, ranks: Ranks) -> tuple[ImageS
     progress = counting("pretrain: looking through")
     looks = look_through(images, form, looked, progress=progress, ranks=ranks, forget=config.reindex)
     listed = images.listed().digest if isinstance(images, Lasting) else Names.of(map(images.name, order)).digest
-    manifest = Manifest.of(looks, images.name, looked.tolist(), listed)
+    manifest = Manifest.of(looks, images, looked, listed)
     check_rejected(manifest.rejected, len(looked), config.max_rejected)
     kept = np.array(manifest.kept[:held_out], dtype=np.int64)
     pool = np.ones(len(images), dtype=bool)
