@@ -43,7 +43,7 @@ SHAPES = {
     "base": Shape(
         EncoderSpec(image_size=(224, 224), patch_size=16, channels=3, embed_dim=768, depth=12, num_heads=12),
         Decoder(512, 8, 16),
-        2,
+        8,
     ),
 }
 
