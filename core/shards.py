@@ -6,7 +6,7 @@ import json
 import os
 import tarfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from PIL import Image
 
 from .cache import cache_file, keep, kept
 from .config import DataError
-from .decoding import SUFFIXES, decode, kinds
+from .decoding import ARRAY_SUFFIXES, SUFFIXES, decode, kinds
 from .frameworks import require
 from .listing import FORMAT, KEPT_FROM, file_stamp, file_stamps, is_racy, packed, unpacked
 from .names import Names, Numbers
@@ -128,7 +128,10 @@ def tables_file(shards: Sequence[Path]) -> Path:
 
 def _table(shard: Path) -> tuple[NDArray[np.int64], Names]:
     """Where the images of a shard begin and how many bytes they are, (N, 2), and their names as SHARD/FILE."""
-    found = [sample for sample in _samples(shard).values() if sample.image is not None]
+    samples = list(_samples(shard).values())
+    found = [sample for sample in samples if sample.image is not None]
+    if not found:  # as in folders, arrays count where no image is
+        found = [replace(sample, image=sample.array) for sample in samples if sample.array is not None]
     places = np.array([sample.place for sample in found], dtype=np.int64).reshape(-1, 2)
     return places, Names.of(f"{shard.name}/{sample.image}" for sample in found)
 
@@ -177,6 +180,7 @@ def read_shards(shards: Sequence[Path]) -> tuple[TarImages, list[tuple[str, ...]
 @dataclass
 class _Sample:
     image: str | None = None
+    array: str | None = None
     place: tuple[int, int] = (0, 0)
     labels: tuple[str, ...] | None = None
 
@@ -199,6 +203,8 @@ def _samples(shard: Path) -> dict[str, _Sample]:
                             f"{shard}: {sample.image} and {member.name} are one sample. Expected one image."
                         )
                     sample.image, sample.place = member.name, (member.offset_data, member.size)
+                elif f".{suffix.lower()}" in ARRAY_SUFFIXES and sample.image is None:
+                    sample.array, sample.place = member.name, (member.offset_data, member.size)
                 elif suffix.lower() in LABEL_SUFFIXES:
                     file = archive.extractfile(member)
                     assert file is not None  # a regular file

@@ -67,8 +67,8 @@ class PretrainConfig:
     """times that every image is seen; the paper's 800 to 1600 are for a million images"""
     batch_size: int = 256
     """images in a step, over all processes and accumulations (the paper's: 4096)"""
-    accumulate: int = 1
-    """passes that a step is split into, to save memory"""
+    accumulate: int | Literal["auto"] = 1
+    """passes that a step is split into, to save memory; auto: as few as fit into the GPU's"""
     crops_per_image: int = 1
     """crops of each image in a batch, decoded once: faster where loading is slow; the batch holds fewer images"""
     base_lr: float = 1.5e-4
@@ -131,16 +131,15 @@ class PretrainConfig:
         positive = (
             "epochs",
             "batch_size",
-            "accumulate",
             "base_lr",
             "checkpoint_minutes",
             "evaluations",
             "log_every",
             "checkpoints",
         )
-        for key in (*positive, "lr", "clip_grad"):
+        for key in (*positive, "accumulate", "lr", "clip_grad"):
             value = getattr(self, key)
-            if value is not None and value <= 0:
+            if value not in (None, "auto") and value <= 0:
                 raise ConfigError(key, value, "a number above 0")
         for key in ("weight_decay", "holdout", "workers", "seed", "warmup_epochs"):
             value = getattr(self, key)
@@ -188,6 +187,11 @@ class PretrainConfig:
     def sources(self) -> str:
         """What ``data`` names, in words."""
         return self.data if isinstance(self.data, str) else ", ".join(self.data)
+
+    @property
+    def passes(self) -> int:
+        """Passes that a step is split into as far as is known before the model is there."""
+        return 1 if self.accumulate == "auto" else self.accumulate
 
     @property
     def peak_lr(self) -> float:

@@ -79,7 +79,7 @@ def plan(config: PretrainConfig) -> Plan:
         parameters=parameters,
         steps=steps,
         seconds=seconds,
-        memory_bytes=training_memory(parameters, activations, config.batch_size // (config.accumulate * processes)),
+        memory_bytes=training_memory(parameters, activations, config.batch_size // (config.passes * processes)),
     )
 
 
@@ -87,7 +87,7 @@ def _measured(config: PretrainConfig, spec: EncoderSpec, device: torch.device) -
     """Seconds of training an image, measured on a few steps with random pixels."""
     with isolated(config.seed, "plan"):
         model = MaskedAutoencoder(spec, config.decoder, masks_in_encoder=config.masking.in_encoder).to(device)
-        images = min(16 if device.type == "cpu" else 128, config.batch_size // config.accumulate)
+        images = min(16 if device.type == "cpu" else 128, config.batch_size // config.passes)
         pixels = torch.randn(images, spec.channels, *spec.image_size, device=device)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(trained, fused=True)

@@ -216,7 +216,7 @@ def _statistics(config: PretrainConfig, source: Source) -> tuple[tuple[float, ..
 
 def check_split(config: PretrainConfig, images: int, world_size: int) -> None:
     """Raise unless the images suffice for a batch and the batch can be split."""
-    parts = world_size * config.accumulate
+    parts = world_size * config.passes
     if config.batch_size % parts:
         raise ConfigError(
             "batch_size",

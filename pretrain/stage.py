@@ -39,6 +39,7 @@ from ..core.weights import (
     save_encoder,
 )
 from .config import PretrainConfig
+from .fitting import passes_that_fit
 from .mae import MaskedAutoencoder
 from .monitor import SUMMARY_FILE, Monitor, loading_advice
 from .planning import plan
@@ -240,7 +241,7 @@ def _prepare(
         source.crops,
         draws=CROP_DRAWS,
         ranks=ranks,
-        accumulate=config.accumulate,
+        accumulate=passes_that_fit(model, config, ranks) if config.accumulate == "auto" else config.accumulate,
         workers=source.pool.default_workers() if config.workers is None else config.workers,
         crops_per_image=config.crops_per_image,
         quarantine=Quarantine(folder / "quarantine.csv", len(source.pool), source.pool.name, config.max_rejected),

@@ -17,8 +17,20 @@ import numpy as np
 import pytest
 from maelift.core.config import MaeliftError
 from maelift.core.decoding import PixelFormat, decode, open_picture
+from maelift.core.images import opened
 from maelift.core.packing import PackConfig, member_name, pack, plan
-from maelift.tests.support import deep_png, environment, noise_image, one_line_error, run_maelift, write_images
+from maelift.core.sources import find_source
+from maelift.core.tracking import read_metrics
+from maelift.tests.support import (
+    TINY,
+    deep_png,
+    environment,
+    framework,
+    noise_image,
+    one_line_error,
+    run_maelift,
+    write_images,
+)
 from PIL import Image
 
 
@@ -161,3 +173,21 @@ def test_shards_of_other_images_or_settings_are_not_mixed(tmp_path: Path) -> Non
 )
 def test_names_in_shards_have_one_dot(name: str, suffix: str, expected: str) -> None:
     assert member_name(name, suffix, 7) == expected
+
+
+def test_shards_of_arrays_are_trained_on(tmp_path: Path) -> None:
+    framework("webdataset")
+    write_images(tmp_path / "data", 24)
+    for encoding in ("keep", "npy"):
+        packed(tmp_path / "data", tmp_path / encoding, encoding=encoding, shard_images=10)
+    images, arrays = (find_source(str(tmp_path / encoding)) for encoding in ("keep", "npy"))
+    assert len(arrays) == len(images) == 24 and arrays.name(0).endswith(".npy")
+    for number in range(24):
+        assert np.array_equal(opened(arrays, number).pixels(), opened(images, number).pixels())
+    losses = []
+    for encoding in ("keep", "npy"):
+        out = tmp_path / f"run_{encoding}"
+        done = run_maelift("pretrain", f"data={tmp_path / encoding}", f"out={out}", *TINY, "epochs=2", "log_every=1")
+        assert done.returncode == 0, done.stderr
+        losses.append([r["train/loss"] for r in read_metrics(out / "metrics.jsonl") if "train/loss" in r])
+    assert losses[0] == losses[1] and len(losses[0]) == 5

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import tarfile
+import time
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
+from maelift.core import audit as auditing
+from maelift.core.audit import audit
 from maelift.core.batches import MixedOrder
 from maelift.core.config import DataError
+from maelift.core.decoding import PixelFormat
 from maelift.core.images import as_image, opened
 from maelift.core.sources import SeveralImages, find_source, find_sources
 from maelift.core.tracking import read_metrics
@@ -92,6 +96,24 @@ def test_every_kind_of_source_pretrains_to_the_same_losses(kind: str, folder: Pa
         assert done.returncode == 0, done.stderr
         losses.append([r["train/loss"] for r in read_metrics(tmp_path / name / "metrics.jsonl") if "train/loss" in r])
     assert losses[0] == losses[1] and len(losses[0]) == 3
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "several"])
+def test_every_kind_of_source_is_looked_at_once(
+    kind: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MAELIFT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(auditing, "KEPT_SECONDS", 0.0)
+    monkeypatch.setattr(auditing, "RACY_SECONDS", 0.0)
+    data = str(folder) if kind == "several" else source(kind, folder, tmp_path / "source")
+    sources = [data, source("npy", folder, tmp_path / "other")] if kind == "several" else data
+    time.sleep(0.02)
+    form = PixelFormat()
+    before = audit(find_sources(sources), form=form)[1]
+    monkeypatch.setattr(auditing, "look", lambda *unexpected: pytest.fail(f"looked at {unexpected} again"))
+    assert audit(find_sources(sources), form=form)[1] == before and len(before.names) in (COUNT, 2 * COUNT)
+    part = find_sources(sources).subset([5, 2])
+    assert audit(part, form=form)[1].hashes == (before.hashes[5], before.hashes[2])
 
 
 def test_a_mix_deals_by_shares_and_runs_through_each_source(tmp_path: Path) -> None:
