@@ -105,7 +105,7 @@ class FolderImages:
         return self.paths if isinstance(self.paths, Names) else Names.of(self.paths)
 
     def stamps(self, numbers: Numbers) -> NDArray[np.int64]:
-        return file_stamps(f"{self.root}/{path}" for path in self.listed().subset(numbers))
+        return file_stamps(os.path.join(self.root, path) for path in self.listed().subset(numbers))
 
 
 @dataclass(frozen=True)
