@@ -113,12 +113,23 @@ class Looks:
     def rows(self, numbers: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
         """What is known of these images as arrays."""
         told = {str(row): self._told[number] for row, number in enumerate(numbers.tolist()) if number in self._told}
-        text = json.dumps(told, ensure_ascii=True).encode()
+        text = json.dumps(told).encode()
         return {
             "contents": self._contents[numbers],
             "shapes": self._shapes[numbers],
             "told": np.frombuffer(text, dtype=np.uint8),
         }
+
+    @staticmethod
+    def joined(parts: Sequence[Mapping[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
+        """The arrays of several, one after the other."""
+        told: dict[str, Any] = {}
+        begin = 0
+        for part in parts:
+            told |= {str(begin + int(row)): said for row, said in json.loads(part["told"].tobytes()).items()}
+            begin += len(part["contents"])
+        joined = {key: np.concatenate([part[key] for part in parts]) for key in ("contents", "shapes")}
+        return {**joined, "told": np.frombuffer(json.dumps(told).encode(), dtype=np.uint8)}
 
     def take(self, numbers: NDArray[np.int64], rows: NDArray[np.int64], arrays: Mapping[str, NDArray[Any]]) -> None:
         """Take over what ``rows`` of the arrays say of images."""
@@ -277,6 +288,14 @@ def _names(images: ImageSet) -> Names:
     return images.listed() if isinstance(images, Lasting) else Names.of(map(images.name, range(len(images))))
 
 
+def _equal(one: Names, two: Names) -> bool:
+    """Whether they are the same names, told without making strings of them."""
+    if len(one) != len(two):
+        return False
+    one, two = one.compact(), two.compact()
+    return np.array_equal(one.stops, two.stops) and np.array_equal(one.text, two.text)
+
+
 @dataclass(frozen=True)
 class _Memory:
     """What is kept between runs of looks at images of one origin, read in one form."""
@@ -298,7 +317,7 @@ class _Memory:
             return looks
         try:
             names, stamps = unpacked("names", found[0]), found[0]["stamps"]
-            rows = numbers if self._same(names) else self._rows(names, numbers)
+            rows = numbers if _equal(names, self.names) else self._rows(names, numbers)
             there, rows = numbers[rows >= 0], rows[rows >= 0]
             same = (self.images.stamps(there) == stamps[rows]).all(axis=1)
             looks.take(there[same], rows[same], found[0])
@@ -312,25 +331,26 @@ class _Memory:
         stamps = self.images.stamps(done)
         settled = (stamps[:, 1:].max(axis=1, initial=0) < began - RACY_SECONDS * 1e9) & (stamps[:, 0] >= 0)
         done, stamps = done[settled], stamps[settled]
-        names = self.names.subset(done)
-        if (before := None if forget else kept(self.file)) is not None and not self._same(unpacked("names", before[0])):
-            here = set(self.names)
-            old = unpacked("names", before[0])
-            others = np.array([row for row, name in enumerate(old) if name not in here], dtype=np.int64)
-            merged = Looks(len(done) + len(others))
-            merged.take(np.arange(len(done)), np.arange(len(done)), looks.rows(done))
-            merged.take(np.arange(len(done), len(merged.done)), others, before[0])
-            looks, done = merged, np.arange(len(merged.done))
-            names = Names.joined([names, old.subset(others)])
-            stamps = np.concatenate([stamps, before[0]["stamps"][others]])
-        keep(self.file, {**packed("names", names), "stamps": stamps, **looks.rows(done)}, {"kind": "looks"})
+        names, rows = self.names.subset(done), looks.rows(done)
+        if not forget and (before := self._before(names)) is not None:
+            old_names, old_stamps, old_rows = before
+            names, stamps = Names.joined([names, old_names]), np.concatenate([stamps, old_stamps])
+            rows = Looks.joined([rows, old_rows])
+        keep(self.file, {**packed("names", names), "stamps": stamps, **rows}, {"kind": "looks"})
 
-    def _same(self, names: Names) -> bool:
-        """Whether these are the names of the images."""
-        if len(names) != len(self.names):
-            return False
-        one, two = names.compact(), self.names.compact()
-        return np.array_equal(one.stops, two.stops) and np.array_equal(one.text, two.text)
+    def _before(self, names: Names) -> tuple[Names, NDArray[np.int64], dict[str, NDArray[Any]]] | None:
+        """What was kept of other images than these: names, stamps and rows; None of none."""
+        found = kept(self.file)
+        try:
+            if found is None or _equal(old := unpacked("names", found[0]), names):
+                return None
+            here = set(names)
+            others = np.array([row for row, name in enumerate(old) if name not in here], dtype=np.int64)
+            looks = Looks(len(others))
+            looks.take(np.arange(len(others)), others, found[0])
+            return old.subset(others), found[0]["stamps"][others], looks.rows(np.arange(len(others)))
+        except (KeyError, ValueError, IndexError):
+            return None  # of another version, or damaged
 
     def _rows(self, names: Names, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
         """Where images are among the names, -1 for those that aren't."""

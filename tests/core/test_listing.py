@@ -286,6 +286,22 @@ def test_parts_of_a_folder_are_kept_side_by_side(tmp_path: Path, looked_at: list
     assert manifest == audit(images, forget=True)[1]
 
 
+def test_a_light_look_after_a_full_one_loses_nothing(tmp_path: Path, looked_at: list[str]) -> None:
+    write_images(tmp_path, 8)
+    (tmp_path / "image005.png").write_bytes(b"")
+    images = find_images(tmp_path)
+    before = look_through(images)
+    time.sleep(TICK)
+    noise_image(50).save(tmp_path / "image001.png")
+    looked_at.clear()
+    few = look_through(images, numbers=np.array([1, 5]))
+    assert looked_at == ["image001.png"] and list(few.done) == [number in (1, 5) for number in range(8)]
+    after = look_through(images)
+    assert looked_at == ["image001.png"] and after.told(5) == before.told(5) == ("an empty file", ())
+    same = np.array([0, 2, 3, 4, 6, 7])
+    assert after.contents(same) == before.contents(same) and after.contents(same[:0] + 1) == []
+
+
 def test_one_who_is_interrupted_does_not_begin_anew(
     tmp_path: Path, looked_at: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -306,12 +322,19 @@ def test_one_who_is_interrupted_does_not_begin_anew(
     assert len(manifest.names) == 9 and 0 < len(looked_at) <= 5 and len(already | set(looked_at)) == 9
 
 
-def test_a_damaged_memory_is_no_memory(tmp_path: Path, looked_at: list[str]) -> None:
+@pytest.mark.parametrize("lost", ["contents", "stamps", "told", "names.text", "names.stops"])
+@pytest.mark.parametrize("other", [False, True])
+def test_a_damaged_memory_is_no_memory(tmp_path: Path, looked_at: list[str], lost: str, other: bool) -> None:
     write_images(tmp_path, 3)
     audit(find_images(tmp_path))
     (file,) = cache_files("looks")
     arrays, about = cache.kept(file) or ({}, {})
-    cache.keep(file, {**arrays, "contents": arrays["contents"][:1]}, about)
+    cut = {lost: arrays[lost][:1]} if lost in ("contents", "stamps") else {}
+    cache.keep(file, {**{name: array for name, array in arrays.items() if name != lost}, **cut}, about)
     looked_at.clear()
-    audit(find_images(tmp_path))
-    assert len(looked_at) == 3
+    time.sleep(TICK)
+    if other:
+        noise_image(7).save(tmp_path / "more.png")
+    for _ in range(2):
+        assert len(audit(find_images(tmp_path))[1].names) == 3 + other
+    assert len(looked_at) == 3 + other

@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from maelift.core import audit as auditing
 from maelift.core.config import resolve
+from maelift.core.decoding import PixelFormat
 from maelift.core.distributed import Ranks
+from maelift.core.images import ImageSet
 from maelift.core.sources import find_source
 from maelift.core.tracking import read_metrics
 from maelift.core.weights import read_encoder
@@ -122,3 +125,23 @@ def test_the_encoder_file_says_that_only_names_were_compared(tmp_path: Path) -> 
     told = read_encoder(tmp_path / "run" / "encoder.safetensors").provenance.data_manifest
     assert told == json.loads((tmp_path / "run" / "data.json").read_text())["manifest"]
     assert str(told).startswith("names-")
+
+
+def test_reindex_looks_again_and_goes_on_with_the_same_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_images(tmp_path / "data", 24)
+    monkeypatch.setattr("maelift.core.audit.KEPT_SECONDS", 0.0)
+    monkeypatch.setattr("maelift.core.audit.RACY_SECONDS", 0.0)
+    looked: list[int] = []
+    look = auditing.look
+
+    def noting(images: ImageSet, number: int, form: PixelFormat | None = None) -> auditing.Look:
+        looked.append(number)
+        return look(images, number, form)
+
+    monkeypatch.setattr("maelift.core.audit.look", noting)
+    counts = []
+    for keys in ([], [], ["reindex=true"]):
+        looked.clear()
+        pretrain(config(tmp_path / "data", tmp_path / "run", "epochs=1", *keys))
+        counts.append(len(looked))
+    assert counts == [24, 0, 24]
