@@ -16,6 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, cast
 
+import numpy as np
 import torch
 
 from .. import __version__
@@ -32,19 +33,19 @@ from ..core.run_folder import FREE_KEYS
 from ..core.tracking import Listener, Tracker
 from ..core.weights import ENCODER_FILE, Provenance, load_encoder, read_encoder, save_encoder
 from ..pretrain.stage import pretrain
-from ..transfer.classify import ClassificationTask, Classifier, ClassifyRecipe, save_classifier, score
+from ..transfer.classify import ClassificationTask, Classifier, ClassifyRecipe, save_classifier, score_items
 from ..transfer.models import MODEL_FILE, load_model
 from ..transfer.starts import fresh_encoder
 from ..transfer.training import Fit, fit
 from .suite import BenchConfig, SuiteData
 
-CODE_VERSION = 2
-"""Raised whenever a change of the code would change what a run ends with."""
-
 RESULT_FILE = "result.json"
 STATISTICS_SEED = 0
 
 Kind = Literal["mae", "supervised", "train", "test"]
+
+CODE_VERSIONS: dict[Kind, int] = {"mae": 2, "supervised": 2, "train": 2, "test": 3}
+"""Raised whenever a change of the code would change what a run of the kind ends with."""
 
 READS: dict[Kind, tuple[str, ...]] = {
     "mae": ("pool",),
@@ -58,7 +59,7 @@ WRITES: dict[Kind, tuple[str, ...]] = {
     "mae": ("seconds", "steps"),
     "supervised": ("seconds", "steps"),
     "train": ("seconds", "val_accuracy", "curve"),
-    "test": ("seconds", "scores"),
+    "test": ("seconds", "scores", "right"),
 }
 """What must stand in the result of a finished run."""
 
@@ -92,7 +93,7 @@ class Run:
     @cached_property
     def key(self) -> str:
         """The hash of everything that determines the outcome; the arm's name is not among it."""
-        content = {**asdict(self), "code": CODE_VERSION, "maelift": __version__}
+        content = {**asdict(self), "code": CODE_VERSIONS[self.kind], "maelift": __version__}
         for irrelevant in ("arm", "images"):
             del content[irrelevant]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
@@ -383,8 +384,8 @@ def _test(
 ) -> dict[str, Any]:
     began = time.monotonic()
     model: Classifier = load_model(_made_by_parent(run, store, MODEL_FILE))
-    scores = score(model.to(ranks.device), context.pools.test, "test", ranks)
-    return {"seconds": time.monotonic() - began, "scores": asdict(scores)}
+    scores, right = score_items(model.to(ranks.device), context.pools.test, "test", ranks)
+    return {"seconds": time.monotonic() - began, "scores": asdict(scores), "right": np.packbits(right).tobytes().hex()}
 
 
 def _made_by_parent(run: Run, store: Path, name: str) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, product
 from pathlib import Path
@@ -17,7 +17,21 @@ from ..core.files import atomic_write_text
 from ..core.page import COLOURS, DASHES, MARKERS, MINUS, Table, chart, data_url, plain, render, svg
 from ..core.tracking import duration
 from .results import Arm, Cell, ConvergenceCheck, SuiteResult
-from .stats import SMALLEST_GAIN, PairedDifference, mean_interval, paired_difference, seeds_to_resolve
+from .stats import (
+    POWER,
+    SMALLEST_GAIN,
+    Difference,
+    Verdict,
+    crossed_difference,
+    holm,
+    labels_needed,
+    mean_interval,
+    paired_difference,
+    units_needed,
+)
+
+ALPHA = 0.05
+"""Chance of any false verdict among a report's comparisons with the baseline, where no arm has an effect."""
 
 FAIRNESS = (
     "Every arm gets the same learning rates to try at every label count, judged on validation images only, "
@@ -59,7 +73,7 @@ def _html(result: SuiteResult, verdicts: Sequence[str]) -> str:
         verdicts=verdicts,
         warnings=_warnings(result),
         covers=_what_the_intervals_cover(result),
-        tables=_filled(_accuracy_table(result), _difference_table(result)),
+        tables=_filled(_accuracy_table(result), _difference_table(result), _savings_table(result)),
         charts=_charts(result),
         fairness=FAIRNESS,
         checks=_filled(_tuning_table(result), _convergence_table(result)),
@@ -78,7 +92,10 @@ def _markdown(result: SuiteResult, verdicts: Sequence[str]) -> str:
         f"**Beware**\n\n{_bullets(warnings)}" if warnings else "",
         _bullets([f"{arm.label}: {arm.note}." for arm in result.arms]),
         "## Results",
-        *(table.markdown() for table in _filled(_accuracy_table(result), _difference_table(result))),
+        *(
+            table.markdown()
+            for table in _filled(_accuracy_table(result), _difference_table(result), _savings_table(result))
+        ),
         "Charts and pictures are in [report.html](report.html), every run in [results.csv](results.csv).",
         "## Fairness",
         FAIRNESS,
@@ -125,31 +142,68 @@ def _verdicts(result: SuiteResult) -> Iterator[str]:
         return
     if not others:
         yield f"Nothing is compared: {baseline} is the only arm."
+    p_values = _adjusted(result)
     for labels in result.label_counts:
         for arm in others:
             difference = _difference(result, arm.name, result.baseline, labels)
             if difference is None:
                 yield f"At {labels:,} labels, runs are missing to compare {arm.label} with {baseline}."
             else:
-                sentence = _sentence(arm.label, baseline, difference, result.counts["test"])
+                sentence = _sentence(result, arm, labels, difference, p_values[_comparison(arm.name, labels)])
                 yield f"At {labels:,} labels, {sentence}{_reservation(result, arm, labels)}"
 
 
-def _sentence(arm: str, baseline: str, difference: PairedDifference, test_images: int) -> str:
-    points = f"{_signed(difference.mean)} points of test accuracy compared with {baseline}"
-    unresolved = f"whether {arm} helps is not resolved: {points}"
-    if difference.n == 1:
-        return f"{unresolved} (1 seed, {test_images:,} test images). One seed gives no interval; add more."
-    seeds = f"{difference.n} paired seeds, {test_images:,} test images"
-    if math.isinf(difference.low):
+def _sentence(result: SuiteResult, arm: Arm, labels: int, difference: Difference, p: float) -> str:
+    points = f"{_signed(difference.mean)} points of test accuracy compared with {_label(result, result.baseline)}"
+    unresolved = f"whether {arm.label} helps is not resolved: {points}"
+    images = f"{result.counts['test']:,} test images"
+    if difference.units == 1:
+        return f"{unresolved} (1 seed, {images}). One seed gives no interval; add more."
+    units = _units(result, arm.name, labels, difference)
+    if not difference.known:
         return (
-            f"{unresolved} ({seeds}). Every seed gave the same difference, which says nothing of its spread, "
+            f"{unresolved} ({units}, {images}). Every seed gave the same difference, which says nothing of its spread, "
             "so there is no interval; add more seeds."
         )
-    numbers = f"{points} ({_confidence(difference)} interval {_interval(difference)}; {seeds})"
-    if difference.verdict != "not resolved":
-        return f"{arm} {difference.verdict}: {numbers}."
-    return f"whether {arm} helps is not resolved: {numbers}. {_forecast(difference)}"
+    numbers = f"{points} ({_confidence(difference)} interval {_interval(difference)}; {_p(p)}; {units}, {images})"
+    verdict = _verdict(difference, p)
+    if verdict != "not resolved":
+        return f"{arm.label} {verdict}: {numbers}."
+    counted = (
+        " The interval by itself excludes 0, but several comparisons were made."
+        if difference.verdict != verdict
+        else ""
+    )
+    return f"whether {arm.label} helps is not resolved: {numbers}.{counted} {_forecast(difference)}"
+
+
+def _units(result: SuiteResult, arm: str, labels: int, difference: Difference) -> str:
+    """What the differences are over, in words."""
+    seeds = len(_by_seed(result, arm, labels).keys() & _by_seed(result, result.baseline, labels).keys())
+    return f"{seeds} paired seeds" + (f" on {difference.units} encoders" if difference.units < seeds else "")
+
+
+def _comparison(arm: str, labels: int) -> str:
+    return f"{arm} at {labels}"
+
+
+def _adjusted(result: SuiteResult) -> dict[str, float]:
+    """The p-value of every comparison with the baseline, adjusted for there being several (Holm)."""
+    found = {
+        _comparison(arm.name, labels): difference.p
+        for arm, labels in product(_rivals(result), result.label_counts)
+        if (difference := _difference(result, arm.name, result.baseline, labels)) is not None
+    }
+    return holm(found)
+
+
+def _verdict(difference: Difference, p: float) -> Verdict:
+    """What is said of a difference whose adjusted p-value this is."""
+    return difference.verdict if p <= ALPHA else "not resolved"
+
+
+def _p(p: float) -> str:
+    return "adjusted p below 0.001" if p < 0.001 else f"adjusted p = {p:.2g}"
 
 
 def _reservation(result: SuiteResult, arm: Arm, labels: int) -> str:
@@ -162,13 +216,13 @@ def _reservation(result: SuiteResult, arm: Arm, labels: int) -> str:
     return f" Not final: more steps still improve {' and '.join(unfinished)}." if unfinished else ""
 
 
-def _forecast(difference: PairedDifference) -> str:
-    needed = seeds_to_resolve(difference)
+def _forecast(difference: Difference) -> str:
+    needed = units_needed(difference)
     if needed is None:
-        return "No realistic number of seeds would likely resolve so small a difference."
-    more = needed - difference.n
+        return "No realistic number of seeds would resolve so small a difference on these test images."
+    more = max(1, needed - difference.units)
     seeds = "1 more seed" if more == 1 else f"{more:,} more seeds"
-    return f"About {seeds} would likely resolve it, if mean and spread stay as they are."
+    return f"About {seeds} would resolve a difference of this size with a chance of {100 * POWER:.0f} %."
 
 
 def _what_the_intervals_cover(result: SuiteResult) -> str:
@@ -178,19 +232,22 @@ def _what_the_intervals_cover(result: SuiteResult) -> str:
         luck = "They do not cover the luck of pretraining: each encoder was pretrained once, with 1 seed."
     elif encoders < most:
         luck = (
-            f"They cover the luck of pretraining only in part: {encoders} pretrained encoders an arm are "
-            f"shared by up to {most} seeds, which the intervals take for independent."
+            f"They also cover the luck of pretraining: {encoders} pretrained encoders an arm are shared by up to {most} "
+            "seeds, and count as the independent draws where an arm is pretrained."
         )
     else:
         luck = f"They also cover the luck of pretraining: there are as many encoders as seeds ({encoders})."
     counts = ", ".join(f"{len(seeds)} at {labels:,} labels" for labels, seeds in result.seeds.items())
+    items = (
+        "and that of the test images, as if they were drawn anew" if all(cell.right for cell in result.cells) else ""
+    )
     return (
         f"Intervals are 95 % intervals of the mean over seeds ({counts}), by Student's t on paired "
         "differences. A seed is one draw of the labelled images, one initial head, one order of the images "
-        f"and one set of augmentation draws, the same for every arm. The intervals cover that luck. {luck} "
-        "They hold for these validation and test images, and are not corrected for there being several "
-        "comparisons."
-    )
+        f"and one set of augmentation draws, the same for every arm. The intervals cover that luck {items}. {luck} "
+        "Verdicts are corrected for there being several comparisons with the baseline (Holm): where no arm has an effect, "
+        f"the chance of any false verdict is at most {100 * ALPHA:.0f} %. The intervals themselves are not corrected."
+    ).replace(" .", ".")
 
 
 def _warnings(result: SuiteResult) -> list[str]:
@@ -240,12 +297,14 @@ def _difference_table(result: SuiteResult) -> Table:
     """Every arm against the baseline, then the others against each other."""
     names = [arm.name for arm in _rivals(result)]
     pairs = [*((name, result.baseline) for name in names), *combinations(names, 2)]
+    p_values = _adjusted(result)
     return Table(
         f"Paired differences of top-1 accuracy on the {result.counts['test']:,} test images, in points, over "
-        "the seeds that both arms have",
-        ("difference", "labels", "mean", "95 % interval", "standard deviation", "seeds", "verdict"),
+        f"the seeds that both arms have; resolves: the true difference that would be resolved with a chance of {100 * POWER:.0f} %; "
+        "p adjusted for the comparisons with the baseline",
+        ("difference", "labels", "mean", "95 % interval", "adjusted p", "resolves", "deviation", "seeds", "verdict"),
         tuple(
-            _difference_row(result, first, second, labels, difference)
+            _difference_row(result, first, second, labels, difference, p_values)
             for labels, (first, second) in product(result.label_counts, pairs)
             if (difference := _difference(result, first, second, labels)) is not None
         ),
@@ -265,19 +324,53 @@ def _accuracies(result: SuiteResult, arm: Arm, labels: int) -> tuple[str, ...]:
 
 
 def _difference_row(
-    result: SuiteResult, first: str, second: str, labels: int, difference: PairedDifference
+    result: SuiteResult,
+    first: str,
+    second: str,
+    labels: int,
+    difference: Difference,
+    p_values: Mapping[str, float],
 ) -> tuple[str, ...]:
     words = {"helps": "higher", "hurts": "lower"}
-    verdict = difference.verdict
+    primary = second == result.baseline
+    p = p_values[_comparison(first, labels)] if primary else difference.p
+    verdict = _verdict(difference, p) if primary else words.get(difference.verdict, difference.verdict)
     return (
         f"{_label(result, first)} {MINUS} {_label(result, second)}",
         f"{labels:,}",
         _signed(difference.mean),
-        "none" if math.isinf(difference.low) else _interval(difference),
-        "unknown" if math.isnan(difference.sd) else _percent(difference.sd),
-        str(difference.n),
-        verdict if second == result.baseline else words.get(verdict, verdict),
+        _interval(difference) if difference.known else "none",
+        (f"{p:.2g}" if p >= 0.001 else "below 0.001") if primary else "",
+        _percent(difference.smallest_resolved) if difference.known else "unknown",
+        _percent(difference.sd) if difference.known else "unknown",
+        str(difference.units),
+        verdict,
     )
+
+
+def _savings_table(result: SuiteResult) -> Table:
+    """How many labels the baseline needs for what each arm reaches."""
+    counts = [labels for labels in result.label_counts if _by_seed(result, result.baseline, labels)]
+    curve = [_mean_top1(result, result.baseline, labels) for labels in counts]
+    rows = []
+    for arm in _rivals(result):
+        there = [labels for labels in counts if _by_seed(result, arm.name, labels)]
+        reached = [_mean_top1(result, arm.name, labels) for labels in there]
+        for labels, score, needed in zip(there, reached, labels_needed(counts, reached, curve), strict=True):
+            beyond = "more than were tried" if score > max(curve) else "fewer than were tried"
+            told = beyond if needed is None else f"{needed:,.0f}"
+            rows.append((arm.label, f"{labels:,}", _percent(score), told))
+    return Table(
+        f"Labels that {_label(result, result.baseline)} needs for the same test accuracy in %, by its means over the seeds; "
+        "a line over the logarithm of the labels between those tried",
+        ("arm", "labels", "top-1", "labels needed"),
+        tuple(rows) if len(counts) > 1 else (),
+    )
+
+
+def _mean_top1(result: SuiteResult, arm: str, labels: int) -> float:
+    cells = _by_seed(result, arm, labels).values()
+    return sum(cell.test_top1 for cell in cells) / len(cells)
 
 
 def _tuning_table(result: SuiteResult) -> Table:
@@ -441,14 +534,20 @@ def _by_seed(result: SuiteResult, arm: str, labels: int) -> dict[int, Cell]:
     return {cell.seed: cell for cell in result.cells if cell.arm == arm and cell.labels == labels}
 
 
-def _difference(result: SuiteResult, arm: str, other: str, labels: int) -> PairedDifference | None:
-    """The paired difference of test accuracies over the seeds that both arms have."""
+def _difference(result: SuiteResult, arm: str, other: str, labels: int) -> Difference | None:
+    """The paired difference of test accuracies over the seeds that both arms have, and over test images where they are known."""
     mine, theirs = _by_seed(result, arm, labels), _by_seed(result, other, labels)
     seeds = sorted(mine.keys() & theirs.keys())
     if not seeds:
         return None
-    treated, baseline = ([cells[seed].test_top1 for seed in seeds] for cells in (mine, theirs))
-    return paired_difference(treated, baseline)
+    pairs = [(mine[seed], theirs[seed]) for seed in seeds]
+    pretrained = any(found.pretrain_seconds > 0 for found in result.arms if found.name in (arm, other))
+    encoders = [cell.encoder for cell, _ in pairs] if pretrained else None
+    if not all(cell.right for pair in pairs for cell in pair):
+        return paired_difference([one.test_top1 for one, _ in pairs], [two.test_top1 for _, two in pairs], encoders)
+    count = result.counts["test"]
+    treated, baseline = ([cell.item_scores(count) for cell in cells] for cells in zip(*pairs, strict=True))
+    return crossed_difference(treated, baseline, encoders)
 
 
 def _mean_and_sd(shares: Sequence[float]) -> str:
@@ -456,11 +555,11 @@ def _mean_and_sd(shares: Sequence[float]) -> str:
     return _percent(mean) if math.isnan(sd) else f"{_percent(mean)} ± {_percent(sd)}"
 
 
-def _interval(difference: PairedDifference) -> str:
+def _interval(difference: Difference) -> str:
     return f"{_signed(difference.low)} to {_signed(difference.high)}"
 
 
-def _confidence(difference: PairedDifference) -> str:
+def _confidence(difference: Difference) -> str:
     return f"{100 * difference.confidence:g} %"
 
 

@@ -8,6 +8,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ..core.config import MaeliftError
 
 
@@ -38,7 +41,11 @@ class Curve:
 
 @dataclass(frozen=True)
 class Cell:
-    """One finished run of an arm, at a label count, with a seed; ``key`` hashes all that determines it."""
+    """One finished run of an arm, at a label count, with a seed; ``key`` hashes all that determines it.
+
+    ``encoder`` is the seed that its encoder was pretrained with; ``right`` tells which test images it got right, a bit an
+    image, eight to a byte, the first highest, in hexadecimal; empty where that isn't known.
+    """
 
     arm: str
     labels: int
@@ -52,6 +59,12 @@ class Cell:
     curve: Curve
     seconds: float
     key: str
+    encoder: int = 0
+    right: str = ""
+
+    def item_scores(self, count: int) -> NDArray[np.float64]:
+        """1 for each of the ``count`` test images that it got right, 0 for the others."""
+        return np.unpackbits(np.frombuffer(bytes.fromhex(self.right), dtype=np.uint8), count=count).astype(np.float64)
 
 
 @dataclass(frozen=True)

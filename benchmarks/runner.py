@@ -220,7 +220,10 @@ def compare(context: Context, arm: str, labels: int, results: Results) -> Compar
             break
     final = [context.training(arm, labels, seed, _there(state.check).steps, best) for seed in seeds]
     if have(final) and have([context.testing(run) for run in final]):
-        state.cells = [_cell(run, _there(results(run)), _there(results(context.testing(run)))) for run in final]
+        state.cells = [
+            _cell(run, _there(results(run)), _there(results(context.testing(run))), context.pretrain_seed(run.seed))
+            for run in final
+        ]
     return state
 
 
@@ -281,7 +284,7 @@ def _check(
     return ConvergenceCheck(arm, labels, steps, seeds, at, doubled, gain, noise, enough)
 
 
-def _cell(run: Run, trained: Mapping[str, Any], tested: Mapping[str, Any]) -> Cell:
+def _cell(run: Run, trained: Mapping[str, Any], tested: Mapping[str, Any], encoder: int) -> Cell:
     judged = [record for record in trained["curve"] if "val/top1" in record]
     losses = [record for record in trained["curve"] if "train/loss" in record]
     scores = tested["scores"]
@@ -305,6 +308,8 @@ def _cell(run: Run, trained: Mapping[str, Any], tested: Mapping[str, Any]) -> Ce
         ),
         seconds=trained["seconds"],
         key=run.key,
+        encoder=encoder,
+        right=tested["right"],
     )
 
 

@@ -423,9 +423,21 @@ def validation_figures(logits: Tensor, targets: Tensor) -> dict[str, float]:
 
 def score(model: Classifier, labeled: ClassImages, split: str, ranks: Ranks) -> Scores:
     """Judge a classifier on a split."""
-    logits = Evaluation(labeled, model.spec, model.preprocessing).logits(model, ranks)
     scores = single_label_scores if isinstance(labeled, LabeledImages) else multi_label_scores
-    return scores(split, logits, torch.from_numpy(labeled.targets()), labeled.classes)
+    return scores(split, _logits(model, labeled, ranks), torch.from_numpy(labeled.targets()), labeled.classes)
+
+
+def score_items(
+    model: Classifier, labeled: LabeledImages, split: str, ranks: Ranks
+) -> tuple[Scores, NDArray[np.bool_]]:
+    """Judge a classifier on a split; and which of its images (N,) it got right."""
+    logits, targets = _logits(model, labeled, ranks), torch.from_numpy(labeled.targets())
+    right = (logits.argmax(dim=1).cpu() == targets).numpy()
+    return single_label_scores(split, logits, targets, labeled.classes), right
+
+
+def _logits(model: Classifier, labeled: ClassImages, ranks: Ranks) -> Tensor:
+    return Evaluation(labeled, model.spec, model.preprocessing).logits(model, ranks)
 
 
 def save_classifier(model: Classifier, path: Path, provenance: Provenance) -> None:

@@ -10,10 +10,11 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 from maelift.benchmarks.report import write_report
 from maelift.benchmarks.results import Arm, Cell, ConvergenceCheck, Curve, SuiteResult, TuningRecord
-from maelift.benchmarks.stats import converged, paired_difference
+from maelift.benchmarks.stats import converged, crossed_difference, holm, paired_difference
 from maelift.core.config import MaeliftError
 from maelift.core.page import MINUS
 from PIL import Image
@@ -130,10 +131,11 @@ def test_the_first_sentence_is_the_verdict_and_its_numbers_are_right(tmp_path: P
     report = write_report(made_up(), tmp_path)
     expected = paired_difference(ACCURACIES["mae", 100], ACCURACIES["scratch", 100])
     numbers = [100 * value for value in (expected.mean, expected.low, expected.high)]
+    assert _adjusted_p() < 0.001
     mean, low, high = (f"{number:+.2f}" for number in numbers)
     assert report.verdicts[0] == (
         f"At 100 labels, MAE on the pool helps: {mean} points of test accuracy compared with scratch "
-        f"(95 % interval {low} to {high}; 4 paired seeds, 10,000 test images)."
+        f"(95 % interval {low} to {high}; adjusted p below 0.001; 4 paired seeds, 10,000 test images)."
     )
     page = Page(report.html)
     assert all(verdict in page.text for verdict in report.verdicts)
@@ -142,11 +144,74 @@ def test_the_first_sentence_is_the_verdict_and_its_numbers_are_right(tmp_path: P
     assert len(report.verdicts) == 4
 
 
+def _adjusted_p() -> float:
+    """Of MAE at 100 labels, among the four comparisons with scratch."""
+    found = {
+        f"{arm} {labels}": paired_difference(ACCURACIES[arm, labels], ACCURACIES["scratch", labels]).p
+        for arm, labels in ACCURACIES
+        if arm != "scratch"
+    }
+    return holm(found)["mae 100"]
+
+
 def test_an_open_question_says_how_many_more_seeds_it_takes(tmp_path: Path) -> None:
     report = write_report(made_up(), tmp_path)
     verdict = report.verdicts[2]
     assert f"whether MAE on the pool helps is not resolved: {MINUS}0.25 points" in verdict
-    assert re.search(r"About \d+ more seeds would likely resolve it", verdict)
+    assert re.search(r"About \d+ more seeds would resolve a difference of this size with a chance of 80 ?%", verdict)
+
+
+def answers(shares: tuple[float, ...], seed: int, count: int = 400) -> list[str]:
+    """Which of the test images, some of them harder, each seed got right, as a cell keeps it."""
+    generator = np.random.default_rng(seed)
+    hard = np.random.default_rng(0).normal(0, 0.2, count)
+    return [np.packbits(generator.random(count) < np.clip(share + hard, 0, 1)).tobytes().hex() for share in shares]
+
+
+def answered(accuracies: Accuracies, encoders: int = 1) -> SuiteResult:
+    """A result whose cells tell which images they got right."""
+    result = made_up(accuracies, pretraining_seeds=encoders)
+    rights = {key: answers(shares, seed) for seed, (key, shares) in enumerate(accuracies.items())}
+    cells = tuple(
+        replace(cell, right=rights[cell.arm, cell.labels][cell.seed], encoder=cell.seed % encoders)
+        for cell in result.cells
+    )
+    return replace(result, cells=cells, counts={**result.counts, "test": 400})
+
+
+def test_test_images_are_drawn_too_where_it_is_known_which_were_right(tmp_path: Path) -> None:
+    result = answered(ACCURACIES)
+    by_arm = {
+        arm: [cell for cell in result.cells if (cell.arm, cell.labels) == (arm, 100)] for arm in ("mae", "scratch")
+    }
+    mine, theirs = ([cell.item_scores(400) for cell in by_arm[arm]] for arm in ("mae", "scratch"))
+    assert 0.6 < np.mean(mine) < 0.9 and len(mine[0]) == 400
+    expected = crossed_difference(mine, theirs)
+    low, high = (f"{100 * value:+.2f}".replace("-", MINUS) for value in (expected.low, expected.high))
+    report = write_report(result, tmp_path)
+    assert f"interval {low} to {high};" in report.verdicts[0]
+    page = Page(report.html)
+    assert "and that of the test images, as if they were drawn anew." in page.text
+    assert page.tables[1][1][5] == f"{100 * expected.smallest_resolved:.2f}"
+    again = SuiteResult.from_json(result.to_json())
+    assert again == result and write_report(again, tmp_path).verdicts == report.verdicts
+
+
+def test_encoders_count_where_seeds_share_them(tmp_path: Path) -> None:
+    report = write_report(answered(ACCURACIES, encoders=2), tmp_path)
+    assert "4 paired seeds on 2 encoders, 400 test images" in report.verdicts[0]
+    assert Page(report.html).tables[1][1][7] == "2"
+
+
+def test_several_comparisons_make_a_verdict_harder(tmp_path: Path) -> None:
+    alone: Accuracies = {("mae", 100): (0.72, 0.73, 0.74), ("scratch", 100): (0.70, 0.70, 0.70)}
+    noise = {(f"{arm}", labels): (0.70, 0.72, 0.69) for arm in ("mae", "supervised") for labels in (100, 1000)}
+    many = {**noise, **alone, ("scratch", 1000): (0.70, 0.71, 0.70)}
+    assert write_report(made_up(alone), tmp_path).verdicts[0].startswith("At 100 labels, MAE on the pool helps")
+    verdict = write_report(made_up(many), tmp_path).verdicts[0]
+    assert (
+        "not resolved" in verdict and "The interval by itself excludes 0, but several comparisons were made." in verdict
+    )
 
 
 def test_a_worse_arm_is_said_to_hurt(tmp_path: Path) -> None:
@@ -226,19 +291,19 @@ def test_a_rate_at_the_edge_and_unequal_trials_are_warned_of(tmp_path: Path) -> 
     assert "MAE on the pool at 100 labels did best at the highest learning rate tried (0.004)" in page.text
     assert "At 100 labels the arms had different numbers of learning rates to try." in page.text
     tried = "0.001:\xa040.00, 0.002:\xa050.00, 0.004:\xa060.00 (chosen)"
-    assert page.tables[2][1][3:] == [tried, "3", "highest"]
+    assert page.tables[3][1][3:] == [tried, "3", "highest"]
 
 
 def test_what_the_intervals_cover_depends_on_the_pretraining_seeds(tmp_path: Path) -> None:
     said = [Page(write_report(made_up(pretraining_seeds=n), tmp_path).html).text for n in (1, 2, 4)]
     assert "They do not cover the luck of pretraining" in said[0]
-    assert "cover the luck of pretraining only in part: 2 pretrained encoders" in said[1]
-    assert "They also cover the luck of pretraining" in said[2]
-    assert all("not corrected for there being several comparisons" in text for text in said)
+    assert "2 pretrained encoders an arm are shared by up to 4 seeds, and count as the independent draws" in said[1]
+    assert "They also cover the luck of pretraining: there are as many encoders as seeds" in said[2]
+    assert all("Verdicts are corrected for there being several comparisons" in text for text in said)
 
 
 def test_the_tables_hold_every_arm_and_pair(tmp_path: Path) -> None:
-    accuracies, differences, rates, steps, hours = Page(write_report(made_up(), tmp_path).html).tables
+    accuracies, differences, saved, rates, steps, hours = Page(write_report(made_up(), tmp_path).html).tables
     assert ["scratch", "100", "67.40 ± 1.05", "97.00 ± 0.00", "67.40 ± 1.05", "4"] in accuracies
     assert {row[0] for row in differences[1:]} == {
         f"MAE on the pool {MINUS} scratch",
@@ -246,6 +311,12 @@ def test_the_tables_hold_every_arm_and_pair(tmp_path: Path) -> None:
         f"MAE on the pool {MINUS} supervised on the pool",
     }
     assert [row[-1] for row in differences[1:4]] == ["helps", "helps", "lower"]
+    assert ["MAE on the pool", "100", "74.85", "277"] in saved and [
+        "supervised on the pool",
+        "1,000",
+        "87.50",
+        "more than were tried",
+    ] in saved
     assert len(rates) == len(steps) == 7 and steps[1][-1] == "yes"
     assert hours[1] == ["MAE on the pool", "1 min 12 s", "2 min 40 s"]
 
@@ -296,7 +367,7 @@ def test_the_page_can_be_read_without_seeing_it(tmp_path: Path) -> None:
     assert all(attributes.get("scope") in ("col", "row") for tag, attributes in page.tags if tag == "th")
     assert all(attributes.get("alt") for tag, attributes in page.tags if tag == "img")
     tags = [tag for tag, _ in page.tags]
-    assert tags.count("caption") == tags.count("table") == 5
+    assert tags.count("caption") == tags.count("table") == 6
     charts = [attributes["aria-label"] for _, attributes in page.tags if attributes.get("role") == "img"]
     assert len(charts) == tags.count("svg") == 3 and all(charts)
 
