@@ -300,8 +300,8 @@ def _difference_table(result: SuiteResult) -> Table:
     p_values = _adjusted(result)
     return Table(
         f"Paired differences of top-1 accuracy on the {result.counts['test']:,} test images, in points, over "
-        f"the seeds that both arms have; resolves: the true difference that would be resolved with a chance of {100 * POWER:.0f} %; "
-        "p adjusted for the comparisons with the baseline",
+        "the seeds that both arms have; resolves: the true difference that would be resolved with a chance of "
+        f"{100 * POWER:.0f} %; p adjusted for the comparisons with the baseline",
         ("difference", "labels", "mean", "95 % interval", "adjusted p", "resolves", "deviation", "seeds", "verdict"),
         tuple(
             _difference_row(result, first, second, labels, difference, p_values)
