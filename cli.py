@@ -8,8 +8,8 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,8 @@ class Command:
     The words without "=" are the values of ``positional``, in this order; keys in ``options`` may also be given as
     ``--key value``, and may be left out where ``optional`` has a word for the value. ``home`` is the module of the
     functions, where it isn't the schema's. ``defaults`` tells of keys without a default in the schema where their values
-    come from. ``json``: the result has a ``to_json``.
+    come from. ``json``: the result has a ``to_json``. ``flags``: options that call another function of the module, by its name,
+    for a result with a ``text``.
     """
 
     module: str
@@ -37,6 +38,7 @@ class Command:
     home: str | None = None
     defaults: Callable[[Command], dict[str, str]] | None = None
     json: bool = False
+    flags: Mapping[str, str] = field(default_factory=dict)
 
     def config_type(self) -> Any:
         """The schema."""
@@ -94,6 +96,7 @@ COMMANDS = {
         "does pretraining help? arms × labels × seeds, a report",
         positional=("suite",),
         defaults=_of_the_suite,
+        flags={"--status": "status"},
     ),
     "export": Command(
         "transfer.exporting",
@@ -174,12 +177,16 @@ def _run(name: str, command: Command, words: list[str]) -> None:
     file = _take_config(words)
     dry_run, quiet = _take(words, "-n", "--dry-run"), _take(words, "-q", "--quiet")
     as_json = command.json and _take(words, "--json")
+    asked = [function for flag, function in command.flags.items() if _take(words, flag)]
     config = _resolve(command, schema, _options_as_keys(words, command.options), file)
     if dry_run:
         keys = f"{to_yaml(config).rstrip()}\n\n" if to_dict(config) else ""
         _say(keys + command.load("plan")(config).text())
         return
     _log_to_stderr(quiet)
+    if asked:
+        _say(command.load(asked[0])(config).text())
+        return
     try:
         result = command.load(command.run)(config)
     except OSError as error:
@@ -222,7 +229,7 @@ def _options_as_keys(words: Sequence[str], options: Sequence[str]) -> list[str]:
 
 def _unknown_option(word: str, command: Command) -> str:
     """The message for an option that isn't there, or that this command hasn't."""
-    known = ["--config", "--dry-run", "--quiet", "--help", *(["--json"] if command.json else [])]
+    known = ["--config", "--dry-run", "--quiet", "--help", *(["--json"] if command.json else []), *command.flags]
     known += [f"--{option}" for option in command.options]
     close = nearest(word.partition("=")[0], known)
     if "=" in word and close is None:
@@ -287,7 +294,7 @@ def _command_help(name: str, command: Command, schema: type) -> str:
     positional = "".join(f" {key.upper()}" for key in command.positional)
     for option in command.options:
         positional += f" [--{option} {command.optional}]" if command.optional else f" --{option} {option.upper()}"
-    json = " [--json]" if command.json else ""
+    json = "".join(f" [{flag}]" for flag in (*(["--json"] if command.json else []), *command.flags))
     return "\n".join(
         [
             f"maelift {name}: {command.summary}",

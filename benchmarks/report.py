@@ -252,6 +252,9 @@ def _what_the_intervals_cover(result: SuiteResult) -> str:
 
 def _warnings(result: SuiteResult) -> list[str]:
     warnings = [f"This result is partial. Missing: {'; '.join(result.missing)}."] if result.missing else []
+    if result.unspent:
+        warnings.append(result.unspent)
+    warnings += [f"A run failed, and is not among the results: {failure}" for failure in result.failed]
     warnings += [_still_gaining(result, check) for check in result.checks if not check.converged]
     for labels in result.label_counts:
         trials = {len(tuning.rates) for tuning in result.tunings if tuning.labels == labels}

@@ -104,7 +104,8 @@ class SuiteResult:
 
     ``seeds`` are those compared at each label count; ``counts`` are images by use (pool, labelled source,
     validation, test); ``guards`` what the overlap check found, in words; ``missing`` names runs that are not
-    there, which makes the result partial; ``seconds_total`` is compute.
+    there, which makes the result partial; ``seconds_total`` is compute. ``failed``: runs that ended with an error, and which;
+    ``unspent``: why others were not begun.
     """
 
     name: str
@@ -125,6 +126,8 @@ class SuiteResult:
     seconds_total: float
     pretraining_seeds: int
     missing: tuple[str, ...] = ()
+    failed: tuple[str, ...] = ()
+    unspent: str = ""
 
     def to_json(self) -> str:
         """The result as text; ``from_json`` makes an equal one of it, to write its report again."""

@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -30,7 +31,7 @@ from ..core.config import MaeliftError, to_dict, to_yaml, write_config
 from ..core.cost import encoder_flops, training_memory, training_seconds
 from ..core.distributed import Interrupted, StopSignals, choose_device
 from ..core.encoder import Encoder
-from ..core.files import output_folder
+from ..core.files import atomic_write_text, output_folder
 from ..core.plan import Plan
 from ..core.tracking import PLAIN_INTERVAL, Progress, duration
 from ..pretrain.monitor import PICTURE_FILE
@@ -53,6 +54,15 @@ class BenchResult:
     report: Path
     verdicts: tuple[str, ...]
     result: SuiteResult
+
+    @property
+    def error(self) -> str | None:
+        """What went wrong, where runs failed: the others were done, and the report is partial."""
+        failed = self.result.failed
+        if not failed:
+            return None
+        others = f" (and {len(failed) - 1} more, see the report)" if len(failed) > 1 else ""
+        return f"{failed[0].rstrip('.')}{others}. Finished runs are kept; the same command tries the failed ones again."
 
     def summary(self) -> str:
         """The verdicts and where the report is."""
@@ -95,8 +105,8 @@ def bench(config: BenchConfig) -> BenchResult:
             held.enter_context(_only_one(out))
         write_config(config, out / "config.yaml")
         results = _finished(store)
-        _run_all(context, store, results)
-        result = collect(context, store, results)
+        ended = _run_all(context, store, results)
+        result = collect(context, store, results, ended)
         from .report import write_report  # not by the workers, which import this file too: plots take a second to load
 
         report = write_report(result, out)
@@ -144,6 +154,57 @@ def plan(config: BenchConfig) -> Plan:
         steps=sum(run.steps for run in runs.values() if run.kind == "train"),
         seconds=training_seconds(flops, images, device) / workers,
         memory_bytes=training_memory(parameters, tokens, largest) * workers,
+    )
+
+
+@dataclass(frozen=True)
+class Status:
+    """How far a suite is: a row an arm and label count, under ``COLUMNS``; runs done and foreseen; seconds of computing."""
+
+    rows: tuple[tuple[str, ...], ...]
+    done: int
+    runs: int
+    seconds: float
+
+    COLUMNS = ("arm", "labels", "encoder", "rate", "steps", "compared seeds")
+
+    def text(self) -> str:
+        """The table, and a line on all of it."""
+        table = [self.COLUMNS, *self.rows]
+        widths = [max(len(row[column]) for row in table) for column in range(len(self.COLUMNS))]
+        lines = [
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table
+        ]
+        more = "; more where steps are doubled" if self.done < self.runs else ""
+        return "\n".join([*lines, f"{self.done} of {self.runs} runs done, {duration(self.seconds)} of computing{more}"])
+
+
+def status(config: BenchConfig) -> Status:
+    """How far a suite is in ``config.out``; writes nothing, and may be asked while it runs."""
+    context = _look_through(config)
+    results = _finished(Path(config.out) / "runs")
+    runs = _foreseen(context, results)
+    return Status(
+        tuple(_standing(context, arm, labels, results) for arm in config.arms for labels in config.labels),
+        sum(results(run) is not None for run in runs.values()),
+        len(runs),
+        _seconds_spent(runs.values(), results),
+    )
+
+
+def _standing(context: Context, arm: str, labels: int, results: Results) -> tuple[str, ...]:
+    """A row of the status."""
+    state = compare(context, arm, labels, results)
+    encoders = [run for seed in context.config.pretrain_seeds if (run := context.pretraining(arm, seed)) is not None]
+    made = sum(results(run) is not None for run in encoders)
+    seeds = len(context.config.seeds_at(labels))
+    return (
+        arm,
+        f"{labels:,}",
+        f"{made} of {len(encoders)}" if encoders else "none needed",
+        "open" if state.tuning is None else f"{state.tuning.chosen:g}",
+        "open" if state.check is None else f"{state.check.steps:,}{'' if state.check.converged else ' or more'}",
+        f"{len(state.cells)} of {seeds}",
     )
 
 
@@ -227,8 +288,9 @@ def compare(context: Context, arm: str, labels: int, results: Results) -> Compar
     return state
 
 
-def collect(context: Context, store: Path, results: Results) -> SuiteResult:
-    """Put together what the report says from the finished runs."""
+def collect(context: Context, store: Path, results: Results, ended: Ended | None = None) -> SuiteResult:
+    """Put together what the report says from the finished runs, and how the suite ``ended``."""
+    ended = Ended() if ended is None else ended
     config, pools = context.config, context.pools
     comparisons = [compare(context, arm, labels, results) for arm in config.arms for labels in config.labels]
     encoders = {arm: _encoders(context, arm, results) for arm in config.arms}
@@ -266,6 +328,8 @@ def collect(context: Context, store: Path, results: Results) -> SuiteResult:
         seconds_total=_seconds_spent((run for state in comparisons for run in state.asked), results),
         pretraining_seeds=len(config.pretrain_seeds),
         missing=tuple(f"{state.arm} at {state.labels} labels" for state in comparisons if not state.cells),
+        failed=tuple(f"{run.title()}: {problem}" for run, problem in ended.failed.values()),
+        unspent=ended.unspent,
     )
 
 
@@ -419,69 +483,149 @@ def _stoppable() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _run_all(context: Context, store: Path, results: Results) -> None:
-    """Do whatever is missing, the costliest first, until nothing is."""
-    waiting = _missing(context, results)
+@dataclass
+class Ended:
+    """How a suite ended: runs that ``failed``, by key, with what went wrong; and why others were not begun."""
+
+    failed: dict[str, tuple[Run, str]] = field(default_factory=dict)
+    unspent: str = ""
+
+
+def _run_all(context: Context, store: Path, results: Results) -> Ended:
+    """Do whatever is missing, the costliest first, until nothing is, or the budget is spent.
+
+    A run that fails doesn't keep the others from being done. Where a worker process dies, those that were at work are
+    done again one by one, so that the one that kills it is told from the others.
+    """
+    ended = Ended()
+    waiting = _missing(context, results, ended)
     if not waiting:
         logger.info("bench: every run is there already")
-        return
+        return ended
     workers = _workers(context.config)
-    spawn = multiprocessing.get_context("spawn")
-    messages: Queue[tuple[str, Progress]] = spawn.Queue()
-    end, line = spawn.Pipe(duplex=False)  # closed, it tells every worker to stop
-    strangers = set(multiprocessing.active_children())
-    running: dict[Future[str | None], Run] = {}
-    with StopSignals.noted() as signals, _Board(context, results, workers) as board:
-        pool = ProcessPoolExecutor(workers, spawn, _start_worker, (context, store, messages, end))
-        try:
-            while waiting or running:
-                while waiting and len(running) < workers:
-                    run = waiting.pop(0)
-                    with _fit_for_workers():
-                        running[pool.submit(_work, run)] = run
-                done, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
-                while not messages.empty():
-                    board.hear(*messages.get())
-                for future in done:
-                    run = running.pop(future)
-                    problem = future.result()
-                    if problem is None:
-                        board.finished(run)
-                    elif signals.received is None:
-                        raise MaeliftError(f"{run.title()}: {problem}")
-                if signals.received is not None:
-                    raise _interrupted(board.count, signals.received)
-                if done:
-                    busy = {run.key for run in running.values()}
-                    waiting = [run for run in _missing(context, results) if run.key not in busy]
-                board.show(list(running.values()))
-        except BrokenProcessPool as error:
-            for process in set(multiprocessing.active_children()) - strangers:
-                process.kill()  # they may wait for ever for a lock that the dead one held
+    suspects: set[str] = set()
+    with (
+        StopSignals.noted() as signals,
+        _Board(context, results, workers) as board,
+        _Pool(context, store, workers) as pool,
+    ):
+        while waiting or pool.running:
+            while waiting and board.spent() < context.config.budget.seconds and pool.has_room(waiting[0], suspects):
+                pool.begin(waiting.pop(0))
+            if not pool.running:
+                ended.unspent = _unspent(context.config, board.spent(), len(waiting))
+                logger.warning("bench: %s", ended.unspent)
+                break
+            finished = pool.wait(board.hear)
+            for run, problem in finished:
+                if problem is None:
+                    board.finished(run)
+                elif problem == DIED and signals.received is None and run.key not in suspects:
+                    suspects.add(run.key)
+                    logger.warning("bench: %s: its process or another died; it is done again by itself", run.title())
+                elif signals.received is None:
+                    ended.failed[run.key] = (run, problem)
+                    logger.warning("bench: %s: failed: %s", run.title(), problem)
             if signals.received is not None:
-                raise _interrupted(board.count, signals.received) from error
-            raise MaeliftError(
-                "a worker process died (killed, or out of memory?). Finished runs are kept; give fewer workers to use less "
-                "memory, and the same command goes on."
-            ) from error
+                raise _interrupted(board.count, signals.received)
+            if finished:
+                busy = {run.key for run in pool.running}
+                waiting = [run for run in _missing(context, results, ended) if run.key not in busy]
+            board.show(pool.running)
+    return ended
+
+
+def _unspent(config: BenchConfig, spent: float, left: int) -> str:
+    """That the budget ends the suite, in words."""
+    budget = config.budget
+    limits = [f"budget.hours={budget.hours:g}"] if budget.hours is not None else []
+    limits += [f"budget.money={budget.money:g}"] if budget.money is not None else []
+    runs = "1 run was" if left == 1 else f"{left:,} runs were"
+    return (
+        f"The budget is spent ({' and '.join(limits)}; {duration(spent)} of computing): {runs} not begun, and those that follow "
+        "from them. Raise it and give the same command to go on."
+    )
+
+
+DIED = "its process died (killed, or out of memory?). Give fewer workers to use less memory"
+"""What is said of a run whose worker process is gone."""
+
+
+class _Pool:
+    """Worker processes, made anew where one of them died."""
+
+    def __init__(self, context: Context, store: Path, workers: int) -> None:
+        self._context, self._store, self._workers = context, store, workers
+        self._spawn = multiprocessing.get_context("spawn")
+        self._strangers = set(multiprocessing.active_children())
+        self._at_work: dict[Future[str | None], Run] = {}
+
+    def __enter__(self) -> _Pool:
+        self._messages: Queue[tuple[str, Progress]] = self._spawn.Queue()
+        self._end, self._line = self._spawn.Pipe(duplex=False)  # closed, it tells every worker to stop
+        facts = (self._context, self._store, self._messages, self._end)
+        self._pool = ProcessPoolExecutor(self._workers, self._spawn, _start_worker, facts)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Have every worker stop and end."""
+        self._line.close()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._end.close()
+
+    @property
+    def running(self) -> list[Run]:
+        """The runs at work."""
+        return list(self._at_work.values())
+
+    def has_room(self, run: Run, suspects: set[str]) -> bool:
+        """Whether a run may begin: suspects are alone at work."""
+        alone = run.key in suspects or any(other.key in suspects for other in self.running)
+        return len(self._at_work) < (1 if alone else self._workers)
+
+    def begin(self, run: Run) -> None:
+        """Have a worker do a run."""
+        with _fit_for_workers():
+            self._at_work[self._pool.submit(_work, run)] = run
+
+    def wait(self, hear: Callable[[str, Progress], None]) -> list[tuple[Run, str | None]]:
+        """The runs that ended within half a second, and what went wrong; ``hear`` is told how far the others are."""
+        done, _ = wait(self._at_work, timeout=0.5, return_when=FIRST_COMPLETED)
+        while not self._messages.empty():
+            hear(*self._messages.get())
+        try:
+            return [(self._at_work[future], future.result()) for future in done]
+        except BrokenProcessPool:
+            lost = [(run, self._ended_well(future)) for future, run in self._at_work.items()]
+            done = set(self._at_work)
+            for process in set(multiprocessing.active_children()) - self._strangers:
+                process.kill()  # they may wait for ever for a lock that the dead one held
+            self.__exit__()
+            self.__enter__()
+            return lost
         finally:
-            line.close()
-            pool.shutdown(wait=True, cancel_futures=True)
-            end.close()
+            for future in done:
+                del self._at_work[future]
+
+    @staticmethod
+    def _ended_well(future: Future[str | None]) -> str | None:
+        """What a run of a broken pool ended with, if it did."""
+        return future.result() if future.done() and future.exception() is None else DIED
 
 
 def _interrupted(count: int, number: int) -> Interrupted:
     return Interrupted(f"stopped with {count} runs finished; they are kept. The same command goes on.", number)
 
 
-def _missing(context: Context, results: Results) -> list[Run]:
-    """What can be run now, pretraining first, then the costliest; each once."""
+def _missing(context: Context, results: Results, ended: Ended) -> list[Run]:
+    """What can be run now, pretraining first, then the costliest; each once, but for what failed."""
     config = context.config
     found: dict[str, Run] = {}
     for arm in config.arms:
         for labels in config.labels:
             for run in compare(context, arm, labels, results).missing:
-                found.setdefault(run.key, run)
+                if run.key not in ended.failed:
+                    found.setdefault(run.key, run)
     return sorted(found.values(), key=lambda run: (run.kind not in ("mae", "supervised"), -run.images, run.key))
 
 
@@ -558,6 +702,10 @@ class _Worker:
             return "the GPU's memory is too small. Give fewer workers, or a smaller batch_size; finished runs are kept."
         except (MaeliftError, OSError) as error:
             return str(error)
+        except Exception as error:  # a run that crashes must not take the others with it
+            file = self.store / run.key / "error.txt"
+            atomic_write_text(file, traceback.format_exc())
+            return f"{type(error).__name__}: {error} ({file})"
         finally:
             self.busy = False
         return None
@@ -599,10 +747,12 @@ class _Board:
         self._began = self._said = time.monotonic()
         self._images_done = 0.0
         self._images_left, self._runs_left = 0, 0
+        self._spent = 0.0
         self._live: Any = None
 
     def __enter__(self) -> _Board:
         self._look_ahead()
+        self._spent = _seconds_spent(_foreseen(self.context, self.results).values(), self.results)
         logger.info("bench: %d runs to do, %d at a time; more where steps are doubled", self._runs_left, self.workers)
         if sys.stderr is not None and sys.stderr.isatty():
             from rich.console import Console
@@ -617,6 +767,10 @@ class _Board:
         if self._live is not None:
             self._live.stop()
 
+    def spent(self) -> float:
+        """Seconds of computing of the finished runs, those of earlier commands too."""
+        return self._spent
+
     def hear(self, key: str, progress: Progress) -> None:
         """Take in a worker's message."""
         self._heard[key] = progress
@@ -626,6 +780,7 @@ class _Board:
         self.count += 1
         self._images_done += run.images
         result = self.results(run) or {}
+        self._spent += float(result.get("seconds", 0))
         self._look_ahead()
         accuracy = f", validation accuracy {100 * result['val_accuracy']:.1f} %" if "val_accuracy" in result else ""
         text = f"bench: {run.title()}: done in {duration(float(result.get('seconds', 0)))}{accuracy}"

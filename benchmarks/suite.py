@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -80,6 +81,34 @@ class Tuning:
             raise ConfigError("max_doublings", self.max_doublings, "0 or more")
 
 
+@dataclass(frozen=True)
+class Budget:
+    """When to stop starting runs; the report is then a partial one, and the same command with more goes on."""
+
+    hours: float | None = None
+    """computing time of all runs together, those of earlier commands too and side by side counted each; null: no limit"""
+    money: float | None = None
+    """what that time may cost; null: no limit"""
+    price: float | None = None
+    """of an hour of computing, in the currency of money"""
+
+    def __post_init__(self) -> None:
+        for key in ("hours", "money", "price"):
+            value = getattr(self, key)
+            if value is not None and value < 0:
+                raise ConfigError(key, value, "0 or more, or null")
+        if self.money is not None and not self.price:
+            raise ConfigError("price", self.price, "a price above 0 where money is limited")
+
+    @property
+    def seconds(self) -> float:
+        """The computing time that there is; infinite without a limit."""
+        limits = [math.inf if self.hours is None else self.hours]
+        if self.money is not None and self.price:
+            limits.append(self.money / self.price)
+        return 3600 * min(limits)
+
+
 @dataclass(frozen=True, kw_only=True)
 class BenchConfig:
     """Compare pretrained and fresh encoders on your own labels, with error bars."""
@@ -110,6 +139,7 @@ class BenchConfig:
     baseline: str = "scratch"
     """the arm that the others are compared with"""
     tuning: Tuning = field(default_factory=Tuning)
+    budget: Budget = field(default_factory=Budget)
     evaluations: int = 10
     """times that validation accuracy is measured in a run, whatever its steps; the best weights are kept"""
     device: Literal["auto", "cpu", "cuda"] = "auto"

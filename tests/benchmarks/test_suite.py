@@ -232,3 +232,16 @@ def test_colour_is_normalised_by_imagenet_and_gray_by_the_pool(
             image.convert("L").save(gray)
     own = preprocessing(channels=1, data={"path": str(tmp_path / "gray")})
     assert own.channel_names == ("gray",) and own.mean != (0.5,) and 0.1 < own.std[0] < 0.5
+
+
+@pytest.mark.parametrize("name", sorted(file.stem for file in SUITES.glob("*.yaml")))
+def test_every_shipped_suite_is_whole_and_gives_its_arms_the_same_effort(name: str) -> None:
+    config = BenchConfig.resolve([f"suite={name}", "out=x"])
+    arms = [config.arm(arm) for arm in config.arms]
+    assert len({arm.label for arm in arms}) == len(arms) > 2
+    pretrained = [config.mae_config(arm, 0, "x") for arm in config.arms if config.arm(arm).start == "mae"]
+    assert len({(found.epochs, found.batch_size, found.peak_lr, found.crop) for found in pretrained}) == 1
+    assert min(len(config.seeds_at(labels)) for labels in config.labels) >= 3
+    if name != "quickstart":
+        assert len(config.pretrain_seeds) >= 3
+        assert len({(found.masking, found.decoder) for found in pretrained}) == len(pretrained)
