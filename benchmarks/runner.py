@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import multiprocessing
 import os
@@ -31,7 +30,7 @@ from ..core.config import MaeliftError, to_dict, to_yaml, write_config
 from ..core.cost import encoder_flops, training_memory, training_seconds
 from ..core.distributed import Interrupted, StopSignals, choose_device
 from ..core.encoder import Encoder
-from ..core.files import atomic_write_text, output_folder
+from ..core.files import LOCK_FILE, atomic_write_text, exclusive, output_folder
 from ..core.plan import Plan
 from ..core.tracking import PLAIN_INTERVAL, Progress, duration
 from ..pretrain.monitor import PICTURE_FILE
@@ -40,8 +39,6 @@ from .results import Arm, Cell, ConvergenceCheck, Curve, SuiteResult, TuningReco
 from .suite import BenchConfig
 
 logger = logging.getLogger("maelift")
-
-LOCK_FILE = ".lock"
 
 Results = Callable[[Run], Mapping[str, Any] | None]
 """From a run to what it wrote; None when it isn't finished."""
@@ -98,11 +95,11 @@ def bench(config: BenchConfig) -> BenchResult:
     with _stoppable(), ExitStack() as held:
         known_place = (out / LOCK_FILE).exists()
         if known_place:  # refused before the look through the images, which may take long
-            held.enter_context(_only_one(out))
+            held.enter_context(exclusive(out, waits=0))
         context = _look_through(config)
         store = output_folder(out / "runs")
         if not known_place:
-            held.enter_context(_only_one(out))
+            held.enter_context(exclusive(out, waits=0))
         write_config(config, out / "config.yaml")
         results = _finished(store)
         ended = _run_all(context, store, results)
@@ -450,19 +447,6 @@ def _check_place(out: Path) -> None:
         output_folder(out)  # says what is wrong
     if (out / "config.yaml").exists() and not (out / "runs").exists():
         raise MaeliftError(f"out={out}: holds something else than a suite's runs. Choose another folder.")
-
-
-@contextmanager
-def _only_one(out: Path) -> Iterator[None]:
-    """Hold the folder's lock, which the system takes back from a process that was killed."""
-    with (out / LOCK_FILE).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise MaeliftError(
-                f"out={out}: another maelift bench is at work there. Wait for it, or stop it."
-            ) from error
-        yield
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -34,6 +35,8 @@ Parallel = Literal["ddp", "fsdp"]
 
 PATIENCE = timedelta(minutes=30)
 """How long a process waits for the others: the main one judges the model meanwhile."""
+LAUNCHER_SECONDS = 0.5
+"""Between two looks whether the launcher is still there."""
 LOST_CONTACT = (
     "Connection closed by peer",
     "Connection reset by peer",
@@ -63,6 +66,7 @@ class Ranks:
         chosen = choose_device(device, int(os.environ.get("LOCAL_RANK", "0")))
         started = world_size > 1 and not dist.is_initialized()
         if started:
+            _end_with_the_launcher()
             dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=PATIENCE)
         try:
             yield cls(rank, world_size, chosen)
@@ -136,6 +140,24 @@ class Ranks:
         """Wait until every process is here."""
         if self.world_size > 1:
             dist.barrier()
+
+
+def _end_with_the_launcher() -> None:
+    """Under torchrun, end this process once the launcher is gone.
+
+    Where only the launcher is killed, its processes would train on, out of everyone's sight and beside those of the command
+    that is given next.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return
+    launcher = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == launcher:
+            time.sleep(LAUNCHER_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def is_sharded(model: nn.Module) -> bool:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import io
 import os
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from .config import MaeliftError
+
+LOCK_FILE = ".lock"
+"""In a folder that one command at a time may write to."""
 
 UMASK = os.umask(0o077)
 """The process's; read once, as reading it changes it for a moment, for all threads."""
@@ -76,6 +81,29 @@ def output_folder(path: str | Path) -> Path:
         reason = (error.strerror or str(error)).lower()
         raise MaeliftError(f"out={folder}: nothing can be written there ({reason}). Choose another folder.") from error
     return folder
+
+
+@contextmanager
+def exclusive(folder: Path, waits: float = 10.0) -> Iterator[None]:
+    """Hold a folder's lock, which the system takes back from a process that is killed; raise MaeliftError where another has it.
+
+    ``waits``: seconds to wait for it; processes of a killed command may take some to end.
+    """
+    with (folder / LOCK_FILE).open("w") as file:
+        deadline = time.monotonic() + waits
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() > deadline:
+                    raise MaeliftError(
+                        f"out={folder}: another maelift command is at work there. Wait for it, or stop it."
+                    ) from error
+                time.sleep(0.1)
+            except OSError:  # storage that knows no locks
+                break
+        yield
 
 
 def sync_tree(folder: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import yaml
 
 from .config import MaeliftError, config_difference, to_dict, write_config
 from .distributed import Ranks
-from .files import atomic_write_text
+from .files import atomic_write_text, exclusive
 
 FREE_KEYS = (
     *("out", "data", "encoder", "workers", "device", "accumulate", "launch", "slurm"),
@@ -35,21 +37,25 @@ class RunFolder:
         return self.path / "checkpoints"
 
     @classmethod
-    def open(cls, path: Path, config: Any, ranks: Ranks) -> RunFolder:
-        """The folder for this configuration; raise MaeliftError when it holds a run of another one.
+    @contextmanager
+    def open(cls, path: Path, config: Any, ranks: Ranks) -> Iterator[RunFolder]:
+        """The folder for this configuration, for one command at a time; raise MaeliftError when it holds a run of another one.
 
-        Nothing is written before ``check_data``, so that a mistake found until then can be mended in the same folder.
+        Nothing but a lock is written before ``check_data``, so that a mistake found until then can be mended in the same
+        folder.
         """
         file = path / "config.yaml"
-        if file.exists():
-            differences = config_difference(_fixed(_read(file)), _fixed(to_dict(config)))
-            if differences:
-                raise MaeliftError(
-                    f"out={path} holds a run of another configuration ({'; '.join(differences)}). "
-                    "Choose another out, or give that configuration to go on with it."
-                )
-        ranks.barrier()
-        return cls(path, config)
+        with ExitStack() as held:
+            ranks.share(lambda: held.enter_context(exclusive(path)))
+            if file.exists():
+                differences = config_difference(_fixed(_read(file)), _fixed(to_dict(config)))
+                if differences:
+                    raise MaeliftError(
+                        f"out={path} holds a run of another configuration ({'; '.join(differences)}). "
+                        "Choose another out, or give that configuration to go on with it."
+                    )
+            ranks.barrier()
+            yield cls(path, config)
 
     def check_data(self, digest: str, ranks: Ranks, encoder: str | None = None) -> None:
         """Raise MaeliftError when the run in this folder was made on other images, or from another encoder.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -115,14 +116,14 @@ def pretrain(
     configuration names. ``listener`` hears of progress in place of the terminal. Raises MaeliftError for what a user
     can mend, Interrupted when asked to stop.
     """
-    with Ranks.here(config.device) as ranks:
+    with Ranks.here(config.device) as ranks, ExitStack() as held:
         beginning = read_beginning(config)
         images = images if images is not None else find_pool(config, ranks)
         check_split(config, len(images), ranks.world_size)
         if config.wandb is not None:
             require("wandb")
         labeled = read_probe(config.probe, config.max_rejected)
-        folder = RunFolder.open(output_folder(config.out), config, ranks)
+        folder = held.enter_context(RunFolder.open(output_folder(config.out), config, ranks))
         source = read_source(config, images, folder.path, ranks)
         folder.check_data(source.manifest.digest, ranks, None if beginning is None else beginning.digest)
         done = folder.path / ENCODER_FILE

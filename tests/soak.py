@@ -1,23 +1,30 @@
 """Kills a pretraining of two processes at random moments, saves included, and compares its end with an uninterrupted run's.
 
+What is killed is drawn too: all processes, the launcher alone, or one that trains; the others must be gone soon after.
 ``python tests/soak.py kills=20 seed=0``; exit code 1 when any tensor differs in any bit.
 """
 
 from __future__ import annotations
 
-import os
 import random
-import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import torch
 from maelift.tests.support import TINY, environment, torchrun, write_images
 from safetensors.torch import load_file
 
+VICTIMS: dict[str, Callable[[list[psutil.Process]], list[psutil.Process]]] = {
+    "all processes": lambda processes: processes,
+    "the launcher": lambda processes: processes[:1],
+    "a process that trains": lambda processes: processes[-1:],
+}
 KEYS = [*TINY, "epochs=40", "log_every=1", "checkpoint_minutes=0.0003"]
 
 
@@ -38,15 +45,27 @@ def soak(folder: Path, kills: int, seed: int, keys: list[str]) -> list[str]:
             time.sleep(0.01)
         time.sleep(draws.uniform(0, 0.05 * usual))
         if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
+            what = draws.choice(list(VICTIMS))
+            kill(process.pid, what)
             done += 1
+            print(f"killed {done} of {kills} times: {what}, at {newest(killed)}", flush=True)
         process.wait()
-        print(f"killed {done} of {kills} times, at {newest(killed)}", flush=True)
     subprocess.run(command, check=True, env=environment())
     if done < kills:
         raise RuntimeError(f"the run was over after {done} of {kills} kills: give it more epochs")
     expected, found = (load_file(run / "encoder.safetensors") for run in (whole, killed))
     return [name for name, tensor in expected.items() if not torch.equal(tensor, found[name])]
+
+
+def kill(launcher: int, what: str) -> None:
+    """SIGKILL some processes of a run, and see that none of the others is left after a while."""
+    everyone = [psutil.Process(launcher), *psutil.Process(launcher).children(recursive=True)]
+    for process in VICTIMS[what](everyone):
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    _, alive = psutil.wait_procs(everyone, timeout=40)
+    if alive:
+        raise RuntimeError(f"{what} were killed, but {[process.pid for process in alive]} go on")
 
 
 def newest(out: Path) -> str:

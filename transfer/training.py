@@ -13,6 +13,7 @@ import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, TypeVar, cast
@@ -438,11 +439,11 @@ def run(config: TransferConfig, listener: Listener | None = None) -> TransferRes
     """
     task_type = config.chosen_task()
     title = f"transfer {task_type.name}"
-    with Ranks.here(config.device) as ranks:
+    with Ranks.here(config.device) as ranks, ExitStack() as held:
         config.check_passes(ranks.world_size * config.accumulate)
         splits = task_type.read(config)
         source = read_start(config)
-        folder = RunFolder.open(output_folder(config.out), config, ranks)
+        folder = held.enter_context(RunFolder.open(output_folder(config.out), config, ranks))
         splits, manifest = audit_splits(splits, config.max_rejected)
         if ranks.is_main and manifest.rejected:
             _tell_rejected(title, manifest, folder.path)

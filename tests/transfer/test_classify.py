@@ -411,7 +411,8 @@ def test_folders_that_hold_something_else_or_half_a_run(class_folders: Path, enc
             run(class_folders, out, encoder=encoder)
     (out / "config.yaml").unlink()
     config = ClassifyConfig.resolve({**KEYS, "data": class_folders, "out": out, "encoder": encoder, "steps": 2})
-    RunFolder.open(out, config, ONE).check_data("x", ONE)
+    with RunFolder.open(out, config, ONE) as folder:
+        folder.check_data("x", ONE)
     (out / "data.json").unlink()  # killed between the two
     (out / "checkpoints" / "step-00000001").mkdir(parents=True)
     with pytest.raises(MaeliftError, match=r"checkpoints: no checkpoint in it is whole"):
