@@ -315,7 +315,7 @@ def read_result(run: Run, store: Path) -> Mapping[str, Any] | None:
     path = store / run.key / RESULT_FILE
     try:
         content: Any = json.loads(path.read_bytes())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError:
         content = None

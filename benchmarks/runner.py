@@ -30,7 +30,7 @@ from ..core.config import MaeliftError, to_dict, to_yaml, write_config
 from ..core.cost import encoder_flops, training_memory, training_seconds
 from ..core.distributed import Interrupted, StopSignals, choose_device
 from ..core.encoder import Encoder
-from ..core.files import LOCK_FILE, atomic_write_text, exclusive, output_folder
+from ..core.files import atomic_write_text, exclusive, output_folder
 from ..core.plan import Plan
 from ..core.tracking import PLAIN_INTERVAL, Progress, duration
 from ..pretrain.monitor import PICTURE_FILE
@@ -93,7 +93,7 @@ def bench(config: BenchConfig) -> BenchResult:
     out = Path(config.out)
     _check_place(out)
     with _stoppable(), ExitStack() as held:
-        known_place = (out / LOCK_FILE).exists()
+        known_place = (out / "runs").is_dir()
         if known_place:  # refused before the look through the images, which may take long
             held.enter_context(exclusive(out, waits=0))
         context = _look_through(config)
@@ -569,8 +569,14 @@ class _Pool:
 
     def begin(self, run: Run) -> None:
         """Have a worker do a run."""
-        with _fit_for_workers():
-            self._at_work[self._pool.submit(_work, run)] = run
+        future: Future[str | None]
+        try:
+            with _fit_for_workers():
+                future = self._pool.submit(_work, run)
+        except BrokenProcessPool as error:  # a worker died just now: the run is among those that are lost
+            future = Future()
+            future.set_exception(error)
+        self._at_work[future] = run
 
     def wait(self, hear: Callable[[str, Progress], None]) -> list[tuple[Run, str | None]]:
         """The runs that ended within half a second, and what went wrong; ``hear`` is told how far the others are."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from .config import MaeliftError
 
 LOCK_FILE = ".lock"
-"""In a folder that one command at a time may write to."""
+"""In a folder that a command is at work in."""
 
 UMASK = os.umask(0o077)
 """The process's; read once, as reading it changes it for a moment, for all threads."""
@@ -87,23 +87,30 @@ def output_folder(path: str | Path) -> Path:
 def exclusive(folder: Path, waits: float = 10.0) -> Iterator[None]:
     """Hold a folder's lock, which the system takes back from a process that is killed; raise MaeliftError where another has it.
 
-    ``waits``: seconds to wait for it; processes of a killed command may take some to end.
+    ``waits``: seconds to wait for it; processes of a killed command may take some to end. The lock's file is removed at
+    the end.
     """
-    with (folder / LOCK_FILE).open("w") as file:
-        deadline = time.monotonic() + waits
-        while True:
+    path, deadline = folder / LOCK_FILE, time.monotonic() + waits
+    while True:
+        with path.open("a") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
+                held = path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())
             except BlockingIOError as error:
                 if time.monotonic() > deadline:
                     raise MaeliftError(
                         f"out={folder}: another maelift command is at work there. Wait for it, or stop it."
                     ) from error
-                time.sleep(0.1)
+                held = False
             except OSError:  # storage that knows no locks
-                break
-        yield
+                held = True
+            if held:
+                try:
+                    yield
+                finally:
+                    path.unlink(missing_ok=True)
+                return
+        time.sleep(0.1)  # at work elsewhere, or ended just now, its file with it
 
 
 def sync_tree(folder: Path) -> None:
