@@ -1,4 +1,4 @@
-"""The runs that a suite is made of: pretrain an encoder, fine-tune it, read the test split once.
+"""The runs that a suite is made of: come by an encoder, train it for a task, read the test split once.
 
 Each is a ``Run``: a value whose ``key`` hashes all that determines its outcome, its parents' keys among it.
 """
@@ -9,57 +9,56 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import numpy as np
 import torch
 
 from .. import __version__
+from ..adapters.parents import read_parent
 from ..core.checkpoints import Checkpoints
-from ..core.config import ConfigError, DataError, MaeliftError, to_dict
+from ..core.config import ConfigError, MaeliftError, to_dict
+from ..core.cost import block_flops, encoder_flops
 from ..core.distributed import Ranks, choose_device
 from ..core.encoder import Encoder, Preprocessing, channel_names
 from ..core.files import atomic_write_text
-from ..core.images import ImageSet, channel_statistics
-from ..core.labels import LabeledImages, Splits, audit_splits, draw_labeled, read_splits
+from ..core.images import channel_statistics
+from ..core.labels import Splits, draw_labeled
 from ..core.loop import Diverged
-from ..core.randomness import stream
 from ..core.run_folder import FREE_KEYS
 from ..core.tracking import Listener, Tracker
 from ..core.weights import ENCODER_FILE, Provenance, load_encoder, read_encoder, save_encoder
+from ..pretrain.config import PretrainConfig
 from ..pretrain.stage import pretrain
-from ..transfer.classify import ClassificationTask, Classifier, ClassifyRecipe, save_classifier, score_items
+from ..pretrain.starting import fitted_encoder
+from ..transfer.classify import ClassificationTask, Classifier, save_classifier
 from ..transfer.models import MODEL_FILE, load_model
 from ..transfer.starts import fresh_encoder
-from ..transfer.training import Fit, fit
-from .suite import BenchConfig, SuiteData
+from ..transfer.training import Fit, Recipe, Task, fit
+from .pools import Pools
+from .results import pack_items
+from .suite import CLASSIFY, BenchConfig
 
 RESULT_FILE = "result.json"
 STATISTICS_SEED = 0
 
-Kind = Literal["mae", "supervised", "train", "test"]
+Kind = Literal["mae", "supervised", "weights", "train", "test"]
 
-CODE_VERSIONS: dict[Kind, int] = {"mae": 2, "supervised": 2, "train": 2, "test": 3}
+PRETRAINING: tuple[Kind, ...] = ("mae", "supervised", "weights")
+
+CODE_VERSIONS: dict[Kind, int] = {"mae": 2, "supervised": 2, "weights": 1, "train": 3, "test": 4}
 """Raised whenever a change of the code would change what a run of the kind ends with."""
-
-READS: dict[Kind, tuple[str, ...]] = {
-    "mae": ("pool",),
-    "supervised": ("pool", "val"),
-    "train": ("pool", "source", "val"),
-    "test": ("test",),
-}
-"""The parts of the images that determine what a run ends with; of the pool a fine-tuning reads gray images' statistics."""
 
 WRITES: dict[Kind, tuple[str, ...]] = {
     "mae": ("seconds", "steps"),
     "supervised": ("seconds", "steps"),
-    "train": ("seconds", "val_accuracy", "curve"),
-    "test": ("seconds", "scores", "right"),
+    "weights": ("seconds", "steps"),
+    "train": ("seconds", "val", "curve"),
+    "test": ("seconds", "scores", "items"),
 }
 """What must stand in the result of a finished run."""
 
@@ -75,8 +74,8 @@ class Run:
     """One run of a suite.
 
     ``recipe`` is all of its configuration that matters, ``context`` what it shares with the others of its kind;
-    ``parents`` are the keys of the runs whose files it reads; ``images`` counts the images that go through training, a
-    measure of its cost.
+    ``parents`` are the keys of the runs whose files it reads; ``images`` counts the images that go through training, each as
+    many as it costs times one of the encoder's own size. ``task``: what it is trained for; none for an encoder.
     """
 
     kind: Kind
@@ -89,142 +88,81 @@ class Run:
     context: str
     parents: tuple[str, ...] = ()
     images: int = 0
+    task: str = ""
 
     @cached_property
     def key(self) -> str:
-        """The hash of everything that determines the outcome; the arm's name is not among it."""
+        """The hash of everything that determines the outcome; the names of arm and task are not among it."""
         content = {**asdict(self), "code": CODE_VERSIONS[self.kind], "maelift": __version__}
-        for irrelevant in ("arm", "images"):
+        for irrelevant in ("arm", "images", "task"):
             del content[irrelevant]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
 
     def title(self) -> str:
         """The run in words."""
-        if self.kind in ("mae", "supervised"):
+        if self.kind == "weights":
+            return f"{self.arm}: reading its weights"
+        if self.kind in PRETRAINING:
             return f"{self.arm}: pretraining, seed {self.seed}"
         what = "test" if self.kind == "test" else f"{self.steps} steps at rate {self.lr:g}"
-        return f"{self.arm}: {self.labels} labels, seed {self.seed}, {what}"
-
-
-@dataclass(frozen=True)
-class Pools:
-    """The images of a suite, parted by use; no image is in two parts, by content.
-
-    ``pool`` is for pretraining (its labels for the supervised arm only), ``source`` what labelled examples are drawn
-    from. ``findings`` says in words what the overlap check found and did; ``digests`` hash the names, contents and
-    labels of each part, in order; ``gray``: every image is.
-    """
-
-    pool: LabeledImages
-    source: LabeledImages
-    val: LabeledImages
-    test: LabeledImages
-    findings: tuple[str, ...]
-    digests: Mapping[str, str]
-    gray: bool
-
-
-def read_pools(data: SuiteData) -> Pools:
-    """Read, look through and part the images; an image that is in validation or test too is dropped elsewhere."""
-    if not Path(data.path).exists():
-        raise DataError(
-            f"data.path={data.path}: no such folder or CSV. Give data.path=...; that of the quickstart is brought by "
-            f"maelift data fashion-mnist out={data.path}."
-        )
-    splits, manifest = audit_splits(read_splits(data.path, data.val, data.test, data.seed), max_rejected=0.05)
-    hashes = {name: manifest.splits[name].hashes for name in ("train", "val", "test")}
-    findings: list[str] = []
-    if manifest.rejected:
-        findings.append(f"Broken images that were left out: {len(manifest.rejected)}.")
-    held_back = set(hashes["test"])
-    keep_val = [index for index, digest in enumerate(hashes["val"]) if digest not in held_back]
-    findings.append(_finding("validation", len(hashes["val"]) - len(keep_val), "test"))
-    held_back |= set(hashes["val"])
-    order = stream(data.seed, "pool").permutation(len(hashes["train"]))
-    count = data.pool if isinstance(data.pool, int) else int(data.pool * len(order))
-    if not 0 < count < len(order):
-        raise DataError(
-            f"data.pool={data.pool}: {data.path} has {len(order)} training images besides validation and test; expected "
-            "a count below that, so that some are left to draw labelled examples from."
-        )
-    pool = sorted(int(index) for index in order[:count] if hashes["train"][index] not in held_back)
-    findings.append(_finding("pool", count - len(pool), "validation or test"))
-    held_back |= {hashes["train"][index] for index in pool}
-    source = sorted(int(index) for index in order[count:] if hashes["train"][index] not in held_back)
-    findings.append(_finding("labelled source", len(order) - count - len(source), "pool, validation or test"))
-    parts = {
-        "pool": (splits.train, hashes["train"], pool),
-        "source": (splits.train, hashes["train"], source),
-        "val": (splits.val, hashes["val"], keep_val),
-        "test": (splits.test, hashes["test"], range(len(splits.test))),
-    }
-    for name, (_, _, indices) in parts.items():
-        if not indices:
-            raise DataError(f"data.path={data.path}: no image is left for {name}, as all of it is elsewhere too.")
-    return Pools(
-        pool=splits.train.subset(pool),
-        source=splits.train.subset(source),
-        val=splits.val.subset(keep_val),
-        test=splits.test,
-        findings=tuple(findings),
-        digests={name: _digest(*part) for name, part in parts.items()},
-        gray=manifest.gray,
-    )
-
-
-def _finding(part: str, dropped: int, others: str) -> str:
-    if dropped == 0:
-        return f"No image of the {part} is in {others} too, by content."
-    return f"Images of the {part} that are in {others} too, by content, and were left out of the {part}: {dropped}."
-
-
-def _digest(labeled: LabeledImages, hashes: Sequence[str], indices: Sequence[int]) -> str:
-    rows = [(labeled.images.name(index), hashes[index], labeled.labels[index]) for index in indices]
-    return hashlib.sha256(json.dumps([labeled.classes, rows]).encode()).hexdigest()
+        task = "" if self.task == CLASSIFY else f"{self.task}, "
+        return f"{self.arm}: {task}{self.labels} labels, seed {self.seed}, {what}"
 
 
 @dataclass(frozen=True, eq=False)
 class Context:
-    """What all runs of a suite share; ``facts`` are its part in every key, by the kind of the run."""
+    """What all runs of a suite share: its configuration and its images."""
 
     config: BenchConfig
     pools: Pools
+    weights: Mapping[str, str] = field(default_factory=dict)
+    """hash of the weights that an arm begins with, where it names some"""
+
+    @classmethod
+    def of(cls, config: BenchConfig, pools: Pools) -> Context:
+        """Also reads what weights the arms name; raises MaeliftError for those that don't fit the suite's model."""
+        hashes = {}
+        for name in config.arms:
+            if (source := config.arm(name).weights) is not None:
+                file = read_parent(source, f"arms.{name}.weights")
+                fitted_encoder(file, config.spec, source, f"arms.{name}.weights")
+                hashes[name] = file.content_hash
+        return cls(config, pools, hashes)
 
     def check(self) -> None:
         """Raise MaeliftError for what of the suite doesn't fit its data."""
         config = self.config
+        data = config.data.path or config.data.unlabelled
         if self.pools.gray and config.channels != 1:
-            raise ConfigError("channels", config.channels, f"1, as every image of {config.data.path} is gray")
+            raise ConfigError("channels", config.channels, f"1, as every image of {data} is gray")
         if not self.pools.gray and config.channels != 3:
-            raise ConfigError("channels", config.channels, f"3, as {config.data.path} has images in colour")
-        for labels in config.labels:
-            draw_labeled(self.pools.source, labels, config.tuning.seed)
+            raise ConfigError("channels", config.channels, f"3, as {data} has images in colour")
+        for task, design in config.designs.items():
+            for labels in design.labels:
+                draw_labeled(self.pools.tasks[task].splits.train, labels, design.tuning.seed)
+            if task != CLASSIFY:
+                splits = self.pools.tasks[task].splits
+                recipe, encoder = config.transfer(task), Encoder(config.spec_at(task))
+                config.transfer(task).task()(recipe, encoder, splits, Ranks(0, 1, torch.device("cpu"))).build_model()
 
-    @cached_property
-    def facts(self) -> Mapping[Kind, str]:
-        """What determines the outcome of all runs of a kind, as one line of JSON.
+    def facts(self, *parts: str, **more: object) -> str:
+        """What determines the outcome of all runs that read these parts of the images, as one line of JSON.
 
         The number of threads is among it: it sets the order of sums. The place of the images and the number of workers
-        are not.
+        are not. ``parts``: "pool", or task and split with a point between.
         """
-        shared = {
+        digests = {"pool": self.pools.pool_digest}
+        for task, images in self.pools.tasks.items():
+            digests |= {f"{task}.{split}": digest for split, digest in images.digests.items()}
+        facts = {
             "spec": asdict(self.config.spec),
             "device": choose_device(self.config.device).type,
             "threads": self.config.threads,
             "libraries": libraries(),
+            "images": [digests[part] for part in parts],
+            **more,
         }
-        judged = {"evaluations": self.config.evaluations}
-        return {
-            kind: json.dumps(
-                {
-                    **shared,
-                    **(judged if "val" in parts else {}),
-                    "images": {part: self.pools.digests[part] for part in parts},
-                },
-                sort_keys=True,
-            )
-            for kind, parts in READS.items()
-        }
+        return json.dumps(facts, sort_keys=True)
 
     def pretraining(self, arm: str, seed: int) -> Run | None:
         """The run that makes an arm's encoder; none for the scratch arm."""
@@ -237,24 +175,62 @@ class Context:
         return {}
 
     def _pretraining(self, arm: str, seed: int) -> Run | None:
-        start = self.config.arm(arm).start
-        if start == "scratch":
+        own, count = self.config.arm(arm), len(self.pools.pool)
+        if own.start == "scratch":
             return None
-        count = len(self.pools.pool)
-        if start == "mae":
+        if own.start == "mae":
             config = self.config.mae_config(arm, seed, "")
-            recipe = {key: value for key, value in to_dict(config).items() if key not in FREE_KEYS}
-            images = int(config.epochs * count)
-            return Run("mae", arm, seed, 0, 0, config.peak_lr, json.dumps(recipe), self.facts["mae"], images=images)
+            recipe = {key: value for key, value in to_dict(config).items() if key not in (*FREE_KEYS, "init")}
+            text = json.dumps({**recipe, "weights": self.weights.get(arm)})
+            images = round(self._pretraining_flops(config) / encoder_flops(self.config.spec))
+            return Run("mae", arm, seed, 0, 0, config.peak_lr, text, self.facts("pool"), images=images)
+        if not own.trains_encoder:
+            return Run("weights", arm, 0, 0, 0, 0.0, self.weights[arm], json.dumps(asdict(self.config.spec)))
         supervised = self.config.supervised_recipe(arm)
         steps, lr = supervised.total_steps(count), supervised.peak_lr
-        text, facts = _determining(supervised), self.facts["supervised"]
-        return Run("supervised", arm, seed, 0, steps, lr, text, facts, images=steps * supervised.batch_size)
+        facts = self.facts("pool", f"{CLASSIFY}.val", evaluations=self.config.evaluations)
+        images = steps * supervised.batch_size
+        return Run("supervised", arm, seed, 0, steps, lr, _determining(supervised), facts, images=images)
 
-    def training(self, arm: str, labels: int, seed: int, steps: int, lr: float) -> Run:
-        """One fine-tuning, judged on validation only."""
-        recipe = self.config.recipe(arm)
-        encoder = self.pretraining(arm, self.pretrain_seed(seed))
+    def _pretraining_flops(self, config: PretrainConfig) -> float:
+        """Floating-point operations of a pretraining, forward: the encoder on what is visible, the decoder on all."""
+        spec, decoder = self.config.spec, config.decoder
+        visible = round(spec.num_patches * (1 - config.masking.ratio))
+        dim, patches = decoder.embed_dim, spec.num_patches
+        head = 2 * patches * (spec.embed_dim * dim + dim * spec.channels * spec.patch_size**2)
+        an_image = encoder_flops(spec, visible) + decoder.depth * block_flops(patches + 1, dim) + head
+        return an_image * config.epochs * len(self.pools.pool)
+
+    def steps(self, task: str, arm: str, labels: int) -> int:
+        """The steps that an arm's tuning begins with; with ``compute_of``, those of another's pretraining on top."""
+        own = self.config.arm(arm)
+        steps = self.config.steps(task, arm, labels)
+        if own.compute_of is None:
+            return steps
+        flops = self._pretraining_flops(self.config.mae_config(own.compute_of, 0, ""))
+        a_step = self.cost(task) * encoder_flops(self.config.spec) * self.config.recipe(task, arm).batch_size
+        return steps + round(flops / a_step)
+
+    def cost(self, task: str) -> float:
+        """What a task's model costs an image, forward, as a multiple of the encoder's cost at the suite's image size."""
+        if task not in self._costs:
+            self._costs[task] = 1.0 if task == CLASSIFY else self._flops(task) / encoder_flops(self.config.spec)
+        return self._costs[task]
+
+    @cached_property
+    def _costs(self) -> dict[str, float]:
+        return {}
+
+    def _flops(self, task: str) -> float:
+        config, splits = self.config, self.pools.tasks[task].splits
+        encoder = Encoder(config.spec_at(task), preprocessing=self.preprocessing)
+        built = config.transfer(task).task()(config.transfer(task), encoder, splits, Ranks(0, 1, torch.device("cpu")))
+        return built.flops(built.build_model())
+
+    def training(self, task: str, arm: str, labels: int, seed: int, steps: int, lr: float) -> Run:
+        """One training for a task, judged on validation only."""
+        recipe = self.config.recipe(task, arm)
+        encoder = self.pretraining(arm, self.pretrain_seed(arm, seed, task))
         return Run(
             "train",
             arm,
@@ -263,9 +239,16 @@ class Context:
             steps,
             lr,
             _determining(recipe),
-            self.facts["train"],
+            self.facts(
+                "pool",
+                f"{task}.train",
+                f"{task}.val",
+                evaluations=self.config.evaluations,
+                image_size=self.config.spec_at(task).image_size,
+            ),
             parents=() if encoder is None else (encoder.key,),
-            images=steps * recipe.batch_size,
+            images=round(steps * recipe.batch_size * self.cost(task)),
+            task=task,
         )
 
     def testing(self, run: Run) -> Run:
@@ -274,15 +257,16 @@ class Context:
             run,
             kind="test",
             recipe="",
-            context=self.facts["test"],
+            context=self.facts(f"{run.task}.test"),
             parents=(run.key,),
-            images=len(self.pools.test),
+            images=round(len(self.pools.tasks[run.task].splits.test) * self.cost(run.task)),
         )
 
-    def pretrain_seed(self, seed: int) -> int:
-        """The pretraining seed that goes with a seed of fine-tuning (the first for the tuning trials)."""
+    def pretrain_seed(self, arm: str, seed: int, task: str) -> int:
+        """The pretraining seed that goes with a seed of a task's training (the first for the tuning trials)."""
         seeds = self.config.pretrain_seeds
-        return seeds[0] if seed == self.config.tuning.seed else seeds[seed % len(seeds)]
+        tuned = seed == self.config.designs[task].tuning.seed
+        return seeds[0] if tuned or not self.config.arm(arm).trains_encoder else seeds[seed % len(seeds)]
 
     @cached_property
     def preprocessing(self) -> Preprocessing:
@@ -290,13 +274,25 @@ class Context:
         channels = self.config.channels
         if channels == 3:
             return Preprocessing.default(channels)
-        mean, std = channel_statistics(self.pools.pool.images, channels, seed=STATISTICS_SEED)
+        mean, std = channel_statistics(self.pools.pool, channels, seed=STATISTICS_SEED)
         return Preprocessing(channel_names(channels), mean, std)
 
 
-def _determining(recipe: ClassifyRecipe) -> str:
-    """What of a recipe determines a run whose steps and learning rate are known."""
-    known = ("epochs", "steps", "base_lr", "lr")
+def _determining(recipe: Recipe) -> str:
+    """What of a recipe determines a run whose data, start, steps and learning rate are known."""
+    known = (
+        "epochs",
+        "steps",
+        "base_lr",
+        "lr",
+        "data",
+        "out",
+        "encoder",
+        "seed",
+        "workers",
+        "checkpoint_minutes",
+        "device",
+    )
     return json.dumps({key: value for key, value in to_dict(recipe).items() if key not in known})
 
 
@@ -304,7 +300,13 @@ def execute(run: Run, context: Context, store: Path, listener: Listener | None =
     """Do one run and write its result into ``store``; what it needs of its parents is there already."""
     folder = store / run.key
     folder.mkdir(parents=True, exist_ok=True)
-    perform = {"mae": _pretrain, "supervised": _pretrain_with_labels, "train": _train, "test": _test}[run.kind]
+    perform = {
+        "mae": _pretrain,
+        "supervised": _pretrain_with_labels,
+        "weights": _take_weights,
+        "train": _train,
+        "test": _test,
+    }[run.kind]
     with Ranks.here(context.config.device) as ranks:
         result = perform(run, context, store, folder, ranks, listener)
     atomic_write_text(folder / RESULT_FILE, json.dumps({"run": asdict(run), **result}, indent=1) + "\n")
@@ -327,11 +329,14 @@ def read_result(run: Run, store: Path) -> Mapping[str, Any] | None:
 def _pretrain(
     run: Run, context: Context, store: Path, folder: Path, ranks: Ranks, listener: Listener | None
 ) -> dict[str, Any]:
-    pool: ImageSet = context.pools.pool.images
+    source, preprocessing = context.config.arm(run.arm).weights, context.preprocessing
+    if source is not None:
+        key = f"arms.{run.arm}.weights"
+        preprocessing = fitted_encoder(read_parent(source, key), context.config.spec, source, key)[0].preprocessing
     result = pretrain(
         replace(context.config.mae_config(run.arm, run.seed, str(folder)), checkpoint_minutes=0.5),
-        images=pool,
-        preprocessing=context.preprocessing,
+        images=context.pools.pool,
+        preprocessing=preprocessing,
         listener=listener,
     )
     seconds = result.seconds
@@ -345,47 +350,80 @@ def _pretrain_with_labels(
     run: Run, context: Context, store: Path, folder: Path, ranks: Ranks, listener: Listener | None
 ) -> dict[str, Any]:
     recipe = context.config.supervised_recipe(run.arm)
+    pool = cast(Any, context.pools.labelled_pool)
     encoder = fresh_encoder(context.config.spec, context.preprocessing, run.seed)
-    found, _ = _fit(run, recipe, encoder, context.pools.pool, context, folder, ranks, listener)
-    provenance = Provenance(f"supervised classification of {len(context.pools.pool)} images", seed=run.seed)
+    classify = context.pools.classify
+    task = ClassificationTask(recipe, encoder, Splits(pool, classify.val, classify.test), ranks)
+    found, _ = _fit(run, task, context, folder, listener)
+    provenance = Provenance(f"supervised classification of {len(pool)} images", seed=run.seed)
     save_encoder(
         cast(Classifier, found.model).encoder, folder / ENCODER_FILE, replace(provenance, tool_version=__version__)
     )
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    return {"seconds": found.seconds, "val_accuracy": found.best, "steps": found.steps}
+    return {"seconds": found.seconds, "val": found.best, "steps": found.steps}
+
+
+def _take_weights(
+    run: Run, context: Context, store: Path, folder: Path, ranks: Ranks, listener: Listener | None
+) -> dict[str, Any]:
+    began, key = time.monotonic(), f"arms.{run.arm}.weights"
+    source = cast(str, context.config.arm(run.arm).weights)
+    file = read_parent(source, key)
+    encoder, notes = fitted_encoder(file, context.config.spec, source, key)
+    save_encoder(encoder, folder / ENCODER_FILE, replace(file.provenance, parent=file.content_hash))
+    return {"seconds": time.monotonic() - began, "steps": 0, "notes": notes}
 
 
 def _train(
     run: Run, context: Context, store: Path, folder: Path, ranks: Ranks, listener: Listener | None
 ) -> dict[str, Any]:
-    recipe = replace(context.config.recipe(run.arm), steps=run.steps, lr=run.lr)
-    encoder = _start(run, context, store)
-    labeled = draw_labeled(context.pools.source, run.labels, run.seed)
+    images = context.pools.tasks[run.task].splits
+    splits = replace(images, train=draw_labeled(images.train, run.labels, run.seed))
+    recipe = replace(context.config.recipe(run.task, run.arm), steps=run.steps, lr=run.lr)
+    task = _task(run, context, recipe, _start(run, context, store), splits, folder, ranks)
     began = time.monotonic()
     try:
-        found, curve = _fit(run, recipe, encoder, labeled, context, None, ranks, listener)
+        found, curve = _fit(run, task, context, None, listener)
     except Diverged:
-        if run.seed != context.config.tuning.seed:
+        if run.seed != context.config.designs[run.task].tuning.seed:
             raise
-        return {"seconds": time.monotonic() - began, "val_accuracy": 0.0, "curve": []}  # that rate won't be chosen
-    provenance = Provenance(f"fine-tuning on {run.labels} labelled images", seed=run.seed, tool_version=__version__)
-    save_classifier(cast(Classifier, found.model), folder / MODEL_FILE, provenance)
-    return {"seconds": found.seconds, "val_accuracy": found.best, "best_step": found.best_step, "curve": curve}
+        return {"seconds": time.monotonic() - began, "val": 0.0, "curve": []}  # that rate won't be chosen
+    provenance = Provenance(f"{run.task} with {run.labels} labelled images", seed=run.seed, tool_version=__version__)
+    if isinstance(task, ClassificationTask):  # without its encoder beside it: a suite has hundreds of models
+        save_classifier(cast(Classifier, found.model), folder / MODEL_FILE, provenance)
+    else:
+        task.save(found.model, folder / MODEL_FILE, provenance)
+    return {"seconds": found.seconds, "val": found.best, "best_step": found.best_step, "curve": curve}
 
 
 def _start(run: Run, context: Context, store: Path) -> Encoder:
-    if run.parents:
-        return load_encoder(_made_by_parent(run, store, ENCODER_FILE))
-    return fresh_encoder(context.config.spec, context.preprocessing, run.seed)
+    spec = context.config.spec_at(run.task)
+    if not run.parents:
+        return fresh_encoder(spec, context.preprocessing, run.seed)
+    encoder = load_encoder(_made_by_parent(run, store, ENCODER_FILE))
+    return encoder if encoder.spec.image_size == spec.image_size else encoder.resized(spec.image_size)
+
+
+def _task(
+    run: Run, context: Context, recipe: Recipe, encoder: Encoder, splits: Splits[Any], folder: Path, ranks: Ranks
+) -> Task[Any, Any]:
+    """The task of a run, with these images in its splits."""
+    if run.task == CLASSIFY:
+        return ClassificationTask(cast(Any, recipe), encoder, splits, ranks)
+    config = replace(cast(Any, recipe), out=str(folder))
+    return cast("Task[Any, Any]", config.chosen_task()(config, encoder, splits, ranks))
 
 
 def _test(
     run: Run, context: Context, store: Path, folder: Path, ranks: Ranks, listener: Listener | None
 ) -> dict[str, Any]:
     began = time.monotonic()
-    model: Classifier = load_model(_made_by_parent(run, store, MODEL_FILE))
-    scores, right = score_items(model.to(ranks.device), context.pools.test, "test", ranks)
-    return {"seconds": time.monotonic() - began, "scores": asdict(scores), "right": np.packbits(right).tobytes().hex()}
+    model: Any = load_model(_made_by_parent(run, store, MODEL_FILE))
+    recipe, splits = context.config.recipe(run.task, run.arm), context.pools.tasks[run.task].splits
+    encoder = Encoder(model.spec, preprocessing=model.preprocessing)
+    task = _task(run, context, recipe, encoder, splits, folder, ranks)
+    scores, items = task.score_items(model.to(ranks.device), splits.test, "test")
+    return {"seconds": time.monotonic() - began, "scores": asdict(scores), "items": pack_items(items)}
 
 
 def _made_by_parent(run: Run, store: Path, name: str) -> Path:
@@ -396,34 +434,26 @@ def _made_by_parent(run: Run, store: Path, name: str) -> Path:
 
 
 def _fit(
-    run: Run,
-    recipe: ClassifyRecipe,
-    encoder: Encoder,
-    labeled: LabeledImages,
-    context: Context,
-    folder: Path | None,
-    ranks: Ranks,
-    listener: Listener | None,
+    run: Run, task: Task[Any, Any], context: Context, folder: Path | None, listener: Listener | None
 ) -> tuple[Fit, list[dict[str, float]]]:
     """Train with validation on the suite's images; only long runs, which give a folder, keep checkpoints."""
     curve: list[dict[str, float]] = []
     tracker = Tracker(
         None,
         run.title(),
-        total=recipe.total_steps(len(labeled)),
-        images_per_step=recipe.batch_size,
+        total=task.steps(),
+        images_per_step=task.config.batch_size,
         listener=listener,
         record=curve,
     )
-    task = ClassificationTask(recipe, encoder, Splits(labeled, context.pools.val, context.pools.test), ranks)
     with tracker:
         found = fit(
             task,
             seed=run.seed,
             tracker=tracker,
             evaluations=context.config.evaluations,
-            workers=0 if ranks.device.type == "cpu" else None,
-            checkpoints=None if folder is None else Checkpoints(folder / "checkpoints", ranks, keep=1),
+            workers=0 if task.ranks.device.type == "cpu" else None,
+            checkpoints=None if folder is None else Checkpoints(folder / "checkpoints", task.ranks, keep=1),
             checkpoint_seconds=30.0,
         )
     return found, curve

@@ -1,4 +1,4 @@
-"""The report of a suite: one self-contained HTML page, Markdown, and a CSV of every run."""
+"""The report of a suite: one self-contained HTML page, Markdown, LaTeX, and tables of every run as CSV and Parquet."""
 
 from __future__ import annotations
 
@@ -9,34 +9,26 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, product
 from pathlib import Path
+from typing import Any
 
-from markupsafe import Markup
-from matplotlib.ticker import LogLocator
+import yaml
 
-from ..core.files import atomic_write_text
-from ..core.page import COLOURS, DASHES, MARKERS, MINUS, Table, chart, data_url, plain, render, svg
+from ..core.files import atomic_path, atomic_write_text
+from ..core.frameworks import installed_version
+from ..core.page import MINUS, Table, data_url, plain, render
 from ..core.tracking import duration
-from .results import Arm, Cell, ConvergenceCheck, SuiteResult
-from .stats import (
-    POWER,
-    SMALLEST_GAIN,
-    Difference,
-    Verdict,
-    crossed_difference,
-    holm,
-    labels_needed,
-    mean_interval,
-    paired_difference,
-    units_needed,
-)
+from .charts import Chart, charts
+from .compared import ALPHA, Compared, Comparison
+from .results import METRICS, Arm, Cell, ConvergenceCheck, Part, SuiteResult
+from .stats import POWER, SMALLEST_GAIN, Difference, labels_needed, mean_interval, units_needed
+from .suite import CLASSIFY
 
-ALPHA = 0.05
-"""Chance of any false verdict among a report's comparisons with the baseline, where no arm has an effect."""
+PUBLISHED = Path(__file__).with_name("published.yaml")
 
 FAIRNESS = (
     "Every arm gets the same learning rates to try at every label count, judged on validation images only, "
     "at the steps that its tuning begins with. Then its steps are doubled for as long as that raises its "
-    "validation accuracy beyond the noise. In every run validation accuracy is measured equally often, and "
+    "validation score beyond the noise. In every run the validation score is measured equally often, and "
     "the best weights are kept. The test images are read once for each compared run, after everything is "
     "chosen."
 )
@@ -48,21 +40,76 @@ class Report:
 
     html: Path
     markdown: Path
+    latex: Path
     csv: Path
+    json: Path
     verdicts: tuple[str, ...]
 
 
 def write_report(result: SuiteResult, out: Path) -> Report:
-    """Write report.html, report.md and results.csv into ``out``, a folder that is there.
+    """Write report.html, report.md, report.tex, results.csv (.parquet where pyarrow is there) and results.json into ``out``.
 
-    Equal results give equal bytes. No table depends on timings but that of the section on time.
+    ``out`` is a folder that is there. Equal results give equal bytes. No table depends on timings but that of the section on
+    time. ``results.json`` is what ``maelift bench compare`` reads.
     """
     verdicts = tuple(_verdicts(result))
-    report = Report(out / "report.html", out / "report.md", out / "results.csv", verdicts)
-    atomic_write_text(report.csv, _csv(result.cells))
+    names = ("report.html", "report.md", "report.tex", "results.csv", "results.json")
+    html, markdown, latex, table, json = (out / name for name in names)
+    report = Report(html, markdown, latex, table, json, verdicts)
+    rows = [_row(part, cell) for part in result.parts for cell in part.cells]
+    atomic_write_text(report.csv, _csv(rows))
+    if installed_version(["pyarrow"]) is not None:
+        _write_parquet(rows, report.csv.with_suffix(".parquet"))
+    atomic_write_text(report.json, result.to_json())
     atomic_write_text(report.markdown, _markdown(result, verdicts))
+    atomic_write_text(
+        report.latex, "\n".join(table.latex() for part in result.parts for table in _tables(result, part))
+    )
     atomic_write_text(report.html, _html(result, verdicts))
     return report
+
+
+@dataclass(frozen=True)
+class Section:
+    """A task in the report: its heading, what its intervals cover, tables, charts, and how its arms were tuned."""
+
+    heading: str
+    covers: str
+    tables: Sequence[Table]
+    charts: Sequence[Chart]
+    checks: Sequence[Table]
+    images: Sequence[str]
+    recipes: Mapping[str, Mapping[str, object]]
+
+
+def _sections(result: SuiteResult) -> list[Section]:
+    return [
+        Section(
+            _heading(part),
+            _what_the_intervals_cover(result, part),
+            _tables(result, part),
+            charts(result, part),
+            _filled(_tuning_table(result, part), _convergence_table(result, part)),
+            [f"{name}: {count:,} images" for name, count in part.counts.items()],
+            {result.label(arm): recipe for arm, recipe in part.recipes.items()},
+        )
+        for part in result.parts
+    ]
+
+
+def _heading(part: Part) -> str:
+    what = {"classify": "Classification", "detect": "Detection", "segment": "Segmentation"}[part.kind]
+    name = "" if part.name in (CLASSIFY, part.kind) else f" ({part.name})"
+    return f"{what}{name}{': a short run, for a look only' if part.short else ''}"
+
+
+def _tables(result: SuiteResult, part: Part) -> list[Table]:
+    """What came of a task."""
+    return _filled(
+        _score_table(result, part),
+        *([] if part.short else [_difference_table(result, part), _savings_table(result, part)]),
+        _published_table(result, part),
+    )
 
 
 def _html(result: SuiteResult, verdicts: Sequence[str]) -> str:
@@ -72,12 +119,10 @@ def _html(result: SuiteResult, verdicts: Sequence[str]) -> str:
         title=_title(result),
         verdicts=verdicts,
         warnings=_warnings(result),
-        covers=_what_the_intervals_cover(result),
-        tables=_filled(_accuracy_table(result), _difference_table(result), _savings_table(result)),
-        charts=_charts(result),
+        sections=_sections(result),
         fairness=FAIRNESS,
-        checks=_filled(_tuning_table(result), _convergence_table(result)),
         picture=_reconstructions(result.reconstructions),
+        examples=_examples(result),
         hours=_hours(result),
         spent=duration(result.seconds_total),
     )
@@ -88,19 +133,17 @@ def _markdown(result: SuiteResult, verdicts: Sequence[str]) -> str:
     sections = [
         f"# {plain(_title(result))}",
         _bullets(verdicts),
-        _what_the_intervals_cover(result),
         f"**Beware**\n\n{_bullets(warnings)}" if warnings else "",
         _bullets([f"{arm.label}: {arm.note}." for arm in result.arms]),
-        "## Results",
-        *(
-            table.markdown()
-            for table in _filled(_accuracy_table(result), _difference_table(result), _savings_table(result))
-        ),
         "Charts and pictures are in [report.html](report.html), every run in [results.csv](results.csv).",
+    ]
+    for section in _sections(result):
+        sections += [f"## {section.heading}", section.covers, *(table.markdown() for table in section.tables)]
+        sections += [*(table.markdown() for table in section.checks), _bullets(section.images)]
+    sections += [
         "## Fairness",
         FAIRNESS,
-        *(table.markdown() for table in _filled(_tuning_table(result), _convergence_table(result))),
-        _bullets([*(f"{name}: {count:,} images" for name, count in result.counts.items()), *result.guards]),
+        _bullets([f"pool: {result.pool:,} images", *result.guards]),
         "## How it was run",
         _bullets([*(f"{name} {version}" for name, version in result.versions.items()), result.machine]),
         f"```yaml\n{result.config_yaml.rstrip()}\n```",
@@ -116,18 +159,63 @@ def _filled(*tables: Table) -> list[Table]:
     return [table for table in tables if table.rows]
 
 
-def _csv(cells: Sequence[Cell]) -> str:
-    scores = ("val_top1", "test_top1", "test_top5", "test_balanced")
-    table = io.StringIO()
+Row = dict[str, Any]
+
+
+def _row(part: Part, cell: Cell) -> Row:
+    """A run as a row of a table, scores in percent; None where one could not be measured."""
+    scores = {f"test_{name}_percent": _in_percent(cell.test.get(name)) for name, _ in METRICS[part.kind]}
+    return {
+        "task": part.name,
+        "arm": cell.arm,
+        "labels": cell.labels,
+        "seed": cell.seed,
+        "encoder": cell.encoder if cell.encoder >= 0 else None,
+        "learning_rate": cell.lr,
+        "steps": cell.steps,
+        f"val_{METRICS[part.kind][0][0]}_percent": _in_percent(cell.val),
+        **scores,
+        "seconds": round(cell.seconds, 3),
+        "run": cell.key,
+    }
+
+
+def _in_percent(share: float | None) -> float | None:
+    return None if share is None or math.isnan(share) else round(100 * share, 4)
+
+
+def _columns(rows: Sequence[Row]) -> list[str]:
+    """The columns of rows of several tasks, each task's own where its first row has them."""
+    columns: dict[str, None] = {}
+    for row in rows:
+        columns.update(dict.fromkeys(row))
+    last = ("seconds", "run")
+    return [*(name for name in columns if name not in last), *(name for name in last if name in columns)]
+
+
+def _csv(rows: Sequence[Row]) -> str:
+    """As a table that does not change from one run of the suite to the next: without the seconds."""
+    table, columns = io.StringIO(), [name for name in _columns(rows) if name != "seconds"]
     writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(
-        ["arm", "labels", "seed", "learning_rate", "steps", *(f"{score}_percent" for score in scores), "run"]
-    )
-    for cell in cells:
-        shares = (cell.val_accuracy, cell.test_top1, cell.test_top5, cell.test_balanced)
-        percents = ["" if math.isnan(share) else f"{100 * share:.4f}" for share in shares]
-        writer.writerow([cell.arm, cell.labels, cell.seed, f"{cell.lr:g}", cell.steps, *percents, cell.key])
+    writer.writerow(columns)
+    for row in rows:
+        writer.writerow([_in_csv(row.get(name)) for name in columns])
     return table.getvalue()
+
+
+def _in_csv(value: Any) -> Any:
+    if value is None:
+        return ""
+    return f"{value:.10g}" if isinstance(value, float) else value
+
+
+def _write_parquet(rows: Sequence[Row], path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns = {name: [row.get(name) for row in rows] for name in _columns(rows)}
+    with atomic_path(path) as temporary:
+        pq.write_table(pa.table(columns), temporary)
 
 
 def _title(result: SuiteResult) -> str:
@@ -135,83 +223,88 @@ def _title(result: SuiteResult) -> str:
 
 
 def _verdicts(result: SuiteResult) -> Iterator[str]:
-    """One sentence for each arm against the baseline, at each label count."""
-    baseline, others = _label(result, result.baseline), _rivals(result)
-    if not any(cell.arm == result.baseline for cell in result.cells):
+    """One sentence for each arm against the baseline, on each task at each label count."""
+    baseline, found = result.label(result.baseline), Compared(result)
+    if not any(cell.arm == result.baseline for part in result.parts for cell in part.cells):
         yield f"Nothing can be said yet: there are no runs of {baseline}, which the others are compared with."
         return
-    if not others:
+    if not result.rivals:
         yield f"Nothing is compared: {baseline} is the only arm."
-    p_values = _adjusted(result)
-    for labels in result.label_counts:
-        for arm in others:
-            difference = _difference(result, arm.name, result.baseline, labels)
-            if difference is None:
-                yield f"At {labels:,} labels, runs are missing to compare {arm.label} with {baseline}."
+    for part in result.parts:
+        if part.short:
+            yield from _short_lines(result, part)
+            continue
+        for one in found.of(part):
+            if one.difference is None or one.p is None:
+                yield f"{_where(part, one.labels)}, runs are missing to compare {one.arm.label} with {baseline}."
             else:
-                sentence = _sentence(result, arm, labels, difference, p_values[_comparison(arm.name, labels)])
-                yield f"At {labels:,} labels, {sentence}{_reservation(result, arm, labels)}"
+                sentence = _sentence(result, one, one.difference, one.p)
+                yield f"{_where(part, one.labels)}, {sentence}{_reservation(result, one)}"
 
 
-def _sentence(result: SuiteResult, arm: Arm, labels: int, difference: Difference, p: float) -> str:
-    points = f"{_signed(difference.mean)} points of test accuracy compared with {_label(result, result.baseline)}"
+def _where(part: Part, labels: int) -> str:
+    """The place of a comparison, at the beginning of a sentence."""
+    return f"At {labels:,} labels" if part.name == CLASSIFY else f"On {part.name} at {labels:,} labels"
+
+
+def _short_lines(result: SuiteResult, part: Part) -> Iterator[str]:
+    """What a short task shows, of which nothing is concluded."""
+    for labels in part.label_counts:
+        shown = [
+            f"{arm.label} {_percent(_mean(part, arm.name, labels))} %"
+            for arm in result.arms
+            if part.by_seed(arm.name, labels)
+        ]
+        if shown:
+            seeds = len(part.seeds[labels])
+            yield (
+                f"{_where(part, labels)}, a short run for a look only, nothing tuned and nothing concluded: test {part.figure} "
+                f"{', '.join(shown)} ({seeds} seed{'' if seeds == 1 else 's'} each, {part.counts['test']:,} test images)."
+            )
+
+
+def _sentence(result: SuiteResult, one: Comparison, difference: Difference, p: float) -> str:
+    part, arm = one.part, one.arm
+    what = "accuracy" if part.kind == "classify" else part.figure
+    points = f"{_signed(difference.mean)} points of test {what} compared with {result.label(result.baseline)}"
     unresolved = f"whether {arm.label} helps is not resolved: {points}"
-    images = f"{result.counts['test']:,} test images"
+    images = f"{part.counts['test']:,} test images"
     if difference.units == 1:
         return f"{unresolved} (1 seed, {images}). One seed gives no interval; add more."
-    units = _units(result, arm.name, labels, difference)
+    units = _units(result, one, difference)
     if not difference.known:
         return (
             f"{unresolved} ({units}, {images}). Every seed gave the same difference, which says nothing of its spread, "
             "so there is no interval; add more seeds."
         )
     numbers = f"{points} ({_confidence(difference)} interval {_interval(difference)}; {_p(p)}; {units}, {images})"
-    verdict = _verdict(difference, p)
-    if verdict != "not resolved":
-        return f"{arm.label} {verdict}: {numbers}."
+    if one.verdict != "not resolved":
+        return f"{arm.label} {one.verdict}: {numbers}."
     counted = (
         " The interval by itself excludes 0, but several comparisons were made."
-        if difference.verdict != verdict
+        if difference.verdict != one.verdict
         else ""
     )
     return f"whether {arm.label} helps is not resolved: {numbers}.{counted} {_forecast(difference)}"
 
 
-def _units(result: SuiteResult, arm: str, labels: int, difference: Difference) -> str:
+def _units(result: SuiteResult, one: Comparison, difference: Difference) -> str:
     """What the differences are over, in words."""
-    seeds = len(_by_seed(result, arm, labels).keys() & _by_seed(result, result.baseline, labels).keys())
+    part, labels = one.part, one.labels
+    seeds = len(part.by_seed(one.arm.name, labels).keys() & part.by_seed(result.baseline, labels).keys())
     return f"{seeds} paired seeds" + (f" on {difference.units} encoders" if difference.units < seeds else "")
-
-
-def _comparison(arm: str, labels: int) -> str:
-    return f"{arm} at {labels}"
-
-
-def _adjusted(result: SuiteResult) -> dict[str, float]:
-    """The p-value of every comparison with the baseline, adjusted for there being several (Holm)."""
-    found = {
-        _comparison(arm.name, labels): difference.p
-        for arm, labels in product(_rivals(result), result.label_counts)
-        if (difference := _difference(result, arm.name, result.baseline, labels)) is not None
-    }
-    return holm(found)
-
-
-def _verdict(difference: Difference, p: float) -> Verdict:
-    """What is said of a difference whose adjusted p-value this is."""
-    return difference.verdict if p <= ALPHA else "not resolved"
 
 
 def _p(p: float) -> str:
     return "adjusted p below 0.001" if p < 0.001 else f"adjusted p = {p:.2g}"
 
 
-def _reservation(result: SuiteResult, arm: Arm, labels: int) -> str:
+def _reservation(result: SuiteResult, one: Comparison) -> str:
     """What takes from a verdict: that one of its two arms could still be trained on."""
     unfinished = [
-        _label(result, check.arm)
-        for check in result.checks
-        if check.labels == labels and check.arm in (arm.name, result.baseline) and not check.converged
+        result.label(check.arm)
+        for check in one.part.checks
+        if check.labels == one.labels and check.arm in (one.arm.name, result.baseline) and not check.converged
     ]
     return f" Not final: more steps still improve {' and '.join(unfinished)}." if unfinished else ""
 
@@ -225,8 +318,10 @@ def _forecast(difference: Difference) -> str:
     return f"About {seeds} would resolve a difference of this size with a chance of {100 * POWER:.0f} %."
 
 
-def _what_the_intervals_cover(result: SuiteResult) -> str:
-    most = max((len(seeds) for seeds in result.seeds.values()), default=0)
+def _what_the_intervals_cover(result: SuiteResult, part: Part) -> str:
+    if part.short:
+        return "One rate, few steps, and no check whether more steps would help: this shows that it runs, and no more."
+    most = max((len(seeds) for seeds in part.seeds.values()), default=0)
     encoders = result.pretraining_seeds
     if encoders < 2:
         luck = "They do not cover the luck of pretraining: each encoder was pretrained once, with 1 seed."
@@ -237,17 +332,19 @@ def _what_the_intervals_cover(result: SuiteResult) -> str:
         )
     else:
         luck = f"They also cover the luck of pretraining: there are as many encoders as seeds ({encoders})."
-    counts = ", ".join(f"{len(seeds)} at {labels:,} labels" for labels, seeds in result.seeds.items())
-    items = (
-        "and that of the test images, as if they were drawn anew" if all(cell.right for cell in result.cells) else ""
-    )
+    counts = ", ".join(f"{len(seeds)} at {labels:,} labels" for labels, seeds in part.seeds.items())
+    drawn = "test images, as if they were drawn anew"
+    if part.kind == "detect":
+        drawn += " (by leaving out groups of them)"
+    items = f" and that of the {drawn}" if all(cell.items for cell in part.cells) else ""
     return (
         f"Intervals are 95 % intervals of the mean over seeds ({counts}), by Student's t on paired "
         "differences. A seed is one draw of the labelled images, one initial head, one order of the images "
-        f"and one set of augmentation draws, the same for every arm. The intervals cover that luck {items}. {luck} "
-        "Verdicts are corrected for there being several comparisons with the baseline (Holm): where no arm has an effect, "
-        f"the chance of any false verdict is at most {100 * ALPHA:.0f} %. The intervals themselves are not corrected."
-    ).replace(" .", ".")
+        f"and one set of augmentation draws, the same for every arm. The intervals cover that luck{items}. {luck} "
+        "Verdicts are corrected for there being several comparisons with the baseline, those of all tasks (Holm): where no arm "
+        f"has an effect, the chance of any false verdict is at most {100 * ALPHA:.0f} %. The intervals themselves are not "
+        "corrected."
+    )
 
 
 def _warnings(result: SuiteResult) -> list[str]:
@@ -255,29 +352,38 @@ def _warnings(result: SuiteResult) -> list[str]:
     if result.unspent:
         warnings.append(result.unspent)
     warnings += [f"A run failed, and is not among the results: {failure}" for failure in result.failed]
-    warnings += [_still_gaining(result, check) for check in result.checks if not check.converged]
-    for labels in result.label_counts:
-        trials = {len(tuning.rates) for tuning in result.tunings if tuning.labels == labels}
-        if len(trials) > 1:
-            warnings.append(f"At {labels:,} labels the arms had different numbers of learning rates to try.")
-    for tuning in result.tunings:
-        if edge := _edge(tuning.chosen, tuning.rates):
-            warnings.append(
-                f"{_label(result, tuning.arm)} at {tuning.labels:,} labels did best at the {edge} learning "
-                f"rate tried ({tuning.chosen:g}); one beyond it might do better (tuning.rates)."
-            )
+    for part in result.parts:
+        warnings += _warnings_of(result, part)
     return warnings
 
 
-def _still_gaining(result: SuiteResult, check: ConvergenceCheck) -> str:
+def _warnings_of(result: SuiteResult, part: Part) -> Iterator[str]:
+    """What is unequal or unfinished about the arms of a task."""
+    task = "" if part.name == CLASSIFY else f" on {part.name}"
+    for check in part.checks:
+        if not check.converged:
+            yield _still_gaining(result, check, task)
+    for labels in part.label_counts:
+        trials = {len(tuning.rates) for tuning in part.tunings if tuning.labels == labels}
+        if len(trials) > 1:
+            yield f"At {labels:,} labels{task} the arms had different numbers of learning rates to try."
+    for tuning in part.tunings:
+        if edge := _edge(tuning.chosen, tuning.rates):
+            yield (
+                f"{result.label(tuning.arm)}{task} at {tuning.labels:,} labels did best at the {edge} learning "
+                f"rate tried ({tuning.chosen:g}); one beyond it might do better (tuning.rates)."
+            )
+
+
+def _still_gaining(result: SuiteResult, check: ConvergenceCheck, task: str) -> str:
     consequence = (
         "As it is the baseline, what the others gain over it is overstated"
         if check.arm == result.baseline
         else "Its result is too low"
     )
     return (
-        f"{_label(result, check.arm)} still gains at {check.labels:,} labels: twice the {check.steps:,} "
-        f"steps bring {_signed(check.gain)} points of validation accuracy (noise {_percent(check.noise)}). "
+        f"{result.label(check.arm)} still gains{task} at {check.labels:,} labels: twice the {check.steps:,} "
+        f"steps bring {_signed(check.gain)} points on validation (noise {_percent(check.noise)}). "
         f"{consequence}; raise tuning.max_doublings."
     )
 
@@ -287,63 +393,65 @@ def _edge(chosen: float, rates: Sequence[float]) -> str:
     return {min(rates): "lowest", max(rates): "highest"}.get(chosen, "")
 
 
-def _accuracy_table(result: SuiteResult) -> Table:
-    groups = product(result.label_counts, result.arms)
+def _score_table(result: SuiteResult, part: Part) -> Table:
+    groups = product(part.label_counts, result.arms)
+    shown = [
+        (key, name) for key, name in METRICS[part.kind] if any(cell.test.get(key) is not None for cell in part.cells)
+    ]
+    rows = tuple(_scores(part, arm, labels, [key for key, _ in shown]) for labels, arm in groups) if shown else ()
+    what = "Accuracy" if part.kind == "classify" else "Scores"
     return Table(
-        f"Accuracy in % on the {result.counts['test']:,} test images, mean ± standard deviation over seeds",
-        ("arm", "labels", "top-1", "top-5", "balanced", "seeds"),
-        tuple(_accuracies(result, arm, labels) for labels, arm in groups),
+        f"{what} in % on the {part.counts['test']:,} test images, mean ± standard deviation over seeds",
+        ("arm", "labels", *(name for _, name in shown), "seeds"),
+        rows,
     )
 
 
-def _difference_table(result: SuiteResult) -> Table:
+def _scores(part: Part, arm: Arm, labels: int, keys: Sequence[str]) -> tuple[str, ...]:
+    cells = list(part.by_seed(arm.name, labels).values())
+    if not cells:
+        return (arm.label, f"{labels:,}", "missing", *[""] * (len(keys) - 1), "0")
+    columns = [[value for cell in cells if (value := cell.test.get(key)) is not None] for key in keys]
+    return (
+        arm.label,
+        f"{labels:,}",
+        *(_mean_and_sd(values) if values else "none" for values in columns),
+        str(len(cells)),
+    )
+
+
+def _difference_table(result: SuiteResult, part: Part) -> Table:
     """Every arm against the baseline, then the others against each other."""
-    names = [arm.name for arm in _rivals(result)]
+    names, found = [arm.name for arm in result.rivals], Compared(result)
     pairs = [*((name, result.baseline) for name in names), *combinations(names, 2)]
-    p_values = _adjusted(result)
+    rows = []
+    for labels, (first, second) in product(part.label_counts, pairs):
+        difference, p = found.between(part, first, second, labels)
+        if difference is not None:
+            rows.append(_difference_row(result, first, second, labels, difference, p))
     return Table(
-        f"Paired differences of top-1 accuracy on the {result.counts['test']:,} test images, in points, over "
+        f"Paired differences of {part.figure} on the {part.counts['test']:,} test images, in points, over "
         "the seeds that both arms have; resolves: the true difference that would be resolved with a chance of "
         f"{100 * POWER:.0f} %; p adjusted for the comparisons with the baseline",
         ("difference", "labels", "mean", "95 % interval", "adjusted p", "resolves", "deviation", "seeds", "verdict"),
-        tuple(
-            _difference_row(result, first, second, labels, difference, p_values)
-            for labels, (first, second) in product(result.label_counts, pairs)
-            if (difference := _difference(result, first, second, labels)) is not None
-        ),
+        tuple(rows),
     )
-
-
-def _accuracies(result: SuiteResult, arm: Arm, labels: int) -> tuple[str, ...]:
-    cells = list(_by_seed(result, arm.name, labels).values())
-    if not cells:
-        return (arm.label, f"{labels:,}", "missing", "", "", "0")
-    scores = (
-        [cell.test_top1 for cell in cells],
-        [cell.test_top5 for cell in cells],
-        [cell.test_balanced for cell in cells],
-    )
-    return (arm.label, f"{labels:,}", *(_mean_and_sd(values) for values in scores), str(len(cells)))
 
 
 def _difference_row(
-    result: SuiteResult,
-    first: str,
-    second: str,
-    labels: int,
-    difference: Difference,
-    p_values: Mapping[str, float],
+    result: SuiteResult, first: str, second: str, labels: int, difference: Difference, p: float | None
 ) -> tuple[str, ...]:
     words = {"helps": "higher", "hurts": "lower"}
-    primary = second == result.baseline
-    p = p_values[_comparison(first, labels)] if primary else difference.p
-    verdict = _verdict(difference, p) if primary else words.get(difference.verdict, difference.verdict)
+    if p is None:
+        verdict = words.get(difference.verdict, difference.verdict)
+    else:
+        verdict = difference.verdict if p <= ALPHA else "not resolved"
     return (
-        f"{_label(result, first)} {MINUS} {_label(result, second)}",
+        f"{result.label(first)} {MINUS} {result.label(second)}",
         f"{labels:,}",
         _signed(difference.mean),
         _interval(difference) if difference.known else "none",
-        (f"{p:.2g}" if p >= 0.001 else "below 0.001") if primary else "",
+        "" if p is None else f"{p:.2g}" if p >= 0.001 else "below 0.001",
         _percent(difference.smallest_resolved) if difference.known else "unknown",
         _percent(difference.sd) if difference.known else "unknown",
         str(difference.units),
@@ -351,206 +459,155 @@ def _difference_row(
     )
 
 
-def _savings_table(result: SuiteResult) -> Table:
+def _savings_table(result: SuiteResult, part: Part) -> Table:
     """How many labels the baseline needs for what each arm reaches."""
-    counts = [labels for labels in result.label_counts if _by_seed(result, result.baseline, labels)]
-    curve = [_mean_top1(result, result.baseline, labels) for labels in counts]
+    counts = [labels for labels in part.label_counts if part.by_seed(result.baseline, labels)]
+    curve = [_mean(part, result.baseline, labels) for labels in counts]
     rows = []
-    for arm in _rivals(result):
-        there = [labels for labels in counts if _by_seed(result, arm.name, labels)]
-        reached = [_mean_top1(result, arm.name, labels) for labels in there]
+    for arm in result.rivals:
+        there = [labels for labels in counts if part.by_seed(arm.name, labels)]
+        reached = [_mean(part, arm.name, labels) for labels in there]
         for labels, score, needed in zip(there, reached, labels_needed(counts, reached, curve), strict=True):
             beyond = "more than were tried" if score > max(curve) else "fewer than were tried"
             told = beyond if needed is None else f"{needed:,.0f}"
             rows.append((arm.label, f"{labels:,}", _percent(score), told))
     return Table(
-        f"Labels that {_label(result, result.baseline)} needs for the same test accuracy in %, by its means over the seeds; "
+        f"Labels that {result.label(result.baseline)} needs for the same test {part.figure} in %, by its means over the seeds; "
         "a line over the logarithm of the labels between those tried",
-        ("arm", "labels", "top-1", "labels needed"),
+        ("arm", "labels", METRICS[part.kind][0][1], "labels needed"),
         tuple(rows) if len(counts) > 1 else (),
     )
 
 
-def _mean_top1(result: SuiteResult, arm: str, labels: int) -> float:
-    cells = _by_seed(result, arm, labels).values()
-    return sum(cell.test_top1 for cell in cells) / len(cells)
+def _mean(part: Part, arm: str, labels: int) -> float:
+    cells = part.by_seed(arm, labels).values()
+    return sum(part.score(cell) for cell in cells) / len(cells)
 
 
-def _tuning_table(result: SuiteResult) -> Table:
-    seeds = ", ".join(str(seed) for seed in sorted({tuning.seed for tuning in result.tunings}))
+def _published_table(result: SuiteResult, part: Part) -> Table:
+    """Published figures beside ours, where the suite follows their protocol."""
+    protocol = read_published().get(result.published.get(part.name, ""))
+    header = ("start", "published", "ours", "seeds", "within noise")
+    if protocol is None:
+        return Table("", header, ())
+    rows = []
+    for name, value in protocol["rows"].items():
+        cells = [cell for cell in part.cells if cell.arm == name and cell.labels == max(part.label_counts)]
+        ours = [100 * part.score(cell) for cell in cells]
+        if not ours:
+            rows.append((name, f"{value:.1f}", "missing", "0", ""))
+            continue
+        mean, _, sd = mean_interval(ours)
+        bar = 2 * math.hypot(protocol["noise"], 0.05, 0.0 if math.isnan(sd) else sd / math.sqrt(len(ours)))
+        within = "yes" if abs(mean - value) <= bar else "no"
+        rows.append((name, f"{value:.1f}", f"{mean:.2f}", str(len(ours)), within))
+    return Table(
+        f"Published {protocol['figure']} in % ({protocol['source']}; its noise over seeds: {protocol['noise']:g}) and ours; "
+        "within noise: they differ by no more than two standard errors of both and of rounding",
+        header,
+        tuple(rows),
+    )
+
+
+def read_published() -> dict[str, dict[str, Any]]:
+    """Published figures by protocol, each with its source, noise and rows."""
+    content: dict[str, dict[str, Any]] = yaml.safe_load(PUBLISHED.read_text(encoding="utf-8"))
+    return content
+
+
+def _tuning_table(result: SuiteResult, part: Part) -> Table:
+    seeds = ", ".join(str(seed) for seed in sorted({tuning.seed for tuning in part.tunings}))
     rows = tuple(
         (
-            _label(result, tuning.arm),
+            result.label(tuning.arm),
             f"{tuning.labels:,}",
             f"{tuning.steps:,}",
             ", ".join(
                 f"{rate:g}:\N{NO-BREAK SPACE}{_percent(value)}{' (chosen)' if rate == tuning.chosen else ''}"
-                for rate, value in zip(tuning.rates, tuning.val_accuracy, strict=True)
+                for rate, value in zip(tuning.rates, tuning.val, strict=True)
             ),
             str(len(tuning.rates)),
             _edge(tuning.chosen, tuning.rates) or "no",
         )
-        for tuning in result.tunings
+        for tuning in part.tunings
     )
     return Table(
-        f"Learning rates tried, each with its top-1 accuracy in % on the {result.counts['validation']:,} "
+        f"Learning rates tried, each with its {part.figure} in % on the {part.counts['validation']:,} "
         f"validation images, 0.00 where it diverged (seed {seeds}, kept apart from those compared)",
-        ("arm", "labels", "steps", "rate: accuracy", "trials", "at the edge"),
+        ("arm", "labels", "steps", f"rate: {_score_word(part)}", "trials", "at the edge"),
         rows,
     )
 
 
-def _convergence_table(result: SuiteResult) -> Table:
+def _score_word(part: Part) -> str:
+    return "accuracy" if part.kind == "classify" else "score"
+
+
+def _convergence_table(result: SuiteResult, part: Part) -> Table:
     rows = tuple(
         (
-            _label(result, check.arm),
+            result.label(check.arm),
             f"{check.labels:,}",
             f"{check.steps:,}",
-            _percent(sum(check.val_accuracy) / len(check.val_accuracy)),
-            _percent(sum(check.val_accuracy_doubled) / len(check.val_accuracy_doubled)),
+            _percent(sum(check.val) / len(check.val)),
+            _percent(sum(check.val_doubled) / len(check.val_doubled)),
             _signed(check.gain),
             _percent(check.noise),
             str(len(check.seeds)),
             "yes" if check.converged else "no",
         )
-        for check in result.checks
+        for check in part.checks
     )
     return Table(
-        f"What twice the steps bring: top-1 accuracy in % on the {result.counts['validation']:,} validation "
+        f"What twice the steps bring: {part.figure} in % on the {part.counts['validation']:,} validation "
         "images, mean over the check's seeds; gain, and noise (its standard error, at least "
         f"{_percent(SMALLEST_GAIN)}), in points",
-        ("arm", "labels", "steps", "accuracy", "at twice the steps", "gain", "noise", "seeds", "enough"),
+        ("arm", "labels", "steps", _score_word(part), "at twice the steps", "gain", "noise", "seeds", "enough"),
         rows,
     )
 
 
 def _hours(result: SuiteResult) -> Table:
-    rows = tuple(
-        (
-            arm.label,
-            duration(arm.pretrain_seconds),
-            duration(sum(cell.seconds for cell in result.cells if cell.arm == arm.name)),
-        )
-        for arm in result.arms
-    )
+    """Cost beside gain."""
+    found, rows = Compared(result), []
+    for arm in result.arms:
+        cells = [cell for part in result.parts for cell in part.cells if cell.arm == arm.name]
+        gains = [
+            f"{_signed(one.difference.mean)} on {one.part.name} at {one.labels:,}"
+            for one in found.comparisons
+            if one.arm.name == arm.name and one.difference is not None and not one.part.short
+        ]
+        spent = duration(sum(cell.seconds for cell in cells))
+        rows.append((arm.label, duration(arm.pretrain_seconds), spent, "; ".join(gains)))
     return Table(
         "Computing time on this machine, runs side by side counted each; learning-rate trials and checks "
-        "are in the sum below only",
-        ("arm", "pretraining", "fine-tuning, all compared runs"),
-        rows,
+        f"are in the sum below only. Gain: points more than {result.label(result.baseline)} on test, mean over the seeds",
+        ("arm", "pretraining", "fine-tuning, all compared runs", "gain"),
+        tuple(rows),
     )
 
 
-def _charts(result: SuiteResult) -> list[tuple[str, Markup]]:
-    """The charts as (caption, inline SVG)."""
-    if not result.cells:
-        return []
-    several = (
-        "Top-1 test accuracy over the number of labelled images: mean over the seeds, and its 95 % "
-        "interval. Each arm's own intervals are usually wider than that of the paired difference, so that "
-        "they may overlap where it is resolved"
-    )
-    charts = [(several, _by_labels(result))]
-    for labels in result.label_counts:
-        if any(cell.labels == labels for cell in result.cells):
-            what = f"Top-1 validation accuracy while training on {labels:,} labels"
-            charts.append((f"{what}: mean and range over the seeds", _curves(result, labels)))
-    return charts
-
-
-def _by_labels(result: SuiteResult) -> Markup:
-    figure, axes = chart()
-    for number, arm in enumerate(result.arms):
-        points = [
-            (labels, *mean_interval([cell.test_top1 for cell in cells.values()])[:2])
-            for labels in result.label_counts
-            if (cells := _by_seed(result, arm.name, labels))
-        ]
-        if not points:
-            continue
-        aside = 1.05 ** (number - (len(result.arms) - 1) / 2)
-        axes.errorbar(
-            [labels * aside for labels, _, _ in points],
-            [100 * mean for _, mean, _ in points],
-            yerr=[0 if math.isnan(half) else 100 * half for _, _, half in points],
-            label=arm.label,
-            color=COLOURS[number % len(COLOURS)],
-            marker=MARKERS[number % len(MARKERS)],
-            linestyle=DASHES[number % len(DASHES)],
-            capsize=4,
+def _examples(result: SuiteResult) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Test images that an arm wins or loses, as (heading, pictures with captions)."""
+    groups: dict[str, list[tuple[str, str]]] = {}
+    for example in result.examples:
+        more = "more" if example.won else "less"
+        heading = (
+            f"{result.label(example.arm)} is right {more} often than {result.label(result.baseline)} "
+            f"at {example.labels:,} labels (test images)"
         )
-    axes.set_xscale("log")
-    axes.set_xlim(min(result.label_counts) / 1.6, max(result.label_counts) * 1.6)
-    axes.set_xticks(result.label_counts, [f"{labels:,}" for labels in result.label_counts])
-    axes.minorticks_off()
-    axes.set_xlabel("labelled training images")
-    axes.set_ylabel(f"accuracy, % ({result.counts['test']:,} test images)")
-    return svg(figure, "labels")
-
-
-def _curves(result: SuiteResult, labels: int) -> Markup:
-    figure, axes = chart()
-    for number, arm in enumerate(result.arms):
-        readings: dict[int, list[float]] = {}
-        for cell in _by_seed(result, arm.name, labels).values():
-            for step, accuracy in zip(cell.curve.steps, cell.curve.val_accuracy, strict=True):
-                readings.setdefault(step, []).append(100 * accuracy)
-        if not readings:
-            continue
-        steps = sorted(readings)
-        colour = COLOURS[number % len(COLOURS)]
-        axes.plot(
-            steps,
-            [sum(readings[step]) / len(readings[step]) for step in steps],
-            label=arm.label,
-            color=colour,
-            marker=MARKERS[number % len(MARKERS)],
-            markersize=4,
-            linestyle=DASHES[number % len(DASHES)],
+        caption = (
+            f"{example.name}: {example.truth}; right in {example.right} against {example.baseline_right} of "
+            f"{example.seeds} seeds"
         )
-        low, high = ([extreme(readings[step]) for step in steps] for extreme in (min, max))
-        axes.fill_between(steps, low, high, color=colour, alpha=0.18, linewidth=0)
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter("{x:,.0f}")
-    axes.minorticks_off()
-    axes.set_xlabel("steps of training")
-    axes.set_ylabel(f"accuracy, % ({result.counts['validation']:,} validation images)")
-    return svg(figure, f"curves{labels}")
+        groups.setdefault(heading, []).append((caption, example.picture))
+    return list(groups.items())
 
 
 def _reconstructions(picture: Path | None) -> str | None:
     if picture is None or not picture.is_file():
         return None
     return data_url(picture.read_bytes(), "png")
-
-
-def _rivals(result: SuiteResult) -> list[Arm]:
-    return [arm for arm in result.arms if arm.name != result.baseline]
-
-
-def _label(result: SuiteResult, name: str) -> str:
-    return next((arm.label for arm in result.arms if arm.name == name), name)
-
-
-def _by_seed(result: SuiteResult, arm: str, labels: int) -> dict[int, Cell]:
-    return {cell.seed: cell for cell in result.cells if cell.arm == arm and cell.labels == labels}
-
-
-def _difference(result: SuiteResult, arm: str, other: str, labels: int) -> Difference | None:
-    """The paired difference of test accuracies over the seeds that both arms have, and over test images where they are known."""
-    mine, theirs = _by_seed(result, arm, labels), _by_seed(result, other, labels)
-    seeds = sorted(mine.keys() & theirs.keys())
-    if not seeds:
-        return None
-    pairs = [(mine[seed], theirs[seed]) for seed in seeds]
-    pretrained = any(found.pretrain_seconds > 0 for found in result.arms if found.name in (arm, other))
-    encoders = [cell.encoder for cell, _ in pairs] if pretrained else None
-    if not all(cell.right for pair in pairs for cell in pair):
-        return paired_difference([one.test_top1 for one, _ in pairs], [two.test_top1 for _, two in pairs], encoders)
-    count = result.counts["test"]
-    treated, baseline = ([cell.item_scores(count) for cell in cells] for cells in zip(*pairs, strict=True))
-    return crossed_difference(treated, baseline, encoders)
 
 
 def _mean_and_sd(shares: Sequence[float]) -> str:

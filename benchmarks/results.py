@@ -1,10 +1,12 @@
-"""What a suite ends with: plain values that the report is written from. Accuracies are shares from 0 to 1."""
+"""What a suite ends with: plain values that the report is written from. Scores are shares from 0 to 1."""
 
 from __future__ import annotations
 
+import base64
 import json
+import zlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,28 +15,50 @@ from numpy.typing import NDArray
 
 from ..core.config import MaeliftError
 
+FIGURES = {"classify": "top-1 accuracy", "detect": "AP of boxes", "segment": "mIoU"}
+"""What a task is judged by, by its kind."""
+
+METRICS: Mapping[str, tuple[tuple[str, str], ...]] = {
+    "classify": (("top1", "top-1"), ("top5", "top-5"), ("balanced", "balanced")),
+    "detect": (("AP", "AP"), ("AP50", "AP50"), ("mask_AP", "AP of masks")),
+    "segment": (("mIoU", "mIoU"), ("aAcc", "pixel accuracy"), ("mAcc", "mean class accuracy")),
+}
+"""The scores of a kind of task, with what they are called; the first is what it is judged by."""
+
+
+def pack_items(values: NDArray[np.float64] | None) -> str:
+    """Scores of single items as text, kept to seven digits; empty where they aren't known."""
+    if values is None:
+        return ""
+    return base64.b64encode(zlib.compress(np.asarray(values, dtype="<f4").tobytes())).decode()
+
+
+def unpack_items(text: str) -> NDArray[np.float64]:
+    """What ``pack_items`` packed."""
+    return np.frombuffer(zlib.decompress(base64.b64decode(text)), dtype="<f4").astype(np.float64)
+
 
 @dataclass(frozen=True)
 class Arm:
     """One way to come by an encoder.
 
     ``note`` is what a reader must know of it (that it is an upper bound, say), ``pretrain_seconds`` its
-    compute.
+    compute, ``x`` its place on the suite's axis, if it has one.
     """
 
     name: str
     label: str
     note: str
-    recipe: Mapping[str, object]
     pretrain_seconds: float
+    x: float | None = None
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Validation accuracy and training loss over a run, not always measured at the same steps."""
+    """Validation score and training loss over a run, not always measured at the same steps."""
 
     steps: tuple[int, ...]
-    val_accuracy: tuple[float, ...]
+    val: tuple[float, ...]
     loss_steps: tuple[int, ...]
     train_loss: tuple[float, ...]
 
@@ -43,8 +67,8 @@ class Curve:
 class Cell:
     """One finished run of an arm, at a label count, with a seed; ``key`` hashes all that determines it.
 
-    ``encoder`` is the seed that its encoder was pretrained with; ``right`` tells which test images it got right, a bit an
-    image, eight to a byte, the first highest, in hexadecimal; empty where that isn't known.
+    ``test`` are its scores on the test split, by ``METRICS``; None where one can't be measured. ``encoder`` is the seed that its
+    encoder was pretrained with, -1 where it was not; ``items`` what each test item brings to the first score, packed.
     """
 
     arm: str
@@ -52,32 +76,30 @@ class Cell:
     seed: int
     lr: float
     steps: int
-    val_accuracy: float
-    test_top1: float
-    test_top5: float
-    test_balanced: float
+    val: float
+    test: Mapping[str, float | None]
     curve: Curve
     seconds: float
     key: str
-    encoder: int = 0
-    right: str = ""
+    encoder: int = -1
+    items: str = ""
 
-    def item_scores(self, count: int) -> NDArray[np.float64]:
-        """1 for each of the ``count`` test images that it got right, 0 for the others."""
-        return np.unpackbits(np.frombuffer(bytes.fromhex(self.right), dtype=np.uint8), count=count).astype(np.float64)
+    def item_scores(self) -> NDArray[np.float64]:
+        """What each test item brings to the first score; none where it isn't known."""
+        return unpack_items(self.items) if self.items else np.zeros(0)
 
 
 @dataclass(frozen=True)
 class TuningRecord:
     """The learning rates that an arm tried at a label count; ``chosen`` did best on validation.
 
-    An accuracy of 0 stands for a trial that diverged.
+    A score of 0 stands for a trial that diverged.
     """
 
     arm: str
     labels: int
     rates: tuple[float, ...]
-    val_accuracy: tuple[float, ...]
+    val: tuple[float, ...]
     chosen: float
     steps: int
     seed: int
@@ -91,34 +113,82 @@ class ConvergenceCheck:
     labels: int
     steps: int
     seeds: tuple[int, ...]
-    val_accuracy: tuple[float, ...]
-    val_accuracy_doubled: tuple[float, ...]
+    val: tuple[float, ...]
+    val_doubled: tuple[float, ...]
     gain: float
     noise: float
     converged: bool
 
 
 @dataclass(frozen=True)
+class Part:
+    """A task of a suite, and what came of it.
+
+    ``kind``: classify, detect or segment. ``seeds`` are those compared at each label count; ``counts`` are images by use
+    (labelled source, validation, test). ``short``: nothing was tuned or checked. ``recipes``: each arm's.
+    """
+
+    name: str
+    kind: str
+    label_counts: tuple[int, ...]
+    seeds: Mapping[int, tuple[int, ...]]
+    cells: tuple[Cell, ...]
+    tunings: tuple[TuningRecord, ...]
+    checks: tuple[ConvergenceCheck, ...]
+    counts: Mapping[str, int]
+    recipes: Mapping[str, Mapping[str, object]]
+    short: bool = False
+
+    @property
+    def figure(self) -> str:
+        """What it is judged by, in words."""
+        return FIGURES[self.kind]
+
+    def score(self, cell: Cell) -> float:
+        """What a run is judged by on the test split, a share; 0 where nothing could be measured."""
+        return cell.test.get(METRICS[self.kind][0][0]) or 0.0
+
+    def by_seed(self, arm: str, labels: int) -> dict[int, Cell]:
+        """The runs of an arm at a label count."""
+        return {cell.seed: cell for cell in self.cells if cell.arm == arm and cell.labels == labels}
+
+
+@dataclass(frozen=True)
+class Example:
+    """A test image that an arm gets right more often than the baseline (``won``), or less often.
+
+    ``right``, ``baseline_right``: in how many of ``seeds``; ``picture`` is an address that holds a small copy.
+    """
+
+    arm: str
+    labels: int
+    won: bool
+    name: str
+    truth: str
+    right: int
+    baseline_right: int
+    seeds: int
+    picture: str
+
+
+@dataclass(frozen=True)
 class SuiteResult:
     """Everything that the report of a suite says.
 
-    ``seeds`` are those compared at each label count; ``counts`` are images by use (pool, labelled source,
-    validation, test); ``guards`` what the overlap check found, in words; ``missing`` names runs that are not
-    there, which makes the result partial; ``seconds_total`` is compute. ``failed``: runs that ended with an error, and which;
-    ``unspent``: why others were not begun.
+    ``parts`` are its tasks; ``pool`` counts the images to pretrain on; ``guards`` what the overlap check found, in words;
+    ``missing`` names runs that are not there, which makes the result partial; ``seconds_total`` is compute. ``failed``: runs
+    that ended with an error, and which; ``unspent``: why others were not begun. ``axis``: what the arms differ in, where that is
+    a number; ``published``: the protocol in ``published.yaml`` that a task follows, if any; ``examples``: test images that arms
+    win and lose.
     """
 
     name: str
     title: str
     baseline: str
     arms: tuple[Arm, ...]
-    label_counts: tuple[int, ...]
-    seeds: Mapping[int, tuple[int, ...]]
-    cells: tuple[Cell, ...]
-    tunings: tuple[TuningRecord, ...]
-    checks: tuple[ConvergenceCheck, ...]
+    parts: tuple[Part, ...]
+    pool: int
     guards: tuple[str, ...]
-    counts: Mapping[str, int]
     reconstructions: Path | None
     config_yaml: str
     versions: Mapping[str, str]
@@ -128,6 +198,18 @@ class SuiteResult:
     missing: tuple[str, ...] = ()
     failed: tuple[str, ...] = ()
     unspent: str = ""
+    axis: str | None = None
+    published: Mapping[str, str] = field(default_factory=dict)
+    examples: tuple[Example, ...] = ()
+
+    def label(self, name: str) -> str:
+        """What an arm is called."""
+        return next((arm.label for arm in self.arms if arm.name == name), name)
+
+    @property
+    def rivals(self) -> list[Arm]:
+        """The arms that are compared with the baseline."""
+        return [arm for arm in self.arms if arm.name != self.baseline]
 
     def to_json(self) -> str:
         """The result as text; ``from_json`` makes an equal one of it, to write its report again."""
@@ -138,19 +220,24 @@ class SuiteResult:
         """The result that ``to_json`` wrote; raises MaeliftError for any other text."""
         try:
             content = _tuples(json.loads(text))
-            content["seeds"] = {int(labels): seeds for labels, seeds in content["seeds"].items()}
             content["arms"] = tuple(Arm(**arm) for arm in content["arms"])
-            curves = [Curve(**cell.pop("curve")) for cell in content["cells"]]
-            cells = zip(content["cells"], curves, strict=True)
-            content["cells"] = tuple(Cell(**cell, curve=curve) for cell, curve in cells)
-            content["tunings"] = tuple(TuningRecord(**tuning) for tuning in content["tunings"])
-            content["checks"] = tuple(ConvergenceCheck(**check) for check in content["checks"])
+            content["parts"] = tuple(_part(part) for part in content["parts"])
+            content["examples"] = tuple(Example(**example) for example in content["examples"])
             picture = content["reconstructions"]
             content["reconstructions"] = None if picture is None else Path(picture)
             return cls(**content)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             keys = ", ".join(field.name for field in fields(cls))
             raise MaeliftError(f"not a suite's result ({error!r}): expected JSON with {keys}.") from error
+
+
+def _part(content: dict[str, Any]) -> Part:
+    content["seeds"] = {int(labels): seeds for labels, seeds in content["seeds"].items()}
+    curves = [Curve(**cell.pop("curve")) for cell in content["cells"]]
+    content["cells"] = tuple(Cell(**cell, curve=curve) for cell, curve in zip(content["cells"], curves, strict=True))
+    content["tunings"] = tuple(TuningRecord(**tuning) for tuning in content["tunings"])
+    content["checks"] = tuple(ConvergenceCheck(**check) for check in content["checks"])
+    return Part(**content)
 
 
 def _tuples(value: Any) -> Any:

@@ -34,9 +34,10 @@ from ..core.files import atomic_write_text, exclusive, output_folder
 from ..core.plan import Plan
 from ..core.tracking import PLAIN_INTERVAL, Progress, duration
 from ..pretrain.monitor import PICTURE_FILE
-from .arms import Context, Run, execute, libraries, read_pools, read_result
-from .results import Arm, Cell, ConvergenceCheck, Curve, SuiteResult, TuningRecord
-from .suite import BenchConfig
+from .arms import PRETRAINING, Context, Run, execute, libraries, read_result
+from .pools import read_pools
+from .results import METRICS, Arm, Cell, ConvergenceCheck, Curve, Example, Part, SuiteResult, TuningRecord
+from .suite import CLASSIFY, BenchConfig, Design
 
 logger = logging.getLogger("maelift")
 
@@ -68,11 +69,12 @@ class BenchResult:
 
 @dataclass
 class Comparison:
-    """How far an arm is at a label count: what is to be run next, and, once ``cells`` are there, what came of it.
+    """How far an arm is on a task at a label count: what is to be run next, and, once ``cells`` are there, what came of it.
 
     ``asked`` are all runs that were looked for on the way.
     """
 
+    task: str
     arm: str
     labels: int
     asked: list[Run] = field(default_factory=list)
@@ -121,29 +123,20 @@ def plan(config: BenchConfig) -> Plan:
     workers = _workers(config)
     with torch.device("meta"):
         parameters = sum(parameter.numel() for parameter in Encoder(config.spec).parameters())
-    largest = max(config.recipe(arm).batch_size for arm in config.arms)
-    tokens = (config.spec.num_patches + 1) * config.spec.embed_dim * config.spec.depth
-    kinds = {kind: sum(run.kind == kind for run in runs.values()) for kind in ("mae", "supervised", "train", "test")}
-    images = sum(run.images * (0.5 if run.kind == "mae" else 1.0) for run in runs.values() if run.kind != "test")
+    largest = max(config.recipe(task, arm).batch_size for task in config.designs for arm in config.arms)
+    shapes = [config.spec_at(task) for task in config.designs]
+    tokens = max((spec.num_patches + 1) * spec.embed_dim * spec.depth for spec in shapes)
+    kinds = {kind: sum(run.kind == kind for run in runs.values()) for kind in (*PRETRAINING, "train", "test")}
+    images = sum(run.images for run in runs.values() if run.kind != "test")
     there = f"; {len(foreseen) - len(runs)} are there already" if len(runs) < len(foreseen) else ""
+    counts = f"{', '.join(f'{count} {kind}' for kind, count in kinds.items() if count)}"
     return Plan(
         lines=(
-            (
-                "images",
-                f"pool {len(pools.pool)}, labelled source {len(pools.source)}, validation {len(pools.val)}, "
-                f"test {len(pools.test)}",
-            ),
+            ("pool", f"{len(pools.pool):,} images to pretrain on"),
             ("arms", ", ".join(f"{name} ({config.arm(name).start})" for name in config.arms)),
-            ("label counts", ", ".join(str(labels) for labels in config.labels)),
-            (
-                "paired seeds",
-                ", ".join(f"{len(config.seeds_at(labels))} at {labels} labels" for labels in config.labels),
-            ),
+            *((name, _planned(design, pools.tasks[name].counts)) for name, design in config.designs.items()),
             ("pretraining seeds", str(len(config.pretrain_seeds))),
-            (
-                "runs",
-                f"{', '.join(f'{count} {kind}' for kind, count in kinds.items())}; more where steps are doubled{there}",
-            ),
+            ("runs", f"{counts or 'none'}; more where steps are doubled{there}"),
             ("at a time", f"{workers} runs of {config.threads} threads on {device}"),
             ("result", str(Path(config.out) / "report.html")),
         ),
@@ -154,16 +147,24 @@ def plan(config: BenchConfig) -> Plan:
     )
 
 
+def _planned(design: Design, counts: Mapping[str, int]) -> str:
+    """A task in words."""
+    images = ", ".join(f"{use} {count:,}" for use, count in counts.items())
+    seeds = ", ".join(f"{len(design.seeds_at(labels))} paired seeds at {labels:,} labels" for labels in design.labels)
+    tuned = "not tuned (short)" if design.short else f"{len(design.tuning.rates)} rates tried"
+    return f"{images}; {seeds}; {tuned}"
+
+
 @dataclass(frozen=True)
 class Status:
-    """How far a suite is: a row an arm and label count, under ``COLUMNS``; runs done and foreseen; seconds of computing."""
+    """How far a suite is: a row a task, arm and label count, under ``COLUMNS``; runs done and foreseen; seconds of computing."""
 
     rows: tuple[tuple[str, ...], ...]
     done: int
     runs: int
     seconds: float
 
-    COLUMNS = ("arm", "labels", "encoder", "rate", "steps", "compared seeds")
+    COLUMNS = ("task", "arm", "labels", "encoder", "rate", "steps", "compared seeds")
 
     def text(self) -> str:
         """The table, and a line on all of it."""
@@ -182,20 +183,34 @@ def status(config: BenchConfig) -> Status:
     results = _finished(Path(config.out) / "runs")
     runs = _foreseen(context, results)
     return Status(
-        tuple(_standing(context, arm, labels, results) for arm in config.arms for labels in config.labels),
+        tuple(_standing(context, *place, results) for place in _places(config)),
         sum(results(run) is not None for run in runs.values()),
         len(runs),
         _seconds_spent(runs.values(), results),
     )
 
 
-def _standing(context: Context, arm: str, labels: int, results: Results) -> tuple[str, ...]:
+def _places(config: BenchConfig) -> Iterator[tuple[str, str, int]]:
+    """Every task, arm and label count."""
+    for task, design in config.designs.items():
+        for arm in config.arms:
+            for labels in design.labels:
+                yield task, arm, labels
+
+
+def _standing(context: Context, task: str, arm: str, labels: int, results: Results) -> tuple[str, ...]:
     """A row of the status."""
-    state = compare(context, arm, labels, results)
-    encoders = [run for seed in context.config.pretrain_seeds if (run := context.pretraining(arm, seed)) is not None]
+    state, design = compare(context, task, arm, labels, results), context.config.designs[task]
+    encoders = _encoder_runs(context, arm)
     made = sum(results(run) is not None for run in encoders)
-    seeds = len(context.config.seeds_at(labels))
+    seeds = len(design.seeds_at(labels))
+    if design.short:
+        return (
+            *(task, arm, f"{labels:,}", f"{made} of {len(encoders)}" if encoders else "none needed"),
+            *("as given", f"{context.steps(task, arm, labels):,}", f"{len(state.cells)} of {seeds}"),
+        )
     return (
+        task,
         arm,
         f"{labels:,}",
         f"{made} of {len(encoders)}" if encoders else "none needed",
@@ -207,8 +222,8 @@ def _standing(context: Context, arm: str, labels: int, results: Results) -> tupl
 
 def _look_through(config: BenchConfig) -> Context:
     """The suite with its images, checked against each other."""
-    logger.info("bench: looking through the images of %s", config.data.path)
-    context = Context(config, read_pools(config.data))
+    logger.info("bench: looking through the images of %s", config.data.path or config.data.unlabelled)
+    context = Context.of(config, read_pools(config))
     context.check()
     return context
 
@@ -235,148 +250,186 @@ def _finished(store: Path) -> Results:
     return results
 
 
-def compare(context: Context, arm: str, labels: int, results: Results) -> Comparison:
-    """How far an arm is at a label count.
+def compare(context: Context, task: str, arm: str, labels: int, results: Results) -> Comparison:
+    """How far an arm is on a task at a label count.
 
     In order: the encoder; a trial of every learning rate; the best rate with the check seeds, also for twice the steps,
-    and again for as long as doubling helps; the other seeds; the test split, once a seed.
+    and again for as long as doubling helps; the other seeds; the test split, once a seed. Of a short task, the encoder and
+    the seeds at the recipe's rate.
     """
-    config, tuning = context.config, context.config.tuning
-    state = Comparison(arm, labels)
+    design = context.config.designs[task]
+    tuning = design.tuning
+    state = Comparison(task, arm, labels)
 
     def have(runs: Sequence[Run]) -> bool:
         state.asked.extend(runs)
         state.missing.extend(run for run in runs if results(run) is None)
         return all(results(run) is not None for run in runs)
 
-    def accuracies(runs: Sequence[Run]) -> tuple[float, ...]:
-        return tuple(float(_there(results(run))["val_accuracy"]) for run in runs)
+    def scores(runs: Sequence[Run]) -> tuple[float, ...]:
+        return tuple(float(_there(results(run))["val"]) for run in runs)
 
-    encoders = [context.pretraining(arm, seed) for seed in config.pretrain_seeds]
-    if not have([run for run in encoders if run is not None]):
+    if not have(_encoder_runs(context, arm)):
         return state
-    steps = config.steps(arm, labels)
-    trials = [context.training(arm, labels, tuning.seed, steps, rate) for rate in tuning.rates]
-    if not have(trials):
-        return state
-    scores = accuracies(trials)
-    best = tuning.rates[scores.index(max(scores))]
-    state.tuning = TuningRecord(arm, labels, tuning.rates, scores, best, steps, tuning.seed)
-    seeds = config.seeds_at(labels)
-    check_seeds = seeds[: tuning.check_seeds]
-    for doublings in range(tuning.max_doublings + 1):
+    steps, best = context.steps(task, arm, labels), context.config.recipe(task, arm).peak_lr
+    seeds = design.seeds_at(labels)
+    if not design.short:
+        trials = [context.training(task, arm, labels, tuning.seed, steps, rate) for rate in tuning.rates]
+        if not have(trials):
+            return state
+        found = scores(trials)
+        best = tuning.rates[found.index(max(found))]
+        state.tuning = TuningRecord(arm, labels, tuning.rates, found, best, steps, tuning.seed)
+    doublings = tuning.max_doublings if _is_checked(context, design, arm) else -1
+    for doubling in range(doublings + 1):
         at, doubled = (
-            [context.training(arm, labels, seed, factor * steps * 2**doublings, best) for seed in check_seeds]
+            [
+                context.training(task, arm, labels, seed, factor * steps * 2**doubling, best)
+                for seed in seeds[: tuning.check_seeds]
+            ]
             for factor in (1, 2)
         )
         if not have([*at, *doubled]):
             return state
-        state.check = _check(
-            arm, labels, steps * 2**doublings, check_seeds, accuracies(at), accuracies(doubled), context
-        )
+        state.check = _check(context, state, steps * 2**doubling, scores(at), scores(doubled))
         if state.check.converged:
             break
-    final = [context.training(arm, labels, seed, _there(state.check).steps, best) for seed in seeds]
+    steps = steps if state.check is None else state.check.steps
+    final = [context.training(task, arm, labels, seed, steps, best) for seed in seeds]
     if have(final) and have([context.testing(run) for run in final]):
-        state.cells = [
-            _cell(run, _there(results(run)), _there(results(context.testing(run))), context.pretrain_seed(run.seed))
-            for run in final
-        ]
+        state.cells = [_cell(run, context, results) for run in final]
     return state
+
+
+def _is_checked(context: Context, design: Design, arm: str) -> bool:
+    """Whether it is looked at what twice the steps bring: not of short tasks, nor where another's compute sets the steps."""
+    return not design.short and context.config.arm(arm).compute_of is None
 
 
 def collect(context: Context, store: Path, results: Results, ended: Ended | None = None) -> SuiteResult:
     """Put together what the report says from the finished runs, and how the suite ``ended``."""
     ended = Ended() if ended is None else ended
     config, pools = context.config, context.pools
-    comparisons = [compare(context, arm, labels, results) for arm in config.arms for labels in config.labels]
+    comparisons = [compare(context, *place, results) for place in _places(config)]
     encoders = {arm: _encoders(context, arm, results) for arm in config.arms}
     pictures = [store / run.key / PICTURE_FILE for arm in config.arms for run, _ in encoders[arm] if run.kind == "mae"]
+    parts = tuple(
+        _part(context, task, [state for state in comparisons if state.task == task]) for task in config.designs
+    )
+    arms = tuple(
+        Arm(
+            name,
+            config.arm(name).label,
+            _note(config, name),
+            sum(float(result["seconds"]) for run, result in encoders[name] if run.kind != "weights"),
+            config.arm(name).x,
+        )
+        for name in config.arms
+    )
     return SuiteResult(
         name=Path(config.suite).stem,
         title=config.title,
         baseline=config.baseline,
-        arms=tuple(
-            Arm(
-                name,
-                config.arm(name).label,
-                _note(config, name),
-                to_dict(config.recipe(name)),
-                sum(float(result["seconds"]) for _, result in encoders[name]),
-            )
-            for name in config.arms
-        ),
-        label_counts=config.labels,
-        seeds={labels: config.seeds_at(labels) for labels in config.labels},
-        cells=tuple(cell for state in comparisons for cell in state.cells),
-        tunings=tuple(state.tuning for state in comparisons if state.tuning is not None),
-        checks=tuple(state.check for state in comparisons if state.check is not None),
+        arms=arms,
+        parts=parts,
+        pool=len(pools.pool),
         guards=pools.findings,
-        counts={
-            "pool": len(pools.pool),
-            "labelled source": len(pools.source),
-            "validation": len(pools.val),
-            "test": len(pools.test),
-        },
         reconstructions=next((path for path in pictures if path.is_file()), None),
         config_yaml=to_yaml(config),
         versions=_versions(),
         machine=_machine(config),
         seconds_total=_seconds_spent((run for state in comparisons for run in state.asked), results),
         pretraining_seeds=len(config.pretrain_seeds),
-        missing=tuple(f"{state.arm} at {state.labels} labels" for state in comparisons if not state.cells),
+        missing=tuple(
+            f"{state.arm}{'' if state.task == CLASSIFY else f', {state.task},'} at {state.labels} labels"
+            for state in comparisons
+            if not state.cells
+        ),
         failed=tuple(f"{run.title()}: {problem}" for run, problem in ended.failed.values()),
         unspent=ended.unspent,
+        axis=config.axis,
+        published=config.published,
+        examples=tuple(_examples(context, parts, arms)),
+    )
+
+
+def _examples(context: Context, parts: Sequence[Part], arms: tuple[Arm, ...]) -> Iterator[Example]:
+    """Test images of the suite's own classification that arms win and lose."""
+    from .examples import won_and_lost  # not by the workers: pages take a second to load
+
+    for part in parts:
+        if part.name == CLASSIFY and part.cells:
+            yield from won_and_lost(part, context.pools.classify.test, arms, context.config.baseline)
+
+
+def _part(context: Context, task: str, comparisons: Sequence[Comparison]) -> Part:
+    """A task with what came of it."""
+    design = context.config.designs[task]
+    return Part(
+        name=task,
+        kind=design.kind,
+        label_counts=design.labels,
+        seeds={labels: design.seeds_at(labels) for labels in design.labels},
+        cells=tuple(cell for state in comparisons for cell in state.cells),
+        tunings=tuple(state.tuning for state in comparisons if state.tuning is not None),
+        checks=tuple(state.check for state in comparisons if state.check is not None),
+        counts=context.pools.tasks[task].counts,
+        recipes={arm: to_dict(context.config.recipe(task, arm)) for arm in context.config.arms},
+        short=design.short,
     )
 
 
 def _check(
-    arm: str,
-    labels: int,
-    steps: int,
-    seeds: tuple[int, ...],
-    at: tuple[float, ...],
-    doubled: tuple[float, ...],
-    context: Context,
+    context: Context, state: Comparison, steps: int, at: tuple[float, ...], doubled: tuple[float, ...]
 ) -> ConvergenceCheck:
     from .stats import converged  # not by the workers: scipy takes a second to load
 
-    gain, noise, enough = converged(at, doubled, n_val=len(context.pools.val))
-    return ConvergenceCheck(arm, labels, steps, seeds, at, doubled, gain, noise, enough)
+    design = context.config.designs[state.task]
+    images = len(context.pools.tasks[state.task].splits.val) if design.kind == "classify" else None
+    gain, noise, enough = converged(at, doubled, n_val=images)
+    seeds = design.seeds_at(state.labels)[: design.tuning.check_seeds]
+    return ConvergenceCheck(state.arm, state.labels, steps, seeds, at, doubled, gain, noise, enough)
 
 
-def _cell(run: Run, trained: Mapping[str, Any], tested: Mapping[str, Any], encoder: int) -> Cell:
-    judged = [record for record in trained["curve"] if "val/top1" in record]
+def _cell(run: Run, context: Context, results: Results) -> Cell:
+    trained, tested = _there(results(run)), _there(results(context.testing(run)))
+    kind = context.config.designs[run.task].kind
+    figure = METRICS[kind][0][0]
+    judged = [record for record in trained["curve"] if f"val/{figure}" in record]
     losses = [record for record in trained["curve"] if "train/loss" in record]
-    scores = tested["scores"]
+    metrics = tested["scores"]["metrics"]
+    test = {name: metrics[name] for name, _ in METRICS[kind] if name in metrics}
+    if kind == "classify" and test["top5"] is None:
+        test["top5"] = 1.0  # five classes or fewer
     return Cell(
         arm=run.arm,
         labels=run.labels,
         seed=run.seed,
         lr=run.lr,
         steps=run.steps,
-        val_accuracy=trained["val_accuracy"],
-        test_top1=scores["metrics"]["top1"],
-        test_top5=1.0
-        if scores["metrics"]["top5"] is None
-        else scores["metrics"]["top5"],  # None: five classes or fewer
-        test_balanced=scores["metrics"]["balanced"],
+        val=trained["val"],
+        test=test,
         curve=Curve(
             steps=tuple(record["step"] for record in judged),
-            val_accuracy=tuple(record["val/top1"] for record in judged),
+            val=tuple(record[f"val/{figure}"] for record in judged),
             loss_steps=tuple(record["step"] for record in losses),
             train_loss=tuple(record["train/loss"] for record in losses),
         ),
         seconds=trained["seconds"],
         key=run.key,
-        encoder=encoder,
-        right=tested["right"],
+        encoder=context.pretrain_seed(run.arm, run.seed, run.task) if run.parents else -1,
+        items=tested["items"],
     )
 
 
-def _encoders(context: Context, arm: str, results: Results) -> list[tuple[Run, Mapping[str, Any]]]:
+def _encoder_runs(context: Context, arm: str) -> list[Run]:
+    """The runs that make an arm's encoders; none for scratch, one where its weights are taken as they are."""
     runs = [context.pretraining(arm, seed) for seed in context.config.pretrain_seeds]
-    return [(run, found) for run in runs if run is not None and (found := results(run)) is not None]
+    return list({run.key: run for run in runs if run is not None}.values())
+
+
+def _encoders(context: Context, arm: str, results: Results) -> list[tuple[Run, Mapping[str, Any]]]:
+    return [(run, found) for run in _encoder_runs(context, arm) if (found := results(run)) is not None]
 
 
 def _there(value: Any) -> Any:
@@ -390,29 +443,39 @@ def _foreseen(context: Context, results: Results) -> dict[str, Run]:
     """Every run of a suite, by key, as far as can be told: learning rates and steps that are not chosen yet are guessed."""
     config = context.config
     runs: dict[str, Run] = {}
-    for arm in config.arms:
-        for labels in config.labels:
-            state = compare(context, arm, labels, results)
-            rate = config.tuning.rates[0] if state.tuning is None else state.tuning.chosen
-            steps, seeds = config.steps(arm, labels), config.seeds_at(labels)
-            trials = [context.training(arm, labels, config.tuning.seed, steps, lr) for lr in config.tuning.rates]
-            checked = seeds[: config.tuning.check_seeds]
-            if state.check is not None:
-                settled = state.check.converged or state.check.steps >= steps << config.tuning.max_doublings
-                steps, checked = (state.check.steps, ()) if settled else (2 * state.check.steps, checked)
-            at = [context.training(arm, labels, seed, steps, rate) for seed in seeds]
-            doubled = [context.training(arm, labels, seed, 2 * steps, rate) for seed in checked]
-            tests = [context.testing(run) for run in at]
-            runs.update((run.key, run) for run in [*state.asked, *trials, *at, *doubled, *tests])
+    for task, arm, labels in _places(config):
+        design = config.designs[task]
+        tuning, seeds = design.tuning, design.seeds_at(labels)
+        state = compare(context, task, arm, labels, results)
+        steps = context.steps(task, arm, labels)
+        rate, trials = config.recipe(task, arm).peak_lr, list[Run]()
+        if not design.short:
+            rate = tuning.rates[0] if state.tuning is None else state.tuning.chosen
+            trials = [context.training(task, arm, labels, tuning.seed, steps, lr) for lr in tuning.rates]
+        checked = seeds[: tuning.check_seeds] if _is_checked(context, design, arm) else ()
+        if state.check is not None:
+            settled = state.check.converged or state.check.steps >= steps << tuning.max_doublings
+            steps, checked = (state.check.steps, ()) if settled else (2 * state.check.steps, checked)
+        at = [context.training(task, arm, labels, seed, steps, rate) for seed in seeds]
+        doubled = [context.training(task, arm, labels, seed, 2 * steps, rate) for seed in checked]
+        tests = [context.testing(run) for run in at]
+        runs.update((run.key, run) for run in [*state.asked, *trials, *at, *doubled, *tests])
     return runs
 
 
-def _note(config: BenchConfig, arm: str) -> str:
-    start = config.arm(arm).start
-    if start == "scratch":
-        return "no pretraining: sees only the labelled examples"
-    if start == "mae":
-        return "pretrained on the pool without its labels"
+def _note(config: BenchConfig, name: str) -> str:
+    arm = config.arm(name)
+    if arm.start == "scratch":
+        longer = (
+            "" if arm.compute_of is None else f", trained longer by the compute that pretraining {arm.compute_of} took"
+        )
+        return f"no pretraining: sees only the labelled examples{longer}"
+    if arm.start == "mae":
+        begun = "" if arm.weights is None else f", begun with {arm.weights}"
+        return f"pretrained on the pool without its labels{begun}"
+    if not arm.trains_encoder:
+        how = "with labels" if arm.start == "supervised" else "without labels"
+        return f"begins with {arm.weights}, pretrained elsewhere {how}"
     return "pretrained with the pool's labels, which are those of the task itself: an upper bound, not a rival"
 
 
@@ -609,14 +672,12 @@ def _interrupted(count: int, number: int) -> Interrupted:
 
 def _missing(context: Context, results: Results, ended: Ended) -> list[Run]:
     """What can be run now, pretraining first, then the costliest; each once, but for what failed."""
-    config = context.config
     found: dict[str, Run] = {}
-    for arm in config.arms:
-        for labels in config.labels:
-            for run in compare(context, arm, labels, results).missing:
-                if run.key not in ended.failed:
-                    found.setdefault(run.key, run)
-    return sorted(found.values(), key=lambda run: (run.kind not in ("mae", "supervised"), -run.images, run.key))
+    for place in _places(context.config):
+        for run in compare(context, *place, results).missing:
+            if run.key not in ended.failed:
+                found.setdefault(run.key, run)
+    return sorted(found.values(), key=lambda run: (run.kind not in PRETRAINING, -run.images, run.key))
 
 
 @contextmanager
@@ -772,8 +833,8 @@ class _Board:
         result = self.results(run) or {}
         self._spent += float(result.get("seconds", 0))
         self._look_ahead()
-        accuracy = f", validation accuracy {100 * result['val_accuracy']:.1f} %" if "val_accuracy" in result else ""
-        text = f"bench: {run.title()}: done in {duration(float(result.get('seconds', 0)))}{accuracy}"
+        score = f", {100 * result['val']:.1f} % on validation" if "val" in result else ""
+        text = f"bench: {run.title()}: done in {duration(float(result.get('seconds', 0)))}{score}"
         if self._live is None:
             logger.info(text)
         else:

@@ -111,6 +111,20 @@ class Difference:
         return math.sqrt(sum(stats.t.isf(alpha / 2, count - 1) ** 2 * part for count, part in parts if part > 0))
 
 
+@dataclass(frozen=True)
+class Independent:
+    """The difference of two means of independent runs, with its interval; NaN where that is unknown."""
+
+    mean: float
+    low: float
+    high: float
+
+    @property
+    def known(self) -> bool:
+        """Whether anything is known of the spread."""
+        return not math.isnan(self.low)
+
+
 def paired_difference(
     treated: Sequence[float],
     baseline: Sequence[float],
@@ -146,6 +160,20 @@ def crossed_difference(
     table = np.stack([np.asarray(row, dtype=float) for row in treated])
     table -= np.stack([np.asarray(row, dtype=float) for row in baseline])
     return _analysed(_by_encoder(table, encoders), confidence)
+
+
+def independent_difference(
+    treated: Sequence[float], baseline: Sequence[float], confidence: float = 0.95
+) -> Independent:
+    """The difference of two groups' means, nothing paired, by Welch's t; raises ValueError for an empty group."""
+    if not treated or not baseline:
+        raise ValueError(f"{len(treated)} values against {len(baseline)}: expected at least 1 each")
+    one, two = (np.asarray(values, dtype=float) for values in (treated, baseline))
+    mean = float(one.mean() - two.mean())
+    if min(len(one), len(two)) < 2 or max(one.std(), two.std()) <= NO_SPREAD:
+        return Independent(mean, math.nan, math.nan)
+    found = stats.ttest_ind(one, two, equal_var=False).confidence_interval(confidence)
+    return Independent(mean, float(found.low), float(found.high))
 
 
 def _by_encoder(table: NDArray[np.float64], encoders: Sequence[int] | None) -> NDArray[np.float64]:
@@ -231,13 +259,13 @@ def labels_needed(counts: Sequence[int], treated: Sequence[float], baseline: Seq
     return needed
 
 
-def converged(at: Sequence[float], doubled: Sequence[float], n_val: int) -> tuple[float, float, bool]:
-    """Whether twice the steps leave validation accuracy where it was: (mean gain, its noise, converged).
+def converged(at: Sequence[float], doubled: Sequence[float], n_val: int | None) -> tuple[float, float, bool]:
+    """Whether twice the steps leave the validation score where it was: (mean gain, its noise, converged).
 
     The gain is paired over seeds. Its noise is the standard error of that mean, but at least what the size of
     the validation set alone brings about, as two seeds may agree by chance (two readings of the same accuracy
-    on ``n_val`` images whose errors half agree), and at least ``SMALLEST_GAIN``. Above one noise an arm still
-    gains.
+    on ``n_val`` images whose errors half agree; None where the score is no share of images), and at least
+    ``SMALLEST_GAIN``. Above one noise an arm still gains.
 
     That is deliberately eager. Calling an arm converged too early handicaps it, and a handicapped baseline
     makes the others look good; training it too long costs little but time, as the best weights on validation
@@ -246,8 +274,10 @@ def converged(at: Sequence[float], doubled: Sequence[float], n_val: int) -> tupl
     """
     gains = np.asarray(doubled, dtype=float) - np.asarray(at, dtype=float)
     n = len(gains)
-    accuracy = float(np.clip(np.mean([*at, *doubled]), 1 / n_val, 1 - 1 / n_val))
-    from_images = math.sqrt(accuracy * (1 - accuracy) / n_val) / math.sqrt(n)
+    from_images = 0.0
+    if n_val is not None:
+        accuracy = float(np.clip(np.mean([*at, *doubled]), 1 / n_val, 1 - 1 / n_val))
+        from_images = math.sqrt(accuracy * (1 - accuracy) / n_val) / math.sqrt(n)
     from_seeds = float(gains.std(ddof=1)) / math.sqrt(n) if n > 1 else 0.0
     gain, noise = float(gains.mean()), max(from_images, from_seeds, SMALLEST_GAIN)
     return gain, noise, gain <= noise

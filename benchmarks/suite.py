@@ -1,58 +1,131 @@
-"""A suite: which data, arms, label counts and seeds are compared, and how hard every arm is tuned."""
+"""A suite: which data, tasks, arms, label counts and seeds are compared, and how hard every arm is tuned."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import yaml
 
 from ..core.config import ConfigError, MaeliftError, nearest, raw_value, resolve
-from ..core.encoder import EncoderSpec, ModelName, preset_spec
+from ..core.encoder import EncoderSpec, ModelName, check_divisible, preset_spec
 from ..pretrain.config import PretrainConfig
 from ..transfer.classify import ClassifyRecipe
-from ..transfer.training import recipe_defaults
+from ..transfer.detect import DetectConfig
+from ..transfer.segment import SegmentConfig
+from ..transfer.training import Recipe, TransferConfig, recipe_defaults
 
 SUITES = Path(__file__).parent / "suites"
-RECIPES = {"mae": "classify_encoder", "supervised": "classify_supervised", "scratch": "classify_scratch"}
-"""The recipe, in transfer/recipes/, that an arm is fine-tuned with, by its start."""
+
+Start = Literal["mae", "encoder", "supervised", "scratch"]
+Kind = Literal["classify", "detect", "segment"]
+
+INITS: dict[Start, Literal["encoder", "supervised", "scratch"]] = {
+    "mae": "encoder",
+    "encoder": "encoder",
+    "supervised": "supervised",
+    "scratch": "scratch",
+}
+"""Whose recipe, in transfer/recipes/, an arm is fine-tuned with, by its start."""
+
+CLASSIFY = "classify"
+"""What the task of the suite's own labelled images is called."""
 
 
 @dataclass(frozen=True)
 class SuiteData:
     """What the images of a suite are used for; the parts share no image, by content."""
 
-    path: str
-    """labelled images: class folders, CSV or idx files; labels of the pool are seen by the supervised arm only"""
-    pool: int | float = 0.8
-    """images of the training split to pretrain on, a count or a share"""
+    path: str | None = None
+    """images with a class each: class folders, CSV or idx files; null: classification isn't compared"""
+    unlabelled: str | tuple[str, ...] | None = None
+    """images to pretrain on, without labels: what maelift pretrain takes as data; null: a part of path's"""
+    pool: int | float | None = None
+    """images to pretrain on, a count or a share: of path's training split (null: 0.8), or of unlabelled (null: all)"""
     val: int | float = 0.1
     """validation images where the data has no such split, a count or a share"""
     test: int | float = 0.1
     """test images where the data has no such split, a count or a share"""
     seed: int = 0
     """seeds the split"""
+    broken: float = 0.05
+    """largest share of broken images that is put up with"""
+
+    def __post_init__(self) -> None:
+        if self.path is None and self.unlabelled is None:
+            raise ConfigError("path", None, "labelled images, or unlabelled ones to pretrain on")
 
 
 @dataclass(frozen=True)
 class ArmConfig:
     """One way to come by an encoder, and how it is fine-tuned."""
 
-    start: Literal["mae", "supervised", "scratch"]
-    """mae: pretrained on the pool without labels; supervised: with the pool's labels; scratch: not at all"""
+    start: Start
+    """mae: pretrained on the pool, without labels; supervised: with the pool's labels; encoder: as weights are; scratch"""
     label: str
     """the arm's name in the report"""
+    weights: str | None = None
+    """encoder file, public weights or timm:NAME. encoder, supervised: taken as they are; mae: gone on from, on the pool"""
+    x: float | None = None
+    """the arm's place on the suite's axis"""
+    compute_of: str | None = None
+    """start=scratch: trained for longer, by the steps that this arm's pretraining took in floating-point operations"""
     pretrain: dict[str, Any] = field(default_factory=dict)
     """keys of maelift pretrain (start: mae), or of the scratch recipe (start: supervised)"""
     recipe: dict[str, Any] = field(default_factory=dict)
-    """keys that change the recipe of the start (transfer/recipes/)"""
+    """keys that change the classification recipe of the start (transfer/recipes/)"""
     steps: dict[str, int] = field(default_factory=dict)
-    """steps of fine-tuning for each label count; they are doubled for as long as that helps"""
+    """steps of classification for each label count; they are doubled for as long as that helps"""
+
+    def __post_init__(self) -> None:
+        if self.start == "encoder" and self.weights is None:
+            raise ConfigError("weights", None, "weights to begin with, at start=encoder")
+        if self.start == "scratch" and self.weights is not None:
+            raise ConfigError("weights", self.weights, "none, at start=scratch")
+        if self.compute_of is not None and self.start != "scratch":
+            raise ConfigError("compute_of", self.compute_of, "null, but at start=scratch")
+
+    @property
+    def trains_encoder(self) -> bool:
+        """Whether the suite pretrains it: on the pool, with or without labels."""
+        return self.start == "mae" or (self.start == "supervised" and self.weights is None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskConfig:
+    """Another task that the same arms are compared on, with annotated images of its own."""
+
+    task: Literal["detect", "segment"]
+    """what is trained: see maelift transfer detect -h, segment -h"""
+    data: str
+    """annotated images, as maelift transfer takes them: COCO JSON, or masks"""
+    labels: tuple[int, ...]
+    """numbers of annotated training images"""
+    seeds: tuple[int, ...] | dict[str, tuple[int, ...]]
+    """for all label counts, or for each; a seed is one draw of annotated images, one head and one order, for all arms"""
+    val: int | float = 0.1
+    """validation images where the data has no such split, a count or a share"""
+    test: int | float = 0.1
+    """test images where the data has no such split, a count or a share"""
+    seed: int = 0
+    """seeds the split"""
+    image_size: int | tuple[int, int] | None = None
+    """pixels, one side or [height,width]; null: the suite's"""
+    recipe: dict[str, Any] = field(default_factory=dict)
+    """keys of maelift transfer for all arms, recipe: small among them"""
+    arms: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """keys of maelift transfer that an arm has in place of those"""
+    steps: int | dict[str, int] | None = None
+    """steps of training, or those of each label count; doubled for as long as that helps; null: the recipe's epochs"""
+    rates: tuple[float, ...] | None = None
+    """learning rates tried; null: those of tuning"""
+    short: bool = False
+    """one run a seed at the recipe's own rate: nothing is tuned or checked, and no verdict is drawn"""
 
 
 @dataclass(frozen=True)
@@ -79,6 +152,37 @@ class Tuning:
             raise ConfigError("check_seeds", self.check_seeds, "1 or more")
         if self.max_doublings < 0:
             raise ConfigError("max_doublings", self.max_doublings, "0 or more")
+
+
+@dataclass(frozen=True)
+class Design:
+    """What is compared on a task: label counts, seeds, and how every arm is tuned; ``short``: it isn't."""
+
+    name: str
+    kind: Kind
+    labels: tuple[int, ...]
+    seeds: tuple[int, ...] | dict[str, tuple[int, ...]]
+    tuning: Tuning
+    short: bool = False
+
+    def seeds_at(self, labels: int) -> tuple[int, ...]:
+        """The seeds that are compared at a label count."""
+        return self.seeds[str(labels)] if isinstance(self.seeds, dict) else self.seeds
+
+    def check(self) -> None:
+        """Raise ConfigError for what can't be compared."""
+        _check_different("labels", self.labels)
+        if min(self.labels) < 1:
+            raise ConfigError("labels", list(self.labels), "counts of at least 1")
+        for labels in self.labels:
+            if isinstance(self.seeds, dict) and str(labels) not in self.seeds:
+                raise ConfigError("seeds", self.seeds, f"seeds for {labels} labels too")
+            seeds = self.seeds_at(labels)
+            _check_different("seeds", seeds)
+            if self.tuning.seed in seeds:
+                raise ConfigError("tuning.seed", self.tuning.seed, f"none of the compared seeds {list(seeds)}")
+            if self.tuning.check_seeds > len(seeds) and not self.short:
+                raise ConfigError("tuning.check_seeds", self.tuning.check_seeds, f"at most the {len(seeds)} seeds")
 
 
 @dataclass(frozen=True)
@@ -120,10 +224,12 @@ class BenchConfig:
     title: str
     """the question that the report answers"""
     data: SuiteData
-    labels: tuple[int, ...]
-    """numbers of labelled training images"""
-    seeds: tuple[int, ...] | dict[str, tuple[int, ...]]
+    labels: tuple[int, ...] = ()
+    """numbers of labelled training images of data.path, for classification"""
+    seeds: tuple[int, ...] | dict[str, tuple[int, ...]] = ()
     """for all label counts, or for each; a seed is one draw of labelled images, one head and one order, for all arms"""
+    tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """more tasks by name: task (detect, segment), data, labels, seeds, recipe, steps ..."""
     pretrain_seeds: tuple[int, ...] = (0,)
     """seeds of pretraining; fine-tuning seed i uses number i modulo their count"""
     model: ModelName = "vit_small"
@@ -135,7 +241,11 @@ class BenchConfig:
     channels: int = 3
     """1 (gray) or 3 (colour)"""
     arms: dict[str, dict[str, Any]]
-    """arms by name: start, label, pretrain, recipe, steps"""
+    """arms by name: start, label, weights, pretrain, recipe, steps"""
+    axis: str | None = None
+    """what the arms differ in, where that is a number, each arm's x: the report then has a chart over it"""
+    published: dict[str, str] = field(default_factory=dict)
+    """for tasks that follow a paper's protocol to the letter, its name in benchmarks/published.yaml"""
     baseline: str = "scratch"
     """the arm that the others are compared with"""
     tuning: Tuning = field(default_factory=Tuning)
@@ -153,23 +263,12 @@ class BenchConfig:
         if self.channels not in (1, 3):
             raise ConfigError("channels", self.channels, "1 or 3")
         _ = self.spec  # checks model, image_size and patch_size
-        for key in ("labels", "pretrain_seeds"):
-            _check_different(key, getattr(self, key))
-        if min(self.labels) < 1:
-            raise ConfigError("labels", list(self.labels), "counts of at least 1")
-        for labels in self.labels:
-            if isinstance(self.seeds, dict) and str(labels) not in self.seeds:
-                raise ConfigError("seeds", self.seeds, f"seeds for {labels} labels too")
-            seeds = self.seeds_at(labels)
-            _check_different("seeds", seeds)
-            if self.tuning.seed in seeds:
-                raise ConfigError("tuning.seed", self.tuning.seed, f"none of the compared seeds {list(seeds)}")
-            if self.tuning.check_seeds > len(seeds):
-                raise ConfigError("tuning.check_seeds", self.tuning.check_seeds, f"at most the {len(seeds)} seeds")
+        _check_different("pretrain_seeds", self.pretrain_seeds)
         if not self.arms:
             raise ConfigError("arms", self.arms, "at least one arm, with its start and label")
         for name in self.arms:
             self._check_keys(name)
+        self._check_tasks()
         for name in self.arms:
             self._check_recipes(name)
         if self.baseline not in self.arms:
@@ -193,46 +292,105 @@ class BenchConfig:
         """The shape of every arm's encoder."""
         return preset_spec(self.model, image_size=self.image_size, patch_size=self.patch_size, channels=self.channels)
 
-    def seeds_at(self, labels: int) -> tuple[int, ...]:
-        """The seeds that are compared at a label count."""
-        return self.seeds[str(labels)] if isinstance(self.seeds, dict) else self.seeds
+    @cached_property
+    def designs(self) -> dict[str, Design]:
+        """What is compared, by task: classification of the suite's own images first, where they have labels."""
+        designs = {}
+        if self.data.path is not None:
+            designs[CLASSIFY] = Design(CLASSIFY, "classify", self.labels, self.seeds, self.tuning)
+        for name, task in self._tasks.items():
+            tuning = self.tuning if task.rates is None else replace(self.tuning, rates=task.rates)
+            designs[name] = Design(name, task.task, task.labels, task.seeds, tuning, task.short)
+        return designs
+
+    @cached_property
+    def _tasks(self) -> dict[str, TaskConfig]:
+        return {name: resolve(TaskConfig, keys) for name, keys in self.tasks.items()}
 
     @cached_property
     def _arms(self) -> dict[str, ArmConfig]:
         return {name: resolve(ArmConfig, keys) for name, keys in self.arms.items()}
 
     @cached_property
-    def _recipes(self) -> dict[str, ClassifyRecipe]:
+    def _recipes(self) -> dict[tuple[str, str], Recipe]:
+        return {(task, arm): self._recipe(task, arm) for task in self.designs for arm in self._arms}
+
+    def _recipe(self, task: str, arm: str) -> Recipe:
+        if task == CLASSIFY:
+            return resolve(ClassifyRecipe, self.arm(arm).recipe, defaults=self._classify_defaults(arm))
+        return self._transfer(task, arm, self.task(task).arms.get(arm, {}))
+
+    def _classify_defaults(self, arm: str) -> dict[str, Any]:
+        return recipe_defaults(f"{CLASSIFY}_{INITS[self.arm(arm).start]}")
+
+    def _transfer(self, task: str, arm: str, changes: Mapping[str, Any]) -> TransferConfig:
+        """The keys of maelift transfer that an arm is trained with on a task."""
+        own = self.task(task)
+        return CONFIGS[own.task].resolve({**own.recipe, **changes, **self._of_all_transfers(task, arm)})
+
+    def _of_all_transfers(self, task: str, arm: str) -> dict[str, Any]:
+        """The keys of a task that the suite gives to all arms."""
+        own = self.task(task)
         return {
-            name: resolve(ClassifyRecipe, arm.recipe, defaults=recipe_defaults(RECIPES[arm.start]))
-            for name, arm in self._arms.items()
+            "data": own.data,
+            "out": "out",
+            "init": INITS[self.arm(arm).start],
+            "encoder": "any",
+            "val": own.val,
+            "test": own.test,
+            "split_seed": own.seed,
+            "image_size": list(self.spec_at(task).image_size),
+            "device": self.device,
         }
+
+    def task(self, name: str) -> TaskConfig:
+        """A task by name; classification of the suite's own images is none of them."""
+        return self._tasks[name]
 
     def arm(self, name: str) -> ArmConfig:
         """An arm by name."""
         return self._arms[name]
 
-    def recipe(self, name: str) -> ClassifyRecipe:
-        """How an arm is fine-tuned: the recipe of its start with the suite's changes."""
-        return self._recipes[name]
+    def recipe(self, task: str, arm: str) -> Recipe:
+        """How an arm is fine-tuned on a task: the recipe of its start with the suite's changes."""
+        return self._recipes[task, arm]
 
-    def steps(self, name: str, labels: int) -> int:
-        """The steps that an arm's tuning begins with."""
-        return self.arm(name).steps.get(str(labels)) or self.recipe(name).total_steps(labels)
+    def transfer(self, task: str) -> TransferConfig:
+        """How the images of a task with data of its own are read: the same for all arms."""
+        return cast(TransferConfig, self.recipe(task, next(iter(self.arms))))
+
+    def spec_at(self, task: str) -> EncoderSpec:
+        """The shape of every arm's encoder on a task: the suite's, at the task's image size."""
+        size = None if task == CLASSIFY else self.task(task).image_size
+        if size is None:
+            return self.spec
+        height, width = (size, size) if isinstance(size, int) else size
+        check_divisible((height, width), self.spec.patch_size)
+        return replace(self.spec, image_size=(height, width))
+
+    def steps(self, task: str, arm: str, labels: int) -> int:
+        """The steps that an arm's tuning on a task begins with."""
+        if task == CLASSIFY:
+            given = self.arm(arm).steps.get(str(labels))
+        else:
+            steps = self.task(task).steps
+            given = steps.get(str(labels)) if isinstance(steps, dict) else steps
+        return given or self.recipe(task, arm).total_steps(labels)
 
     def supervised_recipe(self, name: str) -> ClassifyRecipe:
         """How the encoder of a supervised arm is trained on the pool's labels."""
-        return resolve(ClassifyRecipe, self.arm(name).pretrain, defaults=recipe_defaults(RECIPES["scratch"]))
+        return resolve(ClassifyRecipe, self.arm(name).pretrain, defaults=recipe_defaults(f"{CLASSIFY}_scratch"))
 
     def mae_config(self, name: str, seed: int, out: str) -> PretrainConfig:
         """How the encoder of a MAE arm is pretrained."""
-        return PretrainConfig.resolve({**self._of_all_arms(seed, out), **self.arm(name).pretrain})
+        return PretrainConfig.resolve({**self._given(name, seed, out), **self.arm(name).pretrain})
 
-    def _of_all_arms(self, seed: int, out: str) -> dict[str, Any]:
-        """The keys of pretraining that are the same for all arms."""
+    def _given(self, name: str, seed: int, out: str) -> dict[str, Any]:
+        """The keys of an arm's pretraining that the suite gives."""
         return {
-            "data": self.data.path,
+            "data": self.data.path or "any",
             "out": out,
+            "init": self.arm(name).weights,
             "model": self.model,
             "image_size": list(self.spec.image_size),
             "patch_size": self.spec.patch_size,
@@ -259,21 +417,82 @@ class BenchConfig:
     def _check_recipes(self, name: str) -> None:
         """Raise MaeliftError, with the full key, where an arm could not be pretrained or fine-tuned."""
         arm = self.arm(name)
-        with _keys_of(f"arms.{name}.recipe."):
-            for key in sorted({"lr", "base_lr"} & arm.recipe.keys()):
-                raise ConfigError(key, arm.recipe[key], "no rate, as every arm's is chosen from tuning.rates")
-            resolve(ClassifyRecipe, arm.recipe, defaults=recipe_defaults(RECIPES[arm.start])).check_passes(1)
+        if arm.compute_of is not None and (arm.compute_of not in self.arms or self.arm(arm.compute_of).start != "mae"):
+            raise ConfigError(f"arms.{name}.compute_of", arm.compute_of, "the name of an arm with start=mae")
+        if CLASSIFY in self.designs:
+            with _keys_of(f"arms.{name}.recipe."):
+                _refuse_rates(arm.recipe)
+                resolve(ClassifyRecipe, arm.recipe, defaults=self._classify_defaults(name)).check_passes(1)
+        for task in self._tasks:
+            with _keys_of(f"tasks.{task}.recipe."):
+                self._transfer(task, name, {})
+            with _keys_of(f"tasks.{task}.arms.{name}."):
+                self._transfer(task, name, self.task(task).arms.get(name, {})).check_passes(1)
         with _keys_of(f"arms.{name}.pretrain."):
             if arm.start == "mae":
-                for key in sorted(self._of_all_arms(0, "").keys() & arm.pretrain.keys()):
+                for key in sorted(self._given(name, 0, "").keys() & arm.pretrain.keys()):
                     raise ConfigError(key, arm.pretrain[key], "no value here, as the suite gives one to all arms")
                 self.mae_config(name, 0, "out")
-            elif arm.start == "supervised":
+            elif arm.trains_encoder:
+                if self.data.path is None or self.data.unlabelled is not None:
+                    raise MaeliftError(
+                        f"arms.{name}: start=supervised needs labels of the pool, which data.unlabelled hasn't. Give weights, "
+                        "timm:NAME for one, or leave the arm out."
+                    )
                 self.supervised_recipe(name).check_passes(1)
             elif arm.pretrain:
-                raise ConfigError(
-                    next(iter(arm.pretrain)), next(iter(arm.pretrain.values())), "nothing, at start=scratch"
-                )
+                key, value = next(iter(arm.pretrain.items()))
+                what = "start=scratch" if arm.start == "scratch" else "weights that are taken as they are"
+                raise ConfigError(key, value, f"nothing, at {what}")
+
+    def _check_tasks(self) -> None:
+        """Raise MaeliftError, with the full key, where a task can't be compared."""
+        for name, keys in self.tasks.items():
+            if name == CLASSIFY or not name.isidentifier():
+                raise ConfigError("tasks", name, f"names of letters, digits and _, other than {CLASSIFY}")
+            with _keys_of(f"tasks.{name}."):
+                task = resolve(TaskConfig, keys)
+                for arm in task.arms:
+                    if arm not in self.arms:
+                        raise ConfigError(f"arms.{arm}", "", f"one of the arms {', '.join(self.arms)}")
+                for given in (task.recipe, *task.arms.values()):
+                    _refuse_rates(given, short=task.short)
+                    for key in ("data", "out", "init", "encoder", "seed", "labels", "steps", "epochs", *GIVEN):
+                        if key in given:
+                            raise ConfigError(f"recipe.{key}", given[key], "no value here, as the suite gives it")
+                for steps in task.steps.values() if isinstance(task.steps, dict) else (task.steps,):
+                    if steps is not None and steps < 1:
+                        raise ConfigError("steps", task.steps, "1 or more")
+        for name, design in self.designs.items():
+            with _keys_of("" if name == CLASSIFY else f"tasks.{name}."):
+                design.check()
+                _ = self.spec_at(name)  # checks image_size
+        if not self.designs:
+            raise ConfigError("labels", [], "label counts and data.path for classification, or tasks")
+        if self.data.path is None and self.labels:
+            raise ConfigError("labels", list(self.labels), "none without data.path")
+
+
+GIVEN = (
+    "val",
+    "test",
+    "split_seed",
+    "image_size",
+    "device",
+    "model",
+    "patch_size",
+    "evaluate",
+    "evaluations",
+    "patience",
+)
+"""Keys of maelift transfer that no recipe of a suite may have: the suite says them, or they would be unequal."""
+
+CONFIGS: dict[str, type[TransferConfig]] = {"detect": DetectConfig, "segment": SegmentConfig}
+
+
+def _refuse_rates(recipe: Mapping[str, Any], short: bool = False) -> None:
+    for key in sorted({"lr", "base_lr"} & recipe.keys()) if not short else ():
+        raise ConfigError(key, recipe[key], "no rate, as every arm's is chosen from tuning.rates")
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from .config import MaeliftError
 
@@ -93,24 +94,36 @@ def exclusive(folder: Path, waits: float = 10.0) -> Iterator[None]:
     path, deadline = folder / LOCK_FILE, time.monotonic() + waits
     while True:
         with path.open("a") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                held = path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())
-            except BlockingIOError as error:
-                if time.monotonic() > deadline:
-                    raise MaeliftError(
-                        f"out={folder}: another maelift command is at work there. Wait for it, or stop it."
-                    ) from error
-                held = False
-            except OSError:  # storage that knows no locks
-                held = True
-            if held:
+            if _try_lock(file):
+                if not _is_at(file, path):
+                    continue  # the one before ended just now, its file with it
                 try:
                     yield
                 finally:
                     path.unlink(missing_ok=True)
                 return
-        time.sleep(0.1)  # at work elsewhere, or ended just now, its file with it
+        if time.monotonic() > deadline:
+            raise MaeliftError(f"out={folder}: another maelift command is at work there. Wait for it, or stop it.")
+        time.sleep(0.1)
+
+
+def _try_lock(file: IO[str]) -> bool:
+    """Whether this process has the lock of an open file now; on storage that knows no locks, everyone has it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _is_at(file: IO[str], path: Path) -> bool:
+    """Whether an open file is still the one with this name."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def sync_tree(folder: Path) -> None:

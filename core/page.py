@@ -54,6 +54,16 @@ class Table:
         columns = zip(*self.rows, strict=True) if self.rows else ((),) * len(self.header)
         return tuple(all(cell.fullmatch(text) for text in column) for column in columns)
 
+    def latex(self) -> str:
+        """The table as LaTeX, for booktabs."""
+        columns = "".join("r" if number else "l" for number in self.numeric)
+        lines = [" & ".join(map(_in_latex, cells)) + r" \\" for cells in (self.header, *self.rows)]
+        body = "\n".join([r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule"])
+        return (
+            f"\\begin{{table}}\n\\caption{{{_in_latex(self.caption)}}}\n\\begin{{tabular}}{{{columns}}}\n{body}\n"
+            "\\end{tabular}\n\\end{table}\n"
+        )
+
     def markdown(self) -> str:
         """The table as Markdown."""
         rule = tuple("---:" if number else "---" for number in self.numeric)
@@ -74,9 +84,9 @@ def render(template: Path, **values: object) -> str:
     return environment.get_template(template.name).render(colours=colours, **values)
 
 
-def chart() -> tuple[Figure, Axes]:
-    """An empty chart without a background, for ``svg``."""
-    figure = Figure(figsize=(5.2, 3.9), layout="constrained")
+def chart(height: float = 3.9) -> tuple[Figure, Axes]:
+    """An empty chart without a background, for ``svg``; ``height`` in inches, where its width is 5.2."""
+    figure = Figure(figsize=(5.2, height), layout="constrained")
     figure.patch.set_alpha(0)
     axes = figure.add_subplot()
     axes.patch.set_alpha(0)
@@ -87,9 +97,10 @@ def chart() -> tuple[Figure, Axes]:
 
 def svg(figure: Figure, name: str) -> Markup:
     """A figure as inline SVG: equal bytes each time, ids of its own by ``name``, colours that follow the page's."""
-    legend = figure.legend(loc="outside upper left", frameon=False)
-    for text in legend.get_texts():
-        text.set_parse_math(False)
+    if any(axes.get_legend_handles_labels()[1] for axes in figure.axes):
+        legend = figure.legend(loc="outside upper left", frameon=False)
+        for text in legend.get_texts():
+            text.set_parse_math(False)
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": name, "svg.fonttype": "none"}):
         figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
@@ -157,6 +168,24 @@ def data_url(picture: bytes, kind: str) -> str:
 def plain(text: str) -> str:
     """Text on one line that Markdown shows as it is, tags included."""
     return " ".join(text.split()).replace("<", "&lt;")
+
+
+_LATEX = {
+    **{sign: f"\\{sign}" for sign in "&%$#_{}"},
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "±": r"$\pm$",
+    MINUS: r"$-$",
+    "×": r"$\times$",
+    "\N{NO-BREAK SPACE}": "~",
+}
+
+
+def _in_latex(text: str) -> str:
+    return "".join(_LATEX.get(sign, sign) for sign in " ".join(text.split(" ")))
 
 
 def _in_markdown(cells: Sequence[str]) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from ..adapters.bundle import blue_first
 from ..adapters.importing import weights_file
 from ..adapters.parents import TIMM, read_parent, red_first
 from ..core.config import CheckpointError, ConfigError, show
-from ..core.encoder import PRESETS, EncoderSpec, Preprocessing, preset_spec
+from ..core.encoder import PRESETS, Encoder, EncoderSpec, Preprocessing, channel_names, preset_spec
 from ..core.foreign import read_json
 from ..core.weights import (
     DECODER_FILE,
@@ -79,7 +79,7 @@ def read_beginning(config: PretrainConfig) -> Beginning | None:
     if config.init is None:
         return None
     file = read_parent(config.init, "init")
-    _check_architecture(preset_spec(config.model, patch_size=config.patch_size), file.encoder.spec, config.init)
+    check_architecture(preset_spec(config.model, patch_size=config.patch_size), file.encoder.spec, config.init, "init")
     decoder = _decoder_of(file, config.init) if config.init_decoder == "auto" else None
     if blue_first(file.encoder.preprocessing):  # image files are red, green, blue
         file, decoder = replace(file, encoder=red_first(file.encoder)), None
@@ -88,19 +88,45 @@ def read_beginning(config: PretrainConfig) -> Beginning | None:
 
 def take_over(model: MaskedAutoencoder, beginning: Beginning) -> list[str]:
     """Give ``model`` the weights that it begins with; say in words what was fitted."""
-    encoder, notes = beginning.file.encoder, []
-    if encoder.spec.grid != model.spec.grid:
-        was, now = ("×".join(map(str, spec.image_size)) for spec in (encoder.spec, model.spec))
-        notes.append(f"position embeddings were resized from {was} to {now} pixels")
-        encoder = encoder.resized(model.spec.image_size)
-    state = dict(encoder.state_dict())
-    if encoder.spec.channels != model.spec.channels:
-        kernel = "patch_embed.proj.weight"
-        state[kernel] = to_channels(state[kernel], model.spec.channels, dim=1, inputs=True)
-        notes.append(f"the patch kernel was fitted from {encoder.spec.channels} to {model.spec.channels} channels")
+    state, notes = fitted_state(beginning.file.encoder, model.spec)
     found, what = _fitting_decoder(model, beginning)
     model.load_state_dict({**model.state_dict(), **state, **found})
     return [*notes, what]
+
+
+def fitted_encoder(file: EncoderFile, spec: EncoderSpec, source: str, key: str) -> tuple[Encoder, list[str]]:
+    """An encoder of this shape with the weights of another, and in words what was fitted.
+
+    Its images are prepared as the other's were; where it has other channels, with the mean of their statistics. Raises
+    ConfigError, which names the user's ``key``, for weights of another architecture.
+    """
+    check_architecture(spec, file.encoder.spec, source, key)
+    parent = red_first(file.encoder) if blue_first(file.encoder.preprocessing) else file.encoder
+    prepared, channels = parent.preprocessing, spec.channels
+    if parent.spec.channels != channels:
+        mean, std = (sum(values) / len(values) for values in (prepared.mean, prepared.std))
+        prepared = replace(
+            prepared, channel_names=channel_names(channels), mean=(mean,) * channels, std=(std,) * channels
+        )
+    state, notes = fitted_state(parent, spec)
+    encoder = Encoder(spec, preprocessing=prepared)
+    encoder.load_state_dict(state)
+    return encoder, notes
+
+
+def fitted_state(encoder: Encoder, spec: EncoderSpec) -> tuple[dict[str, Tensor], list[str]]:
+    """An encoder's tensors for another image size and other channels, and in words what was fitted."""
+    notes = []
+    if encoder.spec.grid != spec.grid:
+        was, now = ("×".join(map(str, shape.image_size)) for shape in (encoder.spec, spec))
+        notes.append(f"position embeddings were resized from {was} to {now} pixels")
+        encoder = encoder.resized(spec.image_size)
+    state = dict(encoder.state_dict())
+    if encoder.spec.channels != spec.channels:
+        kernel = "patch_embed.proj.weight"
+        state[kernel] = to_channels(state[kernel], spec.channels, dim=1, inputs=True)
+        notes.append(f"the patch kernel was fitted from {encoder.spec.channels} to {spec.channels} channels")
+    return state, notes
 
 
 def to_channels(weight: Tensor, channels: int, *, dim: int, inputs: bool) -> Tensor:
@@ -116,7 +142,8 @@ def to_channels(weight: Tensor, channels: int, *, dim: int, inputs: bool) -> Ten
     return repeated * (old / channels) if inputs else repeated
 
 
-def _check_architecture(model: EncoderSpec, parent: EncoderSpec, source: str) -> None:
+def check_architecture(model: EncoderSpec, parent: EncoderSpec, source: str, key: str) -> None:
+    """Raise ConfigError, which names the user's ``key``, for weights that don't fit a model."""
     names = ("patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "norm_eps", "class_token")
     different = [name for name in names if getattr(model, name) != getattr(parent, name)]
     if not different:
@@ -130,7 +157,7 @@ def _check_architecture(model: EncoderSpec, parent: EncoderSpec, source: str) ->
         ),
         "",
     )
-    raise ConfigError("init", source, f"an encoder of the model's architecture; this one has {said}", advice.strip())
+    raise ConfigError(key, source, f"an encoder of the model's architecture; this one has {said}", advice.strip())
 
 
 def _fitting_decoder(model: MaskedAutoencoder, beginning: Beginning) -> tuple[dict[str, Tensor], str]:

@@ -270,6 +270,15 @@ class ClassificationTask(Task[ClassifyRecipe, ClassImages]):
     def score(self, model: nn.Module, images: ClassImages, split: str) -> Scores:
         return score(cast(Classifier, model), images, split, self.ranks)
 
+    def score_items(
+        self, model: nn.Module, images: ClassImages, split: str
+    ) -> tuple[Scores, NDArray[np.float64] | None]:
+        """With one class each, an image brings 1 where it is right, else 0."""
+        if isinstance(images, MultiLabeledImages):
+            return self.score(model, images, split), None
+        scores, right = score_items(cast(Classifier, model), images, split, self.ranks)
+        return scores, right.astype(np.float64)
+
     def save(self, model: nn.Module, path: Path, provenance: Provenance) -> None:
         """Write the model and, beside it, its fine-tuned encoder by itself."""
         classifier = cast(Classifier, model)

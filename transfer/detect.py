@@ -26,7 +26,7 @@ from ..core.encoder import Encoder
 from ..core.images import to_array
 from ..core.labels import Splits
 from ..core.weights import Provenance
-from .detection_scores import Result, coco_results, coco_scores, write_results
+from .detection_scores import Result, coco_influences, coco_results, coco_scores, write_results
 from .detectors import AT_ONCE, ENCODER_PREFIX, Architecture, Canvas, Detector, Engine, Head, Sizes, blank, resample
 from .drawing import Picture, draw_detections, side_by_side
 from .predictions import Detections
@@ -161,6 +161,16 @@ class DetectionTask(Task[DetectConfig, DetectionImages]):
         if self.config.evaluate is None:  # else the images may be others than those of the run in this folder
             write_results(Path(self.config.out) / f"detections_{split}.json", results)
         return coco_scores(images.ground_truth(), results, class_names(images), split=split, masks=masks)
+
+    def score_items(
+        self, model: nn.Module, images: DetectionImages, split: str
+    ) -> tuple[Scores, NDArray[np.float64] | None]:
+        """Items are groups of images: each brings what average precision loses without it (delete-a-group jackknife)."""
+        detector = cast(Detector, model)
+        masks = detector.architecture.masks and images.has_masks
+        results = self._results(detector, images, masks=masks)
+        truth, names = images.ground_truth(), class_names(images)
+        return coco_scores(truth, results, names, split=split, masks=masks), coco_influences(truth, results)
 
     def save(self, model: nn.Module, path: Path, provenance: Provenance) -> None:
         cast(Detector, model).save(path, provenance, self.splits.train.category_ids)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
@@ -25,7 +25,7 @@ from ..core.weights import Provenance
 from .drawing import Picture, draw_segmentation, side_by_side
 from .predictions import Segmentation as Prediction
 from .scores import Scores
-from .segmentation_scores import PixelCounts
+from .segmentation_scores import Counts, PixelCounts
 from .segmentors import ENCODER_PREFIX, IMAGES_AT_ONCE, Architecture, Inference, Segmentor
 from .training import Task, TransferConfig
 
@@ -167,6 +167,14 @@ class SegmentationTask(Task[SegmentConfig, SegmentationImages]):
     def score(self, model: nn.Module, images: SegmentationImages, split: str) -> Scores:
         return self._counted(model, images, self._pairs(images)).scores(split, images.classes)
 
+    def score_items(
+        self, model: nn.Module, images: SegmentationImages, split: str
+    ) -> tuple[Scores, NDArray[np.float64] | None]:
+        """An image brings the mean intersection over union with its own influence on it (infinitesimal jackknife)."""
+        areas: list[tuple[Counts, Counts]] = []
+        whole = self._counted(model, images, self._pairs(images), lambda own: areas.append((own.hits, own.unions)))
+        return whole.scores(split, images.classes), whole.influences(areas)
+
     def save(self, model: nn.Module, path: Path, provenance: Provenance) -> None:
         cast(Segmentor, model).save(path, provenance, self.splits.train.values)
 
@@ -188,8 +196,14 @@ class SegmentationTask(Task[SegmentConfig, SegmentationImages]):
         for index in range(len(images)):
             yield to_array(images.images.open(index), self.encoder.spec.channels), images.mask(index)
 
-    def _counted(self, model: nn.Module, images: SegmentationImages, pairs: Iterable[Pair]) -> PixelCounts:
-        """The pixel counts of a model's predictions over all images."""
+    def _counted(
+        self,
+        model: nn.Module,
+        images: SegmentationImages,
+        pairs: Iterable[Pair],
+        tell: Callable[[PixelCounts], object] | None = None,
+    ) -> PixelCounts:
+        """The pixel counts of a model's predictions over all images; ``tell`` hears of each image's own."""
         segmentor, counts, rest = (
             cast(Segmentor, model),
             PixelCounts(len(images.classes), images.ignore_index),
@@ -199,7 +213,11 @@ class SegmentationTask(Task[SegmentConfig, SegmentationImages]):
             with autocast(self.ranks.device, self.config.precision):
                 found = segmentor.segment([pixels for pixels, _ in some])
             for prediction, (_, mask) in zip(found, some, strict=True):
-                counts.add(prediction, mask, images.images.name(counts.images))
+                own = PixelCounts(len(images.classes), images.ignore_index)
+                own.add(prediction, mask, images.images.name(counts.images))
+                counts.merge(own)
+                if tell is not None:
+                    tell(own)
         return counts
 
 

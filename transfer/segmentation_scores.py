@@ -49,6 +49,37 @@ class PixelCounts:
             self.matrix += pairs.reshape(self.matrix.shape)
         self.images += 1
 
+    def merge(self, other: PixelCounts) -> None:
+        """Take in the counts of other images."""
+        self.matrix += other.matrix
+        self.images += other.images
+
+    @property
+    def hits(self) -> Counts:
+        """Each class's intersection (classes,)."""
+        return np.array(self.matrix.diagonal())
+
+    @property
+    def unions(self) -> Counts:
+        """Each class's union (classes,)."""
+        return np.asarray(self.matrix.sum(axis=0) + self.matrix.sum(axis=1) - self.hits)
+
+    def influences(self, images: Sequence[tuple[Counts, Counts]]) -> NDArray[np.float64] | None:
+        """What each of the images that these counts are of brings to mIoU (N,); their mean is mIoU. None without a figure.
+
+        ``images`` are the intersections and unions of each. An image that were there once more would move each class's I/U
+        by (i - (I/U) u) / U, where i and u are its own intersection and union: the linear part of what a new draw of images
+        would change (Efron, "The Jackknife, the Bootstrap and Other Resampling Plans", 1982, ch. 6).
+        """
+        known = self.unions > 0
+        if not known.any():
+            return None
+        whole = self.unions[known]
+        shares = self.hits[known] / whole
+        hits, unions = (np.array(areas)[:, known] for areas in zip(*images, strict=True))
+        moves = ((hits - shares * unions) / whole).mean(axis=1)
+        return np.asarray(shares.mean() + len(images) * moves, dtype=np.float64)
+
     def iou(self) -> list[float | None]:
         """Intersection over union of each class; None for one that is neither there nor predicted."""
         return self._shares(lambda hit, due, found: hit, lambda hit, due, found: due + found - hit)

@@ -18,8 +18,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, TypeVar, cast
 
+import numpy as np
 import torch
 import yaml
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from typing_extensions import Self
@@ -278,6 +280,13 @@ class Task(ABC, Generic[Config, Images]):
     @abstractmethod
     def score(self, model: nn.Module, images: Images, split: str) -> Scores:
         """All figures of a trained model on a split."""
+
+    def score_items(self, model: nn.Module, images: Images, split: str) -> tuple[Scores, NDArray[np.float64] | None]:
+        """``score``, and what each item brings to its first figure, the items' mean (items,); None where it isn't known.
+
+        An item is an image or a group of images: what of a test set was drawn by itself.
+        """
+        return self.score(model, images, split), None
 
     @abstractmethod
     def save(self, model: nn.Module, path: Path, provenance: Provenance) -> None:
