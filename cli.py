@@ -98,6 +98,20 @@ COMMANDS = {
         defaults=_of_the_suite,
         flags={"--status": "status"},
     ),
+    "bench compare": Command(
+        "benchmarks.comparing",
+        "CompareConfig",
+        "compare_results",
+        "two finished suites side by side",
+        positional=("one", "two"),
+    ),
+    "init": Command(
+        "benchmarks.starting",
+        "InitConfig",
+        "init",
+        "a suite for your own images, made from what lies in a folder",
+        positional=("data",),
+    ),
     "export": Command(
         "transfer.exporting",
         "ExportCommand",
@@ -256,7 +270,7 @@ def _families() -> dict[str, list[str]]:
     families: dict[str, list[str]] = {}
     for name in COMMANDS:
         first, _, second = name.partition(" ")
-        if second:
+        if second and first not in COMMANDS:
             families.setdefault(first, []).append(name)
     return families
 

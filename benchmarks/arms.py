@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
+from torch import nn
 
 from .. import __version__
 from ..adapters.parents import read_parent
@@ -41,7 +42,7 @@ from ..transfer.starts import fresh_encoder
 from ..transfer.training import Fit, Recipe, Task, fit
 from .pools import Pools
 from .results import pack_items
-from .suite import CLASSIFY, BenchConfig
+from .suite import CLASSIFY, BenchConfig, keys_of
 
 RESULT_FILE = "result.json"
 STATISTICS_SEED = 0
@@ -141,9 +142,8 @@ class Context:
             for labels in design.labels:
                 draw_labeled(self.pools.tasks[task].splits.train, labels, design.tuning.seed)
             if task != CLASSIFY:
-                splits = self.pools.tasks[task].splits
-                recipe, encoder = config.transfer(task), Encoder(config.spec_at(task))
-                config.transfer(task).task()(recipe, encoder, splits, Ranks(0, 1, torch.device("cpu"))).build_model()
+                with keys_of(f"tasks.{task}.recipe."):
+                    self._built(task)
 
     def facts(self, *parts: str, **more: object) -> str:
         """What determines the outcome of all runs that read these parts of the images, as one line of JSON.
@@ -221,11 +221,16 @@ class Context:
     def _costs(self) -> dict[str, float]:
         return {}
 
-    def _flops(self, task: str) -> float:
+    def _built(self, task: str) -> tuple[Task[Any, Any], nn.Module]:
+        """A task with its model, as it would be trained; raises ConfigError for a recipe that doesn't fit the data."""
         config, splits = self.config, self.pools.tasks[task].splits
-        encoder = Encoder(config.spec_at(task), preprocessing=self.preprocessing)
-        built = config.transfer(task).task()(config.transfer(task), encoder, splits, Ranks(0, 1, torch.device("cpu")))
-        return built.flops(built.build_model())
+        recipe, encoder = config.transfer(task), Encoder(config.spec_at(task), preprocessing=self.preprocessing)
+        built = recipe.chosen_task()(recipe, encoder, splits, Ranks(0, 1, torch.device("cpu")))
+        return built, built.build_model()
+
+    def _flops(self, task: str) -> float:
+        built, model = self._built(task)
+        return built.flops(model)
 
     def training(self, task: str, arm: str, labels: int, seed: int, steps: int, lr: float) -> Run:
         """One training for a task, judged on validation only."""

@@ -13,6 +13,7 @@ import yaml
 from ..core.config import MaeliftError, show
 from ..core.files import atomic_write_text, output_folder
 from ..core.page import MINUS, Table, plain, render
+from ..core.plan import Plan
 from .compared import Compared, Comparison
 from .results import METRICS, SuiteResult
 from .stats import Difference, Independent, independent_difference
@@ -65,6 +66,11 @@ def compare_results(config: CompareConfig) -> SideBySide:
     return SideBySide(text, page)
 
 
+def plan(config: CompareConfig) -> Plan:
+    """What ``compare_results`` would read and write."""
+    return Plan((("one", config.one), ("two", config.two), ("page", config.out or "none")))
+
+
 def read_result(folder: Path) -> SuiteResult:
     """The result that a suite left in its folder."""
     path = folder / RESULT
@@ -101,7 +107,7 @@ def _notes(one: SuiteResult, two: SuiteResult) -> Iterator[str]:
 
 def _settings(one: SuiteResult, two: SuiteResult, names: tuple[str, str]) -> Table:
     """The keys that differ."""
-    left, right = (_flat(yaml.safe_load(result.config_yaml) or {}) for result in (one, two))
+    left, right = (_keys(result.config_yaml) for result in (one, two))
     keys = [key for key in sorted(left.keys() | right.keys()) if left.get(key) != right.get(key) and key != "out"]
     rows = tuple((key, *("none" if key not in side else show(side[key]) for side in (left, right))) for key in keys)
     versions = sorted(one.versions.keys() | two.versions.keys())
@@ -111,6 +117,15 @@ def _settings(one: SuiteResult, two: SuiteResult, names: tuple[str, str]) -> Tab
         if one.versions.get(name) != two.versions.get(name)
     )
     return Table("Settings and versions that differ", ("key", *names), rows)
+
+
+def _keys(text: str) -> dict[str, Any]:
+    """The keys of a configuration by their full names; none where it can't be read."""
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return {}
+    return _flat(content) if isinstance(content, Mapping) else {}
 
 
 def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -409,7 +409,7 @@ class BenchConfig:
             raise MaeliftError(
                 f"arms.{name}: no such arm. Did you mean arms.{close}? (A new arm needs start and label.)"
             )
-        with _keys_of(f"arms.{name}."):
+        with keys_of(f"arms.{name}."):
             for labels, steps in resolve(ArmConfig, keys).steps.items():
                 if not labels.isdigit() or steps < 1:
                     raise ConfigError(f"steps.{labels}", steps, "a count of labels with 1 or more steps")
@@ -420,15 +420,15 @@ class BenchConfig:
         if arm.compute_of is not None and (arm.compute_of not in self.arms or self.arm(arm.compute_of).start != "mae"):
             raise ConfigError(f"arms.{name}.compute_of", arm.compute_of, "the name of an arm with start=mae")
         if CLASSIFY in self.designs:
-            with _keys_of(f"arms.{name}.recipe."):
+            with keys_of(f"arms.{name}.recipe."):
                 _refuse_rates(arm.recipe)
                 resolve(ClassifyRecipe, arm.recipe, defaults=self._classify_defaults(name)).check_passes(1)
         for task in self._tasks:
-            with _keys_of(f"tasks.{task}.recipe."):
+            with keys_of(f"tasks.{task}.recipe."):
                 self._transfer(task, name, {})
-            with _keys_of(f"tasks.{task}.arms.{name}."):
+            with keys_of(f"tasks.{task}.arms.{name}."):
                 self._transfer(task, name, self.task(task).arms.get(name, {})).check_passes(1)
-        with _keys_of(f"arms.{name}.pretrain."):
+        with keys_of(f"arms.{name}.pretrain."):
             if arm.start == "mae":
                 for key in sorted(self._given(name, 0, "").keys() & arm.pretrain.keys()):
                     raise ConfigError(key, arm.pretrain[key], "no value here, as the suite gives one to all arms")
@@ -450,7 +450,7 @@ class BenchConfig:
         for name, keys in self.tasks.items():
             if name == CLASSIFY or not name.isidentifier():
                 raise ConfigError("tasks", name, f"names of letters, digits and _, other than {CLASSIFY}")
-            with _keys_of(f"tasks.{name}."):
+            with keys_of(f"tasks.{name}."):
                 task = resolve(TaskConfig, keys)
                 for arm in task.arms:
                     if arm not in self.arms:
@@ -464,7 +464,7 @@ class BenchConfig:
                     if steps is not None and steps < 1:
                         raise ConfigError("steps", task.steps, "1 or more")
         for name, design in self.designs.items():
-            with _keys_of("" if name == CLASSIFY else f"tasks.{name}."):
+            with keys_of("" if name == CLASSIFY else f"tasks.{name}."):
                 design.check()
                 _ = self.spec_at(name)  # checks image_size
         if not self.designs:
@@ -496,7 +496,7 @@ def _refuse_rates(recipe: Mapping[str, Any], short: bool = False) -> None:
 
 
 @contextmanager
-def _keys_of(prefix: str) -> Iterator[None]:
+def keys_of(prefix: str) -> Iterator[None]:
     """Let errors within name their key in full."""
     try:
         yield

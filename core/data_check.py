@@ -203,7 +203,7 @@ def data_check(config: DataCheckConfig) -> DataCheck:
     report = Path(config.out) if config.out else None
     if report is not None:
         output_folder(report.parent)
-    tasks = _tasks(config)
+    tasks = tasks_of(config)
     check = _check_pool(config, report) if tasks == ("pretrain",) else _check_annotated(config, tasks, report)
     if report is not None:
         text = json.dumps(_to_json(check), indent=1, ensure_ascii=False) + "\n"
@@ -253,10 +253,10 @@ def _check_annotated(config: DataCheckConfig, tasks: Sequence[TaskName], report:
 
 def plan(config: DataCheckConfig) -> Plan:
     """What ``data_check`` would look at."""
-    return Plan((("data", config.data), ("as", ", ".join(_tasks(config))), ("report", config.out or "none")))
+    return Plan((("data", config.data), ("as", ", ".join(tasks_of(config))), ("report", config.out or "none")))
 
 
-def _tasks(config: DataCheckConfig) -> tuple[TaskName, ...]:
+def tasks_of(config: DataCheckConfig) -> tuple[TaskName, ...]:
     """The tasks that the data is for, by what lies in it."""
     if config.task != "auto":
         return (config.task,)
@@ -266,7 +266,7 @@ def _tasks(config: DataCheckConfig) -> tuple[TaskName, ...]:
     found: list[TaskName] = []
     if _has_coco(data):
         found.append("detect")
-    if config.layout != "auto" or _layout(data) != "folders" or any((data / name).is_dir() for name in _MASK_FOLDERS):
+    if config.layout != "auto" or layout_of(data) != "folders" or any((data / name).is_dir() for name in _MASK_FOLDERS):
         found.append("segment")
     return tuple(found) or (("pretrain",) if _has_no_labels(data) else ("classify",))
 
@@ -283,7 +283,8 @@ def _has_no_labels(data: Path) -> bool:
     return not tables and any(path.suffix.lower() in SUFFIXES | ARRAY_SUFFIXES for path in names)
 
 
-def _layout(data: Path) -> Layout:
+def layout_of(data: Path) -> Layout:
+    """How masks are laid out in a folder."""
     if (data / "leftImg8bit").is_dir():
         return "cityscapes"
     return "ade20k" if (data / "annotations" / "training").is_dir() else "folders"
@@ -328,7 +329,7 @@ def _read_detection(config: DataCheckConfig, faults: list[Fault]) -> list[_Part]
 
 
 def _read_segmentation(config: DataCheckConfig, faults: list[Fault]) -> list[_Part]:
-    layout = _layout(Path(config.data)) if config.layout == "auto" else config.layout
+    layout = layout_of(Path(config.data)) if config.layout == "auto" else config.layout
     parts = []
     for split, parsed in _in_order(parse_segmentation(config.data, layout, config.ignore)):
         faults += parsed.faults

@@ -12,9 +12,7 @@ if [ "$command" = stop ]; then
   exit 0
 fi
 
-if ! command -v slurmctld >/dev/null || ! command -v munged >/dev/null; then
-  { apt-get update -q; DEBIAN_FRONTEND=noninteractive apt-get install -y -q slurm-wlm munge; } >"$folder/apt.log" 2>&1
-fi
+"$(dirname "$0")/debian.sh" "$folder/apt.log" slurmctld=slurm-wlm munged=munge
 host=$(hostname -s)
 mkdir -p "$folder/state" "$folder/spool" /run/munge
 chown munge: /run/munge

@@ -5,126 +5,18 @@ from __future__ import annotations
 import base64
 import csv
 import re
-from collections.abc import Mapping
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
 from maelift.benchmarks.report import write_report
-from maelift.benchmarks.results import Arm, Cell, ConvergenceCheck, Curve, SuiteResult, TuningRecord
-from maelift.benchmarks.stats import converged, crossed_difference, holm, paired_difference
+from maelift.benchmarks.results import SuiteResult
+from maelift.benchmarks.stats import crossed_difference, holm, paired_difference
 from maelift.core.config import MaeliftError
 from maelift.core.page import MINUS
+from maelift.tests.benchmarks.made_up import ACCURACIES, ARMS, Accuracies, Page, answered, check, made_up, tuning
 from PIL import Image
-
-Accuracies = Mapping[tuple[str, int], tuple[float, ...]]
-
-ACCURACIES: Accuracies = {
-    ("mae", 100): (0.744, 0.751, 0.739, 0.760),
-    ("supervised", 100): (0.80, 0.81, 0.79, 0.80),
-    ("scratch", 100): (0.672, 0.681, 0.660, 0.683),
-    ("mae", 1000): (0.84, 0.85, 0.83, 0.84),
-    ("supervised", 1000): (0.87, 0.88, 0.87, 0.88),
-    ("scratch", 1000): (0.84, 0.84, 0.84, 0.85),
-}
-ARMS = (
-    Arm("mae", "MAE on the pool", "pretrained on the pool without its labels", {"lr": 1e-3}, 72.0),
-    Arm("supervised", "supervised on the pool", "saw the task's own labels: an upper bound", {}, 41.0),
-    Arm("scratch", "scratch", "sees only the labelled examples", {"lr": 2e-3}, 0.0),
-)
-
-
-def made_up(accuracies: Accuracies = ACCURACIES, **changes: object) -> SuiteResult:
-    """A result with these test accuracies, one for each seed."""
-    cells = tuple(
-        cell(arm, labels, seed, accuracy)
-        for (arm, labels), by_seed in accuracies.items()
-        for seed, accuracy in enumerate(by_seed)
-    )
-    counts = tuple(sorted({labels for _, labels in accuracies}))
-    names = {arm for arm, _ in accuracies}
-    result = SuiteResult(
-        name="made-up",
-        title="Does it help?",
-        baseline="scratch",
-        arms=tuple(arm for arm in ARMS if arm.name in names),
-        label_counts=counts,
-        seeds={labels: tuple(range(len(accuracies["scratch", labels]))) for labels in counts},
-        cells=cells,
-        tunings=tuple(tuning(arm, labels, (0.4, 0.6, 0.5, 0.4)) for arm, labels in accuracies),
-        checks=tuple(check(arm, labels, gain=0.001) for arm, labels in accuracies),
-        guards=("No image of the pool is in test too, by content.",),
-        counts={"pool": 50_000, "labelled source": 9_000, "validation": 1_000, "test": 10_000},
-        reconstructions=None,
-        config_yaml="suite: made-up\n",
-        versions={"maelift": "0.1.0"},
-        machine="cpu, 2 cores",
-        seconds_total=1100.0,
-        pretraining_seeds=1,
-    )
-    return replace(result, **changes)  # type: ignore[arg-type]
-
-
-def cell(arm: str, labels: int, seed: int, accuracy: float) -> Cell:
-    """A run that ended with this test accuracy."""
-    steps = (10, 20, 40)
-    curve = Curve(steps, (accuracy - 0.2, accuracy - 0.1, accuracy), steps, (2.0, 1.0, 0.5))
-    key = f"{arm}-{labels}-{seed}"
-    return Cell(arm, labels, seed, 1e-3, 40, accuracy, accuracy, 0.97, accuracy, curve, 20.0, key)
-
-
-def tuning(arm: str, labels: int, val_accuracy: tuple[float, ...]) -> TuningRecord:
-    """Trials of as many of the rates, from the highest down, as there are accuracies; the best is chosen."""
-    rates = (5e-4, 1e-3, 2e-3, 4e-3)[-len(val_accuracy) :]
-    chosen = rates[val_accuracy.index(max(val_accuracy))]
-    return TuningRecord(arm, labels, rates, val_accuracy, chosen, 200, 1000)
-
-
-def check(arm: str, labels: int, gain: float) -> ConvergenceCheck:
-    """What doubling 400 steps brought, by two seeds."""
-    at, doubled = (0.70, 0.71), (0.70 + gain, 0.71 + gain)
-    return ConvergenceCheck(arm, labels, 400, (0, 1), at, doubled, *converged(at, doubled, n_val=1000))
-
-
-class Page(HTMLParser):
-    """What is in a page: its text, tables as rows of cells, tags with attributes, ids."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.texts: list[str] = []
-        self.tables: list[list[list[str]]] = []
-        self._in_cell = False
-        self.feed(path.read_text())
-
-    @property
-    def text(self) -> str:
-        """All of its text, on one line."""
-        return " ".join(" ".join(self.texts).split())
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag == "table":
-            self.tables.append([])
-        elif tag == "tr":
-            self.tables[-1].append([])
-        elif tag in ("td", "th"):
-            self.tables[-1][-1].append("")
-            self._in_cell = True
-
-    def handle_endtag(self, tag: str) -> None:
-        self._in_cell = self._in_cell and tag not in ("td", "th")
-
-    def handle_data(self, data: str) -> None:
-        self.texts.append(data)
-        if self._in_cell:
-            self.tables[-1][-1][-1] += data
-
-    def values(self, *names: str) -> list[str]:
-        """The values of attributes, wherever they are."""
-        return [value for _, attributes in self.tags for name in names if (value := attributes.get(name))]
 
 
 def test_the_first_sentence_is_the_verdict_and_its_numbers_are_right(tmp_path: Path) -> None:
@@ -139,7 +31,7 @@ def test_the_first_sentence_is_the_verdict_and_its_numbers_are_right(tmp_path: P
     )
     page = Page(report.html)
     assert all(verdict in page.text for verdict in report.verdicts)
-    assert page.text.index(report.verdicts[0]) < page.text.index("Results")
+    assert page.text.index(report.verdicts[0]) < page.text.index("Classification")
     assert report.verdicts[0] in report.markdown.read_text()
     assert len(report.verdicts) == 4
 
@@ -161,37 +53,20 @@ def test_an_open_question_says_how_many_more_seeds_it_takes(tmp_path: Path) -> N
     assert re.search(r"About \d+ more seeds would resolve a difference of this size with a chance of 80 ?%", verdict)
 
 
-def answers(shares: tuple[float, ...], seed: int, count: int = 400) -> list[str]:
-    """Which of the test images, some of them harder, each seed got right, as a cell keeps it."""
-    generator = np.random.default_rng(seed)
-    hard = np.random.default_rng(0).normal(0, 0.2, count)
-    return [np.packbits(generator.random(count) < np.clip(share + hard, 0, 1)).tobytes().hex() for share in shares]
-
-
-def answered(accuracies: Accuracies, encoders: int = 1) -> SuiteResult:
-    """A result whose cells tell which images they got right."""
-    result = made_up(accuracies, pretraining_seeds=encoders)
-    rights = {key: answers(shares, seed) for seed, (key, shares) in enumerate(accuracies.items())}
-    cells = tuple(
-        replace(cell, right=rights[cell.arm, cell.labels][cell.seed], encoder=cell.seed % encoders)
-        for cell in result.cells
-    )
-    return replace(result, cells=cells, counts={**result.counts, "test": 400})
-
-
 def test_test_images_are_drawn_too_where_it_is_known_which_were_right(tmp_path: Path) -> None:
     result = answered(ACCURACIES)
     by_arm = {
-        arm: [cell for cell in result.cells if (cell.arm, cell.labels) == (arm, 100)] for arm in ("mae", "scratch")
+        arm: [cell for cell in result.parts[0].cells if (cell.arm, cell.labels) == (arm, 100)]
+        for arm in ("mae", "scratch")
     }
-    mine, theirs = ([cell.item_scores(400) for cell in by_arm[arm]] for arm in ("mae", "scratch"))
+    mine, theirs = ([cell.item_scores() for cell in by_arm[arm]] for arm in ("mae", "scratch"))
     assert 0.6 < np.mean(mine) < 0.9 and len(mine[0]) == 400
     expected = crossed_difference(mine, theirs)
     low, high = (f"{100 * value:+.2f}".replace("-", MINUS) for value in (expected.low, expected.high))
     report = write_report(result, tmp_path)
     assert f"interval {low} to {high};" in report.verdicts[0]
     page = Page(report.html)
-    assert "and that of the test images, as if they were drawn anew." in page.text
+    assert "The intervals cover that luck and that of the test images, as if they were drawn anew." in page.text
     assert page.tables[1][1][5] == f"{100 * expected.smallest_resolved:.2f}"
     again = SuiteResult.from_json(result.to_json())
     assert again == result and write_report(again, tmp_path).verdicts == report.verdicts
@@ -247,20 +122,20 @@ def test_a_small_bound_is_not_rounded_to_zero(tmp_path: Path) -> None:
 
 def test_without_runs_of_the_baseline_nothing_is_claimed(tmp_path: Path) -> None:
     result = made_up()
-    others = tuple(cell for cell in result.cells if cell.arm != "scratch")
-    report = write_report(replace(result, cells=others, missing=("scratch at 100 labels",)), tmp_path)
+    others = tuple(cell for cell in result.parts[0].cells if cell.arm != "scratch")
+    report = write_report(made_up(cells=others, missing=("scratch at 100 labels",)), tmp_path)
     (verdict,) = report.verdicts
     assert verdict.startswith("Nothing can be said yet: there are no runs of scratch")
     alone = made_up({("scratch", 100): (0.5, 0.6)})
     assert write_report(alone, tmp_path).verdicts == ("Nothing is compared: scratch is the only arm.",)
-    nameless = replace(result, baseline="gone", arms=result.arms[:2], cells=others)
+    nameless = made_up(baseline="gone", arms=result.arms[:2], cells=others)
     assert "no runs of gone" in write_report(nameless, tmp_path).verdicts[0]
 
 
 def test_a_partial_result_says_so_and_names_what_is_missing(tmp_path: Path) -> None:
     result = made_up()
-    there = tuple(cell for cell in result.cells if (cell.arm, cell.labels) != ("mae", 1000))
-    report = write_report(replace(result, cells=there, missing=("mae at 1000 labels",)), tmp_path)
+    there = tuple(cell for cell in result.parts[0].cells if (cell.arm, cell.labels) != ("mae", 1000))
+    report = write_report(made_up(cells=there, missing=("mae at 1000 labels",)), tmp_path)
     page = Page(report.html)
     assert "Does it help? (partial result)" in page.text
     assert "This result is partial. Missing: mae at 1000 labels." in page.text
@@ -270,7 +145,7 @@ def test_a_partial_result_says_so_and_names_what_is_missing(tmp_path: Path) -> N
 
 
 def test_a_report_before_the_first_run_can_be_written(tmp_path: Path) -> None:
-    empty = replace(made_up(), cells=(), tunings=(), checks=(), missing=("everything",))
+    empty = made_up(cells=(), tunings=(), checks=(), missing=("everything",))
     assert write_report(empty, tmp_path).verdicts[0].startswith("Nothing can be said yet")
 
 
@@ -278,7 +153,7 @@ def test_a_baseline_that_still_gains_is_a_warning_and_takes_from_the_verdict(tmp
     checks = (check("scratch", 100, gain=0.03), check("mae", 100, gain=0.0))
     report = write_report(made_up(checks=checks), tmp_path)
     text = Page(report.html).text
-    assert "scratch still gains at 100 labels: twice the 400 steps bring +3.00 points" in text
+    assert "scratch still gains at 100 labels: twice the 400 steps bring +3.00 points on validation" in text
     assert "what the others gain over it is overstated" in text
     assert report.verdicts[0].endswith("Not final: more steps still improve scratch.")
     assert not any("Not final" in verdict for verdict in report.verdicts[2:])
@@ -318,26 +193,27 @@ def test_the_tables_hold_every_arm_and_pair(tmp_path: Path) -> None:
         "more than were tried",
     ] in saved
     assert len(rates) == len(steps) == 7 and steps[1][-1] == "yes"
-    assert hours[1] == ["MAE on the pool", "1 min 12 s", "2 min 40 s"]
+    assert hours[1][:3] == ["MAE on the pool", "1 min 12 s", "2 min 40 s"]
+    assert hours[1][3] == f"+7.45 on classify at 100; {MINUS}0.25 on classify at 1,000" and hours[3][3] == ""
 
 
 def test_the_csv_holds_every_run_and_no_timing(tmp_path: Path) -> None:
     result = made_up()
     with write_report(result, tmp_path).csv.open() as file:
         rows = list(csv.DictReader(file))
-    assert [row["run"] for row in rows] == [cell.key for cell in result.cells]
+    assert [row["run"] for row in rows] == [cell.key for cell in result.parts[0].cells]
     assert (rows[0]["arm"], rows[0]["labels"], rows[0]["seed"]) == ("mae", "100", "0")
     assert [float(row["test_top1_percent"]) for row in rows] == [
-        pytest.approx(100 * cell.test_top1) for cell in result.cells
+        pytest.approx(100 * (cell.test["top1"] or 0)) for cell in result.parts[0].cells
     ]
     assert not any("second" in name for name in rows[0])
 
 
 def test_only_the_section_on_time_depends_on_timings(tmp_path: Path) -> None:
     result = made_up()
-    slower = tuple(replace(cell, seconds=99.0) for cell in result.cells)
+    slower = tuple(replace(cell, seconds=99.0) for cell in result.parts[0].cells)
     reports = []
-    for number, again in enumerate((result, result, replace(result, cells=slower, seconds_total=9.0))):
+    for number, again in enumerate((result, result, made_up(cells=slower, seconds_total=9.0))):
         (tmp_path / str(number)).mkdir()
         reports.append(write_report(again, tmp_path / str(number)))
     first, same, other = reports
@@ -369,7 +245,7 @@ def test_the_page_can_be_read_without_seeing_it(tmp_path: Path) -> None:
     tags = [tag for tag, _ in page.tags]
     assert tags.count("caption") == tags.count("table") == 6
     charts = [attributes["aria-label"] for _, attributes in page.tags if attributes.get("role") == "img"]
-    assert len(charts) == tags.count("svg") == 3 and all(charts)
+    assert len(charts) == tags.count("svg") == 4 and all(charts)
 
 
 def test_names_are_shown_as_they_are(tmp_path: Path) -> None:
@@ -390,7 +266,7 @@ def test_a_result_read_back_gives_the_same_report(tmp_path: Path) -> None:
     result = made_up(reconstructions=tmp_path / "gone.png")
     again = SuiteResult.from_json(result.to_json())
     assert again == result
-    assert again.seeds == {100: (0, 1, 2, 3), 1000: (0, 1, 2, 3)}
+    assert again.parts[0].seeds == {100: (0, 1, 2, 3), 1000: (0, 1, 2, 3)}
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"name": "x"}', "not json"])

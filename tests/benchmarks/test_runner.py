@@ -25,9 +25,10 @@ import numpy as np
 import pytest
 import torch
 from maelift.benchmarks import arms, runner
-from maelift.benchmarks.arms import Context, Run, execute, read_pools
+from maelift.benchmarks.arms import Context, Run, execute
+from maelift.benchmarks.pools import Pools, read_pools
 from maelift.benchmarks.runner import plan
-from maelift.benchmarks.suite import BenchConfig, SuiteData
+from maelift.benchmarks.suite import BenchConfig
 from maelift.core import loop
 from maelift.core.config import MaeliftError
 from maelift.tests.support import environment, one_line_error, run_maelift
@@ -179,11 +180,11 @@ def test_a_suite_ends_with_verdicts_and_keeps_every_run(whole: Whole) -> None:
 
 
 def test_an_image_in_pool_and_test_is_dropped_and_told_of(whole: Whole) -> None:
-    pools = read_pools(resolved(whole).data)
+    pools = read_pools(resolved(whole))
     kept = {name: {image_bytes(part, i) for i in range(len(part))} for name, part in vars_of(pools).items()}
     for one, other in (("pool", "val"), ("pool", "test"), ("source", "pool"), ("source", "val"), ("source", "test")):
         assert not kept[one] & kept[other]
-    assert not kept["val"] & kept["test"] and len(pools.pool) < 60 and len(pools.test) == 60
+    assert not kept["val"] & kept["test"] and len(pools.pool) < 60 and len(pools.classify.test) == 60
     report = (whole.out / "report.md").read_text()
     assert (
         "Images of the pool that are in validation or test too, by content, and were left out of the pool: " in report
@@ -191,8 +192,9 @@ def test_an_image_in_pool_and_test_is_dropped_and_told_of(whole: Whole) -> None:
     assert f"pool: {len(pools.pool)} images" in report and all(finding in report for finding in pools.findings)
 
 
-def vars_of(pools: arms.Pools) -> dict[str, Any]:
-    return {"pool": pools.pool, "source": pools.source, "val": pools.val, "test": pools.test}
+def vars_of(pools: Pools) -> dict[str, Any]:
+    splits = pools.classify
+    return {"pool": pools.labelled_pool, "source": splits.train, "val": splits.val, "test": splits.test}
 
 
 def image_bytes(part: Any, index: int) -> bytes:
@@ -404,11 +406,11 @@ def test_a_change_runs_only_what_it_touches(whole: Whole, tmp_path: Path) -> Non
 
 def test_the_key_holds_what_determines_a_run_and_no_more(whole: Whole, tmp_path: Path) -> None:
     def keys(config: BenchConfig) -> dict[str, str]:
-        context = Context(config, read_pools(config.data))
+        context = Context.of(config, read_pools(config))
         mae, supervised = context.pretraining("mae", 0), context.pretraining("supervised", 0)
-        train = context.training("scratch", 6, 0, 3, 1e-3)
+        train = context.training("classify", "scratch", 6, 0, 3, 1e-3)
         assert mae is not None and supervised is not None
-        tuned = context.training("mae", 6, 0, 3, 1e-3)
+        tuned = context.training("classify", "mae", 6, 0, 3, 1e-3)
         return {
             "mae": mae.key,
             "supervised": supervised.key,
@@ -446,7 +448,12 @@ def test_labels_are_part_of_the_key(tmp_path: Path) -> None:
     for other in (False, True):
         rows = [f"{name},{'light' if other and name == names[0] else name.split('/')[0]}" for name in names]
         (folder / "labels.csv").write_text("\n".join(["path,label", *rows]) + "\n")
-        digests.append(read_pools(SuiteData(str(folder), pool=20)).digests)
+        suite = {"title": "T", "labels": [3], "seeds": [0, 1], "arms": {"scratch": {"start": "scratch", "label": "S"}}}
+        (tmp_path / "suite.yaml").write_text(json.dumps(suite))
+        data = {"path": str(folder), "pool": 20}
+        config = BenchConfig.resolve({"suite": str(tmp_path / "suite.yaml"), "out": "x", "data": data})
+        pools = read_pools(config)
+        digests.append((pools.pool_digest, pools.tasks["classify"].digests))
     assert digests[0] != digests[1]
 
 
@@ -455,7 +462,7 @@ def test_a_seed_is_one_draw_and_one_head_for_all_arms(
 ) -> None:
     out = shutil.copytree(whole.out, tmp_path / "out")
     config = resolved(whole)
-    context = Context(config, read_pools(config.data))
+    context = Context.of(config, read_pools(config))
     seen: list[tuple[str, int, tuple[str, ...], bytes, bytes]] = []
     real_fit, real_train = training.fit, loop.train
     names: list[tuple[str, ...]] = []
@@ -473,7 +480,7 @@ def test_a_seed_is_one_draw_and_one_head_for_all_arms(
     monkeypatch.setattr(arms, "fit", fit)
     monkeypatch.setattr(training, "train", train)
     torch.manual_seed(5)
-    runs: list[Run] = [context.training(arm, 6, seed, 1, 2e-3) for seed in (0, 1) for arm in config.arms]
+    runs: list[Run] = [context.training("classify", arm, 6, seed, 1, 2e-3) for seed in (0, 1) for arm in config.arms]
     for run in runs:
         execute(run, context, out / "runs")
     for seed in (0, 1):
@@ -493,7 +500,7 @@ def test_a_folder_in_use_is_refused_and_a_dry_run_writes_nothing(whole: Whole, t
     before = sorted(tmp_path.rglob("*"))
     text = plan(resolved(whole, out=str(tmp_path / "out"))).text()
     assert "1 mae, 1 supervised" in text and sorted(tmp_path.rglob("*")) == before
-    assert "0 mae, 0 supervised, 0 train, 0 test" in plan(resolved(whole)).text()
+    assert "none; more where steps are doubled; " in plan(resolved(whole)).text()
     (tmp_path / "config.yaml").write_text("data: photos\n")
     with pytest.raises(MaeliftError, match="holds something else"):
         maelift.api.bench(str(whole.home / "suite.yaml"), out=str(tmp_path))
@@ -503,10 +510,10 @@ def test_a_folder_in_use_is_refused_and_a_dry_run_writes_nothing(whole: Whole, t
 
 def test_a_trial_that_diverges_loses_and_a_compared_run_that_diverges_is_told(whole: Whole, tmp_path: Path) -> None:
     config = resolved(whole)
-    context = Context(config, read_pools(config.data))
-    trial = context.training("scratch", 6, config.tuning.seed, 3, 1e30)
+    context = Context.of(config, read_pools(config))
+    trial = context.training("classify", "scratch", 6, config.tuning.seed, 3, 1e30)
     execute(trial, context, tmp_path / "runs")
-    assert results(tmp_path)[trial.key]["val_accuracy"] == 0.0
+    assert results(tmp_path)[trial.key]["val"] == 0.0
     with pytest.raises(MaeliftError, match="the weights were left as they were"):
-        execute(context.training("scratch", 6, 0, 3, 1e30), context, tmp_path / "runs")
+        execute(context.training("classify", "scratch", 6, 0, 3, 1e30), context, tmp_path / "runs")
     assert results(tmp_path).keys() == {trial.key}

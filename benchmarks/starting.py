@@ -1,0 +1,189 @@
+"""The first step of a benchmark on one's own images: a suite file, made from what lies in a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from ..core.coco import detection_parts
+from ..core.config import DataError, MaeliftError, show
+from ..core.data_check import DataCheckConfig, layout_of, tasks_of
+from ..core.encoder import PRESETS
+from ..core.files import atomic_write_text, output_folder
+from ..core.images import ImageSet, opened
+from ..core.labels import read_parts
+from ..core.mask_images import segmentation_parts
+from ..core.plan import Plan
+from ..core.sources import find_source
+from .suite import BenchConfig
+
+TEMPLATE = Path(__file__).with_name("own_images.yaml.j2")
+LOOKED_AT = 50
+"""Images whose size tells which model fits."""
+FEWEST, MOST = 20, 2000
+"""Labelled images of the smaller label count: at least, and no more than."""
+
+
+@dataclass(frozen=True)
+class InitConfig:
+    """Write a suite for your own images: open it, read it, then run it with maelift bench."""
+
+    data: str
+    """folder of labelled images: class folders or a CSV, COCO JSON, or images/ and masks/"""
+    unlabelled: str | None = None
+    """more images to pretrain on, as maelift pretrain takes them; null: a part of data, without its labels"""
+    out: str = "suite.yaml"
+    """the suite file; it must not be there yet"""
+
+
+@dataclass(frozen=True)
+class Suite:
+    """The suite file that was written, and what it compares."""
+
+    file: Path
+    lines: tuple[str, ...]
+
+    def summary(self) -> str:
+        """What was found, and what to do next."""
+        return "\n".join([*self.lines, f"suite: {self.file}", f"next: maelift bench {self.file} out=FOLDER --dry-run"])
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Annotated images of a task: how many there are to learn from, of how many classes, and where its images lie."""
+
+    task: str
+    images: ImageSet
+    train: int
+    classes: int
+    splits: tuple[str, ...]
+    root: str
+    keys: Mapping[str, str]
+
+    @property
+    def line(self) -> str:
+        """What was found, in words."""
+        splits = ", ".join(self.splits)
+        return f"{self.task}: {self.train:,} training images, {self.classes} classes; splits there: {splits}"
+
+
+def init(config: InitConfig) -> Suite:
+    """Look into a folder and write a suite for what is there; raises MaeliftError where nothing can be compared."""
+    file = Path(config.out)
+    if file.exists():
+        raise MaeliftError(
+            f"out={file}: is there already, and may have been changed by hand. Give another name, or remove it."
+        )
+    found = [_find(task, config.data) for task in tasks_of(DataCheckConfig(config.data))]
+    pool = config.unlabelled or (None if found[0].task == "classify" else found[0].root)
+    images = found[0].images if pool is None else find_source(pool)
+    gray, side = _look(images)
+    model, image_size = _model_for(side)
+    values = {
+        "data": config.data,
+        "tasks": found,
+        "classify": found[0] if found[0].task == "classify" else None,
+        "pool": pool,
+        "labelled_pool": pool is None,
+        "count": len(images),
+        "gray": gray,
+        "model": model,
+        "image_size": image_size,
+        "patch_size": PRESETS[model].patch_size,
+        "epochs": _epochs(len(images)),
+        "batch_size": _batch_size(len(images)),
+        "labels": {one.task: _labels(one, pool is None) for one in found},
+    }
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATE.parent), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["yaml"] = _in_yaml
+    text = environment.get_template(TEMPLATE.name).render(**values)
+    output_folder(file.parent)
+    atomic_write_text(file, text)
+    BenchConfig.resolve({"suite": str(file), "out": "out"})  # a suite that can't be read would be our mistake
+    kind = "gray" if gray else "colour"
+    lines = (*(one.line for one in found), f"pool: {len(images):,} images, {kind}, about {side} pixels a side")
+    return Suite(file, (*lines, f"model: {model} at {image_size} pixels, patch {values['patch_size']}"))
+
+
+def plan(config: InitConfig) -> Plan:
+    """What ``init`` would look at."""
+    tasks = tasks_of(DataCheckConfig(config.data))
+    return Plan((("data", config.data), ("as", ", ".join(tasks)), ("suite", config.out)))
+
+
+def _find(task: str, data: str) -> _Found:
+    """The annotated images of a task; raises DataError where there are none."""
+    if task == "pretrain":
+        raise DataError(
+            f"data={data}: images without labels. A benchmark needs some with: class folders, a CSV with path,label, COCO "
+            "JSON, or masks. Give these as data, and this folder as unlabelled."
+        )
+    keys: dict[str, str] = {}
+    if task == "classify":
+        parts: Mapping[str, Any] = read_parts(data)
+    elif task == "detect":
+        parts = detection_parts(data)
+    else:
+        layout = layout_of(Path(data))
+        keys = {} if layout == "folders" else {"layout": layout}
+        parts = segmentation_parts(data, layout)
+    if "train" not in parts:
+        raise DataError(f"data={data}: no training images; found only {', '.join(sorted(parts))}.")
+    train = parts["train"]
+    root = str(getattr(train.images, "root", data))
+    return _Found(task, train.images, len(train), len(train.classes), tuple(sorted(parts)), root, keys)
+
+
+def _look(images: ImageSet) -> tuple[bool, int]:
+    """Whether the first images are gray, and the usual length of their shorter side in pixels."""
+    sizes, gray = [], True
+    for number in range(min(LOOKED_AT, len(images))):
+        try:
+            picture = opened(images, number)
+            gray = gray and picture.pixels().shape[2] == 1
+        except DataError:
+            continue
+        sizes.append(min(picture.size))
+    if not sizes:
+        raise DataError(f"none of the first {LOOKED_AT} images can be read. See maelift data check.")
+    return gray, int(median(sizes))
+
+
+def _model_for(side: int) -> tuple[str, int]:
+    """A model for images of this size, and the multiple of its patch that is nearest to them."""
+    model = "vit_nano" if side <= 40 else "vit_micro" if side <= 96 else "vit_small"
+    patch = PRESETS[model].patch_size
+    return model, max(2, round(min(side, 224) / patch)) * patch
+
+
+def _epochs(images: int) -> int:
+    """Of pretraining: some 20 million images seen, within what is usual."""
+    return max(20, min(800, 20_000_000 // max(images, 1)))
+
+
+def _batch_size(images: int) -> int:
+    """Of pretraining: the usual one, or such that an epoch has some steps."""
+    return max(8, min(256, 2 ** (max(images, 64) // 16).bit_length()))
+
+
+def _labels(found: _Found, pool_of_it: bool) -> Sequence[int]:
+    """Two label counts: some for each class, and ten times as many or as many as there are."""
+    left = found.train if "test" in found.splits else int(0.9 * found.train)
+    left = left if "val" in found.splits else int(0.9 * left)
+    left = int(0.2 * left) if pool_of_it and found.task == "classify" else left
+    fewer = max(FEWEST, min(MOST, 10 * found.classes))
+    if left < 2 * fewer:
+        return [max(found.classes, left // 2)]
+    return [fewer, min(10 * fewer, int(0.95 * left))]
+
+
+def _in_yaml(value: object) -> str:
+    """A value as YAML reads it back, whatever is in it."""
+    return f'"{value}"'.replace("\\", "\\\\") if isinstance(value, str) and '"' not in value else show(value)

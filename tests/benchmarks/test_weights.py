@@ -1,0 +1,173 @@
+"""Arms that begin with weights: one's own, public ones, gone on from on the pool; and pools without labels."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import maelift
+import pytest
+import torch
+import yaml
+from maelift.benchmarks.arms import Context
+from maelift.benchmarks.pools import read_pools
+from maelift.benchmarks.suite import BenchConfig
+from maelift.core.config import MaeliftError
+from maelift.core.encoder import preset_spec
+from maelift.core.weights import Provenance, read_encoder, save_encoder
+from maelift.pretrain.starting import fitted_encoder
+from maelift.tests.support import random_encoder, write_images
+from PIL import Image
+
+RECIPE = {"batch_size": 4, "mixup": 0.0, "cutmix": 0.0, "random_erasing": 0.0}
+
+
+def suite(folder: Path, data: dict[str, Any], arms: dict[str, Any], **keys: Any) -> Path:
+    """A small suite file."""
+    file = folder / "suite.yaml"
+    pretrain = {"epochs": 2, "batch_size": 8, "lr": 1e-3, "holdout": 4, "evaluations": 1}
+    decoder = {"embed_dim": 16, "depth": 1, "num_heads": 2}
+    for arm in arms.values():
+        arm.update(recipe=RECIPE, steps={"6": 2})
+        if arm["start"] == "mae":
+            arm["pretrain"] = {**pretrain, "decoder": decoder}
+    content = {
+        "title": "Whose weights are best?",
+        "data": data,
+        "labels": [6],
+        "seeds": [0, 1],
+        "model": "vit_nano",
+        "image_size": 16,
+        "workers": 2,
+        "evaluations": 1,
+        "tuning": {"rates": [3e-4, 1e-3, 3e-3, 1e-2], "check_seeds": 1, "max_doublings": 0},
+        "arms": {**arms, "scratch": {"start": "scratch", "label": "scratch", "recipe": RECIPE, "steps": {"6": 2}}},
+        **keys,
+    }
+    file.write_text(yaml.safe_dump(content))
+    return file
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An encoder at another image size than the suite's."""
+    path = tmp_path_factory.mktemp("weights") / "encoder.safetensors"
+    encoder = random_encoder("vit_nano", image_size=32)
+    save_encoder(encoder, path, Provenance("pretrained elsewhere"))
+    return path
+
+
+def test_weights_are_taken_as_they_are_or_gone_on_from(class_folders: Path, weights: Path, tmp_path: Path) -> None:
+    pool = write_images(tmp_path / "pool", 30)
+    arms = {
+        "public": {"start": "encoder", "weights": str(weights), "label": "public"},
+        "continued": {"start": "mae", "weights": str(weights), "label": "continued"},
+        "labels": {"start": "supervised", "weights": str(weights), "label": "with labels"},
+    }
+    file = suite(tmp_path, {"path": str(class_folders), "unlabelled": str(pool), "val": 9, "test": 9}, arms)
+    result = maelift.bench(str(file), out=str(tmp_path / "out"))
+    assert not result.result.missing and result.result.pool == 30
+    runs = [json.loads(path.read_text()) for path in (tmp_path / "out").glob("runs/*/result.json")]
+    taken = [run for run in runs if run["run"]["kind"] == "weights"]
+    assert len(taken) == 1 and "position embeddings were resized from 32×32 to 16×16 pixels" in taken[0]["notes"]
+    encoders = list((tmp_path / "out").glob("runs/*/encoder.safetensors"))
+    expected = read_encoder(weights).encoder.resized((16, 16)).state_dict()
+    same = [
+        all(torch.equal(value, expected[name]) for name, value in read_encoder(path).encoder.state_dict().items())
+        for path in encoders
+    ]
+    assert sorted(same) == [False, True]  # continued pretraining moved them
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert "pretrained elsewhere without labels" in report and f"begun with {weights}" in report
+    with (tmp_path / "out" / "results.csv").open() as rows:
+        assert {row["arm"] for row in csv.DictReader(rows)} == {"public", "continued", "labels", "scratch"}
+
+
+def test_other_weights_are_other_runs(class_folders: Path, weights: Path, tmp_path: Path) -> None:
+    arms = {
+        name: {"start": start, "weights": str(weights), "label": name}
+        for name, start in (("a", "encoder"), ("b", "mae"))
+    }
+    file = suite(tmp_path, {"path": str(class_folders)}, arms)
+
+    def keys(path: Path) -> tuple[str, ...]:
+        changed = {name: {"weights": str(path)} for name in arms}
+        config = BenchConfig.resolve({"suite": str(file), "out": "x", "arms": changed})
+        context = Context.of(config, read_pools(config))
+        return tuple(run.key for name in arms if (run := context.pretraining(name, 0)) is not None)
+
+    before = keys(weights)
+    moved = tmp_path / "moved.safetensors"
+    moved.write_bytes(weights.read_bytes())
+    assert keys(moved) == before
+    save_encoder(random_encoder("vit_nano", image_size=32, seed=9), moved, Provenance("other"))
+    assert not set(keys(moved)) & set(before)
+
+
+@pytest.mark.parametrize(
+    ("arm", "said"),
+    [
+        ({"start": "encoder", "label": "a"}, "arms.a.weights=null: expected weights to begin with"),
+        ({"start": "scratch", "label": "a", "weights": "W"}, "arms.a.weights=W: expected none, at start=scratch"),
+        ({"start": "encoder", "label": "a", "weights": "gone"}, "gone"),
+        ({"start": "encoder", "label": "a", "weights": "W", "pretrain": {"epochs": 3}}, "arms.a.pretrain.epochs=3"),
+        ({"start": "mae", "label": "a", "compute_of": "scratch"}, "arms.a.compute_of=scratch: expected null"),
+        ({"start": "supervised", "label": "a"}, "arms.a: start=supervised needs labels of the pool"),
+    ],
+)
+def test_mistaken_weights_are_told(
+    class_folders: Path, image_folder: Path, weights: Path, tmp_path: Path, arm: dict[str, Any], said: str
+) -> None:
+    arm = {key: str(weights) if value == "W" else value for key, value in arm.items()}
+    said = said.replace("=W", f"={weights}")
+    file = suite(tmp_path, {"path": str(class_folders), "unlabelled": str(image_folder)}, {})
+    content = yaml.safe_load(file.read_text())
+    file.write_text(yaml.safe_dump({**content, "arms": {**content["arms"], "a": arm}}))
+    with pytest.raises(MaeliftError) as caught:
+        maelift.bench(str(file), out=str(tmp_path / "out"))
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_of_another_architecture_are_refused(class_folders: Path, tmp_path: Path) -> None:
+    path = tmp_path / "micro.safetensors"
+    save_encoder(random_encoder("vit_micro"), path, Provenance("other"))
+    file = suite(
+        tmp_path, {"path": str(class_folders)}, {"a": {"start": "encoder", "weights": str(path), "label": "a"}}
+    )
+    with pytest.raises(MaeliftError, match=r"arms\.a\.weights=.*Give model=vit_micro patch_size=8"):
+        maelift.bench(str(file), out=str(tmp_path / "out"))
+
+
+def test_an_encoder_of_other_channels_sees_gray_as_it_saw_gray_three_times(tmp_path: Path) -> None:
+    parent = random_encoder("vit_nano", image_size=16)
+    path = tmp_path / "encoder.safetensors"
+    equal = parent.preprocessing
+    save_encoder(parent, path, Provenance("colour"))
+    spec = preset_spec("vit_nano", image_size=16, channels=1)
+    encoder, notes = fitted_encoder(read_encoder(path), spec, str(path), "weights")
+    assert notes == ["the patch kernel was fitted from 3 to 1 channels"]
+    gray = torch.rand(2, 1, 16, 16)
+    colour = gray.expand(-1, 3, -1, -1)
+    assert torch.allclose(encoder.forward_features(gray).tokens, parent.forward_features(colour).tokens, atol=1e-5)
+    assert encoder.preprocessing.mean == pytest.approx((sum(equal.mean) / 3,))
+
+
+def test_a_pool_of_its_own_leaves_out_what_is_validated_or_tested_with(class_folders: Path, tmp_path: Path) -> None:
+    pool = write_images(tmp_path / "pool", 10)
+    for number, path in enumerate(sorted(class_folders.glob("dark/*.png"))):
+        with Image.open(path) as image:
+            image.save(pool / f"known{number}.png")
+    file = suite(tmp_path, {"path": str(class_folders), "unlabelled": str(pool), "val": 15, "test": 15}, {})
+    config = BenchConfig.resolve({"suite": str(file), "out": "x"})
+    pools = read_pools(config)
+    held = {part.images.name(i) for part in (pools.classify.val, pools.classify.test) for i in range(len(part))}
+    left_out = sum("dark" in name for name in held)
+    assert left_out and len(pools.pool) == 30 - left_out and pools.labelled_pool is None
+    assert f"left out of the pool: {left_out}." in " ".join(pools.findings)
+    fewer = read_pools(BenchConfig.resolve({"suite": str(file), "out": "x", "data": {"pool": 7}}))
+    assert len(fewer.pool) == 7 and fewer.pool_digest != pools.pool_digest
+    with pytest.raises(MaeliftError, match=r"data\.pool=99: data\.unlabelled has"):
+        read_pools(BenchConfig.resolve({"suite": str(file), "out": "x", "data": {"pool": 99}}))
