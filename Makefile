@@ -1,4 +1,5 @@
 # make quickstart   bring the data, run the quickstart suite, write its report      ARGS="key=value ..." change it
+#                   FULL=1: detection and segmentation compared too, in an hour
 # make test         the frameworks of the adapters, ruff, mypy, pytest               ARGS="-k word" go to pytest
 # make soak         kill a pretraining of two processes 20 times, compare its end with an uninterrupted one's
 # make lint         ruff and mypy only
@@ -6,16 +7,19 @@
 # reuses them.
 
 PYTHON ?= python3
-SUITE ?= quickstart
+FULL ?=
+SUITE ?= quickstart$(if $(FULL),_full)
 OUT ?= runs/$(SUITE)
 ARGS ?=
 READY := .venv/ready
 FRAMEWORKS := .venv/frameworks
 DATA := data/fashion-mnist
+SCENES := data/scenes
 
 .PHONY: quickstart test soak lint install frameworks data clean
 
 quickstart: install data
+	.venv/bin/maelift data fashion-scenes source=$(DATA) out=$(SCENES) pool=0
 	.venv/bin/maelift bench $(SUITE) data.path=$(DATA) "out=$(OUT)" $(ARGS)
 
 test: frameworks lint data

@@ -183,6 +183,11 @@ def _unlabelled(data: SuiteData, held_back: set[str], findings: list[str]) -> _P
 def _task(config: BenchConfig, name: str, findings: list[str]) -> tuple[TaskImages, set[str]]:
     """The images of a task with data of its own, and the contents of those that it is judged by."""
     own = config.task(name)
+    if not Path(own.data).exists():
+        raise DataError(
+            f"tasks.{name}.data={own.data}: no such folder or file. That of the quickstart is brought by "
+            f"maelift data fashion-scenes out={own.data} pool=0."
+        )
     recipe = config.transfer(name)
     splits, manifest = audit_splits(recipe.chosen_task().read(recipe), config.data.broken)
     if manifest.rejected:

@@ -170,7 +170,7 @@ def _epochs(images: int) -> int:
 
 def _batch_size(images: int) -> int:
     """Of pretraining: the usual one, or such that an epoch has some steps."""
-    return max(8, min(256, 2 ** (max(images, 64) // 16).bit_length()))
+    return max(8, min(256, 1 << (max(images, 64) // 16).bit_length()))
 
 
 def _labels(found: _Found, pool_of_it: bool) -> Sequence[int]:

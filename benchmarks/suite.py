@@ -12,7 +12,7 @@ from typing import Any, Literal, cast
 
 import yaml
 
-from ..core.config import ConfigError, MaeliftError, nearest, raw_value, resolve
+from ..core.config import ConfigError, MaeliftError, merged, nearest, raw_value, resolve
 from ..core.encoder import EncoderSpec, ModelName, check_divisible, preset_spec
 from ..pretrain.config import PretrainConfig
 from ..transfer.classify import ClassifyRecipe
@@ -124,6 +124,8 @@ class TaskConfig:
     """steps of training, or those of each label count; doubled for as long as that helps; null: the recipe's epochs"""
     rates: tuple[float, ...] | None = None
     """learning rates tried; null: those of tuning"""
+    max_doublings: int | None = None
+    """how often an arm's steps may be doubled; null: as tuning says"""
     short: bool = False
     """one run a seed at the recipe's own rate: nothing is tuned or checked, and no verdict is drawn"""
 
@@ -299,7 +301,11 @@ class BenchConfig:
         if self.data.path is not None:
             designs[CLASSIFY] = Design(CLASSIFY, "classify", self.labels, self.seeds, self.tuning)
         for name, task in self._tasks.items():
-            tuning = self.tuning if task.rates is None else replace(self.tuning, rates=task.rates)
+            tuning = replace(
+                self.tuning,
+                rates=self.tuning.rates if task.rates is None else task.rates,
+                max_doublings=self.tuning.max_doublings if task.max_doublings is None else task.max_doublings,
+            )
             designs[name] = Design(name, task.task, task.labels, task.seeds, tuning, task.short)
         return designs
 
@@ -491,8 +497,9 @@ CONFIGS: dict[str, type[TransferConfig]] = {"detect": DetectConfig, "segment": S
 
 
 def _refuse_rates(recipe: Mapping[str, Any], short: bool = False) -> None:
-    for key in sorted({"lr", "base_lr"} & recipe.keys()) if not short else ():
-        raise ConfigError(key, recipe[key], "no rate, as every arm's is chosen from tuning.rates")
+    for key in ("lr", "base_lr") if not short else ():
+        if recipe.get(key) is not None:
+            raise ConfigError(key, recipe[key], "no rate, as every arm's is chosen from tuning.rates")
 
 
 @contextmanager
@@ -511,8 +518,11 @@ def _check_different(key: str, values: tuple[int, ...]) -> None:
         raise ConfigError(key, list(values), "one or more whole numbers from 0 up, all different")
 
 
-def read_suite(suite: str) -> dict[str, Any]:
-    """The keys of a shipped suite or of a YAML file."""
+def read_suite(suite: str, under: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The keys of a shipped suite or of a YAML file; with ``extends``, over those of another.
+
+    ``under``: the files that extend this one.
+    """
     path = SUITES / f"{suite}.yaml"
     if not path.is_file():
         path = Path(suite)
@@ -522,7 +532,13 @@ def read_suite(suite: str) -> dict[str, Any]:
         raise ConfigError(
             "suite", suite, f"a YAML file or one of {', '.join(names)}", f"Did you mean {close}?" if close else ""
         )
-    return _read_keys(path)
+    keys = _read_keys(path)
+    base = keys.pop("extends", None)
+    if base is None:
+        return keys
+    if path in under:
+        raise MaeliftError(f"{path}: extends leads back to it ({base}). Expected another suite.")
+    return merged(read_suite(str(base), (*under, path)), keys)
 
 
 def _read_keys(path: Path) -> dict[str, Any]:

@@ -77,8 +77,9 @@ def resolve(
         layers.append(_parse_overrides(schema, overrides))
         typed = _typed_values(overrides)
     try:
-        merged = OmegaConf.create(functools.reduce(_merge, layers))
-        content = OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)
+        content = OmegaConf.to_container(
+            OmegaConf.create(functools.reduce(merged, layers)), resolve=True, throw_on_missing=True
+        )
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None) or "configuration"
         raise MaeliftError(f"{key}: {_first_line(error)}.") from error
@@ -220,17 +221,17 @@ def _parse_overrides(schema: type, overrides: Sequence[str]) -> dict[str, Any]:
                 word = OmegaConf.from_dotlist([text])
         except (OmegaConfBaseException, yaml.YAMLError) as error:
             raise ConfigError(key, value, kind, f"It isn't YAML: {_first_line(error)}.") from error
-        result = _merge(result, cast(dict[str, Any], _plain(OmegaConf.to_container(word))))
+        result = merged(result, cast(dict[str, Any], _plain(OmegaConf.to_container(word))))
     return result
 
 
-def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     """Mappings key by key, else the upper value; OmegaConf's merge refuses a list over a mapping."""
-    merged = dict(below)
+    result = dict(below)
     for key, value in above.items():
-        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = _merge(merged[key], value) if both else value
-    return merged
+        both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
+        result[key] = merged(result[key], value) if both else value
+    return result
 
 
 def _may_be_given(key: str, entries: Iterable[KeyHelp]) -> bool:

@@ -96,33 +96,44 @@ def coco_influences(truth: Mapping[str, Any], results: Sequence[Result]) -> NDAr
     """
     images = [int(image["id"]) for image in truth["images"]]
     count = min(GROUPS, len(images))
-    whole = _average_precision(truth, results, images)
+    evaluation = _evaluation(truth, results, "bbox")
+    whole = _average_precision(evaluation, images)
     if whole is None or count < 2:
         return None
     without = []
     for group in range(count):
-        rest = [image for number, image in enumerate(images) if number % count != group]
-        value = _average_precision(truth, results, rest)
+        value = _average_precision(
+            evaluation, [image for number, image in enumerate(images) if number % count != group]
+        )
         without.append(whole if value is None else value)
     left = np.array(without)
     return np.asarray(whole + (count - 1) * (left.mean() - left), dtype=np.float64)
 
 
-def _average_precision(truth: Mapping[str, Any], results: Sequence[Result], images: Sequence[int]) -> float | None:
+def _average_precision(evaluation: Any, images: Sequence[int]) -> float | None:
     """AP of boxes on some of the images."""
-    chosen = set(images)
-    part = {
-        **truth,
-        "images": [image for image in truth["images"] if int(image["id"]) in chosen],
-        "annotations": [item for item in truth["annotations"] if int(item["image_id"]) in chosen],
-    }
-    return _mean(_evaluate(part, [one for one in results if one["image_id"] in chosen], "bbox")[0][..., 0, MOST])
+    evaluation.params.imgIds = list(images)
+    evaluation.evaluate()
+    evaluation.accumulate()
+    return _mean(np.asarray(evaluation.eval["precision"])[..., 0, MOST])
 
 
 def _evaluate(
     truth: Mapping[str, Any], results: Sequence[Result], kind: str
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], list[int]]:
     """Precision (thresholds, recalls, classes, areas, limits), recall (…) without the second, and the category ids."""
+    evaluation = _evaluation(truth, results, kind)
+    evaluation.evaluate()
+    evaluation.accumulate()
+    return (
+        np.asarray(evaluation.eval["precision"]),
+        np.asarray(evaluation.eval["recall"]),
+        [int(category) for category in evaluation.params.catIds],
+    )
+
+
+def _evaluation(truth: Mapping[str, Any], results: Sequence[Result], kind: str) -> Any:
+    """COCO's evaluation, not begun."""
     from faster_coco_eval import COCO, COCOeval_faster
 
     # Numbered anew: an annotation with the id 0 counts as not found, in pycocotools as well.
@@ -131,14 +142,7 @@ def _evaluate(
     left_out = {"segm": "bbox", "bbox": "segmentation"}[kind]  # with a box, a mask's size would be the box's
     known = COCO(own)
     found = known.loadRes([{key: value for key, value in item.items() if key != left_out} for item in results])
-    evaluation = COCOeval_faster(known, found, kind, print_function=logger.debug)
-    evaluation.evaluate()
-    evaluation.accumulate()
-    return (
-        np.asarray(evaluation.eval["precision"]),
-        np.asarray(evaluation.eval["recall"]),
-        [int(category) for category in evaluation.params.catIds],
-    )
+    return COCOeval_faster(known, found, kind, print_function=logger.debug)
 
 
 def _mean(values: NDArray[np.float64]) -> float | None:
