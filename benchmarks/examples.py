@@ -9,15 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..core.images import as_image
+from ..core.decoding import Picture
 from ..core.labels import LabeledImages
 from ..core.page import data_url
+from .pools import small_picture
 from .results import Arm, Example, Part
 
 SHOWN = 6
 """Images won and lost each, an arm."""
-SIDE = 96
-"""Largest side of a picture, in pixels."""
 
 
 def won_and_lost(part: Part, images: LabeledImages, arms: tuple[Arm, ...], baseline: str) -> Iterator[Example]:
@@ -46,7 +45,7 @@ def won_and_lost(part: Part, images: LabeledImages, arms: tuple[Arm, ...], basel
                         int(ours[index]),
                         int(theirs[index]),
                         len(seeds),
-                        _picture(images, index),
+                        address(small_picture(images.images, index)),
                     )
 
 
@@ -58,12 +57,8 @@ def _times_right(part: Part, arm: str, labels: int, seeds: list[int]) -> NDArray
     return np.asarray(np.rint(np.sum(rows, axis=0)), dtype=np.int64)
 
 
-def _picture(images: LabeledImages, index: int) -> str:
-    """A small copy of an image as an address that holds it."""
-    opened = images.images.open(index)
-    picture = opened if isinstance(opened, Image.Image) else as_image(opened)
-    picture = picture.convert("L" if picture.mode in ("1", "L", "I;16") else "RGB")
-    picture.thumbnail((SIDE, SIDE))
+def address(picture: Picture) -> str:
+    """A small picture (H, W) or (H, W, 3), uint8, as an address that holds it."""
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG", optimize=True)
+    Image.fromarray(picture).save(buffer, "PNG", optimize=True)
     return data_url(buffer.getvalue(), "png")

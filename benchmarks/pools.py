@@ -10,14 +10,28 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
+from PIL import Image
+
 from ..core.audit import audit
+from ..core.cache import cache_file, keep, kept
 from ..core.config import DataError
-from ..core.images import ImageSet
+from ..core.copies import Copy, find_copies, thumbnails
+from ..core.decoding import Picture
+from ..core.images import ImageSet, as_image
 from ..core.labels import LabeledImages, Splits, audit_splits, read_splits
 from ..core.randomness import stream
 from ..core.sources import find_sources
 from ..core.tracking import counting
 from .suite import CLASSIFY, BenchConfig, SuiteData
+
+MOST_PAIRS = 10**8
+"""Pairs of images that are compared unasked: about a minute."""
+SHOWN = 12
+"""Pairs of each part that are shown."""
+SHOWN_SIDE = 96
+COPIES_FORMAT = "1"
+"""Raised when others would be found."""
 
 POOL_SHARE = 0.8
 """Of the training images with labels, where ``data.pool`` is not given."""
@@ -39,11 +53,22 @@ class TaskImages:
 
 
 @dataclass(frozen=True)
+class Pair:
+    """An image that was left out of ``part``, and the one to validate or test with that it is nearly the same as."""
+
+    part: str
+    name: str
+    other: str
+    likeness: float
+    pictures: tuple[Picture, Picture]
+
+
+@dataclass(frozen=True)
 class Pools:
     """The images of a suite; none that is validated or tested with on any task is pretrained on, by content.
 
     ``labelled_pool`` has the pool's labels, for a supervised arm; None where it has none. ``findings`` says in words what the
-    overlap check found and did.
+    overlap check found and did, ``pairs`` shows what was nearly the same.
     """
 
     pool: ImageSet
@@ -52,6 +77,7 @@ class Pools:
     tasks: Mapping[str, TaskImages]
     gray: bool
     findings: tuple[str, ...]
+    pairs: tuple[Pair, ...] = ()
 
     @cached_property
     def classify(self) -> Splits[LabeledImages]:
@@ -93,37 +119,115 @@ class _Part:
 
 
 def read_pools(config: BenchConfig) -> Pools:
-    """Read, look through and part the images; an image that is in validation or test too is dropped elsewhere."""
-    data, findings = config.data, list[str]()
-    tasks, held_back = dict[str, TaskImages](), set[str]()
-    for name in config.designs:
-        if name != CLASSIFY:
-            tasks[name], contents = _task(config, name, findings)
-            held_back |= contents
+    """Read, look through and part the images; one that is in validation or test too, or nearly, is dropped elsewhere."""
+    data, guard = config.data, _Guard(config.data.near)
+    tasks = {name: _task(config, name, guard) for name in config.designs if name != CLASSIFY}
+    labelled_pool: LabeledImages | None = None
     if data.path is None:
-        pool = _unlabelled(data, held_back, findings)
-        return Pools(pool.images, pool.digest, None, tasks, pool.gray, tuple(findings))
+        pool = _unlabelled(data, guard)
+        return guard.pools(pool, None, tasks)
     _need_folder(data.path)
     splits, manifest = audit_splits(read_splits(data.path, data.val, data.test, data.seed), data.broken)
-    if manifest.rejected:
-        findings.append(f"Broken images that were left out: {len(manifest.rejected)}.")
+    guard.tell_broken("", len(manifest.rejected))
     train, val, test = (_Part(part, manifest.splits[name].hashes, range(len(part))) for name, part in splits.items())
-    val = _told(val, val.without(test.contents), "validation", "test", findings)
-    held_back |= test.contents | val.contents
-    labelled_pool: LabeledImages | None = None
+    val = guard.hold_back(CLASSIFY, val, test)
     if data.unlabelled is None:
         chosen, train = _parted(train, data)
-        kept = _told(chosen, chosen.without(held_back), "pool", "validation or test", findings)
-        labelled_pool = kept.taken()
-        pool = _Pool(labelled_pool.images, kept.digest, manifest.gray)
-        train = _told(
-            train, train.without(held_back | kept.contents), "labelled source", "pool, validation or test", findings
-        )
+        own = guard.apart(chosen, "pool", list(guard.held))
+        labelled_pool = own.taken()
+        pool = _Pool(labelled_pool.images, own.digest, manifest.gray)
+        train = guard.without(train, own.contents, "labelled source", "the pool")
     else:
-        pool = _unlabelled(data, held_back, findings)
-        train = _told(train, train.without(held_back), "labelled source", "validation or test", findings)
-    own = _images({"train": train, "val": val, "test": test}, f"data.path={data.path}", manifest.gray)
-    return Pools(pool.images, pool.digest, labelled_pool, {CLASSIFY: own, **tasks}, pool.gray, tuple(findings))
+        pool = _unlabelled(data, guard)
+    train = guard.apart(train, "labelled source", [CLASSIFY])
+    images = _images({"train": train, "val": val, "test": test}, f"data.path={data.path}", manifest.gray)
+    return guard.pools(pool, labelled_pool, {CLASSIFY: images, **tasks})
+
+
+class _Guard:
+    """Keeps apart what is trained on from what is judged by; remembers what it found, in words and in pairs."""
+
+    def __init__(self, near: str) -> None:
+        self._near = near
+        self._findings: list[str] = []
+        self._pairs: list[Pair] = []
+        self.held: dict[str, tuple[_Part, ...]] = {}
+        """what each task is validated and tested with"""
+
+    def pools(self, pool: _Pool, labelled: LabeledImages | None, tasks: Mapping[str, TaskImages]) -> Pools:
+        """All of the images, once they are apart."""
+        facts = tuple(self._findings), tuple(self._pairs)
+        return Pools(pool.images, pool.digest, labelled, tasks, pool.gray, *facts)
+
+    def tell_broken(self, task: str, count: int) -> None:
+        """Remember that broken images were left out."""
+        if count:
+            self._findings.append(f"{task}Broken images that were left out: {count}.")
+
+    def hold_back(self, task: str, val: _Part, test: _Part) -> _Part:
+        """Take in what a task is judged by; what is left of its validation."""
+        name = "validation" if task == CLASSIFY else f"{task}'s validation"
+        val = self.without(val, test.contents, name, "test")
+        self.held[task] = (val, test)
+        return val
+
+    def without(self, part: _Part, contents: set[str], name: str, others: str) -> _Part:
+        """A part without what has these contents."""
+        left = part.without(contents)
+        self._findings.append(_finding(name, len(part.indices) - len(left.indices), others))
+        return left
+
+    def apart(self, part: _Part, name: str, tasks: Sequence[str]) -> _Part:
+        """A part without what these tasks are judged by, and without what is nearly that."""
+        held = [one for task in tasks for one in self.held[task]]
+        left = self.without(part, set().union(*(one.contents for one in held)), name, "validation or test")
+        copies = self._copies(left, name, held)
+        numbers = {copy.number for copy, _, _ in copies}
+        for copy, other, index in copies[:SHOWN]:
+            mine = left.indices[copy.number]
+            names = left.images.images.name(mine), other.images.images.name(index)
+            pictures = small_picture(left.images.images, mine), small_picture(other.images.images, index)
+            self._pairs.append(Pair(name, *names, copy.likeness, pictures))
+        return _Part(
+            left.images, left.hashes, [one for number, one in enumerate(left.indices) if number not in numbers]
+        )
+
+    def _copies(self, part: _Part, name: str, held: Sequence[_Part]) -> list[tuple[Copy, _Part, int]]:
+        """Images of a part that are copies of those held back: the copy, and what it is a copy of."""
+        rows = [(one, index) for one in held for index in one.indices]
+        pairs = len(part.indices) * len(rows)
+        if self._near == "off" or (self._near == "auto" and pairs > MOST_PAIRS):
+            why = "" if self._near == "off" else f": {len(part.indices):,} × {len(rows):,} pairs; data.near=full looks"
+            self._findings.append(f"Near-duplicates of validation or test in the {name} were not looked for{why}.")
+            return []
+        copies = _compared(part, held, name)
+        count = len(copies)
+        self._findings.append(
+            f"Images of the {name} that are nearly one of validation or test (saved anew, resized, mirrored, cropped), and were "
+            f"left out: {count}."
+            if count
+            else f"No image of the {name} is nearly one of validation or test (saved anew, resized, mirrored, cropped)."
+        )
+        return [(copy, *rows[copy.original]) for copy in sorted(copies, key=lambda copy: -copy.likeness)]
+
+
+def _compared(part: _Part, held: Sequence[_Part], name: str) -> list[Copy]:
+    """Images of a part, by their place in it, that are copies of those held back, all in a row; kept for the next time."""
+    place = cache_file("copies", part.digest, *(one.digest for one in held))
+    before = kept(place)
+    if before is not None and before[1].get("format") == COPIES_FORMAT:
+        columns = [before[0][column].tolist() for column in ("number", "original", "likeness")]
+        return [Copy(*row) for row in zip(*columns, strict=True)]
+    ones = thumbnails(part.taken().images)
+    others = np.concatenate([thumbnails(one.taken().images) for one in held])
+    copies = find_copies(ones, others, counting(f"comparing the {name} with validation and test"))
+    arrays = {
+        "number": np.array([copy.number for copy in copies], dtype=np.int64),
+        "original": np.array([copy.original for copy in copies], dtype=np.int64),
+        "likeness": np.array([copy.likeness for copy in copies], dtype=np.float64),
+    }
+    keep(place, arrays, {"format": COPIES_FORMAT})
+    return copies
 
 
 def _need_folder(path: str) -> None:
@@ -157,31 +261,46 @@ class _Pool:
     gray: bool
 
 
-def _unlabelled(data: SuiteData, held_back: set[str], findings: list[str]) -> _Pool:
+@dataclass(frozen=True)
+class _Nameless:
+    """Images without labels, in the form of those with."""
+
+    images: ImageSet
+    classes: tuple[str, ...] = ()
+
+    def label_text(self, index: int) -> str:
+        """None."""
+        return ""
+
+    def subset(self, indices: Sequence[int]) -> _Nameless:
+        """Some of them."""
+        return _Nameless(self.images.subset(indices))
+
+
+def _unlabelled(data: SuiteData, guard: _Guard) -> _Pool:
     """The images to pretrain on that have no labels."""
     images = find_sources(cast("str | tuple[str, ...]", data.unlabelled))
     _, manifest = audit(images, data.broken, counting("looking through the pool"))
+    guard.tell_broken("pool: ", len(manifest.rejected))
     if manifest.rejected:
-        findings.append(f"Broken images of the pool that were left out: {len(manifest.rejected)}.")
         images = images.subset(manifest.kept)
-    kept = [index for index, content in enumerate(manifest.hashes) if content not in held_back]
-    findings.append(_finding("pool", len(images) - len(kept), "validation or test"))
+    part = _Part(_Nameless(images), manifest.hashes, range(len(images)))
+    part = guard.apart(part, "pool", list(guard.held))
     if data.pool is not None:
-        count = data.pool if isinstance(data.pool, int) else int(data.pool * len(kept))
-        if not 0 < count <= len(kept):
-            raise DataError(f"data.pool={data.pool}: data.unlabelled has {len(kept)} images that may be pretrained on.")
-        order = stream(data.seed, "pool").permutation(len(kept))[:count]
-        kept = sorted(kept[int(number)] for number in order)
-    if not kept:
+        count = data.pool if isinstance(data.pool, int) else int(data.pool * len(part.indices))
+        if not 0 < count <= len(part.indices):
+            raise DataError(
+                f"data.pool={data.pool}: data.unlabelled has {len(part.indices)} images that may be pretrained on."
+            )
+        order = stream(data.seed, "pool").permutation(len(part.indices))[:count]
+        part = _Part(part.images, part.hashes, sorted(part.indices[int(number)] for number in order))
+    if not part.indices:
         raise DataError("data.unlabelled: no image is left, as all are in validation or test too.")
-    digest = hashlib.sha256()
-    for index in kept:
-        digest.update(f"{images.name(index)}\t{manifest.hashes[index]}\n".encode("utf-8", "surrogateescape"))
-    return _Pool(images.subset(kept), digest.hexdigest(), all(manifest.gray))
+    return _Pool(part.taken().images, part.digest, all(manifest.gray))
 
 
-def _task(config: BenchConfig, name: str, findings: list[str]) -> tuple[TaskImages, set[str]]:
-    """The images of a task with data of its own, and the contents of those that it is judged by."""
+def _task(config: BenchConfig, name: str, guard: _Guard) -> TaskImages:
+    """The images of a task with data of its own."""
     own = config.task(name)
     if not Path(own.data).exists():
         raise DataError(
@@ -190,14 +309,21 @@ def _task(config: BenchConfig, name: str, findings: list[str]) -> tuple[TaskImag
         )
     recipe = config.transfer(name)
     splits, manifest = audit_splits(recipe.chosen_task().read(recipe), config.data.broken)
-    if manifest.rejected:
-        findings.append(f"{name}: broken images that were left out: {len(manifest.rejected)}.")
+    guard.tell_broken(f"{name}: ", len(manifest.rejected))
     train, val, test = (_Part(part, manifest.splits[split].hashes, range(len(part))) for split, part in splits.items())
-    val = _told(val, val.without(test.contents), f"{name}'s validation", "test", findings)
-    judged = test.contents | val.contents
-    train = _told(train, train.without(judged), f"{name}'s labelled source", "validation or test", findings)
+    val = guard.hold_back(name, val, test)
+    train = guard.apart(train, f"{name}'s labelled source", [name])
     parts = {"train": train, "val": val, "test": test}
-    return _images(parts, f"tasks.{name}.data={own.data}", manifest.gray), judged
+    return _images(parts, f"tasks.{name}.data={own.data}", manifest.gray)
+
+
+def small_picture(images: ImageSet, index: int) -> Picture:
+    """A small copy of an image: (H, W) gray or (H, W, 3), uint8."""
+    opened = images.open(index)
+    picture = opened if isinstance(opened, Image.Image) else as_image(opened)
+    picture = picture.convert("L" if picture.mode in ("1", "L", "I;16") else "RGB")
+    picture.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
+    return np.asarray(picture)
 
 
 def _images(parts: Mapping[str, _Part], where: str, gray: bool) -> TaskImages:
@@ -206,11 +332,6 @@ def _images(parts: Mapping[str, _Part], where: str, gray: bool) -> TaskImages:
             raise DataError(f"{where}: no image is left for {split}, as all of it is elsewhere too.")
     splits = Splits(parts["train"].taken(), parts["val"].taken(), parts["test"].taken())
     return TaskImages(splits, {split: part.digest for split, part in parts.items()}, gray)
-
-
-def _told(before: _Part, after: _Part, part: str, others: str, findings: list[str]) -> _Part:
-    findings.append(_finding(part, len(before.indices) - len(after.indices), others))
-    return after
 
 
 def _finding(part: str, dropped: int, others: str) -> str:

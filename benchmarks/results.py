@@ -172,6 +172,17 @@ class Example:
 
 
 @dataclass(frozen=True)
+class NearPair:
+    """An image that was left out of ``part``, beside the one to be judged by that it nearly is; pictures as in ``Example``."""
+
+    part: str
+    name: str
+    other: str
+    likeness: float
+    pictures: tuple[str, str]
+
+
+@dataclass(frozen=True)
 class SuiteResult:
     """Everything that the report of a suite says.
 
@@ -179,7 +190,7 @@ class SuiteResult:
     ``missing`` names runs that are not there, which makes the result partial; ``seconds_total`` is compute. ``failed``: runs
     that ended with an error, and which; ``unspent``: why others were not begun. ``axis``: what the arms differ in, where that is
     a number; ``published``: the protocol in ``published.yaml`` that a task follows, if any; ``examples``: test images that arms
-    win and lose.
+    win and lose; ``near``: images that were left out as nearly the same as others.
     """
 
     name: str
@@ -201,6 +212,7 @@ class SuiteResult:
     axis: str | None = None
     published: Mapping[str, str] = field(default_factory=dict)
     examples: tuple[Example, ...] = ()
+    near: tuple[NearPair, ...] = ()
 
     def label(self, name: str) -> str:
         """What an arm is called."""
@@ -223,6 +235,7 @@ class SuiteResult:
             content["arms"] = tuple(Arm(**arm) for arm in content["arms"])
             content["parts"] = tuple(_part(part) for part in content["parts"])
             content["examples"] = tuple(Example(**example) for example in content["examples"])
+            content["near"] = tuple(NearPair(**pair) for pair in content["near"])
             picture = content["reconstructions"]
             content["reconstructions"] = None if picture is None else Path(picture)
             return cls(**content)

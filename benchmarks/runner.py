@@ -35,8 +35,8 @@ from ..core.plan import Plan
 from ..core.tracking import PLAIN_INTERVAL, Progress, duration
 from ..pretrain.monitor import PICTURE_FILE
 from .arms import PRETRAINING, Context, Run, execute, libraries, read_result
-from .pools import read_pools
-from .results import METRICS, Arm, Cell, ConvergenceCheck, Curve, Example, Part, SuiteResult, TuningRecord
+from .pools import Pools, read_pools
+from .results import METRICS, Arm, Cell, ConvergenceCheck, Curve, Example, NearPair, Part, SuiteResult, TuningRecord
 from .suite import CLASSIFY, BenchConfig, Design
 
 logger = logging.getLogger("maelift")
@@ -350,6 +350,7 @@ def collect(context: Context, store: Path, results: Results, ended: Ended | None
         axis=config.axis,
         published=config.published,
         examples=tuple(_examples(context, parts, arms)),
+        near=tuple(_near(pools)),
     )
 
 
@@ -360,6 +361,15 @@ def _examples(context: Context, parts: Sequence[Part], arms: tuple[Arm, ...]) ->
     for part in parts:
         if part.name == CLASSIFY and part.cells:
             yield from won_and_lost(part, context.pools.classify.test, arms, context.config.baseline)
+
+
+def _near(pools: Pools) -> Iterator[NearPair]:
+    """What the guard left out as nearly the same, with pictures."""
+    from .examples import address
+
+    for pair in pools.pairs:
+        first, second = (address(picture) for picture in pair.pictures)
+        yield NearPair(pair.part, pair.name, pair.other, pair.likeness, (first, second))
 
 
 def _part(context: Context, task: str, comparisons: Sequence[Comparison]) -> Part:

@@ -53,6 +53,8 @@ class SuiteData:
     """test images where the data has no such split, a count or a share"""
     seed: int = 0
     """seeds the split"""
+    near: Literal["auto", "full", "off"] = "auto"
+    """leave out of the pool and of training what is nearly a validation or test image; auto: where that takes minutes at most"""
     broken: float = 0.05
     """largest share of broken images that is put up with"""
 
