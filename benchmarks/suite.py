@@ -54,7 +54,7 @@ class SuiteData:
     seed: int = 0
     """seeds the split"""
     near: Literal["auto", "full", "off"] = "auto"
-    """leave out of the pool and of training what is nearly a validation or test image; auto: where that takes minutes at most"""
+    """leave out of the pool and of training what is nearly a validation or test image; auto: where it takes seconds"""
     broken: float = 0.05
     """largest share of broken images that is put up with"""
 

@@ -93,7 +93,7 @@ def find_copies(ones: NDArray[np.uint8], others: NDArray[np.uint8], tell: Tell |
     """
     if not len(ones) or not len(others):
         return []
-    mine, theirs = (torch.from_numpy(np.ascontiguousarray(stack)).float() for stack in (ones, others))
+    mine, theirs = (torch.tensor(stack, dtype=torch.float32) for stack in (ones, others))
     with torch.inference_mode():
         laid = _candidates(mine, theirs, tell)
         likeness = _laid_over(mine, theirs, laid)
@@ -130,7 +130,7 @@ def _candidates(mine: Tensor, theirs: Tensor, tell: Tell | None) -> _Laid:
         numbers.append(torch.cat([found.indices for found in best]))
         kinds.append(torch.tensor([mirrored, own, view]))
         if tell is not None:
-            tell(place + 1, len(rounds))
+            tell(len(mine) * (place + 1) // len(rounds), len(mine))
     score, number, kind = torch.stack(scores, 1), torch.stack(numbers, 1), torch.stack(kinds)
     ranked = score.argsort(dim=1, descending=True)
     score, number = score.gather(1, ranked), number.gather(1, ranked)

@@ -155,6 +155,37 @@ def test_an_encoder_of_other_channels_sees_gray_as_it_saw_gray_three_times(tmp_p
     assert encoder.preprocessing.mean == pytest.approx((sum(equal.mean) / 3,))
 
 
+def test_what_is_nearly_tested_with_is_left_out_and_shown(tmp_path: Path) -> None:
+    for split, first, count in (("train", 0, 30), ("val", 100, 8), ("test", 200, 12)):
+        for label in ("a", "b"):
+            write_images(tmp_path / "data" / split / label, count, first=first + 500 * (label == "b"))
+    pool = write_images(tmp_path / "pool", 40, first=2000)
+    tests = sorted((tmp_path / "data" / "test").rglob("*.png"))
+    for number, path in enumerate(tests[:6]):
+        with Image.open(path) as image:
+            width, height = image.size
+            image.crop((1, 1, width - 1, height - 1)).resize((48, 40)).save(pool / f"near{number}.jpg", quality=80)
+    with Image.open(tests[8]) as image:
+        image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(tmp_path / "data" / "train" / "a" / "mirrored.png")
+    file = suite(tmp_path, {"path": str(tmp_path / "data"), "unlabelled": str(pool)}, {})
+
+    def read(**data: Any) -> Any:
+        return read_pools(BenchConfig.resolve({"suite": str(file), "out": "x", "data": data}))
+
+    pools = read()
+    assert len(pools.pool) == 40 and len(pools.classify.train) == 60
+    assert sorted(Path(pair.name).stem for pair in pools.pairs) == ["mirrored", *(f"near{n}" for n in range(6))]
+    assert {Path(pair.other).stem for pair in pools.pairs} <= {path.stem for path in tests}
+    said = " ".join(pools.findings)
+    assert "Images of the pool that are nearly one of validation or test" in said and "were left out: 6." in said
+    again, off = read(), read(near="off")
+    assert again.pool_digest == pools.pool_digest and len(again.pairs) == 7  # as kept from before
+    assert len(off.pool) == 46 and not off.pairs and "were not looked for." in " ".join(off.findings)
+    result = maelift.bench(str(file), out=str(tmp_path / "out"))
+    html = result.report.read_text()
+    assert html.count("nearly ") > 7 and "near3.jpg, nearly" in html
+
+
 def test_a_pool_of_its_own_leaves_out_what_is_validated_or_tested_with(class_folders: Path, tmp_path: Path) -> None:
     pool = write_images(tmp_path / "pool", 10)
     for number, path in enumerate(sorted(class_folders.glob("dark/*.png"))):

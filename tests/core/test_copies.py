@@ -102,16 +102,16 @@ def test_copies_of_centred_items_are_found_as_far_as_they_can_be_told_apart(
     fashion_mnist: Path, tmp_path: Path, change: Change, share: float
 ) -> None:
     """Fashion-MNIST's items are nearly alike: with thousands of T-shirts, one that is cropped may be like another."""
-    test = idx_images(fashion_mnist / "t10k-images-idx3-ubyte.gz").subset(range(150))
-    pool = idx_images(fashion_mnist / "train-images-idx3-ubyte.gz").subset(range(6000))
+    test = idx_images(fashion_mnist / "t10k-images-idx3-ubyte.gz").subset(range(100))
+    pool = idx_images(fashion_mnist / "train-images-idx3-ubyte.gz").subset(range(3000))
     known = thumbnails(pool)
-    copies = planted([test.open(number) for number in range(150)], change, tmp_path / "copies")
+    copies = planted([test.open(number) for number in range(100)], change, tmp_path / "copies")
     found = {
         copy.number: copy.original - len(known)
         for copy in find_copies(thumbnails(test), np.concatenate([known, copies]))
     }
-    assert sum(found.get(number) == number for number in range(150)) >= share * 150
-    assert len(find_copies(thumbnails(test), known)) <= 0.02 * 150
+    assert sum(found.get(number) == number for number in range(100)) >= share * 100
+    assert len(find_copies(thumbnails(test), known)) <= 2
 
 
 def test_flat_broken_and_tiny_sets_are_no_copies(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from maelift.core.coco import read_detection
-from maelift.transfer.detection_scores import coco_results, coco_scores, write_results
+from maelift.transfer.detection_scores import coco_influences, coco_results, coco_scores, write_results
 from maelift.transfer.predictions import Detections
 from numpy.typing import NDArray
 from PIL import Image
@@ -106,6 +106,25 @@ def by_pycocotools(truth: dict[str, Any], results: list[dict[str, Any]], kind: s
 
 def results_of(found: dict[int, Detections]) -> list[dict[str, Any]]:
     return [item for image, objects in found.items() for item in coco_results(objects, image, list(CLASSES))]
+
+
+def test_influences_are_what_leaving_out_each_group_changes() -> None:
+    truth, found = hard_case(3)
+    results = results_of(found)
+    whole = coco_scores(truth, results, CLASSES, split="test").metrics["AP"]
+    influences = coco_influences(truth, results)
+    assert influences is not None and whole is not None
+    assert len(influences) == len(truth["images"]) == 8 and influences.mean() == pytest.approx(whole)
+    left = []
+    for image in truth["images"]:
+        rest = {one["id"] for one in truth["images"]} - {image["id"]}
+        part = {**truth, "images": [one for one in truth["images"] if one["id"] in rest]}
+        part["annotations"] = [one for one in truth["annotations"] if one["image_id"] in rest]
+        theirs = by_pycocotools(part, [one for one in results if one["image_id"] in rest], "bbox")
+        left.append(float(theirs.stats[0]))
+    expected = whole + 7 * (np.mean(left) - np.array(left))
+    assert influences == pytest.approx(expected, abs=1e-6)
+    assert coco_influences({**truth, "annotations": []}, results) is None
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -33,6 +33,20 @@ def counted(pairs: Masks, classes: int) -> PixelCounts:
     return counts
 
 
+def test_influences_are_what_leaving_an_image_out_changes() -> None:
+    """Their mean is mIoU, and their spread that of the jackknife, which leaves out one image after another."""
+    pairs = [pair for seed in range(6) for pair in some_masks(4, seed)]
+    whole, single = counted(pairs, 4), [counted([pair], 4) for pair in pairs]
+    found = whole.influences([(one.hits, one.unions) for one in single])
+    assert found is not None and found.mean() == pytest.approx(whole.metrics()["mIoU"])
+    left = np.array([counted(pairs[:n] + pairs[n + 1 :], 4).metrics()["mIoU"] for n in range(len(pairs))], dtype=float)
+    jackknife = (len(pairs) - 1) ** 2 * left.var(ddof=1) / len(pairs)
+    assert found.var(ddof=1) / len(pairs) == pytest.approx(jackknife, rel=0.15)
+    assert np.corrcoef(found, -left)[0, 1] > 0.99
+    empty = PixelCounts(3)
+    assert empty.influences([]) is None
+
+
 def test_scores_by_hand() -> None:
     truth = np.array([[0, 0, 1, 1], [255, 255, 2, 2]])
     predicted = np.array([[0, 1, 1, 1], [0, 3, 2, 0]])
