@@ -577,9 +577,9 @@ def _run_all(context: Context, store: Path, results: Results) -> Ended:
             for run, problem in finished:
                 if problem is None:
                     board.finished(run)
-                elif problem == DIED and signals.received is None and run.key not in suspects:
+                elif problem in (DIED, STALLED) and signals.received is None and run.key not in suspects:
                     suspects.add(run.key)
-                    logger.warning("bench: %s: its process or another died; it is done again by itself", run.title())
+                    logger.warning("bench: %s: its process or another ended; it is done again by itself", run.title())
                 elif signals.received is None:
                     ended.failed[run.key] = (run, problem)
                     logger.warning("bench: %s: failed: %s", run.title(), problem)
@@ -607,6 +607,9 @@ def _unspent(config: BenchConfig, spent: float, left: int) -> str:
 DIED = "its process died (killed, or out of memory?). Give fewer workers to use less memory"
 """What is said of a run whose worker process is gone."""
 
+STALLED = "it gave no sign of life for stall_minutes, and was ended"
+"""What is said of a run that hung."""
+
 
 class _Pool:
     """Worker processes, made anew where one of them died."""
@@ -616,6 +619,8 @@ class _Pool:
         self._spawn = multiprocessing.get_context("spawn")
         self._strangers = set(multiprocessing.active_children())
         self._at_work: dict[Future[str | None], Run] = {}
+        self._heard: dict[str, float] = {}
+        self._stalled: set[str] = set()
 
     def __enter__(self) -> _Pool:
         self._messages: Queue[tuple[str, Progress]] = self._spawn.Queue()
@@ -650,19 +655,22 @@ class _Pool:
             future = Future()
             future.set_exception(error)
         self._at_work[future] = run
+        self._heard[run.key] = time.monotonic()
 
     def wait(self, hear: Callable[[str, Progress], None]) -> list[tuple[Run, str | None]]:
         """The runs that ended within half a second, and what went wrong; ``hear`` is told how far the others are."""
         done, _ = wait(self._at_work, timeout=0.5, return_when=FIRST_COMPLETED)
         while not self._messages.empty():
-            hear(*self._messages.get())
+            key, progress = self._messages.get()
+            self._heard[key] = time.monotonic()
+            hear(key, progress)
+        self._end_stalled()
         try:
             return [(self._at_work[future], future.result()) for future in done]
         except BrokenProcessPool:
             lost = [(run, self._ended_well(future)) for future, run in self._at_work.items()]
             done = set(self._at_work)
-            for process in set(multiprocessing.active_children()) - self._strangers:
-                process.kill()  # they may wait for ever for a lock that the dead one held
+            self._kill()  # they may wait for ever for a lock that the dead one held
             self.__exit__()
             self.__enter__()
             return lost
@@ -670,10 +678,22 @@ class _Pool:
             for future in done:
                 del self._at_work[future]
 
-    @staticmethod
-    def _ended_well(future: Future[str | None]) -> str | None:
+    def _ended_well(self, future: Future[str | None]) -> str | None:
         """What a run of a broken pool ended with, if it did."""
-        return future.result() if future.done() and future.exception() is None else DIED
+        if future.done() and future.exception() is None:
+            return future.result()
+        return STALLED if self._at_work[future].key in self._stalled else DIED
+
+    def _end_stalled(self) -> None:
+        """End the workers where one hasn't been heard of for too long; which of them does what isn't known."""
+        late = time.monotonic() - 60 * self._context.config.stall_minutes
+        self._stalled = {run.key for run in self.running if self._heard[run.key] < late}
+        if self._stalled:
+            self._kill()
+
+    def _kill(self) -> None:
+        for process in set(multiprocessing.active_children()) - self._strangers:
+            process.kill()
 
 
 def _interrupted(count: int, number: int) -> Interrupted:

@@ -262,6 +262,8 @@ class BenchConfig:
     """runs at the same time; null: one a core, on a GPU one"""
     threads: int = 1
     """CPU threads of a run"""
+    stall_minutes: float = 60.0
+    """a run that gives no sign of life for so long is ended, and done once more by itself; training gives one each second"""
 
     def __post_init__(self) -> None:
         if self.channels not in (1, 3):
@@ -279,6 +281,8 @@ class BenchConfig:
             close = nearest(self.baseline, self.arms)
             advice = f"Did you mean {close}?" if close else ""
             raise ConfigError("baseline", self.baseline, f"one of the arms {', '.join(self.arms)}", advice)
+        if self.stall_minutes <= 0:
+            raise ConfigError("stall_minutes", self.stall_minutes, "a number above 0")
         for key in ("evaluations", "threads"):
             if getattr(self, key) < 1:
                 raise ConfigError(key, getattr(self, key), "1 or more")

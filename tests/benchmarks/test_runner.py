@@ -322,7 +322,30 @@ def test_a_run_that_always_kills_its_process_is_left_out_and_the_others_are_done
     assert "mae: pretraining, seed 0: its process died (killed, or out of memory?)" in done.error
     assert done.result.missing == ("mae at 6 labels", "mae at 12 labels")
     rows = (whole.out / "results.csv").read_text().splitlines()
-    assert (tmp_path / "results.csv").read_text().splitlines() == [row for row in rows if not row.startswith("mae,")]
+    assert (tmp_path / "results.csv").read_text().splitlines() == [
+        row for row in rows if not row.startswith("classify,mae,")
+    ]
+
+
+def test_a_worker_that_hangs_is_ended_and_its_run_done_again(whole: Whole, tmp_path: Path) -> None:
+    hung: list[int] = []
+
+    def strike() -> None:
+        eventually(lambda: len(results(tmp_path)) >= 4, seconds=200)
+        hung.append(workers_of(os.getpid())[0])
+        os.kill(hung[0], signal.SIGSTOP)  # alive, and never heard of again
+
+    striker = threading.Thread(target=strike, daemon=True)
+    striker.start()
+    done = maelift.api.bench(
+        str(whole.home / "suite.yaml"),
+        out=str(tmp_path),
+        data={"path": str(whole.home / "images")},
+        stall_minutes=0.5,
+    )
+    striker.join()
+    assert hung and not alive(hung[0]) and done.error is None
+    assert (tmp_path / "results.csv").read_bytes() == (whole.out / "results.csv").read_bytes()
 
 
 def test_a_run_that_fails_is_shown_and_the_others_are_done(whole: Whole, tmp_path: Path) -> None:
@@ -360,8 +383,11 @@ def test_the_status_is_told_without_running_anything(whole: Whole, tmp_path: Pat
     done = run_maelift(*words, f"out={whole.out}")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert lines[0].split()[:3] == ["arm", "labels", "encoder"] and len(lines) == 8
-    assert any(line.startswith("scratch") and "none needed" in line and line.endswith("3 of 3") for line in lines)
+    assert lines[0].split()[:4] == ["task", "arm", "labels", "encoder"] and len(lines) == 8
+    assert any(
+        line.split()[:2] == ["classify", "scratch"] and "none needed" in line and line.endswith("3 of 3")
+        for line in lines
+    )
     count = len(results(whole.out))
     assert lines[-1].startswith(f"{count} of {count} runs done")
     empty = run_maelift(*words, f"out={tmp_path / 'new'}")
@@ -398,9 +424,9 @@ def test_a_change_runs_only_what_it_touches(whole: Whole, tmp_path: Path) -> Non
     tests = Counter(run["labels"] for run in new.values() if (run["arm"], run["kind"]) == ("scratch", "test"))
     assert tests == {6: 4, 12: 3}
     now = (out / "results.csv").read_text().splitlines()
-    assert [row for row in now if not row.startswith(("scratch", "mae,6,3", "supervised,6,3"))] == [
-        row for row in rows if not row.startswith("scratch")
-    ]
+    assert [
+        row for row in now if not row.startswith(("classify,scratch", "classify,mae,6,3", "classify,supervised,6,3"))
+    ] == [row for row in rows if not row.startswith("classify,scratch")]
     assert 0 < spent < sum(result["seconds"] for result in results(out).values())  # what was left behind isn't counted
 
 
