@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import logging
-import multiprocessing
 import os
 import platform
 import signal
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
-from multiprocessing.queues import Queue
 from pathlib import Path
-from types import FrameType, ModuleType
+from types import FrameType
 from typing import Any
 
 import torch
@@ -30,11 +23,12 @@ from ..core.config import MaeliftError, to_dict, to_yaml, write_config
 from ..core.cost import encoder_flops, training_memory, training_seconds
 from ..core.distributed import Interrupted, StopSignals, choose_device
 from ..core.encoder import Encoder
-from ..core.files import atomic_write_text, exclusive, output_folder
+from ..core.files import exclusive, output_folder
 from ..core.plan import Plan
 from ..core.tracking import PLAIN_INTERVAL, Progress, duration
 from ..pretrain.monitor import PICTURE_FILE
-from .arms import PRETRAINING, Context, Run, execute, libraries, read_result
+from .arms import PRETRAINING, Context, Run, libraries, read_result
+from .executors import DIED, STALLED, executor_of
 from .pools import Pools, read_pools
 from .results import METRICS, Arm, Cell, ConvergenceCheck, Curve, Example, NearPair, Part, SuiteResult, TuningRecord
 from .suite import CLASSIFY, BenchConfig, Design
@@ -137,7 +131,7 @@ def plan(config: BenchConfig) -> Plan:
             *((name, _planned(design, pools.tasks[name].counts)) for name, design in config.designs.items()),
             ("pretraining seeds", str(len(config.pretrain_seeds))),
             ("runs", f"{counts or 'none'}; more where steps are doubled{there}"),
-            ("at a time", f"{workers} runs of {config.threads} threads on {device}"),
+            ("at a time", f"{workers} runs of {config.threads} threads on {device}, executor {config.executor}"),
             ("result", str(Path(config.out) / "report.html")),
         ),
         parameters=parameters,
@@ -508,6 +502,8 @@ def _seconds_spent(runs: Iterable[Run], results: Results) -> float:
 def _workers(config: BenchConfig) -> int:
     if config.workers is not None:
         return config.workers
+    if config.executor != "local":
+        return 8
     if choose_device(config.device).type == "cuda":
         return 1
     return max(1, (os.cpu_count() or 1) // config.threads)
@@ -564,7 +560,7 @@ def _run_all(context: Context, store: Path, results: Results) -> Ended:
     with (
         StopSignals.noted() as signals,
         _Board(context, results, workers) as board,
-        _Pool(context, store, workers) as pool,
+        executor_of(context, store, workers) as pool,
     ):
         while waiting or pool.running:
             while waiting and board.spent() < context.config.budget.seconds and pool.has_room(waiting[0], suspects):
@@ -604,98 +600,6 @@ def _unspent(config: BenchConfig, spent: float, left: int) -> str:
     )
 
 
-DIED = "its process died (killed, or out of memory?). Give fewer workers to use less memory"
-"""What is said of a run whose worker process is gone."""
-
-STALLED = "it gave no sign of life for stall_minutes, and was ended"
-"""What is said of a run that hung."""
-
-
-class _Pool:
-    """Worker processes, made anew where one of them died."""
-
-    def __init__(self, context: Context, store: Path, workers: int) -> None:
-        self._context, self._store, self._workers = context, store, workers
-        self._spawn = multiprocessing.get_context("spawn")
-        self._strangers = set(multiprocessing.active_children())
-        self._at_work: dict[Future[str | None], Run] = {}
-        self._heard: dict[str, float] = {}
-        self._stalled: set[str] = set()
-
-    def __enter__(self) -> _Pool:
-        self._messages: Queue[tuple[str, Progress]] = self._spawn.Queue()
-        self._end, self._line = self._spawn.Pipe(duplex=False)  # closed, it tells every worker to stop
-        facts = (self._context, self._store, self._messages, self._end)
-        self._pool = ProcessPoolExecutor(self._workers, self._spawn, _start_worker, facts)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        """Have every worker stop and end."""
-        self._line.close()
-        self._pool.shutdown(wait=True, cancel_futures=True)
-        self._end.close()
-
-    @property
-    def running(self) -> list[Run]:
-        """The runs at work."""
-        return list(self._at_work.values())
-
-    def has_room(self, run: Run, suspects: set[str]) -> bool:
-        """Whether a run may begin: suspects are alone at work."""
-        alone = run.key in suspects or any(other.key in suspects for other in self.running)
-        return len(self._at_work) < (1 if alone else self._workers)
-
-    def begin(self, run: Run) -> None:
-        """Have a worker do a run."""
-        future: Future[str | None]
-        try:
-            with _fit_for_workers():
-                future = self._pool.submit(_work, run)
-        except BrokenProcessPool as error:  # a worker died just now: the run is among those that are lost
-            future = Future()
-            future.set_exception(error)
-        self._at_work[future] = run
-        self._heard[run.key] = time.monotonic()
-
-    def wait(self, hear: Callable[[str, Progress], None]) -> list[tuple[Run, str | None]]:
-        """The runs that ended within half a second, and what went wrong; ``hear`` is told how far the others are."""
-        done, _ = wait(self._at_work, timeout=0.5, return_when=FIRST_COMPLETED)
-        while not self._messages.empty():
-            key, progress = self._messages.get()
-            self._heard[key] = time.monotonic()
-            hear(key, progress)
-        self._end_stalled()
-        try:
-            return [(self._at_work[future], future.result()) for future in done]
-        except BrokenProcessPool:
-            lost = [(run, self._ended_well(future)) for future, run in self._at_work.items()]
-            done = set(self._at_work)
-            self._kill()  # they may wait for ever for a lock that the dead one held
-            self.__exit__()
-            self.__enter__()
-            return lost
-        finally:
-            for future in done:
-                del self._at_work[future]
-
-    def _ended_well(self, future: Future[str | None]) -> str | None:
-        """What a run of a broken pool ended with, if it did."""
-        if future.done() and future.exception() is None:
-            return future.result()
-        return STALLED if self._at_work[future].key in self._stalled else DIED
-
-    def _end_stalled(self) -> None:
-        """End the workers where one hasn't been heard of for too long; which of them does what isn't known."""
-        late = time.monotonic() - 60 * self._context.config.stall_minutes
-        self._stalled = {run.key for run in self.running if self._heard[run.key] < late}
-        if self._stalled:
-            self._kill()
-
-    def _kill(self) -> None:
-        for process in set(multiprocessing.active_children()) - self._strangers:
-            process.kill()
-
-
 def _interrupted(count: int, number: int) -> Interrupted:
     return Interrupted(f"stopped with {count} runs finished; they are kept. The same command goes on.", number)
 
@@ -708,114 +612,6 @@ def _missing(context: Context, results: Results, ended: Ended) -> list[Run]:
             if run.key not in ended.failed:
                 found.setdefault(run.key, run)
     return sorted(found.values(), key=lambda run: (run.kind not in PRETRAINING, -run.images, run.key))
-
-
-@contextmanager
-def _fit_for_workers() -> Iterator[None]:
-    """Processes that are started within don't import the caller's script, and hear of no signal until they are prepared.
-
-    So a script may call ``bench`` without ``if __name__ == "__main__":``, and Ctrl-C while workers start is not answered
-    by their tracebacks.
-    """
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = ModuleType("__main__")
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        sys.modules["__main__"] = main
-
-
-_STOPS = (signal.SIGINT, signal.SIGTERM)
-
-
-@dataclass
-class _Worker:
-    """What a worker process has at hand; ``busy`` with a run, ``leaving`` once the parent wants no more of it."""
-
-    context: Context
-    store: Path
-    messages: Queue[tuple[str, Progress]]
-    busy: bool = False
-    leaving: bool = False
-    told: float = 0.0
-
-    def stop(self, number: int, frame: FrameType | None) -> None:
-        """On SIGTERM, end the run or, when it isn't the parent who asks, the process.
-
-        Within training it is the loop that takes the signal, and saves.
-        """
-        if self.busy:
-            raise Interrupted("stopped", number)
-        if not self.leaving:
-            os._exit(1)
-
-    def watch(self, end: Connection, parent: BaseProcess) -> None:
-        """End the run when the line to the parent is closed, and the process when the parent is gone.
-
-        A worker of a killed parent must not go on beside those of the next command.
-        """
-        end.poll(None)
-        self.leaving = True
-        os.kill(os.getpid(), signal.SIGTERM)
-        parent.join()
-        os._exit(1)
-
-    def tell(self, run: Run, progress: Progress) -> None:
-        """Let the parent know how far a run is, once a second."""
-        if time.monotonic() - self.told > 1.0:
-            self.told = time.monotonic()
-            self.messages.put((run.key, progress))
-
-    def work(self, run: Run) -> str | None:
-        """Do a run; returns what went wrong, in words."""
-        try:
-            self.busy = True
-            if self.leaving:
-                return "stopped"
-            execute(run, self.context, self.store, lambda progress: self.tell(run, progress))
-        except Interrupted:
-            if not self.leaving:
-                os._exit(1)
-            return "stopped"
-        except torch.OutOfMemoryError:
-            return "the GPU's memory is too small. Give fewer workers, or a smaller batch_size; finished runs are kept."
-        except (MaeliftError, OSError) as error:
-            return str(error)
-        except Exception as error:  # a run that crashes must not take the others with it
-            file = self.store / run.key / "error.txt"
-            atomic_write_text(file, traceback.format_exc())
-            return f"{type(error).__name__}: {error} ({file})"
-        finally:
-            self.busy = False
-        return None
-
-
-_worker: _Worker | None = None
-
-
-def _start_worker(context: Context, store: Path, messages: Queue[tuple[str, Progress]], end: Connection) -> None:
-    """Prepare a worker: its threads, and its lines to the parent.
-
-    It leaves the parent's process group: a Ctrl-C at the terminal is for the parent, which passes it on once.
-    """
-    global _worker
-    _worker = _Worker(context, store, messages)
-    messages.cancel_join_thread()  # a worker that ends waits for nobody to read on
-    os.setpgrp()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _worker.stop)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)
-    torch.set_num_threads(context.config.threads)
-    logging.getLogger("maelift").setLevel(logging.ERROR)
-    parent = multiprocessing.parent_process()
-    threading.Thread(target=_worker.watch, args=(end, parent), daemon=True).start()
-
-
-def _work(run: Run) -> str | None:
-    """Do a run in a worker; returns what went wrong, in words."""
-    return _there(_worker).work(run)  # type: ignore[no-any-return]
 
 
 class _Board:

@@ -14,6 +14,7 @@ import yaml
 
 from ..core.config import ConfigError, MaeliftError, merged, nearest, raw_value, resolve
 from ..core.encoder import EncoderSpec, ModelName, check_divisible, preset_spec
+from ..core.launching import Slurm
 from ..pretrain.config import PretrainConfig
 from ..transfer.classify import ClassifyRecipe
 from ..transfer.detect import DetectConfig
@@ -258,8 +259,12 @@ class BenchConfig:
     """times that validation accuracy is measured in a run, whatever its steps; the best weights are kept"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """where to train; auto: a GPU when there is one"""
+    executor: Literal["local", "slurm", "ray"] = "local"
+    """who does the runs: processes of this machine, jobs of SLURM, tasks of Ray (RAY_ADDRESS names a cluster)"""
+    slurm: Slurm = field(default_factory=lambda: Slurm(minutes=240, cpus_per_process=1))
+    """what each job is given, with executor=slurm"""
     workers: int | None = None
-    """runs at the same time; null: one a core, on a GPU one"""
+    """runs at the same time; null: one a core, on a GPU one; with slurm and ray 8"""
     threads: int = 1
     """CPU threads of a run"""
     stall_minutes: float = 60.0
@@ -281,6 +286,8 @@ class BenchConfig:
             close = nearest(self.baseline, self.arms)
             advice = f"Did you mean {close}?" if close else ""
             raise ConfigError("baseline", self.baseline, f"one of the arms {', '.join(self.arms)}", advice)
+        if self.executor == "slurm" and self.slurm.processes > 1:
+            raise ConfigError("slurm.processes_per_node", self.slurm.processes, "one process a run")
         if self.stall_minutes <= 0:
             raise ConfigError("stall_minutes", self.stall_minutes, "a number above 0")
         for key in ("evaluations", "threads"):

@@ -57,6 +57,7 @@ FRAMEWORKS = {
         Framework("onnx", "onnx", ("onnx",), "1.17", "pip install -U onnx onnxruntime", needs=("onnxruntime",)),
         Framework("peft", "peft", ("peft",), "0.13", "pip install -U peft"),
         Framework("pyarrow", "pyarrow", ("pyarrow",), "15", "pip install -U pyarrow"),
+        Framework("ray", "ray", ("ray",), "2.9", "pip install -U ray"),
         Framework("submitit", "submitit", ("submitit",), "1.5", "pip install -U submitit"),
         Framework("webdataset", "webdataset", ("webdataset",), "0.2.86", "pip install -U webdataset"),
         Framework("wandb", "wandb", ("wandb",), "0.17", "pip install -U wandb"),

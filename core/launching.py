@@ -106,15 +106,32 @@ def submit(
 
     Raises MaeliftError where there is no SLURM, no submitit, or the job is refused.
     """
+    import submitit
+
+    executor = slurm_executor(slurm, output_folder(out) / "slurm", name, "launch=slurm")
+    executor.update_parameters(slurm_additional_parameters={"requeue": True})
+    try:
+        job = executor.submit(Job(run, keys))
+    except (submitit.core.utils.FailedJobError, subprocess.CalledProcessError, OSError) as error:
+        reason = " ".join(str(error).split())[-300:]
+        raise MaeliftError(
+            f"launch=slurm: the job was refused ({reason}). Nothing runs; change the slurm keys."
+        ) from error
+    return Submitted(job.job_id, Path(str(job.paths.stderr)))
+
+
+def slurm_executor(slurm: Slurm, folder: Path, name: str, key: str) -> Any:
+    """submitit's executor for jobs that are given this; what they say goes to ``folder``.
+
+    Raises MaeliftError, which names the user's ``key``, where there is no SLURM or no submitit.
+    """
     if shutil.which("sbatch") is None:
         raise MaeliftError(
-            "launch=slurm: no sbatch on this machine's path. Give the command on a machine of the cluster, or launch=here "
-            "(several processes: torchrun)."
+            f"{key}: no sbatch on this machine's path. Give the command on a machine of the cluster, or leave {key} out."
         )
     require("submitit")
     import submitit
 
-    folder = output_folder(out) / "slurm"
     executor = submitit.AutoExecutor(folder=folder, cluster="slurm")
     asked: dict[str, Any] = {
         "name": name,
@@ -131,15 +148,7 @@ def submit(
         "slurm_constraint": slurm.constraint,
     }
     executor.update_parameters(**{key: value for key, value in asked.items() if value is not None})
-    executor.update_parameters(slurm_additional_parameters={"requeue": True})
-    try:
-        job = executor.submit(Job(run, keys))
-    except (submitit.core.utils.FailedJobError, subprocess.CalledProcessError, OSError) as error:
-        reason = " ".join(str(error).split())[-300:]
-        raise MaeliftError(
-            f"launch=slurm: the job was refused ({reason}). Nothing runs; change the slurm keys."
-        ) from error
-    return Submitted(job.job_id, Path(str(job.paths.stderr)))
+    return executor
 
 
 def _log() -> None:

@@ -1,0 +1,96 @@
+"""The same suite by processes of this machine, by a real Ray and by a real SLURM: the same table, to the byte."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from maelift.core.scenes import FashionScenesConfig, fashion_scenes
+from maelift.tests.pretrain.test_slurm import slurm  # noqa: F401  (a fixture)
+from maelift.tests.support import environment, framework, one_line_error
+
+SUITE = """
+title: Does it matter who runs it?
+data: {unlabelled: scenes/pool}
+model: vit_nano
+image_size: 32
+patch_size: 8
+channels: 1
+workers: 2
+evaluations: 1
+tasks:
+  segment:
+    {task: segment, data: scenes, labels: [8], seeds: [0, 1], short: true, steps: 2,
+      recipe: {recipe: small, head: linear, batch_size: 4, lr: 1e-3}}
+arms:
+  mae:
+    start: mae
+    label: MAE on the pool
+    pretrain: {epochs: 2, batch_size: 8, lr: 1e-3, holdout: 4, evaluations: 1, decoder: {embed_dim: 16, depth: 1, num_heads: 2}}
+  scratch: {start: scratch, label: from scratch}
+"""
+
+pytestmark = pytest.mark.slow
+
+
+def bench(home: Path, *words: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "maelift", "bench", "suite.yaml", *words]
+    return subprocess.run(command, cwd=home, env=env or environment(), capture_output=True, text=True, timeout=600)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory, fashion_mnist: Path) -> Path:
+    """A folder with the suite, its scenes, and what local processes make of it."""
+    home = tmp_path_factory.mktemp("executors")
+    (home / "suite.yaml").write_text(SUITE)
+    keys: dict[str, Any] = {"size": 32, "items": (1, 3), "item_sizes": (12, 16)}
+    fashion_scenes(
+        FashionScenesConfig(str(home / "scenes"), str(fashion_mnist), train=16, val=6, test=10, pool=24, **keys)
+    )
+    done = bench(home, "out=local")
+    assert done.returncode == 0, done.stderr
+    return home
+
+
+def table(out: Path) -> bytes:
+    return (out / "results.csv").read_bytes()
+
+
+def test_ray_gives_the_same_table(home: Path) -> None:
+    framework("ray")
+    done = bench(home, "out=ray", "executor=ray", env={**environment(), "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"})
+    assert done.returncode == 0, done.stderr
+    assert table(home / "ray") == table(home / "local")
+    again = bench(home, "out=ray")
+    assert "every run is there already" in again.stderr and table(home / "ray") == table(home / "local")
+
+
+def test_slurm_gives_the_same_table(home: Path, slurm: dict[str, str]) -> None:  # noqa: F811
+    limits = ("slurm.minutes=10", "slurm.memory_gb=0.9")
+    done = bench(home, "out=slurm", "executor=slurm", *limits, env=slurm)
+    assert done.returncode == 0, done.stderr
+    assert table(home / "slurm") == table(home / "local")
+    jobs = [path for path in (home / "slurm" / "slurm").glob("*_result.pkl")]
+    assert len(jobs) == 1 + 4 + 4  # an encoder, trainings, tests
+
+
+def test_without_slurm_it_is_told(home: Path) -> None:
+    path = os.pathsep.join(
+        part for part in os.environ["PATH"].split(os.pathsep) if not (Path(part) / "sbatch").exists()
+    )
+    done = bench(home, "out=none", "executor=slurm", env={**environment(), "PATH": path})
+    one_line_error(done, "executor=slurm: no sbatch on this machine's path")
+    one_line_error(bench(home, "out=none", "executor=slurm", "slurm.processes_per_node=2"), "one process a run")
+    one_line_error(bench(home, "out=none", "executor=kubernetes"), "one of local, slurm, ray")
+
+
+def test_a_run_that_fails_elsewhere_is_told_and_the_others_are_done(home: Path) -> None:
+    framework("ray")
+    (home / "broken" / "runs").mkdir(parents=True)
+    done = bench(home, "out=broken", "executor=ray", "arms.mae.pretrain.batch_size=64")
+    one_line_error(done, "mae: pretraining, seed 0: batch_size=64, but only")
+    assert "from scratch" in (home / "broken" / "report.md").read_text()
