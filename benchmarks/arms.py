@@ -11,7 +11,7 @@ import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -64,6 +64,7 @@ WRITES: dict[Kind, tuple[str, ...]] = {
 """What must stand in the result of a finished run."""
 
 
+@cache
 def libraries() -> dict[str, str]:
     """The versions of what draws, decodes, computes and scores: another one may end in other numbers."""
     names = ("torchvision", "timm", "numpy", "pillow", "torchmetrics")
@@ -151,18 +152,25 @@ class Context:
         The number of threads is among it: it sets the order of sums. The place of the images and the number of workers
         are not. ``parts``: "pool", or task and split with a point between.
         """
+        facts = {**self._shared, "images": [self._digests[part] for part in parts], **more}
+        return json.dumps(facts, sort_keys=True)
+
+    @cached_property
+    def _shared(self) -> dict[str, object]:
+        device = self.config.device
+        return {
+            "spec": asdict(self.config.spec),
+            "device": choose_device("auto").type if device == "auto" else device,
+            "threads": self.config.threads,
+            "libraries": libraries(),
+        }
+
+    @cached_property
+    def _digests(self) -> dict[str, str]:
         digests = {"pool": self.pools.pool_digest}
         for task, images in self.pools.tasks.items():
             digests |= {f"{task}.{split}": digest for split, digest in images.digests.items()}
-        facts = {
-            "spec": asdict(self.config.spec),
-            "device": choose_device(self.config.device).type,
-            "threads": self.config.threads,
-            "libraries": libraries(),
-            "images": [digests[part] for part in parts],
-            **more,
-        }
-        return json.dumps(facts, sort_keys=True)
+        return digests
 
     def pretraining(self, arm: str, seed: int) -> Run | None:
         """The run that makes an arm's encoder; none for the scratch arm."""
@@ -234,6 +242,16 @@ class Context:
 
     def training(self, task: str, arm: str, labels: int, seed: int, steps: int, lr: float) -> Run:
         """One training for a task, judged on validation only."""
+        place = (task, arm, labels, seed, steps, lr)
+        if place not in self._trainings:
+            self._trainings[place] = self._training(*place)
+        return self._trainings[place]
+
+    @cached_property
+    def _trainings(self) -> dict[tuple[str, str, int, int, int, float], Run]:
+        return {}
+
+    def _training(self, task: str, arm: str, labels: int, seed: int, steps: int, lr: float) -> Run:
         recipe = self.config.recipe(task, arm)
         encoder = self.pretraining(arm, self.pretrain_seed(arm, seed, task))
         return Run(
@@ -258,14 +276,21 @@ class Context:
 
     def testing(self, run: Run) -> Run:
         """The one reading of the test split with a trained model."""
-        return replace(
-            run,
-            kind="test",
-            recipe="",
-            context=self.facts(f"{run.task}.test"),
-            parents=(run.key,),
-            images=round(len(self.pools.tasks[run.task].splits.test) * self.cost(run.task)),
-        )
+        if run.key not in self._tests:
+            count = len(self.pools.tasks[run.task].splits.test)
+            self._tests[run.key] = replace(
+                run,
+                kind="test",
+                recipe="",
+                context=self.facts(f"{run.task}.test"),
+                parents=(run.key,),
+                images=round(count * self.cost(run.task)),
+            )
+        return self._tests[run.key]
+
+    @cached_property
+    def _tests(self) -> dict[str, Run]:
+        return {}
 
     def pretrain_seed(self, arm: str, seed: int, task: str) -> int:
         """The pretraining seed that goes with a seed of a task's training (the first for the tuning trials)."""

@@ -64,8 +64,7 @@ def _forest(result: SuiteResult, part: Part) -> list[Chart]:
     axes.set_ylim(-len(shown) + 0.4, 0.6)
     axes.grid(axis="y", visible=False)
     axes.grid(axis="x", alpha=0.25)
-    axes.set_xlabel(f"points of test {part.figure} more than {_short(result.label(result.baseline))}")
-    axes.xaxis.label.set_parse_math(False)
+    axes.set_xlabel(f"points of {part.figure} more than the baseline")
     caption = (
         f"Differences from {result.label(result.baseline)}: mean and 95 % interval over the seeds and "
         f"{part.counts['test']:,} test images, in points of {part.figure}"

@@ -112,7 +112,7 @@ def plan(config: BenchConfig) -> Plan:
     pools, results = context.pools, _finished(Path(config.out) / "runs")
     foreseen = _foreseen(context, results)
     runs = {key: run for key, run in foreseen.items() if results(run) is None}
-    device = choose_device(config.device)
+    device = _device(config)
     flops = encoder_flops(config.spec)
     workers = _workers(config)
     with torch.device("meta"):
@@ -488,9 +488,14 @@ def _versions() -> dict[str, str]:
 
 
 def _machine(config: BenchConfig) -> str:
-    device = choose_device(config.device)
+    device = _device(config)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     return f"{device.type} ({name}), {os.cpu_count()} cores, {config.threads} threads a run"
+
+
+def _device(config: BenchConfig) -> torch.device:
+    """What runs are done on; where they are done elsewhere, what this machine has."""
+    return choose_device(config.device if config.executor == "local" else "auto")
 
 
 def _seconds_spent(runs: Iterable[Run], results: Results) -> float:
@@ -504,7 +509,7 @@ def _workers(config: BenchConfig) -> int:
         return config.workers
     if config.executor != "local":
         return 8
-    if choose_device(config.device).type == "cuda":
+    if _device(config).type == "cuda":
         return 1
     return max(1, (os.cpu_count() or 1) // config.threads)
 

@@ -34,6 +34,8 @@ def test_help_is_fast_and_imports_neither_torch_nor_omegaconf() -> None:
         "transfer classify",
         "predict",
         "bench",
+        "bench compare",
+        "init",
         "export",
         "import",
         "certify",
@@ -51,7 +53,17 @@ def test_the_version_is_told() -> None:
 
 @pytest.mark.parametrize(
     "command",
-    ["pretrain", "transfer classify", "predict", "bench", "export", "import", "certify", "data fashion-mnist"],
+    [
+        "pretrain",
+        "transfer classify",
+        "predict",
+        "bench",
+        "bench compare",
+        "init",
+        "export",
+        "certify",
+        "data fashion-mnist",
+    ],
 )
 def test_every_command_lists_its_keys(command: str) -> None:
     done = run_maelift(*command.split(), "-h")
