@@ -359,6 +359,7 @@ class RayTasks(_Elsewhere):
         self._ray = require("ray")
         self._began = not self._ray.is_initialized()
         if self._began:
+            os.environ.setdefault("RAY_worker_niceness", "0")  # else what else this machine does goes before the runs
             self._ray.init(logging_level=logging.ERROR, log_to_driver=False, include_dashboard=False)
         config = self._context.config
         resources = {"num_cpus": config.threads, "max_retries": 0}
