@@ -11,7 +11,7 @@ done
 export DEBIAN_FRONTEND=noninteractive
 exec 9>/tmp/maelift-apt.lock
 flock 9
-{ apt-get update -q && apt-get install -y -q --no-install-recommends "${missing[@]}"; } >>"$log" 2>&1 || {
+{ apt-get update -q && apt-get install -y -q "${missing[@]}"; } >>"$log" 2>&1 || {
   echo "tests/debian.sh: ${missing[*]} could not be installed; see $log" >&2
   tail -5 "$log" >&2
   exit 1

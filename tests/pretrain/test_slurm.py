@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,14 +46,16 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     if not os.environ.get("CI") and not can:
         pytest.skip("a SLURM of one's own needs root, and slurmctld or apt-get")
     folder = tmp_path_factory.mktemp("slurm")
-    started = subprocess.run([script, "start", folder], capture_output=True, text=True, timeout=300)
-    if started.returncode and not os.environ.get("CI"):
-        pytest.skip(f"no SLURM here: {started.stderr[-300:]}")
-    assert started.returncode == 0, started.stderr
-    yield {**environment(), "SLURM_CONF": str(folder / "slurm.conf")}
-    subprocess.run(["scancel", "--user=root"], env={**os.environ, "SLURM_CONF": str(folder / "slurm.conf")})
-    time.sleep(2)
-    subprocess.run([script, "stop", folder], check=True)
+    with (Path(tempfile.gettempdir()) / "maelift-slurm.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # one at a time: their ports are the same
+        started = subprocess.run([script, "start", folder], capture_output=True, text=True, timeout=600)
+        if started.returncode and not os.environ.get("CI"):
+            pytest.skip(f"no SLURM here: {started.stderr[-300:]}")
+        assert started.returncode == 0, started.stderr
+        yield {**environment(), "SLURM_CONF": str(folder / "slurm.conf")}
+        subprocess.run(["scancel", "--user=root"], env={**os.environ, "SLURM_CONF": str(folder / "slurm.conf")})
+        time.sleep(2)
+        subprocess.run([script, "stop", folder], check=True)
 
 
 def maelift(environment: dict[str, str], *words: object) -> subprocess.CompletedProcess[str]:
