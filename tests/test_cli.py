@@ -191,7 +191,7 @@ def test_defaults_that_a_recipe_or_a_suite_gives_are_told() -> None:
     assert "[--evaluate SPLIT]" in text and "--to TO" in run_maelift("export", "-h").stdout
     assert "  data  (text; needed)" in text
     text = run_maelift("bench", "-h").stdout
-    assert "  suite  (text; needed)" in text and "  labels  ([int, ...]; default: the suite's)" in text
+    assert "  suite  (text; needed)" in text and "  title  (text; default: the suite's)" in text
 
 
 def fail_with(error: str, *, debug: bool = False, rank: str = "0") -> subprocess.CompletedProcess[str]:
