@@ -43,7 +43,6 @@ class TaskImages:
 
     splits: Splits[Any]
     digests: Mapping[str, str]
-    gray: bool
 
     @property
     def counts(self) -> dict[str, int]:
@@ -140,7 +139,7 @@ def read_pools(config: BenchConfig) -> Pools:
     else:
         pool = _unlabelled(data, guard)
     train = guard.apart(train, "labelled source", [CLASSIFY])
-    images = _images({"train": train, "val": val, "test": test}, f"data.path={data.path}", manifest.gray)
+    images = _images({"train": train, "val": val, "test": test}, f"data.path={data.path}")
     return guard.pools(pool, labelled_pool, {CLASSIFY: images, **tasks})
 
 
@@ -314,7 +313,7 @@ def _task(config: BenchConfig, name: str, guard: _Guard) -> TaskImages:
     val = guard.hold_back(name, val, test)
     train = guard.apart(train, f"{name}'s labelled source", [name])
     parts = {"train": train, "val": val, "test": test}
-    return _images(parts, f"tasks.{name}.data={own.data}", manifest.gray)
+    return _images(parts, f"tasks.{name}.data={own.data}")
 
 
 def small_picture(images: ImageSet, index: int) -> Picture:
@@ -326,12 +325,12 @@ def small_picture(images: ImageSet, index: int) -> Picture:
     return np.asarray(picture)
 
 
-def _images(parts: Mapping[str, _Part], where: str, gray: bool) -> TaskImages:
+def _images(parts: Mapping[str, _Part], where: str) -> TaskImages:
     for split, part in parts.items():
         if not part.indices:
             raise DataError(f"{where}: no image is left for {split}, as all of it is elsewhere too.")
     splits = Splits(parts["train"].taken(), parts["val"].taken(), parts["test"].taken())
-    return TaskImages(splits, {split: part.digest for split, part in parts.items()}, gray)
+    return TaskImages(splits, {split: part.digest for split, part in parts.items()})
 
 
 def _finding(part: str, dropped: int, others: str) -> str:

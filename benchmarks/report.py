@@ -11,8 +11,6 @@ from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ..core.files import atomic_path, atomic_write_text
 from ..core.frameworks import installed_version
 from ..core.page import MINUS, Table, data_url, plain, render
@@ -21,9 +19,7 @@ from .charts import Chart, charts
 from .compared import ALPHA, Compared, Comparison
 from .results import METRICS, Arm, Cell, ConvergenceCheck, Part, SuiteResult
 from .stats import POWER, SMALLEST_GAIN, Difference, labels_needed, mean_interval, units_needed
-from .suite import CLASSIFY
-
-PUBLISHED = Path(__file__).with_name("published.yaml")
+from .suite import CLASSIFY, read_published
 
 FAIRNESS = (
     "Every arm gets the same learning rates to try at every label count, judged on validation images only, "
@@ -507,12 +503,6 @@ def _published_table(result: SuiteResult, part: Part) -> Table:
         header,
         tuple(rows),
     )
-
-
-def read_published() -> dict[str, dict[str, Any]]:
-    """Published figures by protocol, each with its source, noise and rows."""
-    content: dict[str, dict[str, Any]] = yaml.safe_load(PUBLISHED.read_text(encoding="utf-8"))
-    return content
 
 
 def _tuning_table(result: SuiteResult, part: Part) -> Table:

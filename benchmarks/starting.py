@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ..core.coco import detection_parts
-from ..core.config import DataError, MaeliftError, show
+from ..core.config import DataError, MaeliftError
 from ..core.data_check import DataCheckConfig, layout_of, tasks_of
 from ..core.encoder import PRESETS
 from ..core.files import atomic_write_text, output_folder
@@ -185,5 +186,5 @@ def _labels(found: _Found, pool_of_it: bool) -> Sequence[int]:
 
 
 def _in_yaml(value: object) -> str:
-    """A value as YAML reads it back, whatever is in it."""
-    return f'"{value}"'.replace("\\", "\\\\") if isinstance(value, str) and '"' not in value else show(value)
+    """A value as YAML reads it back, whatever is in it: JSON."""
+    return json.dumps(value, ensure_ascii=False)

@@ -22,6 +22,7 @@ from ..transfer.segment import SegmentConfig
 from ..transfer.training import Recipe, TransferConfig, recipe_defaults
 
 SUITES = Path(__file__).parent / "suites"
+PUBLISHED = Path(__file__).with_name("published.yaml")
 
 Start = Literal["mae", "encoder", "supervised", "scratch"]
 Kind = Literal["classify", "detect", "segment"]
@@ -488,6 +489,11 @@ class BenchConfig:
                 _ = self.spec_at(name)  # checks image_size
         if not self.designs:
             raise ConfigError("labels", [], "label counts and data.path for classification, or tasks")
+        for name, protocol in self.published.items():
+            if name not in self.designs:
+                raise ConfigError(f"published.{name}", protocol, f"one of the tasks {', '.join(self.designs)}")
+            if protocol not in read_published():
+                raise ConfigError(f"published.{name}", protocol, f"one of {', '.join(read_published())}")
         if self.data.path is None and self.labels:
             raise ConfigError("labels", list(self.labels), "none without data.path")
 
@@ -507,6 +513,12 @@ GIVEN = (
 """Keys of maelift transfer that no recipe of a suite may have: the suite says them, or they would be unequal."""
 
 CONFIGS: dict[str, type[TransferConfig]] = {"detect": DetectConfig, "segment": SegmentConfig}
+
+
+def read_published() -> dict[str, dict[str, Any]]:
+    """Published figures by protocol, each with its source, noise and rows."""
+    content: dict[str, dict[str, Any]] = yaml.safe_load(PUBLISHED.read_text(encoding="utf-8"))
+    return content
 
 
 def _refuse_rates(recipe: Mapping[str, Any], short: bool = False) -> None:

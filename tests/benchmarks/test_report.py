@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from maelift.benchmarks.report import write_report
-from maelift.benchmarks.results import SuiteResult
+from maelift.benchmarks.results import Example, NearPair, SuiteResult
 from maelift.benchmarks.stats import crossed_difference, holm, paired_difference
 from maelift.core.config import MaeliftError
 from maelift.core.page import MINUS
@@ -273,3 +273,49 @@ def test_a_result_read_back_gives_the_same_report(tmp_path: Path) -> None:
 def test_another_file_is_not_taken_for_a_result(text: str) -> None:
     with pytest.raises(MaeliftError, match="not a suite's result"):
         SuiteResult.from_json(text)
+
+
+def test_arms_on_an_axis_are_charted_over_it(tmp_path: Path) -> None:
+    """As the paper's Figure 5 has mask ratios; an arm without a place is a line across."""
+    scores = {("mae", 100): (0.7, 0.72), ("supervised", 100): (0.8, 0.81), ("scratch", 100): (0.6, 0.61)}
+    arms = (replace(ARMS[0], x=75.0), replace(ARMS[1], x=50.0), ARMS[2])
+    page = Page(write_report(made_up(scores, arms=arms, axis="share hidden, $ %"), tmp_path).html)
+    (label,) = [text for _, tag in page.tags if (text := tag.get("aria-label") or "").startswith("Chart: Test top-1")]
+    assert "over share hidden, $ %" in label and "80.50 at 50; 71.00 at 75; scratch 60.50" in label
+    assert "Test top-1 accuracy over the number of labelled images" not in page.text
+
+
+def test_published_figures_stand_beside_ours_where_the_protocol_is_theirs(tmp_path: Path) -> None:
+    scores = {("mae", 100): (0.8365, 0.8357, 0.8371), ("scratch", 100): (0.80, 0.801, 0.80)}
+    result = made_up(scores, published={"classify": "imagenet-vit-b"})
+    tables = Page(write_report(result, tmp_path).html).tables
+    (rows,) = [table for table in tables if table[0][0] == "start"]
+    assert ["mae", "83.6", "83.64", "3", "yes"] in rows and ["scratch", "82.3", "80.03", "3", "no"] in rows
+    assert ["beit", "83.2", "missing", "0", ""] in rows
+    assert not any(table[0][0] == "start" for table in Page(write_report(made_up(scores), tmp_path).html).tables)
+
+
+def test_latex_and_parquet_hold_what_the_csv_holds(tmp_path: Path) -> None:
+    report = write_report(made_up(arms=(replace(ARMS[0], label="MAE & 50 % of_it"), *ARMS[1:])), tmp_path)
+    latex = report.latex.read_text()
+    assert r"MAE \& 50 \% of\_it & 100 & 74.85 $\pm$ 0.91" in latex
+    assert latex.count(r"\begin{table}") == latex.count(r"\end{table}") == 3
+    pq = pytest.importorskip("pyarrow.parquet")
+    rows = pq.read_table(tmp_path / "results.parquet").to_pylist()
+    with report.csv.open() as file:
+        assert [row["run"] for row in csv.DictReader(file)] == [row["run"] for row in rows]
+    assert rows[0]["test_top1_percent"] == pytest.approx(74.4) and rows[0]["seconds"] == 20.0
+
+
+def test_images_won_and_lost_and_near_pairs_are_shown(tmp_path: Path) -> None:
+    picture = "data:image/png;base64,AAAA"
+    won = Example("mae", 100, True, "7.png", "Bag", 4, 0, 4, picture)
+    examples = (won, replace(won, won=False, name="8.png", truth="Coat", right=0, baseline_right=3))
+    near = (NearPair("pool", "copy.jpg", "test.jpg", 0.9912, (picture, picture)),)
+    page = Page(write_report(made_up(examples=examples, near=near), tmp_path).html)
+    assert "MAE on the pool is right more often than scratch at 100 labels (test images)" in page.text
+    assert "8.png: Coat; right in 0 against 3 of 4 seeds" in page.text
+    assert "pool: copy.jpg, nearly test.jpg (likeness 0.991)" in page.text
+    assert page.values("src") == [picture] * 4
+    again = SuiteResult.from_json(made_up(examples=examples, near=near).to_json())
+    assert again.examples == examples and again.near == near

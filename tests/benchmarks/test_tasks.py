@@ -187,6 +187,8 @@ def test_a_suite_goes_on_where_it_was(home: Path, whole: Path) -> None:
         (["tasks.find.recipe.anchor_sizes=[8,8,8,8]"], "tasks.find.recipe.anchor_sizes=[8,8,8,8]: expected 2 sizes"),
         (["tasks.find.data=nowhere"], "nowhere"),
         (["labels=[8]"], "labels=[8]: expected none without data.path"),
+        (["published.find=imagenet"], "published.find=imagenet: expected one of imagenet-vit-b"),
+        (["published.fnd=coco-vit-b"], "published.fnd=coco-vit-b: expected one of the tasks find, segment"),
         (["data.unlabelled=null"], "data.path=null: expected labelled images"),
         (["arms.scratch.start=supervised"], "arms.scratch: start=supervised needs labels of the pool"),
     ],

@@ -1,0 +1,49 @@
+"""Which test images are shown as won and lost."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from maelift.benchmarks.examples import SHOWN, won_and_lost
+from maelift.benchmarks.results import pack_items, unpack_items
+from maelift.core.images import ArrayImages
+from maelift.core.labels import LabeledImages
+from maelift.tests.benchmarks.made_up import ARMS, part
+
+
+def test_the_images_that_differ_most_are_shown() -> None:
+    scores = {
+        ("mae", 10): (0.5, 0.5),
+        ("mae", 100): (0.5, 0.5),
+        ("scratch", 10): (0.5, 0.5),
+        ("scratch", 100): (0.5, 0.5),
+    }
+    ours = np.zeros((2, 20))
+    ours[:, 3], ours[0, 5] = 1, 1  # image 3 won with both seeds, image 5 with one
+    theirs = np.zeros((2, 20))
+    theirs[:, 9] = 1
+    rows = {"mae": ours, "scratch": theirs}
+    made = part(scores)
+    made = replace(made, cells=tuple(replace(cell, items=pack_items(rows[cell.arm][cell.seed])) for cell in made.cells))
+    pixels = np.arange(20 * 16, dtype=np.uint8).reshape(20, 4, 4)
+    images = LabeledImages(
+        ArrayImages(pixels, "test", np.arange(20)), tuple(range(20)), tuple(f"c{n}" for n in range(20))
+    )
+    shown = list(won_and_lost(made, images, (ARMS[0], ARMS[2]), "scratch"))
+    assert [(one.won, one.name, one.right, one.baseline_right) for one in shown] == [
+        (True, "test[3]", 2, 0),
+        (True, "test[5]", 1, 0),
+        (False, "test[9]", 0, 2),
+    ]
+    assert {one.labels for one in shown} == {10} and shown[0].truth == "c3" and len(shown) <= 2 * SHOWN
+    assert shown[0].picture.startswith("data:image/png;base64,")
+    assert not list(
+        won_and_lost(part(scores), images, (ARMS[0], ARMS[2]), "scratch")
+    )  # nothing is known of single images
+
+
+def test_items_come_back_as_they_were_packed() -> None:
+    values = np.random.default_rng(0).normal(size=50)
+    assert np.allclose(unpack_items(pack_items(values)), values, rtol=1e-6)
+    assert pack_items(None) == ""
