@@ -578,7 +578,7 @@ def _run_all(context: Context, store: Path, results: Results) -> Ended:
             for run, problem in finished:
                 if problem is None:
                     board.finished(run)
-                elif problem in (DIED, STALLED) and signals.received is None and run.key not in suspects:
+                elif problem.startswith((DIED, STALLED)) and signals.received is None and run.key not in suspects:
                     suspects.add(run.key)
                     logger.warning("bench: %s: its process or another ended; it is done again by itself", run.title())
                 elif signals.received is None:
