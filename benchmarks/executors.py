@@ -329,8 +329,8 @@ class SlurmJobs(_Elsewhere):
 
     def __enter__(self) -> Self:
         config = self._context.config
-        folder = self._store.parent / "slurm"
-        self._executor = slurm_executor(config.slurm, folder, "maelift-bench", "executor=slurm")
+        out, name = self._store.parent, "maelift-bench"
+        self._executor = slurm_executor(config.slurm, out, name, "executor=slurm", "executor=local")
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -57,11 +57,10 @@ def write_report(result: SuiteResult, out: Path) -> Report:
     if installed_version(["pyarrow"]) is not None:
         _write_parquet(rows, report.csv.with_suffix(".parquet"))
     atomic_write_text(report.json, result.to_json())
-    atomic_write_text(report.markdown, _markdown(result, verdicts))
-    atomic_write_text(
-        report.latex, "\n".join(table.latex() for part in result.parts for table in _tables(result, part))
-    )
-    atomic_write_text(report.html, _html(result, verdicts))
+    sections = _sections(result)
+    atomic_write_text(report.markdown, _markdown(result, verdicts, sections))
+    atomic_write_text(report.latex, "\n".join(table.latex() for section in sections for table in section.tables))
+    atomic_write_text(report.html, _html(result, verdicts, sections))
     return report
 
 
@@ -108,14 +107,14 @@ def _tables(result: SuiteResult, part: Part) -> list[Table]:
     )
 
 
-def _html(result: SuiteResult, verdicts: Sequence[str]) -> str:
+def _html(result: SuiteResult, verdicts: Sequence[str], sections: Sequence[Section]) -> str:
     return render(
         Path(__file__).with_name("report.html.j2"),
         result=result,
         title=_title(result),
         verdicts=verdicts,
         warnings=_warnings(result),
-        sections=_sections(result),
+        sections=sections,
         fairness=FAIRNESS,
         picture=_reconstructions(result.reconstructions),
         examples=_examples(result),
@@ -124,19 +123,19 @@ def _html(result: SuiteResult, verdicts: Sequence[str]) -> str:
     )
 
 
-def _markdown(result: SuiteResult, verdicts: Sequence[str]) -> str:
+def _markdown(result: SuiteResult, verdicts: Sequence[str], sections: Sequence[Section]) -> str:
     warnings = _warnings(result)
-    sections = [
+    parts = [
         f"# {plain(_title(result))}",
         _bullets(verdicts),
         f"**Beware**\n\n{_bullets(warnings)}" if warnings else "",
         _bullets([f"{arm.label}: {arm.note}." for arm in result.arms]),
         "Charts and pictures are in [report.html](report.html), every run in [results.csv](results.csv).",
     ]
-    for section in _sections(result):
-        sections += [f"## {section.heading}", section.covers, *(table.markdown() for table in section.tables)]
-        sections += [*(table.markdown() for table in section.checks), _bullets(section.images)]
-    sections += [
+    for section in sections:
+        parts += [f"## {section.heading}", section.covers, *(table.markdown() for table in section.tables)]
+        parts += [*(table.markdown() for table in section.checks), _bullets(section.images)]
+    parts += [
         "## Fairness",
         FAIRNESS,
         _bullets([f"pool: {result.pool:,} images", *result.guards]),
@@ -147,7 +146,7 @@ def _markdown(result: SuiteResult, verdicts: Sequence[str]) -> str:
         _hours(result).markdown(),
         f"All runs together, tuning and checks included: {duration(result.seconds_total)}.",
     ]
-    return "\n\n".join(section for section in sections if section) + "\n"
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def _filled(*tables: Table) -> list[Table]:

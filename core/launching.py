@@ -106,9 +106,9 @@ def submit(
 
     Raises MaeliftError where there is no SLURM, no submitit, or the job is refused.
     """
-    import submitit
+    executor = slurm_executor(slurm, out, name, "launch=slurm", "launch=here (several processes: torchrun)")
+    import submitit  # is there, as an executor is
 
-    executor = slurm_executor(slurm, output_folder(out) / "slurm", name, "launch=slurm")
     executor.update_parameters(slurm_additional_parameters={"requeue": True})
     try:
         job = executor.submit(Job(run, keys))
@@ -120,19 +120,20 @@ def submit(
     return Submitted(job.job_id, Path(str(job.paths.stderr)))
 
 
-def slurm_executor(slurm: Slurm, folder: Path, name: str, key: str) -> Any:
-    """submitit's executor for jobs that are given this; what they say goes to ``folder``.
+def slurm_executor(slurm: Slurm, out: str | Path, name: str, key: str, instead: str) -> Any:
+    """submitit's executor for jobs that are given this; what they say goes to ``out``/slurm.
 
-    Raises MaeliftError, which names the user's ``key``, where there is no SLURM or no submitit.
+    Raises MaeliftError, which names the user's ``key`` and what to give ``instead``, where there is no SLURM or no submitit;
+    nothing is written then.
     """
     if shutil.which("sbatch") is None:
         raise MaeliftError(
-            f"{key}: no sbatch on this machine's path. Give the command on a machine of the cluster, or leave {key} out."
+            f"{key}: no sbatch on this machine's path. Give the command on a machine of the cluster, or {instead}."
         )
     require("submitit")
     import submitit
 
-    executor = submitit.AutoExecutor(folder=folder, cluster="slurm")
+    executor = submitit.AutoExecutor(folder=output_folder(out) / "slurm", cluster="slurm")
     asked: dict[str, Any] = {
         "name": name,
         "nodes": slurm.nodes,
