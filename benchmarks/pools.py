@@ -16,7 +16,7 @@ from PIL import Image
 from ..core.audit import audit
 from ..core.cache import cache_file, keep, kept
 from ..core.config import DataError
-from ..core.copies import Copy, find_copies, thumbnails
+from ..core.copies import Copy, Thumbnails, find_copies
 from ..core.decoding import Picture
 from ..core.images import ImageSet, as_image
 from ..core.labels import LabeledImages, Splits, audit_splits, read_splits
@@ -30,7 +30,7 @@ MOST_PAIRS = 2 * 10**7
 SHOWN = 12
 """Pairs of each part that are shown."""
 SHOWN_SIDE = 96
-COPIES_FORMAT = "1"
+COPIES_FORMAT = "2"
 """Raised when others would be found."""
 
 POOL_SHARE = 0.8
@@ -217,8 +217,8 @@ def _compared(part: _Part, held: Sequence[_Part], name: str) -> list[Copy]:
     if before is not None and before[1].get("format") == COPIES_FORMAT:
         columns = [before[0][column].tolist() for column in ("number", "original", "likeness")]
         return [Copy(*row) for row in zip(*columns, strict=True)]
-    ones = thumbnails(part.taken().images)
-    others = np.concatenate([thumbnails(one.taken().images) for one in held])
+    ones = Thumbnails.of(part.taken().images)
+    others = Thumbnails.row([Thumbnails.of(one.taken().images) for one in held])
     copies = find_copies(ones, others, counting(f"comparing the {name} with validation and test"))
     arrays = {
         "number": np.array([copy.number for copy in copies], dtype=np.int64),

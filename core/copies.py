@@ -1,15 +1,17 @@
 """Which images of one set are copies of images of another: saved anew, resized, mirrored or cropped a little.
 
-Thumbnails are laid over one another: an image against the other's whole and against parts of it that leave out up to a tenth
-of each side, and the other way round, mirrored too. The most promising pairs are then shifted and scaled until they agree best.
-A pair is a copy when it agrees far better than images of these sets usually do, or than the image does with any other (the
-ratio test of Lowe, "Distinctive image features from scale-invariant keypoints", 2004).
+Thumbnails are laid over one another: an image against the other's whole and against windows of it that leave out up to a tenth
+of each side, and the other way round, mirrored too. It is done three times, for ever fewer pairs and ever more closely: with few
+windows for all pairs, with many for an image's likeliest, and with windows moved and stretched until they agree best for the few
+that are left. A pair is a copy when it agrees far better than images of these sets usually do, or than the image does with any
+other (the ratio test of Lowe, "Distinctive image features from scale-invariant keypoints", 2004).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -24,29 +26,48 @@ from .likeness import FLAT
 
 SIDE = 32
 """Pixels a side of the thumbnails that are kept of an image."""
-COMPARED = 16
-"""Pixels a side at which they are compared."""
-CANDIDATES = 8
-"""Images that each is laid over for a closer look."""
-PROMISING = 0.9
-"""Correlation from which a closer look is taken; a tenth cropped away leaves more than 0.92 (fashion scenes, Fashion-MNIST)."""
-CLOSENESS = 0.15
+COARSE = 12
+"""Pixels a side at which many pairs are compared."""
+FINE = 16
+"""Pixels a side at which windows are moved."""
+CANDIDATES = 48
+"""Images that each is compared with more closely, those it agrees best with in passing."""
+LOOKED_AT = 5
+"""Of these, how many are laid over it exactly, each in the best two ways."""
+PROMISING, VERY_PROMISING = 0.85, 0.94
+"""Correlations from which a closer look is taken: with few windows, with many. Copies have more than 0.91, 0.95."""
+CLOSENESS = 0.08
 """A copy is so much closer (1 - correlation) than images of the two sets usually are to the one most like them."""
-RATIO = 0.35
+RATIO = 0.33
 """Or so much closer than the image is to any other."""
 LEAST = 0.97
 """Nothing is a copy below this correlation."""
-CHUNK = 512
-
-Views = tuple[tuple[float, float, float], ...]
-
-VIEWS: Views = (
-    (1.0, 0.0, 0.0),
-    *((side, x, y) for side in (0.95, 0.9) for y in (-1.0, 0.0, 1.0) for x in (-1.0, 0.0, 1.0)),
-)
-"""Parts of an image: the share of each side, and the place from -1 (left, top) to 1."""
+SMALLEST = 0.85
+"""The least share of a side that a window has; a tenth may be cropped away, and some is lost in rounding."""
+COARSER = 0.8
+"""An image with less than this share of the other's pixels a side was made smaller; a crop has more."""
+STEPS = (0.024, 0.012, 0.006)
+"""By which windows are moved and stretched, as shares of a side."""
+CHUNK = 256
+BLOCK = 8192
 
 Tell = Callable[[int, int], object]
+
+
+def _windows(*grids: tuple[float, int]) -> Tensor:
+    """Windows of an image (V, 4): the share of its width and height, and the place of the left upper corner, from 0 to 1.
+
+    The first is the whole; then, for each share of a side, as many places along each side.
+    """
+    rows = [(1.0, 1.0, 0.0, 0.0)]
+    for share, places in grids:
+        at = [(1 - share) * place / (places - 1) for place in range(places)]
+        rows += [(share, share, left, top) for top in at for left in at]
+    return torch.tensor(rows)
+
+
+FEW = _windows((0.95, 3), (0.9, 3))
+MANY = _windows((0.95, 3), (0.9, 5))
 
 
 @dataclass(frozen=True)
@@ -59,149 +80,229 @@ class Copy:
 
 
 @dataclass(frozen=True)
-class _Laid:
-    """Pairs to be laid over one another: numbers in both sets, whether mirrored, whose part is compared, which view."""
+class Thumbnails:
+    """A gray thumbnail of each image (N, 32, 32), uint8, and the pixels of the smaller side it was made from (N), at most 32."""
+
+    pixels: NDArray[np.uint8]
+    grain: NDArray[np.uint8]
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    @classmethod
+    def of(cls, images: ImageSet) -> Thumbnails:
+        """Black for an image that can't be read."""
+        found = cls(np.zeros((len(images), SIDE, SIDE), dtype=np.uint8), np.full(len(images), SIDE, dtype=np.uint8))
+        for number in range(len(images)):
+            try:
+                picture = opened(images, number).pixels()
+            except DataError:
+                continue
+            gray = to_array(picture, 1)[0] if picture.shape[2] in (1, 3) else picture.mean(axis=2)
+            least = min(gray.shape)
+            how = Image.Resampling.BICUBIC if least < SIDE else Image.Resampling.BOX
+            small = np.asarray(Image.fromarray(gray.astype(np.float32)).resize((SIDE, SIDE), how), dtype=np.float32)
+            low, high = (
+                (0.0, 255.0) if picture.dtype == np.uint8 else (float(small.min()), float(max(small.max(), 1e-6)))
+            )
+            found.pixels[number] = np.clip((small - low) * (255 / max(high - low, 1e-6)), 0, 255).astype(np.uint8)
+            found.grain[number] = min(least, SIDE)
+        return found
+
+    @classmethod
+    def row(cls, several: Sequence[Thumbnails]) -> Thumbnails:
+        """All of them, in a row."""
+        return cls(np.concatenate([one.pixels for one in several]), np.concatenate([one.grain for one in several]))
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """Pairs to be laid over one another exactly: numbers in both sets, mirrored or not, whose window is taken, and which."""
 
     one: Tensor
     other: Tensor
     mirrored: Tensor
-    part_of_one: Tensor
-    view: Tensor
-    score: Tensor
+    window_of_one: Tensor
+    window: Tensor
 
 
-def thumbnails(images: ImageSet) -> NDArray[np.uint8]:
-    """A gray thumbnail of each image (N, 32, 32); black for one that can't be read."""
-    stack = np.zeros((len(images), SIDE, SIDE), dtype=np.uint8)
-    for number in range(len(images)):
-        try:
-            picture = opened(images, number).pixels()
-        except DataError:
-            continue
-        gray = to_array(picture, 1)[0] if picture.shape[2] in (1, 3) else picture.mean(axis=2)
-        how = Image.Resampling.BICUBIC if min(gray.shape) < SIDE else Image.Resampling.BOX
-        small = np.asarray(Image.fromarray(gray.astype(np.float32)).resize((SIDE, SIDE), how), dtype=np.float32)
-        low, high = (0.0, 255.0) if picture.dtype == np.uint8 else (float(small.min()), float(max(small.max(), 1e-6)))
-        stack[number] = np.clip((small - low) * (255 / max(high - low, 1e-6)), 0, 255).astype(np.uint8)
-    return stack
+def find_copies(ones: Thumbnails, others: Thumbnails, tell: Tell | None = None) -> list[Copy]:
+    """Which of the thumbnails ``ones`` (N) are copies of any of ``others`` (M), each with the best of them.
 
-
-def find_copies(ones: NDArray[np.uint8], others: NDArray[np.uint8], tell: Tell | None = None) -> list[Copy]:
-    """Which of the thumbnails ``ones`` (N, 32, 32) are copies of any of ``others`` (M, 32, 32), each with the best of them.
-
-    Time grows with N times M: 74 correlations of 256 pixels for each pair.
+    Time grows with N times M, by 76 correlations of 144 pixels for each pair; and with the number of ones that are nearly like
+    several others, by some 10 ms each.
     """
     if not len(ones) or not len(others):
         return []
-    mine, theirs = (torch.tensor(stack, dtype=torch.float32) for stack in (ones, others))
+    mine, theirs = (torch.tensor(stack.pixels, dtype=torch.float32) for stack in (ones, others))
+    grains = tuple(torch.tensor(stack.grain, dtype=torch.long) for stack in (ones, others))
+    found: list[tuple[Tensor, Tensor, Tensor]] = []
     with torch.inference_mode():
-        laid = _candidates(mine, theirs, tell)
-        likeness = _laid_over(mine, theirs, laid)
-    return list(_copies(laid, likeness, len(mine)))
+        for start in range(0, len(mine), CHUNK):
+            chunk = mine[start : start + CHUNK]
+            pairs = _likeliest(chunk, theirs, *_candidates(chunk, theirs))
+            likeness = _laid_over(chunk, theirs, pairs, (grains[0][start : start + CHUNK], grains[1]))
+            found.append((pairs.one + start, pairs.other, likeness))
+            if tell is not None:
+                tell(min(start + CHUNK, len(mine)), len(mine))
+    one, other, likeness = (torch.cat(column) for column in zip(*found, strict=True))
+    return list(_copies(one, other, likeness, len(mine)))
 
 
-def _copies(laid: _Laid, likeness: Tensor, count: int) -> Iterator[Copy]:
+def _copies(one: Tensor, other: Tensor, likeness: Tensor, count: int) -> Iterator[Copy]:
     """The pairs that agree far better than is usual, or than the image's other pairs."""
-    best = torch.zeros(count)
-    best.scatter_reduce_(0, laid.one, likeness, "amax", include_self=True)
+    best = torch.zeros(count).scatter_reduce_(0, one, likeness, "amax", include_self=True)
     usual = 1 - float(best.median())
     sure = max(LEAST, 1 - CLOSENESS * usual)
-    for number in sorted(set(laid.one.tolist())):
-        own = (laid.one == number).nonzero().flatten()
-        ranked = own[likeness[own].argsort(descending=True)]
-        first = float(likeness[ranked[0]])
-        second = float(likeness[ranked[1]]) if len(ranked) > 1 else 0.0
-        if first >= LEAST and (first >= sure or 1 - first < RATIO * (1 - second)):
-            yield Copy(number, int(laid.other[ranked[0]]), first)
+    hopeful = best[one] >= LEAST
+    one, other, likeness = one[hopeful], other[hopeful], likeness[hopeful]
+    order = likeness.argsort(descending=True, stable=True)
+    order = order[one[order].argsort(stable=True)]
+    _, counts = torch.unique_consecutive(one[order], return_counts=True)
+    for rows in torch.split(order, counts.tolist()) if len(order) else ():
+        first, number = float(likeness[rows[0]]), int(one[rows[0]])
+        rivals = likeness[rows][other[rows] != other[rows[0]]]
+        second = float(rivals[0]) if len(rivals) else VERY_PROMISING  # those below it weren't looked at
+        if first >= sure or 1 - first < RATIO * (1 - second):
+            yield Copy(number, int(other[rows[0]]), first)
 
 
-def _candidates(mine: Tensor, theirs: Tensor, tell: Tell | None) -> _Laid:
-    """For each of mine the others that its views, or theirs, agree best with, as far as they are promising."""
-    scores, numbers, kinds = [], [], []
-    rounds = [(view, mirrored, own) for view in range(len(VIEWS)) for mirrored in (0, 1) for own in (0, 1)]
-    rounds = [entry for entry in rounds if entry[0] or entry[2]]  # the whole against the whole, once
-    for place, (view, mirrored, own) in enumerate(rounds):
-        turned = mine.flip(-1) if mirrored else mine
-        part, whole = (turned, theirs) if own else (theirs, turned)
-        parts, wholes = _views(part, view), _views(whole, 0)
-        left, right = (parts, wholes) if own else (wholes, parts)
-        best = [(left[start : start + CHUNK] @ right.T).max(dim=1) for start in range(0, len(left), CHUNK)]
-        scores.append(torch.cat([found.values for found in best]))
-        numbers.append(torch.cat([found.indices for found in best]))
-        kinds.append(torch.tensor([mirrored, own, view]))
-        if tell is not None:
-            tell(len(mine) * (place + 1) // len(rounds), len(mine))
-    score, number, kind = torch.stack(scores, 1), torch.stack(numbers, 1), torch.stack(kinds)
-    ranked = score.argsort(dim=1, descending=True)
-    score, number = score.gather(1, ranked), number.gather(1, ranked)
-    rows, columns = (_first_of_each(number) & (score >= PROMISING)).nonzero(as_tuple=True)
-    nth = torch.zeros(len(rows), dtype=torch.long)  # the how-manieth candidate of its image
-    if len(rows):
-        begins = torch.cat([torch.ones(1, dtype=torch.bool), rows[1:] != rows[:-1]])
-        starts = torch.where(begins, torch.arange(len(rows)), 0).cummax(0).values
-        nth = torch.arange(len(rows)) - starts
-    rows, columns = rows[nth < CANDIDATES], columns[nth < CANDIDATES]
-    chosen = kind[ranked[rows, columns]]
-    return _Laid(rows, number[rows, columns], chosen[:, 0] == 1, chosen[:, 1] == 1, chosen[:, 2], score[rows, columns])
+def _candidates(mine: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
+    """For each of mine (N) the others that few windows of the one, or the other, agree best with: scores, numbers (N, K)."""
+    own = [_seen_through(images, FEW, COARSE) for images in (mine, mine.flip(-1))]
+    score, number = torch.zeros(len(mine), 0), torch.zeros(len(mine), 0, dtype=torch.long)
+    for start in range(0, len(theirs), BLOCK):
+        block = _seen_through(theirs[start : start + BLOCK], FEW, COARSE)
+        best = torch.full((len(mine), block.shape[1]), -1.0)
+        for windows in own:
+            for window in windows:
+                torch.maximum(best, window @ block[0].T, out=best)
+            for window in block[1:]:
+                torch.maximum(best, windows[0] @ window.T, out=best)
+        found = best.topk(min(CANDIDATES, best.shape[1]), dim=1)
+        score, number = torch.cat([score, found.values], 1), torch.cat([number, found.indices + start], 1)
+        kept = score.topk(min(CANDIDATES, score.shape[1]), dim=1)
+        score, number = kept.values, number.gather(1, kept.indices)
+    return score, number
 
 
-def _first_of_each(numbers: Tensor) -> Tensor:
-    """Where in its row a number comes for the first time."""
-    ordered = numbers.sort(dim=1, stable=True)
-    again = torch.zeros_like(numbers, dtype=torch.bool)
-    again[:, 1:] = ordered.values[:, 1:] == ordered.values[:, :-1]
-    return ~torch.zeros_like(again).scatter(1, ordered.indices, again)
+def _likeliest(mine: Tensor, theirs: Tensor, score: Tensor, number: Tensor) -> _Pairs:
+    """Of the candidates (N, K) those that agree best through many windows, each in the two ways that it agrees best in."""
+    hopeful = (score[:, 0] >= PROMISING).nonzero().flatten()
+    mine, score, number = mine[hopeful], score[hopeful], number[hopeful]
+    count, candidates = number.shape
+    seen = _seen_through(theirs[number.flatten()], MANY, COARSE)
+    block = seen.reshape(len(MANY), count, candidates, COARSE**2)
+    ways = []
+    for images in (mine, mine.flip(-1)):
+        windows = _seen_through(images, MANY, COARSE)  # (V, N, D)
+        ways += [torch.einsum("vnd,nkd->nkv", windows, block[0]), torch.einsum("nd,vnkd->nkv", windows[0], block)]
+    agreed = torch.stack([way.max(dim=2).values for way in ways], 2)  # (N, K, 4)
+    window = torch.stack([way.max(dim=2).indices for way in ways], 2)
+    looked_at = torch.where(score >= PROMISING, agreed.amax(2), -1.0).topk(min(LOOKED_AT, candidates), dim=1)
+    one = torch.arange(count)[:, None, None].expand(-1, looked_at.indices.shape[1], 2)
+    place = looked_at.indices[:, :, None].expand_as(one)
+    way = agreed[one[..., 0], place[..., 0]].topk(2, dim=2).indices
+    valid = (looked_at.values >= VERY_PROMISING)[:, :, None].expand_as(one)
+    one, place, way = one[valid], place[valid], way[valid]
+    return _Pairs(hopeful[one], number[one, place], way >= 2, way % 2 == 0, MANY[window[one, place, way]])
 
 
-def _views(images: Tensor, view: int) -> Tensor:
-    """One view of all images (N, 256), of mean 0 and length 1."""
-    place = torch.tensor(VIEWS[view])
-    chunks = [images[start : start + 8 * CHUNK] for start in range(0, len(images), 8 * CHUNK)]
-    return torch.cat([_part(chunk, place.expand(len(chunk), 3)) for chunk in chunks])
-
-
-def _part(images: Tensor, places: Tensor) -> Tensor:
-    """A part of each image (N, 256), of mean 0 and length 1; zero where it is flat. ``places`` (N, 3) as ``VIEWS`` has them."""
-    side, x, y = places.T
-    moves = torch.zeros(len(images), 2, 3)
-    moves[:, 0, 0], moves[:, 1, 1] = side, side
-    moves[:, 0, 2], moves[:, 1, 2] = (1 - side) * x, (1 - side) * y
-    grid = F.affine_grid(moves, [len(images), 1, 2 * COMPARED, 2 * COMPARED], align_corners=False)
-    seen = F.grid_sample(images[:, None], grid, padding_mode="border", align_corners=False)
-    flat = F.avg_pool2d(seen, 2).flatten(1)
-    flat = flat - flat.mean(dim=1, keepdim=True)
-    length = flat.norm(dim=1, keepdim=True)
-    return torch.where(length > FLAT * COMPARED, flat / length.clamp_min(1e-6), 0)
-
-
-def _laid_over(mine: Tensor, theirs: Tensor, laid: _Laid) -> Tensor:
-    """The correlation of each pair, shifted and scaled until it is the best nearby."""
-    found = []
-    for start in range(0, len(laid.one), CHUNK):
+def _laid_over(mine: Tensor, theirs: Tensor, pairs: _Pairs, grains: tuple[Tensor, Tensor]) -> Tensor:
+    """The correlation of each pair, its window moved and stretched until it is the best nearby."""
+    found = [torch.zeros(0)]
+    for start in range(0, len(pairs.one), CHUNK):
         some = slice(start, start + CHUNK)
-        one, other = mine[laid.one[some]], theirs[laid.other[some]]
-        one = torch.where(laid.mirrored[some, None, None], one.flip(-1), one)
-        own = laid.part_of_one[some, None, None]
-        part, whole = torch.where(own, one, other), torch.where(own, other, one)
-        found.append(_best_nearby(part, whole, torch.tensor(VIEWS)[laid.view[some]]))
-    return torch.cat(found) if found else torch.zeros(0)
+        one, other = mine[pairs.one[some]], theirs[pairs.other[some]]
+        grain, other_grain = grains[0][pairs.one[some]], grains[1][pairs.other[some]]
+        one = torch.where(pairs.mirrored[some, None, None], one.flip(-1), one)
+        own = pairs.window_of_one[some, None, None]
+        window, agreed = pairs.window[some], torch.full((len(one),), -1.0)
+        coarser = _as_coarse(one, grain, other_grain), _as_coarse(other, other_grain, grain)
+        for left, right in ((one, other), coarser) if any(grain != other_grain) else ((one, other),):
+            images, wholes = torch.where(own, left, right), torch.where(own, right, left)
+            window = _best_nearby(images, wholes, window)
+            likeness = _described(_smooth(_seen(images, window, SIDE))) * _described(_smooth(wholes))
+            agreed = torch.maximum(agreed, likeness.sum(dim=1))
+        found.append(agreed)
+    return torch.cat(found)
 
 
-def _best_nearby(images: Tensor, wholes: Tensor, places: Tensor) -> Tensor:
-    """The best correlation of a part of each image with the whole of its partner, beginning at ``places``."""
-    target = _part(wholes, torch.tensor(VIEWS[0]).expand(len(wholes), 3))
-    best = (_part(images, places) * target).sum(dim=1)
-    for step in (0.03, 0.015, 0.0075):
-        for axis in (0, 1, 2, 0, 1, 2):
+def _best_nearby(images: Tensor, wholes: Tensor, window: Tensor) -> Tensor:
+    """The window of each image that agrees best with the whole of its partner, beginning with ``window`` (N, 4)."""
+    target = _described(_seen(wholes, FEW[:1].expand(len(wholes), 4), FINE))
+    best = (_described(_seen(images, window, FINE)) * target).sum(dim=1)
+    stretched = [torch.tensor(by) for by in ((1.0, 1.0, -0.5, -0.5), (1.0, 0.0, -0.5, 0.0), (0.0, 1.0, 0.0, -0.5))]
+    moved = [torch.tensor(by) for by in ((0.0, 0.0, 1.0, 0.0), (0.0, 0.0, 0.0, 1.0))]
+    for step in STEPS:
+        for change in (stretched[0], *moved, *stretched[1:], *moved):
             for sign in (-1, 1):
-                moved = places.clone()
-                if axis == 0:
-                    moved[:, 0] = (moved[:, 0] + sign * step).clamp(0.84, 1.0)
-                else:  # by a share of the image, whatever is left of it
-                    room = (1.001 - moved[:, 0]).clamp_min(0.02)
-                    moved[:, axis] = (moved[:, axis] + sign * step / room).clamp(-1, 1)
-                score = (_part(images, moved) * target).sum(dim=1)
-                better = score > best
-                places = torch.where(better[:, None], moved, places)
-                best = torch.maximum(best, score)
-    return best
+                size, corner = (window + sign * step * change).chunk(2, dim=1)
+                size = size.clamp(SMALLEST, 1.0)
+                tried = torch.cat([size, torch.minimum(corner.clamp_min(0.0), 1 - size)], 1)
+                agreed = (_described(_seen(images, tried, FINE)) * target).sum(dim=1)
+                better = agreed > best
+                window = torch.where(better[:, None], tried, window)
+                best = torch.maximum(best, agreed)
+    return window
+
+
+def _seen_through(images: Tensor, windows: Tensor, count: int) -> Tensor:
+    """Images (N, 32, 32) through each of the windows (V, 4), described: (V, N, count²)."""
+    width, height, left, top = windows.T
+    rows = torch.einsum("vij,njk->vnik", _weights(top, height, count), images)
+    return _described(torch.einsum("vnik,vlk->vnil", rows, _weights(left, width, count)))
+
+
+def _seen(images: Tensor, windows: Tensor, count: int) -> Tensor:
+    """Each image (N, 32, 32) through its own window (N, 4), at ``count`` pixels a side."""
+    width, height, left, top = windows.T
+    return _weights(top, height, count) @ images @ _weights(left, width, count).transpose(1, 2)
+
+
+def _weights(start: Tensor, length: Tensor, count: int) -> Tensor:
+    """Of 32 pixels in a row those of ``count`` in a window of it (N, count, 32): cubic convolution, wider where it shrinks."""
+    scale = length[:, None, None] * (SIDE / count)
+    centre = start[:, None, None] * SIDE + (torch.arange(count)[:, None] + 0.5) * scale - 0.5
+    weights = _cubic((torch.arange(SIDE) - centre) / scale.clamp_min(1.0))
+    return weights / weights.sum(dim=-1, keepdim=True)
+
+
+def _cubic(distance: Tensor) -> Tensor:
+    """The kernel of cubic convolution with a = -0.5 (Keys 1981)."""
+    far = distance.abs()
+    near = (1.5 * far - 2.5) * far * far + 1
+    return torch.where(far < 1, near, torch.where(far < 2, ((2.5 - 0.5 * far) * far - 4) * far + 2, 0.0))
+
+
+def _described(images: Tensor) -> Tensor:
+    """Images (..., H, W) as (..., H W), of mean 0 and length 1; zero where they are flat."""
+    flat = images.flatten(-2)
+    flat = flat - flat.mean(dim=-1, keepdim=True)
+    length = flat.norm(dim=-1, keepdim=True)
+    return torch.where(length > FLAT * flat.shape[-1] ** 0.5, flat / length.clamp_min(1e-6), 0.0)
+
+
+def _smooth(images: Tensor) -> Tensor:
+    """Images (N, 32, 32) without what the way of resampling decides: a binomial filter of 3 pixels."""
+    line = torch.tensor([0.25, 0.5, 0.25])
+    padded = F.pad(images[:, None], (1, 1, 1, 1), mode="replicate")
+    return F.conv2d(padded, (line[:, None] * line)[None, None])[:, 0]
+
+
+def _as_coarse(images: Tensor, grain: Tensor, other: Tensor) -> Tensor:
+    """Images (N, 32, 32) as they would be had they been made from as few pixels as ``other``, where these are fewer."""
+    coarse = (other < COARSER * grain).nonzero().flatten()
+    if not len(coarse):
+        return images
+    through = torch.stack([_through(int(few)) for few in other[coarse]])
+    return images.index_copy(0, coarse, through @ images[coarse] @ through.transpose(1, 2))
+
+
+@cache
+def _through(few: int) -> Tensor:
+    """What becomes of 32 pixels that are averaged to fewer, and enlarged again (32, 32)."""
+    ends, places = torch.arange(few + 1) * (SIDE / few), torch.arange(SIDE)
+    down = (torch.minimum(ends[1:, None], places + 1.0) - torch.maximum(ends[:-1, None], places * 1.0)).clamp_min(0)
+    up = _cubic(torch.arange(few) - ((places[:, None] + 0.5) * few / SIDE - 0.5))
+    return (up / up.sum(dim=1, keepdim=True)) @ (down * few / SIDE)
