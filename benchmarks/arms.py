@@ -27,9 +27,10 @@ from ..core.cost import block_flops, encoder_flops
 from ..core.distributed import Ranks, choose_device
 from ..core.encoder import Encoder, Preprocessing, channel_names
 from ..core.files import atomic_write_text
-from ..core.images import channel_statistics
+from ..core.images import ImageSet, channel_statistics
 from ..core.labels import Splits, draw_labeled
 from ..core.loop import Diverged
+from ..core.randomness import stream
 from ..core.run_folder import FREE_KEYS
 from ..core.tracking import Listener, Tracker
 from ..core.weights import ENCODER_FILE, Provenance, load_encoder, read_encoder, save_encoder
@@ -127,13 +128,15 @@ class Context:
         for name in config.arms:
             if (source := config.arm(name).weights) is not None:
                 file = read_parent(source, f"arms.{name}.weights")
-                fitted_encoder(file, config.spec, source, f"arms.{name}.weights")
+                fitted_encoder(file, config.spec_of(name), source, f"arms.{name}.weights")
                 hashes[name] = file.content_hash
         return cls(config, pools, hashes)
 
     def check(self) -> None:
         """Raise MaeliftError for what of the suite doesn't fit its data."""
         config = self.config
+        for arm in config.arms:
+            self.pool_of(arm)
         data = config.data.path or config.data.unlabelled
         if self.pools.gray and config.channels != 1:
             raise ConfigError("channels", config.channels, f"1, as every image of {data} is gray")
@@ -146,13 +149,15 @@ class Context:
                 with keys_of(f"tasks.{task}.recipe."):
                     self._built(task)
 
-    def facts(self, *parts: str, **more: object) -> str:
+    def facts(self, *parts: str, arm: str | None = None, **more: object) -> str:
         """What determines the outcome of all runs that read these parts of the images, as one line of JSON.
 
         The number of threads is among it: it sets the order of sums. The place of the images and the number of workers
-        are not. ``parts``: "pool", or task and split with a point between.
+        are not. ``parts``: "pool", or task and split with a point between. ``arm``: whose encoder it is about.
         """
         facts = {**self._shared, "images": [self._digests[part] for part in parts], **more}
+        if arm is not None:
+            facts["spec"] = asdict(self.config.spec_of(arm))
         return json.dumps(facts, sort_keys=True)
 
     @cached_property
@@ -183,31 +188,54 @@ class Context:
         return {}
 
     def _pretraining(self, arm: str, seed: int) -> Run | None:
-        own, count = self.config.arm(arm), len(self.pools.pool)
+        own, count = self.config.arm(arm), len(self.pool_of(arm))
         if own.start == "scratch":
             return None
+        part = {} if own.pool is None else {"pool": count}
         if own.start == "mae":
             config = self.config.mae_config(arm, seed, "")
             recipe = {key: value for key, value in to_dict(config).items() if key not in (*FREE_KEYS, "init")}
-            text = json.dumps({**recipe, "weights": self.weights.get(arm)})
-            images = round(self._pretraining_flops(config) / encoder_flops(self.config.spec))
-            return Run("mae", arm, seed, 0, 0, config.peak_lr, text, self.facts("pool"), images=images)
+            text = json.dumps({**recipe, "weights": self.weights.get(arm), **part})
+            images = round(self._pretraining_flops(arm, config) / encoder_flops(self.config.spec))
+            return Run("mae", arm, seed, 0, 0, config.peak_lr, text, self.facts("pool", arm=arm), images=images)
         if not own.trains_encoder:
-            return Run("weights", arm, 0, 0, 0, 0.0, self.weights[arm], json.dumps(asdict(self.config.spec)))
+            return Run("weights", arm, 0, 0, 0, 0.0, self.weights[arm], json.dumps(asdict(self.config.spec_of(arm))))
         supervised = self.config.supervised_recipe(arm)
         steps, lr = supervised.total_steps(count), supervised.peak_lr
-        facts = self.facts("pool", f"{CLASSIFY}.val", evaluations=self.config.evaluations)
-        images = steps * supervised.batch_size
+        facts = self.facts("pool", f"{CLASSIFY}.val", arm=arm, evaluations=self.config.evaluations, **part)
+        images = round(steps * supervised.batch_size * self._size(arm))
         return Run("supervised", arm, seed, 0, steps, lr, _determining(supervised), facts, images=images)
 
-    def _pretraining_flops(self, config: PretrainConfig) -> float:
+    def pool_of(self, arm: str) -> ImageSet:
+        """The images that an arm is pretrained on: the pool, or the first of its images in an order that all arms share."""
+        return cast(ImageSet, self._part_of_pool(arm, self.pools.pool))
+
+    def labelled_pool_of(self, arm: str) -> Any:
+        """The same with their labels."""
+        return self._part_of_pool(arm, self.pools.labelled_pool)
+
+    def _part_of_pool(self, arm: str, pool: Any) -> Any:
+        wanted = self.config.arm(arm).pool
+        if wanted is None:
+            return pool
+        count = wanted if isinstance(wanted, int) else int(wanted * len(pool))
+        if not 0 < count <= len(pool):
+            raise ConfigError(f"arms.{arm}.pool", wanted, f"at most the {len(pool):,} images of the pool")
+        order = stream(self.config.data.seed, "part of the pool").permutation(len(pool))
+        return pool.subset(sorted(int(index) for index in order[:count]))
+
+    def _size(self, arm: str) -> float:
+        """What an arm's encoder costs an image, as a multiple of what one of the suite's shape costs."""
+        return encoder_flops(self.config.spec_of(arm)) / encoder_flops(self.config.spec)
+
+    def _pretraining_flops(self, arm: str, config: PretrainConfig) -> float:
         """Floating-point operations of a pretraining, forward: the encoder on what is visible, the decoder on all."""
-        spec, decoder = self.config.spec, config.decoder
+        spec, decoder = self.config.spec_of(arm), config.decoder
         visible = round(spec.num_patches * (1 - config.masking.ratio))
         dim, patches = decoder.embed_dim, spec.num_patches
         head = 2 * patches * (spec.embed_dim * dim + dim * spec.channels * spec.patch_size**2)
         an_image = encoder_flops(spec, visible) + decoder.depth * block_flops(patches + 1, dim) + head
-        return an_image * config.epochs * len(self.pools.pool)
+        return an_image * config.epochs * len(self.pool_of(arm))
 
     def steps(self, task: str, arm: str, labels: int) -> int:
         """The steps that an arm's tuning begins with; with ``compute_of``, those of another's pretraining on top."""
@@ -215,8 +243,8 @@ class Context:
         steps = self.config.steps(task, arm, labels)
         if own.compute_of is None:
             return steps
-        flops = self._pretraining_flops(self.config.mae_config(own.compute_of, 0, ""))
-        a_step = self.cost(task) * encoder_flops(self.config.spec) * self.config.recipe(task, arm).batch_size
+        flops = self._pretraining_flops(own.compute_of, self.config.mae_config(own.compute_of, 0, ""))
+        a_step = self.cost(task) * encoder_flops(self.config.spec_of(arm)) * self.config.recipe(task, arm).batch_size
         return steps + round(flops / a_step)
 
     def cost(self, task: str) -> float:
@@ -266,11 +294,12 @@ class Context:
                 "pool",
                 f"{task}.train",
                 f"{task}.val",
+                arm=arm,
                 evaluations=self.config.evaluations,
                 image_size=self.config.spec_at(task).image_size,
             ),
             parents=() if encoder is None else (encoder.key,),
-            images=round(steps * recipe.batch_size * self.cost(task)),
+            images=round(steps * recipe.batch_size * self.cost(task) * self._size(arm)),
             task=task,
         )
 
@@ -284,7 +313,7 @@ class Context:
                 recipe="",
                 context=self.facts(f"{run.task}.test"),
                 parents=(run.key,),
-                images=round(count * self.cost(run.task)),
+                images=round(count * self.cost(run.task) * self._size(run.arm)),
             )
         return self._tests[run.key]
 
@@ -362,10 +391,12 @@ def _pretrain(
     source, preprocessing = context.config.arm(run.arm).weights, context.preprocessing
     if source is not None:
         key = f"arms.{run.arm}.weights"
-        preprocessing = fitted_encoder(read_parent(source, key), context.config.spec, source, key)[0].preprocessing
+        preprocessing = fitted_encoder(read_parent(source, key), context.config.spec_of(run.arm), source, key)[
+            0
+        ].preprocessing
     result = pretrain(
         replace(context.config.mae_config(run.arm, run.seed, str(folder)), checkpoint_minutes=0.5),
-        images=context.pools.pool,
+        images=context.pool_of(run.arm),
         preprocessing=preprocessing,
         listener=listener,
     )
@@ -380,8 +411,8 @@ def _pretrain_with_labels(
     run: Run, context: Context, store: Path, folder: Path, ranks: Ranks, listener: Listener | None
 ) -> dict[str, Any]:
     recipe = context.config.supervised_recipe(run.arm)
-    pool = cast(Any, context.pools.labelled_pool)
-    encoder = fresh_encoder(context.config.spec, context.preprocessing, run.seed)
+    pool = context.labelled_pool_of(run.arm)
+    encoder = fresh_encoder(context.config.spec_of(run.arm), context.preprocessing, run.seed)
     classify = context.pools.classify
     task = ClassificationTask(recipe, encoder, Splits(pool, classify.val, classify.test), ranks)
     found, _ = _fit(run, task, context, folder, listener)
@@ -399,7 +430,7 @@ def _take_weights(
     began, key = time.monotonic(), f"arms.{run.arm}.weights"
     source = cast(str, context.config.arm(run.arm).weights)
     file = read_parent(source, key)
-    encoder, notes = fitted_encoder(file, context.config.spec, source, key)
+    encoder, notes = fitted_encoder(file, context.config.spec_of(run.arm), source, key)
     save_encoder(encoder, folder / ENCODER_FILE, replace(file.provenance, parent=file.content_hash))
     return {"seconds": time.monotonic() - began, "steps": 0, "notes": notes}
 
@@ -427,7 +458,7 @@ def _train(
 
 
 def _start(run: Run, context: Context, store: Path) -> Encoder:
-    spec = context.config.spec_at(run.task)
+    spec = context.config.spec_of(run.arm, run.task)
     if not run.parents:
         return fresh_encoder(spec, context.preprocessing, run.seed)
     encoder = load_encoder(_made_by_parent(run, store, ENCODER_FILE))

@@ -31,7 +31,7 @@ from .arms import PRETRAINING, Context, Run, libraries, read_result
 from .executors import DIED, STALLED, executor_of
 from .pools import Pools, read_pools
 from .results import METRICS, Arm, Cell, ConvergenceCheck, Curve, Example, NearPair, Part, SuiteResult, TuningRecord
-from .suite import CLASSIFY, BenchConfig, Design
+from .suite import CLASSIFY, ArmConfig, BenchConfig, Design
 
 logger = logging.getLogger("maelift")
 
@@ -115,10 +115,10 @@ def plan(config: BenchConfig) -> Plan:
     device = _device(config)
     flops = encoder_flops(config.spec)
     workers = _workers(config)
+    shapes = [config.spec_of(arm, task) for task in config.designs for arm in config.arms]
     with torch.device("meta"):
-        parameters = sum(parameter.numel() for parameter in Encoder(config.spec).parameters())
+        parameters = max(sum(parameter.numel() for parameter in Encoder(spec).parameters()) for spec in set(shapes))
     largest = max(config.recipe(task, arm).batch_size for task in config.designs for arm in config.arms)
-    shapes = [config.spec_at(task) for task in config.designs]
     tokens = max((spec.num_patches + 1) * spec.embed_dim * spec.depth for spec in shapes)
     kinds = {kind: sum(run.kind == kind for run in runs.values()) for kind in (*PRETRAINING, "train", "test")}
     images = sum(run.images for run in runs.values() if run.kind != "test")
@@ -469,6 +469,15 @@ def _foreseen(context: Context, results: Results) -> dict[str, Run]:
 
 def _note(config: BenchConfig, name: str) -> str:
     arm = config.arm(name)
+    shape = "" if arm.model is None else f"{arm.model}: "
+    return shape + _way(config, arm)
+
+
+def _way(config: BenchConfig, arm: ArmConfig) -> str:
+    """How an arm comes by its encoder, in words."""
+    pool = "the pool"
+    if arm.pool is not None:
+        pool = f"{arm.pool:,} images of the pool" if isinstance(arm.pool, int) else f"{100 * arm.pool:g} % of the pool"
     if arm.start == "scratch":
         longer = (
             "" if arm.compute_of is None else f", trained longer by the compute that pretraining {arm.compute_of} took"
@@ -476,11 +485,11 @@ def _note(config: BenchConfig, name: str) -> str:
         return f"no pretraining: sees only the labelled examples{longer}"
     if arm.start == "mae":
         begun = "" if arm.weights is None else f", begun with {arm.weights}"
-        return f"pretrained on the pool without its labels{begun}"
+        return f"pretrained on {pool} without {'its' if arm.pool is None else 'their'} labels{begun}"
     if not arm.trains_encoder:
         how = "with labels" if arm.start == "supervised" else "without labels"
         return f"begins with {arm.weights}, pretrained elsewhere {how}"
-    return "pretrained with the pool's labels, which are those of the task itself: an upper bound, not a rival"
+    return f"pretrained with the labels of {pool}, which are those of the task itself: an upper bound, not a rival"
 
 
 def _versions() -> dict[str, str]:
@@ -676,30 +685,44 @@ class _Board:
         if self._live is None and time.monotonic() - self._said < PLAIN_INTERVAL:
             return
         self._said = time.monotonic()
+        if self._live is not None:
+            self._live.update(self._table(running))
+            return
         lines = [self._summary(running)]
-        for run in running:
-            if (progress := self._heard.get(run.key)) is not None:
-                lines.append(
-                    f"  {run.title()}: step {progress.step}/{progress.total}, loss {progress.loss:.3f}, "
-                    f"{progress.images_per_second:.0f} images/s"
-                )
-        if self._live is None:
-            logger.info("\n".join(lines))
-        else:
-            from rich.text import Text
+        for run, progress in self._under_way(running):
+            lines.append(
+                f"  {run.title()}: step {progress.step}/{progress.total}, loss {progress.loss:.3f}, "
+                f"{progress.images_per_second:.0f} images/s"
+            )
+        logger.info("\n".join(lines))
 
-            self._live.update(Text("\n".join(lines)))
+    def _under_way(self, running: list[Run]) -> list[tuple[Run, Progress]]:
+        """The runs at work that have told how far they are."""
+        return [(run, self._heard[run.key]) for run in running if run.key in self._heard]
+
+    def _table(self, running: list[Run]) -> Any:
+        """What a terminal shows: how far the suite is, and a row for each run at work."""
+        from rich.console import Group
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table("run", box=None, pad_edge=False)
+        for column in ("step", "loss", "images/s"):
+            table.add_column(column, justify="right")
+        known = dict(self._under_way(running))
+        for run in running:
+            far = ("", "", "")
+            if (progress := known.get(run)) is not None:
+                far = (f"{progress.step}/{progress.total}", f"{progress.loss:.3f}", f"{progress.images_per_second:.0f}")
+            table.add_row(Text(run.title()), *far)
+        return Group(Text(self._summary(running)), table)
 
     def _look_ahead(self) -> None:
         left = [run for run in _foreseen(self.context, self.results).values() if self.results(run) is None]
         self._images_left, self._runs_left = sum(run.images for run in left), len(left)
 
     def _summary(self, running: list[Run]) -> str:
-        partly = sum(
-            progress.step / max(progress.total, 1) * run.images
-            for run in running
-            if (progress := self._heard.get(run.key)) is not None
-        )
+        partly = sum(progress.step / max(progress.total, 1) * run.images for run, progress in self._under_way(running))
         elapsed = time.monotonic() - self._began
         rate = (self._images_done + partly) / max(elapsed, 1e-9)
         ahead = duration(max(self._images_left - partly, 0) / rate) if rate > 0 else "unknown time"

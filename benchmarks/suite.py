@@ -75,6 +75,10 @@ class ArmConfig:
     """the arm's name in the report"""
     weights: str | None = None
     """encoder file, public weights or timm:NAME. encoder, supervised: taken as they are; mae: gone on from, on the pool"""
+    model: ModelName | None = None
+    """shape of this arm's encoder; null: the suite's"""
+    pool: int | float | None = None
+    """how many of the pool's images it is pretrained on, a count or a share; the fewer are among the more; null: all"""
     x: float | None = None
     """the arm's place on the suite's axis"""
     compute_of: str | None = None
@@ -93,6 +97,10 @@ class ArmConfig:
             raise ConfigError("weights", self.weights, "none, at start=scratch")
         if self.compute_of is not None and self.start != "scratch":
             raise ConfigError("compute_of", self.compute_of, "null, but at start=scratch")
+        if self.pool is not None and not self.trains_encoder:
+            raise ConfigError("pool", self.pool, "null, but for an arm that is pretrained on the pool")
+        if self.pool is not None and self.pool <= 0:
+            raise ConfigError("pool", self.pool, "a count or share above 0")
 
     @property
     def trains_encoder(self) -> bool:
@@ -239,7 +247,7 @@ class BenchConfig:
     pretrain_seeds: tuple[int, ...] = (0,)
     """seeds of pretraining; fine-tuning seed i uses number i modulo their count"""
     model: ModelName = "vit_small"
-    """the encoder's shape, for all arms"""
+    """the encoder's shape, for all arms without one of their own"""
     image_size: int | tuple[int, int] | None = None
     """pixels, one side or [height,width]; null: the model's usual one"""
     patch_size: int | None = None
@@ -305,8 +313,16 @@ class BenchConfig:
 
     @property
     def spec(self) -> EncoderSpec:
-        """The shape of every arm's encoder."""
+        """The shape of the encoder of every arm without a model of its own."""
         return preset_spec(self.model, image_size=self.image_size, patch_size=self.patch_size, channels=self.channels)
+
+    def spec_of(self, arm: str, task: str = CLASSIFY) -> EncoderSpec:
+        """The shape of an arm's encoder on a task: its own model, with the task's image size and the suite's patches."""
+        spec, model = self.spec_at(task), self.arm(arm).model
+        if model is None:
+            return spec
+        sizes = {"image_size": spec.image_size, "patch_size": spec.patch_size, "channels": spec.channels}
+        return preset_spec(model, **sizes)  # type: ignore[arg-type]
 
     @cached_property
     def designs(self) -> dict[str, Design]:
@@ -380,7 +396,7 @@ class BenchConfig:
         return cast(TransferConfig, self.recipe(task, next(iter(self.arms))))
 
     def spec_at(self, task: str) -> EncoderSpec:
-        """The shape of every arm's encoder on a task: the suite's, at the task's image size."""
+        """The suite's shape of encoders on a task, at the task's image size."""
         size = None if task == CLASSIFY else self.task(task).image_size
         if size is None:
             return self.spec
@@ -411,7 +427,7 @@ class BenchConfig:
             "data": self.data.path or "any",
             "out": out,
             "init": self.arm(name).weights,
-            "model": self.model,
+            "model": self.arm(name).model or self.model,
             "image_size": list(self.spec.image_size),
             "patch_size": self.spec.patch_size,
             "channels": self.channels,

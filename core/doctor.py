@@ -43,7 +43,7 @@ FRAMEWORKS = {
     "tensorboard": "tensorboard",
     "matplotlib": "matplotlib",
 }
-IMPORT_SECONDS = 60
+IMPORT_SECONDS = 120
 
 
 SHARED_MEMORY = Path("/dev/shm")

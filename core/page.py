@@ -12,15 +12,17 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import matplotlib
 import torch
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from .config import show
+
+if TYPE_CHECKING:  # imported where it draws: every training imports this file, and few draw
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 COLOURS = ("#0072b2", "#d55e00", "#6b7280", "#00845f", "#b5578a", "#9a6b00")
 """A line's colour on a light page: told apart by the colour-blind too (after Okabe and Ito)."""
@@ -87,6 +89,8 @@ def render(template: Path, **values: object) -> str:
 
 def chart(height: float = 3.9) -> tuple[Figure, Axes]:
     """An empty chart without a background, for ``svg``; ``height`` in inches, where its width is 5.2."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(5.2, height), layout="constrained")
     figure.patch.set_alpha(0)
     axes = figure.add_subplot()
@@ -98,6 +102,8 @@ def chart(height: float = 3.9) -> tuple[Figure, Axes]:
 
 def svg(figure: Figure, name: str) -> Markup:
     """A figure as inline SVG: equal bytes each time, ids of its own by ``name``, colours that follow the page's."""
+    import matplotlib
+
     if any(axes.get_legend_handles_labels()[1] for axes in figure.axes):
         legend = figure.legend(loc="outside upper left", frameon=False)
         for text in legend.get_texts():

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import zlib
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import torch
 from maelift.core.encoder import Encoder, EncoderSpec, preset_spec
 from maelift.core.randomness import isolated
 from maelift.core.weights import Provenance, save_encoder
+from maelift.tests.preloaded import Preloaded
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent
@@ -46,10 +48,15 @@ def framework(name: str) -> Any:
     return importlib.import_module(name) if os.environ.get("CI") else pytest.importorskip(name)
 
 
+@cache
+def preloaded() -> Preloaded:
+    """What starts the commands of this process."""
+    return Preloaded()
+
+
 def run_maelift(*words: object, cwd: Path | None = None, timeout: float = 240) -> subprocess.CompletedProcess[str]:
     """Run ``maelift`` with these words as a process of its own; give its exit code and what it said."""
-    command = [sys.executable, "-m", "maelift", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=timeout, env=environment())
+    return preloaded().run([str(word) for word in words], cwd, environment(), timeout)
 
 
 def torchrun(processes: int, *words: object) -> list[str]:
@@ -125,7 +132,7 @@ def run_page(page: Path, folder: Path, timeout: float = 240, languages: Sequence
     pattern = rf"^```({'|'.join(languages)})\n(.*?)^```$"
     blocks = re.findall(pattern, page.read_text(), flags=re.MULTILINE | re.DOTALL)
     assert blocks, f"{page} has no blocks of {' or '.join(languages)}"
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    path = os.pathsep.join([str(preloaded().shim()), str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     printed = []
     for language, block in blocks:
         command = [sys.executable, "-c", block] if language == "python" else ["bash", "-euo", "pipefail", "-c", block]

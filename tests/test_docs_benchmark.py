@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 from maelift.benchmarks.suite import SUITES, BenchConfig, read_suite
-from maelift.tests.support import ROOT, environment, write_images
+from maelift.tests.support import ROOT, run_maelift, write_images
 
 PAGE = ROOT / "docs" / "benchmark.md"
 
@@ -37,8 +35,7 @@ def test_the_commands_of_the_page(tmp_path: Path) -> None:
     assert len(commands) == 5
     said = ""
     for command in commands:
-        words = [sys.executable, "-m", *command.split()]
-        done = subprocess.run(words, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=600)
+        done = run_maelift(*command.split()[1:], cwd=tmp_path, timeout=600)
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
         said += done.stdout
         if " init " in command:
@@ -67,11 +64,5 @@ def test_a_suite_may_extend_another(tmp_path: Path) -> None:
     assert config.title == "Mine" and config.labels == (100,) and config.task("detect").steps == 7
     assert config.task("segment").steps == read_suite("quickstart")["tasks"]["segment"]["steps"]
     file.write_text(f"extends: {file}\ntitle: Mine\n")
-    done = subprocess.run(
-        [sys.executable, "-m", "maelift", "bench", str(file), "out=x"],
-        cwd=tmp_path,
-        env=environment(),
-        capture_output=True,
-        text=True,
-    )
+    done = run_maelift("bench", file, "out=x", cwd=tmp_path)
     assert done.returncode == 2 and "extends leads back to it" in done.stderr and done.stderr.count("\n") == 1

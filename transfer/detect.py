@@ -14,7 +14,6 @@ from typing import ClassVar, Literal, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from ..adapters.bundle import usual_window
@@ -331,6 +330,8 @@ def annotated(images: DetectionImages, index: int) -> Detections:
 
 def agrees(found: Detections, truth: Detections) -> bool:
     """Whether each true object is found once, and nothing else: the same class, boxes that overlap by half or more."""
+    from scipy.optimize import linear_sum_assignment  # a second to import, for training in vain
+
     if len(found) != len(truth):
         return False
     if not len(truth):

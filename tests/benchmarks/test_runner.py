@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import fcntl
+import io
 import json
 import logging
 import os
@@ -31,9 +32,11 @@ from maelift.benchmarks.runner import plan
 from maelift.benchmarks.suite import BenchConfig
 from maelift.core import loop
 from maelift.core.config import MaeliftError
+from maelift.core.tracking import Progress
 from maelift.tests.support import environment, one_line_error, run_maelift
 from maelift.transfer import training
 from PIL import Image
+from rich.console import Console
 
 LABELS, SEEDS, RATES = (6, 12), (0, 1, 2), 4
 
@@ -110,6 +113,19 @@ def resolved(whole: Whole, **keys: object) -> BenchConfig:
         "data": {"path": str(whole.home / "images")},
     }
     return BenchConfig.resolve({**suite, **keys})
+
+
+def test_a_terminal_shows_the_runs_at_work_as_a_table(whole: Whole) -> None:
+    config = resolved(whole)
+    context = Context.of(config, read_pools(config))
+    board = runner._Board(context, lambda run: None, 2)
+    one, other = (context.training("classify", "scratch", 6, seed, 3, 1e-3) for seed in (0, 1))
+    board.hear(one.key, Progress(step=2, total=3, images_per_second=41.6, loss=1.25))
+    written = io.StringIO()
+    Console(file=written, width=110).print(board._table([one, other]))
+    summary, head, *rows = written.getvalue().splitlines()
+    assert summary.startswith("bench: 0 runs done in") and head.split() == ["run", "step", "loss", "images/s"]
+    assert rows[0].split()[-3:] == ["2/3", "1.250", "42"] and rows[1].strip() == other.title()
 
 
 def results(out: Path) -> dict[str, dict[str, Any]]:

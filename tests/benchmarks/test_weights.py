@@ -85,6 +85,37 @@ def test_weights_are_taken_as_they_are_or_gone_on_from(class_folders: Path, weig
         assert {row["arm"] for row in csv.DictReader(rows)} == {"public", "continued", "labels", "scratch"}
 
 
+def test_arms_may_have_models_and_parts_of_the_pool_of_their_own(class_folders: Path, tmp_path: Path) -> None:
+    arms = {
+        "few": {"start": "mae", "label": "few", "pool": 12},
+        "more": {"start": "mae", "label": "more", "pool": 0.5},
+        "all": {"start": "mae", "label": "all"},
+        "micro": {"start": "mae", "label": "micro", "model": "vit_micro"},
+        "labels": {"start": "supervised", "label": "labels of few", "pool": 12, "model": "vit_micro"},
+    }
+    file = suite(tmp_path, {"path": str(class_folders), "val": 9, "test": 9}, arms, patch_size=8)
+    config = BenchConfig.resolve({"suite": str(file), "out": "x"})
+    context = Context.of(config, read_pools(config))
+    names = {arm: {context.pool_of(arm).name(i) for i in range(len(context.pool_of(arm)))} for arm in arms}
+    assert len(names["few"]) == 12 and len(names["more"]) == len(names["all"]) // 2
+    assert names["few"] < names["more"] < names["all"] == names["micro"] and names["labels"] == names["few"]
+    assert len({run.key for arm in arms if (run := context.pretraining(arm, 0)) is not None}) == 5
+    result = maelift.bench(str(file), out=str(tmp_path / "out"))
+    assert not result.result.missing
+    widths = sorted(
+        read_encoder(path).encoder.spec.embed_dim for path in (tmp_path / "out").glob("runs/*/encoder.safetensors")
+    )
+    assert widths == [64, 64, 64, 128, 128]
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert "pretrained on 12 images of the pool" in report and "vit_micro: pretrained on the pool" in report
+    for key, value in (("pool", 1000), ("pool", 0), ("model", "vit_giant")):
+        with pytest.raises(MaeliftError, match=rf"arms\.few\.{key}={value}: expected"):
+            config = BenchConfig.resolve({"suite": str(file), "out": "x", "arms": {"few": {key: value}}})
+            Context.of(config, read_pools(config)).check()
+    with pytest.raises(MaeliftError, match=r"arms\.scratch\.pool=3: expected null, but for an arm that is pretrained"):
+        BenchConfig.resolve({"suite": str(file), "out": "x", "arms": {"scratch": {"pool": 3}}})
+
+
 def test_other_weights_are_other_runs(class_folders: Path, weights: Path, tmp_path: Path) -> None:
     arms = {
         name: {"start": start, "weights": str(weights), "label": name}
