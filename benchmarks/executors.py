@@ -84,22 +84,30 @@ def executor_of(context: Context, store: Path, workers: int) -> Executor:
     return kinds[context.config.executor](context, store, workers)
 
 
+PRELOADED = [__name__, "torch._dynamo", "torch.utils.tensorboard", "torchmetrics.functional"]
+"""What workers need."""
+
+
 class LocalProcesses(Executor):
-    """Worker processes, made anew where one of them died."""
+    """Worker processes, made anew where one of them died.
+
+    On Linux they are forks of a process that has imported what they need, and done nothing else: each is at work at once.
+    """
 
     def __init__(self, context: Context, store: Path, workers: int) -> None:
         self._context, self._store, self._workers = context, store, workers
-        self._spawn = multiprocessing.get_context("spawn")
+        self._start = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
+        self._start.set_forkserver_preload(PRELOADED)
         self._strangers = set(multiprocessing.active_children())
         self._at_work: dict[Future[str | None], Run] = {}
         self._heard: dict[str, float] = {}
         self._stalled: set[str] = set()
 
     def __enter__(self) -> Self:
-        self._messages: Queue[tuple[str, Progress]] = self._spawn.Queue()
-        self._end, self._line = self._spawn.Pipe(duplex=False)  # closed, it tells every worker to stop
-        facts = (self._context, self._store, self._messages, self._end)
-        self._pool = ProcessPoolExecutor(self._workers, self._spawn, _start_worker, facts)
+        self._messages: Queue[tuple[str, Progress]] = self._start.Queue()
+        self._end, self._line = self._start.Pipe(duplex=False)  # closed, it tells every worker to stop
+        facts = (self._context, self._store, self._messages, self._end, dict(os.environ))
+        self._pool = ProcessPoolExecutor(self._workers, self._start, _start_worker, facts)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -250,12 +258,20 @@ class _Worker:
 _worker: _Worker | None = None
 
 
-def _start_worker(context: Context, store: Path, messages: Queue[tuple[str, Progress]], end: Connection) -> None:
-    """Prepare a worker: its threads, and its lines to the parent.
+def _start_worker(
+    context: Context,
+    store: Path,
+    messages: Queue[tuple[str, Progress]],
+    end: Connection,
+    environment: Mapping[str, str],
+) -> None:
+    """Prepare a worker: its environment and threads, and its lines to the parent.
 
     It leaves the parent's process group: a Ctrl-C at the terminal is for the parent, which passes it on once.
     """
     global _worker
+    os.environ.clear()  # what it was forked from may have begun under another
+    os.environ.update(environment)
     _worker = _Worker(context, store, messages)
     messages.cancel_join_thread()  # a worker that ends waits for nobody to read on
     os.setpgrp()

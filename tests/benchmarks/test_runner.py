@@ -166,8 +166,9 @@ def eventually(condition: Callable[[], object], seconds: float = 60) -> None:
 
 
 def workers_of(parent: int) -> list[int]:
-    """The processes of a suite that do its runs."""
-    return [process for process in processes(parent) if b"spawn_main" in Path(f"/proc/{process}/cmdline").read_bytes()]
+    """The processes of a suite that do its runs: forks of one that has their imports done."""
+    begun = [one for one in processes(parent) if b"forkserver" in Path(f"/proc/{one}/cmdline").read_bytes()]
+    return [worker for one in begun for worker in processes(one)]
 
 
 def test_a_suite_ends_with_verdicts_and_keeps_every_run(whole: Whole) -> None:
