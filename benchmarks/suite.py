@@ -13,6 +13,7 @@ from typing import Any, Literal, cast
 import yaml
 
 from ..core.config import ConfigError, MaeliftError, merged, nearest, raw_value, resolve
+from ..core.distributed import Interrupted
 from ..core.encoder import EncoderSpec, ModelName, check_divisible, preset_spec
 from ..core.launching import Slurm
 from ..pretrain.config import PretrainConfig
@@ -550,6 +551,8 @@ def keys_of(prefix: str) -> Iterator[None]:
         yield
     except ConfigError as error:
         raise ConfigError(prefix + error.key, error.value, error.expected, error.advice) from error
+    except Interrupted:  # a signal that came within is no mistake of the key's
+        raise
     except MaeliftError as error:
         raise MaeliftError(f"{prefix}{error}") from error
 

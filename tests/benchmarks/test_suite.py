@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import yaml
 from maelift.benchmarks.runner import plan
-from maelift.benchmarks.suite import SUITES, BenchConfig
+from maelift.benchmarks.suite import SUITES, BenchConfig, keys_of
 from maelift.core.config import MaeliftError
+from maelift.core.distributed import Interrupted
 from maelift.core.encoder import Preprocessing
 from maelift.tests.support import one_line_error, run_maelift
 from maelift.transfer.classify import ClassifyRecipe
@@ -263,3 +264,10 @@ def test_every_shipped_suite_is_whole_and_gives_its_arms_the_same_effort(name: s
     if not name.startswith(("quickstart", "imagenet")):
         assert len(config.pretrain_seeds) >= 3
         assert len({(found.masking, found.decoder) for found in pretrained}) == len(pretrained)
+
+
+def test_a_signal_is_no_mistake_of_a_key() -> None:
+    with pytest.raises(Interrupted, match=r"^stopped$"), keys_of("tasks.detect."):
+        raise Interrupted("stopped", 15)
+    with pytest.raises(MaeliftError, match=r"^tasks\.detect\.steps: too few$"), keys_of("tasks.detect."):
+        raise MaeliftError("steps: too few")
