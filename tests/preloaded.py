@@ -134,6 +134,7 @@ def _command(line: socket.socket) -> NoReturn:
     line.sendall(f"{os.getpid()}\n".encode())
     os.environ.clear()
     os.environ.update(request["env"])
+    sys.path[:0] = filter(None, request["env"].get("PYTHONPATH", "").split(os.pathsep))
     os.chdir(request["cwd"])
     sys.argv = ["maelift", *request["words"]]
     code = 1
