@@ -41,7 +41,7 @@ from ..transfer.classify import ClassificationTask, Classifier, save_classifier
 from ..transfer.models import MODEL_FILE, load_model
 from ..transfer.starts import fresh_encoder
 from ..transfer.training import Fit, Recipe, Task, fit
-from .pools import Pools
+from .pools import Pools, count_of
 from .results import pack_items
 from .suite import CLASSIFY, BenchConfig, keys_of
 
@@ -136,7 +136,7 @@ class Context:
         """Raise MaeliftError for what of the suite doesn't fit its data."""
         config = self.config
         for arm in config.arms:
-            self.pool_of(arm)
+            self.pool_size(arm)
         data = config.data.path or config.data.unlabelled
         if self.pools.gray and config.channels != 1:
             raise ConfigError("channels", config.channels, f"1, as every image of {data} is gray")
@@ -149,22 +149,19 @@ class Context:
                 with keys_of(f"tasks.{task}.recipe."):
                     self._built(task)
 
-    def facts(self, *parts: str, arm: str | None = None, **more: object) -> str:
-        """What determines the outcome of all runs that read these parts of the images, as one line of JSON.
+    def facts(self, arm: str, *parts: str, **more: object) -> str:
+        """What determines the outcome of all runs of an arm that read these parts of the images, as one line of JSON.
 
         The number of threads is among it: it sets the order of sums. The place of the images and the number of workers
-        are not. ``parts``: "pool", or task and split with a point between. ``arm``: whose encoder it is about.
+        are not. ``parts``: "pool", or task and split with a point between.
         """
-        facts = {**self._shared, "images": [self._digests[part] for part in parts], **more}
-        if arm is not None:
-            facts["spec"] = asdict(self.config.spec_of(arm))
-        return json.dumps(facts, sort_keys=True)
+        own = {"spec": asdict(self.config.spec_of(arm)), "images": [self._digests[part] for part in parts]}
+        return json.dumps({**self._shared, **own, **more}, sort_keys=True)
 
     @cached_property
     def _shared(self) -> dict[str, object]:
         device = self.config.device
         return {
-            "spec": asdict(self.config.spec),
             "device": choose_device("auto").type if device == "auto" else device,
             "threads": self.config.threads,
             "libraries": libraries(),
@@ -188,7 +185,7 @@ class Context:
         return {}
 
     def _pretraining(self, arm: str, seed: int) -> Run | None:
-        own, count = self.config.arm(arm), len(self.pool_of(arm))
+        own, count = self.config.arm(arm), self.pool_size(arm)
         if own.start == "scratch":
             return None
         part = {} if own.pool is None else {"pool": count}
@@ -197,12 +194,12 @@ class Context:
             recipe = {key: value for key, value in to_dict(config).items() if key not in (*FREE_KEYS, "init")}
             text = json.dumps({**recipe, "weights": self.weights.get(arm), **part})
             images = round(self._pretraining_flops(arm, config) / encoder_flops(self.config.spec))
-            return Run("mae", arm, seed, 0, 0, config.peak_lr, text, self.facts("pool", arm=arm), images=images)
+            return Run("mae", arm, seed, 0, 0, config.peak_lr, text, self.facts(arm, "pool"), images=images)
         if not own.trains_encoder:
             return Run("weights", arm, 0, 0, 0, 0.0, self.weights[arm], json.dumps(asdict(self.config.spec_of(arm))))
         supervised = self.config.supervised_recipe(arm)
         steps, lr = supervised.total_steps(count), supervised.peak_lr
-        facts = self.facts("pool", f"{CLASSIFY}.val", arm=arm, evaluations=self.config.evaluations, **part)
+        facts = self.facts(arm, "pool", f"{CLASSIFY}.val", evaluations=self.config.evaluations, **part)
         images = round(steps * supervised.batch_size * self._size(arm))
         return Run("supervised", arm, seed, 0, steps, lr, _determining(supervised), facts, images=images)
 
@@ -215,14 +212,19 @@ class Context:
         return self._part_of_pool(arm, self.pools.labelled_pool)
 
     def _part_of_pool(self, arm: str, pool: Any) -> Any:
-        wanted = self.config.arm(arm).pool
-        if wanted is None:
+        if self.config.arm(arm).pool is None:
             return pool
-        count = wanted if isinstance(wanted, int) else int(wanted * len(pool))
-        if not 0 < count <= len(pool):
-            raise ConfigError(f"arms.{arm}.pool", wanted, f"at most the {len(pool):,} images of the pool")
         order = stream(self.config.data.seed, "part of the pool").permutation(len(pool))
-        return pool.subset(sorted(int(index) for index in order[:count]))
+        return pool.subset(sorted(int(index) for index in order[: self.pool_size(arm)]))
+
+    def pool_size(self, arm: str) -> int:
+        """How many images an arm is pretrained on; raises ConfigError where that is more than there are, or none."""
+        wanted, whole = self.config.arm(arm).pool, len(self.pools.pool)
+        if wanted is None:
+            return whole
+        if not 0 < (count := count_of(wanted, whole)) <= whole:
+            raise ConfigError(f"arms.{arm}.pool", wanted, f"at most the {whole:,} images of the pool")
+        return count
 
     def _size(self, arm: str) -> float:
         """What an arm's encoder costs an image, as a multiple of what one of the suite's shape costs."""
@@ -235,7 +237,7 @@ class Context:
         dim, patches = decoder.embed_dim, spec.num_patches
         head = 2 * patches * (spec.embed_dim * dim + dim * spec.channels * spec.patch_size**2)
         an_image = encoder_flops(spec, visible) + decoder.depth * block_flops(patches + 1, dim) + head
-        return an_image * config.epochs * len(self.pool_of(arm))
+        return an_image * config.epochs * self.pool_size(arm)
 
     def steps(self, task: str, arm: str, labels: int) -> int:
         """The steps that an arm's tuning begins with; with ``compute_of``, those of another's pretraining on top."""
@@ -291,10 +293,10 @@ class Context:
             lr,
             _determining(recipe),
             self.facts(
+                arm,
                 "pool",
                 f"{task}.train",
                 f"{task}.val",
-                arm=arm,
                 evaluations=self.config.evaluations,
                 image_size=self.config.spec_at(task).image_size,
             ),
@@ -311,7 +313,7 @@ class Context:
                 run,
                 kind="test",
                 recipe="",
-                context=self.facts(f"{run.task}.test"),
+                context=self.facts(run.arm, f"{run.task}.test"),
                 parents=(run.key,),
                 images=round(count * self.cost(run.task) * self._size(run.arm)),
             )
@@ -391,9 +393,8 @@ def _pretrain(
     source, preprocessing = context.config.arm(run.arm).weights, context.preprocessing
     if source is not None:
         key = f"arms.{run.arm}.weights"
-        preprocessing = fitted_encoder(read_parent(source, key), context.config.spec_of(run.arm), source, key)[
-            0
-        ].preprocessing
+        encoder, _ = fitted_encoder(read_parent(source, key), context.config.spec_of(run.arm), source, key)
+        preprocessing = encoder.preprocessing
     result = pretrain(
         replace(context.config.mae_config(run.arm, run.seed, str(folder)), checkpoint_minutes=0.5),
         images=context.pool_of(run.arm),

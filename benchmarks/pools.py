@@ -26,7 +26,7 @@ from ..core.tracking import counting
 from .suite import CLASSIFY, BenchConfig, SuiteData
 
 MOST_PAIRS = 2 * 10**7
-"""Pairs of images that are compared unasked: about twenty seconds on two cores."""
+"""Pairs of images that are compared unasked: 2,000 with 10,000 take 40 seconds on two cores, more with fewer others longer."""
 SHOWN = 12
 """Pairs of each part that are shown."""
 SHOWN_SIDE = 96
@@ -237,11 +237,16 @@ def _need_folder(path: str) -> None:
         )
 
 
+def count_of(wanted: int | float, whole: int) -> int:
+    """How many of ``whole`` a count or a share is."""
+    return wanted if isinstance(wanted, int) else int(wanted * whole)
+
+
 def _parted(train: _Part, data: SuiteData) -> tuple[_Part, _Part]:
     """The training images that are pretrained on, and those that labelled examples are drawn from."""
     order = stream(data.seed, "pool").permutation(len(train.indices))
     wanted = POOL_SHARE if data.pool is None else data.pool
-    count = wanted if isinstance(wanted, int) else int(wanted * len(order))
+    count = count_of(wanted, len(order))
     if not 0 < count < len(order):
         raise DataError(
             f"data.pool={wanted}: {data.path} has {len(order)} training images besides validation and test; expected "
@@ -286,7 +291,7 @@ def _unlabelled(data: SuiteData, guard: _Guard) -> _Pool:
     part = _Part(_Nameless(images), manifest.hashes, range(len(images)))
     part = guard.apart(part, "pool", list(guard.held))
     if data.pool is not None:
-        count = data.pool if isinstance(data.pool, int) else int(data.pool * len(part.indices))
+        count = count_of(data.pool, len(part.indices))
         if not 0 < count <= len(part.indices):
             raise DataError(
                 f"data.pool={data.pool}: data.unlabelled has {len(part.indices)} images that may be pretrained on."

@@ -57,7 +57,7 @@ class SuiteData:
     seed: int = 0
     """seeds the split"""
     near: Literal["auto", "full", "off"] = "auto"
-    """leave out of the pool and of training what is nearly a validation or test image; auto: where it takes seconds"""
+    """leave out of the pool and of training what is nearly a validation or test image; auto: up to 20 million pairs"""
     broken: float = 0.05
     """largest share of broken images that is put up with"""
 
@@ -322,8 +322,7 @@ class BenchConfig:
         spec, model = self.spec_at(task), self.arm(arm).model
         if model is None:
             return spec
-        sizes = {"image_size": spec.image_size, "patch_size": spec.patch_size, "channels": spec.channels}
-        return preset_spec(model, **sizes)  # type: ignore[arg-type]
+        return preset_spec(model, image_size=spec.image_size, patch_size=spec.patch_size, channels=spec.channels)
 
     @cached_property
     def designs(self) -> dict[str, Design]:

@@ -10,7 +10,7 @@ other (the ratio test of Lowe, "Distinctive image features from scale-invariant 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
@@ -50,6 +50,8 @@ STEPS = (0.024, 0.012, 0.006)
 """By which windows are moved and stretched, as shares of a side."""
 CHUNK = 256
 BLOCK = 8192
+AT_ONCE = 16
+"""Images whose candidates are compared at once: 16 of them take some 80 MB."""
 
 Tell = Callable[[int, int], object]
 
@@ -130,19 +132,22 @@ def find_copies(ones: Thumbnails, others: Thumbnails, tell: Tell | None = None) 
     """Which of the thumbnails ``ones`` (N) are copies of any of ``others`` (M), each with the best of them.
 
     Time grows with N times M, by 76 correlations of 144 pixels for each pair; and with the number of ones that are nearly like
-    several others, by some 10 ms each.
+    several others, by 3 to 16 ms each (two cores).
     """
     if not len(ones) or not len(others):
         return []
     mine, theirs = (torch.tensor(stack.pixels, dtype=torch.float32) for stack in (ones, others))
-    grains = tuple(torch.tensor(stack.grain, dtype=torch.long) for stack in (ones, others))
+    grains = torch.tensor(ones.grain, dtype=torch.long), torch.tensor(others.grain, dtype=torch.long)
     found: list[tuple[Tensor, Tensor, Tensor]] = []
     with torch.inference_mode():
         for start in range(0, len(mine), CHUNK):
             chunk = mine[start : start + CHUNK]
-            pairs = _likeliest(chunk, theirs, *_candidates(chunk, theirs))
-            likeness = _laid_over(chunk, theirs, pairs, (grains[0][start : start + CHUNK], grains[1]))
-            found.append((pairs.one + start, pairs.other, likeness))
+            score, number = _candidates(chunk, theirs)
+            for first in range(0, len(chunk), AT_ONCE):
+                few = slice(first, first + AT_ONCE)
+                pairs = _likeliest(chunk[few], theirs, score[few], number[few])
+                one = pairs.one + start + first
+                found.append((one, pairs.other, _laid_over(mine, theirs, replace(pairs, one=one), grains)))
             if tell is not None:
                 tell(min(start + CHUNK, len(mine)), len(mine))
     one, other, likeness = (torch.cat(column) for column in zip(*found, strict=True))
@@ -219,7 +224,8 @@ def _laid_over(mine: Tensor, theirs: Tensor, pairs: _Pairs, grains: tuple[Tensor
         own = pairs.window_of_one[some, None, None]
         window, agreed = pairs.window[some], torch.full((len(one),), -1.0)
         coarser = _as_coarse(one, grain, other_grain), _as_coarse(other, other_grain, grain)
-        for left, right in ((one, other), coarser) if any(grain != other_grain) else ((one, other),):
+        ways = [(one, other)] if coarser[0] is one and coarser[1] is other else [(one, other), coarser]
+        for left, right in ways:
             images, wholes = torch.where(own, left, right), torch.where(own, right, left)
             window = _best_nearby(images, wholes, window)
             likeness = _described(_smooth(_seen(images, window, SIDE))) * _described(_smooth(wholes))

@@ -23,9 +23,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-ALSO = ("torch._dynamo", "torch.utils.tensorboard", "torchmetrics.functional")
-"""What commands import on their way."""
-
 
 class Preloaded:
     """A process that waits for commands, as long as this one lives."""
@@ -99,13 +96,11 @@ def serve(place: str) -> None:
     listener.bind(place)
     listener.listen(64)
     os.environ["OMP_NUM_THREADS"] = "1"
+    from maelift.benchmarks.executors import PRELOADED
     from maelift.cli import COMMANDS
 
-    for name in {
-        module for command in COMMANDS.values() for module in (command.module, command.home or command.module)
-    }:
-        importlib.import_module(f"maelift.{name}")
-    for name in ALSO:
+    own = {module for command in COMMANDS.values() for module in (command.module, command.home or command.module)}
+    for name in [*(f"maelift.{module}" for module in own), *PRELOADED]:
         importlib.import_module(name)
     print("ready", flush=True)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them here
