@@ -297,7 +297,7 @@ class Context:
                 "pool",
                 f"{task}.train",
                 f"{task}.val",
-                evaluations=self.config.evaluations,
+                evaluations=self.config.designs[task].evaluations,
                 image_size=self.config.spec_at(task).image_size,
             ),
             parents=() if encoder is None else (encoder.key,),
@@ -416,7 +416,7 @@ def _pretrain_with_labels(
     encoder = fresh_encoder(context.config.spec_of(run.arm), context.preprocessing, run.seed)
     classify = context.pools.classify
     task = ClassificationTask(recipe, encoder, Splits(pool, classify.val, classify.test), ranks)
-    found, _ = _fit(run, task, context, folder, listener)
+    found, _ = _fit(run, task, context.config.evaluations, folder, listener)
     provenance = Provenance(f"supervised classification of {len(pool)} images", seed=run.seed)
     save_encoder(
         cast(Classifier, found.model).encoder, folder / ENCODER_FILE, replace(provenance, tool_version=__version__)
@@ -445,7 +445,7 @@ def _train(
     task = _task(run, context, recipe, _start(run, context, store), splits, folder, ranks)
     began = time.monotonic()
     try:
-        found, curve = _fit(run, task, context, None, listener)
+        found, curve = _fit(run, task, context.config.designs[run.task].evaluations, None, listener)
     except Diverged:
         if run.seed != context.config.designs[run.task].tuning.seed:
             raise
@@ -496,7 +496,7 @@ def _made_by_parent(run: Run, store: Path, name: str) -> Path:
 
 
 def _fit(
-    run: Run, task: Task[Any, Any], context: Context, folder: Path | None, listener: Listener | None
+    run: Run, task: Task[Any, Any], evaluations: int, folder: Path | None, listener: Listener | None
 ) -> tuple[Fit, list[dict[str, float]]]:
     """Train with validation on the suite's images; only long runs, which give a folder, keep checkpoints."""
     curve: list[dict[str, float]] = []
@@ -513,7 +513,7 @@ def _fit(
             task,
             seed=run.seed,
             tracker=tracker,
-            evaluations=context.config.evaluations,
+            evaluations=evaluations,
             workers=0 if task.ranks.device.type == "cpu" else None,
             checkpoints=None if folder is None else Checkpoints(folder / "checkpoints", task.ranks, keep=1),
             checkpoint_seconds=30.0,

@@ -139,6 +139,8 @@ class TaskConfig:
     """learning rates tried; null: those of tuning"""
     max_doublings: int | None = None
     """how often an arm's steps may be doubled; null: as tuning says"""
+    evaluations: int | None = None
+    """times that a run is judged on validation images, which in detection costs much; null: the suite's"""
     short: bool = False
     """one run a seed at the recipe's own rate: nothing is tuned or checked, and no verdict is drawn"""
 
@@ -171,13 +173,14 @@ class Tuning:
 
 @dataclass(frozen=True)
 class Design:
-    """What is compared on a task: label counts, seeds, and how every arm is tuned; ``short``: it isn't."""
+    """What is compared on a task: label counts, seeds, and how every arm is tuned and judged; ``short``: it isn't tuned."""
 
     name: str
     kind: Kind
     labels: tuple[int, ...]
     seeds: tuple[int, ...] | dict[str, tuple[int, ...]]
     tuning: Tuning
+    evaluations: int
     short: bool = False
 
     def seeds_at(self, labels: int) -> tuple[int, ...]:
@@ -189,6 +192,8 @@ class Design:
         _check_different("labels", self.labels)
         if min(self.labels) < 1:
             raise ConfigError("labels", list(self.labels), "counts of at least 1")
+        if self.evaluations < 1:
+            raise ConfigError("evaluations", self.evaluations, "1 or more")
         for labels in self.labels:
             if isinstance(self.seeds, dict) and str(labels) not in self.seeds:
                 raise ConfigError("seeds", self.seeds, f"seeds for {labels} labels too")
@@ -329,14 +334,15 @@ class BenchConfig:
         """What is compared, by task: classification of the suite's own images first, where they have labels."""
         designs = {}
         if self.data.path is not None:
-            designs[CLASSIFY] = Design(CLASSIFY, "classify", self.labels, self.seeds, self.tuning)
+            designs[CLASSIFY] = Design(CLASSIFY, "classify", self.labels, self.seeds, self.tuning, self.evaluations)
         for name, task in self._tasks.items():
             tuning = replace(
                 self.tuning,
                 rates=self.tuning.rates if task.rates is None else task.rates,
                 max_doublings=self.tuning.max_doublings if task.max_doublings is None else task.max_doublings,
             )
-            designs[name] = Design(name, task.task, task.labels, task.seeds, tuning, task.short)
+            often = self.evaluations if task.evaluations is None else task.evaluations
+            designs[name] = Design(name, task.task, task.labels, task.seeds, tuning, often, task.short)
         return designs
 
     @cached_property
