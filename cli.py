@@ -7,6 +7,7 @@ import importlib
 import logging
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,7 +26,8 @@ class Command:
     ``--key value``, and may be left out where ``optional`` has a word for the value. ``home`` is the module of the
     functions, where it isn't the schema's. ``defaults`` tells of keys without a default in the schema where their values
     come from. ``json``: the result has a ``to_json``. ``flags``: options that call another function of the module, by its name,
-    for a result with a ``text``.
+    for a result with a ``text``. ``memory``: a module whose ``again`` knows the words of a command that was done and has nothing
+    new to do, and whose ``remember`` notes one.
     """
 
     module: str
@@ -39,10 +41,15 @@ class Command:
     defaults: Callable[[Command], dict[str, str]] | None = None
     json: bool = False
     flags: Mapping[str, str] = field(default_factory=dict)
+    memory: str | None = None
 
     def config_type(self) -> Any:
         """The schema."""
         return getattr(importlib.import_module(f".{self.module}", __package__), self.schema)
+
+    def remembered(self) -> Any:
+        """The module that remembers what was done; None for commands that need none."""
+        return None if self.memory is None else importlib.import_module(f".{self.memory}", __package__)
 
     def load(self, name: str) -> Any:
         """The named function."""
@@ -97,6 +104,7 @@ COMMANDS = {
         positional=("suite",),
         defaults=_of_the_suite,
         flags={"--status": "status"},
+        memory="benchmarks.unchanged",
     ),
     "bench compare": Command(
         "benchmarks.comparing",
@@ -184,6 +192,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(name: str, command: Command, words: list[str]) -> None:
+    memory, given, began = command.remembered(), tuple(words), time.time_ns()
+    if memory is not None and (said := memory.again(given)) is not None:
+        _say(said)
+        return
     schema = command.config_type()
     if _take(words, "-h", "--help"):
         _say(_command_help(name, command, schema))
@@ -210,6 +222,8 @@ def _run(name: str, command: Command, words: list[str]) -> None:
         _say(result.to_json() if as_json else result.summary())
     if (unsound := getattr(result, "error", None)) is not None:
         raise MaeliftError(unsound)
+    if memory is not None:
+        memory.remember(given, began, config, result)
 
 
 def _resolve(command: Command, schema: Any, words: Sequence[str], file: Path | None) -> Any:

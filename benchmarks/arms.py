@@ -262,8 +262,8 @@ class Context:
     def _built(self, task: str) -> tuple[Task[Any, Any], nn.Module]:
         """A task with its model, as it would be trained; raises ConfigError for a recipe that doesn't fit the data."""
         config, splits = self.config, self.pools.tasks[task].splits
-        recipe, encoder = config.transfer(task), Encoder(config.spec_at(task), preprocessing=self.preprocessing)
-        built = recipe.chosen_task()(recipe, encoder, splits, Ranks(0, 1, torch.device("cpu")))
+        encoder = Encoder(config.spec_at(task), preprocessing=self.preprocessing)
+        built = task_of(task, config.transfer(task), encoder, splits, Ranks(0, 1, torch.device("cpu")))
         return built, built.build_model()
 
     def _flops(self, task: str) -> float:
@@ -442,7 +442,7 @@ def _train(
     images = context.pools.tasks[run.task].splits
     splits = replace(images, train=draw_labeled(images.train, run.labels, run.seed))
     recipe = replace(context.config.recipe(run.task, run.arm), steps=run.steps, lr=run.lr)
-    task = _task(run, context, recipe, _start(run, context, store), splits, folder, ranks)
+    task = task_of(run.task, recipe, _start(run, context, store), splits, ranks, folder)
     began = time.monotonic()
     try:
         found, curve = _fit(run, task, context.config.designs[run.task].evaluations, None, listener)
@@ -466,13 +466,13 @@ def _start(run: Run, context: Context, store: Path) -> Encoder:
     return encoder if encoder.spec.image_size == spec.image_size else encoder.resized(spec.image_size)
 
 
-def _task(
-    run: Run, context: Context, recipe: Recipe, encoder: Encoder, splits: Splits[Any], folder: Path, ranks: Ranks
+def task_of(
+    name: str, recipe: Recipe, encoder: Encoder, splits: Splits[Any], ranks: Ranks, folder: Path | None = None
 ) -> Task[Any, Any]:
-    """The task of a run, with these images in its splits."""
-    if run.task == CLASSIFY:
+    """A task of a suite with these images in its splits; ``folder``: where it may leave files."""
+    if name == CLASSIFY:
         return ClassificationTask(cast(Any, recipe), encoder, splits, ranks)
-    config = replace(cast(Any, recipe), out=str(folder))
+    config = cast(Any, recipe) if folder is None else replace(cast(Any, recipe), out=str(folder))
     return cast("Task[Any, Any]", config.chosen_task()(config, encoder, splits, ranks))
 
 
@@ -483,7 +483,7 @@ def _test(
     model: Any = load_model(_made_by_parent(run, store, MODEL_FILE))
     recipe, splits = context.config.recipe(run.task, run.arm), context.pools.tasks[run.task].splits
     encoder = Encoder(model.spec, preprocessing=model.preprocessing)
-    task = _task(run, context, recipe, encoder, splits, folder, ranks)
+    task = task_of(run.task, recipe, encoder, splits, ranks, folder)
     scores, items = task.score_items(model.to(ranks.device), splits.test, "test")
     return {"seconds": time.monotonic() - began, "scores": asdict(scores), "items": pack_items(items)}
 

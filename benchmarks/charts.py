@@ -25,13 +25,14 @@ class Chart:
     words: str
 
 
-def charts(result: SuiteResult, part: Part) -> list[Chart]:
+def charts(compared: Compared, part: Part) -> list[Chart]:
     """The charts of a task, as far as there are runs."""
+    result = compared.result
     if not part.cells:
         return []
     found = []
     if not part.short:
-        found += _forest(result, part)
+        found += _forest(compared, part)
         if result.axis and any(arm.x is not None for arm in result.arms):
             found += [_over_axis(result, part, labels) for labels in part.label_counts]
         else:
@@ -40,9 +41,10 @@ def charts(result: SuiteResult, part: Part) -> list[Chart]:
     return [*found, *(_curves(result, part, labels) for labels in trained)]
 
 
-def _forest(result: SuiteResult, part: Part) -> list[Chart]:
+def _forest(compared: Compared, part: Part) -> list[Chart]:
     """The differences from the baseline with their intervals, a row each."""
-    shown = [one for one in Compared(result).of(part) if one.difference is not None and one.difference.known]
+    result = compared.result
+    shown = [one for one in compared.of(part) if one.difference is not None and one.difference.known]
     if not shown:
         return []
     figure, axes = chart(height=1.3 + 0.42 * len(shown))

@@ -16,7 +16,7 @@ from PIL import Image
 from ..core.audit import audit
 from ..core.cache import cache_file, keep, kept
 from ..core.config import DataError
-from ..core.copies import Copy, Thumbnails, find_copies
+from ..core.copies import Copy, Thumbnails, find_copies, find_whole_copies
 from ..core.decoding import Picture
 from ..core.images import ImageSet, as_image
 from ..core.labels import LabeledImages, Splits, audit_splits, read_splits
@@ -26,7 +26,10 @@ from ..core.tracking import counting
 from .suite import CLASSIFY, BenchConfig, SuiteData
 
 MOST_PAIRS = 2 * 10**7
-"""Pairs of images that are compared unasked: 2,000 with 10,000 take 40 seconds on two cores, more with fewer others longer."""
+"""Pairs of images that are compared unasked for crops too: 2,000 with 10,000 take 40 seconds on two cores, more with fewer others
+longer."""
+MOST_WHOLES = 2 * 10**9
+"""Pairs that are compared unasked at all."""
 SHOWN = 12
 """Pairs of each part that are shown."""
 SHOWN_SIDE = 96
@@ -112,6 +115,11 @@ class _Part:
         ]
         return hashlib.sha256(json.dumps([classes, rows]).encode()).hexdigest()
 
+    @cached_property
+    def thumbnails(self) -> Thumbnails:
+        """Small copies of these images."""
+        return Thumbnails.of(self.taken().images)
+
     def taken(self) -> Any:
         """These images."""
         return self.images.subset(list(self.indices))
@@ -195,31 +203,37 @@ class _Guard:
         """Images of a part that are copies of those held back: the copy, and what it is a copy of."""
         rows = [(one, index) for one in held for index in one.indices]
         pairs = len(part.indices) * len(rows)
-        if self._near == "off" or (self._near == "auto" and pairs > MOST_PAIRS):
+        wholes = self._near == "auto" and pairs > MOST_PAIRS
+        if self._near == "off" or (wholes and pairs > MOST_WHOLES):
             why = "" if self._near == "off" else f": {len(part.indices):,} × {len(rows):,} pairs; data.near=full looks"
             self._findings.append(f"Near-duplicates of validation or test in the {name} were not looked for{why}.")
             return []
-        copies = _compared(part, held, name)
-        count = len(copies)
+        copies = _compared(part, held, name, wholes)
+        count, kinds = len(copies), "saved anew, resized, mirrored" + ("" if wholes else ", cropped")
+        crops = (
+            f" For cropped ones data.near=full looks: {len(part.indices):,} × {len(rows):,} pairs." if wholes else ""
+        )
         self._findings.append(
-            f"Images of the {name} that are nearly one of validation or test (saved anew, resized, mirrored, cropped), and were "
-            f"left out: {count}."
+            f"Images of the {name} that are nearly one of validation or test ({kinds}), and were left out: {count}.{crops}"
             if count
-            else f"No image of the {name} is nearly one of validation or test (saved anew, resized, mirrored, cropped)."
+            else f"No image of the {name} is nearly one of validation or test ({kinds}).{crops}"
         )
         return [(copy, *rows[copy.original]) for copy in sorted(copies, key=lambda copy: -copy.likeness)]
 
 
-def _compared(part: _Part, held: Sequence[_Part], name: str) -> list[Copy]:
-    """Images of a part, by their place in it, that are copies of those held back, all in a row; kept for the next time."""
-    place = cache_file("copies", part.digest, *(one.digest for one in held))
+def _compared(part: _Part, held: Sequence[_Part], name: str, wholes: bool) -> list[Copy]:
+    """Images of a part, by their place in it, that are copies of those held back, all in a row; kept for the next time.
+
+    ``wholes``: cropped ones are not looked for.
+    """
+    place = cache_file("copies", "wholes" if wholes else "all", part.digest, *(one.digest for one in held))
     before = kept(place)
     if before is not None and before[1].get("format") == COPIES_FORMAT:
         columns = [before[0][column].tolist() for column in ("number", "original", "likeness")]
         return [Copy(*row) for row in zip(*columns, strict=True)]
-    ones = Thumbnails.of(part.taken().images)
-    others = Thumbnails.row([Thumbnails.of(one.taken().images) for one in held])
-    copies = find_copies(ones, others, counting(f"comparing the {name} with validation and test"))
+    ones, others = Thumbnails.of(part.taken().images), Thumbnails.row([one.thumbnails for one in held])
+    find = find_whole_copies if wholes else find_copies
+    copies = find(ones, others, counting(f"comparing the {name} with validation and test"))
     arrays = {
         "number": np.array([copy.number for copy in copies], dtype=np.int64),
         "original": np.array([copy.original for copy in copies], dtype=np.int64),

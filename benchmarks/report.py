@@ -48,7 +48,8 @@ def write_report(result: SuiteResult, out: Path) -> Report:
     ``out`` is a folder that is there. Equal results give equal bytes. No table depends on timings but that of the section on
     time. ``results.json`` is what ``maelift bench compare`` reads.
     """
-    verdicts = tuple(_verdicts(result))
+    found = Compared(result)
+    verdicts = tuple(_verdicts(found))
     names = ("report.html", "report.md", "report.tex", "results.csv", "results.json")
     html, markdown, latex, table, json = (out / name for name in names)
     report = Report(html, markdown, latex, table, json, verdicts)
@@ -57,10 +58,10 @@ def write_report(result: SuiteResult, out: Path) -> Report:
     if installed_version(["pyarrow"]) is not None:
         _write_parquet(rows, report.csv.with_suffix(".parquet"))
     atomic_write_text(report.json, result.to_json())
-    sections = _sections(result)
-    atomic_write_text(report.markdown, _markdown(result, verdicts, sections))
+    sections, hours = _sections(found), _hours(found)
+    atomic_write_text(report.markdown, _markdown(result, verdicts, sections, hours))
     atomic_write_text(report.latex, "\n".join(table.latex() for section in sections for table in section.tables))
-    atomic_write_text(report.html, _html(result, verdicts, sections))
+    atomic_write_text(report.html, _html(result, verdicts, sections, hours))
     return report
 
 
@@ -77,13 +78,14 @@ class Section:
     recipes: Mapping[str, Mapping[str, object]]
 
 
-def _sections(result: SuiteResult) -> list[Section]:
+def _sections(found: Compared) -> list[Section]:
+    result = found.result
     return [
         Section(
             _heading(part),
             _what_the_intervals_cover(result, part),
-            _tables(result, part),
-            charts(result, part),
+            _tables(found, part),
+            charts(found, part),
             _filled(_tuning_table(result, part), _convergence_table(result, part)),
             [f"{name}: {count:,} images" for name, count in part.counts.items()],
             {result.label(arm): recipe for arm, recipe in part.recipes.items()},
@@ -98,16 +100,17 @@ def _heading(part: Part) -> str:
     return f"{what}{name}{': a short run, for a look only' if part.short else ''}"
 
 
-def _tables(result: SuiteResult, part: Part) -> list[Table]:
+def _tables(found: Compared, part: Part) -> list[Table]:
     """What came of a task."""
+    result = found.result
     return _filled(
         _score_table(result, part),
-        *([] if part.short else [_difference_table(result, part), _savings_table(result, part)]),
+        *([] if part.short else [_difference_table(found, part), _savings_table(result, part)]),
         _published_table(result, part),
     )
 
 
-def _html(result: SuiteResult, verdicts: Sequence[str], sections: Sequence[Section]) -> str:
+def _html(result: SuiteResult, verdicts: Sequence[str], sections: Sequence[Section], hours: Table) -> str:
     return render(
         Path(__file__).with_name("report.html.j2"),
         result=result,
@@ -118,12 +121,12 @@ def _html(result: SuiteResult, verdicts: Sequence[str], sections: Sequence[Secti
         fairness=FAIRNESS,
         picture=_reconstructions(result.reconstructions),
         examples=_examples(result),
-        hours=_hours(result),
+        hours=hours,
         spent=duration(result.seconds_total),
     )
 
 
-def _markdown(result: SuiteResult, verdicts: Sequence[str], sections: Sequence[Section]) -> str:
+def _markdown(result: SuiteResult, verdicts: Sequence[str], sections: Sequence[Section], hours: Table) -> str:
     warnings = _warnings(result)
     parts = [
         f"# {plain(_title(result))}",
@@ -143,7 +146,7 @@ def _markdown(result: SuiteResult, verdicts: Sequence[str], sections: Sequence[S
         _bullets([*(f"{name} {version}" for name, version in result.versions.items()), result.machine]),
         f"```yaml\n{result.config_yaml.rstrip()}\n```",
         "## Time",
-        _hours(result).markdown(),
+        hours.markdown(),
         f"All runs together, tuning and checks included: {duration(result.seconds_total)}.",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -217,9 +220,10 @@ def _title(result: SuiteResult) -> str:
     return f"{result.title} (partial result)" if result.missing else result.title
 
 
-def _verdicts(result: SuiteResult) -> Iterator[str]:
+def _verdicts(found: Compared) -> Iterator[str]:
     """One sentence for each arm against the baseline, on each task at each label count."""
-    baseline, found = result.label(result.baseline), Compared(result)
+    result = found.result
+    baseline = result.label(result.baseline)
     if not any(cell.arm == result.baseline for part in result.parts for cell in part.cells):
         yield f"Nothing can be said yet: there are no runs of {baseline}, which the others are compared with."
         return
@@ -415,9 +419,10 @@ def _scores(part: Part, arm: Arm, labels: int, keys: Sequence[str]) -> tuple[str
     )
 
 
-def _difference_table(result: SuiteResult, part: Part) -> Table:
+def _difference_table(found: Compared, part: Part) -> Table:
     """Every arm against the baseline, then the others against each other."""
-    names, found = [arm.name for arm in result.rivals], Compared(result)
+    result = found.result
+    names = [arm.name for arm in result.rivals]
     pairs = [*((name, result.baseline) for name in names), *combinations(names, 2)]
     rows = []
     for labels, (first, second) in product(part.label_counts, pairs):
@@ -556,9 +561,9 @@ def _convergence_table(result: SuiteResult, part: Part) -> Table:
     )
 
 
-def _hours(result: SuiteResult) -> Table:
+def _hours(found: Compared) -> Table:
     """Cost beside gain."""
-    found, rows = Compared(result), []
+    result, rows = found.result, []
     for arm in result.arms:
         cells = [cell for part in result.parts for cell in part.cells if cell.arm == arm.name]
         gains = [

@@ -57,7 +57,8 @@ class SuiteData:
     seed: int = 0
     """seeds the split"""
     near: Literal["auto", "full", "off"] = "auto"
-    """leave out of the pool and of training what is nearly a validation or test image; auto: up to 20 million pairs"""
+    """leave out of the pool and of training what is nearly a validation or test image; auto: cropped ones up to 20 million pairs,
+    others up to 2 billion"""
     broken: float = 0.05
     """largest share of broken images that is put up with"""
 
@@ -567,11 +568,21 @@ def _check_different(key: str, values: tuple[int, ...]) -> None:
         raise ConfigError(key, list(values), "one or more whole numbers from 0 up, all different")
 
 
-def read_suite(suite: str, under: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The keys of a shipped suite or of a YAML file; with ``extends``, over those of another.
+def read_suite(suite: str) -> dict[str, Any]:
+    """The keys of a shipped suite or of a YAML file; with ``extends``, over those of another."""
+    keys: dict[str, Any] = {}
+    for _, own in _layers(suite):
+        keys = merged(keys, own)
+    return keys
 
-    ``under``: the files that extend this one.
-    """
+
+def suite_files(suite: str) -> list[Path]:
+    """The files that a suite is read from: its own last, before it those that it extends."""
+    return [path for path, _ in _layers(suite)]
+
+
+def _layers(suite: str, above: tuple[Path, ...] = ()) -> list[tuple[Path, dict[str, Any]]]:
+    """The files of a suite with their keys; ``above``: those that extend this one."""
     path = SUITES / f"{suite}.yaml"
     if not path.is_file():
         path = Path(suite)
@@ -583,11 +594,9 @@ def read_suite(suite: str, under: tuple[Path, ...] = ()) -> dict[str, Any]:
         )
     keys = _read_keys(path)
     base = keys.pop("extends", None)
-    if base is None:
-        return keys
-    if path in under:
+    if base is not None and path in above:
         raise MaeliftError(f"{path}: extends leads back to it ({base}). Expected another suite.")
-    return merged(read_suite(str(base), (*under, path)), keys)
+    return [*([] if base is None else _layers(str(base), (*above, path))), (path, keys)]
 
 
 def _read_keys(path: Path) -> dict[str, Any]:

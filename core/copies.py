@@ -9,7 +9,9 @@ other (the ratio test of Lowe, "Distinctive image features from scale-invariant 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -22,7 +24,7 @@ from torch import Tensor
 
 from .config import DataError
 from .images import ImageSet, opened, to_array
-from .likeness import FLAT
+from .likeness import FLAT, correlations, descriptors
 
 SIDE = 32
 """Pixels a side of the thumbnails that are kept of an image."""
@@ -50,6 +52,8 @@ STEPS = (0.024, 0.012, 0.006)
 """By which windows are moved and stretched, as shares of a side."""
 CHUNK = 256
 BLOCK = 8192
+MATRIX = 2**24
+"""Correlations that are held at once."""
 AT_ONCE = 16
 """Images whose candidates are compared at once: 16 of them take some 80 MB."""
 
@@ -95,11 +99,12 @@ class Thumbnails:
     def of(cls, images: ImageSet) -> Thumbnails:
         """Black for an image that can't be read."""
         found = cls(np.zeros((len(images), SIDE, SIDE), dtype=np.uint8), np.full(len(images), SIDE, dtype=np.uint8))
-        for number in range(len(images)):
+
+        def put(number: int) -> None:
             try:
                 picture = opened(images, number).pixels()
             except DataError:
-                continue
+                return
             gray = to_array(picture, 1)[0] if picture.shape[2] in (1, 3) else picture.mean(axis=2)
             least = min(gray.shape)
             how = Image.Resampling.BICUBIC if least < SIDE else Image.Resampling.BOX
@@ -109,6 +114,14 @@ class Thumbnails:
             )
             found.pixels[number] = np.clip((small - low) * (255 / max(high - low, 1e-6)), 0, 255).astype(np.uint8)
             found.grain[number] = min(least, SIDE)
+
+        if images.default_workers() == 0:  # they lie in memory: threads would only wait for each other
+            for number in range(len(images)):
+                put(number)
+            return found
+        with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+            for _ in pool.map(put, range(len(images))):
+                pass
         return found
 
     @classmethod
@@ -136,8 +149,7 @@ def find_copies(ones: Thumbnails, others: Thumbnails, tell: Tell | None = None) 
     """
     if not len(ones) or not len(others):
         return []
-    mine, theirs = (torch.tensor(stack.pixels, dtype=torch.float32) for stack in (ones, others))
-    grains = torch.tensor(ones.grain, dtype=torch.long), torch.tensor(others.grain, dtype=torch.long)
+    mine, theirs, grains = _as_tensors(ones, others)
     found: list[tuple[Tensor, Tensor, Tensor]] = []
     with torch.inference_mode():
         for start in range(0, len(mine), CHUNK):
@@ -152,6 +164,43 @@ def find_copies(ones: Thumbnails, others: Thumbnails, tell: Tell | None = None) 
                 tell(min(start + CHUNK, len(mine)), len(mine))
     one, other, likeness = (torch.cat(column) for column in zip(*found, strict=True))
     return list(_copies(one, other, likeness, len(mine)))
+
+
+def find_whole_copies(ones: Thumbnails, others: Thumbnails, tell: Tell | None = None) -> list[Copy]:
+    """The same of copies that aren't cropped, among very many images: a product of 256 numbers for each pair."""
+    if not len(ones) or not len(others):
+        return []
+    own, known = (descriptors(_halved(stack.pixels)) for stack in (ones, others))
+    half = own.shape[1] // 2
+    mine, theirs, grains = _as_tensors(ones, others)
+    found: list[tuple[Tensor, Tensor, Tensor]] = []
+    with torch.inference_mode():
+        for start in range(0, len(own), rows := max(1, MATRIX // len(known))):
+            agreed = torch.from_numpy(correlations(own[start : start + rows], known))
+            likely = agreed.topk(min(LOOKED_AT, len(known)), dim=1)
+            one, place = (likely.values >= PROMISING).nonzero().T
+            other, one = likely.indices[one, place], one + start
+            turned = (own[one.numpy(), half:] * known[other.numpy(), half:]).sum(axis=1) < 0
+            whole = FEW[:1].expand(len(one), 4)
+            pairs = _Pairs(one, other, torch.from_numpy(turned), torch.ones(len(one), dtype=torch.bool), whole)
+            found.append((one, other, _laid_over(mine, theirs, pairs, grains, moved=False)))
+            if tell is not None:
+                tell(min(start + rows, len(own)), len(own))
+    one, other, likeness = (torch.cat(column) for column in zip(*found, strict=True))
+    return list(_copies(one, other, likeness, len(mine)))
+
+
+def _as_tensors(ones: Thumbnails, others: Thumbnails) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+    """The pixels of both, and the grains."""
+    mine, theirs = (torch.tensor(stack.pixels, dtype=torch.float32) for stack in (ones, others))
+    return mine, theirs, (torch.tensor(ones.grain, dtype=torch.long), torch.tensor(others.grain, dtype=torch.long))
+
+
+def _halved(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Thumbnails (N, 32, 32) as (N, 16, 16), by the mean of four pixels each."""
+    half = SIDE // 2
+    means: NDArray[np.float32] = pixels.reshape(-1, half, 2, half, 2).mean(axis=(2, 4), dtype=np.float32)
+    return means
 
 
 def _copies(one: Tensor, other: Tensor, likeness: Tensor, count: int) -> Iterator[Copy]:
@@ -213,8 +262,10 @@ def _likeliest(mine: Tensor, theirs: Tensor, score: Tensor, number: Tensor) -> _
     return _Pairs(hopeful[one], number[one, place], way >= 2, way % 2 == 0, MANY[window[one, place, way]])
 
 
-def _laid_over(mine: Tensor, theirs: Tensor, pairs: _Pairs, grains: tuple[Tensor, Tensor]) -> Tensor:
-    """The correlation of each pair, its window moved and stretched until it is the best nearby."""
+def _laid_over(
+    mine: Tensor, theirs: Tensor, pairs: _Pairs, grains: tuple[Tensor, Tensor], moved: bool = True
+) -> Tensor:
+    """The correlation of each pair; where windows may be ``moved``, they are, and stretched, to the best nearby."""
     found = [torch.zeros(0)]
     for start in range(0, len(pairs.one), CHUNK):
         some = slice(start, start + CHUNK)
@@ -227,7 +278,7 @@ def _laid_over(mine: Tensor, theirs: Tensor, pairs: _Pairs, grains: tuple[Tensor
         ways = [(one, other)] if coarser[0] is one and coarser[1] is other else [(one, other), coarser]
         for left, right in ways:
             images, wholes = torch.where(own, left, right), torch.where(own, right, left)
-            window = _best_nearby(images, wholes, window)
+            window = _best_nearby(images, wholes, window) if moved else window
             likeness = _described(_smooth(_seen(images, window, SIDE))) * _described(_smooth(wholes))
             agreed = torch.maximum(agreed, likeness.sum(dim=1))
         found.append(agreed)

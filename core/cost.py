@@ -12,6 +12,10 @@ from .encoder import EncoderSpec
 UTILISATION = 0.5
 """Share of the speed of large matrix products that training reaches: 0.55 to 0.75 was measured for ViTs on a CPU, without
 loading the images."""
+MOST_FLOPS = 1e12
+"""Operations an image from which a step is estimated, not measured: a CPU would take minutes to tell."""
+ONE_STEP = 2e10
+"""Operations of a measured step: half a second or so of a CPU core."""
 
 
 def block_flops(tokens: int, dim: int, mlp_ratio: float = 4.0) -> float:
@@ -36,6 +40,12 @@ def training_memory(parameters: int, tokens_times_dim: float, batch_size: int) -
     ``tokens_times_dim`` is the sum of tokens times channels over the blocks, for one image.
     """
     return int(16 * parameters + 4 * 17 * tokens_times_dim * batch_size)
+
+
+def measured_images(flops_forward: float, batch_size: int, device: torch.device) -> int:
+    """How many images a measured step takes: as near to the batch as ``ONE_STEP`` allows, but at least 16 (128 on a GPU)."""
+    affordable = 128 if device.type == "cuda" else 16
+    return min(batch_size, max(affordable, int(ONE_STEP / (3 * flops_forward))))
 
 
 def seconds_an_image(step: Callable[[], object], images: int, device: torch.device, budget: float = 6.0) -> float:

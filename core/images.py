@@ -110,17 +110,17 @@ class FolderImages:
 
 @dataclass(frozen=True)
 class ArrayImages:
-    """Images of an idx file: ``array`` (N, H, W) uint8, of which those at ``indices`` are meant."""
+    """Images of the idx file ``path``: ``array`` (N, H, W) uint8, of which those at ``indices`` are meant."""
 
     array: NDArray[np.uint8]
-    prefix: str
+    path: Path
     indices: NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def name(self, index: int) -> str:
-        return f"{self.prefix}[{self.indices[index]}]"
+        return f"{self.path.name}[{self.indices[index]}]"
 
     def open(self, index: int) -> Image.Image:
         return Image.fromarray(self.array[self.indices[index]])
@@ -129,10 +129,19 @@ class ArrayImages:
         return None
 
     def subset(self, indices: Numbers) -> ArrayImages:
-        return ArrayImages(self.array, self.prefix, self.indices[np.asarray(indices, dtype=np.int64)])
+        return ArrayImages(self.array, self.path, self.indices[np.asarray(indices, dtype=np.int64)])
 
     def default_workers(self) -> int:
         return 0
+
+    def origin(self) -> str | None:
+        return f"idx {self.path.absolute()}"
+
+    def listed(self) -> Names:
+        return Names.of(map(self.name, range(len(self))))
+
+    def stamps(self, numbers: Numbers) -> NDArray[np.int64]:
+        return file_stamps([os.fspath(self.path)]).repeat(len(numbers), axis=0)
 
 
 def find_images(data: str | Path, key: str = "data") -> ImageSet:
@@ -212,7 +221,7 @@ def idx_images(path: Path) -> ArrayImages:
     array = read_idx(path)
     if array.ndim != 3 or 0 in array.shape:
         raise DataError(f"{path}: an array of shape {array.shape}. Expected images: (count, height, width).")
-    return ArrayImages(array, path.name, np.arange(len(array)))
+    return ArrayImages(array, path, np.arange(len(array)))
 
 
 def as_image(image: str | Path | Image.Image | NDArray[np.generic]) -> Image.Image:

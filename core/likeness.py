@@ -52,20 +52,27 @@ def thumbnail(picture: Picture, value_range: tuple[float, float] = (0.0, 255.0))
     return stretched
 
 
-def descriptors(thumbnails: Sequence[Thumbnail]) -> NDArray[np.float32]:
-    """(N, 256): thumbnails of mean 0 and length 1, split in what mirroring keeps and what it turns round.
+def descriptors(thumbnails: Sequence[Thumbnail] | Thumbnail) -> NDArray[np.float32]:
+    """(N, 256): thumbnails, a list or (N, 16, 16), of mean 0 and length 1, split in what mirroring keeps and what it turns round.
 
     The product of two images' first halves plus that of the second is their correlation; minus it, the correlation with the
     mirrored one. Flat images are all zero, and like nothing.
     """
     side = THUMBNAIL
-    stack = np.stack(thumbnails) if thumbnails else np.zeros((0, side, side), np.float32)
+    stack = np.stack(list(thumbnails)) if len(thumbnails) else np.zeros((0, side, side), np.float32)
     stack = stack - stack.mean(axis=(1, 2), keepdims=True)
     length = np.linalg.norm(stack, axis=(1, 2), keepdims=True)
     stack = np.where(length > FLAT * side, stack / np.maximum(length, 1e-6), 0)
     left, right = stack[:, :, : side // 2], stack[:, :, : side // 2 - 1 : -1]
     halves = np.concatenate([left + right, left - right], axis=2).transpose(0, 2, 1) / np.sqrt(2)
     return np.ascontiguousarray(halves.reshape(len(stack), side * side), dtype=np.float32)
+
+
+def correlations(ones: NDArray[np.float32], others: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(N, M): how well described images (N, 256) agree with others (M, 256), or mirrored, whichever is more."""
+    half = THUMBNAIL * THUMBNAIL // 2
+    agreed: NDArray[np.float32] = ones[:, :half] @ others[:, :half].T + np.abs(ones[:, half:] @ others[:, half:].T)
+    return agreed
 
 
 def best_matches(
@@ -79,7 +86,6 @@ def best_matches(
     pairs = [(earlier, later) for place, later in enumerate(order) for earlier in order[:place]]
     if within in order:
         pairs.append((within, within))
-    half = THUMBNAIL * THUMBNAIL // 2
     tell, done, total = counting("comparing"), 0, sum(len(names[later]) for _, later in pairs)
     for earlier, later in pairs:
         count = len(described[earlier])
@@ -87,7 +93,7 @@ def best_matches(
         for start in range(0, len(names[later]) if count else 0, rows):
             chunk = described[later][start : start + rows]
             others = described[earlier] if earlier != later else described[earlier][: start + len(chunk)]
-            likeness = chunk[:, :half] @ others[:, :half].T + np.abs(chunk[:, half:] @ others[:, half:].T)
+            likeness = correlations(chunk, others)
             if earlier == later:
                 likeness[np.arange(len(others)) >= start + np.arange(len(chunk))[:, None]] = -1
             best = likeness.argmax(axis=1)

@@ -8,7 +8,15 @@ from pathlib import Path
 import torch
 
 from ..core.config import DataError
-from ..core.cost import block_flops, encoder_flops, seconds_an_image, training_memory, training_seconds
+from ..core.cost import (
+    MOST_FLOPS,
+    block_flops,
+    encoder_flops,
+    measured_images,
+    seconds_an_image,
+    training_memory,
+    training_seconds,
+)
 from ..core.decoding import PixelFormat
 from ..core.distributed import autocast, choose_device
 from ..core.encoder import EncoderSpec, preset_spec
@@ -22,8 +30,6 @@ from .mae import MaskedAutoencoder
 from .masking import num_visible
 from .pool import check_split
 
-MOST_FLOPS = 1e12
-"""Operations an image from which a step is estimated, not measured: a CPU would take minutes to tell."""
 LOADED = 24
 """Images that are loaded to tell how fast that is."""
 
@@ -40,7 +46,6 @@ def plan(config: PretrainConfig) -> Plan:
         model = MaskedAutoencoder(spec, config.decoder, masks_in_encoder=config.masking.in_encoder)
     visible = num_visible(spec.num_patches, config.masking.ratio)
     width, depth = config.decoder.embed_dim, config.decoder.depth
-    flops = encoder_flops(spec, visible) + depth * block_flops(spec.num_patches + 1, width)
     held_out = config.held_out_count(len(images))
     pool = len(images) - held_out
     steps = config.steps(pool)
@@ -48,10 +53,10 @@ def plan(config: PretrainConfig) -> Plan:
     activations = (visible + 1) * spec.embed_dim * spec.depth + (spec.num_patches + 1) * width * depth
     parameters = sum(p.numel() for p in model.parameters())
     processes = config.slurm.processes if on_slurm else 1
-    measured = None if on_slurm or 3 * flops > MOST_FLOPS else _measured(config, spec, device)
-    loading = None if on_slurm else _loading(config, images, spec)
+    measured = None if on_slurm or 3 * _flops(config, spec) > MOST_FLOPS else _measured(config, spec, device)
+    loading = None if on_slurm else loading_seconds(config, images, spec)
     seconds = (
-        training_seconds(flops, steps * config.batch_size, device)
+        training_seconds(_flops(config, spec), steps * config.batch_size, device)
         if measured is None
         else measured * steps * config.batch_size
     )
@@ -83,11 +88,23 @@ def plan(config: PretrainConfig) -> Plan:
     )
 
 
+def training_seconds_an_image(config: PretrainConfig, spec: EncoderSpec, device: torch.device) -> float:
+    """Seconds of training an image that is loaded: measured, or of large models by counting operations."""
+    flops = _flops(config, spec)
+    return training_seconds(flops, 1, device) if 3 * flops > MOST_FLOPS else _measured(config, spec, device)
+
+
+def _flops(config: PretrainConfig, spec: EncoderSpec) -> float:
+    """Floating-point operations on an image, forward."""
+    visible, decoder = num_visible(spec.num_patches, config.masking.ratio), config.decoder
+    return encoder_flops(spec, visible) + decoder.depth * block_flops(spec.num_patches + 1, decoder.embed_dim)
+
+
 def _measured(config: PretrainConfig, spec: EncoderSpec, device: torch.device) -> float:
     """Seconds of training an image, measured on a few steps with random pixels."""
     with isolated(config.seed, "plan"):
         model = MaskedAutoencoder(spec, config.decoder, masks_in_encoder=config.masking.in_encoder).to(device)
-        images = min(16 if device.type == "cpu" else 128, config.batch_size // config.passes)
+        images = measured_images(_flops(config, spec), config.batch_size // config.passes, device)
         pixels = torch.randn(images, spec.channels, *spec.image_size, device=device)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(trained, fused=True)
@@ -103,7 +120,7 @@ def _measured(config: PretrainConfig, spec: EncoderSpec, device: torch.device) -
         return seconds_an_image(step, images, device)
 
 
-def _loading(config: PretrainConfig, images: ImageSet, spec: EncoderSpec) -> float | None:
+def loading_seconds(config: PretrainConfig, images: ImageSet, spec: EncoderSpec) -> float | None:
     """Seconds of a worker to load and crop an image, measured on a few; None where none of them could be read."""
     draws = stream(config.seed, "plan").random((LOADED, 5))
     numbers = stream(config.seed, "plan", 1).integers(len(images), size=LOADED)

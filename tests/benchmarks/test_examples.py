@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 from maelift.benchmarks.examples import SHOWN, won_and_lost
@@ -28,7 +29,7 @@ def test_the_images_that_differ_most_are_shown() -> None:
     made = replace(made, cells=tuple(replace(cell, items=pack_items(rows[cell.arm][cell.seed])) for cell in made.cells))
     pixels = np.arange(20 * 16, dtype=np.uint8).reshape(20, 4, 4)
     images = LabeledImages(
-        ArrayImages(pixels, "test", np.arange(20)), tuple(range(20)), tuple(f"c{n}" for n in range(20))
+        ArrayImages(pixels, Path("test"), np.arange(20)), tuple(range(20)), tuple(f"c{n}" for n in range(20))
     )
     shown = list(won_and_lost(made, images, (ARMS[0], ARMS[2]), "scratch"))
     assert [(one.won, one.name, one.right, one.baseline_right) for one in shown] == [

@@ -25,8 +25,9 @@ import maelift
 import numpy as np
 import pytest
 import torch
-from maelift.benchmarks import arms, runner
+from maelift.benchmarks import arms, board, runner
 from maelift.benchmarks.arms import Context, Run, execute
+from maelift.benchmarks.board import Board
 from maelift.benchmarks.pools import Pools, read_pools
 from maelift.benchmarks.runner import plan
 from maelift.benchmarks.suite import BenchConfig
@@ -118,9 +119,15 @@ def resolved(whole: Whole, **keys: object) -> BenchConfig:
 def test_a_terminal_shows_the_runs_at_work_as_a_table(whole: Whole) -> None:
     config = resolved(whole)
     context = Context.of(config, read_pools(config))
-    board = runner._Board(context, lambda run: None, 2)
+    board = Board(context, lambda run: None, 2)
     one, other = (context.training("classify", "scratch", 6, seed, 3, 1e-3) for seed in (0, 1))
+    board._look_ahead()
+    assert "time left unknown yet" in board._summary([one, other])
+    board.hear(one.key, Progress(step=1, total=3, images_per_second=41.6, loss=1.5))
+    assert board._ahead([one, other]) is None  # its first steps tell nothing yet
     board.hear(one.key, Progress(step=2, total=3, images_per_second=41.6, loss=1.25))
+    ahead = board._ahead([one, other])
+    assert ahead is not None and ahead > 0 and "left unless steps are doubled" in board._summary([one, other])
     written = io.StringIO()
     Console(file=written, width=110).print(board._table([one, other]))
     summary, head, *rows = written.getvalue().splitlines()
@@ -285,7 +292,7 @@ def test_ctrl_c_ends_in_one_line(
         eventually(lambda: list(tmp_path.glob("runs/*/result.json")))
         os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(runner, "PLAIN_INTERVAL", 0.0)
+    monkeypatch.setattr(board, "PLAIN_INTERVAL", 0.0)
     logger = logging.getLogger("maelift")
     monkeypatch.setattr(logger, "handlers", [caplog.handler])
     caplog.set_level(logging.INFO, "maelift")
@@ -416,6 +423,41 @@ def test_a_signal_before_the_runs_ends_in_words(whole: Whole, tmp_path: Path, mo
     with pytest.raises(MaeliftError, match="The same command goes on") as caught:
         maelift.api.bench(str(whole.home / "suite.yaml"), out=str(tmp_path / "out"))
     assert caught.value.exit_code == 143 and not (tmp_path / "out").exists()
+
+
+def test_a_finished_suite_answers_at_once_until_something_changes(whole: Whole, tmp_path: Path) -> None:
+    shutil.copytree(whole.home / "images", tmp_path / "images")
+    shutil.copytree(whole.out, tmp_path / "out")
+    shutil.copy(whole.home / "suite.yaml", tmp_path)
+    old = time.time() - 60
+    for path in (tmp_path / "suite.yaml", *(tmp_path / "images").rglob("*.png")):
+        os.utime(path, (old, old))
+    time.sleep(2.1)  # what was just changed isn't believed to stay
+
+    def said(*words: str) -> tuple[str, bool]:
+        """The verdicts, and whether the images were looked through for them."""
+        done = run_maelift("bench", "suite.yaml", "out=out", *words, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        return done.stdout, "looking through" in done.stderr
+
+    first, looked = said()
+    assert looked and (tmp_path / "out" / "finished.json").is_file()
+    assert said() == (first, False)
+    assert said("workers=1") == (first, True)  # other words
+    assert said()[1] and not said()[1]
+    run = next((tmp_path / "out" / "runs").glob("*/result.json"))
+    for change in (
+        lambda: (tmp_path / "suite.yaml").write_text(SUITE + "\n"),
+        lambda: os.utime(tmp_path / "images" / "train" / "dark" / "0.png"),
+        lambda: (tmp_path / "out" / "report.html").unlink(),
+        lambda: run.write_text(run.read_text() + "\n"),
+        lambda: (tmp_path / "out" / "finished.json").write_text("{"),
+    ):
+        change()
+        time.sleep(2.1)
+        assert said() == (first, True) and said() == (first, False)
+    shutil.rmtree(run.parent)
+    assert said()[1]
 
 
 def test_a_change_runs_only_what_it_touches(whole: Whole, tmp_path: Path) -> None:

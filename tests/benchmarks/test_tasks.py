@@ -10,13 +10,16 @@ from typing import Any
 
 import maelift
 import pytest
+import torch
 import yaml
 from maelift.benchmarks.arms import Context
 from maelift.benchmarks.compared import Compared, difference_of
 from maelift.benchmarks.comparing import read_result
+from maelift.benchmarks.pace import Measured
 from maelift.benchmarks.pools import read_pools
 from maelift.benchmarks.report import write_report
-from maelift.benchmarks.runner import compare, plan
+from maelift.benchmarks.runner import plan
+from maelift.benchmarks.stages import compare
 from maelift.benchmarks.stats import paired_difference
 from maelift.benchmarks.suite import SUITES, BenchConfig
 from maelift.core.config import MaeliftError
@@ -135,6 +138,11 @@ def test_pairs_share_their_images_heads_and_pretrained_encoder(home: Path) -> No
         tuned, fresh = (context.training(task, arm, 8, 1, 2, 1e-3) for arm in ("mae", "scratch"))
         assert tuned.parents == (mae.key,) and fresh.parents == ()
         assert tuned.key != fresh.key and tuned.context == fresh.context
+    assert config.designs["find"].evaluations == 1
+    often = resolved(home, tasks={"find": {"evaluations": 2}})
+    assert [often.designs[task].evaluations for task in ("find", "segment")] == [2, 1]
+    key = Context.of(often, read_pools(often)).training("find", "mae", 8, 1, 2, 1e-3).key
+    assert key != context.training("find", "mae", 8, 1, 2, 1e-3).key
     other = resolved(home, tasks={"segment": {"recipe": {"scale": [0.9, 1.1]}}})
     changed = Context.of(other, read_pools(other))
     assert (
@@ -158,6 +166,35 @@ def test_a_dry_run_and_the_status_name_the_tasks(home: Path, whole: Path) -> Non
     assert "2 of 2" in done.stdout and "as given" in done.stdout
 
 
+def test_a_plan_tells_the_time_by_finished_runs_and_by_steps_that_it_measures(
+    home: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert plan(resolved(home)).seconds == 0.0  # all is done
+    runs = [json.loads(path.read_text()) for path in whole.glob("runs/*/result.json")]
+    find = {
+        kind: [run["seconds"] for run in runs if run["run"]["kind"] == kind and run["run"]["task"] == "find"]
+        for kind in ("train", "test")
+    }
+    more = plan(resolved(home, tasks={"find": {"seeds": [0, 1, 2]}})).seconds
+    assert more == pytest.approx(
+        sum(2 * sum(times) / len(times) for times in find.values()) / 2
+    )  # of two arms, two workers
+    config = resolved(home, out=str(home / "new"))
+    context = Context.of(config, read_pools(config))
+    measured = Measured(context, torch.device("cpu"))
+    train, other = context.training("find", "mae", 8, 0, 2, 1e-3), context.training("segment", "scratch", 8, 0, 2, 1e-3)
+    pretrain, test = context.pretraining("mae", 0), context.testing(train)
+    assert pretrain is not None
+    state = torch.get_rng_state()
+    for run in (pretrain, train, other, test):
+        assert 0 < measured.seconds(run) < 600
+    assert torch.equal(torch.get_rng_state(), state) and not list(tmp_path.iterdir())
+    monkeypatch.setattr(measured, "_speed", lambda run: (2.0, 0.5))
+    seconds = [measured.seconds(run) for run in (pretrain, train, test)]
+    assert seconds == [2.0 * 2 * 24, 2.0 * 2 * 4 + 0.5 * 1 * 6, 0.5 * 10]
+
+
 def test_a_suite_goes_on_where_it_was(home: Path, whole: Path) -> None:
     kept = {path: path.stat().st_mtime_ns for path in whole.glob("runs/*/result.json")}
     table = (whole / "results.csv").read_bytes()
@@ -172,6 +209,7 @@ def test_a_suite_goes_on_where_it_was(home: Path, whole: Path) -> None:
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
+        (["tasks.find.evaluations=0"], "tasks.find.evaluations=0: expected 1 or more."),
         (["tasks.find.task=detekt"], "tasks.find.task=detekt: expected one of detect, segment. Did you mean detect?"),
         (["tasks.find.recip={}"], "tasks.find.recip: no such key. Did you mean recipe"),
         (["tasks.find.recipe.proposal=3"], "tasks.find.recipe.proposal: no such key. Did you mean proposals"),

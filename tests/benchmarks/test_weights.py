@@ -11,6 +11,7 @@ import maelift
 import pytest
 import torch
 import yaml
+from maelift.benchmarks import pools as pools_of_suites
 from maelift.benchmarks.arms import Context
 from maelift.benchmarks.pools import read_pools
 from maelift.benchmarks.suite import BenchConfig
@@ -186,7 +187,7 @@ def test_an_encoder_of_other_channels_sees_gray_as_it_saw_gray_three_times(tmp_p
     assert encoder.preprocessing.mean == pytest.approx((sum(equal.mean) / 3,))
 
 
-def test_what_is_nearly_tested_with_is_left_out_and_shown(tmp_path: Path) -> None:
+def test_what_is_nearly_tested_with_is_left_out_and_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for split, first, count in (("train", 0, 30), ("val", 100, 8), ("test", 200, 12)):
         for label in ("a", "b"):
             write_images(tmp_path / "data" / split / label, count, first=first + 500 * (label == "b"))
@@ -212,6 +213,14 @@ def test_what_is_nearly_tested_with_is_left_out_and_shown(tmp_path: Path) -> Non
     again, off = read(), read(near="off")
     assert again.pool_digest == pools.pool_digest and len(again.pairs) == 7  # as kept from before
     assert len(off.pool) == 46 and not off.pairs and "were not looked for." in " ".join(off.findings)
+    monkeypatch.setattr(pools_of_suites, "MOST_PAIRS", 100)
+    many = read()
+    assert "mirrored" in {Path(pair.name).stem for pair in many.pairs}
+    assert "For cropped ones data.near=full looks: 46 × 40 pairs." in " ".join(many.findings)
+    assert read(near="full").pool_digest == pools.pool_digest
+    monkeypatch.setattr(pools_of_suites, "MOST_WHOLES", 100)
+    assert "not looked for: 46 × 40 pairs; data.near=full looks." in " ".join(read().findings)
+    monkeypatch.undo()
     result = maelift.bench(str(file), out=str(tmp_path / "out"))
     html = result.report.read_text()
     assert html.count("nearly ") > 7 and "near3.jpg, nearly" in html

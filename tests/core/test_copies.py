@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from maelift.core.copies import SIDE, Thumbnails, find_copies
+from maelift.core.copies import SIDE, Copy, Thumbnails, find_copies, find_whole_copies
 from maelift.core.images import ArrayImages, find_images, idx_images
 from maelift.core.scenes import FashionScenesConfig, fashion_scenes
 from maelift.tests.support import noise_image, write_images
 from PIL import Image
 
 Change = Callable[[Image.Image, np.random.Generator], Image.Image]
+Find = Callable[[Thumbnails, Thumbnails], list[Copy]]
 
 
 def saved_anew(image: Image.Image, draw: np.random.Generator) -> Image.Image:
@@ -48,7 +49,8 @@ def cropped_and_resized(image: Image.Image, draw: np.random.Generator) -> Image.
     return cropped(image, draw).resize(image.size, Image.Resampling.BICUBIC)
 
 
-CHANGES: tuple[Change, ...] = (saved_anew, mirrored, half_the_size, larger, cropped, cropped_and_resized)
+OF_WHOLES: tuple[Change, ...] = (saved_anew, mirrored, half_the_size, larger)
+CHANGES: tuple[Change, ...] = (*OF_WHOLES, cropped, cropped_and_resized)
 
 
 def planted(images: list[Image.Image], change: Change, folder: Path) -> Thumbnails:
@@ -75,12 +77,14 @@ def test_no_scene_is_taken_for_a_copy_of_another(scenes: tuple[list[Image.Image]
     assert len(find_copies(own, pool)) <= 0.01 * len(images)
 
 
-def all_but_few_are_found(images_and_pool: tuple[list[Image.Image], Thumbnails], change: Change, folder: Path) -> None:
+def all_but_few_are_found(
+    images_and_pool: tuple[list[Image.Image], Thumbnails], change: Change, folder: Path, find: Find = find_copies
+) -> None:
     """95 % of the images are found among the pool and their changed copies, and next to none is taken for another's."""
     images, pool = images_and_pool
     own = planted(images, lambda image, draw: image, folder / "own")
     mixed = Thumbnails.row([pool, planted(images, change, folder / "copies")])
-    found = {copy.number: copy.original - len(pool) for copy in find_copies(own, mixed)}
+    found = {copy.number: copy.original - len(pool) for copy in find(own, mixed)}
     assert sum(found.get(number) == number for number in range(len(images))) >= 0.95 * len(images)
     assert sum(original != number for number, original in found.items()) <= 0.01 * len(images)
 
@@ -108,6 +112,24 @@ def test_copies_of_centred_items_are_found(
     all_but_few_are_found(items, change, tmp_path)
 
 
+@pytest.mark.parametrize("change", OF_WHOLES, ids=lambda change: change.__name__)
+def test_copies_that_are_not_cropped_are_found_by_a_quick_look_too(
+    scenes: tuple[list[Image.Image], Thumbnails],
+    items: tuple[list[Image.Image], Thumbnails],
+    change: Change,
+    tmp_path: Path,
+) -> None:
+    all_but_few_are_found(scenes, change, tmp_path / "scenes", find_whole_copies)
+    all_but_few_are_found(items, change, tmp_path / "items", find_whole_copies)
+
+
+def test_a_quick_look_finds_none_among_none() -> None:
+    some = Thumbnails(np.zeros((2, SIDE, SIDE), dtype=np.uint8), np.full(2, SIDE, dtype=np.uint8))
+    none = Thumbnails(some.pixels[:0], some.grain[:0])
+    assert find_whole_copies(some, none) == find_whole_copies(none, some) == []
+    assert find_whole_copies(some, some) == []  # black images are like nothing
+
+
 def test_flat_broken_and_tiny_sets_are_no_copies(tmp_path: Path) -> None:
     flat = Thumbnails(np.full((3, SIDE, SIDE), 90, dtype=np.uint8), np.full(3, SIDE, dtype=np.uint8))
     none = Thumbnails(flat.pixels[:0], flat.grain[:0])
@@ -124,5 +146,5 @@ def test_flat_broken_and_tiny_sets_are_no_copies(tmp_path: Path) -> None:
 
 def test_thumbnails_are_those_of_arrays_and_deep_images_too() -> None:
     values = np.random.default_rng(0).integers(0, 256, (2, 64, 64), dtype=np.uint8)
-    stack = Thumbnails.of(ArrayImages(values, "noise", np.arange(2))).pixels
+    stack = Thumbnails.of(ArrayImages(values, Path("noise"), np.arange(2))).pixels
     assert stack[0].tolist() == np.clip(values[0].reshape(32, 2, 32, 2).mean((1, 3)), 0, 255).astype(np.uint8).tolist()

@@ -302,6 +302,22 @@ def test_a_light_look_after_a_full_one_loses_nothing(tmp_path: Path, looked_at: 
     assert after.contents(same) == before.contents(same) and after.contents(same[:0] + 1) == []
 
 
+def test_images_of_an_idx_file_are_looked_at_until_it_changes(tmp_path: Path, looked_at: list[str]) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 4, 5), dtype=np.uint8)
+    file = tmp_path / "train-images-idx3-ubyte"
+    for number, stored in enumerate((pixels, pixels[::-1])):
+        time.sleep(TICK)
+        file.write_bytes(b"\0\0\x08\x03" + np.array(pixels.shape, dtype=">u4").tobytes() + stored.tobytes())
+        images = find_images(tmp_path)
+        _, part = audit(images.subset([5, 1]))
+        _, manifest = audit(images)
+        assert len(looked_at) == 6 * (number + 1) and part.names == (f"{file.name}[5]", f"{file.name}[1]")
+        assert manifest == audit(images, forget=True)[1] and part.hashes == tuple(
+            manifest.hashes[one] for one in (5, 1)
+        )
+        del looked_at[6 * (number + 1) :]
+
+
 def test_one_who_is_interrupted_does_not_begin_anew(
     tmp_path: Path, looked_at: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
