@@ -115,6 +115,11 @@ class _Part:
         ]
         return hashlib.sha256(json.dumps([classes, rows]).encode()).hexdigest()
 
+    @property
+    def pictures(self) -> str:
+        """A hash of contents alone, in order."""
+        return hashlib.sha256("".join(self.hashes[index] for index in self.indices).encode()).hexdigest()
+
     @cached_property
     def thumbnails(self) -> Thumbnails:
         """Small copies of these images."""
@@ -226,7 +231,7 @@ def _compared(part: _Part, held: Sequence[_Part], name: str, wholes: bool) -> li
 
     ``wholes``: cropped ones are not looked for.
     """
-    place = cache_file("copies", "wholes" if wholes else "all", part.digest, *(one.digest for one in held))
+    place = cache_file("copies", "wholes" if wholes else "all", part.pictures, *(one.pictures for one in held))
     before = kept(place)
     if before is not None and before[1].get("format") == COPIES_FORMAT:
         columns = [before[0][column].tolist() for column in ("number", "original", "likeness")]

@@ -319,6 +319,8 @@ def _convert(kind: Any, value: Any, key: str, top: type) -> Any:
             raise _WrongType(key, value, type_name(kind))
         if value in arguments and type(value) in {type(argument) for argument in arguments}:
             return value
+        if isinstance(value, bool) and (word := "on" if value else "off") in arguments:  # YAML takes them for these
+            return word
         close = nearest(str(value), [str(argument) for argument in arguments])
         raise _WrongType(key, value, type_name(kind), f"Did you mean {close}?" if close else "")
     elif origin in (tuple, list) and isinstance(value, list | tuple):

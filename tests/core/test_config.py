@@ -235,3 +235,13 @@ def test_differences_are_told_by_key() -> None:
     old, new = {"a": 1, "inner": {"b": 2}}, {"a": 1, "inner": {"b": 3}, "c": None}
     assert config_difference(old, new) == ["inner.b: 2 -> 3", "c: unset -> null"]
     assert config_difference({"lr": 0.12345678}, {"lr": 0.12345679}) == ["lr: 0.12345678 -> 0.12345679"]
+
+
+def test_on_and_off_are_words_where_they_are_choices() -> None:
+    @dataclass(frozen=True)
+    class Lamp:
+        light: Literal["off", "on", "auto"] = "auto"
+
+    assert resolve(Lamp, ["light=off"]).light == "off" and resolve(Lamp, ["light=on"]).light == "on"
+    with pytest.raises(MaeliftError, match="expected one of off, on, auto"):
+        resolve(Lamp, ["light=0"])
