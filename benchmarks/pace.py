@@ -18,7 +18,7 @@ from ..core.labels import Splits, draw_labeled
 from ..core.randomness import isolated
 from ..pretrain.planning import loading_seconds, training_seconds_an_image
 from ..transfer.classify import ClassificationTask
-from ..transfer.training import Task
+from ..transfer.training import Recipe, Task
 from .arms import Context, Run, task_of
 from .stages import Results
 from .suite import CLASSIFY
@@ -81,16 +81,13 @@ class Measured:
             training, judging = self._speed(run)
         if run.kind == "test":
             return judging * len(pools.tasks[run.task].splits.test)
+        recipe: Recipe
         if run.kind == "supervised":
-            trained, looks, judged = (
-                config.supervised_recipe(run.arm).batch_size,
-                config.evaluations,
-                pools.classify.val,
-            )
+            recipe, looks, judged = config.supervised_recipe(run.arm), config.evaluations, pools.classify.val
         else:
-            trained = config.recipe(run.task, run.arm).batch_size
-            looks, judged = config.designs[run.task].evaluations, pools.tasks[run.task].splits.val
-        return training * run.steps * trained + judging * looks * len(judged)
+            recipe, looks = config.recipe(run.task, run.arm), config.designs[run.task].evaluations
+            judged = pools.tasks[run.task].splits.val
+        return training * run.steps * recipe.batch_size + judging * looks * len(judged)
 
     def _speed(self, run: Run) -> tuple[float, float]:
         """Seconds of training on an image and of judging one."""
@@ -106,9 +103,8 @@ class Measured:
         config, images = self.context.config.mae_config(arm, 0, ""), self.context.pool_of(arm)
         spec = self.context.config.spec_of(arm)
         config = replace(config, channels=spec.channels)
-        return training_seconds_an_image(config, spec, self.device) + (
-            loading_seconds(config, images, spec) or 0.0
-        ), 0.0
+        loading = loading_seconds(config, images, spec) or 0.0
+        return training_seconds_an_image(config, spec, self.device) + loading, 0.0
 
     def _task(self, run: Run) -> tuple[float, float]:
         task = self._built(run)
