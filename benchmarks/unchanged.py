@@ -11,12 +11,12 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.config import MaeliftError, raw_value
 from ..core.files import atomic_write_text
+from ..core.frameworks import installed_version
 from ..core.listing import RACY_SECONDS
 
 if TYPE_CHECKING:
@@ -73,11 +73,14 @@ def remember(words: Sequence[str], began: int, config: BenchConfig, result: Benc
         return  # a list may name images that lie anywhere
     weights = [Path(source) for name in config.arms if (source := config.arm(name).weights) is not None]
     paths = [*suite_files(config.suite), *images, *weights, *(PACKAGE / name for name in CODE)]
-    before = {str(path): _stamp(path) for path in paths}
-    if any(newest > began - RACY_SECONDS * 1e9 for _, newest in before.values()):
-        return
-    left = sorted(path for path in out.iterdir() if path.name != FILE and not path.name.startswith("."))
-    stamps = {str(path): stamp for path, (stamp, _) in {**before, **{str(path): _stamp(path) for path in left}}.items()}
+    stamps = {}
+    for path in paths:
+        stamps[str(path)], newest = _stamp(path)
+        if newest > began - RACY_SECONDS * 1e9:
+            return
+    for path in sorted(out.iterdir()):
+        if path.name != FILE and not path.name.startswith("."):
+            stamps[str(path)], _ = _stamp(path)
     if None not in stamps.values():
         text = {"format": FORMAT, "asked": _asked(words), "rests_on": stamps, "said": result.summary()}
         with suppress(OSError):  # it is no more than time that is saved
@@ -91,15 +94,8 @@ def _asked(words: Sequence[str]) -> dict[str, Any]:
         "words": list(words),
         "folder": os.getcwd(),
         "gpus": [gpus, os.environ.get("CUDA_VISIBLE_DEVICES")],
-        "versions": {"python": sys.version, **{name: _version(name) for name in LIBRARIES}},
+        "versions": {"python": sys.version, **{name: installed_version([name]) for name in LIBRARIES}},
     }
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
 
 
 def _image_folders(config: BenchConfig) -> list[Path]:

@@ -53,7 +53,7 @@ def plan(config: PretrainConfig) -> Plan:
     activations = (visible + 1) * spec.embed_dim * spec.depth + (spec.num_patches + 1) * width * depth
     parameters = sum(p.numel() for p in model.parameters())
     processes = config.slurm.processes if on_slurm else 1
-    measured = None if on_slurm or 3 * _flops(config, spec) > MOST_FLOPS else _measured(config, spec, device)
+    measured = None if on_slurm else _measured(config, spec, device)
     loading = None if on_slurm else loading_seconds(config, images, spec)
     seconds = (
         training_seconds(_flops(config, spec), steps * config.batch_size, device)
@@ -90,8 +90,8 @@ def plan(config: PretrainConfig) -> Plan:
 
 def training_seconds_an_image(config: PretrainConfig, spec: EncoderSpec, device: torch.device) -> float:
     """Seconds of training an image that is loaded: measured, or of large models by counting operations."""
-    flops = _flops(config, spec)
-    return training_seconds(flops, 1, device) if 3 * flops > MOST_FLOPS else _measured(config, spec, device)
+    measured = _measured(config, spec, device)
+    return training_seconds(_flops(config, spec), 1, device) if measured is None else measured
 
 
 def _flops(config: PretrainConfig, spec: EncoderSpec) -> float:
@@ -100,11 +100,14 @@ def _flops(config: PretrainConfig, spec: EncoderSpec) -> float:
     return encoder_flops(spec, visible) + decoder.depth * block_flops(spec.num_patches + 1, decoder.embed_dim)
 
 
-def _measured(config: PretrainConfig, spec: EncoderSpec, device: torch.device) -> float:
-    """Seconds of training an image, measured on a few steps with random pixels."""
+def _measured(config: PretrainConfig, spec: EncoderSpec, device: torch.device) -> float | None:
+    """Seconds of training an image, measured on a few steps with random pixels; None of large models."""
+    flops = _flops(config, spec)
+    if 3 * flops > MOST_FLOPS:
+        return None
     with isolated(config.seed, "plan"):
         model = MaskedAutoencoder(spec, config.decoder, masks_in_encoder=config.masking.in_encoder).to(device)
-        images = measured_images(_flops(config, spec), config.batch_size // config.passes, device)
+        images = measured_images(flops, config.batch_size // config.passes, device)
         pixels = torch.randn(images, spec.channels, *spec.image_size, device=device)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(trained, fused=True)
