@@ -439,11 +439,10 @@ def _take_weights(
 def _train(
     run: Run, context: Context, store: Path, folder: Path, ranks: Ranks, listener: Listener | None
 ) -> dict[str, Any]:
-    images = context.pools.tasks[run.task].splits
+    began, images = time.monotonic(), context.pools.tasks[run.task].splits
     splits = replace(images, train=draw_labeled(images.train, run.labels, run.seed))
     recipe = replace(context.config.recipe(run.task, run.arm), steps=run.steps, lr=run.lr)
     task = task_of(run.task, recipe, _start(run, context, store), splits, ranks, folder)
-    began = time.monotonic()
     try:
         found, curve = _fit(run, task, context.config.designs[run.task].evaluations, None, listener)
     except Diverged:
@@ -455,7 +454,8 @@ def _train(
         save_classifier(cast(Classifier, found.model), folder / MODEL_FILE, provenance)
     else:
         task.save(found.model, folder / MODEL_FILE, provenance)
-    return {"seconds": found.seconds, "val": found.best, "best_step": found.best_step, "curve": curve}
+    seconds = time.monotonic() - began  # of all of it: such a run is never resumed
+    return {"seconds": seconds, "val": found.best, "best_step": found.best_step, "curve": curve}
 
 
 def _start(run: Run, context: Context, store: Path) -> Encoder:

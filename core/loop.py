@@ -320,7 +320,6 @@ class _Run:
             state.health.good(loss)
             if state.average is not None:
                 state.average.update(state.model, state.step)
-        state.seconds = time.monotonic() - self.began
         self.tracker.progress(state.step, loss)
         if trouble is None and (state.step == self.schedule.steps or state.step % self.upkeep.log_every == 0):
             self.tracker.log(state.step, {"train/loss": loss, "lr": rate, "gradient_norm": norm})
@@ -358,8 +357,12 @@ class _Run:
             self.done = True
 
     def keep(self) -> None:
-        """Save the state where it is time, or where the run is asked to stop; raises Interrupted then."""
+        """Note the time, looks at the model with it; save the state where it is due, or where the run is asked to stop.
+
+        Raises Interrupted then.
+        """
         state, checkpoints = self.state, self.upkeep.checkpoints
+        state.seconds = time.monotonic() - self.began
         stop = self.ranks.any(self.signals.received is not None)
         if checkpoints is not None and (stop or self.done or (self._due() and not checkpoints.busy)):
             checkpoints.save(state.step, state.tensors(), state.facts(), wait=stop or self.done)

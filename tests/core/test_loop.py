@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -142,6 +143,20 @@ def test_the_weights_of_the_best_evaluation_are_kept(average: float | None) -> N
     assert not torch.equal(seen[6], seen[12])
     assert [entry["step"] for entry in record if "val/top1" in entry] == [3, 6, 9, 12]
     assert state.model.training
+
+
+def test_the_time_of_every_look_at_the_model_counts_the_last_too() -> None:
+    looks: list[float] = []
+
+    def look(model: nn.Module, step: int) -> dict[str, float]:
+        began = time.monotonic()
+        time.sleep(0.2)
+        looks.append(time.monotonic() - began)
+        return {}
+
+    state = new_state()
+    run(state, steps=2, upkeep=Upkeep(evaluate=look, evaluate_at=(1, 2)))
+    assert len(looks) == 2 and state.seconds >= sum(looks)
 
 
 def test_two_passes_make_the_step_of_one() -> None:
