@@ -10,6 +10,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,8 @@ class Command:
     ``--key value``, and may be left out where ``optional`` has a word for the value. ``home`` is the module of the
     functions, where it isn't the schema's. ``defaults`` tells of keys without a default in the schema where their values
     come from. ``json``: the result has a ``to_json``. ``flags``: options that call another function of the module, by its name,
-    for a result with a ``text``. ``memory``: a module whose ``again`` knows the words of a command that was done and has nothing
-    new to do, and whose ``remember`` notes one.
+    for a result with a ``text``. ``memory``: a module whose ``again`` knows what to answer to words without doing anything, whose
+    ``asking`` is told the words of the command at work, and whose ``remember`` notes one that is done.
     """
 
     module: str
@@ -214,7 +215,8 @@ def _run(name: str, command: Command, words: list[str]) -> None:
         _say(command.load(asked[0])(config).text())
         return
     try:
-        result = command.load(command.run)(config)
+        with nullcontext() if memory is None else memory.asking(given):
+            result = command.load(command.run)(config)
     except OSError as error:
         error.filename = error.filename or getattr(config, "out", None)  # a failed write names no file
         raise

@@ -12,6 +12,8 @@ from ..core.tracking import PLAIN_INTERVAL, Progress, duration
 from .arms import Context, Run
 from .pace import Pace
 from .stages import Results, foresee, seconds_spent
+from .standing import standing
+from .unchanged import RunningNote
 
 logger = logging.getLogger("maelift")
 
@@ -32,6 +34,7 @@ class Board:
         self._left: list[Run] = []
         self._spent = 0.0
         self._live: Any = None
+        self._note = RunningNote(context.config)
 
     def __enter__(self) -> Board:
         foreseen = self._look_ahead()
@@ -47,7 +50,8 @@ class Board:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Give the terminal back."""
+        """Give the terminal back; ``--status`` is told by the finished runs from now on."""
+        self._note.remove()
         if self._live is not None:
             self._live.stop()
 
@@ -78,19 +82,23 @@ class Board:
 
     def show(self, running: list[Run]) -> None:
         """Show the runs at work and the time left, if no arm needs its steps doubled."""
-        if self._live is None and time.monotonic() - self._said < PLAIN_INTERVAL:
-            return
-        self._said = time.monotonic()
+        if self._note.is_due:
+            self._note.write("\n".join([standing(self.context, self.results).text(), "", *self._lines(running)]))
         if self._live is not None:
             self._live.update(self._table(running))
-            return
+        elif time.monotonic() - self._said >= PLAIN_INTERVAL:
+            self._said = time.monotonic()
+            logger.info("\n".join(self._lines(running)))
+
+    def _lines(self, running: list[Run]) -> list[str]:
+        """How far the suite is, and a line for each run at work."""
         lines = [self._summary(running)]
         for run, progress in self._under_way(running):
             lines.append(
                 f"  {run.title()}: step {progress.step}/{progress.total}, loss {progress.loss:.3f}, "
                 f"{progress.images_per_second:.0f} images/s"
             )
-        logger.info("\n".join(lines))
+        return lines
 
     def _under_way(self, running: list[Run]) -> list[tuple[Run, Progress]]:
         """The runs at work that have told how far they are."""

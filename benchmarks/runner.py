@@ -25,11 +25,14 @@ from ..core.tracking import duration
 from .arms import PRETRAINING, Context, Run
 from .board import Board
 from .collecting import Ended, collect, device_of
-from .executors import DIED, STALLED, executor_of
+from .elsewhere import RayTasks, SlurmJobs
+from .executors import DIED, STALLED, Executor
+from .local import LocalProcesses
 from .pace import Measured, Pace
 from .pools import read_pools
 from .results import SuiteResult
-from .stages import Results, compare, encoder_runs, foresee, places, read_finished, seconds_spent
+from .stages import Results, compare, foresee, places, read_finished
+from .standing import Status, standing
 from .suite import BenchConfig, Design
 
 logger = logging.getLogger("maelift")
@@ -37,11 +40,15 @@ logger = logging.getLogger("maelift")
 
 @dataclass(frozen=True)
 class BenchResult:
-    """Where a suite's report is, and what it says: ``verdicts`` are its sentences, ``result`` its numbers."""
+    """Where a suite's report is, and what it says: ``verdicts`` are its sentences, ``result`` its numbers.
+
+    ``status`` is how far the suite is.
+    """
 
     report: Path
     verdicts: tuple[str, ...]
     result: SuiteResult
+    status: Status
 
     @property
     def error(self) -> str | None:
@@ -77,12 +84,12 @@ def bench(config: BenchConfig) -> BenchResult:
             held.enter_context(exclusive(out, waits=0))
         write_config(config, out / "config.yaml")
         results = read_finished(store)
-        ended = _run_all(context, store, results)
+        ended = run_all(context, store, results)
         result = collect(context, store, results, ended)
         from .report import write_report  # plots take a second to load, and a plan has none
 
         report = write_report(result, out)
-        return BenchResult(report.html, report.verdicts, result)
+        return BenchResult(report.html, report.verdicts, result, standing(context, results))
 
 
 def plan(config: BenchConfig) -> Plan:
@@ -131,61 +138,9 @@ def _planned(design: Design, counts: Mapping[str, int]) -> str:
     return f"{images}; {seeds}; {tuned}"
 
 
-@dataclass(frozen=True)
-class Status:
-    """How far a suite is: a row a task, arm and label count, under ``COLUMNS``; runs done and foreseen; seconds of computing."""
-
-    rows: tuple[tuple[str, ...], ...]
-    done: int
-    runs: int
-    seconds: float
-
-    COLUMNS = ("task", "arm", "labels", "encoder", "rate", "steps", "compared seeds")
-
-    def text(self) -> str:
-        """The table, and a line on all of it."""
-        table = [self.COLUMNS, *self.rows]
-        widths = [max(len(row[column]) for row in table) for column in range(len(self.COLUMNS))]
-        lines = [
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table
-        ]
-        more = "; more where steps are doubled" if self.done < self.runs else ""
-        return "\n".join([*lines, f"{self.done} of {self.runs} runs done, {duration(self.seconds)} of computing{more}"])
-
-
 def status(config: BenchConfig) -> Status:
     """How far a suite is in ``config.out``; writes nothing, and may be asked while it runs."""
-    context = _look_through(config)
-    results = read_finished(Path(config.out) / "runs")
-    runs = foresee(context, results)
-    return Status(
-        tuple(_standing(context, *place, results) for place in places(config)),
-        sum(results(run) is not None for run in runs.values()),
-        len(runs),
-        seconds_spent(runs.values(), results),
-    )
-
-
-def _standing(context: Context, task: str, arm: str, labels: int, results: Results) -> tuple[str, ...]:
-    """A row of the status."""
-    state, design = compare(context, task, arm, labels, results), context.config.designs[task]
-    encoders = encoder_runs(context, arm)
-    made = sum(results(run) is not None for run in encoders)
-    seeds = len(design.seeds_at(labels))
-    if design.short:
-        return (
-            *(task, arm, f"{labels:,}", f"{made} of {len(encoders)}" if encoders else "none needed"),
-            *("as given", f"{context.steps(task, arm, labels):,}", f"{len(state.cells)} of {seeds}"),
-        )
-    return (
-        task,
-        arm,
-        f"{labels:,}",
-        f"{made} of {len(encoders)}" if encoders else "none needed",
-        "open" if state.tuning is None else f"{state.tuning.chosen:g}",
-        "open" if state.check is None else f"{state.check.steps:,}{'' if state.check.converged else ' or more'}",
-        f"{len(state.cells)} of {seeds}",
-    )
+    return standing(_look_through(config), read_finished(Path(config.out) / "runs"))
 
 
 def _look_through(config: BenchConfig) -> Context:
@@ -233,7 +188,7 @@ def _stoppable() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _run_all(context: Context, store: Path, results: Results) -> Ended:
+def run_all(context: Context, store: Path, results: Results) -> Ended:
     """Do whatever is missing, the costliest first, until nothing is, or the budget is spent.
 
     A run that fails doesn't keep the others from being done. Where a worker process dies, those that were at work are
@@ -249,7 +204,7 @@ def _run_all(context: Context, store: Path, results: Results) -> Ended:
     with (
         StopSignals.noted() as signals,
         Board(context, results, workers) as board,
-        executor_of(context, store, workers) as pool,
+        _executor(context, store, workers) as pool,
     ):
         while waiting or pool.running:
             while waiting and board.spent() < context.config.budget.seconds and pool.has_room(waiting[0], suspects):
@@ -275,6 +230,16 @@ def _run_all(context: Context, store: Path, results: Results) -> Ended:
                 waiting = [run for run in _missing(context, results, ended) if run.key not in busy]
             board.show(pool.running)
     return ended
+
+
+def _executor(context: Context, store: Path, workers: int) -> Executor:
+    """What the suite's configuration asks for."""
+    kinds: dict[str, type[LocalProcesses] | type[SlurmJobs] | type[RayTasks]] = {
+        "local": LocalProcesses,
+        "slurm": SlurmJobs,
+        "ray": RayTasks,
+    }
+    return kinds[context.config.executor](context, store, workers)
 
 
 def _unspent(config: BenchConfig, spent: float, left: int) -> str:

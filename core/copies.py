@@ -145,49 +145,75 @@ def find_copies(ones: Thumbnails, others: Thumbnails, tell: Tell | None = None) 
     """Which of the thumbnails ``ones`` (N) are copies of any of ``others`` (M), each with the best of them.
 
     Time grows with N times M, by 76 correlations of 144 pixels for each pair; and with the number of ones that are nearly like
-    several others, by 3 to 16 ms each (two cores).
+    several others, by 3 to 16 ms each (two cores). ``tell`` is called with (ones done, ones).
     """
-    if not len(ones) or not len(others):
-        return []
-    mine, theirs, grains = _as_tensors(ones, others)
-    found: list[tuple[Tensor, Tensor, Tensor]] = []
-    with torch.inference_mode():
-        for start in range(0, len(mine), CHUNK):
-            chunk = mine[start : start + CHUNK]
-            score, number = _candidates(chunk, theirs)
-            for first in range(0, len(chunk), AT_ONCE):
-                few = slice(first, first + AT_ONCE)
-                pairs = _likeliest(chunk[few], theirs, score[few], number[few])
-                one = pairs.one + start + first
-                found.append((one, pairs.other, _laid_over(mine, theirs, replace(pairs, one=one), grains)))
-            if tell is not None:
-                tell(min(start + CHUNK, len(mine)), len(mine))
-    one, other, likeness = (torch.cat(column) for column in zip(*found, strict=True))
-    return list(_copies(one, other, likeness, len(mine)))
+    return _found(ones, others, _search_windows, tell)
 
 
 def find_whole_copies(ones: Thumbnails, others: Thumbnails, tell: Tell | None = None) -> list[Copy]:
     """The same of copies that aren't cropped, among very many images: a product of 256 numbers for each pair."""
+    return _found(ones, others, _search_wholes, tell)
+
+
+@dataclass(frozen=True)
+class _Laid:
+    """Pairs that were laid over one another: numbers in both sets, and the correlation; ``done`` ones were searched for."""
+
+    done: int
+    one: Tensor
+    other: Tensor
+    likeness: Tensor
+
+
+def _found(
+    ones: Thumbnails,
+    others: Thumbnails,
+    search: Callable[[Thumbnails, Thumbnails], Iterator[_Laid]],
+    tell: Tell | None,
+) -> list[Copy]:
+    """The copies among the pairs that a search lays over one another."""
     if not len(ones) or not len(others):
         return []
+    parts = []
+    with torch.inference_mode():
+        for part in search(ones, others):
+            parts.append(part)
+            if tell is not None:
+                tell(part.done, len(ones))
+    columns = [(part.one, part.other, part.likeness) for part in parts]
+    one, other, likeness = (torch.cat(column) for column in zip(*columns, strict=True))
+    return list(_copies(one, other, likeness, len(ones)))
+
+
+def _search_windows(ones: Thumbnails, others: Thumbnails) -> Iterator[_Laid]:
+    """Three looks: ever fewer pairs, through ever more windows."""
+    mine, theirs, grains = _as_tensors(ones, others)
+    for start in range(0, len(mine), CHUNK):
+        chunk = mine[start : start + CHUNK]
+        score, number = _candidates(chunk, theirs)
+        for first in range(0, len(chunk), AT_ONCE):
+            few = slice(first, first + AT_ONCE)
+            pairs = _likeliest(chunk[few], theirs, score[few], number[few])
+            one = pairs.one + start + first
+            likeness = _laid_over(mine, theirs, replace(pairs, one=one), grains)
+            yield _Laid(min(start + first + AT_ONCE, len(mine)), one, pairs.other, likeness)
+
+
+def _search_wholes(ones: Thumbnails, others: Thumbnails) -> Iterator[_Laid]:
+    """Of each image those that its descriptor agrees best with."""
     own, known = (descriptors(_halved(stack.pixels)) for stack in (ones, others))
     half = own.shape[1] // 2
     mine, theirs, grains = _as_tensors(ones, others)
-    found: list[tuple[Tensor, Tensor, Tensor]] = []
-    with torch.inference_mode():
-        for start in range(0, len(own), rows := max(1, MATRIX // len(known))):
-            agreed = torch.from_numpy(correlations(own[start : start + rows], known))
-            likely = agreed.topk(min(LOOKED_AT, len(known)), dim=1)
-            one, place = (likely.values >= PROMISING).nonzero().T
-            other, one = likely.indices[one, place], one + start
-            turned = (own[one.numpy(), half:] * known[other.numpy(), half:]).sum(axis=1) < 0
-            whole = FEW[:1].expand(len(one), 4)
-            pairs = _Pairs(one, other, torch.from_numpy(turned), torch.ones(len(one), dtype=torch.bool), whole)
-            found.append((one, other, _laid_over(mine, theirs, pairs, grains, moved=False)))
-            if tell is not None:
-                tell(min(start + rows, len(own)), len(own))
-    one, other, likeness = (torch.cat(column) for column in zip(*found, strict=True))
-    return list(_copies(one, other, likeness, len(mine)))
+    for start in range(0, len(own), rows := max(1, MATRIX // len(known))):
+        agreed = torch.from_numpy(correlations(own[start : start + rows], known))
+        likely = agreed.topk(min(LOOKED_AT, len(known)), dim=1)
+        one, place = (likely.values >= PROMISING).nonzero().T
+        other, one = likely.indices[one, place], one + start
+        turned = (own[one.numpy(), half:] * known[other.numpy(), half:]).sum(axis=1) < 0
+        whole = FEW[:1].expand(len(one), 4)
+        pairs = _Pairs(one, other, torch.from_numpy(turned), torch.ones(len(one), dtype=torch.bool), whole)
+        likeness = _laid_over(mine, theirs, pairs, grains, moved=False)
+        yield _Laid(min(start + rows, len(mine)), one, other, likeness)
 
 
 def _as_tensors(ones: Thumbnails, others: Thumbnails) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from maelift.benchmarks.elsewhere import _noted, _noting
 from maelift.core.scenes import FashionScenesConfig, fashion_scenes
+from maelift.core.tracking import Progress
 from maelift.tests.pretrain.test_slurm import slurm  # noqa: F401  (a fixture)
 from maelift.tests.support import environment, framework, one_line_error
 
@@ -64,6 +67,7 @@ def test_ray_gives_the_same_table(home: Path) -> None:
     framework("ray")
     done = bench(home, "out=ray", "executor=ray", env={**environment(), "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"})
     assert done.returncode == 0, done.stderr
+    assert not list((home / "ray").glob("runs/*/progress.json"))
     assert table(home / "ray") == table(home / "local")
     again = bench(home, "out=ray")
     assert "every run is there already" in again.stderr and table(home / "ray") == table(home / "local")
@@ -76,6 +80,17 @@ def test_slurm_gives_the_same_table(home: Path, slurm: dict[str, str]) -> None: 
     assert table(home / "slurm") == table(home / "local")
     jobs = [path for path in (home / "slurm" / "slurm").glob("*_result.pkl")]
     assert len(jobs) == 1 + 4 + 4  # an encoder, trainings, tests
+
+
+def test_how_far_a_run_elsewhere_is_gets_heard(tmp_path: Path) -> None:
+    note, heard = tmp_path / "progress.json", Progress(step=3, total=9, images_per_second=12.5, loss=0.25)
+    assert _noted(note) is None
+    tell = _noting(note)
+    tell(heard)
+    tell(replace(heard, step=4))  # too soon for another note
+    assert _noted(note) == heard
+    note.write_text('{"step": 3, "tot')
+    assert _noted(note) is None
 
 
 def test_without_slurm_it_is_told(home: Path) -> None:

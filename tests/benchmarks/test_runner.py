@@ -418,6 +418,32 @@ def test_the_status_is_told_without_running_anything(whole: Whole, tmp_path: Pat
     assert "0 of 1" in empty.stdout and "open" in empty.stdout and not (tmp_path / "new").exists()
 
 
+def test_a_suite_at_work_says_at_once_how_far_it_is(whole: Whole, tmp_path: Path) -> None:
+    words = ("bench", str(whole.home / "suite.yaml"), f"data.path={whole.home / 'images'}", f"out={tmp_path}")
+    note = tmp_path / "running.json"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "maelift", *words, "-q"], env=environment(), start_new_session=True
+    )
+    try:
+        eventually(lambda: note.exists() or process.poll() is not None)
+        asked = run_maelift(*words, "--status")
+        other = run_maelift(*words, "labels=[6]", "--status")
+        working = process.poll() is None
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert working and asked.returncode == 0 and asked.stderr == ""
+    table, _, now = asked.stdout.partition("\n\n")
+    assert table.startswith("task") and "runs done" in table
+    assert now.startswith("bench: ") and "to do" in now and now.rstrip().endswith("the suite is running")
+    assert "looking through" in other.stderr and "the suite is running" not in other.stdout
+    old = time.time() - 61
+    os.utime(note, (old, old))
+    killed = run_maelift(*words, "--status")
+    assert "looking through" in killed.stderr and "the suite is running" not in killed.stdout
+    assert not (whole.out / note.name).exists()  # that one came to its end
+
+
 def test_a_signal_before_the_runs_ends_in_words(whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "read_pools", lambda data: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(MaeliftError, match="The same command goes on") as caught:
@@ -443,6 +469,9 @@ def test_a_finished_suite_answers_at_once_until_something_changes(whole: Whole, 
     first, looked = said()
     assert looked and (tmp_path / "out" / "finished.json").is_file()
     assert said() == (first, False)
+    table, looked = said("--status")
+    assert not looked and "runs done" in table and "3 of 3" in table
+    assert said("-q") == (first, False)
     assert said("workers=1") == (first, True)  # other words
     assert said()[1] and not said()[1]
     run = next((tmp_path / "out" / "runs").glob("*/result.json"))

@@ -155,7 +155,7 @@ def test_the_time_of_every_look_at_the_model_counts_the_last_too() -> None:
         return {}
 
     state = new_state()
-    run(state, steps=2, upkeep=Upkeep(evaluate=look, evaluate_at=(1, 2)))
+    run(state, steps=2, upkeep=Upkeep(evaluate=look, evaluate_at=frozenset({1, 2})))
     assert len(looks) == 2 and state.seconds >= sum(looks)
 
 
