@@ -23,7 +23,7 @@ from ..core.frameworks import require
 from ..core.launching import slurm_executor
 from ..core.tracking import Listener, Progress
 from .arms import Context, Run, execute
-from .executors import DIED, NO_MEMORY, Executor, Hear, told
+from .executors import DIED, FEWER, NO_MEMORY, STALLED, Executor, Hear, told
 from .pools import read_pools
 from .suite import BenchConfig
 
@@ -34,13 +34,20 @@ PROGRESS_FILE, NOTED_EVERY = "progress.json", 5.0
 class _Elsewhere(Executor):
     """Runs that are done by processes which share nothing with this one but the folder of the suite.
 
-    There they note how far they are.
+    There they note how far they are; one whose note no longer changes hangs, and is ended.
     """
 
     def __init__(self, context: Context, store: Path, workers: int) -> None:
         self._context, self._workers = context, workers
         self._home, self._store = os.getcwd(), store.resolve()
         self._at_work: dict[str, tuple[Any, Run]] = {}
+        self._heard: dict[str, tuple[Progress, float]] = {}
+        self._stalled: set[str] = set()
+
+    def __exit__(self, *error: object) -> None:
+        """Stop what is left; it saves nothing but its checkpoints."""
+        for handle, _ in self._at_work.values():
+            self._stop(handle)
 
     @property
     def running(self) -> list[Run]:
@@ -50,17 +57,35 @@ class _Elsewhere(Executor):
         return len(self._at_work) < self._workers  # each is a process of its own: none is mistaken for another
 
     def begin(self, run: Run) -> None:
+        self._heard.pop(run.key, None)
+        self._stalled.discard(run.key)
+        with suppress(OSError):
+            self._note(run).unlink(missing_ok=True)  # of one that was killed
         self._at_work[run.key] = (self._submit(run), run)
 
     def wait(self, hear: Hear) -> list[tuple[Run, str | None]]:
         time.sleep(0.5)
-        for run in self.running:
-            if (progress := _noted(self._store / run.key / PROGRESS_FILE)) is not None:
-                hear(run.key, progress)
+        self._listen(hear)
         ended = [(handle, run) for handle, run in self._at_work.values() if self._is_done(handle)]
         for _, run in ended:
             del self._at_work[run.key]
-        return [(run, self._outcome(handle)) for handle, run in ended]
+        return [(run, STALLED if run.key in self._stalled else self._outcome(handle)) for handle, run in ended]
+
+    def _listen(self, hear: Hear) -> None:
+        """Pass on how far the runs are, and end those that weren't heard of for too long; until a run begins, it may wait."""
+        now = time.monotonic()
+        for handle, run in self._at_work.values():
+            if (progress := _noted(self._note(run))) is not None:
+                hear(run.key, progress)
+                if run.key not in self._heard or self._heard[run.key][0] != progress:
+                    self._heard[run.key] = progress, now
+            late = now - 60 * self._context.config.stall_minutes
+            if run.key in self._heard and self._heard[run.key][1] < late and run.key not in self._stalled:
+                self._stalled.add(run.key)
+                self._stop(handle)
+
+    def _note(self, run: Run) -> Path:
+        return self._store / run.key / PROGRESS_FILE
 
     @abstractmethod
     def _submit(self, run: Run) -> Any:
@@ -73,6 +98,9 @@ class _Elsewhere(Executor):
     def _outcome(self, handle: Any) -> str | None:
         """What went wrong with a run that has ended."""
 
+    @abstractmethod
+    def _stop(self, handle: Any) -> None: ...
+
 
 class SlurmJobs(_Elsewhere):
     """A job of SLURM for each run, on storage that all machines share."""
@@ -82,11 +110,6 @@ class SlurmJobs(_Elsewhere):
         out, name = self._store.parent, "maelift-bench"
         self._executor = slurm_executor(config.slurm, out, name, "executor=slurm", "executor=local")
         return self
-
-    def __exit__(self, *error: object) -> None:
-        """Cancel the jobs that are left; each saves nothing but its checkpoints."""
-        for handle, _ in self._at_work.values():
-            handle.cancel(check=False)
 
     def _submit(self, run: Run) -> Any:
         return self._executor.submit(_run_anew, to_dict(self._context.config), run, self._store, self._home)
@@ -98,8 +121,11 @@ class SlurmJobs(_Elsewhere):
         try:
             outcome: str | None = handle.result()
         except Exception as error:  # submitit's own, or whatever ended the job
-            return f"{DIED} (job {handle.job_id}: {' '.join(str(error).split())[-200:]})"
+            return f"{DIED}. Give more slurm.memory_gb or slurm.minutes (job {handle.job_id}: {_end_of(error)})"
         return outcome
+
+    def _stop(self, handle: Any) -> None:
+        handle.cancel(check=False)
 
 
 class RayTasks(_Elsewhere):
@@ -119,9 +145,8 @@ class RayTasks(_Elsewhere):
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Stop the tasks that are left."""
-        for handle, _ in self._at_work.values():
-            self._ray.cancel(handle, force=True)
+        """Stop the tasks that are left, and a Ray that was begun here."""
+        super().__exit__(*error)
         if self._began:
             self._ray.shutdown()
 
@@ -135,8 +160,16 @@ class RayTasks(_Elsewhere):
         try:
             outcome: str | None = self._ray.get(handle)
         except Exception as error:  # Ray's own, or whatever ended the task
-            return f"{DIED} ({type(error).__name__}: {' '.join(str(error).split())[-200:]})"
+            return f"{DIED}. {FEWER} ({type(error).__name__}: {_end_of(error)})"
         return outcome
+
+    def _stop(self, handle: Any) -> None:
+        self._ray.cancel(handle, force=True)
+
+
+def _end_of(error: Exception) -> str:
+    """The end of what a framework says of a lost run, which is where it says it, in one line."""
+    return " ".join(str(error).split())[-200:]
 
 
 def _noted(file: Path) -> Progress | None:
@@ -167,7 +200,6 @@ def _run_anew(keys: Mapping[str, Any], run: Run, store: Path, home: str) -> str 
     os.chdir(home)
     note = store / run.key / PROGRESS_FILE
     try:
-        note.unlink(missing_ok=True)  # of one that was killed
         config = resolve(BenchConfig, keys)
         torch.set_num_threads(config.threads)
         execute(run, Context.of(config, read_pools(config)), store, _noting(note))

@@ -17,8 +17,11 @@ from .arms import Run
 Hear = Callable[[str, Progress], None]
 """Who is told how far a run is, by its key."""
 
-DIED = "its process died (killed, or out of memory?). Give fewer workers to use less memory"
-"""What is said of a run whose worker process is gone."""
+DIED = "its process died (killed, or out of memory?)"
+"""What is said first of a run whose process is gone."""
+
+FEWER = "Give fewer workers to use less memory"
+"""What to do about it on one machine."""
 
 STALLED = "it gave no sign of life for stall_minutes, and was ended"
 """What is said of a run that hung."""

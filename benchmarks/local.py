@@ -26,7 +26,7 @@ from typing_extensions import Self
 from ..core.distributed import Interrupted
 from ..core.tracking import Progress
 from .arms import Context, Run, execute
-from .executors import DIED, NO_MEMORY, STALLED, Executor, Hear, told
+from .executors import DIED, FEWER, NO_MEMORY, STALLED, Executor, Hear, told
 
 PRELOADED = [__name__, "torch._dynamo", "torch.utils.tensorboard", "torchmetrics.functional"]
 """What workers need."""
@@ -107,7 +107,7 @@ class LocalProcesses(Executor):
         """What a run of a broken pool ended with, if it did."""
         if future.done() and future.exception() is None:
             return future.result()
-        return STALLED if self._at_work[future].key in self._stalled else DIED
+        return STALLED if self._at_work[future].key in self._stalled else f"{DIED}. {FEWER}"
 
     def _end_stalled(self) -> None:
         """End the workers where one hasn't been heard of for too long; which of them does what isn't known."""

@@ -5,16 +5,21 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from maelift.benchmarks.elsewhere import _noted, _noting
+from maelift.benchmarks.arms import Run
+from maelift.benchmarks.elsewhere import _Elsewhere, _noted, _noting
+from maelift.benchmarks.executors import STALLED
 from maelift.core.scenes import FashionScenesConfig, fashion_scenes
 from maelift.core.tracking import Progress
 from maelift.tests.pretrain.test_slurm import slurm  # noqa: F401  (a fixture)
 from maelift.tests.support import environment, framework, one_line_error
+from typing_extensions import Self
 
 SUITE = """
 title: Does it matter who runs it?
@@ -91,6 +96,43 @@ def test_how_far_a_run_elsewhere_is_gets_heard(tmp_path: Path) -> None:
     assert _noted(note) == heard
     note.write_text('{"step": 3, "tot')
     assert _noted(note) is None
+
+
+class Hanging(_Elsewhere):
+    """Runs that note one step, and no more; they are done once they are stopped, or told to be."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def _submit(self, run: Run) -> threading.Event:
+        _noting(self._note(run))(Progress(step=1, total=9, images_per_second=12.5, loss=0.25))
+        return threading.Event()
+
+    def _is_done(self, handle: threading.Event) -> bool:
+        return handle.is_set()
+
+    def _outcome(self, handle: threading.Event) -> None:
+        return None
+
+    def _stop(self, handle: threading.Event) -> None:
+        handle.set()
+
+
+def test_a_run_that_hangs_elsewhere_is_ended(tmp_path: Path) -> None:
+    run = Run(kind="train", arm="scratch", seed=0, labels=8, steps=9, lr=1e-3, recipe="", context="")
+    (tmp_path / run.key).mkdir()
+    heard: list[str] = []
+
+    def ends(stall_minutes: float) -> list[tuple[Run, str | None]]:
+        """What one look at a run finds, after a first one has heard of it."""
+        context: Any = SimpleNamespace(config=SimpleNamespace(stall_minutes=stall_minutes))
+        executor = Hanging(context, tmp_path, 1)
+        executor.begin(run)
+        assert executor.wait(lambda key, _: heard.append(key)) == [] and heard.pop() == run.key
+        return executor.wait(lambda key, _: heard.append(key))
+
+    assert ends(stall_minutes=10) == []
+    assert ends(stall_minutes=0.001) == [(run, STALLED)]
 
 
 def test_without_slurm_it_is_told(home: Path) -> None:
