@@ -112,6 +112,14 @@ class Run:
         return f"{self.arm}: {task}{self.labels} labels, seed {self.seed}, {what}"
 
 
+@dataclass(frozen=True)
+class _Built:
+    """Of a task's model: operations on an image, forward, and parameters on top of its encoder."""
+
+    flops: float
+    head_parameters: int
+
+
 @dataclass(frozen=True, eq=False)
 class Context:
     """What all runs of a suite share: its configuration and its images."""
@@ -251,24 +259,30 @@ class Context:
 
     def cost(self, task: str) -> float:
         """What a task's model costs an image, forward, as a multiple of the encoder's cost at the suite's image size."""
-        if task not in self._costs:
-            self._costs[task] = 1.0 if task == CLASSIFY else self._flops(task) / encoder_flops(self.config.spec)
-        return self._costs[task]
+        return 1.0 if task == CLASSIFY else self._built(task).flops / encoder_flops(self.config.spec)
+
+    def head_parameters(self, task: str) -> int:
+        """How many parameters a task's model has on top of its encoder; that of classification has next to none."""
+        return 0 if task == CLASSIFY else self._built(task).head_parameters
+
+    def is_trial(self, task: str, seed: int) -> bool:
+        """Whether a training with this seed is one of those that choose the learning rate."""
+        return seed == self.config.designs[task].tuning.seed
+
+    def _built(self, task: str) -> _Built:
+        """What is known of a task's model, as it would be trained; raises ConfigError for a recipe that doesn't fit the data."""
+        if task not in self._known:
+            config, splits = self.config, self.pools.tasks[task].splits
+            encoder = Encoder(config.spec_at(task), preprocessing=self.preprocessing)
+            built = task_of(task, config.transfer(task), encoder, splits, Ranks(0, 1, torch.device("cpu")))
+            model = built.build_model()
+            own, whole = (sum(parameter.numel() for parameter in part.parameters()) for part in (encoder, model))
+            self._known[task] = _Built(built.flops(model), whole - own)
+        return self._known[task]
 
     @cached_property
-    def _costs(self) -> dict[str, float]:
+    def _known(self) -> dict[str, _Built]:
         return {}
-
-    def _built(self, task: str) -> tuple[Task[Any, Any], nn.Module]:
-        """A task with its model, as it would be trained; raises ConfigError for a recipe that doesn't fit the data."""
-        config, splits = self.config, self.pools.tasks[task].splits
-        encoder = Encoder(config.spec_at(task), preprocessing=self.preprocessing)
-        built = task_of(task, config.transfer(task), encoder, splits, Ranks(0, 1, torch.device("cpu")))
-        return built, built.build_model()
-
-    def _flops(self, task: str) -> float:
-        built, model = self._built(task)
-        return built.flops(model)
 
     def training(self, task: str, arm: str, labels: int, seed: int, steps: int, lr: float) -> Run:
         """One training for a task, judged on validation only."""
@@ -298,6 +312,7 @@ class Context:
                 f"{task}.train",
                 f"{task}.val",
                 evaluations=self.config.designs[task].evaluations,
+                **({"trial": True} if self.is_trial(task, seed) else {}),  # it may diverge, and leaves no model
                 image_size=self.config.spec_at(task).image_size,
             ),
             parents=() if encoder is None else (encoder.key,),
@@ -326,8 +341,8 @@ class Context:
     def pretrain_seed(self, arm: str, seed: int, task: str) -> int:
         """The pretraining seed that goes with a seed of a task's training (the first for the tuning trials)."""
         seeds = self.config.pretrain_seeds
-        tuned = seed == self.config.designs[task].tuning.seed
-        return seeds[0] if tuned or not self.config.arm(arm).trains_encoder else seeds[seed % len(seeds)]
+        one = self.is_trial(task, seed) or not self.config.arm(arm).trains_encoder
+        return seeds[0] if one else seeds[seed % len(seeds)]
 
     @cached_property
     def preprocessing(self) -> Preprocessing:
@@ -446,16 +461,21 @@ def _train(
     try:
         found, curve = _fit(run, task, context.config.designs[run.task].evaluations, None, listener)
     except Diverged:
-        if run.seed != context.config.designs[run.task].tuning.seed:
+        if not context.is_trial(run.task, run.seed):
             raise
         return {"seconds": time.monotonic() - began, "val": 0.0, "curve": []}  # that rate won't be chosen
-    provenance = Provenance(f"{run.task} with {run.labels} labelled images", seed=run.seed, tool_version=__version__)
-    if isinstance(task, ClassificationTask):  # without its encoder beside it: a suite has hundreds of models
-        save_classifier(cast(Classifier, found.model), folder / MODEL_FILE, provenance)
-    else:
-        task.save(found.model, folder / MODEL_FILE, provenance)
+    if not context.is_trial(run.task, run.seed):  # whose model nobody reads
+        _save(found.model, task, run, folder)
     seconds = time.monotonic() - began  # of all of it: such a run is never resumed
     return {"seconds": seconds, "val": found.best, "best_step": found.best_step, "curve": curve}
+
+
+def _save(model: nn.Module, task: Task[Any, Any], run: Run, folder: Path) -> None:
+    provenance = Provenance(f"{run.task} with {run.labels} labelled images", seed=run.seed, tool_version=__version__)
+    if isinstance(task, ClassificationTask):  # without its encoder beside it: a suite has hundreds of models
+        save_classifier(cast(Classifier, model), folder / MODEL_FILE, provenance)
+    else:
+        task.save(model, folder / MODEL_FILE, provenance)
 
 
 def _start(run: Run, context: Context, store: Path) -> Encoder:

@@ -13,18 +13,16 @@ from pathlib import Path
 from types import FrameType
 from typing import cast
 
-import torch
-
 from ..core.config import MaeliftError, write_config
 from ..core.cost import training_memory
 from ..core.distributed import Interrupted, StopSignals
-from ..core.encoder import Encoder
 from ..core.files import exclusive, output_folder
 from ..core.plan import Plan
 from ..core.tracking import duration
 from .arms import PRETRAINING, Context, Run
 from .board import Board
 from .collecting import Ended, collect, device_of
+from .disk import bytes_held, bytes_left, encoder_parameters
 from .elsewhere import RayTasks, SlurmJobs
 from .executors import DIED, STALLED, Executor
 from .local import LocalProcesses
@@ -105,21 +103,28 @@ def plan(config: BenchConfig) -> Plan:
     workers = _workers(config)
     pace, measured = Pace.of(foreseen.values(), results), Measured(context, device)
     shapes = [config.spec_of(arm, task) for task in config.designs for arm in config.arms]
-    with torch.device("meta"):
-        parameters = max(sum(parameter.numel() for parameter in Encoder(spec).parameters()) for spec in set(shapes))
+    parameters = max(map(encoder_parameters, shapes))
+    left, held = bytes_left(context, runs.values()), bytes_held(context, runs.values(), workers)
     largest = max(config.recipe(task, arm).batch_size for task in config.designs for arm in config.arms)
     tokens = max((spec.num_patches + 1) * spec.embed_dim * spec.depth for spec in shapes)
     kinds = {kind: sum(run.kind == kind for run in runs.values()) for kind in (*PRETRAINING, "train", "test")}
     seconds = sum(cast(float, pace.seconds(run)) if pace.knows(run) else measured.seconds(run) for run in runs.values())
     there = f"; {len(foreseen) - len(runs)} are there already" if len(runs) < len(foreseen) else ""
+    seeds = sum(len(design.seeds_at(labels)) for design in config.designs.values() for labels in design.labels)
+    cells = len(config.arms) * seeds
     counts = f"{', '.join(f'{count} {kind}' for kind, count in kinds.items() if count)}"
     return Plan(
         lines=(
             ("pool", f"{len(pools.pool):,} images to pretrain on"),
             ("arms", ", ".join(f"{name} ({config.arm(name).start})" for name in config.arms)),
             *((name, _planned(design, pools.tasks[name].counts)) for name, design in config.designs.items()),
+            ("cells", f"{cells:,} compared: arms × label counts × seeds"),
             ("pretraining seeds", str(len(config.pretrain_seeds))),
             ("runs", f"{counts or 'none'}; more where steps are doubled{there}"),
+            (
+                "disk",
+                f"{left / 2**30:.2f} GiB for these runs, and {held / 2**30:.2f} GiB of checkpoints while they run",
+            ),
             ("at a time", f"{workers} runs of {config.threads} threads on {device}, executor {config.executor}"),
             ("result", str(Path(config.out) / "report.html")),
         ),

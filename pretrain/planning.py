@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -42,8 +43,7 @@ def plan(config: PretrainConfig) -> Plan:
     channels = config.channels or 3
     spec = preset_spec(config.model, image_size=config.image_size, patch_size=config.patch_size, channels=channels)
     device = choose_device(config.device)
-    with torch.device("meta"):
-        model = MaskedAutoencoder(spec, config.decoder, masks_in_encoder=config.masking.in_encoder)
+    model, disk = _on_meta(config, spec), disk_bytes(config, spec)
     visible = num_visible(spec.num_patches, config.masking.ratio)
     width, depth = config.decoder.embed_dim, config.decoder.depth
     held_out = config.held_out_count(len(images))
@@ -73,7 +73,10 @@ def plan(config: PretrainConfig) -> Plan:
             ("device", str(device)),
             *([("step, measured", f"{1000 * measured:.3g} ms an image, one process")] if measured is not None else []),
             *([("loading, measured", f"{1000 * loading:.3g} ms an image and worker")] if loading is not None else []),
-            ("disk", f"{_disk(parameters, config) / 2**30:.2f} GiB, {config.checkpoints} checkpoints and the files"),
+            (
+                "disk",
+                f"{(disk.checkpoints + disk.left) / 2**30:.2f} GiB, {config.checkpoints} checkpoints and the files",
+            ),
             *(
                 [("job", f"{config.slurm.processes} processes on {config.slurm.nodes} machines of SLURM")]
                 if on_slurm
@@ -138,7 +141,22 @@ def loading_seconds(config: PretrainConfig, images: ImageSet, spec: EncoderSpec)
     return (time.perf_counter() - began) / loaded if loaded else None
 
 
-def _disk(parameters: int, config: PretrainConfig) -> int:
-    """Bytes that a run holds at most: checkpoints of weights and two moments, the average, one more being written, results."""
-    state = parameters * 4 * (3 + (config.ema_decay is not None))
-    return state * (config.checkpoints + 1) + parameters * 4
+@dataclass(frozen=True)
+class DiskBytes:
+    """What a run takes on the disk: ``checkpoints`` at most, until it is finished, and what is ``left``, encoder and decoder."""
+
+    checkpoints: int
+    left: int
+
+
+def disk_bytes(config: PretrainConfig, spec: EncoderSpec) -> DiskBytes:
+    """Bytes: a checkpoint holds the weights, two moments and the average, all in float32; one more is being written."""
+    weights = 4 * sum(parameter.numel() for parameter in _on_meta(config, spec).parameters())
+    state = weights * (3 + (config.ema_decay is not None))
+    return DiskBytes(state * (config.checkpoints + 1), weights)
+
+
+def _on_meta(config: PretrainConfig, spec: EncoderSpec) -> MaskedAutoencoder:
+    """The model without its values."""
+    with torch.device("meta"):
+        return MaskedAutoencoder(spec, config.decoder, masks_in_encoder=config.masking.in_encoder)

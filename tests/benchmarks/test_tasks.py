@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,12 @@ import yaml
 from maelift.benchmarks.arms import Context
 from maelift.benchmarks.compared import Compared, difference_of
 from maelift.benchmarks.comparing import read_result
+from maelift.benchmarks.disk import bytes_held, bytes_left
 from maelift.benchmarks.pace import Measured
 from maelift.benchmarks.pools import read_pools
 from maelift.benchmarks.report import write_report
 from maelift.benchmarks.runner import plan
-from maelift.benchmarks.stages import compare
+from maelift.benchmarks.stages import compare, foresee, read_finished
 from maelift.benchmarks.stats import paired_difference
 from maelift.benchmarks.suite import SUITES, BenchConfig
 from maelift.core.config import MaeliftError
@@ -164,6 +166,27 @@ def test_a_dry_run_and_the_status_name_the_tasks(home: Path, whole: Path) -> Non
         [task, arm] for task in ("find", "segment") for arm in ("mae", "scratch")
     ]
     assert "2 of 2" in done.stdout and "as given" in done.stdout
+
+
+def test_a_plan_tells_what_the_runs_leave_on_the_disk(home: Path, whole: Path) -> None:
+    config = resolved(home)
+    context = Context.of(config, read_pools(config))
+    found = foresee(context, read_finished(whole / "runs"))
+    kept = {path: path.stat().st_size for path in whole.glob("runs/*/*.safetensors")}
+    assert sum(kept.values()) == pytest.approx(bytes_left(context, found.values()), rel=0.05)
+    models = {path.parent.name for path in kept if path.name == "model.safetensors"}
+    trained = [run for run in found.values() if run.kind == "train"]
+    assert models == {run.key for run in trained if not context.is_trial(run.task, run.seed)} and len(models) < len(
+        trained
+    )
+    mae = next(run for run in found.values() if run.kind == "mae")
+    weights = bytes_left(
+        context, [mae]
+    )  # a checkpoint holds them three times; three are kept, and one is being written
+    assert bytes_held(context, found.values(), 2) == 3 * (config.mae_config("mae", 0, "").checkpoints + 1) * weights
+    text = plan(resolved(home, out=str(home / "new"))).text()
+    assert re.search(r"disk +0\.\d\d GiB for these runs, and 0\.\d\d GiB of checkpoints while they run", text)
+    assert re.search(r"cells +\d+ compared: arms × label counts × seeds", text)
 
 
 def test_a_plan_tells_the_time_by_finished_runs_and_by_steps_that_it_measures(
