@@ -26,6 +26,8 @@ from .suite import BenchConfig
 TEMPLATE = Path(__file__).with_name("own_images.yaml.j2")
 LOOKED_AT = 50
 """Images whose size tells which model fits."""
+PAPERS_DECODER = 512
+"""Width of the paper's decoder (Table 1)."""
 FEWEST, MOST = 20, 2000
 """Labelled images of the smaller label count: at least, and no more than."""
 
@@ -96,12 +98,17 @@ def init(config: InitConfig) -> Suite:
         "model": model,
         "image_size": image_size,
         "patch_size": PRESETS[model].patch_size,
+        "decoder": _decoder_width(model),
         "epochs": _epochs(len(images)),
         "batch_size": _batch_size(len(images)),
         "labels": {one.task: _labels(one, pool is None) for one in found},
     }
     environment = Environment(
-        loader=FileSystemLoader(TEMPLATE.parent), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(TEMPLATE.parent),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
     environment.filters["yaml"] = _in_yaml
     text = environment.get_template(TEMPLATE.name).render(**values)
@@ -162,6 +169,12 @@ def _model_for(side: int) -> tuple[str, int]:
     model = "vit_nano" if side <= 40 else "vit_micro" if side <= 96 else "vit_small"
     patch = PRESETS[model].patch_size
     return model, max(2, round(min(side, 224) / patch)) * patch
+
+
+def _decoder_width(model: str) -> int | None:
+    """Of a decoder for a small encoder; None for the paper's. It should cost little beside the encoder (paper, Section 3)."""
+    width = PRESETS[model].embed_dim
+    return width if width < PAPERS_DECODER // 2 else None
 
 
 def _epochs(images: int) -> int:
