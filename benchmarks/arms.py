@@ -23,7 +23,7 @@ from .. import __version__
 from ..adapters.parents import read_parent
 from ..core.checkpoints import Checkpoints
 from ..core.config import ConfigError, MaeliftError, to_dict
-from ..core.cost import block_flops, encoder_flops
+from ..core.cost import encoder_flops
 from ..core.distributed import Ranks, choose_device
 from ..core.encoder import Encoder, Preprocessing, channel_names
 from ..core.files import atomic_write_text
@@ -35,6 +35,7 @@ from ..core.run_folder import FREE_KEYS
 from ..core.tracking import Listener, Tracker
 from ..core.weights import ENCODER_FILE, Provenance, load_encoder, read_encoder, save_encoder
 from ..pretrain.config import PretrainConfig
+from ..pretrain.planning import forward_flops
 from ..pretrain.stage import pretrain
 from ..pretrain.starting import fitted_encoder
 from ..transfer.classify import ClassificationTask, Classifier, save_classifier
@@ -239,13 +240,8 @@ class Context:
         return encoder_flops(self.config.spec_of(arm)) / encoder_flops(self.config.spec)
 
     def _pretraining_flops(self, arm: str, config: PretrainConfig) -> float:
-        """Floating-point operations of a pretraining, forward: the encoder on what is visible, the decoder on all."""
-        spec, decoder = self.config.spec_of(arm), config.decoder
-        visible = round(spec.num_patches * (1 - config.masking.ratio))
-        dim, patches = decoder.embed_dim, spec.num_patches
-        head = 2 * patches * (spec.embed_dim * dim + dim * spec.channels * spec.patch_size**2)
-        an_image = encoder_flops(spec, visible) + decoder.depth * block_flops(patches + 1, dim) + head
-        return an_image * config.epochs * self.pool_size(arm)
+        """Floating-point operations of a pretraining, forward."""
+        return forward_flops(config, self.config.spec_of(arm)) * config.epochs * self.pool_size(arm)
 
     def steps(self, task: str, arm: str, labels: int) -> int:
         """The steps that an arm's tuning begins with; with ``compute_of``, those of another's pretraining on top."""

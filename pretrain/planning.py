@@ -56,7 +56,7 @@ def plan(config: PretrainConfig) -> Plan:
     measured = None if on_slurm else _measured(config, spec, device)
     loading = None if on_slurm else loading_seconds(config, images, spec)
     seconds = (
-        training_seconds(_flops(config, spec), steps * config.batch_size, device)
+        training_seconds(forward_flops(config, spec), steps * config.batch_size, device)
         if measured is None
         else measured * steps * config.batch_size
     )
@@ -94,18 +94,19 @@ def plan(config: PretrainConfig) -> Plan:
 def training_seconds_an_image(config: PretrainConfig, spec: EncoderSpec, device: torch.device) -> float:
     """Seconds of training an image that is loaded: measured, or of large models by counting operations."""
     measured = _measured(config, spec, device)
-    return training_seconds(_flops(config, spec), 1, device) if measured is None else measured
+    return training_seconds(forward_flops(config, spec), 1, device) if measured is None else measured
 
 
-def _flops(config: PretrainConfig, spec: EncoderSpec) -> float:
-    """Floating-point operations on an image, forward."""
-    visible, decoder = num_visible(spec.num_patches, config.masking.ratio), config.decoder
-    return encoder_flops(spec, visible) + decoder.depth * block_flops(spec.num_patches + 1, decoder.embed_dim)
+def forward_flops(config: PretrainConfig, spec: EncoderSpec) -> float:
+    """Floating-point operations on an image, forward: the encoder on what is visible, the decoder and its ends on all."""
+    visible, decoder, patches = num_visible(spec.num_patches, config.masking.ratio), config.decoder, spec.num_patches
+    ends = 2 * patches * decoder.embed_dim * (spec.embed_dim + spec.channels * spec.patch_size**2)
+    return encoder_flops(spec, visible) + decoder.depth * block_flops(patches + 1, decoder.embed_dim) + ends
 
 
 def _measured(config: PretrainConfig, spec: EncoderSpec, device: torch.device) -> float | None:
     """Seconds of training an image, measured on a few steps with random pixels; None of large models."""
-    flops = _flops(config, spec)
+    flops = forward_flops(config, spec)
     if 3 * flops > MOST_FLOPS:
         return None
     with isolated(config.seed, "plan"):
