@@ -84,10 +84,11 @@ def _encoders(context: Context, arm: str, results: Results) -> list[tuple[Run, M
 
 
 def _examples(context: Context, parts: Sequence[Part], arms: tuple[Arm, ...]) -> Iterator[Example]:
-    """Test images of the suite's own classification that arms win and lose."""
+    """Test images that arms win and lose, of every task that is compared."""
     for part in parts:
-        if part.name == CLASSIFY and part.cells:
-            yield from won_and_lost(part, context.pools.classify.test, arms, context.config.baseline)
+        if part.cells and not part.short:
+            test = context.pools.tasks[part.name].splits.test
+            yield from won_and_lost(part, test, arms, context.config.baseline)
 
 
 def _near(pools: Pools) -> Iterator[NearPair]:

@@ -1,35 +1,37 @@
-"""Test images that an arm gets right more often than the baseline, and less often: the extremes, for a look."""
+"""Test images on which an arm does better than the baseline, and worse: the extremes, for a look."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ..core.coco import DetectionImages
 from ..core.decoding import Picture
-from ..core.labels import LabeledImages
-from ..core.page import data_url
+from ..core.labels import Annotated
+from ..core.mask_images import SegmentationImages
+from ..core.page import MINUS, data_url
 from .pools import small_picture
-from .results import Arm, Example, Part
+from .results import METRICS, Arm, Example, Part
 
 SHOWN = 6
 """Images won and lost each, an arm."""
 
 
-def won_and_lost(part: Part, images: LabeledImages, arms: tuple[Arm, ...], baseline: str) -> Iterator[Example]:
+def won_and_lost(part: Part, images: Annotated, arms: tuple[Arm, ...], baseline: str) -> Iterator[Example]:
     """Where each arm differs most from the baseline at the fewest labels, where differences are largest.
 
-    ``part`` is a classification, whose items are its test ``images``. Ties go by the images' order.
+    ``images`` are those of the test split; nothing comes of a part whose items aren't single images. Ties go by their order.
     """
     labels = min(part.label_counts)
     for arm in arms:
         seeds = sorted(part.by_seed(arm.name, labels).keys() & part.by_seed(baseline, labels).keys())
         if arm.name == baseline or not seeds:
             continue
-        ours, theirs = (_times_right(part, name, labels, seeds) for name in (arm.name, baseline))
+        ours, theirs = (_sums(part, name, labels, seeds) for name in (arm.name, baseline))
         if not len(ours) == len(theirs) == len(images):
             continue
         gained = ours - theirs
@@ -37,24 +39,40 @@ def won_and_lost(part: Part, images: LabeledImages, arms: tuple[Arm, ...], basel
             for index in order[:SHOWN].tolist():
                 if gained[index] != 0 and (gained[index] > 0) == won:
                     yield Example(
+                        part.name,
                         arm.name,
                         labels,
                         won,
                         images.images.name(index),
-                        images.label_text(index),
-                        int(ours[index]),
-                        int(theirs[index]),
-                        len(seeds),
+                        _shown(images, index),
+                        _outcome(part.kind, ours, theirs, index, len(seeds)),
                         address(small_picture(images.images, index)),
                     )
 
 
-def _times_right(part: Part, arm: str, labels: int, seeds: list[int]) -> NDArray[np.int64]:
-    """In how many of the seeds each test image is right; empty where that isn't known."""
+def _sums(part: Part, arm: str, labels: int, seeds: Sequence[int]) -> NDArray[np.float64]:
+    """What each test item brings to the score, summed over the seeds; empty where that isn't known."""
     rows = [part.by_seed(arm, labels)[seed].item_scores() for seed in seeds]
     if len({len(row) for row in rows}) != 1:
-        return np.zeros(0, dtype=np.int64)
-    return np.asarray(np.rint(np.sum(rows, axis=0)), dtype=np.int64)
+        return np.zeros(0)
+    total: NDArray[np.float64] = np.sum(rows, axis=0)
+    return np.rint(total) if part.kind == "classify" else total
+
+
+def _outcome(kind: str, ours: NDArray[np.float64], theirs: NDArray[np.float64], index: int, seeds: int) -> str:
+    """How an arm and the baseline did on an image: of accuracy how often they were right, else its part in the difference."""
+    if kind == "classify":
+        return f"right in {ours[index]:.0f} against {theirs[index]:.0f} of {seeds} seeds"
+    parts = 100 * (ours - theirs) / (seeds * len(ours))
+    mine, all_ = (f"{value:+.2g}".replace("-", MINUS) for value in (parts[index], parts.sum()))
+    return f"brings {mine} of the {all_} points of {METRICS[kind][0][1]} (mean of {seeds} seeds)"
+
+
+def _shown(images: Annotated, index: int) -> str:
+    """What an image shows, in words: its label, or the classes that were annotated on it."""
+    if isinstance(images, (SegmentationImages, DetectionImages)):
+        return ", ".join(images.classes[number] for number in images.present[index]) or "nothing"
+    return images.label_text(index)
 
 
 def address(picture: Picture) -> str:

@@ -585,15 +585,12 @@ def _examples(result: SuiteResult) -> list[tuple[str, list[tuple[str, str]]]]:
     """Test images that an arm wins or loses, as (heading, pictures with captions)."""
     groups: dict[str, list[tuple[str, str]]] = {}
     for example in result.examples:
-        more = "more" if example.won else "less"
+        where = "" if example.task == CLASSIFY else f"On {example.task}, "
         heading = (
-            f"{result.label(example.arm)} is right {more} often than {result.label(result.baseline)} "
-            f"at {example.labels:,} labels (test images)"
+            f"{where}{result.label(example.arm)} does {'better' if example.won else 'worse'} than "
+            f"{result.label(result.baseline)} at {example.labels:,} labels (test images)"
         )
-        caption = (
-            f"{example.name}: {example.truth}; right in {example.right} against {example.baseline_right} of "
-            f"{example.seeds} seeds"
-        )
+        caption = f"{example.name}: {example.truth}; {example.outcome}"
         groups.setdefault(heading, []).append((caption, example.picture))
     return list(groups.items())
 

@@ -155,19 +155,18 @@ class Part:
 
 @dataclass(frozen=True)
 class Example:
-    """A test image that an arm gets right more often than the baseline (``won``), or less often.
+    """A test image of a task on which an arm does better than the baseline (``won``), or worse.
 
-    ``right``, ``baseline_right``: in how many of ``seeds``; ``picture`` is an address that holds a small copy.
+    ``truth`` is what it shows, ``outcome`` how both did, in words; ``picture`` is an address that holds a small copy.
     """
 
+    task: str
     arm: str
     labels: int
     won: bool
     name: str
     truth: str
-    right: int
-    baseline_right: int
-    seeds: int
+    outcome: str
     picture: str
 
 

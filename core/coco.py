@@ -185,11 +185,11 @@ class DetectionImages:
 
     def draw_order(self, seed: int) -> list[int]:
         """An order in which every beginning has all classes about as often, as far as the images allow."""
-        return rarest_first_order(self._present(), seed, "labels")
+        return rarest_first_order(self.present, seed, "labels")
 
     def split_order(self, seed: int, split: str) -> list[int]:
         """A drawn order at whose end every class is seen."""
-        return spread_order(self._present(), seed, split)
+        return spread_order(self.present, seed, split)
 
     def ground_truth(self) -> dict[str, Any]:
         """The COCO JSON of these images, after the rules: image and category ids as in the file, annotations from 1."""
@@ -217,7 +217,9 @@ class DetectionImages:
         categories = [{"id": id, "name": name} for id, name in zip(self.category_ids, self.classes, strict=True)]
         return {"info": {}, "images": images, "annotations": annotations, "categories": categories}
 
-    def _present(self) -> list[tuple[int, ...]]:
+    @property
+    def present(self) -> list[tuple[int, ...]]:
+        """The classes on each image."""
         return [tuple(int(label) for label in np.unique(objects.labels)) for objects in self.objects]
 
 

@@ -88,7 +88,7 @@ def hostile(result: SuiteResult) -> SuiteResult:
     arms = tuple(replace(arm, label=name, note=name) for arm, name in zip(result.arms, HOSTILE, strict=False))
     picture = data_url(bytes.fromhex(PNG), "png")
     examples = tuple(
-        Example(arm.name, 100, won, name, name, 4, 0, 4, picture)
+        Example("classify", arm.name, 100, won, name, name, name, picture)
         for arm, name in zip(arms, HOSTILE, strict=False)
         for won in (True, False)
     )

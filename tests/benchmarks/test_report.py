@@ -309,12 +309,13 @@ def test_latex_and_parquet_hold_what_the_csv_holds(tmp_path: Path) -> None:
 
 def test_images_won_and_lost_and_near_pairs_are_shown(tmp_path: Path) -> None:
     picture = "data:image/png;base64,AAAA"
-    won = Example("mae", 100, True, "7.png", "Bag", 4, 0, 4, picture)
-    examples = (won, replace(won, won=False, name="8.png", truth="Coat", right=0, baseline_right=3))
+    won = Example("classify", "mae", 100, True, "7.png", "Bag", "right in 4 against 0 of 4 seeds", picture)
+    examples = (won, replace(won, task="segment", won=False, name="8.png", truth="Coat", outcome="brings −0.2"))
     near = (NearPair("pool", "copy.jpg", "test.jpg", 0.9912, (picture, picture)),)
     page = Page(write_report(made_up(examples=examples, near=near), tmp_path).html)
-    assert "MAE on the pool is right more often than scratch at 100 labels (test images)" in page.text
-    assert "8.png: Coat; right in 0 against 3 of 4 seeds" in page.text
+    assert "MAE on the pool does better than scratch at 100 labels (test images)" in page.text
+    assert "On segment, MAE on the pool does worse than scratch at 100 labels (test images)" in page.text
+    assert "7.png: Bag; right in 4 against 0 of 4 seeds" in page.text and "8.png: Coat; brings −0.2" in page.text
     assert "pool: copy.jpg, nearly test.jpg (likeness 0.991)" in page.text
     assert page.values("src") == [picture] * 4
     again = SuiteResult.from_json(made_up(examples=examples, near=near).to_json())
