@@ -15,7 +15,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,7 +26,7 @@ from maelift.benchmarks.arms import PRETRAINING, RESULT_FILE, Context, Run, exec
 from maelift.benchmarks.local import PRELOADED
 from maelift.benchmarks.pools import read_pools
 from maelift.benchmarks.runner import run_all
-from maelift.benchmarks.stages import foresee, read_finished
+from maelift.benchmarks.stages import Results, foresee, read_finished
 from maelift.benchmarks.standing import standing
 from maelift.benchmarks.suite import BenchConfig
 from maelift.core.config import MaeliftError, resolve
@@ -40,7 +40,7 @@ image_size: 28
 patch_size: 7
 channels: 1
 evaluations: 4
-tuning: {rates: [1e-3], max_doublings: 0}
+tuning: {rates: [5e-4, 1e-3, 2e-3, 4e-3], max_doublings: 0}
 arms:
   mae:
     start: mae
@@ -84,10 +84,10 @@ def main() -> None:
                 if which == "runner":
                     run_all(context, store, read_finished(store))
                 else:
-                    in_a_pool(context, store, settings.workers)
+                    in_a_pool(runs_of(context, read_finished(folder / "runner0")), context, store, settings.workers)
                 times[which].append(time.monotonic() - began)
         ratios = [ours / theirs for ours, theirs in zip(*times.values(), strict=True)]
-        print(f"{len(runs_of(context))} runs, {settings.workers} at a time")
+        print(f"{len(list((folder / 'pool0').iterdir()))} runs, {settings.workers} at a time")
         print(f"  by the runner, median                {statistics.median(times['runner']):7.1f} s")
         print(f"  to the same by a bare pool, median   {statistics.median(ratios):7.3f} ({spread(ratios)})")
         tell_status(settings, folder, folder / "runner0")
@@ -103,19 +103,19 @@ def suite_of(settings: Benchmark, seeds: int, out: Path) -> Context:
     return Context.of(config, read_pools(config))
 
 
-def runs_of(context: Context) -> list[Run]:
-    """All runs, each after those that it needs: nothing is chosen by results, as one rate is tried."""
-    runs = foresee(context, lambda run: None).values()
+def runs_of(context: Context, results: Results) -> list[Run]:
+    """All runs, each after those that it needs."""
+    runs = foresee(context, results).values()
     return sorted(runs, key=lambda run: (run.kind not in PRETRAINING, run.kind == "test"))
 
 
-def in_a_pool(context: Context, store: Path, workers: int) -> None:
-    """Do all runs by a pool of processes, kind by kind."""
+def in_a_pool(runs: Sequence[Run], context: Context, store: Path, workers: int) -> None:
+    """Do runs by a pool of processes, kind by kind."""
     start = multiprocessing.get_context("forkserver")
     start.set_forkserver_preload(PRELOADED)
     with ProcessPoolExecutor(workers, start, prepare, (context, store)) as pool:
         for kinds in (PRETRAINING, ("train",), ("test",)):
-            list(pool.map(do, [run for run in runs_of(context) if run.kind in kinds]))
+            list(pool.map(do, [run for run in runs if run.kind in kinds]))
 
 
 _at_hand: list[Any] = []
@@ -140,7 +140,7 @@ def tell_status(settings: Benchmark, folder: Path, known: Path) -> None:
         results.setdefault(content["run"]["kind"], content)
     context = suite_of(settings, seeds=-(-settings.cells // 2), out=folder)
     store = folder / "many"
-    runs = runs_of(context)
+    runs = runs_of(context, lambda run: None)
     for run in runs:
         (store / run.key).mkdir(parents=True)
         (store / run.key / RESULT_FILE).write_text(json.dumps({**results[run.kind], "run": asdict(run)}, indent=1))
