@@ -288,8 +288,10 @@ def test_a_suite_that_is_killed_again_and_again_ends_with_the_tables_of_one_that
 def test_ctrl_c_ends_in_one_line(
     whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    told = re.compile(r"bench: \d+ runs done in .*, \d+ to do, about .* left")
+
     def strike() -> None:
-        eventually(lambda: list(tmp_path.glob("runs/*/result.json")))
+        eventually(lambda: told.search(caplog.text) and list(tmp_path.glob("runs/*/result.json")))
         os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(board, "PLAIN_INTERVAL", 0.0)
@@ -302,8 +304,7 @@ def test_ctrl_c_ends_in_one_line(
         maelift.api.bench(str(whole.home / "suite.yaml"), out=str(tmp_path), data={"path": str(whole.home / "images")})
     striker.join()
     assert caught.value.exit_code == 130 and "\n" not in str(caught.value)
-    assert not workers_of(os.getpid()) and results(tmp_path)
-    assert re.search(r"bench: \d+ runs done in .*, \d+ to do, about .* left", caplog.text)
+    assert not workers_of(os.getpid()) and results(tmp_path) and told.search(caplog.text)
 
 
 def test_a_worker_that_dies_once_costs_nothing(whole: Whole, tmp_path: Path) -> None:
