@@ -451,16 +451,17 @@ def _train(
     run: Run, context: Context, store: Path, folder: Path, ranks: Ranks, listener: Listener | None
 ) -> dict[str, Any]:
     began, images = time.monotonic(), context.pools.tasks[run.task].splits
+    trial = context.is_trial(run.task, run.seed)
     splits = replace(images, train=draw_labeled(images.train, run.labels, run.seed))
     recipe = replace(context.config.recipe(run.task, run.arm), steps=run.steps, lr=run.lr)
     task = task_of(run.task, recipe, _start(run, context, store), splits, ranks, folder)
     try:
         found, curve = _fit(run, task, context.config.designs[run.task].evaluations, None, listener)
     except Diverged:
-        if not context.is_trial(run.task, run.seed):
+        if not trial:
             raise
         return {"seconds": time.monotonic() - began, "val": 0.0, "curve": []}  # that rate won't be chosen
-    if not context.is_trial(run.task, run.seed):  # whose model nobody reads
+    if not trial:  # whose model nobody reads
         _save(found.model, task, run, folder)
     seconds = time.monotonic() - began  # of all of it: such a run is never resumed
     return {"seconds": seconds, "val": found.best, "best_step": found.best_step, "curve": curve}

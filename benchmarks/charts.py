@@ -66,9 +66,8 @@ def _forest(compared: Compared, part: Part) -> list[Chart]:
     axes.set_ylim(-len(shown) + 0.4, 0.6)
     axes.grid(axis="y", visible=False)
     axes.grid(axis="x", alpha=0.25)
-    axes.set_xlabel(
-        f"points of {part.figure} more than the baseline", loc="right"
-    )  # the arms' names leave little width
+    # The arms' names leave little width below the axis itself.
+    axes.set_xlabel(f"points of {part.figure} more than the baseline", loc="right")
     caption = (
         f"Differences from {result.label(result.baseline)}: mean and 95 % interval over the seeds and "
         f"{part.counts['test']:,} test images, in points of {part.figure}"

@@ -7,13 +7,10 @@ from functools import cache
 
 import torch
 
+from ..core.cost import FLOAT_BYTES, checkpoint_bytes
 from ..core.encoder import Encoder, EncoderSpec
-from ..pretrain.planning import disk_bytes
+from ..pretrain.planning import mae_parameters
 from .arms import PRETRAINING, Context, Run
-
-FLOAT = 4
-STATE = 4
-"""Copies of the weights in a checkpoint: they, two moments, the average."""
 
 
 def bytes_left(context: Context, runs: Iterable[Run]) -> int:
@@ -27,23 +24,32 @@ def bytes_held(context: Context, runs: Iterable[Run], workers: int) -> int:
 
 
 def _left(context: Context, run: Run) -> int:
-    config = context.config
-    if run.kind == "mae":
-        return disk_bytes(config.mae_config(run.arm, run.seed, ""), config.spec_of(run.arm)).left
     if run.kind in PRETRAINING:
-        return FLOAT * encoder_parameters(config.spec_of(run.arm))
+        return FLOAT_BYTES * _pretrained_parameters(context, run)
     if run.kind == "train" and not context.is_trial(run.task, run.seed):
-        return FLOAT * (encoder_parameters(config.spec_of(run.arm, run.task)) + context.head_parameters(run.task))
+        encoder = encoder_parameters(context.config.spec_of(run.arm, run.task))
+        return FLOAT_BYTES * (encoder + context.head_parameters(run.task))
     return 0
 
 
 def _held(context: Context, run: Run) -> int:
     config = context.config
     if run.kind == "mae":
-        return disk_bytes(config.mae_config(run.arm, run.seed, ""), config.spec_of(run.arm)).checkpoints
-    if run.kind == "supervised":
-        return 2 * STATE * FLOAT * encoder_parameters(config.spec_of(run.arm))  # one kept, one being written
-    return 0
+        mae = config.mae_config(run.arm, run.seed, "")
+        kept, averaged = mae.checkpoints, mae.ema_decay is not None
+    elif run.kind == "supervised":
+        kept, averaged = 1, bool(config.supervised_recipe(run.arm).ema_decay)
+    else:
+        return 0
+    return checkpoint_bytes(_pretrained_parameters(context, run), kept, averaged=averaged)
+
+
+def _pretrained_parameters(context: Context, run: Run) -> int:
+    """Of the encoder that a run makes; with MAE, of its decoder too."""
+    spec = context.config.spec_of(run.arm)
+    if run.kind == "mae":
+        return mae_parameters(context.config.mae_config(run.arm, run.seed, ""), spec)
+    return encoder_parameters(spec)
 
 
 @cache

@@ -13,6 +13,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypedDict, TypeGuard
 
@@ -217,7 +218,7 @@ class DetectionImages:
         categories = [{"id": id, "name": name} for id, name in zip(self.category_ids, self.classes, strict=True)]
         return {"info": {}, "images": images, "annotations": annotations, "categories": categories}
 
-    @property
+    @cached_property
     def present(self) -> list[tuple[int, ...]]:
         """The classes on each image."""
         return [tuple(int(label) for label in np.unique(objects.labels)) for objects in self.objects]

@@ -17,6 +17,9 @@ MOST_FLOPS = 1e12
 ONE_STEP = 2e10
 """Operations of a measured step: half a second or so of a CPU core."""
 
+FLOAT_BYTES = 4
+"""Of a weight, in memory and in files."""
+
 
 def block_flops(tokens: int, dim: int, mlp_ratio: float = 4.0) -> float:
     """Floating-point operations of one transformer block on one image, forward (two a multiply-add)."""
@@ -40,6 +43,14 @@ def training_memory(parameters: int, tokens_times_dim: float, batch_size: int) -
     ``tokens_times_dim`` is the sum of tokens times channels over the blocks, for one image.
     """
     return int(16 * parameters + 4 * 17 * tokens_times_dim * batch_size)
+
+
+def checkpoint_bytes(parameters: int, kept: int, *, averaged: bool) -> int:
+    """The most that a run's checkpoints take on the disk: the weights, two moments and, if there is one, the average, in float32.
+
+    One more is being written than is ``kept``.
+    """
+    return FLOAT_BYTES * parameters * (3 + averaged) * (kept + 1)
 
 
 def measured_images(flops_forward: float, batch_size: int, device: torch.device) -> int:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from ..core.config import DataError
 from ..core.cost import (
+    FLOAT_BYTES,
     MOST_FLOPS,
     block_flops,
+    checkpoint_bytes,
     encoder_flops,
     measured_images,
     seconds_an_image,
@@ -43,7 +44,7 @@ def plan(config: PretrainConfig) -> Plan:
     channels = config.channels or 3
     spec = preset_spec(config.model, image_size=config.image_size, patch_size=config.patch_size, channels=channels)
     device = choose_device(config.device)
-    model, disk = _on_meta(config, spec), disk_bytes(config, spec)
+    model = _on_meta(config, spec)
     visible = num_visible(spec.num_patches, config.masking.ratio)
     width, depth = config.decoder.embed_dim, config.decoder.depth
     held_out = config.held_out_count(len(images))
@@ -52,6 +53,8 @@ def plan(config: PretrainConfig) -> Plan:
     encoder_parameters = sum(p.numel() for name, p in model.named_parameters() if not name.startswith(("dec", "mask")))
     activations = (visible + 1) * spec.embed_dim * spec.depth + (spec.num_patches + 1) * width * depth
     parameters = sum(p.numel() for p in model.parameters())
+    checkpoints = checkpoint_bytes(parameters, config.checkpoints, averaged=config.ema_decay is not None)
+    disk = (checkpoints + FLOAT_BYTES * parameters) / 2**30
     processes = config.slurm.processes if on_slurm else 1
     measured = None if on_slurm else _measured(config, spec, device)
     loading = None if on_slurm else loading_seconds(config, images, spec)
@@ -73,10 +76,7 @@ def plan(config: PretrainConfig) -> Plan:
             ("device", str(device)),
             *([("step, measured", f"{1000 * measured:.3g} ms an image, one process")] if measured is not None else []),
             *([("loading, measured", f"{1000 * loading:.3g} ms an image and worker")] if loading is not None else []),
-            (
-                "disk",
-                f"{(disk.checkpoints + disk.left) / 2**30:.2f} GiB, {config.checkpoints} checkpoints and the files",
-            ),
+            ("disk", f"{disk:.2f} GiB, {config.checkpoints} checkpoints and the files"),
             *(
                 [("job", f"{config.slurm.processes} processes on {config.slurm.nodes} machines of SLURM")]
                 if on_slurm
@@ -142,19 +142,9 @@ def loading_seconds(config: PretrainConfig, images: ImageSet, spec: EncoderSpec)
     return (time.perf_counter() - began) / loaded if loaded else None
 
 
-@dataclass(frozen=True)
-class DiskBytes:
-    """What a run takes on the disk: ``checkpoints`` at most, until it is finished, and what is ``left``, encoder and decoder."""
-
-    checkpoints: int
-    left: int
-
-
-def disk_bytes(config: PretrainConfig, spec: EncoderSpec) -> DiskBytes:
-    """Bytes: a checkpoint holds the weights, two moments and the average, all in float32; one more is being written."""
-    weights = 4 * sum(parameter.numel() for parameter in _on_meta(config, spec).parameters())
-    state = weights * (3 + (config.ema_decay is not None))
-    return DiskBytes(state * (config.checkpoints + 1), weights)
+def mae_parameters(config: PretrainConfig, spec: EncoderSpec) -> int:
+    """How many parameters the encoder and its decoder have."""
+    return sum(parameter.numel() for parameter in _on_meta(config, spec).parameters())
 
 
 def _on_meta(config: PretrainConfig, spec: EncoderSpec) -> MaskedAutoencoder:
