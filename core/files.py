@@ -1,26 +1,110 @@
-"""Files that are never written half: a temporary file beside the target, fsync, rename."""
+"""Files are never written half: a temporary file beside the target, fsync, rename; and only regular ones are read."""
 
 from __future__ import annotations
 
 import csv
+import errno
 import fcntl
 import io
 import os
+import stat
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, BinaryIO
 
 from .config import MaeliftError
 
 LOCK_FILE = ".lock"
 """In a folder that a command is at work in."""
 
+LARGEST_READ = 4 * 2**30
+"""Bytes up to which a file is read into memory at once; a sparse file may claim any size."""
+
 UMASK = os.umask(0o077)
 """The process's; read once, as reading it changes it for a moment, for all threads."""
 os.umask(UMASK)
+
+
+class NotRegularError(OSError):
+    """A path that isn't a file whose bytes can be read: ``strerror`` is the reason in words, "a named pipe, not a file"."""
+
+    def __str__(self) -> str:
+        return f"{self.filename}: {self.strerror}"
+
+
+def check_regular(path: str | Path) -> os.stat_result:
+    """The status of a regular file, links followed, without opening it: opening a named pipe waits, a device may act.
+
+    Raises NotRegularError for a folder, named pipe, socket or device, and for a link that leads to itself; FileNotFoundError
+    and other OSErrors as ``os.stat`` does, "a link to nothing" among them.
+    """
+    try:
+        status = os.stat(path)
+    except FileNotFoundError as error:
+        if os.path.islink(path):
+            raise FileNotFoundError(errno.ENOENT, "a link to nothing", os.fspath(path)) from error
+        raise
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise NotRegularError(errno.ELOOP, "a link that leads to itself, not a file", os.fspath(path)) from error
+        raise
+    except ValueError as error:  # a name with a null byte
+        raise NotRegularError(errno.EINVAL, "no name that a file can have", os.fspath(path)) from error
+    _check_mode(status.st_mode, path)
+    return status
+
+
+def open_regular(path: str | Path) -> BinaryIO:
+    """Open a regular file for reading, in bytes; raises as ``check_regular``, and never waits for a writer."""
+    check_regular(path)
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    try:
+        _check_mode(os.fstat(handle).st_mode, path)  # it may have been replaced in between
+        return open(handle, "rb")
+    except BaseException:
+        os.close(handle)
+        raise
+
+
+def read_regular(path: str | Path, limit: int = LARGEST_READ) -> bytes:
+    """The bytes of a regular file of at most ``limit`` bytes; raises as ``check_regular``, NotRegularError for a larger one."""
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size <= limit:
+            content = file.read(size + 1)
+            if len(content) > size:  # it grows: what is there by now, up to the limit
+                content += file.read(limit + 1 - len(content))
+            if len(content) <= limit:
+                return content
+            size = len(content)
+    raise NotRegularError(
+        errno.EFBIG, f"{size:,} bytes, more than the {limit:,} that are read of a file", os.fspath(path)
+    )
+
+
+def read_regular_text(
+    path: str | Path, encoding: str = "utf-8", errors: str = "strict", limit: int = LARGEST_READ
+) -> str:
+    """The text of a regular file with \\n at the ends of its lines; raises as ``read_regular``, and UnicodeDecodeError."""
+    return io.TextIOWrapper(io.BytesIO(read_regular(path, limit)), encoding, errors).read()
+
+
+def _check_mode(mode: int, path: str | Path) -> None:
+    """Raise NotRegularError unless a status' mode is that of a regular file."""
+    if stat.S_ISREG(mode):
+        return
+    kinds = {
+        stat.S_IFDIR: "a folder",
+        stat.S_IFIFO: "a named pipe",
+        stat.S_IFSOCK: "a socket",
+        stat.S_IFCHR: "a device",
+        stat.S_IFBLK: "a device",
+    }
+    kind = kinds.get(stat.S_IFMT(mode), "something else")
+    raise NotRegularError(errno.EINVAL, f"{kind}, not a file", os.fspath(path))
 
 
 @contextmanager

@@ -1,15 +1,25 @@
-"""A folder's lock: one command at a time, whatever happens to the file."""
+"""A folder's lock: one command at a time, whatever happens to the file; and only regular files are read."""
 
 from __future__ import annotations
 
 import fcntl
+import os
+import socket
 import threading
 import time
 from pathlib import Path
 
 import pytest
 from maelift.core.config import MaeliftError
-from maelift.core.files import LOCK_FILE, exclusive
+from maelift.core.files import (
+    LOCK_FILE,
+    NotRegularError,
+    check_regular,
+    exclusive,
+    open_regular,
+    read_regular,
+    read_regular_text,
+)
 
 
 def test_a_held_folder_is_refused_and_free_again_after_it(tmp_path: Path) -> None:
@@ -60,3 +70,43 @@ def test_a_lock_whose_file_was_removed_and_made_anew_is_not_taken_for_held(tmp_p
             with path.open() as other, pytest.raises(BlockingIOError):
                 real(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
     assert seen and not path.exists()
+
+
+def test_only_regular_files_are_opened_and_each_other_kind_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe")
+    Path("folder").mkdir()
+    Path("device").symlink_to("/dev/zero")
+    Path("loop").symlink_to("loop")
+    Path("nothing").symlink_to("gone")
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind("socket")
+    reasons = {}
+    for path in ("pipe", "folder", "device", "loop", "socket", "nothing", "a\0b"):
+        with pytest.raises(OSError) as caught:
+            open_regular(path)
+        reasons[path] = caught.value.strerror
+        assert isinstance(caught.value, NotRegularError | FileNotFoundError)
+    assert reasons == {
+        "pipe": "a named pipe, not a file",
+        "folder": "a folder, not a file",
+        "device": "a device, not a file",
+        "loop": "a link that leads to itself, not a file",
+        "socket": "a socket, not a file",
+        "nothing": "a link to nothing",
+        "a\0b": "no name that a file can have",
+    }
+
+
+def test_a_regular_file_is_read_through_a_link_and_not_beyond_its_limit(tmp_path: Path) -> None:
+    (tmp_path / "text").write_bytes(b"one\r\ntwo")
+    (tmp_path / "link").symlink_to("text")
+    assert check_regular(tmp_path / "link").st_size == 8
+    assert read_regular(tmp_path / "link") == b"one\r\ntwo"
+    assert read_regular_text(tmp_path / "text") == "one\ntwo"
+    with (tmp_path / "sparse").open("wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(NotRegularError, match="1,099,511,627,776 bytes, more than the 4,294,967,296 that are read"):
+        read_regular(tmp_path / "sparse")
