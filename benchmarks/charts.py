@@ -108,6 +108,7 @@ def _over_labels(result: SuiteResult, part: Part) -> Chart:
     axes.minorticks_off()
     axes.set_xlabel("labelled training images")
     axes.set_ylabel(f"{part.figure}, % ({part.counts['test']:,} test images)")
+    _within_percent(axes)
     caption = (
         f"Test {part.figure} over the number of labelled images: mean over the seeds, and its 95 % interval. Each arm's own "
         "intervals are usually wider than that of the paired difference, so that they may overlap where it is resolved"
@@ -137,6 +138,7 @@ def _over_axis(result: SuiteResult, part: Part, labels: int) -> Chart:
     axes.set_xlabel(result.axis or "")
     axes.xaxis.label.set_parse_math(False)
     axes.set_ylabel(f"{part.figure}, % ({part.counts['test']:,} test images)")
+    _within_percent(axes)
     caption = (
         f"Test {part.figure} with {labels:,} labels over {result.axis}: mean over the seeds, and its 95 % interval"
     )
@@ -151,6 +153,14 @@ def _means(part: Part, places: Sequence[tuple[float, str, int]]) -> list[tuple[f
             mean, half, _ = mean_interval([part.score(cell) for cell in cells.values()])
             found.append((x, 100 * mean, 0.0 if math.isnan(half) else 100 * half))
     return found
+
+
+def _within_percent(axes: Axes) -> None:
+    """End the axis of a score at 0 and 100 %, with a little room for markers: intervals reach further, scores can't."""
+    low, high = axes.get_ylim()
+    bottom, top = max(low, 0.0), min(high, 100.0)
+    room = 0.03 * (top - bottom)
+    axes.set_ylim(max(low, bottom - room), min(high, top + room))
 
 
 def _bars(axes: Axes, found: Sequence[tuple[float, float, float]], arm: Arm, number: int) -> None:
@@ -197,5 +207,6 @@ def _curves(result: SuiteResult, part: Part, labels: int) -> Chart:
     axes.minorticks_off()
     axes.set_xlabel("steps of training")
     axes.set_ylabel(f"{part.figure}, % ({part.counts['validation']:,} validation images)")
+    _within_percent(axes)
     caption = f"Validation {part.figure} while training on {labels:,} labels: mean and range over the seeds"
     return Chart(caption, svg(figure, f"curves-{part.name}-{labels}"), "; ".join(words))

@@ -93,7 +93,6 @@ def init(config: InitConfig) -> Suite:
         "classify": found[0] if found[0].task == "classify" else None,
         "pool": pool,
         "labelled_pool": pool is None,
-        "count": len(images),
         "gray": gray,
         "model": model,
         "image_size": image_size,

@@ -320,3 +320,16 @@ def test_images_won_and_lost_and_near_pairs_are_shown(tmp_path: Path) -> None:
     assert page.values("src") == [picture] * 4
     again = SuiteResult.from_json(made_up(examples=examples, near=near).to_json())
     assert again.examples == examples and again.near == near
+
+
+def test_the_axis_of_a_score_ends_at_0_and_100_percent(tmp_path: Path) -> None:
+    wide = {key: (0.02, 0.9, 0.4, 0.99) if key[1] == 100 else (0.97, 1.0, 0.99, 0.3) for key in ACCURACIES}
+    report = write_report(made_up(wide), tmp_path)
+    ticks = [
+        float(text.replace(MINUS, "-"))
+        for drawing in re.findall(r"<svg.*?</svg>", report.html.read_text(), flags=re.DOTALL)
+        if "test images)" in drawing
+        for axis in re.findall(r'id="[^"]*matplotlib\.axis_2".*?</svg>', drawing, flags=re.DOTALL)
+        for text in re.findall(rf">([-{MINUS}]?\d+(?:\.\d+)?)</text>", axis)
+    ]
+    assert ticks and min(ticks) >= 0 and max(ticks) <= 100
