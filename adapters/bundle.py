@@ -81,6 +81,15 @@ def need_red_first(encoder: Encoder, framework: str) -> None:
         )
 
 
+def need_gelu(encoder: Encoder, framework: str, advice: str) -> None:
+    """Raise MaeliftError unless the encoder's MLPs have the exact GELU, for what can't say another activation."""
+    if encoder.spec.act != "gelu":
+        raise MaeliftError(
+            f"the encoder's activation is {encoder.spec.act}, and {framework} has the exact GELU only. Nothing was written. "
+            f"{advice}"
+        )
+
+
 def need_same_shape(
     path: Path, encoder: Encoder, *, channels: int, embed_dim: int, depth: int, class_token: bool | None = None
 ) -> None:

@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..core.config import CheckpointError, ConfigError, MaeliftError
-from ..core.encoder import Encoder, EncoderSpec, Preprocessing
+from ..core.encoder import ACTIVATIONS, Encoder, EncoderSpec, Preprocessing
 from ..core.files import atomic_path, atomic_write_text
 from ..core.frameworks import require
 from ..core.weights import EncoderFile, load_encoder
@@ -32,6 +32,7 @@ from .bundle import (
     check_window,
     detector_state,
     fitting_sizes,
+    need_gelu,
     need_same_shape,
     usual_global_blocks,
     usual_image_side,
@@ -78,6 +79,10 @@ MISSING = {
 def export(file: EncoderFile, folder: Path, config: Detectron2Export) -> Bundle:
     """Write ``weights.pth``, ``mask_rcnn.py`` and ``cascade_mask_rcnn.py``; raises MaeliftError for sizes and data."""
     _require()
+    advice = (
+        "Export to timm, transformers, torchvision or onnx; or take vit_backbone, which has it (docs/detectron2.md)."
+    )
+    need_gelu(file.encoder, "a config of detectron2's", advice)
     trained = at_size(file.encoder, None, config.patch_size)
     scales = pyramid_scales(trained.spec.patch_size)
     size = config.image_size or usual_image_side(trained)
@@ -608,6 +613,7 @@ def _vit(spec: EncoderSpec, image_size: int, window: int, drop_path: float, use_
             mlp_ratio=spec.mlp_ratio,
             drop_path_rate=drop_path,
             norm_layer=partial(nn.LayerNorm, eps=spec.norm_eps),
+            act_layer=ACTIVATIONS[spec.act],
             window_size=window,
             window_block_indexes=windowed_blocks(spec.depth) if window else [],
             use_rel_pos=use_rel_pos,

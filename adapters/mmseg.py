@@ -103,6 +103,11 @@ def check_encoder(encoder: Encoder) -> None:
     advice = "Nothing was written. The registered backbone MaeliftViT takes it (docs/mmseg.md)."
     if not spec.class_token:
         raise MaeliftError(f"the encoder has no class token, and mmseg's MAE backbone always has one. {advice}")
+    if spec.act != "gelu":
+        raise MaeliftError(
+            f"the encoder's activation is {spec.act}, and the configs written for mmseg's MAE backbone have the exact GELU. "
+            f"{advice}"
+        )
     if spec.mlp_ratio != int(spec.mlp_ratio):
         raise MaeliftError(
             f"the encoder's mlp_ratio is {spec.mlp_ratio:g}, and mmseg's MAE backbone takes whole numbers only. {advice}"

@@ -520,7 +520,7 @@ def block(nodes: Nodes, spec: EncoderSpec, tokens: str, name: str) -> str:
     normed = nodes.norm(tokens, f"{name}.norm1", spec.norm_eps)
     tokens = nodes.add("Add", [tokens, _attention(nodes, spec, normed, f"{name}.attn")])
     hidden = nodes.linear(nodes.norm(tokens, f"{name}.norm2", spec.norm_eps), f"{name}.mlp.fc1")
-    return nodes.add("Add", [tokens, nodes.linear(gelu(nodes, hidden), f"{name}.mlp.fc2")])
+    return nodes.add("Add", [tokens, nodes.linear(activation(nodes, hidden, spec.act), f"{name}.mlp.fc2")])
 
 
 def _attention(nodes: Nodes, spec: EncoderSpec, tokens: str, name: str) -> str:
@@ -533,6 +533,22 @@ def _attention(nodes: Nodes, spec: EncoderSpec, tokens: str, name: str) -> str:
     mixed = nodes.add("MatMul", [nodes.add("Softmax", [scores], attributes={"axis": -1}), value])
     merged = nodes.add("Transpose", [mixed], attributes={"perm": [0, 2, 1, 3]})
     return nodes.linear(nodes.add("Reshape", [merged, nodes.integers(0, 0, spec.embed_dim)]), f"{name}.proj")
+
+
+def activation(nodes: Nodes, value: str, act: str) -> str:
+    """The activation of an encoder's MLPs, one of core.encoder.ACTIVATIONS."""
+    if act == "gelu":
+        return gelu(nodes, value)
+    if act == "relu":
+        return nodes.add("Relu", [value])
+    if act == "gelu_tanh":  # x * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x³))) / 2
+        cube = nodes.add("Mul", [nodes.add("Mul", [value, value]), value])
+        inner = nodes.add("Add", [value, nodes.add("Mul", [cube, nodes.number(0.044715)])])
+        bent = nodes.add("Tanh", [nodes.add("Mul", [inner, nodes.number(math.sqrt(2 / math.pi))])])
+        gate = nodes.add("Add", [bent, nodes.number(1.0)])
+        return nodes.add("Mul", [nodes.add("Mul", [value, gate]), nodes.number(0.5)])
+    steepness = {"quick_gelu": 1.702, "silu": 1.0}[act]
+    return nodes.add("Mul", [value, nodes.add("Sigmoid", [nodes.add("Mul", [value, nodes.number(steepness)])])])
 
 
 def gelu(nodes: Nodes, value: str) -> str:

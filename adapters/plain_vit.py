@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,24 @@ from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCN
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import MultiScaleRoIAlign, StochasticDepth
+
+
+def _gelu_tanh(values: Tensor) -> Tensor:
+    return F.gelu(values, approximate="tanh")
+
+
+def _quick_gelu(values: Tensor) -> Tensor:
+    return values * torch.sigmoid(1.702 * values)
+
+
+ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_tanh": _gelu_tanh,
+    "quick_gelu": _quick_gelu,
+    "relu": F.relu,
+    "silu": F.silu,
+}
+"""What may stand between the two layers of a block's MLP, under the names that encoder files have for it."""
 
 
 class PlainViT(nn.Module):
@@ -47,6 +65,7 @@ class PlainViT(nn.Module):
         num_heads: int = 12,
         mlp_ratio: float = 4.0,
         norm_eps: float = 1e-6,
+        act: str = "gelu",
         class_token: bool = False,
         class_position: bool = True,
         out_indices: Sequence[int] = (-1,),
@@ -62,6 +81,8 @@ class PlainViT(nn.Module):
             raise ValueError("attention windows leave no place for a class token: class_token=False, or window_size=0")
         if use_rel_pos and class_token:
             raise ValueError("relative positions are those of patches only: class_token=False, or use_rel_pos=False")
+        if act not in ACTIVATIONS:
+            raise ValueError(f"act={act!r}: expected one of {', '.join(ACTIVATIONS)}")
         if any(not -depth <= index < depth for index in (*out_indices, *global_blocks)):
             raise ValueError(f"out_indices and global_blocks must be block numbers from 0 to {depth - 1}")
         if class_token and not class_position:
@@ -85,6 +106,7 @@ class PlainViT(nn.Module):
                 window=0 if number in everywhere else window_size,
                 drop_path=drop_path * number / max(1, depth - 1),
                 relative_grid=whole if use_rel_pos else None,
+                act=act,
             )
             for number in range(depth)
         )
@@ -165,9 +187,11 @@ class Block(nn.Module):
         window: int,
         drop_path: float,
         relative_grid: tuple[int, int] | None = None,
+        act: str = "gelu",
     ) -> None:
         super().__init__()
         self.window = window
+        self.act = ACTIVATIONS[act]
         self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
         square = (window, window) if window and relative_grid else None
         self.attn = Attention(dim, num_heads, square or relative_grid)
@@ -184,7 +208,7 @@ class Block(nn.Module):
         else:
             normed = self.attn(normed, grid)
         tokens = tokens + self.drop_path(normed)
-        hidden = F.gelu(self.mlp["fc1"](self.norm2(tokens)))
+        hidden = self.act(self.mlp["fc1"](self.norm2(tokens)))
         return tokens + self.drop_path(self.mlp["fc2"](hidden))  # type: ignore[no-any-return]
 
 

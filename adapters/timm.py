@@ -143,6 +143,7 @@ def model_arguments(spec: EncoderSpec, global_pool: Pool) -> dict[str, Any]:
         "class_token": spec.class_token,
         "global_pool": global_pool,
         "fc_norm": False,
+        **({} if spec.act == "gelu" else {"act_layer": spec.act}),
     }
     return arguments | ({"pre_norm": False} if spec.norm_eps == 1e-5 else {})
 

@@ -186,6 +186,7 @@ def backbone_settings(encoder: Encoder, window_size: int) -> dict[str, Any]:
         "num_heads": spec.num_heads,
         "mlp_ratio": spec.mlp_ratio,
         "norm_eps": spec.norm_eps,
+        **({} if spec.act == "gelu" else {"act": spec.act}),
         "class_token": False,
         "class_position": spec.class_token,
         "window_size": window_size,

@@ -131,6 +131,8 @@ def find_decoder(
         reason = f"the decoder is for images of {trained.image_size[0]}×{trained.image_size[1]} pixels and the trained patches"
     elif rows != columns:
         reason = "transformers' ViTMAEForPreTraining takes square images only"
+    elif trained.act != "gelu":
+        reason = f"the decoder's activation is gelu, the encoder's {trained.act}, and transformers has one for both"
     elif decoder.norm_eps != encoder.spec.norm_eps:
         reason = "the decoder's LayerNorm epsilon is not the encoder's, and transformers has one for both"
     else:
@@ -193,7 +195,7 @@ def model_settings(encoder: Encoder) -> dict[str, Any]:
         "num_hidden_layers": spec.depth,
         "num_attention_heads": spec.num_heads,
         "intermediate_size": int(spec.embed_dim * spec.mlp_ratio),
-        "hidden_act": "gelu",
+        "hidden_act": "gelu_pytorch_tanh" if spec.act == "gelu_tanh" else spec.act,
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
         "layer_norm_eps": spec.norm_eps,

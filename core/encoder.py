@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from timm.layers.activations import QuickGELU
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
@@ -18,12 +19,23 @@ from .config import ConfigError, MaeliftError
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "silu"]
+ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {
+    "gelu": nn.GELU,
+    "gelu_tanh": partial(nn.GELU, approximate="tanh"),
+    "quick_gelu": QuickGELU,
+    "relu": nn.ReLU,
+    "silu": nn.SiLU,
+}
+"""What may stand between the two layers of a block's MLP: the exact GELU (the paper's), or that of other people's weights."""
+
 
 @dataclass(frozen=True)
 class EncoderSpec:
     """The shape of an encoder; all that is needed to build one.
 
-    ``image_size`` is (height, width) in pixels, ``norm_eps`` the epsilon of every LayerNorm.
+    ``image_size`` is (height, width) in pixels, ``norm_eps`` the epsilon of every LayerNorm, ``act`` the activation of
+    every MLP, one of ``ACTIVATIONS``; specs written before there was a choice lack it, and mean the exact GELU.
     """
 
     image_size: tuple[int, int] = (224, 224)
@@ -35,8 +47,11 @@ class EncoderSpec:
     mlp_ratio: float = 4.0
     norm_eps: float = 1e-6
     class_token: bool = True
+    act: str = "gelu"
 
     def __post_init__(self) -> None:
+        if self.act not in ACTIVATIONS:
+            raise ConfigError("act", self.act, f"one of {', '.join(ACTIVATIONS)}")
         for key in ("patch_size", "channels", "embed_dim", "depth", "num_heads"):
             if getattr(self, key) < 1:
                 raise ConfigError(key, getattr(self, key), "a whole number of at least 1")
@@ -251,7 +266,9 @@ class Encoder(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, spec.embed_dim)) if spec.class_token else None
         self.pos_embed = nn.Parameter(sincos_positions(spec.embed_dim, spec.grid, spec.num_prefix_tokens))
         rates = [drop_path * index / max(1, spec.depth - 1) for index in range(spec.depth)]
-        self.blocks = transformer_blocks(spec.embed_dim, spec.num_heads, spec.mlp_ratio, spec.norm_eps, rates)
+        self.blocks = transformer_blocks(
+            spec.embed_dim, spec.num_heads, spec.mlp_ratio, spec.norm_eps, rates, act=spec.act
+        )
         self.norm = nn.LayerNorm(spec.embed_dim, eps=spec.norm_eps)
         self.initialize()
 
@@ -366,14 +383,16 @@ def transformer_blocks(
     norm_eps: float,
     drop_path: Sequence[float],
     kind: type[nn.Module] = Block,
+    act: str = "gelu",
 ) -> nn.ModuleList:
     """timm's pre-norm blocks with biases in q, k and v, as the paper's ViT has them; one a rate in ``drop_path``.
 
-    ``kind`` is timm's Block, or a class derived from it.
+    ``kind`` is timm's Block, or a class derived from it; ``act`` one of ``ACTIVATIONS``.
     """
     norm = partial(nn.LayerNorm, eps=norm_eps)
     return nn.ModuleList(
-        kind(dim, num_heads, mlp_ratio, qkv_bias=True, norm_layer=norm, drop_path=rate) for rate in drop_path
+        kind(dim, num_heads, mlp_ratio, qkv_bias=True, norm_layer=norm, act_layer=ACTIVATIONS[act], drop_path=rate)
+        for rate in drop_path
     )
 
 

@@ -144,7 +144,7 @@ def to_channels(weight: Tensor, channels: int, *, dim: int, inputs: bool) -> Ten
 
 def check_architecture(model: EncoderSpec, parent: EncoderSpec, source: str, key: str) -> None:
     """Raise ConfigError, which names the user's ``key``, for weights that don't fit a model."""
-    names = ("patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "norm_eps", "class_token")
+    names = ("patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "norm_eps", "class_token", "act")
     different = [name for name in names if getattr(model, name) != getattr(parent, name)]
     if not different:
         return
