@@ -374,9 +374,15 @@ def _scaled_box(
     box: tuple[int, int, int, int], size: tuple[int, int], there: tuple[int, int]
 ) -> tuple[int, int, int, int]:
     """A box in an image of ``size`` as one of whole pixels in its copy of the size that is there."""
-    top, bottom = (round(value * there[0] / size[0]) for value in (box[0], box[0] + box[2]))
-    left, right = (round(value * there[1] / size[1]) for value in (box[1], box[1] + box[3]))
-    return top, left, max(1, bottom - top), max(1, right - left)
+    top, height = _scaled_span(box[0], box[2], size[0], there[0])
+    left, width = _scaled_span(box[1], box[3], size[1], there[1])
+    return top, left, height, width
+
+
+def _scaled_span(start: int, length: int, side: int, there: int) -> tuple[int, int]:
+    """Start and length, within ``there`` pixels and of at least one, of a part of ``side`` pixels that are scaled to them."""
+    first = min(there - 1, round(start * there / side))
+    return first, max(1, round((start + length) * there / side) - first)
 
 
 def _resized(
@@ -405,6 +411,18 @@ def _resized(
     return part[:, ::-1] if mirrored else part
 
 
+def fitted_box(there: tuple[int, int], size: tuple[int, int]) -> tuple[float, float, float, float]:
+    """Left, top, right and bottom, in pixels, of the largest centred part of an image of ``there`` with the shape of ``size``.
+
+    Sizes are (height, width). The box lies within the image, whatever rounding does: PIL refuses one that doesn't.
+    """
+    height, width = there
+    scale = min(width / size[1], height / size[0])
+    crop_width, crop_height = scale * size[1], scale * size[0]
+    left, top = max(0.0, (width - crop_width) / 2), max(0.0, (height - crop_height) / 2)
+    return left, top, min(width, left + crop_width), min(height, top + crop_height)
+
+
 def fit_and_crop(
     image: Image.Image | Picture, size: tuple[int, int], interpolation: Interpolation = "bicubic"
 ) -> Picture:
@@ -413,10 +431,7 @@ def fit_and_crop(
     height, width = picture.shape[:2]
     if (height, width) == size:
         return picture
-    scale = min(width / size[1], height / size[0])
-    crop_width, crop_height = scale * size[1], scale * size[0]
-    left, top = (width - crop_width) / 2, (height - crop_height) / 2
-    box = (left, top, min(width, left + crop_width), min(height, top + crop_height))
+    box = fitted_box((height, width), size)
     where, how = (size[1], size[0]), _resampling(interpolation)
     if isinstance(image, Image.Image) or (picture.dtype == np.uint8 and picture.shape[2] in (1, 3)):
         whole = image if isinstance(image, Image.Image) else _image(picture)
