@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
+import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypedDict, TypeGuard
+from typing import Any, Literal, TypedDict
+from urllib.parse import unquote
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from .box_conventions import ConventionFault, RawBoxes, convention_fault
 from .config import DataError
 from .faults import Fault, refuse
 from .images import FolderImages
@@ -28,6 +30,7 @@ from .labels import SPLIT_NAMES, Splits, draw_missing_splits, rarest_first_order
 from .names import Numbers
 
 FaultKind = Literal[
+    ConventionFault,
     "broken entry",
     "duplicate image id",
     "duplicate image file",
@@ -42,14 +45,22 @@ FaultKind = Literal[
     "box beyond its image",
     "box without area",
     "segmentation without area",
+    "segmentations without area only",
     "equal category names",
     "object without segmentation",
+    "object twice",
+    "one box of two categories",
+    "area that can't be",
+    "file by another name",
 ]
 LARGEST_SIDE = 100_000
 """Pixels of a side of an image beyond which its entry must be a mistake."""
 
 FAR = 10
 """Sides of its image by which a polygon may reach beyond it: drawing walks along all of its outline."""
+
+MOST_DIGITS = 13
+"""Characters of a count in compressed run-lengths: 5 bits each, of the 64 that pycocotools reads."""
 
 SLACK = 1.0
 """Pixels by which a box may reach beyond its image before it is worth telling: annotation tools round so."""
@@ -350,16 +361,13 @@ def _parse(path: Path, data: Path) -> Parsed:
     faults = _Faults(path)
     category_ids, classes = _categories(content["categories"], faults)
     images, unclear = _images(content["images"], faults)
-    root, missing = _find_files(path, data, [image.name for image in images.values()])
-    for image in images.values():
-        if image.name in missing:
-            faults.add("missing file", f"image {image.id}", f"no such file: {root / image.name}")
+    root, paths = _find_files(path, data, images, faults)
     numbers = {category: number for number, category in enumerate(category_ids)}
     rows = _annotations(content["annotations"], images, unclear, numbers, faults)
-    there = [image for image in images.values() if image.name not in missing]
+    there = [image for image in images.values() if image.id in paths]
     data_set = DetectionImages(
-        images=SizedImages(root, tuple(image.name for image in there), tuple(image.size for image in there)),
-        objects=tuple(_objects(rows[image.id], image.size) for image in there),
+        images=SizedImages(root, tuple(paths[image.id] for image in there), tuple(image.size for image in there)),
+        objects=tuple(_objects(rows.get(image.id, ()), image.size) for image in there),
         classes=classes,
         category_ids=category_ids,
         image_ids=tuple(image.id for image in there),
@@ -393,6 +401,7 @@ class _Row:
     """An annotation of the JSON; the box is x1, y1, x2, y2, cut to the image."""
 
     id: int
+    name: str
     label: int
     box: tuple[float, float, float, float]
     area: float | None
@@ -403,11 +412,21 @@ class _Row:
 def _load(path: Path) -> dict[str, list[Any]]:
     """The JSON's lists; raises DataError when it is not COCO JSON as a whole."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        text = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: can't be read ({(error.strerror or '').lower()}).") from error
+    if text[:2] == b"\x1f\x8b":
+        raise DataError(f"{path}: compressed by gzip. Expected JSON: unpack it first (gunzip).")
+    try:
+        content = json.loads(text)  # UTF-8, with or without a mark, or UTF-16
     except json.JSONDecodeError as error:
-        raise DataError(f"{path} line {error.lineno}: not valid JSON ({error.msg}). Export it anew.") from error
-    except (UnicodeDecodeError, RecursionError) as error:
-        raise DataError(f"{path}: not valid JSON in UTF-8 ({error}). Export it anew.") from error
+        raise DataError(f"{path} line {error.lineno}: not valid JSON ({error.msg}). Export it again.") from error
+    except (ValueError, RecursionError) as error:  # other encodings, nesting without end, numbers of 5,000 digits
+        raise DataError(f"{path}: not valid JSON in UTF-8 ({error}). Export it again.") from error
+    if isinstance(content, list) and content and isinstance(content[0], dict) and "score" in content[0]:
+        raise DataError(
+            f"{path}: COCO's results format (objects with scores). Expected images, annotations, categories."
+        )
     if not isinstance(content, dict):
         raise DataError(f"{path}: a {type(content).__name__}, not COCO JSON. Expected images, annotations, categories.")
     for key in ("images", "annotations", "categories"):
@@ -426,12 +445,13 @@ def _categories(entries: Sequence[Any], faults: _Faults) -> tuple[tuple[int, ...
     names: dict[int, str] = {}
     for place, entry in enumerate(entries):
         where = f"categories[{place}]"
-        if not isinstance(entry, dict) or not _is_int(entry.get("id")) or not isinstance(entry.get("name"), str):
-            faults.add("broken entry", where, "expected an int 'id' and a text 'name'")
-        elif entry["id"] in names:
-            faults.add("duplicate category id", where, f"id {entry['id']} is '{names[entry['id']]}' already")
+        id = _whole(entry.get("id")) if isinstance(entry, dict) else None
+        if id is None or not isinstance(entry.get("name"), str) or not entry["name"].strip():
+            faults.add("broken entry", where, f"expected an int 'id' and a text 'name', found {_short(entry)}")
+        elif id in names:
+            faults.add("duplicate category id", where, f"id {id} is '{names[id]}' already. Give each its own id")
         else:
-            names[entry["id"]] = entry["name"]
+            names[id] = entry["name"]
     ids = tuple(sorted(names))
     counts = Counter(names.values())
     for name, count in counts.items():
@@ -447,34 +467,39 @@ def _images(entries: Sequence[Any], faults: _Faults) -> tuple[dict[int, _Entry],
     ids: set[int] = set()
     files: dict[str, int] = {}
     for place, entry in enumerate(entries):
-        where = f"images[{place}]"
-        if not isinstance(entry, dict) or not _is_int(entry.get("id")):
-            faults.add("broken entry", where, "expected an int 'id'")
+        id = _whole(entry.get("id")) if isinstance(entry, dict) else None
+        if id is None:
+            found = f", found {_short(entry.get('id'))}" if isinstance(entry, dict) else ""
+            faults.add("broken entry", f"images[{place}]", f"expected an int 'id'{found}")
             continue
-        ids.add(entry["id"])
-        where = f"image {entry['id']}"
+        ids.add(id)
+        where = f"image {id}"
         name = entry.get("file_name")
         if not isinstance(name, str) or not name:
-            faults.add("broken entry", where, "expected a text 'file_name'")
+            faults.add("broken entry", where, f"expected a text 'file_name', found {_short(name)}")
             continue
-        height, width = entry.get("height"), entry.get("width")
-        if not (_is_int(height) and _is_int(width) and 0 < height <= LARGEST_SIDE and 0 < width <= LARGEST_SIDE):
-            found = f"found {_short(width)} and {_short(height)}"
+        height, width = _whole(entry.get("height")), _whole(entry.get("width"))
+        if height is None or width is None or not (0 < height <= LARGEST_SIDE and 0 < width <= LARGEST_SIDE):
+            found = f"found {_short(entry.get('width'))} and {_short(entry.get('height'))}"
             faults.add("broken entry", where, f"expected 'width' and 'height' in pixels, {found}")
             continue
         name = name.replace("\\", "/")
-        if entry["id"] in images:
-            faults.add("duplicate image id", where, f"both {images[entry['id']].name} and {name} have this id")
+        if id in images:
+            faults.add("duplicate image id", where, f"both {images[id].name} and {name} have this id")
         elif name in files:
             faults.add("duplicate image file", where, f"{name} is image {files[name]} already")
         else:
-            images[entry["id"]] = _Entry(entry["id"], name, (height, width))
-            files[name] = entry["id"]
+            images[id] = _Entry(id, name, (height, width))
+            files[name] = id
     return images, frozenset(ids - images.keys())
 
 
-def _find_files(path: Path, data: Path, names: Sequence[str]) -> tuple[Path, frozenset[str]]:
-    """The folder in which most image files are found, and the names that aren't there."""
+def _find_files(path: Path, data: Path, images: Mapping[int, _Entry], faults: _Faults) -> tuple[Path, dict[int, str]]:
+    """The folder in which most image files are found, and the paths below it of the images that are there, by id.
+
+    A file that isn't where ``file_name`` says may be known by its name alone: other tools write paths of the machine that
+    they ran on, percent signs for blanks, or other capitals. That is done where it is unmistakable, and reported.
+    """
     stem = path.stem.removeprefix("instances_")
     base = data if data.is_dir() else data.parent
     candidates = [
@@ -489,9 +514,58 @@ def _find_files(path: Path, data: Path, names: Sequence[str]) -> tuple[Path, fro
     split = _split_of(path.stem)
     for name in SPLIT_NAMES.get(split or "", ()):
         candidates += [base / "images" / name, base / name]
+    names = [image.name for image in images.values()]
     sample = names[:: max(1, len(names) // 200)]
-    root = max(candidates, key=lambda folder: sum((folder / name).is_file() for name in sample))
-    return root, frozenset(name for name in names if not (root / name).is_file())
+
+    def found_in(folder: Path) -> tuple[int, int]:
+        """Names of the sample whose files are in a folder, and last parts of names, capitals or not."""
+        whole = sum(os.path.isfile(folder / name) for name in sample)
+        if whole == len(sample):
+            return whole, 0
+        there = {name.lower() for name in _listed(folder)}
+        return whole, sum(_last(unquote(name)).lower() in there for name in sample)
+
+    root = max(candidates, key=found_in)
+    paths = {image.id: image.name for image in images.values() if os.path.isfile(root / image.name)}
+    if len(paths) == len(images):
+        return root, paths
+    used = set(paths.values())
+    alone = Counter(_last(unquote(name)).lower() for name in names)
+    there: dict[str, list[str]] = defaultdict(list)
+    for name in _listed(root):
+        there[name.lower()].append(name)
+    for image in images.values():
+        if image.id in paths:
+            continue
+        last = _last(unquote(image.name))
+        others = [unquote(image.name), last]
+        if alone[last.lower()] > 1:
+            others = others[:1]
+        elif len(there[last.lower()]) == 1:
+            others += there[last.lower()]
+        place = next((name for name in others if os.path.isfile(root / name)), None)
+        if place is None:
+            faults.add("missing file", f"image {image.id}", f"no such file: {root / image.name}")
+        elif place in used:
+            faults.add("duplicate image file", f"image {image.id}", f"{image.name} is {place}, another image's file")
+        else:
+            faults.add("file by another name", f"image {image.id}", f"{image.name} is {place} in {root}")
+            paths[image.id] = place
+            used.add(place)
+    return root, paths
+
+
+def _listed(folder: Path) -> list[str]:
+    """The names in a folder; none where there is no such folder."""
+    try:
+        return os.listdir(folder)
+    except (OSError, ValueError):
+        return []
+
+
+def _last(name: str) -> str:
+    """The file's name without its folders, as Unix, Windows and URLs write them."""
+    return name.rpartition("/")[2].partition("?")[0] or name
 
 
 def _annotations(
@@ -501,36 +575,55 @@ def _annotations(
     numbers: Mapping[int, int],
     faults: _Faults,
 ) -> dict[int, list[_Row]]:
-    """The annotations of each image that have a clear meaning and an area."""
+    """The annotations of each image that have a clear meaning and an area, each object once."""
     rows: dict[int, list[_Row]] = defaultdict(list)
     seen: set[int] = set()
+    raw: list[tuple[float, ...]] = []
     for place, entry in enumerate(entries):
-        if not isinstance(entry, dict) or not _is_int(entry.get("id")):
-            faults.add("broken entry", f"annotations[{place}]", "expected an int 'id'")
+        id = _whole(entry.get("id")) if isinstance(entry, dict) else None
+        if id is None:
+            found = f", found {_short(entry.get('id'))}" if isinstance(entry, dict) else ""
+            faults.add("broken entry", f"annotations[{place}]", f"expected an int 'id'{found}")
             continue
-        where = f"annotation {entry['id']}"
-        if entry["id"] in seen:
-            faults.add("duplicate annotation id", where, f"annotations[{place}] has the id of one before it")
+        where = f"annotation {id}"
+        if id in seen:
+            what = f"annotations[{place}] has the id of one before it. Give each its own id"
+            faults.add("duplicate annotation id", where, what)
             continue
-        seen.add(entry["id"])
-        image, category = entry.get("image_id"), entry.get("category_id")
-        if _is_int(image) and image in unclear:
+        seen.add(id)
+        image, category = _whole(entry.get("image_id")), _whole(entry.get("category_id"))
+        if image is not None and image in unclear:
             continue
-        if not _is_int(image) or image not in images:
-            faults.add("unknown image id", where, f"image_id {image} is not among the images")
+        if image is None or image not in images:
+            faults.add("unknown image id", where, f"image_id {_short(entry.get('image_id'))} is not among the images")
             continue
-        if not _is_int(category) or category not in numbers:
-            faults.add("unknown category id", where, f"category_id {category} is not among the categories")
+        if category is None or category not in numbers:
+            what = f"category_id {_short(entry.get('category_id'))} is not among the categories"
+            faults.add("unknown category id", where, what)
             continue
-        row = _row(entry, numbers[category], images[image], where, faults)
+        row = _row(id, entry, numbers[category], images[image], where, faults, raw)
         if row is not None:
             rows[image].append(row)
-    return rows
+    table = np.array(raw, dtype=np.float64).reshape(-1, 11)
+    strange = convention_fault(RawBoxes(table[:, :4], table[:, 4:6], table[:, 6], table[:, 7:]))
+    if strange is not None:
+        faults.add(strange[0], "annotations", strange[1])
+    rows = _with_outlines(rows, faults)
+    return {image: _each_once(found, faults) for image, found in rows.items()}
 
 
-def _row(entry: Mapping[str, Any], label: int, image: _Entry, where: str, faults: _Faults) -> _Row | None:
+def _row(
+    id: int,
+    entry: Mapping[str, Any],
+    label: int,
+    image: _Entry,
+    where: str,
+    faults: _Faults,
+    raw: list[tuple[float, ...]],
+) -> _Row | None:
+    """An annotation that has a clear meaning; its numbers as they are written are added to ``raw``, a ``RawBoxes`` row each."""
     height, width = image.size
-    box, area, crowd = entry.get("bbox"), entry.get("area"), entry.get("iscrowd", 0)
+    box, area, crowd = entry.get("bbox"), entry.get("area"), entry.get("iscrowd") or 0
     where = f"{where} ({image.name})"
     if not isinstance(box, list) or len(box) != 4 or not all(_is_number(value) for value in box):
         faults.add("broken box", where, f"bbox {_short(box)}: expected four numbers, x, y, width, height in pixels")
@@ -542,6 +635,13 @@ def _row(entry: Mapping[str, Any], label: int, image: _Entry, where: str, faults
         faults.add("broken entry", where, f"iscrowd {_short(crowd)}: expected 0 or 1")
         return None
     x, y, w, h = (float(value) for value in box)
+    try:
+        segmentation = _segmentation(entry.get("segmentation"), image.size)
+    except DataError as error:
+        faults.add("broken segmentation", where, str(error))
+        return None
+    extent = _extent(segmentation)
+    raw.append((x, y, w, h, width, height, np.nan if area is None else float(area), *extent))
     if not (w > 0 and h > 0):
         faults.add("box without area", where, f"bbox {_short(box)}: width and height must be above 0")
         return None
@@ -553,26 +653,86 @@ def _row(entry: Mapping[str, Any], label: int, image: _Entry, where: str, faults
     if not (np.float32(x2) > np.float32(x1) and np.float32(y2) > np.float32(y1)):
         faults.add("box without area", where, f"bbox {_short(box)}: nothing of it is on the image")
         return None
-    try:
-        segmentation = _segmentation(entry.get("segmentation"), image.size)
-    except DataError as error:
-        faults.add("broken segmentation", where, str(error))
-        return None
-    if segmentation == ():
-        faults.add("segmentation without area", where, "no outline of three points or more lies on the image")
-        return None
-    return _Row(entry["id"], label, (x1, y1, x2, y2), None if area is None else float(area), bool(crowd), segmentation)
+    if area is not None and not 0 < area <= (w + 2) * (h + 2):
+        faults.add("area that can't be", where, f"area {_short(area)} of an object in a box of {w:g}×{h:g} px")
+        area = None
+    return _Row(
+        id, image.name, label, (x1, y1, x2, y2), None if area is None else float(area), bool(crowd), segmentation
+    )
+
+
+def _with_outlines(rows: Mapping[int, list[_Row]], faults: _Faults) -> dict[int, list[_Row]]:
+    """The objects without those whose outline has no area; where there are no other outlines, all with their boxes alone."""
+    empty = [row for found in rows.values() for row in found if row.segmentation == ()]
+    if not empty:
+        return dict(rows)
+    if not any(row.segmentation for found in rows.values() for row in found if not row.crowd):
+        what = f"none of the {len(empty):,} objects with outlines has one of three points or more on its image"
+        faults.add("segmentations without area only", "annotations", what)
+        return {
+            image: [replace(row, segmentation=row.segmentation or None) for row in found]
+            for image, found in rows.items()
+        }
+    for row in empty:
+        faults.add(
+            "segmentation without area",
+            f"annotation {row.id} ({row.name})",
+            "no outline of three points or more lies on the image",
+        )
+    return {image: [row for row in found if row.segmentation != ()] for image, found in rows.items()}
+
+
+def _each_once(rows: Sequence[_Row], faults: _Faults) -> list[_Row]:
+    """The objects of an image without those that are there already: the same class, box and outline."""
+    kept: dict[tuple[object, ...], list[_Row]] = {}
+    classes: dict[tuple[object, ...], _Row] = {}
+    for row in rows:
+        place = (*(round(side, 2) for side in row.box), row.crowd)
+        same = kept.setdefault((row.label, *place), [])
+        for number, other in enumerate(same):
+            if row.segmentation is None or other.segmentation is None or _equal(row.segmentation, other.segmentation):
+                where, what = f"annotation {row.id} ({row.name})", f"the object of annotation {other.id} once more"
+                faults.add("object twice", where, what)
+                if other.segmentation is None and row.segmentation is not None:
+                    same[number] = row
+                break
+        else:
+            same.append(row)
+        first = classes.setdefault(place, row)
+        if first.label != row.label:
+            what = f"the box of annotation {first.id}, which is of another category"
+            faults.add("one box of two categories", f"annotation {row.id} ({row.name})", what)
+    left = {id(row) for same in kept.values() for row in same}
+    return [row for row in rows if id(row) in left]
+
+
+def _equal(one: Segmentation, other: Segmentation) -> bool:
+    """Whether two segmentations are written alike."""
+    if isinstance(one, tuple) and isinstance(other, tuple):
+        return len(one) == len(other) and all(map(np.array_equal, one, other))
+    return one == other if isinstance(one, dict) and isinstance(other, dict) else False
+
+
+def _extent(segmentation: Segmentation | None) -> tuple[float, float, float, float]:
+    """x1, y1, x2, y2 around polygons; NaN where there are none."""
+    if not segmentation or not isinstance(segmentation, tuple):
+        return (np.nan,) * 4
+    points = segmentation[0] if len(segmentation) == 1 else np.concatenate(segmentation)
+    x, y = points[::2], points[1::2]
+    return float(x.min()), float(y.min()), float(x.max()), float(y.max())
 
 
 def _segmentation(value: object, size: tuple[int, int]) -> Segmentation | None:
     """Polygons (those of three points or more that lie on the image) or run-lengths; raises DataError for anything else."""
-    if value is None or value == [] or value == {}:
+    if not value and (value is None or isinstance(value, list | dict)):
         return None
     if isinstance(value, dict):
         return _run_lengths(value, size)
     if not isinstance(value, list):
         raise DataError(f"segmentation {_short(value)}: expected a list of polygons, or run-lengths")
     polygons = value if isinstance(value[0], list) else [value]
+    if not any(polygons):
+        return None  # [[]] says as little as []
     outlines = [_outline(polygon, size) for polygon in polygons]
     return tuple(outline for outline in outlines if len(outline) >= 6 and _may_be_seen(outline, size))
 
@@ -583,10 +743,10 @@ def _outline(polygon: object, size: tuple[int, int]) -> NDArray[np.float64]:
     if not isinstance(polygon, list) or len(polygon) % 2:
         raise DataError(f"polygon {_short(polygon)}: {expected}")
     try:
-        numbers = np.array(polygon)
-    except ValueError:
-        numbers = np.array(None)
-    if polygon and (numbers.ndim != 1 or numbers.dtype.kind not in "iuf" or not np.isfinite(numbers).all()):
+        numbers = np.array(polygon, dtype=np.float64)
+    except (ValueError, TypeError, OverflowError):
+        numbers = np.full(1, np.nan)
+    if polygon and (set(map(type, polygon)) - {int, float} or numbers.ndim != 1 or not np.isfinite(numbers).all()):
         raise DataError(f"polygon {_short(polygon)}: {expected}")
     if polygon and np.abs(numbers).max() > FAR * max(size):
         raise DataError(f"polygon {_short(polygon)}: expected pixels of an image of {size[1]}×{size[0]} px")
@@ -612,7 +772,7 @@ def _run_lengths(value: Mapping[str, Any], size: tuple[int, int]) -> RunLengths:
     if not isinstance(counts, list | str):
         raise DataError(f"run-lengths {_short(counts)}: expected a list of counts, or COCO's compressed text")
     runs = counts if isinstance(counts, list) else _decompressed(counts)
-    if not all(_is_int(run) and run >= 0 for run in runs) or sum(runs) != height * width:
+    if not all(type(run) is int and run >= 0 for run in runs) or sum(runs) != height * width:
         raise DataError(f"run-lengths {_short(counts)}: expected counts of {height * width} pixels together")
     if isinstance(counts, list):
         counts = coco_mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)["counts"].decode()
@@ -633,6 +793,8 @@ def _decompressed(text: str) -> list[int]:
             return [-1]
         value |= (digit & 31) << shift
         shift += 5
+        if shift > 5 * MOST_DIGITS:
+            return [-1]
         if digit & 32:
             continue
         if digit & 16:
@@ -671,7 +833,7 @@ def _has_masks(rows: Mapping[int, Iterable[_Row]], faults: _Faults) -> bool:
     without = [row for row in single if row.segmentation is None]
     if len(without) < len(single):
         for row in without:
-            faults.add("object without segmentation", f"annotation {row.id}", "other objects have one")
+            faults.add("object without segmentation", f"annotation {row.id} ({row.name})", "other objects have one")
     return bool(single) and not without
 
 
@@ -702,14 +864,21 @@ def _with_classes_of(train: Parsed, part: Parsed) -> Parsed:
     return Parsed(part.file, data, tuple(faults))
 
 
-def _is_int(value: object) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool)
+def _whole(value: object) -> int | None:
+    """A whole number that other tools can hold too, 3 or 3.0; None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 2**53:
+        return None
+    return int(value) if value == int(value) else None
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether a value is a number of a size that pixels can have; NaN and infinity aren't."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e15
 
 
 def _short(value: object) -> str:
-    text = json.dumps(value, default=str, ensure_ascii=False)
+    try:
+        text = json.dumps(value, default=str, ensure_ascii=False)
+    except (ValueError, RecursionError):  # a number of 5,000 digits, lists in lists without end
+        return f"a {type(value).__name__}"
     return text if len(text) <= 60 else f"{text[:57]}..."

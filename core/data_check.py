@@ -322,6 +322,9 @@ def _read_detection(config: DataCheckConfig, faults: list[Fault]) -> list[_Part]
         faults += parsed.faults
         data = parsed.data
         counts = Counter(int(label) for objects in data.objects for label in objects.labels[~objects.crowd])
+        if split == "train" and not counts:
+            what = f"none of the {len(data):,} training images has an object that could be learned"
+            faults.append(Fault("no object at all", parsed.file, "annotations", what))
         content = _content("detect", split, len(data), sum(map(len, data.objects)), data.classes, counts)
         images = FolderImages(data.images.root, data.images.paths)
         parts.append(_Part(content, images, data.images.sizes, parsed.file))

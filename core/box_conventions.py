@@ -1,0 +1,147 @@
+"""Boxes and outlines that can hardly be meant as written: shares for pixels, corners or centres for COCO's order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+ConventionFault = Literal[
+    "boxes from 0 to 1",
+    "boxes below one pixel",
+    "boxes of another convention",
+    "boxes of another image size",
+    "outlines from 0 to 1",
+]
+Floats = NDArray[np.float64]
+
+NEARLY_ALL = 0.9
+"""Share of the boxes that speaks for a whole file."""
+FEW, MANY = 0.1, 0.5
+"""Shares of boxes beyond their images from which another convention is looked for: among ten boxes and more, among fewer."""
+FITS = 0.95
+"""Share of the boxes that must lie on their images in the other convention."""
+SLACK = 1.5
+"""Pixels by which a box may differ from what it is compared with."""
+
+
+@dataclass(frozen=True)
+class RawBoxes:
+    """All boxes of a file as they are written, for one look at what they mean.
+
+    ``boxes`` (n, 4): the four numbers; ``sizes`` (n, 2): width and height of their images; ``areas`` (n,) as annotated,
+    NaN where missing; ``extents`` (n, 4): x1, y1, x2, y2 around their polygons, NaN where there are none.
+    """
+
+    boxes: Floats
+    sizes: Floats
+    areas: Floats
+    extents: Floats
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+
+def _corners(boxes: Floats) -> Floats:
+    return boxes
+
+
+def _coco(boxes: Floats) -> Floats:
+    return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
+
+
+def _centres(boxes: Floats) -> Floats:
+    return np.concatenate([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2], axis=1)
+
+
+def _swapped(boxes: Floats) -> Floats:
+    return _coco(boxes[:, [1, 0, 3, 2]])
+
+
+OTHERS: Mapping[str, tuple[Callable[[Floats], Floats], str]] = {
+    "x1,y1,x2,y2": (_corners, "subtract x1 from x2 and y1 from y2"),
+    "centre x, centre y, width, height": (_centres, "subtract half of width and height from the centre"),
+    "y, x, height, width": (_swapped, "swap them"),
+}
+"""Other conventions: their corners x1, y1, x2, y2 from the four numbers, and how to make COCO's of them."""
+
+
+def convention_fault(raw: RawBoxes) -> tuple[ConventionFault, str] | None:
+    """What all boxes of a file have in common that can hardly be meant, in words; None where they may be as they say."""
+    if not len(raw):
+        return None
+    boxes, count = raw.boxes, len(raw)
+    large = raw.sizes.max() > 2  # on an image of two pixels a box from 0 to 1 is one
+    shares = (np.abs(boxes) <= 1).all(axis=1)
+    if large and shares.mean() >= NEARLY_ALL:
+        how = "Multiply x and width by the image's width, y and height by its height (YOLO's x, y are of centres)"
+        return "boxes from 0 to 1", f"{shares.sum():,} of {count:,} boxes from 0 to 1? Expected pixels. {how}"
+    tiny = (boxes[:, 2:] < 1).any(axis=1)
+    if large and tiny.mean() >= NEARLY_ALL:
+        return "boxes below one pixel", f"{tiny.sum():,} of {count:,} boxes are below one pixel: expected pixels"
+    outlined = ~np.isnan(raw.extents[:, 0])
+    if large and outlined.any() and (np.abs(raw.extents[outlined]) <= 1).all():
+        what = f"the outlines of all {outlined.sum():,} objects that have one lie from 0 to 1: expected pixels"
+        return "outlines from 0 to 1", f"{what}. Multiply x by the image's width, y by its height"
+    return _another_convention(raw) or _another_size(raw)
+
+
+def _another_convention(raw: RawBoxes) -> tuple[ConventionFault, str] | None:
+    """Whether the boxes fit their images, outlines or areas in another order only."""
+    as_coco = _coco(raw.boxes)
+    beyond = ~_on_image(as_coco, raw.sizes)
+    least = FEW if len(raw) >= 10 else MANY
+    for name, (corners, how) in OTHERS.items():
+        other = corners(raw.boxes)
+        advice = f"COCO's are x, y, width, height: {how}"
+        fits = _on_image(other, raw.sizes) & (other[:, 2:] > other[:, :2]).all(axis=1)
+        if beyond.mean() >= least and fits.mean() >= FITS:
+            what = (
+                f"{beyond.sum():,} of {len(raw):,} boxes reach beyond their images, though as {name} they lie on them"
+            )
+            return "boxes of another convention", f"{name}? {what}. {advice}"
+        for thing, agrees in (("outlines", _like_outlines), ("areas", _like_areas)):
+            with np.errstate(invalid="ignore"):
+                mine, others = agrees(as_coco, raw), agrees(other, raw)
+            if len(mine) >= 3 and mine.mean() <= 1 - NEARLY_ALL and others.mean() >= NEARLY_ALL:
+                what = f"as {name} {others.sum():,} of {len(others):,} boxes agree with their {thing}"
+                return "boxes of another convention", f"{name}? {what}, as COCO's {mine.sum():,}. {advice}"
+    return None
+
+
+def _another_size(raw: RawBoxes) -> tuple[ConventionFault, str] | None:
+    """Whether most boxes lie mostly beside their images."""
+    as_coco = _coco(raw.boxes)
+    limits = np.concatenate([raw.sizes, raw.sizes], axis=1)
+    seen = np.clip(as_coco, 0, limits)
+    area = (seen[:, 2:] - seen[:, :2]).prod(axis=1)
+    mostly_beside = area < 0.5 * raw.boxes[:, 2:].prod(axis=1)
+    if len(raw) >= 10 and mostly_beside.mean() > MANY:
+        what = f"{mostly_beside.sum():,} of {len(raw):,} boxes lie mostly beside their images"
+        return "boxes of another image size", f"{what}: made for images of another size? Scale boxes with their images"
+    return None
+
+
+def _on_image(corners: Floats, sizes: Floats) -> NDArray[np.bool_]:
+    """(n,): whether a box lies on its image."""
+    inside = (corners[:, :2] >= -SLACK).all(axis=1) & (corners[:, 2:] <= sizes + SLACK).all(axis=1)
+    return np.asarray(inside, dtype=bool)
+
+
+def _like_outlines(corners: Floats, raw: RawBoxes) -> NDArray[np.bool_]:
+    """Of each object with polygons, whether the box is the one around them."""
+    there = ~np.isnan(raw.extents[:, 0])
+    sides = (raw.extents[there, 2:] - raw.extents[there, :2]).max(axis=1, keepdims=True)
+    near = (np.abs(corners[there] - raw.extents[there]) <= SLACK + 0.02 * sides).all(axis=1)
+    return np.asarray(near, dtype=bool)
+
+
+def _like_areas(corners: Floats, raw: RawBoxes) -> NDArray[np.bool_]:
+    """Of each object with an area, whether it is that of the box."""
+    there = raw.areas > 1
+    sides = corners[there, 2:] - corners[there, :2]
+    areas = np.where((sides > 0).all(axis=1), sides.prod(axis=1), 0)
+    return np.asarray(np.abs(areas - raw.areas[there]) <= 0.01 * raw.areas[there], dtype=bool)
