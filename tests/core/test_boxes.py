@@ -108,9 +108,15 @@ def test_outlines_and_areas_tell_what_boxes_in_the_upper_left_are(tmp_path: Path
 
 
 def test_boxes_that_are_meant_so_raise_no_alarm(tmp_path: Path) -> None:
-    full: list[Box] = [(0, 0, WIDTH, HEIGHT)] * 5 + [(1 + i, 1, WIDTH - 4, HEIGHT - 3) for i in range(6)]
+    full: list[Box] = [(max(0, i), max(0, min(1, i)), WIDTH - 4, HEIGHT - 3) for i in range(-4, 6)]
     corner: list[Box] = [(WIDTH - 9 + i, HEIGHT - 5, 12, 8) for i in range(3)]
-    for boxes in (truth(1, 200), [*full, (55, 20, 3, 2)], truth(2, 40) + corner, [(0, 0, 1, 1), (5, 5, 9, 9)]):
+    sets: list[list[Box]] = [
+        truth(1, 200),
+        [*full, (55, 20, 3, 2)],
+        truth(2, 40) + corner,
+        [(0, 0, 1, 1), (5, 5, 9, 9)],
+    ]
+    for boxes in sets:
         for more in (lambda box: {}, lambda box: {"segmentation": polygon(box), "area": box[2] * box[3]}):
             content = described(boxes, lambda box, more=more: {"bbox": box, **more(box)})  # type: ignore[misc]
             found = set(kinds(write(tmp_path, content)))
