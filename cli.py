@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
+from .core import unread
 from .core.config import MaeliftError, describe, format_help, nearest, resolve, to_dict, to_yaml
 
 
@@ -206,9 +207,10 @@ def _run(name: str, command: Command, words: list[str]) -> None:
     as_json = command.json and _take(words, "--json")
     asked = [function for flag, function in command.flags.items() if _take(words, flag)]
     config = _resolve(command, schema, _options_as_keys(words, command.options), file)
+    unread.forget()
     if dry_run:
         keys = f"{to_yaml(config).rstrip()}\n\n" if to_dict(config) else ""
-        _say(keys + command.load("plan")(config).text())
+        _say(keys + "\n".join([command.load("plan")(config).text(), *unread.told()]))
         return
     _log_to_stderr(quiet)
     if asked:

@@ -12,12 +12,13 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from PIL import Image
 
+from . import unread
 from .audit import pixel_hash
 from .coco import parse_detection
 from .config import ConfigError, DataError
@@ -123,6 +124,8 @@ class DataCheck:
     report: Path | None
     facts: tuple[tuple[str, str], ...] = ()
     """what the images to pretrain on are like, in lines of (what, value)"""
+    unread: tuple[str, ...] = ()
+    """what lies there that isn't read"""
 
     @property
     def error(self) -> str | None:
@@ -139,6 +142,7 @@ class DataCheck:
         """What is there, and what was found, in lines."""
         lines = [line for task in dict.fromkeys(split.task for split in self.splits) for line in self._task_lines(task)]
         lines += fact_lines(self.facts) if self.facts else ()
+        lines += (f"  {text}" for text in self.unread)
         for finding in self.findings:
             what = f"by rule: {finding.rule}" if finding.rule else "to be mended"
             lines += ["", f"{finding.kind}: {len(finding.texts):,} ({what})"]
@@ -204,7 +208,9 @@ def data_check(config: DataCheckConfig) -> DataCheck:
     if report is not None:
         output_folder(report.parent)
     tasks = tasks_of(config)
+    before = unread.told()
     check = _check_pool(config, report) if tasks == ("pretrain",) else _check_annotated(config, tasks, report)
+    check = replace(check, unread=tuple(text for text in unread.told() if text not in before))
     if report is not None:
         text = json.dumps(_to_json(check), indent=1, ensure_ascii=False) + "\n"
         atomic_write_bytes(report, text.encode("utf-8", "surrogateescape"))
@@ -496,6 +502,7 @@ def _to_json(check: DataCheck) -> dict[str, Any]:
         "sound": check.error is None,
         "near": check.near,
         "facts": dict(check.facts),
+        "unread": list(check.unread),
         "splits": [
             {
                 "task": split.task,

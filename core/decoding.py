@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .config import DataError, MaeliftError
+from .files import open_regular, read_regular
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif"})
 """Names of image files."""
@@ -77,7 +78,11 @@ def decode(path: Path, content: bytes | None = None) -> Image.Image:
     Palettes are mapped to their colours, transparency is dropped, CMYK is converted, of several frames the first is
     taken. Raises DataError with the reason for a file that can't be decoded.
     """
-    with _reasons(path, content), Image.open(path if content is None else io.BytesIO(content)) as file:
+    with (
+        _reasons(path, content),
+        open_regular(path) if content is None else io.BytesIO(content) as stream,
+        Image.open(stream) as file,
+    ):
         file.load()
         return plain_mode(ImageOps.exif_transpose(file))
 
@@ -90,7 +95,7 @@ def open_picture(path: Path, content: bytes | None = None, form: PixelFormat = A
     file that can't be read, or not as ``form`` asks.
     """
     with _reasons(path, content):
-        data = path.read_bytes() if content is None else content
+        data = read_regular(path) if content is None else content
         opened = _open_array(data, form) if path.suffix.lower() in ARRAY_SUFFIXES else _open_image(path, data, form)
 
     def decode_named(reduction: int) -> Picture:
@@ -161,7 +166,7 @@ def _reasons(path: Path, content: bytes | None) -> Iterator[None]:
 def _what_it_is(path: Path, content: bytes | None) -> str:
     """What a file is that no decoder knows."""
     if content is None:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             content = file.read(512)
     if not content:
         return "an empty file"

@@ -20,6 +20,9 @@ from .config import MaeliftError
 LOCK_FILE = ".lock"
 """In a folder that a command is at work in."""
 
+OUTPUT_MARK = ".maelift"
+"""A file in a folder of pictures that maelift wrote, by which it is no data to go on with."""
+
 LARGEST_READ = 4 * 2**30
 """Bytes up to which a file is read into memory at once; a sparse file may claim any size."""
 
@@ -166,6 +169,11 @@ def output_folder(path: str | Path) -> Path:
         reason = (error.strerror or str(error)).lower()
         raise MaeliftError(f"out={folder}: nothing can be written there ({reason}). Choose another folder.") from error
     return folder
+
+
+def mark_output(folder: Path) -> None:
+    """Mark a folder of pictures as written by maelift, so that none of them is taken for data where it lies in a data folder."""
+    (folder / OUTPUT_MARK).touch()
 
 
 @contextmanager

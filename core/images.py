@@ -5,11 +5,12 @@ from __future__ import annotations
 import gzip
 import math
 import os
+import zlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import BinaryIO, Literal, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,13 +29,22 @@ from .decoding import (
     picture_of,
     plain_mode,
 )
-from .listing import file_stamps, list_files, list_images
+from .files import LARGEST_READ, check_regular, open_regular, read_regular
+from .listing import file_stamps, list_files, list_folder
 from .names import Names, Numbers
 from .randomness import stream
+from .unread import HINTS, kind_of, tell, unread_text
 
 ASPECT_RATIOS = (3 / 4, 4 / 3)
 REDUCTIONS = (8, 4, 2)
 """Factors by which libjpeg decodes at a smaller size."""
+
+GZIP_START = b"\x1f\x8b"
+IDX_START = b"\x00\x00\x08"
+"""An idx file of bytes; the number of its axes follows."""
+HARMLESS_BYTES = 64 * 2**20
+MOST_PACKED = 200
+"""What is unpacked may be so many times as large as its file, unless it is harmless: images are seldom packed to a tenth."""
 
 Interpolation = Literal["bicubic", "bilinear", "nearest"]
 Pixels = NDArray[np.generic]
@@ -86,7 +96,7 @@ class FolderImages:
     def content(self, index: int) -> bytes:
         path = self.root / self.paths[index]
         try:
-            return path.read_bytes()
+            return read_regular(path)
         except OSError as error:
             raise DataError(f"{path}: can't be read ({(error.strerror or '').lower()}).") from error
 
@@ -151,25 +161,43 @@ def find_images(data: str | Path, key: str = "data") -> ImageSet:
     nothing to be found.
     """
     path = Path(data)
-    if path.is_file():
+    if not path.is_dir():
+        try:
+            check_regular(path)
+        except FileNotFoundError as error:
+            raise DataError(f"{key}={path}: no such folder. Expected a folder of images or an idx file.") from error
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise DataError(f"{key}={path}: {reason}. Expected a folder of images or an idx file.") from error
         if not is_idx_images(path):
             raise DataError(f"{key}={path}: a file that is not an idx file of images. Expected that, or a folder.")
         return idx_images(path)
-    if not path.is_dir():
-        raise DataError(f"{key}={path}: no such folder. Expected a folder of images or an idx file.")
-    if found := list_images(path):
-        return FolderImages(path, found)
+    listing = list_folder(path)
+    if listing.outputs:
+        tell(f"{path}: left out, as maelift wrote it: {_few(listing.outputs)}")
+    if listing.names:
+        if listing.unread:
+            tell(f"{path}: {unread_text(len(listing.names), listing.unread)}")
+        return FolderImages(path, listing.names)
     idx = idx_file(path, "train", "images") or idx_file(path, "", "images")
     if idx is not None:
         return idx_images(idx)
     files = list_files(path)
     if not files:
         raise DataError(f"{key}={path}: the folder is empty. Expected images ({kinds()}) or idx files.")
-    counts = Counter(Path(name).suffix.lower() or "no suffix" for name in files)
-    listed = ", ".join(f"{count} {suffix}" for suffix, count in counts.most_common(5))
+    counts = Counter(map(kind_of, files))
+    listed = ", ".join(
+        f"{count} {kind}{f', {HINTS[kind]}' if kind in HINTS else ''}" for kind, count in counts.most_common(5)
+    )
     raise DataError(
         f"{key}={path}: no images among its {len(files)} files ({listed}). Expected {kinds()} or idx files."
     )
+
+
+def _few(names: Sequence[str]) -> str:
+    """The first of some names, and how many more there are."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
 
 
 def idx_file(folder: Path, split: str, content: str) -> Path | None:
@@ -183,37 +211,59 @@ def idx_file(folder: Path, split: str, content: str) -> Path | None:
 
 
 def read_idx(path: Path) -> NDArray[np.uint8]:
-    """The array of an idx file of bytes, gzipped or not; raises DataError when it isn't one or is cut off."""
+    """The array of an idx file of bytes, gzipped or not; raises DataError when it isn't one or is cut off.
+
+    Its header is compared with the file before anything is read or unpacked.
+    """
     try:
-        content = path.read_bytes()
-        if content[:2] == b"\x1f\x8b":
-            content = gzip.decompress(content)
-    except (OSError, EOFError, ValueError) as error:
-        raise DataError(f"{path}: can't be read ({error}). Get the file anew.") from error
-    if len(content) < 8 or content[:3] != b"\x00\x00\x08":
-        raise DataError(f"{path}: not an idx file of bytes. Expected the MNIST format.")
-    axes = content[3]
-    shape = [int.from_bytes(content[4 + 4 * axis : 8 + 4 * axis], "big") for axis in range(axes)]
-    begin = 4 + 4 * axes
-    if len(content) - begin != math.prod(shape):
-        raise DataError(
-            f"{path}: {len(content) - begin} bytes of content where its header promises {math.prod(shape)}. "
-            "The file is cut off; get it anew."
-        )
-    return np.frombuffer(content, dtype=np.uint8, offset=begin).reshape(shape)
+        with open_regular(path) as file:
+            size, packed = os.fstat(file.fileno()).st_size, file.read(2) == GZIP_START
+            file.seek(0)
+            stream = cast(BinaryIO, gzip.GzipFile(fileobj=file)) if packed else file
+            head = stream.read(4)
+            axes = head[3] if len(head) == 4 and head[:3] == IDX_START else 0
+            rest = stream.read(4 * axes)
+            if not 1 <= axes <= 4 or len(rest) != 4 * axes:
+                raise DataError(f"{path}: not an idx file of bytes. Expected the MNIST format.")
+            shape = [int.from_bytes(rest[4 * axis : 4 * axis + 4], "big") for axis in range(axes)]
+            promised = math.prod(shape)
+            if packed and promised > max(HARMLESS_BYTES, MOST_PACKED * size):
+                raise DataError(
+                    f"{path}: {size:,} bytes that promise to unpack to {promised:,}: a decompression bomb? "
+                    "Unpack it with gunzip if it is to be trusted."
+                )
+            if promised > LARGEST_READ:
+                raise DataError(
+                    f"{path}: its header promises {promised:,} bytes, more than the {LARGEST_READ:,} that are read of a file. "
+                    "Save it as a .npy array, which is mapped, not read."
+                )
+            there = size - 4 - 4 * axes
+            if not packed and there != promised:
+                raise DataError(_cut_off(path, there, promised))
+            content = stream.read(promised + 1)
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"{path}: can't be read ({reason}). Get the file again.") from error
+    if len(content) != promised:
+        raise DataError(_cut_off(path, len(content), promised))
+    return np.frombuffer(content, dtype=np.uint8).reshape(shape if promised else [0] * axes)
+
+
+def _cut_off(path: Path, there: int, promised: int) -> str:
+    return f"{path}: {there} bytes of content where its header promises {promised}. The file is cut off; get it again."
 
 
 def is_idx_images(path: Path) -> bool:
     """Whether a file is an idx file, by its first bytes."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             head = file.read(3)
-        if head[:2] == b"\x1f\x8b":
-            with gzip.open(path) as file:
-                head = file.read(3)
-    except (OSError, EOFError):
+            if head[:2] == GZIP_START:
+                file.seek(0)
+                head = gzip.GzipFile(fileobj=file).read(3)
+    except (OSError, EOFError, zlib.error):
         return False
-    return head == b"\x00\x00\x08"
+    return head == IDX_START
 
 
 def idx_images(path: Path) -> ArrayImages:

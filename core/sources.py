@@ -18,6 +18,7 @@ from .audit import Lasting
 from .cache import cache_file, keep, kept
 from .config import DataError
 from .decoding import Picture, decode
+from .files import NotRegularError, check_regular
 from .frameworks import require
 from .images import FolderImages, ImageSet, find_images
 from .listing import FORMAT, KEPT_FROM, file_stamp, file_stamps, is_racy, packed, tree_file, unpacked
@@ -54,17 +55,31 @@ def find_source(data: str) -> ImageSet:
     """The images of one source; see ``find_sources``."""
     path = Path(data)
     suffix = path.suffix.lower()
-    if suffix in LISTS and path.is_file():
+    is_file = _is_file(path)
+    if suffix in LISTS and is_file:
         return _listed(path)
-    if suffix == ".npy" and path.is_file():
+    if suffix == ".npy" and is_file:
         return _array(path)
-    if suffix == ".parquet" and path.is_file():
+    if suffix == ".parquet" and is_file:
         return read_parquet([path])
-    if path.is_dir() and (files := sorted(path.glob("*.parquet"))):
+    if path.is_dir() and (files := sorted(file for file in path.glob("*.parquet") if file.is_file())):
         return read_parquet(files)
     if shards := find_shards(data):
         return index_shards(shards)
     return find_images(path)
+
+
+def _is_file(path: Path) -> bool:
+    """Whether a path is a file; raises DataError for a named pipe, a device, or what can't be reached."""
+    try:
+        check_regular(path)
+    except NotRegularError as error:
+        if path.is_dir():
+            return False
+        raise DataError(f"data={path}: {error.strerror}. Expected images: a folder, list, shards or array.") from error
+    except OSError:
+        return False  # it may be a pattern of shards
+    return True
 
 
 def forget_source(data: str) -> None:

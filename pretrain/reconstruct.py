@@ -19,7 +19,7 @@ from ..core.audit import write_rejected
 from ..core.config import ConfigError, DataError, MaeliftError, config_difference, to_dict, write_config
 from ..core.decoding import SUFFIXES, PixelFormat
 from ..core.distributed import choose_device
-from ..core.files import atomic_path, output_folder
+from ..core.files import atomic_path, mark_output, output_folder
 from ..core.images import FolderImages, ImageSet, find_images, opened, to_array
 from ..core.plan import Plan
 from ..core.randomness import torch_stream
@@ -99,6 +99,7 @@ def reconstruct(config: ReconstructConfig) -> ReconstructResult:
         config.masking.check_grid(model.spec.grid)
     out = output_folder(config.out)
     _check_settings(config, out)
+    mark_output(out)
     rejected, names = [], _file_names(images)
     value_range = model.preprocessing.value_range
     form = PixelFormat(model.spec.channels, None if value_range == (0.0, 255.0) else value_range)

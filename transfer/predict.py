@@ -23,7 +23,7 @@ from ..core.audit import write_rejected
 from ..core.coco import encode_mask
 from ..core.config import ConfigError, DataError, MaeliftError
 from ..core.distributed import Precision, autocast, choose_device
-from ..core.files import atomic_path, atomic_write_bytes, output_folder, sync_tree
+from ..core.files import atomic_path, atomic_write_bytes, mark_output, output_folder, sync_tree
 from ..core.images import ImageSet, as_image, find_images
 from ..core.plan import Plan
 from ..core.tracking import counting
@@ -381,6 +381,7 @@ def _staged(folder: Path | None) -> Iterator[Path | None]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent))
     try:
+        mark_output(temporary)
         yield temporary
         temporary.chmod(0o755)
         sync_tree(temporary)

@@ -11,7 +11,7 @@ import pytest
 from maelift.core.audit import audit, write_rejected
 from maelift.core.config import DataError
 from maelift.core.decoding import decode
-from maelift.core.images import channel_statistics, find_images, fit_and_crop, random_resized_crop, to_array
+from maelift.core.images import channel_statistics, find_images, fit_and_crop, random_resized_crop, read_idx, to_array
 from maelift.tests.support import noise_image, write_images
 from PIL import Image
 
@@ -131,6 +131,28 @@ def test_idx_files_are_read(tmp_path: Path, zipped: bool) -> None:
         images = find_images(data)
         assert len(images) == 5
         assert np.array_equal(np.asarray(images.subset([3]).open(0)), array[3])
+
+
+def test_an_idx_header_is_compared_with_the_file_before_anything_is_unpacked(tmp_path: Path) -> None:
+    def idx(*shape: int, content: bytes = b"") -> bytes:
+        return bytes([0, 0, 8, len(shape)]) + b"".join(side.to_bytes(4, "big") for side in shape) + content
+
+    bomb = gzip.compress(idx(100_000, 1000, 1) + bytes(10**8))
+    cases = {
+        "promise.gz": (gzip.compress(idx(2**31, 2**10, 2**10)), "a decompression bomb"),
+        "bomb.gz": (bomb, "a decompression bomb"),
+        "longer.gz": (gzip.compress(idx(2, 2, 2) + bytes(10**7)), "9 bytes of content where its header promises 8"),
+        "promise": (idx(2**31, 2**10, 2**10), "more than the 4,294,967,296"),
+        "axes": (idx(*[0] * 200), "not an idx file"),
+        "short.gz": (gzip.compress(idx(2, 2, 2))[:-12], "can't be read"),
+        "broken.gz": (gzip.compress(b"12345" * 9)[:10] + b"\xff" * 20, "can't be read"),
+    }
+    for name, (content, reason) in cases.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(DataError, match=reason):
+            read_idx(tmp_path / name)
+    (tmp_path / "blank.gz").write_bytes(gzip.compress(idx(100, 100, 100) + bytes(10**6)))
+    assert read_idx(tmp_path / "blank.gz").shape == (100, 100, 100)  # white space is no bomb
 
 
 def test_a_cut_off_idx_file_is_refused(tmp_path: Path) -> None:

@@ -18,8 +18,9 @@ from maelift.core import cache, listing, shards, sources
 from maelift.core.audit import audit, look_through
 from maelift.core.config import DataError
 from maelift.core.decoding import SUFFIXES, PixelFormat
+from maelift.core.files import mark_output
 from maelift.core.images import FolderImages, find_images
-from maelift.core.listing import list_images
+from maelift.core.listing import list_folder, list_images
 from maelift.core.names import Names
 from maelift.core.sources import find_source, find_sources
 from maelift.tests.support import framework, noise_image, write_images
@@ -354,3 +355,83 @@ def test_a_damaged_memory_is_no_memory(tmp_path: Path, looked_at: list[str], los
     for _ in range(2):
         assert len(audit(find_images(tmp_path))[1].names) == 3 + other
     assert len(looked_at) == 3 + other
+
+
+def test_what_is_not_read_is_counted_and_the_counts_are_kept(tmp_path: Path, scanned: list[str]) -> None:
+    write_images(tmp_path / "a", 3)
+    write_images(tmp_path / "b", 2)
+    for name in ("a/x.xyz", "a/y.XYZ", "b/z.cr2", "b/readme", "b/array.npy"):
+        (tmp_path / name).write_bytes(b"x")
+    for name in ("a/._x.png", "a/.DS_Store", "b/Thumbs.db", "b/.hidden.jpg", "desktop.ini"):
+        (tmp_path / name).write_bytes(b"x")
+    time.sleep(TICK)
+    expected = {".xyz": 2, ".cr2": 1, "no suffix": 1, ".npy": 1, "hidden": 1}
+    first = list_folder(tmp_path)
+    assert first.unread == expected and list(first.names) == walked(tmp_path) and not first.outputs
+    scanned.clear()
+    assert list_folder(tmp_path) == first and scanned == []
+    (tmp_path / "a/y.XYZ").unlink()
+    (tmp_path / "b/more.xyz").write_bytes(b"x")
+    (tmp_path / "b/readme").unlink()
+    time.sleep(TICK)
+    assert list_folder(tmp_path).unread == {".xyz": 2, ".cr2": 1, ".npy": 1, "hidden": 1}
+    assert sorted(scanned) == ["a", "b"]
+    (tmp_path / "b").rename(tmp_path.parent / "elsewhere")
+    assert list_folder(tmp_path).unread == {".xyz": 1}
+
+
+def test_what_maelift_wrote_within_the_data_is_left_out_also_when_it_comes_later(tmp_path: Path) -> None:
+    write_images(tmp_path / "photos", 3)
+    write_images(tmp_path / "out/pictures", 2)
+    assert len(list_folder(tmp_path).names) == 5
+    time.sleep(TICK)
+    for name in ("config.yaml", "data.json"):
+        (tmp_path / "out" / name).write_text("{}")
+    write_images(tmp_path / "out/more", 2)
+    write_images(tmp_path / "photos/below", 1)
+    time.sleep(TICK)
+    for _ in range(2):
+        found = list_folder(tmp_path)
+        assert list(found.names) == sorted(name for name in walked(tmp_path) if name.startswith("photos"))
+        assert found.outputs == ("out",) and found.unread == {}
+    mark_output(tmp_path / "photos/below")
+    assert list_folder(tmp_path).outputs == ("out", "photos/below")
+    assert len(list_folder(tmp_path / "out").names) == 4  # named itself, it is what was asked for
+    (tmp_path / "out/data.json").unlink()
+    assert len(list_folder(tmp_path).names) == 3 + 4
+
+
+def test_what_is_no_file_is_listed_to_be_named_and_links_in_circles_end(tmp_path: Path) -> None:
+    write_images(tmp_path, 2)
+    names = sorted(os.listdir(tmp_path))
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "self.png").symlink_to("self.png")
+    (tmp_path / "gone.png").symlink_to("nowhere")
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "full.png").mkdir()
+    write_images(tmp_path / "full.png", 1)
+    time.sleep(TICK)
+    special = ["folder.png", "gone.png", "pipe.png", "self.png"]
+    for _ in range(2):
+        found = list(list_images(tmp_path))
+        assert found == sorted([*names, *special, *(f"full.png/{name}" for name in os.listdir(tmp_path / "full.png"))])
+        _, manifest = audit(find_images(tmp_path), max_rejected=0.9)
+    assert dict(manifest.rejected) == {
+        "folder.png": "a folder, not a file",
+        "gone.png": "a link to nothing",
+        "pipe.png": "a named pipe, not a file",
+        "self.png": "a link that leads to itself, not a file",
+    }
+    write_images(tmp_path / "folder.png", 1)
+    assert "folder.png" not in list_images(tmp_path) and len(list_images(tmp_path)) == len(found)
+
+
+def test_folders_that_link_to_each_other_are_listed_in_finite_time(tmp_path: Path) -> None:
+    for one in range(6):
+        (tmp_path / f"d{one}").mkdir()
+        (tmp_path / f"d{one}" / "x.png").touch()
+        for other in range(6):
+            (tmp_path / f"d{one}" / f"to{other}").symlink_to(tmp_path / f"d{other}")
+    names = list_images(tmp_path)
+    assert {f"d{one}/x.png" for one in range(6)} <= set(names)
+    assert max(name.count("/to") for name in names) == listing.MOST_LINKS

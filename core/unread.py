@@ -1,0 +1,73 @@
+"""What of a source isn't read, told once a command: how many files of which kind, and what would read them."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+
+logger = logging.getLogger("maelift")
+
+SYSTEM_FILES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx"})
+"""What systems leave in folders, beside hidden files."""
+SHOWN_KINDS = 8
+"""Kinds of files that are spelled out."""
+
+HINTS: Mapping[str, str] = {
+    **dict.fromkeys((".heic", ".heif", ".hif"), "pip install 'maelift[heif]'"),
+    **dict.fromkeys(
+        (".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"), "raw photos: export them as TIFF"
+    ),
+    **dict.fromkeys((".mp4", ".mov", ".avi", ".mkv", ".webm"), "videos: save their frames with ffmpeg"),
+    **dict.fromkeys((".zip", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar"), "unpack it"),
+    ".npy": "arrays are read where no image is",
+    ".npz": "numpy.save each array as a .npy file",
+    ".tar": "tar shards are read where they lie in the folder itself: data=FOLDER/NAME.tar",
+    ".parquet": "data=FILE.parquet reads it",
+    "hidden": "their names begin with a dot",
+    "links": "links within an archive",
+}
+"""By kind, what reads such files or why they aren't read."""
+
+_told: dict[str, None] = {}
+
+
+def kind_of(name: str) -> str:
+    """What a file is counted as: its suffix in lower case, or "no suffix"."""
+    return os.path.splitext(name)[1].lower().replace("\0", "") or "no suffix"
+
+
+def is_junk(name: str) -> bool:
+    """Whether a file is what a system leaves in folders, such as Thumbs.db or macOS's ._NAME."""
+    last = name.rpartition("/")[2].lower()
+    return last.startswith("._") or last == ".ds_store" or last in SYSTEM_FILES
+
+
+def unread_text(images: int, unread: Mapping[str, int], things: str = "other files") -> str:
+    """How many images there are, and what isn't read: "10 images; 20 other files are not read: 20 .heic (pip install …)"."""
+    count = sum(unread.values())
+    kinds = sorted(unread.items(), key=lambda pair: (-pair[1], pair[0]))
+    listed = [
+        f"{number:,} {kind}{f' ({HINTS[kind]})' if kind in HINTS else ''}" for kind, number in kinds[:SHOWN_KINDS]
+    ]
+    if len(kinds) > SHOWN_KINDS:
+        listed.append(f"{sum(number for _, number in kinds[SHOWN_KINDS:]):,} of {len(kinds) - SHOWN_KINDS} other kinds")
+    things, verb = (things.removesuffix("s"), "is") if count == 1 else (things, "are")
+    return f"{images:,} images; {count:,} {things} {verb} not read: {', '.join(listed)}"
+
+
+def tell(text: str) -> None:
+    """Say, once a command, what isn't read."""
+    if text not in _told:
+        _told[text] = None
+        logger.info("%s", text)
+
+
+def told() -> Sequence[str]:
+    """What has been said in this command."""
+    return tuple(_told)
+
+
+def forget() -> None:
+    """Begin with another command."""
+    _told.clear()
