@@ -139,7 +139,7 @@ def read_pools(config: BenchConfig) -> Pools:
         pool = _unlabelled(data, guard)
         return guard.pools(pool, None, tasks)
     _need_folder(data.path)
-    splits, manifest = audit_splits(read_splits(data.path, data.val, data.test, data.seed), data.broken)
+    splits, manifest = audit_splits(read_splits(data.path, data.val, data.test, data.seed, data.layout), data.broken)
     guard.tell_broken("", len(manifest.rejected))
     train, val, test = (_Part(part, manifest.splits[name].hashes, range(len(part))) for name, part in splits.items())
     val = guard.hold_back(CLASSIFY, val, test)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -17,7 +17,7 @@ from ..core.data_check import DataCheckConfig, layout_of, tasks_of
 from ..core.encoder import PRESETS
 from ..core.files import atomic_write_text, output_folder
 from ..core.images import ImageSet, opened
-from ..core.labels import read_parts
+from ..core.labels import ClassFolderLayout, read_parts
 from ..core.mask_images import segmentation_parts
 from ..core.plan import Plan
 from ..core.sources import find_source
@@ -42,6 +42,8 @@ class InitConfig:
     """more images to pretrain on, as maelift pretrain takes them; null: a part of data, without its labels"""
     out: str = "suite.yaml"
     """the suite file; it must not be there yet"""
+    layout: Literal["auto", "class_folders", "folders", "ade20k", "cityscapes"] = "auto"
+    """class_folders: every folder of data is a class; the others: how images and masks lie in their folders; auto: as found"""
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ def init(config: InitConfig) -> Suite:
         raise MaeliftError(
             f"out={file}: is there already, and may have been changed by hand. Give another name, or remove it."
         )
-    found = [_find(task, config.data) for task in tasks_of(DataCheckConfig(config.data))]
+    found = [_find(task, config) for task in tasks_of(DataCheckConfig(config.data, layout=config.layout))]
     pool = config.unlabelled or (None if found[0].task == "classify" else found[0].root)
     images = found[0].images if pool is None else find_source(pool)
     gray, side = _look(images)
@@ -121,12 +123,13 @@ def init(config: InitConfig) -> Suite:
 
 def plan(config: InitConfig) -> Plan:
     """What ``init`` would look at."""
-    tasks = tasks_of(DataCheckConfig(config.data))
+    tasks = tasks_of(DataCheckConfig(config.data, layout=config.layout))
     return Plan((("data", config.data), ("as", ", ".join(tasks)), ("suite", config.out)))
 
 
-def _find(task: str, data: str) -> _Found:
+def _find(task: str, config: InitConfig) -> _Found:
     """The annotated images of a task; raises DataError where there are none."""
+    data = config.data
     if task == "pretrain":
         raise DataError(
             f"data={data}: images without labels. A benchmark needs some with: class folders, a CSV with path,label, COCO "
@@ -134,11 +137,14 @@ def _find(task: str, data: str) -> _Found:
         )
     keys: dict[str, str] = {}
     if task == "classify":
-        parts: Mapping[str, Any] = read_parts(data)
+        folders: ClassFolderLayout = "class_folders" if config.layout == "class_folders" else "auto"
+        keys = {} if folders == "auto" else {"layout": folders}
+        parts: Mapping[str, Any] = read_parts(data, layout=folders)
     elif task == "detect":
         parts = detection_parts(data)
     else:
-        layout = layout_of(Path(data))
+        given = config.layout
+        layout = layout_of(Path(data)) if given == "auto" or given == "class_folders" else given
         keys = {} if layout == "folders" else {"layout": layout}
         parts = segmentation_parts(data, layout)
     if "train" not in parts:

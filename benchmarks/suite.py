@@ -15,6 +15,7 @@ import yaml
 from ..core.config import ConfigError, MaeliftError, merged, nearest, raw_value, resolve
 from ..core.distributed import Interrupted
 from ..core.encoder import EncoderSpec, ModelName, check_divisible, preset_spec
+from ..core.labels import ClassFolderLayout
 from ..core.launching import Slurm
 from ..pretrain.config import PretrainConfig
 from ..transfer.classify import ClassifyRecipe
@@ -46,6 +47,8 @@ class SuiteData:
 
     path: str | None = None
     """images with a class each: class folders, CSV or idx files; null: classification isn't compared"""
+    layout: ClassFolderLayout = "auto"
+    """class_folders: every folder of path is a class, whatever its name; auto: folders that may be something else are refused"""
     unlabelled: str | tuple[str, ...] | None = None
     """images to pretrain on, without labels: what maelift pretrain takes as data; null: a part of path's"""
     pool: int | float | None = None

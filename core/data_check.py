@@ -22,11 +22,12 @@ from . import unread
 from .audit import pixel_hash
 from .coco import parse_detection
 from .config import ConfigError, DataError
-from .decoding import ARRAY_SUFFIXES, SUFFIXES, PixelFormat, picture_of
+from .dataset_format import FormatTask, identify, question
+from .decoding import PixelFormat, picture_of
 from .faults import MENDING, Fault
 from .files import atomic_write_bytes, output_folder
 from .images import FolderImages, ImageSet
-from .labels import SPLIT_NAMES, LabeledImages, read_parts
+from .labels import SPLIT_NAMES, ClassFolderLayout, LabeledImages, read_parts
 from .likeness import Thumbnail, best_matches, descriptors, threshold, thumbnail
 from .mask_images import Layout, SegmentationImages, parse_segmentation
 from .plan import Plan
@@ -35,7 +36,7 @@ from .sources import find_source
 from .tracking import counting
 
 T = TypeVar("T")
-TaskName = Literal["classify", "detect", "segment", "pretrain"]
+TaskName = FormatTask
 
 RULES: Mapping[str, str] = {
     **MENDING,
@@ -61,8 +62,8 @@ class DataCheckConfig:
     """the data set: class folders, CSV or idx files; COCO JSON with images; images with mask PNGs; any images (pretrain)"""
     task: Literal["auto", "classify", "detect", "segment", "pretrain"] = "auto"
     """what the data is for; auto: all that is found in it, pretrain where images lie in no folder of a class"""
-    layout: Literal["auto", "folders", "ade20k", "cityscapes"] = "auto"
-    """how images and masks lie in their folders (segment)"""
+    layout: Literal["auto", "class_folders", "folders", "ade20k", "cityscapes"] = "auto"
+    """class_folders: every folder is a class (classify); the others: how images and masks lie in their folders (segment)"""
     ignore: int | tuple[int, ...] | None = None
     """value or values of masks that mean nothing; null: 255, unless it is the value of a class"""
     near: float | None = None
@@ -83,8 +84,10 @@ class DataCheckConfig:
     def __post_init__(self) -> None:
         if self.near is not None and not 0.5 <= self.near <= 1:
             raise ConfigError("near", self.near, "a correlation from 0.5 to 1, or null")
-        if self.layout not in ("auto", "folders") and self.task not in ("auto", "segment"):
+        if self.layout in ("ade20k", "cityscapes") and self.task not in ("auto", "segment"):
             raise ConfigError("layout", self.layout, f"auto with task={self.task}: it is for images with masks")
+        if self.layout == "class_folders" and self.task not in ("auto", "classify"):
+            raise ConfigError("layout", self.layout, f"auto with task={self.task}: it is for images with a class each")
         if self.keep is not None and self.task not in ("auto", "pretrain"):
             raise ConfigError("keep", self.keep, "null, or task=pretrain")
         if self.value_range is not None and not self.value_range[0] < self.value_range[1]:
@@ -266,27 +269,13 @@ def tasks_of(config: DataCheckConfig) -> tuple[TaskName, ...]:
     """The tasks that the data is for, by what lies in it."""
     if config.task != "auto":
         return (config.task,)
-    data = Path(config.data)
-    if not data.exists() and "{" not in config.data:
-        raise DataError(f"data={data}: no such folder or file.")
-    found: list[TaskName] = []
-    if _has_coco(data):
-        found.append("detect")
-    if config.layout != "auto" or layout_of(data) != "folders" or any((data / name).is_dir() for name in _MASK_FOLDERS):
-        found.append("segment")
-    return tuple(found) or (("pretrain",) if _has_no_labels(data) else ("classify",))
-
-
-_MASK_FOLDERS = ("masks", "train/masks", "training/masks")
-
-
-def _has_no_labels(data: Path) -> bool:
-    """Whether images lie in a folder itself, not in folders of classes, and no table tells of them; or are named by a list."""
-    if not data.is_dir():
-        return data.suffix.lower() in (".txt", ".npy", ".parquet")
-    names = [path for path in data.iterdir() if path.is_file()]
-    tables = any(path.suffix.lower() == ".csv" for path in names)
-    return not tables and any(path.suffix.lower() in SUFFIXES | ARRAY_SUFFIXES for path in names)
+    if config.layout != "auto":
+        return ("classify",) if config.layout == "class_folders" else ("segment",)
+    found = identify(config.data)
+    for one in found:
+        if not one.sure:
+            raise question(config.data, one)
+    return tuple(dict.fromkeys(one.task for one in found))
 
 
 def layout_of(data: Path) -> Layout:
@@ -296,21 +285,14 @@ def layout_of(data: Path) -> Layout:
     return "ade20k" if (data / "annotations" / "training").is_dir() else "folders"
 
 
-def _has_coco(data: Path) -> bool:
-    """Whether a JSON that may be COCO's is where the reader looks for it."""
-    files = [data] if data.suffix.lower() == ".json" else [*data.glob("*.json"), *data.glob("annotations/*.json")]
-    for names in SPLIT_NAMES.values():
-        files += [path for name in names for path in data.glob(f"{name}/*.json")]
-    return any(b'"annotations"' in path.read_bytes() for path in files if path.is_file())
-
-
 def _read(task: TaskName, config: DataCheckConfig, faults: list[Fault]) -> list[_Part]:
     if task == "detect":
         return _read_detection(config, faults)
     if task == "segment":
         return _read_segmentation(config, faults)
     parts = []
-    for split, part in _in_order(read_parts(config.data)):
+    layout: ClassFolderLayout = "class_folders" if config.layout == "class_folders" else "auto"
+    for split, part in _in_order(read_parts(config.data, layout=layout)):
         labels = [(label,) for label in part.labels] if isinstance(part, LabeledImages) else part.labels
         counts = Counter(label for image in labels for label in image)
         content = _content("classify", split, len(part), None, part.classes, counts)
@@ -338,7 +320,8 @@ def _read_detection(config: DataCheckConfig, faults: list[Fault]) -> list[_Part]
 
 
 def _read_segmentation(config: DataCheckConfig, faults: list[Fault]) -> list[_Part]:
-    layout = layout_of(Path(config.data)) if config.layout == "auto" else config.layout
+    given = config.layout
+    layout = layout_of(Path(config.data)) if given == "auto" or given == "class_folders" else given
     parts = []
     for split, parsed in _in_order(parse_segmentation(config.data, layout, config.ignore)):
         faults += parsed.faults

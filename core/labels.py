@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import logging
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Generic, Protocol, TypeAlias, TypeVar, cast
+from typing import Generic, Literal, Protocol, TypeAlias, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,13 +21,17 @@ from typing_extensions import Self
 
 from .audit import Manifest, audit
 from .config import DataError, nearest
+from .dataset_format import SPLIT_NAMES as SPLIT_NAMES
+from .dataset_format import ClassLayout, class_layout, identify, question, split_folders, split_of
 from .decoding import SUFFIXES, kinds
 from .images import ArrayImages, FolderImages, ImageSet, find_images, idx_file, idx_images, read_idx
 from .randomness import stream
 from .shards import find_shards, read_shards
 from .tracking import counting
 
-SPLIT_NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test",)}
+logger = logging.getLogger("maelift")
+
+ClassFolderLayout = Literal["auto", "class_folders"]
 
 
 class Annotated(Protocol):
@@ -196,13 +201,17 @@ class SplitManifest:
 
 
 def read_splits(
-    data: str | Path, val: float | int = 0.1, test: float | int = 0.1, seed: int = 0
+    data: str | Path,
+    val: float | int = 0.1,
+    test: float | int = 0.1,
+    seed: int = 0,
+    layout: ClassFolderLayout = "auto",
 ) -> Splits[LabeledImages]:
     """Images with a class each in three splits; see ``draw_missing_splits``.
 
     Raises DataError for data without labels, and for classes that differ between the splits.
     """
-    found = read_parts(data)
+    found = read_parts(data, layout=layout)
     parts = {name: _only_class_each(part, data) for name, part in found.items()}
     return draw_missing_splits(parts, data, val, test, seed)
 
@@ -216,14 +225,14 @@ def read_class_splits(
 
 
 def class_parts(
-    data: str | Path, multi_label: bool | None = None
+    data: str | Path, multi_label: bool | None = None, layout: ClassFolderLayout = "auto"
 ) -> dict[str, LabeledImages] | dict[str, MultiLabeledImages]:
     """The splits of labelled images that a data set has.
 
     Images have any number of classes where a CSV has a 0/1 column a class or a cell with ``|`` or ``;``, or a shard a list
     of labels; ``multi_label`` says it where the data doesn't, True or False. Raises DataError as ``read_splits`` does.
     """
-    found = read_parts(data, multi_label)
+    found = read_parts(data, multi_label, layout)
     many = {name: part for name, part in found.items() if isinstance(part, MultiLabeledImages)}
     single = {name: part for name, part in found.items() if isinstance(part, LabeledImages)}
     if not many and not multi_label:
@@ -367,8 +376,14 @@ def _with_one_a_class_last(order: Sequence[int], labels: Sequence[Sequence[int]]
     return [index for index in order if index not in last] + [index for index in order if index in last]
 
 
-def read_parts(data: str | Path, multi_label: bool | None = None) -> Mapping[str, ClassImages]:
-    """The splits that the data has, as it has them; raises DataError as ``read_splits`` does."""
+def read_parts(
+    data: str | Path, multi_label: bool | None = None, layout: ClassFolderLayout = "auto"
+) -> Mapping[str, ClassImages]:
+    """The splits that the data has, as it has them; raises DataError as ``read_splits`` does.
+
+    ``layout``: class_folders where every folder is a class, whatever its name and what lies beside it; auto refuses folders
+    that may mean something else (``dataset_format``).
+    """
     folder = Path(data)
     if folder.is_file() and folder.suffix.lower() == ".csv":
         return _read_csv(folder, multi_label)
@@ -384,52 +399,81 @@ def read_parts(data: str | Path, multi_label: bool | None = None) -> Mapping[str
         return _read_csv(folder / "labels.csv", multi_label)
     if idx_file(folder, "train", "labels") is not None:
         return _read_idx_splits(folder)
-    return _read_folder_splits(folder)
+    return _read_folder_splits(folder, layout)
 
 
-def _read_folder_splits(data: Path) -> dict[str, LabeledImages]:
-    named = _split_folders(data)
-    if "train" not in named:
-        return {"train": _read_class_folders(data)}
-    parts = {split: _read_class_folders(folder) for split, folder in named.items()}
-    classes = parts["train"].classes
+def _read_folder_splits(data: Path, layout: ClassFolderLayout) -> dict[str, LabeledImages]:
+    found = find_images(data)
+    if not isinstance(found, FolderImages):
+        raise DataError(
+            f"data={data}: idx images without their labels file. Expected train-labels-idx1-ubyte beside it."
+        )
+    names = list(found.paths)
+    loose = [name for name in names if "/" not in name]
+    if loose:
+        raise DataError(
+            f"data={data}: {len(loose)} images lie outside class folders, such as {loose[0]}. Expected "
+            "CLASS/IMAGE folders, or a labels.csv with the columns path,label."
+        )
+    classes = ClassLayout({"train": ""}) if layout == "class_folders" else _class_layout(data, names)
+    for folder, why in classes.left_out.items():
+        logger.warning("data=%s: %s/ is left out: %s", data, folder, why)
+    splits = {split: data / folder for split, folder in classes.splits.items()}
+    inside = {split: _names_within(names, folder, classes) for split, folder in classes.splits.items()}
+    parts = {split: _read_class_folders(folder, inside[split]) for split, folder in splits.items()}
+    known = parts.get("train", next(iter(parts.values()))).classes
     for split, labeled in parts.items():
-        strange = sorted(set(labeled.classes) - set(classes))
+        strange = sorted(set(labeled.classes) - set(known))
         if strange:
-            close = nearest(strange[0], classes)
+            close = nearest(strange[0], known)
             raise DataError(
-                f"{named[split]}: classes that the training images have not: {', '.join(strange[:5])}."
+                f"{splits[split]}: classes that the training images have not: {', '.join(strange[:5])}."
                 + (f" Did you mean {close}?" if close else "")
             )
-        numbers = [classes.index(name) for name in labeled.classes]
-        parts[split] = LabeledImages(labeled.images, tuple(numbers[label] for label in labeled.labels), classes)
+        numbers = [known.index(name) for name in labeled.classes]
+        parts[split] = LabeledImages(labeled.images, tuple(numbers[label] for label in labeled.labels), known)
+    if len(known) < 2:
+        where = splits.get("train", data)
+        raise DataError(f"data={where}: a single class folder ({known[0]}). Expected at least two.")
     return parts
 
 
-def _read_class_folders(root: Path) -> LabeledImages:
-    images = find_images(root)
-    if not isinstance(images, FolderImages):
-        raise DataError(
-            f"data={root}: idx images without their labels file. Expected train-labels-idx1-ubyte beside it."
-        )
-    loose = [name for name in images.paths if "/" not in name]
+def _class_layout(data: Path, names: Sequence[str]) -> ClassLayout:
+    """How class folders lie; raises DataError where the folders may mean something else."""
+    for found in identify(data):
+        if found.format != "class_folders" or not found.sure:
+            advice = found.advice or f"{READERS[found.task]} If each folder is a class, give layout=class_folders."
+            raise question(data, replace(found, advice=advice))
+    return class_layout(data, names)
+
+
+READERS = {
+    "classify": "",
+    "detect": "maelift transfer detect reads boxes.",
+    "segment": "maelift transfer segment reads masks.",
+    "pretrain": "maelift pretrain takes images without labels.",
+}
+
+
+def _names_within(names: Sequence[str], folder: str, layout: ClassLayout) -> tuple[str, ...]:
+    """The paths of the images of a split below its folder; without those of other splits, and what is left out."""
+    if folder:
+        return tuple(name[len(folder) + 1 :] for name in names if name.startswith(f"{folder}/"))
+    others = {other for other in layout.splits.values() if other} | layout.left_out.keys()
+    return tuple(name for name in names if name.split("/", 1)[0] not in others)
+
+
+def _read_class_folders(root: Path, paths: Sequence[str]) -> LabeledImages:
+    loose = [name for name in paths if "/" not in name]
     if loose:
         raise DataError(
             f"data={root}: {len(loose)} images lie outside class folders, such as {loose[0]}. Expected "
             "CLASS/IMAGE folders, or a labels.csv with the columns path,label."
         )
-    names = [name.split("/", 1)[0] for name in images.paths]
+    names = [name.split("/", 1)[0] for name in paths]
     classes = tuple(sorted(set(names)))
-    if len(classes) < 2:
-        raise DataError(f"data={root}: a single class folder ({classes[0]}). Expected at least two.")
     number = {name: index for index, name in enumerate(classes)}
-    return LabeledImages(images, tuple(number[name] for name in names), classes)
-
-
-def _split_folders(data: Path) -> dict[str, Path]:
-    """The folders below ``data`` that are named as splits are."""
-    folders = {path.name.lower(): path for path in sorted(data.iterdir()) if path.is_dir()}
-    return {split: folders[name] for split, names in SPLIT_NAMES.items() for name in names if name in folders}
+    return LabeledImages(FolderImages(root, tuple(paths)), tuple(number[name] for name in names), classes)
 
 
 def _read_csv(path: Path, multi_label: bool | None) -> Mapping[str, ClassImages]:
@@ -483,11 +527,10 @@ def _is_one(row: Mapping[str, str | None], name: str, where: str) -> bool:
 
 def _split_name(text: str, where: str) -> str:
     """The split that a text names, by any of its names."""
-    name = text.strip().lower()
-    for split, names in SPLIT_NAMES.items():
-        if name in names:
-            return split
-    raise DataError(f"{where}: split '{name}': expected train, val or test.")
+    split = split_of(text)
+    if split is None:
+        raise DataError(f"{where}: split '{text.strip()}': expected train, val or test.")
+    return split
 
 
 def _class_images(
@@ -561,7 +604,7 @@ def _shards_of_splits(data: str) -> dict[str, list[Path]] | None:
     """
     shards = find_shards(data)
     if not shards and Path(data).is_dir():
-        folders = _split_folders(Path(data))
+        folders = split_folders(Path(data))
         found = {split: find_shards(str(folder)) for split, folder in folders.items()}
         return {split: paths for split, paths in found.items() if paths} or None
     parts: dict[str, list[Path]] = defaultdict(list)

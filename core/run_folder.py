@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,8 @@ class RunFolder:
         with ExitStack() as held:
             ranks.share(lambda: held.enter_context(exclusive(path)))
             if file.exists():
-                differences = config_difference(_fixed(_read(file)), _fixed(to_dict(config)))
+                before = {**_usual(config), **_read(file)}  # a key that is newer than the run: its default
+                differences = config_difference(_fixed(before), _fixed(to_dict(config)))
                 if differences:
                     raise MaeliftError(
                         f"out={path} holds a run of another configuration ({'; '.join(differences)}). "
@@ -87,6 +88,16 @@ def _read(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise MaeliftError(f"{file}: not that of a maelift run. Choose another out, or remove it.")
     return content
+
+
+def _usual(config: Any) -> dict[str, Any]:
+    """The keys of a configuration that are as they are by default."""
+    plain, found = to_dict(config), {}
+    for field in fields(config):
+        default = field.default if field.default_factory is MISSING else field.default_factory()
+        if default is not MISSING and getattr(config, field.name) == default:
+            found[field.name] = plain[field.name]
+    return found
 
 
 def _fixed(config: Any) -> dict[str, Any]:

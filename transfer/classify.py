@@ -23,7 +23,7 @@ from ..core.distributed import Precision, Ranks, autocast
 from ..core.encoder import Encoder, EncoderSpec, Preprocessing
 from ..core.frameworks import require
 from ..core.images import ImageSet, as_image, fit_and_crop, random_resized_crop, to_array
-from ..core.labels import ClassImages, LabeledImages, MultiLabeledImages, Splits, class_parts
+from ..core.labels import ClassFolderLayout, ClassImages, LabeledImages, MultiLabeledImages, Splits, class_parts
 from ..core.probing import AttentiveProbe, NearestNeighbours, Pooling, pool, pooled_dim
 from ..core.weights import Provenance, save_encoder
 from .adaptation import Lora, add_lora, check_blocks, merged, train_last_blocks
@@ -95,6 +95,8 @@ class ClassifyConfig(TransferConfig, ClassifyRecipe):
     """what is trained: all, the last blocks, low-rank updates, or with a frozen encoder a linear, attentive or kNN probe"""
     multi_label: bool | None = None
     """images have any number of classes each; null: as the data says (a column a class, or several labels in a cell)"""
+    layout: ClassFolderLayout = "auto"
+    """class_folders: every folder is a class, whatever its name; auto: folders that may be something else are refused"""
     blocks: float = 1.0
     """method=partial: last blocks that are trained; 0.5: the last one's MLP; 0: the head alone"""
     lora: Lora = field(default_factory=Lora)
@@ -245,7 +247,7 @@ class ClassificationTask(Task[ClassifyRecipe, ClassImages]):
 
     @classmethod
     def read_parts(cls, config: Any) -> Mapping[str, Any]:
-        return class_parts(config.data, config.multi_label)
+        return class_parts(config.data, config.multi_label, config.layout)
 
     def metric(self) -> str:
         return "val/map" if self.multi_label else self.best_metric

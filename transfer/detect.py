@@ -20,6 +20,7 @@ from ..adapters.bundle import usual_window
 from ..core.batches import Batch, Sample, Uniforms
 from ..core.coco import DetectionImages, Objects, Polygons, detection_parts, draw_mask
 from ..core.config import ConfigError, DataError
+from ..core.dataset_format import hint
 from ..core.distributed import Ranks, autocast
 from ..core.encoder import Encoder
 from ..core.images import to_array
@@ -109,7 +110,10 @@ class DetectionTask(Task[DetectConfig, DetectionImages]):
 
     @classmethod
     def read_parts(cls, config: DetectConfig) -> Mapping[str, DetectionImages]:
-        return detection_parts(config.data)
+        try:
+            return detection_parts(config.data)
+        except DataError as error:
+            raise DataError(f"{error}{hint(config.data, 'detect')}") from error
 
     def build_model(self) -> Detector:
         for split in ("train", "val"):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..core.batches import Batch, Sample, Uniforms
 from ..core.config import ConfigError, DataError
+from ..core.dataset_format import hint
 from ..core.distributed import Ranks, autocast
 from ..core.encoder import Encoder
 from ..core.images import to_array
@@ -117,7 +118,10 @@ class SegmentationTask(Task[SegmentConfig, SegmentationImages]):
 
     @classmethod
     def read_parts(cls, config: SegmentConfig) -> Mapping[str, SegmentationImages]:
-        return segmentation_parts(config.data, config.layout, config.ignore)
+        try:
+            return segmentation_parts(config.data, config.layout, config.ignore)
+        except DataError as error:
+            raise DataError(f"{error}{hint(config.data, 'segment')}") from error
 
     def build_model(self) -> Segmentor:
         return Segmentor(

@@ -67,7 +67,7 @@ def test_a_csv_gives_labels_and_splits(tmp_path: Path) -> None:
         ("file,label\na.png,x", "no column 'path'"),
         ("path,label\nmissing.png,x\n", "line 2: no such file"),
         ("path,label\na.png,\n", "line 2: a path or a label is missing"),
-        ("path,label,split\na.png,x,dev\n", "expected train, val or test"),
+        ("path,label,split\na.png,x,holdout\n", "expected train, val or test"),
         ("path,label\na.png,x\n", "Expected at least two"),
         ("path,label,split\na.png,x,train\na.png,x,test\n", "line 3: a.png is in train already"),
         ("path,label\n", "no rows"),
