@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 import os
 import tempfile
@@ -20,7 +19,7 @@ from torch import Tensor
 from ..core.config import CheckpointError
 from ..core.encoder import Encoder, EncoderSpec, Preprocessing
 from ..core.frameworks import require
-from ..core.weights import CONTRACT_KEY, EncoderFile, Provenance, content_hash, contract_text
+from ..core.weights import CONTRACT_KEY, EncoderFile, Provenance, contract_text, encoder_hash, read_contract
 from .bundle import Bundle, ExportConfig, at_size
 from .certificate import Candidate, Certificate, Keys, Level, Pixels, certificate_sizes, certify, compare_keys
 
@@ -100,7 +99,7 @@ def to_onnx(
             encoder,
             written,
             provenance or Provenance(method=""),
-            content_hash(encoder.state_dict()),
+            encoder_hash(encoder),
             normalize=normalize,
             dynamic_size=dynamic_size,
         )
@@ -167,8 +166,7 @@ class LoadedGraph:
             raise CheckpointError(
                 f"{path}: no graph that maelift export wrote: there is no '{CONTRACT_KEY}' in its metadata."
             )
-        self.spec = EncoderSpec.from_json(json.loads(contract)["spec"])
-        self.preprocessing = Preprocessing.from_json(json.loads(contract)["preprocessing"])
+        _, self.spec, self.preprocessing, _ = read_contract(path, contract)
         self.outputs = [output.name for output in self.session.get_outputs()]
         height, width = self.session.get_inputs()[0].shape[2:]
         self.image_size = (height, width) if isinstance(height, int) else None

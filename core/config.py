@@ -90,6 +90,16 @@ def resolve(
         raise ConfigError(error.key, shown, error.expected, error.advice) from error
 
 
+def from_plain(kind: Any, value: object, key: str) -> Any:
+    """A value of JSON as one of the type ``kind``, as annotations have them, dataclasses among them.
+
+    Raises ConfigError, or MaeliftError for a key that isn't there or is missing; ``key`` is the value's name in them.
+    """
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type) and isinstance(value, Mapping):
+        return _build(kind, value, f"{key}." if key else "", kind)
+    return _convert(kind, value, key, object)
+
+
 def raw_value(key: str, overrides: Sequence[str] | Mapping[str, object], file: Path | None = None) -> object:
     """The value of a top-level key before any schema is known: the last override's, else the file's, else None."""
     given: Mapping[str, object] = overrides if isinstance(overrides, Mapping) else _typed_values(overrides)
@@ -190,7 +200,7 @@ def type_name(kind: Any) -> str:
     if origin in (tuple, list):
         inner = [type_name(argument) for argument in arguments if argument is not Ellipsis]
         return f"[{inner[0]}, ...]" if origin is list or Ellipsis in arguments else f"[{', '.join(inner)}]"
-    if origin is dict:
+    if origin in (dict, Mapping):
         return "mapping"
     names = {int: "int", float: "float", bool: "true or false", str: "text"}
     return names.get(kind, getattr(kind, "__name__", str(kind)))
@@ -329,7 +339,7 @@ def _convert(kind: Any, value: Any, key: str, top: type) -> Any:
         if len(value) == len(parts):
             pairs = enumerate(zip(parts, value, strict=True))
             return origin(_convert(part, item, f"{key}[{number}]", top) for number, (part, item) in pairs)
-    elif origin is dict and isinstance(value, Mapping):
+    elif origin in (dict, Mapping) and isinstance(value, Mapping):
         return {str(name): _convert(arguments[1], item, f"{key}.{name}", top) for name, item in value.items()}
     elif kind is Any or kind is object:
         return value

@@ -30,6 +30,23 @@ ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {
 """What may stand between the two layers of a block's MLP: the exact GELU (the paper's), or that of other people's weights."""
 
 
+INTERPOLATIONS = ("bicubic", "bilinear", "nearest")
+"""How images are resized for an encoder; names of Pillow's and torch's."""
+
+LARGEST = {"patch_size": 4096, "channels": 65536, "embed_dim": 65536, "depth": 1024, "num_heads": 4096}
+"""Numbers that a spec may have at most: many times those of the largest ViTs, to refuse what no encoder can be."""
+LARGEST_SIDE = 2**20
+"""Pixels of a side of the images at most."""
+LARGEST_MLP = 2**20
+"""Width of the blocks' MLPs at most."""
+LARGEST_EPS = 0.1
+"""Epsilon of LayerNorm at most; usual are 1e-12 to 1e-5."""
+SMALLEST_STD, LARGEST_STD = 1e-6, 1e3
+"""Deviations, on the scale where stored values run from 0 to 1: a sixteenth of a step of 16 bits and up."""
+LARGEST_VALUE = 1e15
+"""Stored values at most, and means on their scale of 0 to 1."""
+
+
 @dataclass(frozen=True)
 class EncoderSpec:
     """The shape of an encoder; all that is needed to build one.
@@ -52,9 +69,16 @@ class EncoderSpec:
     def __post_init__(self) -> None:
         if self.act not in ACTIVATIONS:
             raise ConfigError("act", self.act, f"one of {', '.join(ACTIVATIONS)}")
-        for key in ("patch_size", "channels", "embed_dim", "depth", "num_heads"):
-            if getattr(self, key) < 1:
-                raise ConfigError(key, getattr(self, key), "a whole number of at least 1")
+        for key, most in LARGEST.items():
+            if not 1 <= getattr(self, key) <= most:
+                raise ConfigError(key, getattr(self, key), f"a whole number from 1 to {most}")
+        if not all(1 <= side <= LARGEST_SIDE for side in self.image_size):
+            raise ConfigError("image_size", list(self.image_size), f"sides from 1 to {LARGEST_SIDE} pixels")
+        if not (math.isfinite(self.mlp_ratio) and 1 <= int(self.embed_dim * self.mlp_ratio) <= LARGEST_MLP):
+            expected = f"a number with which the MLPs are 1 to {LARGEST_MLP} wide"
+            raise ConfigError("mlp_ratio", self.mlp_ratio, expected)
+        if not 0 < self.norm_eps <= LARGEST_EPS:
+            raise ConfigError("norm_eps", self.norm_eps, f"a number above 0, at most {LARGEST_EPS:g}")
         check_divisible(self.image_size, self.patch_size)
         if self.embed_dim % self.num_heads:
             raise ConfigError("num_heads", self.num_heads, f"a divisor of embed_dim={self.embed_dim}")
@@ -161,8 +185,17 @@ class Preprocessing:
                 f"preprocessing names {len(self.channel_names)} channels, but has {len(self.mean)} means and "
                 f"{len(self.std)} standard deviations: expected one of each a channel."
             )
-        if min(self.std) <= 0:
-            raise MaeliftError(f"preprocessing std={list(self.std)}: expected positive numbers.")
+        if not all(SMALLEST_STD <= std <= LARGEST_STD for std in self.std):
+            raise ConfigError("std", list(self.std), f"numbers from {SMALLEST_STD:g} to {LARGEST_STD:g}")
+        if not all(abs(mean) <= LARGEST_VALUE for mean in self.mean):
+            raise ConfigError("mean", list(self.mean), "finite numbers, on the scale from 0 to 1 of the stored values")
+        low, high = self.value_range
+        if not -LARGEST_VALUE <= low < high <= LARGEST_VALUE:
+            raise ConfigError("value_range", list(self.value_range), "[lowest,highest], the lowest first")
+        if not 1 <= self.bit_depth <= 64:
+            raise ConfigError("bit_depth", self.bit_depth, "a whole number from 1 to 64")
+        if self.interpolation not in INTERPOLATIONS:
+            raise ConfigError("interpolation", self.interpolation, f"one of {', '.join(INTERPOLATIONS)}")
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Preprocessing:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 import logging
 import math
 import pickle
@@ -19,20 +17,40 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from .config import CheckpointError
-from .encoder import PRESETS, Encoder, EncoderSpec, Preprocessing, check_divisible
+from .config import CheckpointError, ConfigError
+from .contract import CHECKSUM, CONTENT_HASH, PROVENANCE, Metadata, content_hash, sealed, sealed_hash, shown
+from .encoder import LARGEST, LARGEST_EPS, PRESETS, Encoder, EncoderSpec, Preprocessing, check_divisible
 from .files import atomic_path
 from .foreign import Foreign, facts_beside, from_mm, rename, settle, without_class_row, without_heads
+from .tensor_files import check_finite, check_safetensors, check_tensors, check_torch, first_bytes
 
 logger = logging.getLogger("maelift")
 
 CONTRACT_KEY = "maelift.encoder"
-CONTRACT_VERSION = 1
+CONTRACT_VERSION = 2
+"""Up to version 1 the content hash was that of the tensors alone."""
 ENCODER_FILE = "encoder.safetensors"
 DECODER_FILE = "decoder.safetensors"
 """What a decoder file is called, beside the encoder file of its pretraining."""
 DECODER_KEY = "maelift.decoder"
-DECODER_VERSION = 1
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+"""What the tensors of an encoder may be."""
+DECODER_VERSION = 2
+"""As of encoder files."""
+SPEC_FIELDS = (
+    "image_size",
+    "patch_size",
+    "channels",
+    "embed_dim",
+    "depth",
+    "num_heads",
+    "mlp_ratio",
+    "norm_eps",
+    "class_token",
+)
+"""What every contract says of an encoder's shape; fields that came later have their defaults in older files."""
+PREPROCESSING_FIELDS = ("channel_names", "mean", "std", "value_range", "bit_depth", "interpolation")
+"""What every contract says of an encoder's images."""
 
 
 @dataclass(frozen=True)
@@ -56,10 +74,15 @@ class Provenance:
     licence: str | None = None
     tool_version: str = ""
 
+    def __post_init__(self) -> None:
+        for key in ("steps", "images_seen", "cpu_hours", "gpu_hours"):
+            if getattr(self, key) < 0:
+                raise ConfigError(key, getattr(self, key), "a number of at least 0")
+
 
 @dataclass(frozen=True)
 class EncoderFile:
-    """An encoder with its provenance; ``content_hash`` is the sha256 of its tensors.
+    """An encoder with its provenance; ``content_hash`` is the sha256 of its tensors and of how they are used.
 
     ``foreign``: the weights came without a contract, and the preprocessing is no more than the usual one; ``notes`` tell
     what of them was left out or changed, ``final_norm`` whether they had one.
@@ -74,9 +97,9 @@ class EncoderFile:
 
 
 def save_encoder(encoder: Encoder, path: str | Path, provenance: Provenance) -> str:
-    """Write the encoder file, all at once or not at all; returns the content hash of its tensors."""
+    """Write the encoder file, all at once or not at all; returns its content hash."""
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.state_dict().items()}
-    digest = content_hash(state)
+    digest = encoder_hash(encoder)
     with atomic_path(path) as temporary:
         safetensors.torch.save_file(
             state, temporary, metadata={CONTRACT_KEY: contract_text(encoder, provenance, digest)}
@@ -84,16 +107,58 @@ def save_encoder(encoder: Encoder, path: str | Path, provenance: Provenance) -> 
     return digest
 
 
+def encoder_hash(encoder: Encoder) -> str:
+    """The content hash of an encoder's file: sha256 over its tensors, its spec and its preprocessing."""
+    return sealed_hash(_contract(encoder), encoder.state_dict())
+
+
 def contract_text(encoder: Encoder, provenance: Provenance, digest: str) -> str:
-    """The contract that goes with an encoder's tensors, as JSON; ``digest`` is their content hash."""
-    contract = {
+    """The contract that goes with an encoder's tensors, as JSON; ``digest`` is the content hash of its file."""
+    return sealed({**_contract(encoder), PROVENANCE: asdict(provenance)}, digest)
+
+
+def read_contract(
+    path: str | Path, text: str, fallback: Preprocessing | None = None
+) -> tuple[Metadata, EncoderSpec, Preprocessing, Provenance]:
+    """The contract in a file's metadata, each field checked; its hashes are not, as there may be other tensors with it.
+
+    ``fallback`` stands in where it has no preprocessing. Raises CheckpointError.
+    """
+    contract = Metadata.parse(path, CONTRACT_KEY, text)
+    version = contract.version(CONTRACT_VERSION)
+    hashes = (CONTENT_HASH,) if version == 1 else (CONTENT_HASH, CHECKSUM)
+    contract.check_keys(("version", "spec", PROVENANCE, *hashes), ("preprocessing",))
+    spec = contract.dataclass(EncoderSpec, "spec", SPEC_FIELDS)
+    provenance = contract.dataclass(Provenance, PROVENANCE, ("method",))
+    if contract.content.get("preprocessing") is not None:
+        preprocessing = contract.dataclass(Preprocessing, "preprocessing", PREPROCESSING_FIELDS)
+    elif fallback is not None:
+        preprocessing = fallback
+    else:
+        if version > 1 and not contract.intact:
+            raise CheckpointError(
+                f"{path}: an encoder file without preprocessing, which was written with it: the file was changed. Get it again."
+            )
+        raise CheckpointError(
+            f"{path}: an encoder file without preprocessing: how images must be prepared for it is not known. Write the "
+            f"file again with maelift, or give it: maelift import {path} out=... mean=[...] std=[...]"
+        )
+    if len(preprocessing.mean) != spec.channels:
+        raise contract.error(
+            f"preprocessing is for {len(preprocessing.mean)} channels: expected the {spec.channels} of spec"
+        )
+    if version > 1:
+        contract.check_checksum()
+    return contract, spec, preprocessing, provenance
+
+
+def _contract(encoder: Encoder) -> dict[str, Any]:
+    """What an encoder's file says of how its tensors are used."""
+    return {
         "version": CONTRACT_VERSION,
         "spec": asdict(encoder.spec),
         "preprocessing": asdict(encoder.preprocessing),
-        "provenance": asdict(provenance),
-        "content_hash": digest,
     }
-    return json.dumps(contract)
 
 
 def load_encoder(
@@ -144,6 +209,7 @@ def read_encoder(
         source=str(path),
     )
     state = _with_class_position(state, spec)
+    check_shapes(spec, state, str(path))
     encoder = _load(Encoder(spec, preprocessing=preprocessing), state, str(path))
     for warning in foreign.warnings:
         logger.warning("%s: %s", path, warning)
@@ -181,61 +247,55 @@ def save_decoder(decoder: DecoderFile, path: str | Path) -> None:
         "norm_eps": decoder.norm_eps,
         "norm_pix_loss": decoder.norm_pix_loss,
         "encoder": decoder.encoder,
-        "content_hash": content_hash(state),
     }
+    text = sealed(contract, sealed_hash(contract, state))
     with atomic_path(path) as temporary:
-        safetensors.torch.save_file(state, temporary, metadata={DECODER_KEY: json.dumps(contract)})
+        safetensors.torch.save_file(state, temporary, metadata={DECODER_KEY: text})
 
 
 def read_decoder(path: str | Path) -> DecoderFile:
-    """Read a decoder file; raises CheckpointError for other files, and for tensors that were changed."""
+    """Read a decoder file; raises CheckpointError for other files, and for tensors or metadata that were changed."""
     state, metadata = read_tensors(path)
     if DECODER_KEY not in metadata:
         raise CheckpointError(
             f"{path}: not a decoder file of maelift. Expected the decoder.safetensors of a pretraining."
         )
-    try:
-        contract = json.loads(metadata[DECODER_KEY])
-        version, digest = contract["version"], contract["content_hash"]
-        fields = {key: contract[key] for key in ("num_heads", "norm_eps", "norm_pix_loss", "encoder")}
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: its '{DECODER_KEY}' metadata can't be read ({error}).") from error
-    if version != DECODER_VERSION:
-        raise CheckpointError(
-            f"{path}: decoder version {version}, this maelift reads version {DECODER_VERSION}. Update maelift."
-        )
-    if content_hash(state) != digest:
-        raise CheckpointError(f"{path}: the tensors are not those that the file was written with. Get it anew.")
-    return DecoderFile(state, **fields)
+    contract = Metadata.parse(path, DECODER_KEY, metadata[DECODER_KEY])
+    version = contract.version(DECODER_VERSION)
+    fields = ("num_heads", "norm_eps", "norm_pix_loss", "encoder")
+    contract.check_keys(("version", *fields, CONTENT_HASH, *((CHECKSUM,) if version > 1 else ())))
+    found = DecoderFile(
+        state=state,
+        num_heads=contract.value("num_heads", int),
+        norm_eps=contract.value("norm_eps", float),
+        norm_pix_loss=contract.value("norm_pix_loss", bool),
+        encoder=contract.hash_under("encoder"),
+    )
+    if not 1 <= found.num_heads <= LARGEST["num_heads"]:
+        raise contract.error(f"num_heads={shown(found.num_heads)}: expected 1 to {LARGEST['num_heads']}")
+    if not 0 < found.norm_eps <= LARGEST_EPS:
+        raise contract.error(f"norm_eps={shown(found.norm_eps)}: expected a number above 0, at most {LARGEST_EPS:g}")
+    contract.check_tensors(state, tensors_only=version == 1)
+    check_finite(str(path), state)
+    return found
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors and the metadata of a ``.safetensors`` or torch file; raises CheckpointError, never runs code."""
     path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file. Expected encoder weights (.safetensors or .pth).")
-    with path.open("rb") as file:
-        head = file.read(16)
+    head = first_bytes(path, "encoder weights (.safetensors or .pth)")
     if len(head) >= 9 and head[8:9] == b"{":
         return _read_safetensors(path)
     if head[:2] == b"PK" or head.startswith(_TORCH_BEFORE_ZIP):
-        return _tensors_in(path, _read_torch(path)), {}
+        state = _tensors_in(path, _read_torch(path))
+        check_tensors(path, state)
+        return state, {}
     if head[:1] == b"\x80":
         raise CheckpointError(
             f"{path}: a bare pickle, as detectron2's .pkl are, which could run code when read; nothing was run. Where you "
             "trust it, write its arrays with torch.save as a dict of tensors, and give that file."
         )
     raise CheckpointError(f"{path}: not a weights file. Expected .safetensors, or a .pth written by torch.save.")
-
-
-def content_hash(state: Mapping[str, Tensor]) -> str:
-    """sha256 over the names, dtypes, shapes and bytes of tensors, in the order of their names."""
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        tensor = state[name].detach().cpu().contiguous()
-        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def infer_spec(
@@ -254,6 +314,11 @@ def infer_spec(
     absent = [name for name in needed if name not in state]
     if absent:
         raise key_mismatch(source, absent, [name for name in state if not _is_ours(name)], "an encoder")
+    for name, rank in zip(needed, (4, 3, 2), strict=True):
+        if state[name].ndim != rank or 0 in state[name].shape:
+            raise CheckpointError(
+                f"{source}: {name} has the shape {tuple(state[name].shape)}: expected {rank} dimensions, none of them 0."
+            )
     dim, channels, patch, patch_width = state["patch_embed.proj.weight"].shape
     if patch != patch_width:
         raise CheckpointError(f"{source}: patches of {patch}×{patch_width} pixels: only square ones are supported.")
@@ -276,7 +341,7 @@ def infer_spec(
                 f"{source}: {count} positions are no square grid of patches. Give image_size=(height, width) in pixels."
             )
         size = (square[0] * patch, square[0] * patch)
-    depth = 1 + max(int(found[1]) for name in state if (found := re.match(r"blocks\.(\d+)\.", name)))
+    depth = _depth(state, source)
     return EncoderSpec(
         image_size=size,
         patch_size=patch,
@@ -288,6 +353,17 @@ def infer_spec(
         norm_eps=norm_eps,
         class_token=class_token,
     )
+
+
+def _depth(state: Mapping[str, Tensor], source: str) -> int:
+    """The number of blocks; raises CheckpointError where one is left out, before as many are built as the last one's number."""
+    numbers = {found[1] for name in state if (found := re.match(r"blocks\.(\d+)\.", name))}
+    for number in map(str, range(len(numbers))):
+        if number not in numbers:
+            raise CheckpointError(
+                f"{source}: has {len(numbers)} blocks, but no block {number}. Expected blocks 0 to {len(numbers) - 1}."
+            )
+    return len(numbers)
 
 
 def usual_heads(embed_dim: int) -> int:
@@ -304,65 +380,96 @@ def key_mismatch(source: str, missing: Iterable[str], unexpected: Iterable[str],
     """The error for tensors that are not those of ``what``, listing missing and unexpected keys."""
     parts = [f"{source}: not the weights of {what}."]
     for label, names in (("Missing", list(missing)), ("Unexpected", list(unexpected))):
-        shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-        parts.append(f"{label} ({len(names)}): {shown or 'none'}.")
+        listed = ", ".join(map(shown, names[:8])) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+        parts.append(f"{label} ({len(names)}): {listed or 'none'}.")
     return CheckpointError(" ".join(parts))
 
 
 def _read_contract(
     path: Path, state: dict[str, Tensor], text: str, fallback: Preprocessing | None = None
 ) -> EncoderFile:
-    try:
-        contract = json.loads(text)
-        if contract["version"] != CONTRACT_VERSION:
-            raise CheckpointError(
-                f"{path}: contract version {contract['version']}, this maelift reads version {CONTRACT_VERSION}. "
-                "Update maelift."
-            )
-        if not contract.get("preprocessing") and fallback is None:
-            raise CheckpointError(
-                f"{path}: an encoder file without preprocessing: how images must be prepared for it is not known. Write the "
-                f"file anew with maelift, or give it: maelift import {path} out=... mean=[...] std=[...]"
-            )
-        spec = EncoderSpec.from_json(contract["spec"])
-        stated = contract.get("preprocessing")
-        preprocessing = Preprocessing.from_json(stated) if stated else fallback
-        provenance = Provenance(**contract["provenance"])
-        expected_hash = contract["content_hash"]
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: its '{CONTRACT_KEY}' metadata can't be read ({error}).") from error
-    digest = content_hash(state)
-    if digest != expected_hash:
-        raise CheckpointError(
-            f"{path}: the tensors are not those that the file was written with (content hash {digest[:12]}, expected "
-            f"{expected_hash[:12]}). The file was changed or damaged; get it anew."
-        )
-    dtype = state["pos_embed"].dtype if "pos_embed" in state else torch.float32
+    contract, spec, preprocessing, provenance = read_contract(path, text, fallback)
+    digest = contract.check_tensors(state, tensors_only=contract.content["version"] == 1)
+    check_shapes(spec, state, str(path))
+    check_finite(str(path), state)
+    dtype = state["pos_embed"].dtype
+    if dtype not in FLOATS or any(tensor.dtype not in FLOATS for tensor in state.values()):
+        raise CheckpointError(f"{path}: its tensors are not all real numbers of 16, 32 or 64 bits. Get the file again.")
     encoder = _load(Encoder(spec, preprocessing=preprocessing).to(dtype), state, str(path))
     return EncoderFile(encoder, provenance, digest)
 
 
+def check_shapes(spec: EncoderSpec, state: Mapping[str, Tensor], source: str, prefix: str = "") -> None:
+    """Raise CheckpointError unless tensors are those of an encoder of this shape, before one is built.
+
+    ``prefix``: the encoder's names begin with it, and other names are left alone.
+    """
+    own = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+    blocks = {int(found[1]) for name in own if (found := re.match(r"blocks\.(\d{1,9})\.", name))}
+    if len(blocks) != spec.depth:
+        raise CheckpointError(
+            f"{source}: describes an encoder of depth={spec.depth}, and has the tensors of {len(blocks)} blocks. Get the file "
+            "again."
+        )
+    _compare(own, encoder_shapes(spec), source)
+
+
+def encoder_shapes(spec: EncoderSpec) -> dict[str, tuple[int, ...]]:
+    """The names and shapes of an encoder's tensors, without building one."""
+    dim, hidden = spec.embed_dim, int(spec.embed_dim * spec.mlp_ratio)
+    block = {
+        "norm1.weight": (dim,),
+        "norm1.bias": (dim,),
+        "attn.qkv.weight": (3 * dim, dim),
+        "attn.qkv.bias": (3 * dim,),
+        "attn.proj.weight": (dim, dim),
+        "attn.proj.bias": (dim,),
+        "norm2.weight": (dim,),
+        "norm2.bias": (dim,),
+        "mlp.fc1.weight": (hidden, dim),
+        "mlp.fc1.bias": (hidden,),
+        "mlp.fc2.weight": (dim, hidden),
+        "mlp.fc2.bias": (dim,),
+    }
+    return {
+        **({"cls_token": (1, 1, dim)} if spec.class_token else {}),
+        "pos_embed": (1, spec.num_prefix_tokens + spec.num_patches, dim),
+        "patch_embed.proj.weight": (dim, spec.channels, spec.patch_size, spec.patch_size),
+        "patch_embed.proj.bias": (dim,),
+        **{f"blocks.{number}.{name}": shape for number in range(spec.depth) for name, shape in block.items()},
+        "norm.weight": (dim,),
+        "norm.bias": (dim,),
+    }
+
+
 def _load(encoder: Encoder, state: Mapping[str, Tensor], source: str) -> Encoder:
-    wanted = encoder.state_dict()
-    missing = [name for name in wanted if name not in state]
-    unexpected = [name for name in state if name not in wanted]
-    unexpected += [
-        f"{name} of shape {tuple(state[name].shape)} where {tuple(wanted[name].shape)} is due"
-        for name in wanted
-        if name in state and state[name].shape != wanted[name].shape
-    ]
-    if missing or unexpected:
-        raise key_mismatch(source, missing, unexpected, "an encoder")
+    _compare(state, {name: tuple(tensor.shape) for name, tensor in encoder.state_dict().items()}, source)
     encoder.load_state_dict(dict(state))
     return encoder
 
 
+def _compare(state: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, ...]], source: str) -> None:
+    missing = [name for name in wanted if name not in state]
+    unexpected = [name for name in state if name not in wanted]
+    unexpected += [
+        f"{name} of shape {tuple(state[name].shape)} where {shape} is due"
+        for name, shape in wanted.items()
+        if name in state and tuple(state[name].shape) != shape
+    ]
+    if missing or unexpected:
+        raise key_mismatch(source, missing, unexpected, "an encoder")
+
+
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    check_safetensors(path)
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
-    except safetensors.SafetensorError as error:
-        raise CheckpointError(f"{path}: a damaged safetensors file ({error}).") from error
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            metadata = dict(file.metadata() or {})
+    except (safetensors.SafetensorError, ValueError, KeyError, RuntimeError, OverflowError, AttributeError) as error:
+        raise CheckpointError(f"{path}: a damaged safetensors file ({shown(str(error))}).") from error
+    check_tensors(path, state)
+    return state, metadata
 
 
 class _Inert:
@@ -389,6 +496,7 @@ _RECORDS = (
 
 
 def _read_torch(path: Path) -> object:
+    check_torch(path)
     try:
         # Parsed arguments are a plain record, safe to build.
         with torch.serialization.safe_globals([argparse.Namespace, *((_Inert, name) for name in _RECORDS)]):
@@ -399,8 +507,8 @@ def _read_torch(path: Path) -> object:
             f"{path}: holds more than tensors{f' ({found[1]})' if found else ''}, which could run code when read; nothing "
             "was run. Save only the state dict: torch.save(model.state_dict(), ...)."
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, IndexError, TypeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except Exception as error:  # whatever a changed byte leads to: this reads what others wrote, and runs none of it
+        reason = shown(str(error).splitlines()[0] if str(error) else type(error).__name__)
         raise CheckpointError(f"{path}: a damaged or foreign torch file ({reason}).") from error
 
 

@@ -34,7 +34,7 @@ from ..core.weights import (
     ENCODER_FILE,
     DecoderFile,
     Provenance,
-    content_hash,
+    encoder_hash,
     read_encoder,
     save_decoder,
     save_encoder,
@@ -291,7 +291,7 @@ def _save(
             num_heads=model.decoder_spec.num_heads,
             norm_eps=model.spec.norm_eps,
             norm_pix_loss=model.norm_pix_loss,
-            encoder=content_hash(encoder.state_dict()),
+            encoder=encoder_hash(encoder),
         ),
         path.with_name(DECODER_FILE),
     )

@@ -13,12 +13,12 @@ from ..adapters.bundle import blue_first
 from ..adapters.importing import weights_file
 from ..adapters.parents import TIMM, read_parent, red_first
 from ..core.config import CheckpointError, ConfigError, show
+from ..core.contract import content_hash
 from ..core.encoder import PRESETS, Encoder, EncoderSpec, Preprocessing, channel_names, preset_spec
 from ..core.foreign import read_json
 from ..core.weights import (
     DECODER_FILE,
     EncoderFile,
-    content_hash,
     from_transformers_names,
     read_decoder,
     read_tensors,

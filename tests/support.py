@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import re
 import struct
 import subprocess
 import sys
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from maelift.core.contract import sealed, sealed_hash
 from maelift.core.encoder import Encoder, EncoderSpec, preset_spec
 from maelift.core.randomness import isolated
 from maelift.core.weights import Provenance, save_encoder
 from maelift.tests.preloaded import Preloaded
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 ROOT = Path(__file__).parent.parent
 FASHION_MNIST = ROOT / "data" / "fashion-mnist"
@@ -105,6 +109,18 @@ def encoder_file(path: Path, encoder: Encoder | None = None) -> Path:
     """An encoder file, of a random vit_nano if no encoder is given."""
     save_encoder(encoder or random_encoder(), path, Provenance(method="test"))
     return path
+
+
+def rewrite_metadata(path: Path, change: Callable[[dict[str, Any]], object], *, seal: bool = True) -> None:
+    """Change the metadata of an encoder, decoder or model file; with ``seal`` the hashes are those of the change."""
+    with safe_open(path, "pt") as file:
+        ((key, text),) = file.metadata().items()
+        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    content = json.loads(text)
+    change(content)
+    if seal:
+        content = json.loads(sealed(content, sealed_hash(content, state)))
+    save_file(state, path, {key: json.dumps(content)})
 
 
 def has_checkpoint(out: Path) -> bool:

@@ -471,27 +471,41 @@ def _describe_head(head: nn.Module) -> dict[str, object]:
     return {"kind": "linear"}
 
 
+@dataclass(frozen=True)
+class _Stored:
+    """What a model file says of a classifier's head; files of version 1 have the defaults."""
+
+    kind: Literal["linear", "attentive", "knn"] = "linear"
+    pooling: Pooling = "mean"
+    multi_label: bool = False
+    num_heads: int | None = None
+    k: int | None = None
+    temperature: float | None = None
+    count: int | None = None
+
+    def __post_init__(self) -> None:
+        needed = {"attentive": ("num_heads",), "knn": ("k", "count")}.get(self.kind, ())
+        for key in ("num_heads", "k", "count", "temperature"):
+            value = getattr(self, key)
+            if (value is None and key in needed) or (value is not None and value <= 0):
+                raise ConfigError(key, value, f"a number above 0, for a head of the kind {self.kind}")
+
+
 def load(file: ModelFile) -> Classifier:
     """The classifier of a model file."""
-    head: Mapping[str, Any] = {"kind": "linear", "pooling": "mean", "multi_label": False, **file.head}
+    head = file.head_as(_Stored)
     encoder = Encoder(file.spec, preprocessing=file.preprocessing)
-    built = _build_head(head, pooled_dim(file.spec, head["pooling"]), len(file.classes))
-    classifier = Classifier(encoder, file.classes, built, pooling=head["pooling"], multi_label=head["multi_label"])
-    return file.fill(classifier)
+    built = _build_head(head, pooled_dim(file.spec, head.pooling), len(file.classes))
+    return file.fill(Classifier(encoder, file.classes, built, pooling=head.pooling, multi_label=head.multi_label))
 
 
-def _build_head(head: Mapping[str, Any], dim: int, num_classes: int) -> nn.Module:
-    if head["kind"] == "attentive":
-        return AttentiveProbe(dim, num_classes, head["num_heads"])
-    if head["kind"] == "knn":
+def _build_head(head: _Stored, dim: int, num_classes: int) -> nn.Module:
+    if head.kind == "attentive" and head.num_heads is not None:
+        if dim % head.num_heads:
+            raise ConfigError("num_heads", head.num_heads, f"a divisor of {dim}")
+        return AttentiveProbe(dim, num_classes, head.num_heads)
+    if head.kind == "knn" and head.count is not None and head.k is not None:
         return NearestNeighbours(
-            dim,
-            num_classes,
-            head["count"],
-            k=head["k"],
-            temperature=head["temperature"],
-            multi_label=head["multi_label"],
+            dim, num_classes, head.count, k=head.k, temperature=head.temperature, multi_label=head.multi_label
         )
-    if head["kind"] != "linear":
-        raise ValueError(f"a head of the kind {head['kind']}")
     return _new_head(dim, num_classes)

@@ -28,13 +28,15 @@ from ..core.frameworks import require
 from ..core.images import stored_pixels
 from ..core.loop import Diverged
 from ..core.weights import Provenance
-from .models import ModelFile, from_json, write_model
+from .models import ModelFile, write_model
 from .predictions import Detections
 
 ENCODER_PREFIX = "model.backbone.net."
 """What the names of the encoder's parameters begin with, in both engines."""
 SCALES = (4.0, 2.0, 1.0, 0.5)
 """What the pyramid's levels may multiply the resolution of the patches by (ViTDet, Sec. 3)."""
+WIDEST, MOST_REGIONS, MOST_CONVS = 65536, 10**6, 256
+"""Channels of a layer, regions of an image and convolutions of a head at most: far beyond what any detector has."""
 AT_ONCE = 16
 """Images that go through a detector together when it predicts."""
 
@@ -78,14 +80,15 @@ class Sizes:
     """objects that are found in an image at most"""
 
     def __post_init__(self) -> None:
-        for key in ("pyramid_channels", "head_channels", "fc_dim", "proposals", "region_samples", "box_samples"):
-            if getattr(self, key) < 1:
-                raise ConfigError(key, getattr(self, key), "a whole number of at least 1")
+        for key in ("pyramid_channels", "head_channels", "fc_dim"):
+            if not 1 <= getattr(self, key) <= WIDEST:
+                raise ConfigError(key, getattr(self, key), f"a whole number from 1 to {WIDEST}")
+        for key in ("proposals", "region_samples", "box_samples", "max_detections"):
+            if not 1 <= getattr(self, key) <= MOST_REGIONS:
+                raise ConfigError(key, getattr(self, key), f"a whole number from 1 to {MOST_REGIONS}")
         for key in ("box_convs", "mask_convs"):
-            if getattr(self, key) < 0:
-                raise ConfigError(key, getattr(self, key), "0 or more")
-        if self.max_detections < 1:
-            raise ConfigError("max_detections", self.max_detections, "a whole number of at least 1")
+            if not 0 <= getattr(self, key) <= MOST_CONVS:
+                raise ConfigError(key, getattr(self, key), f"a whole number from 0 to {MOST_CONVS}")
         if not 0 <= self.score_threshold < 1:
             raise ConfigError("score_threshold", self.score_threshold, "a number from 0 to below 1")
         scales = self.pyramid_scales
@@ -139,6 +142,14 @@ class Architecture(Sizes):
     def masks(self) -> bool:
         """Whether there is a mask head."""
         return self.head in ("mask", "cascade_mask")
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """What a model file says of a detector beside its encoder."""
+
+    architecture: Architecture
+    category_ids: tuple[int, ...] = ()
 
 
 class Detector(nn.Module):
@@ -241,8 +252,10 @@ class Detector(nn.Module):
 
 def load(file: ModelFile) -> Detector:
     """The detector that a model file holds, set to judge; raises CheckpointError for tensors that don't fit it."""
+    head = file.head_as(_Stored)
+    file.check_one_each(head.category_ids, "category_ids")
     encoder = Encoder(file.spec, preprocessing=file.preprocessing)
-    return file.fill(Detector(encoder, file.classes, from_json(Architecture, file.head["architecture"])))
+    return file.fill(Detector(encoder, file.classes, head.architecture))
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ..core.batches import Batch, Sample, Uniforms, load_in_order
 from ..core.config import MaeliftError
+from ..core.contract import content_hash
 from ..core.cost import encoder_flops
 from ..core.distributed import Precision, Ranks, autocast
 from ..core.encoder import Encoder
@@ -39,7 +40,6 @@ from ..core.probing import (
 )
 from ..core.randomness import stream
 from ..core.tracking import counting
-from ..core.weights import content_hash
 from .classify import CROP_DRAWS, ClassificationTask, Classifier, ClassifyConfig, validation_figures
 
 logger = logging.getLogger("maelift")

@@ -21,17 +21,19 @@ from ..adapters.mmseg_config import MmsegExport, config_text, usual_scales, usua
 from ..adapters.plain_vit import ChannelNorm, PlainViT, load_weights, pad
 from ..adapters.torchvision import backbone_settings
 from ..core.config import ConfigError, DataError, MaeliftError
-from ..core.encoder import Encoder, EncoderSpec
+from ..core.encoder import LARGEST_SIDE, Encoder, EncoderSpec
 from ..core.images import stored_pixels
 from ..core.mask_images import ignore_index
 from ..core.weights import Provenance
-from .models import ModelFile, from_json, write_model
+from .models import ModelFile, write_model
 from .predictions import Segmentation
 
 ENCODER_PREFIX = "network.backbone."
 """What the names of the encoder's parameters begin with in a segmentor of either engine, before timm's names."""
 AUXILIARY_WEIGHT = 0.4
 """Of the auxiliary head's loss beside UPerNet's (BEiT's and mmseg's configs, which MAE's Appendix A.4 follows)."""
+WIDEST = 65536
+"""Channels of a head at most."""
 PIXELS_AT_ONCE, IMAGES_AT_ONCE = 2**20, 16
 """What goes through the network together, of windows or images of one size; but always one."""
 LONGEST = 4
@@ -60,8 +62,8 @@ class Architecture:
     """learn relative positions in attention, from zero (MAE, A.4); then, and with windows, without the class token"""
 
     def __post_init__(self) -> None:
-        if self.head_channels is not None and self.head_channels < 1:
-            raise ConfigError("head_channels", self.head_channels, "a whole number of at least 1")
+        if self.head_channels is not None and not 1 <= self.head_channels <= WIDEST:
+            raise ConfigError("head_channels", self.head_channels, f"a whole number from 1 to {WIDEST}")
         if self.window_size < 0:
             raise ConfigError("window_size", self.window_size, "0 or more")
         if self.engine == "mmseg" and self.head == "linear":
@@ -88,6 +90,8 @@ class Inference:
             raise ConfigError(
                 "stride", list(self.stride), f"from 1 to the crop's sides {list(self.crop)}, none left out"
             )
+        if not 0 <= self.short_side <= LARGEST_SIDE:
+            raise ConfigError("short_side", self.short_side, f"a whole number of pixels from 0 to {LARGEST_SIDE}")
 
     @classmethod
     def usual(cls, image_size: tuple[int, int]) -> Inference:
@@ -101,6 +105,15 @@ class Inference:
             return size
         scale = min(self.short_side / min(size), LONGEST * self.short_side / max(size))
         return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Stored:
+    """What a model file says of a segmentor beside its encoder."""
+
+    architecture: Architecture
+    inference: Inference
+    values: tuple[int, ...] = ()
 
 
 class Segmentor(nn.Module):
@@ -215,10 +228,10 @@ class Segmentor(nn.Module):
 
 def load(file: ModelFile) -> Segmentor:
     """The segmentor that a model file holds, set to judge; raises CheckpointError for tensors that don't fit it."""
+    head = file.head_as(_Stored)
+    file.check_one_each(head.values, "values")
     encoder = Encoder(file.spec, preprocessing=file.preprocessing)
-    architecture = from_json(Architecture, file.head["architecture"])
-    model = Segmentor(encoder, file.classes, architecture, from_json(Inference, file.head["inference"]))
-    return file.fill(model)
+    return file.fill(Segmentor(encoder, file.classes, head.architecture, head.inference))
 
 
 def slide(

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
-import safetensors.torch
 import torch
 from maelift.adapters import torchvision as adapter
 from maelift.adapters.certificate import Certificate, Keys
@@ -16,13 +16,15 @@ from maelift.cli import main
 from maelift.core.config import CheckpointError, MaeliftError
 from maelift.core.encoder import Encoder, Preprocessing
 from maelift.core.frameworks import FRAMEWORKS, Framework, require
-from maelift.core.weights import CONTRACT_KEY, load_encoder, read_tensors
+from maelift.core.weights import load_encoder, read_tensors
 from maelift.tests.support import (
+    GOLDEN,
     ROOT,
     encoder_file,
     framework,
     one_line_error,
     random_encoder,
+    rewrite_metadata,
     run_maelift,
     run_page,
 )
@@ -115,17 +117,17 @@ def test_mistakes_are_told(
 
 
 def test_an_encoder_without_preprocessing_is_refused(file: Path, tmp_path: Path) -> None:
-    state, metadata = read_tensors(file)
+    state, _ = read_tensors(file)
     torch.save(state, tmp_path / "bare.pth")
     message = (
         "don't say how images must be prepared for them. Make an encoder file of them first: maelift import bare.pth"
     )
     one_line_error(run_maelift("export", "bare.pth", "--to", "torchvision", "out=o", cwd=tmp_path), message)
-    contract = json.loads(metadata[CONTRACT_KEY])
-    del contract["preprocessing"]
-    safetensors.torch.save_file(state, tmp_path / "e.safetensors", metadata={CONTRACT_KEY: json.dumps(contract)})
-    done = run_maelift("export", "e.safetensors", "--to", "torchvision", "out=o", cwd=tmp_path)
-    one_line_error(done, "an encoder file without preprocessing")
+    for source in (file, GOLDEN / "version_1" / "encoder.safetensors"):
+        shutil.copy(source, tmp_path / "e.safetensors")
+        rewrite_metadata(tmp_path / "e.safetensors", lambda contract: contract.pop("preprocessing"), seal=False)
+        done = run_maelift("export", "e.safetensors", "--to", "torchvision", "out=o", cwd=tmp_path)
+        one_line_error(done, "an encoder file without preprocessing")
     one_line_error(run_maelift("export", "none.safetensors", "--to", "timm", "out=o", cwd=tmp_path), "no such file")
     assert not (tmp_path / "o").exists()
 

@@ -6,6 +6,7 @@ import argparse
 import json
 import pickle
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 from maelift.adapters.certificate import Level, reference_features
 from maelift.cli import main
 from maelift.core.encoder import IMAGENET_MEAN, IMAGENET_STD, Encoder, Preprocessing
-from maelift.core.weights import CONTRACT_KEY, EncoderFile, read_encoder
+from maelift.core.weights import EncoderFile, read_encoder
 from maelift.tests.support import (
     GOLDEN,
     ROOT,
@@ -24,11 +25,12 @@ from maelift.tests.support import (
     framework,
     one_line_error,
     random_encoder,
+    rewrite_metadata,
     run_maelift,
     run_page,
 )
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 LAST = Level("last", 2)
@@ -335,11 +337,8 @@ def test_an_encoder_file_s_images_and_licence_can_be_changed(tmp_path: Path) -> 
 
 
 def test_an_encoder_file_without_preprocessing_is_mended(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = encoder_file(tmp_path / "encoder.safetensors")
-    with safe_open(path, "pt") as file:
-        contract = json.loads(file.metadata()[CONTRACT_KEY])
-    contract["preprocessing"] = None
-    save_file(load_file(path), tmp_path / "bare.safetensors", {CONTRACT_KEY: json.dumps(contract)})
+    shutil.copy(GOLDEN / "version_1" / "encoder.safetensors", tmp_path / "bare.safetensors")
+    rewrite_metadata(tmp_path / "bare.safetensors", lambda contract: contract.update(preprocessing=None), seal=False)
     assert main(["import", str(tmp_path / "bare.safetensors"), f"out={tmp_path / 'x.safetensors'}"]) == 2
     assert "without preprocessing" in capsys.readouterr().err
     found = bring(tmp_path / "bare.safetensors", "mean=[.5,.4,.3]", "std=[.3,.2,.1]")

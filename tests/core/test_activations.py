@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,10 +12,8 @@ from maelift.adapters.torchvision import backbone_settings
 from maelift.cli import main
 from maelift.core.config import ConfigError
 from maelift.core.encoder import ACTIVATIONS, Encoder, preset_spec
-from maelift.core.weights import CONTRACT_KEY, read_encoder
-from maelift.tests.support import encoder_file, framework, random_encoder
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from maelift.core.weights import read_encoder
+from maelift.tests.support import GOLDEN, encoder_file, framework, random_encoder, rewrite_metadata
 
 OTHERS = sorted(set(ACTIVATIONS) - {"gelu"})
 
@@ -45,11 +42,9 @@ def test_an_encoder_file_keeps_its_activation(tmp_path: Path, act: str) -> None:
 
 def test_a_file_written_before_there_was_a_choice_has_the_exact_gelu(tmp_path: Path) -> None:
     path = encoder_file(tmp_path / "encoder.safetensors")
-    with safe_open(path, "pt") as file:
-        contract = json.loads(file.metadata()[CONTRACT_KEY])
-    contract["spec"].pop("act", None)
-    save_file(load_file(path), tmp_path / "old.safetensors", {CONTRACT_KEY: json.dumps(contract)})
-    assert read_encoder(tmp_path / "old.safetensors").encoder.spec.act == "gelu"
+    rewrite_metadata(path, lambda contract: contract["spec"].pop("act"))
+    assert read_encoder(path).encoder.spec.act == "gelu"
+    assert read_encoder(GOLDEN / "version_1" / "encoder.safetensors").encoder.spec.act == "gelu"
 
 
 @pytest.mark.parametrize("act", OTHERS)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,9 @@ import safetensors
 import safetensors.torch
 import torch
 from maelift.core.config import CheckpointError
+from maelift.core.contract import content_hash
 from maelift.core.weights import Provenance
-from maelift.tests.support import encoder_file, noise_image, random_encoder
+from maelift.tests.support import GOLDEN, encoder_file, noise_image, random_encoder, rewrite_metadata
 from maelift.transfer.classify import Classifier, save_classifier
 from maelift.transfer.models import MODEL_KEY, load_model, read_model, write_model
 from maelift.transfer.segmentors import Architecture, Segmentor
@@ -35,11 +38,6 @@ def description(path: Path) -> dict[str, object]:
     with safetensors.safe_open(str(path), framework="pt") as file:
         content: dict[str, object] = json.loads(file.metadata()[MODEL_KEY])
     return content
-
-
-def rewrite(path: Path, content: dict[str, object]) -> None:
-    state = safetensors.torch.load_file(path)
-    safetensors.torch.save_file(state, path, metadata={MODEL_KEY: json.dumps(content)})
 
 
 def test_a_model_is_read_back_and_predicts_the_same(model: Path) -> None:
@@ -62,10 +60,22 @@ def test_a_segmentor_keeps_its_head(tmp_path: Path) -> None:
 
 
 def test_a_classifier_of_version_1_is_read(model: Path) -> None:
-    content = description(model)
-    del content["head"], content["content_hash"]
-    rewrite(model, {**content, "version": 1})
+    def change(content: dict[str, Any]) -> None:
+        for key in ("head", "content_hash", "checksum"):
+            del content[key]
+        content["version"] = 1
+
+    rewrite_metadata(model, change, seal=False)
     assert isinstance(load_model(model), Classifier) and load_model(model).classes == CLASSES
+
+
+@pytest.mark.parametrize("task", ["classify", "detect", "segment"])
+def test_models_of_version_2_are_read(task: str) -> None:
+    path = GOLDEN / "version_1" / f"{task}.safetensors"
+    model = load_model(path)
+    assert len(model.predict([noise_image(1)])) == 1 and not model.training
+    file = read_model(path)
+    assert file.content_hash == content_hash(file.state)  # as everything that names the file has it
 
 
 def test_tensors_that_share_memory_are_written(tmp_path: Path) -> None:
@@ -78,20 +88,33 @@ def test_tensors_that_share_memory_are_written(tmp_path: Path) -> None:
     assert torch.equal(state["0.weight"], state["1.weight"])
 
 
-def test_other_versions_tasks_and_changed_tensors_are_refused(model: Path) -> None:
-    content = description(model)
-    for change, expected in (
-        ({"version": 3}, "Update maelift"),
-        ({"task": "caption"}, "classify, detect, segment"),
-        ({"content_hash": "0"}, "not those that the file was written with"),
-        ({"spec": {"nonsense": 1}}, "can't be read"),
-        ({"head": {"kind": "oracle"}}, "a head of the kind oracle"),
-        ({"classes": ["a"]}, "of shape"),
-    ):
-        rewrite(model, {**content, **change})
-        with pytest.raises(CheckpointError, match=expected) as caught:
-            load_model(model)
-        assert "\n" not in str(caught.value) and str(model) in str(caught.value)
+def test_other_versions_tasks_and_changed_metadata_are_refused(model: Path, tmp_path: Path) -> None:
+    sealed, changed = "", "not those that the file was written with"
+    changes: tuple[tuple[dict[str, Any], str, str], ...] = (
+        ({"version": 4}, "Update maelift", "Update maelift"),
+        ({"version": True}, "version=true: expected a whole number", "version=true"),
+        ({"task": "caption"}, "classify, detect, segment", "classify, detect, segment"),
+        ({"spec": {"nonsense": 1}}, "spec.image_size is missing", "spec.image_size is missing"),
+        ({"head": {"kind": "oracle"}}, "kind=oracle: expected one of linear", changed),
+        ({"head": {"kind": "knn", "k": 3}}, "count=null: expected a number above 0", changed),
+        ({"head": [1]}, r"head=\[1\]: expected mapping", "expected mapping"),
+        ({"classes": ["a"]}, "of shape", changed),
+        ({"classes": ["größer", "a", "<b>"]}, sealed, changed),
+        ({"classes": []}, "at least one", "at least one"),
+        ({"classes": [1, 2, 3]}, r"classes\[0\]=1: expected text", r"classes\[0\]=1"),
+        ({"extra": 1}, "extra is no key of it", "extra is no key of it"),
+    )
+    for change, expected, unsealed in changes:
+        for seal, said in ((True, expected), (False, unsealed)):
+            path = tmp_path / "changed.safetensors"
+            shutil.copy(model, path)
+            rewrite_metadata(path, partial(dict.update, **change), seal=seal)
+            if not said:
+                assert load_model(path).classes == tuple(change["classes"])
+                continue
+            with pytest.raises(CheckpointError, match=said) as caught:
+                load_model(path)
+            assert "\n" not in str(caught.value) and str(path) in str(caught.value)
 
 
 def test_what_is_no_model_is_refused_and_pickles_are_not_opened(tmp_path: Path) -> None:
@@ -110,7 +133,7 @@ def test_what_is_no_model_is_refused_and_pickles_are_not_opened(tmp_path: Path) 
         (tmp_path / "other.safetensors", "not a model of maelift"),
         (encoder_file(tmp_path / "encoder.safetensors"), "an encoder file"),
         (tmp_path / "nowhere", "no such file"),
-        (tmp_path, "no such file"),
+        (tmp_path, "can't be read"),
     ):
         with pytest.raises(CheckpointError, match=expected) as caught:
             load_model(path)
@@ -120,15 +143,15 @@ def test_what_is_no_model_is_refused_and_pickles_are_not_opened(tmp_path: Path) 
 
 def test_the_description_is_plain_json(model: Path) -> None:
     content = description(model)
-    assert content["version"] == 2 and content["classes"] == list(CLASSES)
+    assert content["version"] == 3 and content["classes"] == list(CLASSES)
     assert content["spec"] == json.loads(json.dumps(asdict(read_model(model).spec)))
 
 
 def test_a_header_of_any_length_is_no_pickle(tmp_path: Path, model: Path) -> None:
     """Safetensors begin with the header's length, whose lowest byte may be that which pickles begin with."""
-    content = description(model)
     for extra in range(64):  # headers are padded to eight bytes
-        rewrite(model, {**content, "extra": " " * 8 * extra})
+        padded = {"method": " " * 8 * extra}
+        rewrite_metadata(model, partial(dict.update, provenance=padded))
         if model.read_bytes()[0] == 0x80:
             break
     assert model.read_bytes()[0] == 0x80 and load_model(model).classes == CLASSES
