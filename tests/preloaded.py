@@ -3,6 +3,8 @@
 A command is a process of its own all the same, with its own words, folder, environment, output and exit code. Hundreds are run
 by the tests; torch and what stands on it take some five seconds of a core each time.
 
+Blocks of Python and the ranks of a distributed run are started the same way.
+
     python tests/preloaded.py --serve SOCKET    waits for commands until its standard input ends
     python tests/preloaded.py SOCKET WORDS      runs a command there, as if it were here
 """
@@ -19,9 +21,13 @@ import socket
 import subprocess
 import sys
 import tempfile
+import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
+
+CODE = "-c"
+"""The first word where the second one is Python to be run, as for ``python -c``; the others are its arguments."""
 
 
 class Preloaded:
@@ -48,16 +54,15 @@ class Preloaded:
         self, words: Sequence[str], cwd: Path | None, env: Mapping[str, str], timeout: float
     ) -> subprocess.CompletedProcess[str]:
         """The exit code of a command, and what it said."""
-        with (
-            tempfile.TemporaryFile("w+") as out,
-            tempfile.TemporaryFile("w+") as err,
-            open(os.devnull) as nothing,
-        ):
-            files = [file.fileno() for file in (nothing, out, err)]
-            code = call(self.socket, words, str(cwd or os.getcwd()), env, files, timeout)
-            out.seek(0)
-            err.seek(0)
-            return subprocess.CompletedProcess(["maelift", *words], code, out.read(), err.read())
+        started = self.start(words, cwd, env)
+        out, err = started.communicate(timeout)
+        return subprocess.CompletedProcess(["maelift", *words], started.wait(), out, err)
+
+    def start(
+        self, words: Sequence[str], cwd: Path | None, env: Mapping[str, str], *, session: bool = False
+    ) -> Started:
+        """A command at work; ``session``: in a process group of its own, as a terminal's or a scheduler's."""
+        return Started(self.socket, words, str(cwd or os.getcwd()), env, session)
 
     def shim(self) -> Path:
         """A folder for a shell's path, in which ``maelift`` is such a command."""
@@ -70,24 +75,84 @@ class Preloaded:
         return folder
 
 
-def call(
-    place: Path, words: Sequence[str], cwd: str, env: Mapping[str, str], files: Sequence[int], timeout: float | None
-) -> int:
+class Started:
+    """A command at work, with what is used here of ``subprocess.Popen``."""
+
+    def __init__(self, place: Path, words: Sequence[str], cwd: str, env: Mapping[str, str], session: bool) -> None:
+        self.words = list(words)
+        self._out, self._err = os.memfd_create("out"), os.memfd_create("err")
+        self._code: int | None = None
+        with open(os.devnull) as nothing:
+            files = [nothing.fileno(), self._out, self._err]
+            self._line = _ask(place, words, cwd, env, files, session)
+        self._answers = self._line.makefile("r")
+        self.pid = int(self._answers.readline())
+
+    @property
+    def returncode(self) -> int | None:
+        """The exit code, once the command is known to have ended: minus the signal where one killed it."""
+        return self._code
+
+    def poll(self) -> int | None:
+        """The exit code, or None while the command is at work."""
+        return self.wait() if self._code is not None or select.select([self._line], [], [], 0)[0] else None
+
+    def wait(self, timeout: float | None = None) -> int:
+        """The exit code when the command ends; it is killed where that takes longer than ``timeout`` seconds."""
+        if self._code is None:
+            if not select.select([self._line], [], [], timeout)[0]:
+                self.kill()
+                raise subprocess.TimeoutExpired(["maelift", *self.words], timeout or 0)
+            self._code = _exit_code(self._answers.readline())
+            self._answers.close()
+            self._line.close()
+        return self._code
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        """What the command wrote to standard output and to standard error, when it ends."""
+        self.wait(timeout)
+        return self.said()
+
+    def said(self) -> tuple[str, str]:
+        """The same, so far."""
+        out, err = (os.pread(file, os.fstat(file).st_size, 0).decode() for file in (self._out, self._err))
+        return out, err
+
+    def __del__(self) -> None:
+        os.close(self._out)
+        os.close(self._err)
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal to the command's process."""
+        os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """End the command's process at once."""
+        os.kill(self.pid, signal.SIGKILL)
+
+
+def _ask(
+    place: Path, words: Sequence[str], cwd: str, env: Mapping[str, str], files: Sequence[int], session: bool
+) -> socket.socket:
+    """Have a command run with these files as standard input, output and error; its number and exit code come as two lines."""
+    line = socket.socket(socket.AF_UNIX)
+    line.connect(str(place))
+    request = json.dumps({"words": list(words), "cwd": cwd, "env": dict(env), "session": session}).encode()
+    socket.send_fds(line, [len(request).to_bytes(4, "big")], list(files))
+    line.sendall(request)
+    return line
+
+
+def _exit_code(answer: str) -> int:
+    """As subprocess has it; a process that was killed says nothing."""
+    return int(answer) if answer else -signal.SIGKILL
+
+
+def call(place: Path, words: Sequence[str], cwd: str, env: Mapping[str, str], files: Sequence[int]) -> int:
     """Run a command with these files as standard input, output and error; its exit code, as subprocess has it."""
-    with socket.socket(socket.AF_UNIX) as line:
-        line.settimeout(timeout)
-        line.connect(str(place))
-        request = json.dumps({"words": list(words), "cwd": cwd, "env": dict(env)}).encode()
-        socket.send_fds(line, [len(request).to_bytes(4, "big")], list(files))
-        line.sendall(request)
-        answers = line.makefile("r")
-        process = int(answers.readline())
-        try:
-            ended = answers.readline()
-        except TimeoutError:
-            os.kill(process, signal.SIGKILL)
-            raise subprocess.TimeoutExpired(["maelift", *words], timeout or 0) from None
-        return int(ended) if ended else -signal.SIGKILL
+    with _ask(place, words, cwd, env, files, False) as line, line.makefile("r") as answers:
+        answers.readline()
+        return _exit_code(answers.readline())
 
 
 def serve(place: str) -> None:
@@ -131,10 +196,13 @@ def _command(line: socket.socket) -> NoReturn:
     os.environ.update(request["env"])
     sys.path[:0] = filter(None, request["env"].get("PYTHONPATH", "").split(os.pathsep))
     os.chdir(request["cwd"])
-    sys.argv = ["maelift", *request["words"]]
+    if request["session"]:
+        os.setsid()
+    words: list[str] = request["words"]
+    sys.argv = words if words[:1] == [CODE] else ["maelift", *words]
     code = 1
     try:
-        code = main(request["words"])
+        code = _python(words) if words[:1] == [CODE] else main(words)
         atexit._run_exitfuncs()
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else 1
@@ -147,8 +215,18 @@ def _command(line: socket.socket) -> NoReturn:
         os._exit(code & 255)
 
 
+def _python(words: Sequence[str]) -> int:
+    """Run a block as the program that it would be alone."""
+    program = types.ModuleType("__main__")
+    sys.modules["__main__"] = program
+    sys.argv = [CODE, *words[2:]]
+    sys.path.insert(0, "")
+    exec(compile(words[1], "<block>", "exec"), program.__dict__)
+    return 0
+
+
 if __name__ == "__main__":
     if sys.argv[1] == "--serve":
         serve(sys.argv[2])
     else:
-        sys.exit(call(Path(sys.argv[1]), sys.argv[2:], os.getcwd(), os.environ, (0, 1, 2), None))
+        sys.exit(call(Path(sys.argv[1]), sys.argv[2:], os.getcwd(), os.environ, (0, 1, 2)))

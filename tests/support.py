@@ -6,6 +6,7 @@ import importlib
 import json
 import os
 import re
+import socket
 import struct
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from maelift.core.contract import sealed, sealed_hash
 from maelift.core.encoder import Encoder, EncoderSpec, preset_spec
 from maelift.core.randomness import isolated
 from maelift.core.weights import Provenance, save_encoder
-from maelift.tests.preloaded import Preloaded
+from maelift.tests.preloaded import CODE, Preloaded, Started
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -61,6 +62,35 @@ def preloaded() -> Preloaded:
 def run_maelift(*words: object, cwd: Path | None = None, timeout: float = 240) -> subprocess.CompletedProcess[str]:
     """Run ``maelift`` with these words as a process of its own; give its exit code and what it said."""
     return preloaded().run([str(word) for word in words], cwd, environment(), timeout)
+
+
+def start_maelift(*words: object, cwd: Path | None = None, session: bool = False) -> Started:
+    """The same, at work: to be watched, told to stop, or killed. ``session``: in a process group of its own."""
+    return preloaded().start([str(word) for word in words], cwd, environment(), session=session)
+
+
+def start_ranks(processes: int, *words: object) -> list[Started]:
+    """``maelift`` with these words in so many processes, each with the environment that torchrun would give it."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes)}
+    shared["LOCAL_WORLD_SIZE"] = shared["WORLD_SIZE"]
+    return [
+        preloaded().start(
+            [str(word) for word in words], None, {**environment(), **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        )
+        for rank in range(processes)
+    ]
+
+
+def run_ranks(processes: int, *words: object, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+    """Run them to the end: the first exit code that isn't 0, and what the processes said one after the other."""
+    ranks = start_ranks(processes, *words)
+    said = [rank.communicate(timeout) for rank in ranks]
+    code = next((rank.wait() for rank in ranks if rank.wait()), 0)
+    out, err = ("".join(texts) for texts in zip(*said, strict=True))
+    return subprocess.CompletedProcess(["maelift", *map(str, words)], code, out, err)
 
 
 def torchrun(processes: int, *words: object) -> list[str]:
@@ -150,11 +180,13 @@ def run_page(page: Path, folder: Path, timeout: float = 240, languages: Sequence
     assert blocks, f"{page} has no blocks of {' or '.join(languages)}"
     path = os.pathsep.join([str(preloaded().shim()), str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     printed = []
+    env = {**environment(), "PATH": path}
     for language, block in blocks:
-        command = [sys.executable, "-c", block] if language == "python" else ["bash", "-euo", "pipefail", "-c", block]
-        done = subprocess.run(
-            command, capture_output=True, text=True, cwd=folder, timeout=timeout, env={**environment(), "PATH": path}
-        )
+        if language == "python":
+            done = preloaded().run([CODE, block], folder, env, timeout)
+        else:
+            command = ["bash", "-euo", "pipefail", "-c", block]
+            done = subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=timeout, env=env)
         assert done.returncode == 0, f"{page.name}: exit code {done.returncode}\n{block}\n{done.stdout}\n{done.stderr}"
         printed.append(done.stdout)
     return "".join(printed)

@@ -34,7 +34,7 @@ from maelift.benchmarks.suite import BenchConfig
 from maelift.core import loop
 from maelift.core.config import MaeliftError
 from maelift.core.tracking import Progress
-from maelift.tests.support import environment, one_line_error, run_maelift
+from maelift.tests.support import environment, one_line_error, run_maelift, start_maelift
 from maelift.transfer import training
 from PIL import Image
 from rich.console import Console
@@ -238,14 +238,7 @@ def test_a_suite_that_is_killed_again_and_again_ends_with_the_tables_of_one_that
         return lambda: len(list(out.glob("runs/*/result.json"))) >= count
 
     for reached, kill in ((in_pretraining, os.kill), (after(8), os.killpg), (after(40), os.kill)):
-        process = subprocess.Popen(
-            [sys.executable, "-m", "maelift", "bench", "suite.yaml", "out=killed"],
-            cwd=whole.home,
-            env=environment(),
-            start_new_session=True,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        process = start_maelift("bench", "suite.yaml", "out=killed", cwd=whole.home, session=True)
         eventually(lambda: reached() or process.poll() is not None)  # noqa: B023
         workers = workers_of(process.pid)
         assert process.poll() is None and len(workers) == 2, process.communicate()[1]
@@ -422,9 +415,7 @@ def test_the_status_is_told_without_running_anything(whole: Whole, tmp_path: Pat
 def test_a_suite_at_work_says_at_once_how_far_it_is(whole: Whole, tmp_path: Path) -> None:
     words = ("bench", str(whole.home / "suite.yaml"), f"data.path={whole.home / 'images'}", f"out={tmp_path}")
     note = tmp_path / "running.json"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "maelift", *words, "-q"], env=environment(), start_new_session=True
-    )
+    process = start_maelift(*words, "-q", session=True)
     try:
         eventually(lambda: note.exists() or process.poll() is not None)
         asked = run_maelift(*words, "--status")

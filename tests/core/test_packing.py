@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import io
-import os
 import shutil
-import signal
-import subprocess
-import sys
 import tarfile
 import time
 from pathlib import Path
@@ -24,11 +20,11 @@ from maelift.core.tracking import read_metrics
 from maelift.tests.support import (
     TINY,
     deep_png,
-    environment,
     framework,
     noise_image,
     one_line_error,
     run_maelift,
+    start_maelift,
     write_images,
 )
 from PIL import Image
@@ -127,12 +123,11 @@ def test_a_killed_pack_goes_on_and_ends_with_the_same_shards(tmp_path: Path) -> 
     assert list(expected) != sorted(expected, key=lambda name: name.split("-", 1)[1])
     out = tmp_path / "killed"
     words = [f"data={tmp_path / 'data'}", f"out={out}", *(f"{key}={value}" for key, value in keys.items())]
-    command = [sys.executable, "-m", "maelift", "data", "pack", *words]
     for shards in (2, 6):
-        process = subprocess.Popen(command, env=environment(), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        process = start_maelift("data", "pack", *words)
         while len(list(out.glob("*.tar"))) < shards and process.poll() is None:
             time.sleep(0.001)
-        os.kill(process.pid, signal.SIGKILL)
+        process.kill()
         process.wait()
     (out / ".000009.tar.left.part").write_bytes(b"half a shard")
     with (out / "packed.jsonl").open("a") as lines:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -20,7 +19,14 @@ from maelift.core.weights import read_encoder
 from maelift.pretrain.config import PretrainConfig
 from maelift.pretrain.pool import read_source
 from maelift.pretrain.stage import pretrain
-from maelift.tests.support import TINY, environment, noise_image, one_line_error, run_maelift, torchrun, write_images
+from maelift.tests.support import (
+    TINY,
+    noise_image,
+    one_line_error,
+    run_maelift,
+    run_ranks,
+    write_images,
+)
 from safetensors.torch import load_file
 
 BROKEN = range(0, 60, 10)
@@ -107,8 +113,7 @@ def test_two_processes_look_at_a_share_each_and_train_on_the_same(data: Path, tm
     keys = [f"data={data}", *TINY, "max_rejected=0.4", "epochs=2", "log_every=1", f"audit={audit}"]
     one = run_maelift("pretrain", *keys, f"out={tmp_path / 'one'}")
     assert one.returncode == 0, one.stderr
-    command = torchrun(2, "pretrain", *keys, f"out={tmp_path / 'two'}")
-    done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=240)
+    done = run_ranks(2, "pretrain", *keys, f"out={tmp_path / 'two'}")
     assert done.returncode == 0, done.stderr
     for name in ("rejected.csv", "data.json"):
         assert (tmp_path / "one" / name).read_text() == (tmp_path / "two" / name).read_text()

@@ -13,7 +13,7 @@ import pytest
 import torch
 from maelift.core.tracking import read_metrics
 from maelift.tests.soak import KEYS, soak
-from maelift.tests.support import TINY, environment, has_checkpoint, torchrun, write_images
+from maelift.tests.support import TINY, environment, has_checkpoint, run_ranks, start_ranks, torchrun, write_images
 from safetensors.torch import load_file
 
 LONG = [*TINY, "epochs=400", "checkpoint_minutes=0.001"]
@@ -26,8 +26,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def pretrain(data: Path, out: Path, *keys: str, processes: int = 1) -> list[float]:
     """Pretrain with so many processes; the training losses."""
-    command = torchrun(processes, "pretrain", f"data={data}", f"out={out}", *TINY, "log_every=1", *keys)
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True)
+    done = run_ranks(processes, "pretrain", f"data={data}", f"out={out}", *TINY, "log_every=1", *keys)
     assert done.returncode == 0, done.stderr
     return [record["train/loss"] for record in read_metrics(out / "metrics.jsonl") if "train/loss" in record]
 
@@ -63,6 +62,19 @@ def test_any_split_of_the_work_makes_the_losses_of_one_process(
     assert all(torch.allclose(found[name], tensor, atol=2e-4) for name, tensor in expected.items())
 
 
+def test_a_launcher_s_processes_make_the_losses_of_one(
+    data: Path, tmp_path: Path, one: tuple[Path, list[float]]
+) -> None:
+    """The others here are started as torchrun starts them; this one by torchrun itself."""
+    keys = ("epochs=2", "clip_grad=0.5", "ema_decay=0.9", "log_every=1")
+    command = torchrun(2, "pretrain", f"data={data}", f"out={tmp_path}", *TINY, *keys)
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    records = read_metrics(tmp_path / "metrics.jsonl")
+    losses = [record["train/loss"] for record in records if "train/loss" in record]
+    assert len(losses) == 10 and losses == pytest.approx(one[1], rel=1e-5)
+
+
 @pytest.mark.slow
 def test_compiled_blocks_make_the_same_losses(data: Path, tmp_path: Path, one: tuple[Path, list[float]]) -> None:
     losses = pretrain(data, tmp_path / "run", "epochs=2", "clip_grad=0.5", "compile=true")
@@ -87,17 +99,13 @@ def test_a_run_goes_on_with_other_numbers_of_processes(
         before = sorted(path.name for path in changed.glob("checkpoints/*"))
         words = ["pretrain", f"data={data}", f"out={changed}", *TINY, "log_every=1", "epochs=24", *keys]
         words.append(f"accumulate={2 // processes}")
-        process = subprocess.Popen(
-            torchrun(processes, *words, "checkpoint_minutes=0.002"),
-            env=environment(),
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        while sorted(path.name for path in changed.glob("checkpoints/*")) == before and process.poll() is None:
+        ranks = start_ranks(processes, *words, "checkpoint_minutes=0.002")
+        while sorted(path.name for path in changed.glob("checkpoints/*")) == before and ranks[0].poll() is None:
             time.sleep(0.02)
-        process.send_signal(signal.SIGTERM)
-        _, said = process.communicate(timeout=60)
-        assert process.returncode != 0 and has_checkpoint(changed), said
+        for rank in ranks:
+            rank.send_signal(signal.SIGTERM)
+        said = [rank.communicate(timeout=60)[1] for rank in ranks]
+        assert {rank.wait() for rank in ranks} == {128 + signal.SIGTERM} and has_checkpoint(changed), said
     losses = pretrain(data, changed, "epochs=24", *keys, processes=2)
     assert len(losses) == 120 and losses == pytest.approx(expected, rel=1e-6)
     found = tensors(changed)

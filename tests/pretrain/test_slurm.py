@@ -22,7 +22,7 @@ from maelift.tests.support import (
     has_checkpoint,
     one_line_error,
     run_maelift,
-    torchrun,
+    run_ranks,
     write_images,
 )
 from safetensors.torch import load_file
@@ -71,17 +71,17 @@ def wait_for(what: str, happened: object, log: Path, seconds: float = 150) -> No
         time.sleep(0.1)
 
 
+def about(job: str, environment: dict[str, str]) -> str:
+    """What SLURM says of a job."""
+    return subprocess.run(["scontrol", "show", "job", job], env=environment, capture_output=True, text=True).stdout
+
+
 def test_a_job_that_is_told_to_stop_is_queued_again_and_ends_with_the_same_bits(
     slurm: dict[str, str], tmp_path: Path
 ) -> None:
     data = write_images(tmp_path / "data", 44)
     whole, out = tmp_path / "whole", tmp_path / "job"
-    subprocess.run(
-        torchrun(2, "pretrain", f"data={data}", f"out={whole}", *KEYS),
-        check=True,
-        env=environment(),
-        capture_output=True,
-    )
+    assert run_ranks(2, "pretrain", f"data={data}", f"out={whole}", *KEYS).returncode == 0
     done = maelift(slurm, "pretrain", f"data={data}", f"out={out}", *KEYS, *JOB)
     assert done.returncode == 0, done.stderr
     job, log = done.stdout.split("SLURM job ")[1].split()[0], Path(done.stdout.split("says: ")[1].split()[0])
@@ -93,10 +93,10 @@ def test_a_job_that_is_told_to_stop_is_queued_again_and_ends_with_the_same_bits(
     wait_for("the first steps", lambda: steps() > 20, log)
     subprocess.run(["scancel", "--signal=USR2", job], check=True, env=slurm)  # as SLURM does before the time is up
     wait_for("the checkpoint", lambda: has_checkpoint(out) or (out / "encoder.safetensors").exists(), log)
-    asked = subprocess.run(["scontrol", "release", job], env=slurm, capture_output=True)  # requeued jobs may be held
-    assert asked is not None
-    # A job that is queued again waits two minutes by SLURM's own rule; ask for it to begin now.
-    subprocess.run(["scontrol", "update", f"jobid={job}", "StartTime=now"], env=slurm, capture_output=True)
+    wait_for("the requeue", lambda: "Restarts=1" in about(job, slurm), log)
+    # A job that is queued again waits two minutes by SLURM's own rule, and may be held; ask for it to begin now.
+    for request in (["release", job], ["update", f"jobid={job}", "StartTime=now"]):
+        subprocess.run(["scontrol", *request], env=slurm, capture_output=True)
     wait_for("the encoder", lambda: (out / "encoder.safetensors").exists(), log, seconds=240)
     said = log.read_text()
     assert "saved. The same command goes on from there" in said and "going on from step" in said, said

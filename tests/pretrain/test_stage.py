@@ -17,12 +17,32 @@ import torch
 from maelift.core.config import MaeliftError
 from maelift.core.tracking import read_metrics
 from maelift.core.weights import read_decoder, read_encoder
-from maelift.tests.support import TINY, environment, has_checkpoint, one_line_error, run_maelift, write_images
+from maelift.tests.support import (
+    TINY,
+    environment,
+    has_checkpoint,
+    one_line_error,
+    run_maelift,
+    run_ranks,
+    start_maelift,
+    write_images,
+)
 from PIL import Image
 
 
+def words(data: Path, out: Path, *more: str) -> list[str]:
+    return ["pretrain", f"data={data}", f"out={out}", *TINY, *more]
+
+
 def command(data: Path, out: Path, *more: str) -> list[str]:
-    return [sys.executable, "-m", "maelift", "pretrain", f"data={data}", f"out={out}", *TINY, *more]
+    return [sys.executable, "-m", "maelift", *words(data, out, *more)]
+
+
+def pretrained(data: Path, out: Path, *more: str) -> str:
+    """Pretrain to the end; what was said."""
+    done = run_maelift(*words(data, out, *more))
+    assert done.returncode == 0, done.stderr
+    return done.stderr
 
 
 def wait_for(path: Path, seconds: float = 120) -> None:
@@ -72,10 +92,8 @@ def test_a_stopped_run_says_how_to_go_on_and_ends_as_if_it_never_stopped(
     image_folder: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    subprocess.run(command(image_folder, whole, "epochs=60"), check=True, env=environment(), capture_output=True)
-    process = subprocess.Popen(
-        command(image_folder, stopped, "epochs=60"), env=environment(), stderr=subprocess.PIPE, text=True
-    )
+    pretrained(image_folder, whole, "epochs=60")
+    process = start_maelift(*words(image_folder, stopped, "epochs=60"))
     wait_for(stopped / "config.yaml")
     time.sleep(0.7)
     process.send_signal(number)
@@ -83,8 +101,7 @@ def test_a_stopped_run_says_how_to_go_on_and_ends_as_if_it_never_stopped(
     assert process.returncode == 128 + number, said
     assert "The same command goes on from there" in said and "Traceback" not in said
     assert has_checkpoint(stopped) and not (stopped / "encoder.safetensors").exists()
-    on = subprocess.run(command(image_folder, stopped, "epochs=60"), env=environment(), capture_output=True, text=True)
-    assert on.returncode == 0 and "going on from step" in on.stderr
+    assert "going on from step" in pretrained(image_folder, stopped, "epochs=60")
     assert same(weights(whole), weights(stopped))
     steps = [record["step"] for record in read_metrics(stopped / "metrics.jsonl") if "held_out/loss" in record]
     assert len(steps) == len(set(steps)) == 2
@@ -93,15 +110,15 @@ def test_a_stopped_run_says_how_to_go_on_and_ends_as_if_it_never_stopped(
 def test_a_killed_run_goes_on_from_its_checkpoint_to_the_same_weights(image_folder: Path, tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     keys = ("epochs=60", "checkpoint_minutes=0.001")
-    subprocess.run(command(image_folder, whole, *keys), check=True, env=environment(), capture_output=True)
+    pretrained(image_folder, whole, *keys)
     for _ in range(2):
-        process = subprocess.Popen(command(image_folder, killed, *keys), env=environment(), stderr=subprocess.DEVNULL)
+        process = start_maelift(*words(image_folder, killed, *keys))
         wait_for(killed / "checkpoints")
         time.sleep(0.3)
         process.kill()
         process.wait()
     assert not (killed / "encoder.safetensors").exists()
-    subprocess.run(command(image_folder, killed, *keys), check=True, env=environment(), capture_output=True)
+    pretrained(image_folder, killed, *keys)
     assert same(weights(whole), weights(killed))
 
 
@@ -109,9 +126,8 @@ def test_two_processes_make_the_losses_of_one(image_folder: Path, tmp_path: Path
     keys = ["epochs=5", "batch_size=8", "holdout=8", "log_every=1"]
     losses = {}
     for name, ranks, more in (("one", 1, []), ("two", 2, []), ("split", 1, ["accumulate=2"])):
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-        words = command(image_folder, tmp_path / name, *keys, *more)[1:]
-        subprocess.run([*launcher, *words], check=True, env=environment(), capture_output=True)
+        done = run_ranks(ranks, *words(image_folder, tmp_path / name, *keys, *more))
+        assert done.returncode == 0, done.stderr
         records = read_metrics(tmp_path / name / "metrics.jsonl")
         losses[name] = [record["train/loss"] for record in records if "train/loss" in record]
     assert len(losses["one"]) == 20
@@ -148,8 +164,7 @@ def test_a_full_disk_ends_in_one_line_and_leaves_no_half_file(image_folder: Path
     assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
     assert "maelift pretrain: " in done.stderr
     assert not [path.name for path in out.iterdir() if path.suffix in (".part", ".safetensors", ".pt")]
-    again = subprocess.run(command(image_folder, out, "epochs=2"), env=environment(), capture_output=True)
-    assert again.returncode == 0
+    pretrained(image_folder, out, "epochs=2")
 
 
 def test_gray_and_non_square_images(tmp_path: Path) -> None:

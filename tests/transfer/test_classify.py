@@ -8,8 +8,6 @@ import logging
 import pickle
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from itertools import pairwise
@@ -27,7 +25,15 @@ from maelift.core.labels import read_splits
 from maelift.core.run_folder import RunFolder
 from maelift.core.tracking import read_metrics
 from maelift.core.weights import Provenance, read_encoder, save_encoder
-from maelift.tests.support import environment, has_checkpoint, noise_image, one_line_error, run_maelift, write_images
+from maelift.tests.support import (
+    has_checkpoint,
+    noise_image,
+    one_line_error,
+    run_maelift,
+    run_ranks,
+    start_maelift,
+    write_images,
+)
 from maelift.transfer.classify import ClassifyConfig, _MixupOfSets, score
 from maelift.transfer.models import load_model
 from maelift.transfer.starts import fresh_encoder
@@ -220,10 +226,9 @@ def test_a_stopped_run_ends_as_if_it_never_stopped(class_folders: Path, encoder:
     }
     run(class_folders, tmp_path / "whole", encoder=encoder, **keys)
     out = tmp_path / "stopped"
-    words = [f"{key}={value}" for key, value in {**KEYS, **keys}.items()]
-    command = [sys.executable, "-m", "maelift", "transfer", "classify", f"data={class_folders}", f"out={out}"]
-    command += [f"encoder={encoder}", *words]
-    process = subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True)
+    words = ["transfer", "classify", f"data={class_folders}", f"out={out}", f"encoder={encoder}"]
+    words += [f"{key}={value}" for key, value in {**KEYS, **keys}.items()]
+    process = start_maelift(*words)
     end = time.monotonic() + 120
     while not (out / "tensorboard").exists():
         assert time.monotonic() < end and process.poll() is None, process.communicate()
@@ -235,7 +240,7 @@ def test_a_stopped_run_ends_as_if_it_never_stopped(class_folders: Path, encoder:
     assert has_checkpoint(out) and not (out / "model.safetensors").exists()
     with pytest.raises(MaeliftError, match=r"mixup: 0.8 -> 0.7"):
         run(class_folders, out, encoder=encoder, **{**keys, "mixup": 0.7})
-    on = subprocess.run(command, env=environment(), capture_output=True, text=True)
+    on = run_maelift(*words)
     assert on.returncode == 0 and "going on from step" in on.stderr, on.stderr
     assert same(weights(out), weights(tmp_path / "whole"))
     assert results_of(out) == results_of(tmp_path / "whole")
@@ -252,11 +257,8 @@ def test_two_processes_and_two_passes_make_the_losses_of_one(
         config = ClassifyConfig.resolve({**keys, "out": out, "accumulate": accumulate})
         run_transfer(config, listener=lambda progress, heard=heard: heard.append(progress.loss))  # type: ignore[misc]
     assert len(losses[1]) == 8 and losses[2] == pytest.approx(losses[1], rel=1e-4)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "maelift"]
     words = [f"{key}={value}" for key, value in {**keys, "out": tmp_path / "ranks"}.items()]
-    done = subprocess.run(
-        [*launcher, "transfer", "classify", *words], capture_output=True, text=True, env=environment()
-    )
+    done = run_ranks(2, "transfer", "classify", *words)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("test: top1") == 1
     logged = [read_metrics(tmp_path / out / "metrics.jsonl") for out in ("passes1", "ranks")]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,14 @@ from maelift.core.distributed import Ranks
 from maelift.core.encoder import EncoderSpec, Preprocessing
 from maelift.core.tracking import read_metrics
 from maelift.core.weights import Provenance, save_encoder
-from maelift.tests.support import environment, framework, has_checkpoint, one_line_error, run_maelift
+from maelift.tests.support import (
+    framework,
+    has_checkpoint,
+    one_line_error,
+    run_maelift,
+    run_ranks,
+    start_maelift,
+)
 from maelift.transfer.detect import DetectConfig, DetectionTask, View, agrees, box_around, targets
 from maelift.transfer.detectors import Detector
 from maelift.transfer.models import load_model
@@ -188,22 +193,15 @@ def test_a_killed_run_ends_with_the_figures_of_an_uninterrupted_one(
     run(shapes, tmp_path / "whole", encoder=encoder, **keys)
     out = tmp_path / "killed"
     words = {**KEYS, **keys, "data": shapes, "out": out, "encoder": encoder, "checkpoint_minutes": 1e-3}
-    command = [
-        sys.executable,
-        "-m",
-        "maelift",
-        "transfer",
-        "detect",
-        *(f"{key}={value}" for key, value in words.items()),
-    ]
-    with (tmp_path / "log").open("w") as log, subprocess.Popen(command, stderr=log, env=environment()) as process:
-        end = time.monotonic() + 120
-        while not has_checkpoint(out):
-            assert time.monotonic() < end and process.poll() is None, (tmp_path / "log").read_text()
-            time.sleep(0.02)
-        process.send_signal(signal.SIGKILL)
-    assert process.returncode == -signal.SIGKILL and not (out / "test.json").exists()
-    on = subprocess.run(command, env=environment(), capture_output=True, text=True)
+    command = ["transfer", "detect", *(f"{key}={value}" for key, value in words.items())]
+    process = start_maelift(*command)
+    end = time.monotonic() + 120
+    while not has_checkpoint(out):
+        assert time.monotonic() < end and process.poll() is None, process.said()
+        time.sleep(0.02)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL and not (out / "test.json").exists()
+    on = run_maelift(*command)
     assert on.returncode == 0 and "going on from step" in on.stderr, on.stderr
     assert results_of(out) == results_of(tmp_path / "whole")
     ours, whole = (load_file(folder / "model.safetensors") for folder in (out, tmp_path / "whole"))
@@ -368,10 +366,9 @@ def test_heads_are_equal_for_any_encoder_of_one_seed(shapes: Path, encoder: Path
 def test_two_processes_train_together(engine: str, shapes: Path, encoder: Path, tmp_path: Path) -> None:
     if engine == "detectron2":
         framework("detectron2")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "maelift"]
     keys = {**KEYS, "data": shapes, "out": tmp_path / "run", "encoder": encoder, "engine": engine, "steps": 3}
     words = [f"{key}={value}" for key, value in keys.items()]
-    done = subprocess.run([*launcher, "transfer", "detect", *words], capture_output=True, text=True, env=environment())
+    done = run_ranks(2, "transfer", "detect", *words)
     assert done.returncode == 0, done.stderr
     assert results_of(tmp_path / "run")["steps"] == 3 and done.stdout.count("test: AP") == 1
 

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -23,7 +20,7 @@ from maelift.core.labels import read_splits
 from maelift.core.optim import Lars, set_learning_rate, warmup_cosine
 from maelift.core.probing import AttentiveProbe, LinearProbe, NearestNeighbours, logistic_regression
 from maelift.core.weights import read_encoder
-from maelift.tests.support import encoder_file, environment, has_checkpoint, random_encoder
+from maelift.tests.support import encoder_file, has_checkpoint, random_encoder, run_maelift, start_maelift
 from maelift.transfer import probe as probe_module
 from maelift.transfer.classify import ClassifyConfig
 from maelift.transfer.probe import FeatureFile, Rows, features
@@ -209,15 +206,16 @@ def test_a_killed_probe_ends_with_the_weights_of_an_uninterrupted_one(
 ) -> None:
     keys = [f"data={class_folders}", f"encoder={encoder}", "method=linear", "recipe=small", "val=12", "test=12"]
     keys += ["steps=1500", "workers=0", "checkpoint_minutes=0.005", "evaluations=3"]
-    command = [sys.executable, "-m", "maelift", "transfer", "classify", *keys]
-    subprocess.run([*command, f"out={tmp_path / 'whole'}"], check=True, env=environment(), capture_output=True)
-    with subprocess.Popen([*command, f"out={tmp_path / 'killed'}"], env=environment()) as process:
-        deadline = time.monotonic() + 120
-        while not has_checkpoint(tmp_path / "killed") and time.monotonic() < deadline:
-            time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
+    command = ["transfer", "classify", *keys]
+    assert run_maelift(*command, f"out={tmp_path / 'whole'}").returncode == 0
+    process = start_maelift(*command, f"out={tmp_path / 'killed'}")
+    deadline = time.monotonic() + 120
+    while not has_checkpoint(tmp_path / "killed") and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
     assert not (tmp_path / "killed" / "test.json").exists()
-    done = subprocess.run([*command, f"out={tmp_path / 'killed'}"], env=environment(), capture_output=True, text=True)
+    done = run_maelift(*command, f"out={tmp_path / 'killed'}")
     assert done.returncode == 0 and "going on from step" in done.stderr
     whole, killed = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "killed"))
     assert all(torch.equal(whole[name], killed[name]) for name in whole)

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -20,7 +17,7 @@ from maelift.core.encoder import Encoder, EncoderSpec, Preprocessing
 from maelift.core.mask_images import read_segmentation
 from maelift.core.randomness import stream
 from maelift.core.weights import Provenance, read_encoder, save_encoder
-from maelift.tests.support import environment, framework, has_checkpoint
+from maelift.tests.support import framework, has_checkpoint, run_maelift, start_maelift
 from maelift.transfer.models import load_model
 from maelift.transfer.segment import SegmentationTask, SegmentConfig, distorted, padded, random_crop
 from maelift.transfer.segmentors import ENCODER_PREFIX, Segmentor
@@ -147,20 +144,14 @@ def test_a_killed_run_ends_with_the_figures_of_one_that_was_not(
     run(scenes, tmp_path / "whole", **keys)
     out = tmp_path / "killed"
     resolved = [f"{key}={value}" for key, value in {"data": scenes, "out": out, **KEYS, **keys}.items()]
-    program = (
-        "import sys; from maelift.transfer.segment import SegmentConfig; from maelift.transfer.training import run; "
-        "run(SegmentConfig.resolve(sys.argv[1:]))"
-    )
-    command = [sys.executable, "-c", program, *resolved]
-    process = subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True)
+    process = start_maelift("transfer", "segment", *resolved)
     end = time.monotonic() + 120
     while not has_checkpoint(out):
         assert time.monotonic() < end and process.poll() is None, process.communicate()
         time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL and not (out / "test.json").exists()
-    on = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=240)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL and not (out / "test.json").exists()
+    on = run_maelift("transfer", "segment", *resolved)
     assert on.returncode == 0, on.stderr
     assert results_of(out) == results_of(tmp_path / "whole")
     ours, theirs = load_file(out / "model.safetensors"), load_file(tmp_path / "whole" / "model.safetensors")
