@@ -25,7 +25,8 @@ class Command:
     """A command: where its schema and functions are, imported only when it is called.
 
     The words without "=" are the values of ``positional``, in this order; keys in ``options`` may also be given as
-    ``--key value``, and may be left out where ``optional`` has a word for the value. ``home`` is the module of the
+    ``--key value``, and may be left out where ``optional`` has a word for the value; those in ``switches`` as ``--key`` for
+    true. ``home`` is the module of the
     functions, where it isn't the schema's. ``defaults`` tells of keys without a default in the schema where their values
     come from. ``json``: the result has a ``to_json``. ``flags``: options that call another function of the module, by its name,
     for a result with a ``text``. ``memory``: a module whose ``again`` knows what to answer to words without doing anything, whose
@@ -39,6 +40,7 @@ class Command:
     positional: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
     optional: str = ""
+    switches: tuple[str, ...] = ()
     home: str | None = None
     defaults: Callable[[Command], dict[str, str]] | None = None
     json: bool = False
@@ -143,6 +145,7 @@ COMMANDS = {
         "certify_model",
         "does a config or checkpoint of yours compute what the encoder computes?",
         positional=("model", "encoder"),
+        switches=("trust",),
     ),
     "data fashion-mnist": Command(
         "core.datasets", "FashionMnistConfig", "fashion_mnist", "bring the data of the quickstart"
@@ -205,6 +208,7 @@ def _run(name: str, command: Command, words: list[str]) -> None:
     file = _take_config(words)
     dry_run, quiet = _take(words, "-n", "--dry-run"), _take(words, "-q", "--quiet")
     as_json = command.json and _take(words, "--json")
+    words += [f"{key}=true" for key in command.switches if _take(words, f"--{key}")]
     asked = [function for flag, function in command.flags.items() if _take(words, flag)]
     config = _resolve(command, schema, _options_as_keys(words, command.options), file)
     unread.forget()
@@ -262,7 +266,7 @@ def _options_as_keys(words: Sequence[str], options: Sequence[str]) -> list[str]:
 def _unknown_option(word: str, command: Command) -> str:
     """The message for an option that isn't there, or that this command hasn't."""
     known = ["--config", "--dry-run", "--quiet", "--help", *(["--json"] if command.json else []), *command.flags]
-    known += [f"--{option}" for option in command.options]
+    known += [f"--{option}" for option in (*command.options, *command.switches)]
     close = nearest(word.partition("=")[0], known)
     if "=" in word and close is None:
         return f"{word}: no such option. Keys have no dashes: {word.lstrip('-')}."
@@ -326,7 +330,8 @@ def _command_help(name: str, command: Command, schema: type) -> str:
     positional = "".join(f" {key.upper()}" for key in command.positional)
     for option in command.options:
         positional += f" [--{option} {command.optional}]" if command.optional else f" --{option} {option.upper()}"
-    json = "".join(f" [{flag}]" for flag in (*(["--json"] if command.json else []), *command.flags))
+    switches = [f"--{key}" for key in command.switches]
+    json = "".join(f" [{flag}]" for flag in (*(["--json"] if command.json else []), *command.flags, *switches))
     return "\n".join(
         [
             f"maelift {name}: {command.summary}",
