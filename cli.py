@@ -11,13 +11,14 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from . import __version__
 from .core import unread
 from .core.config import MaeliftError, describe, format_help, nearest, resolve, to_dict, to_yaml
+from .core.terminal import LineFormatter, printable
 
 
 @dataclass(frozen=True)
@@ -236,16 +237,25 @@ def _run(name: str, command: Command, words: list[str]) -> None:
 
 def _resolve(command: Command, schema: Any, words: Sequence[str], file: Path | None) -> Any:
     """The configuration that the words and the file ask for."""
-    for word in words:
-        if word.startswith("-"):
+    named = [bool(command.positional) and os.path.lexists(word) and not _names_key(word, schema) for word in words]
+    for word, is_file in zip(words, named, strict=True):
+        if word.startswith("-") and not is_file:
             raise MaeliftError(_unknown_option(word, command))
     overrides = list(words)
-    bare = [number for number, word in enumerate(words) if "=" not in word]
+    bare = [number for number, word in enumerate(words) if "=" not in word or named[number]]
     for number, key in zip(bare, command.positional, strict=False):
         overrides[number] = f"{key}={words[number]}"
     if hasattr(schema, "resolve"):
         return schema.resolve(overrides, file)
     return resolve(schema, overrides, file)
+
+
+def _names_key(word: str, schema: Any) -> bool:
+    """Whether a word is KEY=VALUE for a key that is there, and not a file of this name."""
+    key, equals, _ = word.partition("=")
+    if not equals or not is_dataclass(schema):
+        return bool(equals)
+    return any(entry.key.partition(".")[0] == key.partition(".")[0] for entry in describe(cast(type, schema)))
 
 
 def _options_as_keys(words: Sequence[str], options: Sequence[str]) -> list[str]:
@@ -370,7 +380,8 @@ def _take_config(words: list[str]) -> Path | None:
 def _say(text: str) -> None:
     """Print; that nobody reads on, as after ``| head``, is no error."""
     try:
-        print(text, flush=True)
+        shown, encoding = printable(text, lines=True), sys.stdout.encoding or "utf-8"
+        print(shown.encode(encoding, "backslashreplace").decode(encoding), flush=True)
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python would try again at exit
         if not isinstance(error, BrokenPipeError):
@@ -382,7 +393,7 @@ def _fail(name: str, message: str, exit_code: int) -> int:
     if os.environ.get("MAELIFT_DEBUG"):
         traceback.print_exc()
     if _first_process():
-        print(f"maelift {name}: {message}", file=sys.stderr)
+        print(f"maelift {printable(name)}: {printable(message)}", file=sys.stderr)
     return exit_code
 
 
@@ -405,6 +416,6 @@ def _log_to_stderr(quiet: bool) -> None:
     logger.setLevel(logging.INFO if _first_process() and not quiet else logging.WARNING)
     if not logger.handlers:
         handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(message)s"))
+        handler.setFormatter(LineFormatter())
         logger.addHandler(handler)
         logger.propagate = False

@@ -22,6 +22,7 @@ from ..core.images import ImageSet, as_image
 from ..core.labels import LabeledImages, Splits, audit_splits, read_splits
 from ..core.randomness import stream
 from ..core.sources import find_sources
+from ..core.terminal import quoted
 from ..core.tracking import counting
 from .suite import CLASSIFY, BenchConfig, SuiteData
 
@@ -252,7 +253,7 @@ def _need_folder(path: str) -> None:
     if not Path(path).exists():
         raise DataError(
             f"data.path={path}: no such folder or CSV. Give data.path=...; that of the quickstart is brought by "
-            f"maelift data fashion-mnist out={path}."
+            f"maelift data fashion-mnist out={quoted(path)}."
         )
 
 
@@ -328,7 +329,7 @@ def _task(config: BenchConfig, name: str, guard: _Guard) -> TaskImages:
     if not Path(own.data).exists():
         raise DataError(
             f"tasks.{name}.data={own.data}: no such folder or file. That of the quickstart is brought by "
-            f"maelift data fashion-scenes out={own.data} pool=0."
+            f"maelift data fashion-scenes out={quoted(own.data)} pool=0."
         )
     recipe = config.transfer(name)
     splits, manifest = audit_splits(recipe.chosen_task().read(recipe), config.data.broken)

@@ -33,6 +33,7 @@ from .mask_images import Layout, SegmentationImages, parse_segmentation
 from .plan import Plan
 from .pool_check import POOL_RULES, check_pool, fact_lines, paths_of
 from .sources import find_source
+from .terminal import printable
 from .tracking import counting
 
 T = TypeVar("T")
@@ -145,11 +146,11 @@ class DataCheck:
         """What is there, and what was found, in lines."""
         lines = [line for task in dict.fromkeys(split.task for split in self.splits) for line in self._task_lines(task)]
         lines += fact_lines(self.facts) if self.facts else ()
-        lines += (f"  {text}" for text in self.unread)
+        lines += (f"  {printable(text)}" for text in self.unread)
         for finding in self.findings:
             what = f"by rule: {finding.rule}" if finding.rule else "to be mended"
             lines += ["", f"{finding.kind}: {len(finding.texts):,} ({what})"]
-            lines += [f"  {text}" for text in finding.texts[:EXAMPLES]]
+            lines += [f"  {printable(text)}" for text in finding.texts[:EXAMPLES]]
             if len(finding.texts) > EXAMPLES:
                 lines.append(f"  ... and {len(finding.texts) - EXAMPLES:,} more")
         lines.append("")

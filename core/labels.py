@@ -187,7 +187,7 @@ class SplitManifest:
         for split, manifest in sorted(self.splits.items()):
             lines.append(f"{split}:{manifest.digest}")
             lines += sorted(f"{name}\t{label}" for name, label in zip(manifest.names, self.labels[split], strict=True))
-        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+        return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
     @property
     def gray(self) -> bool:

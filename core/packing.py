@@ -25,6 +25,7 @@ from .images import ImageSet, check_channels, opened_content
 from .plan import Plan
 from .randomness import stream
 from .sources import find_source
+from .terminal import quoted
 from .tracking import counting
 
 logger = logging.getLogger("maelift")
@@ -94,7 +95,7 @@ class PackResult:
             lines.append(f"{self.anew:,} of them encoded anew; the others as they were, byte by byte")
         if self.rejected:
             lines.append(f"{self.rejected:,} broken ones are left out, see {self.folder / QUARANTINE_FILE}")
-        lines.append(f"next: maelift pretrain data={self.folder} out=FOLDER")
+        lines.append(f"next: maelift pretrain data={quoted(self.folder)} out=FOLDER")
         return "\n".join(lines)
 
 

@@ -89,7 +89,9 @@ class FeatureFile:
 
     def name(self, device: torch.device) -> str:
         """The file's name: a hash of all that the features depend on."""
-        names = hashlib.sha256("\n".join(self.images.name(index) for index in range(len(self.images))).encode())
+        names = hashlib.sha256(
+            "\n".join(self.images.name(index) for index in range(len(self.images))).encode("utf-8", "surrogateescape")
+        )
         drawn = [self.crops, self.crop_scale, self.flip, self.seed] if self.crops else []
         parts = [
             FEATURES_VERSION,

@@ -41,6 +41,7 @@ from ..core.optim import parameter_groups
 from ..core.plan import Plan
 from ..core.randomness import isolated
 from ..core.run_folder import RunFolder
+from ..core.terminal import quoted
 from ..core.tracking import Listener, Tracker, read_metrics
 from ..core.weights import EncoderFile, Provenance
 from .drawing import Picture
@@ -368,7 +369,7 @@ class TransferResult:
             f"model: {self.model}\n{self.test.line()}\n"
             f"val: best {metric} {100 * self.val:.2f} % ({self.val_count} images, 1 seed)\n"
             f"pictures and curves: {self.model.with_name('summary.html')}\n"
-            f"next: maelift predict model={self.model} images=FOLDER"
+            f"next: maelift predict model={quoted(self.model)} images=FOLDER"
         )
 
 
