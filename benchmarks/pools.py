@@ -17,8 +17,8 @@ from ..core.audit import audit
 from ..core.cache import cache_file, keep, kept
 from ..core.config import DataError
 from ..core.copies import Copy, Thumbnails, find_copies, find_whole_copies
-from ..core.decoding import Picture
-from ..core.images import ImageSet, as_image
+from ..core.decoding import Picture, picture_of
+from ..core.images import ImageSet
 from ..core.labels import LabeledImages, Splits, audit_splits, read_splits
 from ..core.randomness import stream
 from ..core.sources import find_sources
@@ -343,9 +343,10 @@ def _task(config: BenchConfig, name: str, guard: _Guard) -> TaskImages:
 
 def small_picture(images: ImageSet, index: int) -> Picture:
     """A small copy of an image: (H, W) gray or (H, W, 3), uint8."""
-    opened = images.open(index)
-    picture = opened if isinstance(opened, Image.Image) else as_image(opened)
-    picture = picture.convert("L" if picture.mode in ("1", "L", "I;16") else "RGB")
+    image = images.open(index)
+    values = picture_of(image) if isinstance(image, Image.Image) else image
+    values = values[:, :, :3] if values.shape[2] >= 3 else values[:, :, 0]
+    picture = Image.fromarray(np.ascontiguousarray(values.astype(np.float32).clip(0, 255).astype(np.uint8)))
     picture.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
     return np.asarray(picture)
 

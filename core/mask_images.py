@@ -18,9 +18,10 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 
 from .config import ConfigError, DataError
+from .decoding import image_file, upright_size
 from .faults import Fault, refuse
 from .images import FolderImages, find_images
 from .labels import SPLIT_NAMES, Splits, draw_missing_splits, rarest_first_order, spread_order
@@ -247,12 +248,12 @@ def read_mask(path: Path) -> NDArray[np.uint8] | NDArray[np.uint16]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(path) as file:
+            with image_file(path) as file:
                 mode, bits = file.mode, _gray_bits(path) if file.format == "PNG" else 8
                 values = np.asarray(file)
     except UnidentifiedImageError as error:
         raise DataError(f"{path}: {'an empty file' if path.stat().st_size == 0 else 'not an image'}") from error
-    except (OSError, SyntaxError, ValueError, TypeError, EOFError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, TypeError, EOFError, DataError) as error:
         raise DataError(f"{path}: {error}") from error
     if mode in ("RGB", "RGBA", "LA", "PA", "CMYK", "YCbCr"):
         raise DataError(
@@ -399,10 +400,8 @@ def _look(mask: Path, image: Path) -> _Look:
 def image_size(path: Path) -> tuple[int, int] | None:
     """(height, width) of an image once it is upright by EXIF, from its header; None where that can't be read."""
     try:
-        with Image.open(path) as file:
-            turned = file.getexif().get(0x0112) in (5, 6, 7, 8)
-            return file.size if turned else (file.height, file.width)
-    except (OSError, SyntaxError, ValueError, TypeError, EOFError, Image.DecompressionBombError):
+        return upright_size(path)
+    except DataError:
         return None
 
 
