@@ -201,7 +201,6 @@ class Context:
         if own.start == "mae":
             config = self.config.mae_config(arm, seed, "")
             recipe = {key: value for key, value in to_dict(config).items() if key not in (*FREE_KEYS, "init")}
-            recipe |= {} if config.background == "white" else {"background": config.background}
             text = json.dumps({**recipe, "weights": self.weights.get(arm), **part})
             images = round(self._pretraining_flops(arm, config) / encoder_flops(self.config.spec))
             return Run("mae", arm, seed, 0, 0, config.peak_lr, text, self.facts(arm, "pool"), images=images)
@@ -348,7 +347,7 @@ class Context:
         if channels == 3:
             return Preprocessing.default(channels)
         mean, std = channel_statistics(self.pools.pool, channels, seed=STATISTICS_SEED)
-        return Preprocessing(channel_names(channels), mean, std, background="white")
+        return Preprocessing(channel_names(channels), mean, std)
 
 
 def _determining(recipe: Recipe) -> str:
@@ -366,8 +365,7 @@ def _determining(recipe: Recipe) -> str:
         "checkpoint_minutes",
         "device",
     )
-    chosen = {key: value for key, value in to_dict(recipe).items() if key not in known}
-    return json.dumps({key: value for key, value in chosen.items() if (key, value) != ("background", None)})
+    return json.dumps({key: value for key, value in to_dict(recipe).items() if key not in known})
 
 
 def execute(run: Run, context: Context, store: Path, listener: Listener | None = None) -> None:

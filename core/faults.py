@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .config import DataError
-from .terminal import quoted
 
 logger = logging.getLogger("maelift")
 
@@ -25,6 +24,10 @@ MENDING: Mapping[str, str] = {
     "equal category names": "told apart by their ids",
     "object without segmentation": "masks are neither trained on nor evaluated",
     "mask without image": "left out",
+    "masks by another name": "taken for theirs",
+    "another folder of masks": "not read",
+    "listed class in no mask": "it has no figures",
+    "one class in all masks": "nothing can be learned from them but that",
 }
 """The faults that don't stop a run, by kind, and what is done about them; all others are refused."""
 
@@ -48,7 +51,7 @@ def refuse(faults: Sequence[Fault], data: str | Path) -> None:
     serious = [fault for fault in faults if fault.kind not in MENDING]
     if serious:
         others = f" {len(serious) - 1:,} more faults are there." if len(serious) > 1 else ""
-        raise DataError(f"{serious[0].text()}.{others} 'maelift data check {quoted(data)}' lists what is wrong.")
+        raise DataError(f"{serious[0].text()}.{others} 'maelift data check {data}' lists what is wrong.")
     counts = Counter((fault.file, fault.kind) for fault in faults)
     for (file, kind), count in counts.items():
         logger.warning("%s: %d × %s (%s)", file, count, kind, MENDING[kind])
