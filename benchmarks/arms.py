@@ -364,6 +364,9 @@ def _determining(recipe: Recipe) -> str:
         "workers",
         "checkpoint_minutes",
         "device",
+        "group",
+        "folds",
+        "fold",
     )
     return json.dumps({key: value for key, value in to_dict(recipe).items() if key not in known})
 

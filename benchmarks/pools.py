@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from ..core.audit import audit
@@ -19,7 +20,7 @@ from ..core.config import DataError
 from ..core.copies import Copy, Thumbnails, find_copies, find_whole_copies
 from ..core.decoding import Picture
 from ..core.images import ImageSet, as_image
-from ..core.labels import LabeledImages, Splits, audit_splits, read_splits
+from ..core.labels import LabeledImages, Splits, audited_splits, groups_of, match_group, single_label_parts
 from ..core.randomness import stream
 from ..core.sources import find_sources
 from ..core.tracking import counting
@@ -139,10 +140,11 @@ def read_pools(config: BenchConfig) -> Pools:
         pool = _unlabelled(data, guard)
         return guard.pools(pool, None, tasks)
     _need_folder(data.path)
-    splits, manifest = audit_splits(read_splits(data.path, data.val, data.test, data.seed, data.layout), data.broken)
+    parts = single_label_parts(data.path, data.layout)
+    splits, manifest = audited_splits(parts, data.path, data.val, data.test, data.seed, data.broken, group=data.group)
     guard.tell_broken("", len(manifest.rejected))
     train, val, test = (_Part(part, manifest.splits[name].hashes, range(len(part))) for name, part in splits.items())
-    val = guard.hold_back(CLASSIFY, val, test)
+    val = guard.hold_back(CLASSIFY, val, test, data.group)
     if data.unlabelled is None:
         chosen, train = _parted(train, data)
         own = guard.apart(chosen, "pool", list(guard.held))
@@ -165,6 +167,7 @@ class _Guard:
         self._pairs: list[Pair] = []
         self.held: dict[str, tuple[_Part, ...]] = {}
         """what each task is validated and tested with"""
+        self._groups: list[tuple[str, set[str]]] = []
 
     def pools(self, pool: _Pool, labelled: LabeledImages | None, tasks: Mapping[str, TaskImages]) -> Pools:
         """All of the images, once they are apart."""
@@ -176,8 +179,10 @@ class _Guard:
         if count:
             self._findings.append(f"{task}Broken images that were left out: {count}.")
 
-    def hold_back(self, task: str, val: _Part, test: _Part) -> _Part:
-        """Take in what a task is judged by; what is left of its validation."""
+    def hold_back(self, task: str, val: _Part, test: _Part, group: str | None) -> _Part:
+        """Take in what a task is judged by, and its groups; what is left of its validation."""
+        if group is not None:
+            self._groups.append((group, {*groups_of(val.taken(), group), *groups_of(test.taken(), group)}))
         name = "validation" if task == CLASSIFY else f"{task}'s validation"
         val = self.without(val, test.contents, name, "test")
         self.held[task] = (val, test)
@@ -188,6 +193,20 @@ class _Guard:
         left = part.without(contents)
         self._findings.append(_finding(name, len(part.indices) - len(left.indices), others))
         return left
+
+    def without_groups(self, part: _Part, name: str) -> _Part:
+        """A part without images whose path says that they are of a group that is in validation or test."""
+        for group, held in self._groups:
+            names = [part.images.images.name(index) for index in part.indices]
+            found = [match_group(one, group) for one in names]
+            kept = [index for index, own in zip(part.indices, found, strict=True) if own not in held]
+            left_out, unknown = len(found) - len(kept), found.count(None)
+            self._findings.append(
+                f"Images of the {name} that are of a group in validation or test (group {group}), and were left out: "
+                f"{left_out}; of {unknown} of {len(found)} the path doesn't say the group."
+            )
+            part = _Part(part.images, part.hashes, kept)
+        return part
 
     def apart(self, part: _Part, name: str, tasks: Sequence[str]) -> _Part:
         """A part without what these tasks are judged by, and without what is nearly that."""
@@ -271,8 +290,23 @@ def _parted(train: _Part, data: SuiteData) -> tuple[_Part, _Part]:
             f"data.pool={wanted}: {data.path} has {len(order)} training images besides validation and test; expected "
             "a count below that, so that some are left to draw labelled examples from."
         )
+    if data.group is not None:
+        order, count = _whole_groups(train, order, count, data.group)
     pool, rest = (sorted(int(index) for index in part) for part in (order[:count], order[count:]))
     return _Part(train.images, train.hashes, pool), _Part(train.images, train.hashes, rest)
+
+
+def _whole_groups(train: _Part, order: NDArray[np.int64], count: int, group: str) -> tuple[NDArray[np.int64], int]:
+    """The order with all of a group where its first image is, and the count nearest to ``count`` that cuts no group."""
+    groups = groups_of(train.taken(), group)
+    first: dict[str, int] = {}
+    for place, index in enumerate(order.tolist()):
+        first.setdefault(groups[index], place)
+    together = np.array(sorted(order.tolist(), key=lambda index: first[groups[index]]), dtype=np.int64)
+    ends = [n for n in range(1, len(together)) if groups[together[n]] != groups[together[n - 1]]]
+    if not ends:
+        raise DataError(f"data.group={group}: all training images are of one group, of which no pool can be parted.")
+    return together, min(ends, key=lambda end: abs(end - count))
 
 
 @dataclass(frozen=True)
@@ -308,7 +342,7 @@ def _unlabelled(data: SuiteData, guard: _Guard) -> _Pool:
     if manifest.rejected:
         images = images.subset(manifest.kept)
     part = _Part(_Nameless(images), manifest.hashes, range(len(images)))
-    part = guard.apart(part, "pool", list(guard.held))
+    part = guard.without_groups(guard.apart(part, "pool", list(guard.held)), "pool")
     if data.pool is not None:
         count = count_of(data.pool, len(part.indices))
         if not 0 < count <= len(part.indices):
@@ -331,10 +365,10 @@ def _task(config: BenchConfig, name: str, guard: _Guard) -> TaskImages:
             f"maelift data fashion-scenes out={own.data} pool=0."
         )
     recipe = config.transfer(name)
-    splits, manifest = audit_splits(recipe.chosen_task().read(recipe), config.data.broken)
+    splits, manifest = recipe.chosen_task().read_audited(replace(recipe, max_rejected=config.data.broken))
     guard.tell_broken(f"{name}: ", len(manifest.rejected))
     train, val, test = (_Part(part, manifest.splits[split].hashes, range(len(part))) for split, part in splits.items())
-    val = guard.hold_back(name, val, test)
+    val = guard.hold_back(name, val, test, recipe.group)
     train = guard.apart(train, f"{name}'s labelled source", [name])
     parts = {"train": train, "val": val, "test": test}
     return _images(parts, f"tasks.{name}.data={own.data}")

@@ -59,6 +59,9 @@ class SuiteData:
     """test images where the data has no such split, a count or a share"""
     seed: int = 0
     """seeds the split"""
+    group: str | None = None
+    """what stays in one part, a patient, video or flight: a column of the CSV, or a regular expression over the images' paths;
+    for other tasks it is a key of their recipe"""
     near: Literal["auto", "full", "off"] = "auto"
     """leave out of the pool and of training what is nearly a validation or test image; auto: cropped ones up to 20 million pairs,
     others up to 2 billion"""

@@ -26,8 +26,9 @@ from .box_conventions import ConventionFault, RawBoxes, convention_fault
 from .config import DataError
 from .faults import Fault, refuse
 from .images import FolderImages
-from .labels import SPLIT_NAMES, Splits, draw_missing_splits, rarest_first_order, spread_order
+from .labels import SPLIT_NAMES, Splits, draw_missing_splits, rarest_first_order
 from .names import Numbers
+from .splits import Strata
 
 FaultKind = Literal[
     ConventionFault,
@@ -199,9 +200,10 @@ class DetectionImages:
         """An order in which every beginning has all classes about as often, as far as the images allow."""
         return rarest_first_order(self.present, seed, "labels")
 
-    def split_order(self, seed: int, split: str) -> list[int]:
-        """A drawn order at whose end every class is seen."""
-        return spread_order(self.present, seed, split)
+    @property
+    def strata(self) -> Strata:
+        """The classes on each image."""
+        return self.present
 
     def ground_truth(self) -> dict[str, Any]:
         """The COCO JSON of these images, after the rules: image and category ids as in the file, annotations from 1."""

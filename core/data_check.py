@@ -28,7 +28,7 @@ from .decoding import PixelFormat, picture_of
 from .faults import MENDING, Fault
 from .files import atomic_write_bytes, output_folder
 from .images import FolderImages, ImageSet
-from .labels import SPLIT_NAMES, ClassFolderLayout, LabeledImages, read_parts
+from .labels import SPLIT_NAMES, ClassFolderLayout, LabeledImages, groups_by_path, read_parts
 from .likeness import Thumbnail, best_matches, descriptors, threshold, thumbnail
 from .mask_images import Layout, SegmentationImages, parse_segmentation
 from .plan import Plan
@@ -43,8 +43,9 @@ RULES: Mapping[str, str] = {
     **MENDING,
     "class without examples": "it counts in no average of that split",
     "mask without any class": "nothing is learned from it",
-    "duplicate images in train": "splits that are drawn from train may share them",
+    "duplicate images in train": "splits that are drawn keep them together",
     "near-duplicates in train": "splits that are drawn from train may share them",
+    "equal pictures with different labels": "trained on with both; splits that are drawn keep them together",
     "turned by EXIF": "shown upright; its annotations must be of the upright image",
 }
 """Findings with which a data set is still sound, by kind, and what is done about them."""
@@ -65,6 +66,8 @@ class DataCheckConfig:
     """what the data is for; auto: all that is found in it, pretrain where images lie in no folder of a class"""
     layout: Literal["auto", "class_folders", "folders", "ade20k", "cityscapes"] = "auto"
     """class_folders: every folder is a class (classify); the others: how images and masks lie in their folders (segment)"""
+    group: str | None = None
+    """what is to stay in one split, a patient, video or flight: a column of the CSV, or a regular expression over the paths"""
     ignore: int | tuple[int, ...] | None = None
     """value or values of masks that mean nothing; null: 255, unless it is the value of a class"""
     near: float | None = None
@@ -190,6 +193,10 @@ class _Part:
     sizes: tuple[tuple[int, int], ...] | None = None
     """(height, width) that the annotations are for"""
     file: Path | None = None
+    labels: tuple[str, ...] = ()
+    """the classes of each image in words (classify)"""
+    groups: tuple[str, ...] = ()
+    """what each image belongs to, where a column says it"""
 
 
 @dataclass(frozen=True)
@@ -251,6 +258,8 @@ def _check_annotated(config: DataCheckConfig, tasks: Sequence[TaskName], report:
     for part in parts:
         faults += _faults_of_images(part, looks)
         faults += _classes_without_examples(part)
+    faults += _equal_with_other_labels(parts, looks)
+    faults += () if config.group is None else _groups_in_two_splits(parts, config.group)
     near = None
     for images in _distinct_splits(parts):
         shared, used = _shared(images, looks, config.near)
@@ -312,7 +321,8 @@ def _read(task: TaskName, config: DataCheckConfig, faults: list[Fault]) -> list[
         labels = [(label,) for label in part.labels] if isinstance(part, LabeledImages) else part.labels
         counts = Counter(label for image in labels for label in image)
         content = _content("classify", split, len(part), None, part.classes, counts)
-        parts.append(_Part(content, part.images))
+        texts = tuple(part.label_text(index) for index in range(len(part)))
+        parts.append(_Part(content, part.images, labels=texts, groups=part.groups))
     return parts
 
 
@@ -414,6 +424,33 @@ def _classes_without_examples(part: _Part) -> Iterator[Fault]:
     for name, count in content.classes:
         if not count:
             yield Fault("class without examples", Path(content.split), "", f"no {unit} of {name} ({content.task})")
+
+
+def _equal_with_other_labels(parts: Sequence[_Part], looks: Mapping[str, _Look]) -> Iterator[Fault]:
+    """Equal pictures with different classes."""
+    first: dict[str, tuple[str, str]] = {}
+    for part in parts:
+        for index, label in enumerate(part.labels):
+            name = _name(part.images, index)
+            if looks[name].reason:
+                continue
+            other, other_label = first.setdefault(looks[name].content, (name, label))
+            if other_label != label:
+                what = f"the pixels of {other}, which has the label '{other_label}', not '{label}'"
+                yield Fault("equal pictures with different labels", Path(name), "", what)
+
+
+def _groups_in_two_splits(parts: Sequence[_Part], group: str) -> Iterator[Fault]:
+    """Groups with images in several splits of a task."""
+    places: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
+    for part in parts:
+        names = [part.images.name(index) for index in range(len(part.images))]
+        for name, own in zip(names, part.groups or groups_by_path(names, group), strict=True):
+            places[part.content.task, own].setdefault(part.content.split, name)
+    for (_, own), splits in places.items():
+        if len(splits) > 1:
+            where = ", ".join(f"{split} ({name})" for split, name in splits.items())
+            yield Fault("group in two splits", Path(own), "", f"images of it are in {where}")
 
 
 def _distinct_splits(parts: Sequence[_Part]) -> list[dict[str, ImageSet]]:

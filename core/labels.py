@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Self
 
-from .audit import Manifest, audit
+from .audit import Manifest, audit, check_rejected, look_through
 from .config import DataError, nearest
 from .dataset_format import SPLIT_NAMES as SPLIT_NAMES
 from .dataset_format import ClassLayout, class_layout, identify, question, split_folders, split_of
@@ -27,6 +27,7 @@ from .decoding import SUFFIXES, kinds
 from .images import ArrayImages, FolderImages, ImageSet, find_images, idx_file, idx_images, read_idx
 from .randomness import stream
 from .shards import find_shards, read_shards
+from .splits import ENOUGH, Strata, cluster, rare_classes, stratified_draw, stratified_folds
 from .tracking import counting
 
 logger = logging.getLogger("maelift")
@@ -62,8 +63,9 @@ class Annotated(Protocol):
         """All images in an order of which every beginning is a fair draw of labelled images, the smaller in the larger."""
         ...
 
-    def split_order(self, seed: int, split: str) -> list[int]:
-        """All images in an order from whose beginning a missing split is drawn."""
+    @property
+    def strata(self) -> Strata:
+        """The classes of each image, of which missing splits get their shares."""
         ...
 
 
@@ -77,6 +79,8 @@ class LabeledImages:
     images: ImageSet
     labels: tuple[int, ...]
     classes: tuple[str, ...]
+    groups: tuple[str, ...] = ()
+    """what each image belongs to, a patient, say; empty where the data doesn't say it"""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -88,7 +92,9 @@ class LabeledImages:
 
     def subset(self, indices: Sequence[int]) -> LabeledImages:
         """The labelled images with these numbers, in this order."""
-        return LabeledImages(self.images.subset(indices), tuple(self.labels[index] for index in indices), self.classes)
+        labels = tuple(self.labels[index] for index in indices)
+        groups = tuple(self.groups[index] for index in indices) if self.groups else ()
+        return LabeledImages(self.images.subset(indices), labels, self.classes, groups)
 
     def label_text(self, index: int) -> str:
         """The image's class."""
@@ -98,10 +104,10 @@ class LabeledImages:
         """An order in which every beginning is as even over the classes as the data allows."""
         return stratified_order(self.labels, seed, "labels")
 
-    def split_order(self, seed: int, split: str) -> list[int]:
-        """Such an order, in which one image of each class comes last."""
-        order = stratified_order(self.labels, seed, split)
-        return _with_one_a_class_last(order, [(label,) for label in self.labels])
+    @property
+    def strata(self) -> Strata:
+        """The class of each image."""
+        return [(label,) for label in self.labels]
 
     def targets(self) -> NDArray[np.int64]:
         """The class of each image, (N,)."""
@@ -115,6 +121,8 @@ class MultiLabeledImages:
     images: ImageSet
     labels: tuple[tuple[int, ...], ...]
     classes: tuple[str, ...]
+    groups: tuple[str, ...] = ()
+    """what each image belongs to, a patient, say; empty where the data doesn't say it"""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -127,7 +135,8 @@ class MultiLabeledImages:
     def subset(self, indices: Sequence[int]) -> MultiLabeledImages:
         """The labelled images with these numbers, in this order."""
         labels = tuple(self.labels[index] for index in indices)
-        return MultiLabeledImages(self.images.subset(indices), labels, self.classes)
+        groups = tuple(self.groups[index] for index in indices) if self.groups else ()
+        return MultiLabeledImages(self.images.subset(indices), labels, self.classes, groups)
 
     def label_text(self, index: int) -> str:
         """The image's classes."""
@@ -137,9 +146,10 @@ class MultiLabeledImages:
         """An order in which every beginning is as even over the classes as images with several of them allow."""
         return rarest_first_order(self.labels, seed, "labels")
 
-    def split_order(self, seed: int, split: str) -> list[int]:
-        """Such an order, in which one image of each class comes last."""
-        return _with_one_a_class_last(rarest_first_order(self.labels, seed, split), self.labels)
+    @property
+    def strata(self) -> Strata:
+        """The classes of each image."""
+        return self.labels
 
     def targets(self) -> NDArray[np.float32]:
         """1 where an image is of a class, else 0: (N, classes)."""
@@ -211,9 +221,12 @@ def read_splits(
 
     Raises DataError for data without labels, and for classes that differ between the splits.
     """
-    found = read_parts(data, layout=layout)
-    parts = {name: _only_class_each(part, data) for name, part in found.items()}
-    return draw_missing_splits(parts, data, val, test, seed)
+    return draw_missing_splits(single_label_parts(data, layout), data, val, test, seed)
+
+
+def single_label_parts(data: str | Path, layout: ClassFolderLayout = "auto") -> dict[str, LabeledImages]:
+    """The splits that a data set has of images with one class each; raises DataError for several an image."""
+    return {name: _only_class_each(part, data) for name, part in read_parts(data, layout=layout).items()}
 
 
 def read_class_splits(
@@ -238,7 +251,8 @@ def class_parts(
     if not many and not multi_label:
         return single
     for name, part in single.items():
-        many[name] = MultiLabeledImages(part.images, tuple((label,) for label in part.labels), part.classes)
+        labels = tuple((label,) for label in part.labels)
+        many[name] = MultiLabeledImages(part.images, labels, part.classes, part.groups)
     return many
 
 
@@ -249,30 +263,181 @@ def _only_class_each(part: ClassImages, data: str | Path) -> LabeledImages:
 
 
 def draw_missing_splits(
-    parts: Mapping[str, Images], data: str | Path, val: float | int, test: float | int, seed: int
+    parts: Mapping[str, Images],
+    data: str | Path,
+    val: float | int,
+    test: float | int,
+    seed: int,
+    *,
+    contents: Sequence[str | None] | None = None,
+    group: str | None = None,
+    folds: int | None = None,
+    fold: int = 0,
 ) -> Splits[Images]:
-    """Three splits: those that the data has; missing ones are drawn from the training images.
+    """Three splits: those that the data has; missing ones are drawn from the training images (``splits``).
 
-    ``val`` and ``test`` are counts or shares of the training images, drawn in the order that ``seed`` gives. Raises
-    DataError when there are no training images, or too few to draw from.
+    ``val`` and ``test`` are counts or shares of the training images, drawn by ``seed``, of each class its share. Training
+    images with equal ``contents`` and those of one ``group`` (``groups_of``) stay together. With ``folds`` the test images
+    are those of number ``fold`` of so many parts. Raises DataError when there are no training images, or too few to draw
+    from, and for a group that is in two of the splits that the data has.
     """
-    found = dict(parts)
-    if "train" not in found:
-        raise DataError(f"data={data}: no training images; found only {', '.join(sorted(found))}.")
-    train = found["train"]
-    for name, wanted in (("test", test), ("val", val)):
-        if name in found:
-            continue
-        order = train.split_order(seed, name)
-        count = wanted if isinstance(wanted, int) else round(wanted * len(train))
-        if not 0 < count <= len(train) - train.least_train:
-            raise DataError(
-                f"data={data}: {name}={wanted} makes {count} of {len(train)} images, but there must be at least one for "
-                f"{name} and {_at_least(train)} for training. Give another {name}, or more images."
+    drawn = _drawn(parts, data, val, test, seed, contents, group, folds, fold)
+    whole = {name: part for name, part in parts.items() if name not in drawn}
+    whole |= {name: parts["train"].subset(numbers) for name, numbers in drawn.items()}
+    return Splits(whole["train"], whole["val"], whole["test"])
+
+
+def _drawn(
+    parts: Mapping[str, Images],
+    data: str | Path,
+    val: float | int,
+    test: float | int,
+    seed: int,
+    contents: Sequence[str | None] | None,
+    group: str | None,
+    folds: int | None,
+    fold: int,
+) -> dict[str, list[int]]:
+    """The numbers of the training images that each missing split gets, and training itself; nothing where none is missing."""
+    if "train" not in parts:
+        raise DataError(f"data={data}: no training images; found only {', '.join(sorted(parts))}.")
+    if folds is not None and "test" in parts:
+        raise DataError(f"data={data}: has a test split, and folds={folds}. Expected folds=null, or data without one.")
+    if group is not None:
+        _check_groups(parts, group, data)
+    train = parts["train"]
+    missing = [name for name in ("test", "val") if name not in parts]
+    if not missing:
+        return {}
+    keys = [] if contents is None else [contents]
+    keys += [] if group is None else [groups_of(train, group)]
+    clusters = cluster(len(train), keys) if keys else np.arange(len(train))
+    if clusters.max(initial=-1) < len(missing):
+        raise DataError(
+            f"data={data}: {clusters.max(initial=-1) + 1} groups of images that belong together, of which "
+            f"{' and '.join(missing)} can't be drawn. Expected at least {len(missing) + 1}."
+        )
+    everywhere = _everywhere(train, clusters, data)
+    strata = train.strata
+    left = np.arange(len(train))
+    found: dict[str, list[int]] = {}
+    for name in missing:
+        here, own = [strata[index] for index in left.tolist()], np.unique(clusters[left], return_inverse=True)[1]
+        if name == "test" and folds is not None:
+            drawn = _fold(here, folds, fold, seed, own, data)
+        else:
+            count = _count(train.subset(left.tolist()), name, test if name == "test" else val, data)
+            later = int(name == "test" and "val" in missing)
+            spare = train.least_train == 1
+            drawn = stratified_draw(
+                here, count, seed, name, own, everywhere=everywhere, later=later, all_of_a_class=spare
             )
-        found[name] = train.subset(sorted(order[:count]))
-        train = train.subset(sorted(order[count:]))
-    return Splits(train, found["val"], found["test"])
+            if len(drawn) != count:
+                logger.warning(
+                    "data=%s: %d images for %s, not %d, as groups stay together", data, len(drawn), name, count
+                )
+        found[name] = left[drawn].tolist()
+        left = np.delete(left, drawn)
+    if not len(left):
+        raise DataError(f"data={data}: no image is left for training besides {' and '.join(missing)}.")
+    return {**found, "train": left.tolist()}
+
+
+def _count(train: Annotated, name: str, wanted: int | float, data: str | Path) -> int:
+    """How many images of a split are drawn."""
+    count = wanted if isinstance(wanted, int) else round(wanted * len(train))
+    if not 0 < count <= len(train) - train.least_train:
+        raise DataError(
+            f"data={data}: {name}={wanted} makes {count} of {len(train)} images, but there must be at least one for "
+            f"{name} and {_at_least(train)} for training. Give another {name}, or more images."
+        )
+    return count
+
+
+def _fold(strata: Strata, folds: int, fold: int, seed: int, clusters: NDArray[np.int64], data: str | Path) -> list[int]:
+    """The test images of a fold."""
+    count = int(clusters.max(initial=-1)) + 1
+    if folds > count:
+        raise DataError(f"data={data}: folds={folds} of {count} images or groups. Expected at most as many.")
+    fold_of = stratified_folds(strata, folds, seed, clusters)
+    if never := int((fold_of == -1).sum()):
+        logger.warning("data=%s: %d images that hold all of a class stay in training in every fold", data, never)
+    drawn: list[int] = np.flatnonzero(fold_of == fold).tolist()
+    if not drawn:
+        raise DataError(f"data={data}: fold {fold} of {folds} is empty. Expected fewer folds.")
+    return drawn
+
+
+def _everywhere(train: Annotated, clusters: NDArray[np.int64], data: str | Path) -> set[int]:
+    """The classes that each split is to have; says which are too rare for that."""
+    strata = train.strata
+    rare = rare_classes(strata, clusters)
+    shown = ", ".join(f"{train.classes[label]} ({rare[label]})" for label in [*rare][:5] if label >= 0)
+    if shown:
+        unit = "images" if clusters.max() + 1 == len(train) else "images or groups"
+        more = f" and {len(rare) - 5} more" if len(rare) > 5 else ""
+        what = f"data=%s: classes of fewer than {ENOUGH} {unit} can't be in every split that is drawn: %s%s"
+        logger.warning(what, data, shown, more)
+    return {label for labels in strata for label in (labels or (-1,))} - rare.keys()
+
+
+def groups_of(images: Annotated, group: str) -> list[str]:
+    """What each image belongs to: by the column of the table that was read for it, else by ``group`` as a pattern of paths.
+
+    A regular expression is searched for in each image's path; its first group says which, or all that matches. Raises
+    DataError for a path without a match.
+    """
+    own: tuple[str, ...] = getattr(images, "groups", ())
+    if own:
+        return list(own)
+    return groups_by_path([images.images.name(index) for index in range(len(images))], group)
+
+
+def match_group(name: str, group: str) -> str | None:
+    """What an image belongs to by its path; None where ``group`` isn't in it."""
+    try:
+        found = re.search(group, name)
+    except re.error:
+        return None
+    return None if found is None else (found[1] or found[0]) if found.re.groups else found[0]
+
+
+def groups_by_path(names: Sequence[str], group: str) -> list[str]:
+    """What images belong to by their paths; raises DataError for one that doesn't say it."""
+    expected = "Expected a column of the table of labels, or a regular expression, such as (patient[0-9]+)"
+    try:
+        re.compile(group)
+    except re.error as error:
+        raise DataError(f"group={group}: no regular expression ({error}). {expected}.") from error
+    found = [match_group(name, group) for name in names]
+    without = [name for name, match in zip(names, found, strict=True) if match is None]
+    if without:
+        raise DataError(
+            f"group={group}: matches {len(names) - len(without)} of {len(names)} paths; not {without[0]}. {expected}, that "
+            "matches every path."
+        )
+    return [match for match in found if match is not None]
+
+
+def shared_groups(parts: Mapping[str, Annotated], group: str) -> dict[str, dict[str, str]]:
+    """The groups that are in several splits: the first image of each in each."""
+    places: dict[str, dict[str, str]] = defaultdict(dict)
+    for split in (name for name in SPLIT_NAMES if name in parts):
+        part = parts[split]
+        for index, name in enumerate(groups_of(part, group)):
+            places[name].setdefault(split, part.images.name(index))
+    return {name: splits for name, splits in places.items() if len(splits) > 1}
+
+
+def _check_groups(parts: Mapping[str, Annotated], group: str, data: str | Path) -> None:
+    shared = shared_groups(parts, group)
+    if shared:
+        name, places = next(iter(shared.items()))
+        where = " and ".join(f"{split} ({image})" for split, image in places.items())
+        raise DataError(
+            f"data={data}: {len(shared)} groups are in two splits: {name} is in {where}. Expected one split for a group; "
+            f"maelift data check {data} group={group} lists them."
+        )
 
 
 def audit_splits(splits: Splits[Images], max_rejected: float = 0.05) -> tuple[Splits[Images], SplitManifest]:
@@ -287,6 +452,74 @@ def audit_splits(splits: Splits[Images], max_rejected: float = 0.05) -> tuple[Sp
         sound[name] = part.subset(manifests[name].kept) if manifests[name].rejected else part
     labels = {name: tuple(part.label_text(index) for index in range(len(part))) for name, part in sound.items()}
     return Splits(sound["train"], sound["val"], sound["test"]), SplitManifest(manifests, labels)
+
+
+def audited_splits(
+    parts: Mapping[str, Images],
+    data: str | Path,
+    val: float | int,
+    test: float | int,
+    seed: int,
+    max_rejected: float = 0.05,
+    *,
+    group: str | None = None,
+    folds: int | None = None,
+    fold: int = 0,
+) -> tuple[Splits[Images], SplitManifest]:
+    """``draw_missing_splits`` of images that are opened first: without the broken ones, equal pictures in the same split.
+
+    Raises DataError as that does, and where the share of broken images of a part is above ``max_rejected``.
+    """
+    if "train" not in parts or {"val", "test"} <= parts.keys():
+        splits, manifest = audit_splits(
+            draw_missing_splits(parts, data, val, test, seed, group=group, folds=folds, fold=fold), max_rejected
+        )
+        _tell_equal(manifest, data)
+        return splits, manifest
+    looks = {
+        name: look_through(part.images, progress=counting(f"looking through {name}")) for name, part in parts.items()
+    }
+    manifests = {name: Manifest.of(looks[name], part.images) for name, part in parts.items()}
+    for name, found in manifests.items():
+        check_rejected(found.rejected, len(parts[name]), max_rejected)
+    sound = {
+        name: part.subset(manifests[name].kept) if manifests[name].rejected else part for name, part in parts.items()
+    }
+    contents = manifests["train"].hashes
+    drawn = _drawn(sound, data, val, test, seed, contents, group, folds, fold)
+    own, chosen = dict(sound), dict(manifests)
+    for name, numbers in drawn.items():
+        own[name] = sound["train"].subset(numbers)
+        kept = np.array(manifests["train"].kept, dtype=np.int64)[numbers]
+        rejected = manifests["train"].rejected if name == "train" else ()
+        chosen[name] = replace(Manifest.of(looks["train"], parts["train"].images, kept), rejected=rejected)
+    labels = {name: tuple(part.label_text(index) for index in range(len(part))) for name, part in own.items()}
+    manifest = SplitManifest(chosen, labels)
+    _tell_equal(manifest, data)
+    return Splits(own["train"], own["val"], own["test"]), manifest
+
+
+def _tell_equal(manifest: SplitManifest, data: str | Path) -> None:
+    """Say how many pictures are there several times with different labels, or in several splits."""
+    first: dict[str, tuple[str, str, str]] = {}
+    labels: list[str] = []
+    places: list[str] = []
+    for split, found in manifest.splits.items():
+        for name, content, label in zip(found.names, found.hashes, manifest.labels[split], strict=True):
+            other_split, other, other_label = first.setdefault(content, (split, name, label))
+            if other_label != label:
+                labels.append(f"{other} and {name}")
+            if other_split != split:
+                places.append(f"{other} ({other_split}) and {name} ({split})")
+    for pairs, what in ((labels, "with different labels"), (places, "in two splits")):
+        if pairs:
+            logger.warning(
+                "data=%s: %d equal pictures %s, such as %s. maelift data check lists them",
+                data,
+                len(pairs),
+                what,
+                pairs[0],
+            )
 
 
 def draw_labeled(labeled: Images, count: float | int, seed: int) -> Images:
@@ -355,25 +588,6 @@ def rarest_first_order(labels: Sequence[Sequence[int]], seed: int, name: str) ->
         order.append(index)
         came[list(labels[index]) or [none]] += 1
     return order
-
-
-def spread_order(present: Sequence[Sequence[int]], seed: int, name: str) -> list[int]:
-    """A drawn order of images that show several classes, in which images that together show every class come last."""
-    order = [int(index) for index in stream(seed, name).permutation(len(present))]
-    seen: set[int] = set()
-    last: list[int] = []
-    for index in reversed(order):
-        if not seen.issuperset(present[index]):
-            seen.update(present[index])
-            last.append(index)
-    kept = set(last)
-    return [index for index in order if index not in kept] + last[::-1]
-
-
-def _with_one_a_class_last(order: Sequence[int], labels: Sequence[Sequence[int]]) -> list[int]:
-    """The order with the last image of each class moved to its end."""
-    last = set({label: index for index in order for label in labels[index]}.values())
-    return [index for index in order if index not in last] + [index for index in order if index in last]
 
 
 def read_parts(

@@ -26,8 +26,9 @@ from .dataset_format import ANNOTATION_FOLDERS, IMAGE_FOLDERS
 from .faults import Fault, refuse
 from .files import NotRegularError, open_regular
 from .images import FolderImages, find_images
-from .labels import SPLIT_NAMES, Splits, draw_missing_splits, rarest_first_order, spread_order
+from .labels import SPLIT_NAMES, Splits, draw_missing_splits, rarest_first_order
 from .listing import list_files
+from .splits import Strata
 from .tracking import counting
 
 Layout = Literal["folders", "ade20k", "cityscapes"]
@@ -150,9 +151,10 @@ class SegmentationImages:
         """An order in which every beginning has all classes about as often, as far as the images allow."""
         return rarest_first_order(self.present, seed, "labels")
 
-    def split_order(self, seed: int, split: str) -> list[int]:
-        """A drawn order at whose end every class is seen."""
-        return spread_order(self.present, seed, split)
+    @property
+    def strata(self) -> Strata:
+        """The classes on each image."""
+        return self.present
 
 
 @dataclass(frozen=True)

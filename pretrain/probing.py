@@ -83,12 +83,17 @@ def read_probe(config: Probe, max_rejected: float) -> ProbeImages | None:
     splits = read_splits(config.data, seed=SPLIT_SEED)
     train = draw_labeled(splits.train, min(config.labels, len(splits.train)), SPLIT_SEED)
     order = splits.val.draw_order(SPLIT_SEED)
-    return ProbeImages(_sound(train, max_rejected), _sound(splits.val.subset(order[: config.val]), max_rejected))
+    sound, contents = _sound(train, max_rejected)
+    judged, others = _sound(splits.val.subset(order[: config.val]), max_rejected)
+    learned = set(contents)
+    apart = [number for number, content in enumerate(others) if content not in learned]
+    return ProbeImages(sound, judged.subset(apart) if 0 < len(apart) < len(others) else judged)
 
 
-def _sound(labeled: LabeledImages, max_rejected: float) -> LabeledImages:
+def _sound(labeled: LabeledImages, max_rejected: float) -> tuple[LabeledImages, tuple[str, ...]]:
+    """Images without the broken ones, and the hashes of their pixels."""
     _, manifest = audit(labeled.images, max_rejected, counting("probe: looking through"))
-    return labeled.subset(manifest.kept) if manifest.rejected else labeled
+    return labeled.subset(manifest.kept) if manifest.rejected else labeled, manifest.hashes
 
 
 def probe(

@@ -35,7 +35,7 @@ from ..core.cost import training_memory, training_seconds
 from ..core.distributed import Precision, Ranks, choose_device
 from ..core.encoder import Encoder
 from ..core.files import atomic_path, output_folder
-from ..core.labels import Images, SplitManifest, Splits, audit_splits, draw_labeled, draw_missing_splits
+from ..core.labels import Images, SplitManifest, Splits, audited_splits, draw_labeled, draw_missing_splits
 from ..core.loop import Decay, Schedule, State, Upkeep, WeightAverage, evenly, train
 from ..core.optim import parameter_groups
 from ..core.plan import Plan
@@ -53,6 +53,8 @@ logger = logging.getLogger("maelift")
 
 TEST_FILE = "test.json"
 """The figures of the test split, written last: a run that has it is finished."""
+SPLITS_FILE = "splits.csv"
+"""Which image is in which split."""
 FEW_STEPS = 200
 """With fewer, a recipe given in epochs trains next to nothing, and says so."""
 
@@ -143,6 +145,13 @@ class TransferConfig(Recipe, Start, Paths):
     """test images where the data has no such split, a count or a share of the training images"""
     split_seed: int = 0
     """seeds the draws of validation, test and labelled images"""
+    group: str | None = None
+    """what stays in one split, a patient, video or flight: a column of the CSV, or a regular expression over the images' paths
+    ("(patient[0-9]+)")"""
+    folds: int | None = None
+    """parts that the images are cut into for cross-validation; one of them is the test split, in place of a draw by test"""
+    fold: int = 0
+    """which of the folds is tested with, from 0"""
     accumulate: int = 1
     """passes that a step is split into, to save memory; what is drawn within the model is drawn anew in each"""
     evaluations: int = 20
@@ -171,6 +180,10 @@ class TransferConfig(Recipe, Start, Paths):
                 raise ConfigError(key, value, "a number above 0")
         if self.workers is not None and self.workers < 0:
             raise ConfigError("workers", self.workers, "0 or more")
+        if self.folds is not None and self.folds < 2:
+            raise ConfigError("folds", self.folds, "2 or more, or null")
+        if not 0 <= self.fold < (self.folds or 1):
+            raise ConfigError("fold", self.fold, f"0 to {(self.folds or 1) - 1}, with folds={show(self.folds)}")
         self.check_passes(self.accumulate)
 
     @classmethod
@@ -258,8 +271,17 @@ class Task(ABC, Generic[Config, Images]):
 
     @classmethod
     def read(cls, config: Any) -> Splits[Images]:
-        """Three splits: those that the data has, and the missing ones drawn from the training images."""
-        return draw_missing_splits(cls.read_parts(config), config.data, config.val, config.test, config.split_seed)
+        """Three splits: those that the data has, and the missing ones drawn from the training images, none of them opened."""
+        keys = {"group": config.group, "folds": config.folds, "fold": config.fold}
+        parts = cls.read_parts(config)
+        return draw_missing_splits(parts, config.data, config.val, config.test, config.split_seed, **keys)
+
+    @classmethod
+    def read_audited(cls, config: Any) -> tuple[Splits[Images], SplitManifest]:
+        """The same of images that are opened first: without the broken ones, and with equal pictures in one split."""
+        keys = {"group": config.group, "folds": config.folds, "fold": config.fold}
+        parts, rejected = cls.read_parts(config), config.max_rejected
+        return audited_splits(parts, config.data, config.val, config.test, config.split_seed, rejected, **keys)
 
     @abstractmethod
     def build_model(self) -> nn.Module:
@@ -450,10 +472,9 @@ def run(config: TransferConfig, listener: Listener | None = None) -> TransferRes
     title = f"transfer {task_type.name}"
     with Ranks.here(config.device) as ranks, ExitStack() as held:
         config.check_passes(ranks.world_size * config.accumulate)
-        splits = task_type.read(config)
         source = read_start(config)
         folder = held.enter_context(RunFolder.open(output_folder(config.out), config, ranks))
-        splits, manifest = audit_splits(splits, config.max_rejected)
+        splits, manifest = task_type.read_audited(config)
         if ranks.is_main and manifest.rejected:
             _tell_rejected(title, manifest, folder.path)
         labeled = (
@@ -469,7 +490,7 @@ def run(config: TransferConfig, listener: Listener | None = None) -> TransferRes
         for note in [*notes, *_too_few_steps(task)]:
             logger.warning("%s: %s", title, note)
         if ranks.is_main:
-            _write_splits(task.splits, folder.path / "splits.csv")
+            _write_splits(task.splits, folder.path / SPLITS_FILE)
         with Tracker(
             folder.path,
             title,
@@ -539,11 +560,8 @@ def evaluate(config: TransferConfig, split: str) -> EvaluationResult:
     folder, task_type = Path(config.out), config.chosen_task()
     model = load_model(folder / MODEL_FILE)
     own = config.data == _finished_config(folder)["data"]
-    images = (
-        task_type.read(config).named(split)
-        if own
-        else _part_of_others(task_type.read_parts(config), config.data, split)
-    )
+    parts = task_type.read_parts(config)
+    images = _part_of_run(parts, config, split) if own else _part_of_others(parts, config.data, split)
     if tuple(images.classes) != model.classes:
         raise DataError(
             f"data={config.data}: classes {', '.join(images.classes[:5])}; the model in {folder} knows "
@@ -559,6 +577,28 @@ def evaluate(config: TransferConfig, split: str) -> EvaluationResult:
     file = folder / f"evaluation_{name}.json"
     scores.write(file, data=config.data, rejected=len(manifest.rejected))
     return EvaluationResult(scores, file)
+
+
+def _part_of_run(parts: Mapping[str, Images], config: TransferConfig, split: str) -> Images:
+    """A split as the run in ``config.out`` had it: what it drew stands in its splits.csv."""
+    file = Path(config.out) / SPLITS_FILE
+    if split in parts and split != "train":
+        return parts[split]
+    if "train" not in parts:
+        raise DataError(f"data={config.data}: no training images; found only {', '.join(sorted(parts))}.")
+    with file.open(newline="", encoding="utf-8", errors="surrogateescape") as table:
+        rows = [row for row in csv.DictReader(table) if row["split"] not in parts]
+    drawn = {row["path"]: row["split"] for row in rows}
+    whole = parts["train"]
+    place = {whole.images.name(index): index for index in range(len(whole))}
+    if gone := [name for name in drawn if name not in place]:
+        raise DataError(
+            f"data={config.data}: {len(gone)} images of the run's {drawn[gone[0]]} split aren't there, such as {gone[0]} "
+            f"({file}). Bring them back, or give other images as data."
+        )
+    if split == "train":
+        return whole.subset([index for name, index in place.items() if name not in drawn])
+    return whole.subset(sorted(place[name] for name, drawn_split in drawn.items() if drawn_split == split))
 
 
 def _part_of_others(parts: Mapping[str, Images], data: str, split: str) -> Images:
