@@ -23,7 +23,7 @@ quickstart: install data
 	.venv/bin/maelift bench $(SUITE) data.path=$(DATA) "out=$(OUT)" $(ARGS)
 
 test: frameworks lint data
-	.venv/bin/python -m pytest -q -n auto --dist loadfile --durations=5 $(ARGS)
+	.venv/bin/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder --durations=20 $(ARGS)
 
 # mypy takes the package's name from its folder; .venv/src/maelift leads here, whatever this folder is called.
 soak: install

@@ -4,6 +4,7 @@ The functions take the keys of the commands of the same name: ``maelift.pretrain
 ``maelift.transfer("classify", encoder=..., data=..., out=...)``, ``maelift.bench("quickstart", out="runs/quickstart")``,
 ``maelift.export("encoder.safetensors", to="detectron2", out="detector")``.
 Nested keys are mappings: ``masking={"ratio": 0.6}``. They return results and print nothing; progress goes to stderr.
+What a user can fix is a ``MaeliftError``: ``ConfigError`` for a key, ``DataError`` for images, ``CheckpointError`` for weights.
 """
 
 from __future__ import annotations
@@ -13,8 +14,12 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 __all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
     "Encoder",
     "EncoderSpec",
+    "MaeliftError",
     "__version__",
     "bench",
     "export",
@@ -27,11 +32,13 @@ __all__ = [
 
 if TYPE_CHECKING:
     from .api import bench, export, pretrain, reconstruct, transfer
+    from .core.config import CheckpointError, ConfigError, DataError, MaeliftError
     from .core.encoder import Encoder, EncoderSpec
     from .core.weights import load_encoder
     from .transfer.models import load_model
 
 _HOMES = {
+    **dict.fromkeys(("MaeliftError", "ConfigError", "DataError", "CheckpointError"), "core.config"),
     "Encoder": "core.encoder",
     "EncoderSpec": "core.encoder",
     "load_encoder": "core.weights",

@@ -11,13 +11,14 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from . import __version__
 from .core import unread
 from .core.config import MaeliftError, describe, format_help, nearest, resolve, to_dict, to_yaml
+from .core.terminal import LineFormatter, printable
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,8 @@ class Command:
     """A command: where its schema and functions are, imported only when it is called.
 
     The words without "=" are the values of ``positional``, in this order; keys in ``options`` may also be given as
-    ``--key value``, and may be left out where ``optional`` has a word for the value. ``home`` is the module of the
+    ``--key value``, and may be left out where ``optional`` has a word for the value; those in ``switches`` as ``--key`` for
+    true. ``home`` is the module of the
     functions, where it isn't the schema's. ``defaults`` tells of keys without a default in the schema where their values
     come from. ``json``: the result has a ``to_json``. ``flags``: options that call another function of the module, by its name,
     for a result with a ``text``. ``memory``: a module whose ``again`` knows what to answer to words without doing anything, whose
@@ -39,6 +41,7 @@ class Command:
     positional: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
     optional: str = ""
+    switches: tuple[str, ...] = ()
     home: str | None = None
     defaults: Callable[[Command], dict[str, str]] | None = None
     json: bool = False
@@ -143,6 +146,7 @@ COMMANDS = {
         "certify_model",
         "does a config or checkpoint of yours compute what the encoder computes?",
         positional=("model", "encoder"),
+        switches=("trust",),
     ),
     "data fashion-mnist": Command(
         "core.datasets", "FashionMnistConfig", "fashion_mnist", "bring the data of the quickstart"
@@ -205,6 +209,7 @@ def _run(name: str, command: Command, words: list[str]) -> None:
     file = _take_config(words)
     dry_run, quiet = _take(words, "-n", "--dry-run"), _take(words, "-q", "--quiet")
     as_json = command.json and _take(words, "--json")
+    words += [f"{key}=true" for key in command.switches if _take(words, f"--{key}")]
     asked = [function for flag, function in command.flags.items() if _take(words, flag)]
     config = _resolve(command, schema, _options_as_keys(words, command.options), file)
     unread.forget()
@@ -232,16 +237,25 @@ def _run(name: str, command: Command, words: list[str]) -> None:
 
 def _resolve(command: Command, schema: Any, words: Sequence[str], file: Path | None) -> Any:
     """The configuration that the words and the file ask for."""
-    for word in words:
-        if word.startswith("-"):
+    named = [bool(command.positional) and os.path.lexists(word) and not _names_key(word, schema) for word in words]
+    for word, is_file in zip(words, named, strict=True):
+        if word.startswith("-") and not is_file:
             raise MaeliftError(_unknown_option(word, command))
     overrides = list(words)
-    bare = [number for number, word in enumerate(words) if "=" not in word]
+    bare = [number for number, word in enumerate(words) if "=" not in word or named[number]]
     for number, key in zip(bare, command.positional, strict=False):
         overrides[number] = f"{key}={words[number]}"
     if hasattr(schema, "resolve"):
         return schema.resolve(overrides, file)
     return resolve(schema, overrides, file)
+
+
+def _names_key(word: str, schema: Any) -> bool:
+    """Whether a word is KEY=VALUE for a key that is there, and not a file of this name."""
+    key, equals, _ = word.partition("=")
+    if not equals or not is_dataclass(schema):
+        return bool(equals)
+    return any(entry.key.partition(".")[0] == key.partition(".")[0] for entry in describe(cast(type, schema)))
 
 
 def _options_as_keys(words: Sequence[str], options: Sequence[str]) -> list[str]:
@@ -262,7 +276,7 @@ def _options_as_keys(words: Sequence[str], options: Sequence[str]) -> list[str]:
 def _unknown_option(word: str, command: Command) -> str:
     """The message for an option that isn't there, or that this command hasn't."""
     known = ["--config", "--dry-run", "--quiet", "--help", *(["--json"] if command.json else []), *command.flags]
-    known += [f"--{option}" for option in command.options]
+    known += [f"--{option}" for option in (*command.options, *command.switches)]
     close = nearest(word.partition("=")[0], known)
     if "=" in word and close is None:
         return f"{word}: no such option. Keys have no dashes: {word.lstrip('-')}."
@@ -326,7 +340,8 @@ def _command_help(name: str, command: Command, schema: type) -> str:
     positional = "".join(f" {key.upper()}" for key in command.positional)
     for option in command.options:
         positional += f" [--{option} {command.optional}]" if command.optional else f" --{option} {option.upper()}"
-    json = "".join(f" [{flag}]" for flag in (*(["--json"] if command.json else []), *command.flags))
+    switches = [f"--{key}" for key in command.switches]
+    json = "".join(f" [{flag}]" for flag in (*(["--json"] if command.json else []), *command.flags, *switches))
     return "\n".join(
         [
             f"maelift {name}: {command.summary}",
@@ -365,7 +380,8 @@ def _take_config(words: list[str]) -> Path | None:
 def _say(text: str) -> None:
     """Print; that nobody reads on, as after ``| head``, is no error."""
     try:
-        print(text, flush=True)
+        shown, encoding = printable(text, lines=True), sys.stdout.encoding or "utf-8"
+        print(shown.encode(encoding, "backslashreplace").decode(encoding), flush=True)
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python would try again at exit
         if not isinstance(error, BrokenPipeError):
@@ -377,7 +393,7 @@ def _fail(name: str, message: str, exit_code: int) -> int:
     if os.environ.get("MAELIFT_DEBUG"):
         traceback.print_exc()
     if _first_process():
-        print(f"maelift {name}: {message}", file=sys.stderr)
+        print(f"maelift {printable(name)}: {printable(message)}", file=sys.stderr)
     return exit_code
 
 
@@ -400,6 +416,6 @@ def _log_to_stderr(quiet: bool) -> None:
     logger.setLevel(logging.INFO if _first_process() and not quiet else logging.WARNING)
     if not logger.handlers:
         handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(message)s"))
+        handler.setFormatter(LineFormatter())
         logger.addHandler(handler)
         logger.propagate = False

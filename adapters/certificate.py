@@ -135,6 +135,50 @@ class Certificate:
         limits = {_name(dtype): limit for dtype, limit in LIMITS.items()} | {"input": INPUT_LIMIT}
         return json.dumps({"passed": self.passed, "limits": limits, **asdict(self)}, indent=1)
 
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Certificate:
+        """The certificate in a parsed document, its figures held against the limits once more.
+
+        Raises CheckpointError for a document that is none, or says that it passed where its figures don't.
+        """
+        try:
+            sizes = tuple(
+                SizeResult(
+                    image_size=(int(size["image_size"][0]), int(size["image_size"][1])),
+                    window=int(size["window"]),
+                    input=Difference(**size["input"]),
+                    levels=tuple(
+                        LevelResult(
+                            str(level["name"]),
+                            int(level["block"]),
+                            {str(name): Difference(**found) for name, found in level["differences"].items()},
+                        )
+                        for level in size["levels"]
+                    ),
+                )
+                for size in content["sizes"]
+            )
+            keys = {name: content["keys"][name] for name in ("used", "missing", "unused", "wrong")}
+            found = cls(
+                framework=str(content["framework"]),
+                encoder=str(content["encoder"]),
+                keys=Keys(tuple(keys["used"]), dict(keys["missing"]), dict(keys["unused"]), dict(keys["wrong"])),
+                sizes=sizes,
+                failures=tuple(map(str, content["failures"])),
+                versions=dict(content["versions"]),
+            )
+            complete = bool(sizes) and all(
+                size.levels and all(level.differences for level in size.levels) for size in sizes
+            )
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            raise CheckpointError(f"no certificate: {type(error).__name__} in what should be one ({error}).") from error
+        missed = [failure for size in sizes for failure in _failures(size)] + list(found.keys.wrong)
+        if found.passed and (missed or not complete or not found.keys.used):
+            raise CheckpointError(
+                f"no certificate: it says that it passed, but {missed[0] if missed else 'compares nothing'}."
+            )
+        return found
+
     def line(self) -> str:
         """The certificate in one line."""
         if not self.passed:

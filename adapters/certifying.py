@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.config import MaeliftError
+from ..core.config import CheckpointError, ConfigError, MaeliftError
 from ..core.encoder import Encoder
-from ..core.files import output_folder
+from ..core.files import open_regular, output_folder, read_regular_text
 from ..core.plan import Plan
 from ..core.weights import EncoderFile, read_encoder
 from .certificate import (
@@ -30,16 +30,22 @@ from .certificate import (
     reason_for,
     reference_features,
 )
+from .config_process import Request, certificate_of
 from .exporting import adapter, read_for_export
 
 logger = logging.getLogger("maelift")
 
+LARGEST_CONFIG = 2**20
+"""Bytes of a config; those of the zoos have a few thousand."""
 CHECKPOINTS = (".safetensors", ".pth", ".pt", ".bin")
 
 
 @dataclass(frozen=True)
 class CertifyConfig:
-    """Hold a model of yours against the encoder that it should have been loaded with."""
+    """Hold a model of yours against the encoder that it should have been loaded with.
+
+    A config in Python (.py) is a program: certifying it runs it. It is run only with --trust, in a process of its own.
+    """
 
     model: str
     """detectron2 LazyConfig (.py) or yacs (.yaml), mmseg config (.py), folder of timm, transformers or torchvision, .onnx,
@@ -50,6 +56,18 @@ class CertifyConfig:
     """folder for certificate.json; null: it is only shown"""
     overrides: tuple[str, ...] = ()
     """changes of the config, as one gives them to the framework's own tool: [model.backbone.net.window_size=0]"""
+    trust: bool = False
+    """run a config in Python (.py, and what it imports); --trust is the same. Read it first: it can do what you can do"""
+    time_limit: float = 1800.0
+    """seconds after which the process of a config is stopped"""
+    step_seconds: float = 120.0
+    """a training and an inference step are run if they take no longer, as estimated; else their sizes are only computed"""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.time_limit < float("inf"):
+            raise ConfigError("time_limit", self.time_limit, "a number of seconds above 0")
+        if not 0 <= self.step_seconds < float("inf"):
+            raise ConfigError("step_seconds", self.step_seconds, "a number of seconds, 0 for no step")
 
 
 @dataclass(frozen=True)
@@ -72,9 +90,7 @@ def certify_model(config: CertifyConfig) -> CertifyResult:
 
     Raises MaeliftError for files that can't be read, and CheckpointError for a model that differs, after showing where.
     """
-    file = read_for_export(config.encoder)
-    path = Path(config.model)
-    certificate = judge_of(path, config.overrides)(file)
+    certificate = judge_of(config)(read_for_export(config.encoder))
     if config.out is not None:
         certificate.write(output_folder(config.out))
     if not certificate.passed:
@@ -85,26 +101,50 @@ def certify_model(config: CertifyConfig) -> CertifyResult:
 
 def plan(config: CertifyConfig) -> Plan:
     """What ``maelift certify`` would do."""
-    judge_of(Path(config.model), config.overrides)
+    judge_of(config)
     written = f"{config.out}/{CERTIFICATE_FILE}" if config.out else "nothing"
-    return Plan((("compares", f"{config.model} with {config.encoder}"), ("writes", written)))
+    runs = (("runs", f"{config.model}, a program in Python"),) if is_program(Path(config.model)) else ()
+    return Plan((("compares", f"{config.model} with {config.encoder}"), *runs, ("writes", written)))
 
 
-def judge_of(path: Path, overrides: Sequence[str]) -> Callable[[EncoderFile], Certificate]:
-    """Who can compare what lies at ``path``: a framework's adapter, by its config; or we ourselves, for a checkpoint.
+def is_program(path: Path) -> bool:
+    """Whether certifying it runs it."""
+    return path.suffix.lower() == ".py"
 
-    Raises MaeliftError for what is none of them.
+
+def judge_of(config: CertifyConfig) -> Callable[[EncoderFile], Certificate]:
+    """Who can compare what ``config.model`` is: a framework's adapter, by its config; or we ourselves, for a checkpoint.
+
+    Raises MaeliftError for what is none of them, and for a program that isn't trusted.
     """
+    path = Path(config.model)
     name = framework_of(path)
     if name in ("detectron2", "mmseg"):
-        return lambda file: adapter(name).certify_config(path, file, overrides)
-    if overrides:
+        if is_program(path) and not config.trust:
+            raise MaeliftError(
+                f"{path}: a config in Python, which certifying runs as a program; nothing was run. Read it and what it "
+                "imports; if you trust it, add --trust."
+            )
+        return lambda file: certify_config(name, config, file)
+    if config.overrides:
         raise MaeliftError(
             f"overrides: {path} is no config of detectron2 or mmseg: there is nothing that they could change."
         )
     if name == "checkpoint":
         return lambda file: certify_checkpoint(path, file)
     return lambda file: adapter(name).certify_folder(path, file)
+
+
+def certify_config(framework: str, config: CertifyConfig, file: EncoderFile) -> Certificate:
+    """The certificate of a config, which is run or read in a process of its own, for the encoder in ``file``."""
+    path = Path(config.model)
+    if is_program(path):
+        logger.info("running %s, a program in Python, in a process of its own", path)
+    request = Request(framework, config.model, config.encoder, tuple(config.overrides), config.step_seconds)
+    certificate = certificate_of(request, config.time_limit)
+    if certificate.encoder != file.content_hash or certificate.framework != framework:
+        raise CheckpointError(f"{path}: no certificate: its process sent one of something else.")
+    return certificate
 
 
 def framework_of(path: Path) -> str:
@@ -117,17 +157,26 @@ def framework_of(path: Path) -> str:
         raise MaeliftError(f"{path}: a folder without config.json, backbone.json or encoder.onnx. {expected}.")
     if not path.is_file():
         raise MaeliftError(f"{path}: no such file. {expected}.")
-    if path.suffix == ".py":
+    suffix = path.suffix.lower()
+    if suffix == ".py":
         # An mmengine config is made of dicts with a type; a LazyConfig of calls.
-        mmengine = re.search(r"^\s*_base_\s*=|dict\(\s*type=|['\"]type['\"]\s*:|read_base\(", path.read_text(), re.M)
+        text = read_regular_text(path, errors="replace", limit=LARGEST_CONFIG)
+        mmengine = re.search(r"^\s*_base_\s*=|dict\(\s*type=|['\"]type['\"]\s*:|read_base\(", text, re.M)
         return "mmseg" if mmengine else "detectron2"
-    if path.suffix in (".yaml", ".yml"):
+    if suffix in (".yaml", ".yml"):
         return "detectron2"
-    if path.suffix == ".onnx":
+    if suffix == ".onnx":
         return "onnx"
-    if path.suffix in CHECKPOINTS:
+    if suffix in CHECKPOINTS or _holds_tensors(path):
         return "checkpoint"
     raise MaeliftError(f"{path}: unknown kind of file. {expected} ({', '.join(CHECKPOINTS)}).")
+
+
+def _holds_tensors(path: Path) -> bool:
+    """Whether a file begins as weights do, under whatever name; a pickle is among them, to be refused as one."""
+    with open_regular(path) as file:
+        head = file.read(16)
+    return head[:2] == b"PK" or head[:1] == b"\x80" or head[8:9] == b"{"
 
 
 FOLDERS = {"torchvision": ("backbone.json",), "onnx": ("encoder.onnx",), "config.json": ("config.json",)}

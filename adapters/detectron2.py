@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import logging
 import math
-import re
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from PIL import Image
 from torch import Tensor, nn
 
@@ -49,6 +49,7 @@ from .certificate import (
     tiled,
     tokens_of,
 )
+from .checkpoints import detectron2_checkpoint
 from .vitdet import (
     Detectron2Export,
     config_texts,
@@ -60,6 +61,7 @@ from .vitdet import (
     windowed_blocks,
     zoo_overrides,
 )
+from .yacs_files import read_yacs
 
 DISTRIBUTIONS = ("detectron2", "sal-detectron2", "fvcore", "torchvision")
 BACKBONE = "backbone.net."
@@ -106,7 +108,9 @@ def export(file: EncoderFile, folder: Path, config: Detectron2Export) -> Bundle:
     )
 
 
-def certify_config(config: Path, file: EncoderFile, opts: Sequence[str] = ()) -> Certificate:
+def certify_config(
+    config: Path, file: EncoderFile, opts: Sequence[str] = (), *, step_seconds: float = 120
+) -> Certificate:
     """Hold the backbone of a user's own config, loaded with its own checkpoint, against the encoder.
 
     ``config`` is a LazyConfig (``.py``) or a yacs ``.yaml``, ``opts`` what one appends to the tool's command line.
@@ -259,12 +263,7 @@ def load_config(config: Path, opts: Sequence[str] = ()) -> Loaded:
 
     Raises MaeliftError for what they can't build or load, and CheckpointError for a model without a ViT of theirs.
     """
-    yacs = config.suffix in (".yaml", ".yml")
-    if yacs and not re.search(r"^(_BASE_|MODEL|INPUT|DATASETS|SOLVER|VERSION):", config.read_text(), re.MULTILINE):
-        raise MaeliftError(
-            f"{config}: not a yacs config. Expected keys such as MODEL; of a LazyConfig give the .py, since reading its .yaml "
-            "can run code."
-        )
+    yacs = config.suffix.lower() in (".yaml", ".yml")
     try:
         with quiet():
             model, checkpoint, formats = _build_yacs(config, opts) if yacs else _build_lazy(config, opts)
@@ -287,14 +286,13 @@ def load_config(config: Path, opts: Sequence[str] = ()) -> Loaded:
 
 
 def _build_lazy(config: Path, opts: Sequence[str]) -> tuple[Any, str, tuple[str | None, ...]]:
-    from detectron2.checkpoint import DetectionCheckpointer
     from detectron2.config import LazyConfig, instantiate
     from omegaconf import OmegaConf
 
     cfg = LazyConfig.apply_overrides(LazyConfig.load(str(config)), list(opts))
     model = instantiate(cfg.model).cpu()
     checkpoint = str(OmegaConf.select(cfg, "train.init_checkpoint", default="") or "")
-    DetectionCheckpointer(model).load(_no_pickle(config, checkpoint))
+    _load_checkpoint(model, checkpoint, "train.init_checkpoint")
     keys = [f"dataloader.{part}.mapper.image_format" for part in ("train", "test")]
     formats = [OmegaConf.select(cfg, key, default="") for key in keys]
     known = dict.fromkeys(entry for entry in formats if entry != "")
@@ -302,28 +300,35 @@ def _build_lazy(config: Path, opts: Sequence[str]) -> tuple[Any, str, tuple[str 
 
 
 def _build_yacs(config: Path, opts: Sequence[str]) -> tuple[Any, str, tuple[str | None, ...]]:
-    from detectron2.checkpoint import DetectionCheckpointer
     from detectron2.config import get_cfg
     from detectron2.modeling import build_model
 
+    values = read_yacs(config)
+    if not {"MODEL", "INPUT", "DATASETS", "SOLVER", "VERSION"} & set(values):
+        raise MaeliftError(
+            f"{config}: not a yacs config. Expected keys such as MODEL; of a LazyConfig give the .py, since reading its .yaml "
+            "can run code."
+        )
     cfg = get_cfg()
     add_maelift_config(cfg)
-    cfg.merge_from_file(str(config), allow_unsafe=False)
+    with tempfile.TemporaryDirectory() as folder:  # what was read, so that detectron2 opens none of the files itself
+        plain = Path(folder) / config.name
+        plain.write_text(yaml.safe_dump(values))
+        cfg.merge_from_file(str(plain), allow_unsafe=False)
     cfg.merge_from_list(list(opts))
     cfg.MODEL.DEVICE = "cpu"
     model = build_model(cfg)
-    DetectionCheckpointer(model).load(_no_pickle(config, cfg.MODEL.WEIGHTS))
+    _load_checkpoint(model, cfg.MODEL.WEIGHTS, "MODEL.WEIGHTS")
     return model, cfg.MODEL.WEIGHTS, (cfg.INPUT.FORMAT,)
 
 
-def _no_pickle(config: Path, checkpoint: str) -> str:
-    """The checkpoint's name; raises CheckpointError for a pickle, which detectron2 would read without restriction."""
-    if checkpoint.partition("?")[0].endswith(".pkl"):
-        raise CheckpointError(
-            f"{config}: its checkpoint {checkpoint} is a pickle, which could run code when read; nothing was run. Expected "
-            "a .pth that holds tensors."
-        )
-    return checkpoint
+def _load_checkpoint(model: Any, name: str, key: str) -> None:
+    """Load weights as detectron2's checkpointer does, all but reading them, which it does by running what they hold."""
+    if not name:
+        return
+    from detectron2.checkpoint import DetectionCheckpointer
+
+    DetectionCheckpointer(model, save_to_disk=False)._load_model(detectron2_checkpoint(name, key=key))
 
 
 def _require() -> None:

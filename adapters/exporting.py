@@ -15,6 +15,7 @@ from typing import Any, cast
 from ..core.config import CheckpointError, ConfigError, MaeliftError, format_help, nearest, raw_value, resolve
 from ..core.files import sync_tree
 from ..core.plan import Plan
+from ..core.terminal import quoted
 from ..core.weights import EncoderFile, read_encoder
 from .bundle import Bundle, ExportConfig
 from .certificate import CERTIFICATE_FILE
@@ -129,7 +130,7 @@ def read_for_export(path: str) -> EncoderFile:
     if file.foreign:
         raise CheckpointError(
             f"{path}: {file.provenance.method} weights, which don't say how images must be prepared for them. Make an encoder "
-            f"file of them first: maelift import {path} out=encoder.safetensors mean=[...] std=[...]"
+            f"file of them first: maelift import {quoted(path)} out=encoder.safetensors mean=[...] std=[...]"
         )
     return file
 

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Any, cast
+from unittest import mock
 
 import numpy as np
 import torch
@@ -37,6 +38,7 @@ from .certificate import (
     tiled,
     tokens_of,
 )
+from .checkpoints import local_file, read_checkpoint
 from .mmseg_config import (
     HEADS,
     MmsegExport,
@@ -63,6 +65,8 @@ NAMES = (
     (".mlp.fc2.", ".ffn.layers.1."),
 )
 """Parts of timm's names and those of mmseg's MAE backbone."""
+BACKBONES = ("MAE", "MaeliftViT")
+EXPECTED_BACKBONES = "Expected mmseg's MAE, or MaeliftViT (docs/mmseg.md)."
 UNUSED = {r"norm\..*": "mmseg's MAE gives each block's output as it is: final_norm=False"}
 MISSING = {
     r"layers\.\d+\.gamma_[12]": "a scale of each channel, 1 by init_values=1.0, so that it changes nothing",
@@ -72,7 +76,7 @@ MISSING = {
 USAGE = """\
 python tools/train.py {out}/upernet.py      # mmsegmentation's own tool; on a GPU with --amp; or fcn.py
 python tools/test.py {out}/upernet.py work_dirs/upernet/iter_N.pth
-maelift certify {out}/upernet.py ENCODER    # proves a config, also your own
+maelift certify {out}/upernet.py ENCODER --trust    # proves a config, also your own; it runs it
 Weights only, for your own config with the MAE backbone and heads for $embed_dim channels:
 python tools/train.py YOURS.py --cfg-options $overrides"""
 
@@ -176,7 +180,9 @@ def certified(
     return replace(found, failures=(*causes, *(failure for failure in found.failures if failure not in causes)))
 
 
-def certify_config(config: Path, file: EncoderFile, opts: Sequence[str] = ()) -> Certificate:
+def certify_config(
+    config: Path, file: EncoderFile, opts: Sequence[str] = (), *, step_seconds: float = 120
+) -> Certificate:
     """Hold the backbone of a user's own mmseg config, with the weights that it loads, against an encoder file.
 
     The model is built, initialised and given ``load_from`` as mmengine's Runner does it; ``opts`` are words "key=value" as
@@ -186,8 +192,8 @@ def certify_config(config: Path, file: EncoderFile, opts: Sequence[str] = ()) ->
     loaded = read_config(config, opts)
     backbone = build_model(loaded, config).backbone
     kind = type(backbone).__name__
-    if kind not in ("MAE", "MaeliftViT"):
-        raise CheckpointError(f"{config}: its backbone is {kind}. Expected mmseg's MAE, or MaeliftViT (docs/mmseg.md).")
+    if kind not in BACKBONES:
+        raise CheckpointError(f"{config}: its backbone is {kind}. {EXPECTED_BACKBONES}")
     encoder = at_size(file.encoder, None, backbone.patch_size)
     check_shape(config, backbone, encoder)
     if kind == "MaeliftViT":
@@ -235,7 +241,7 @@ def build_backbone(settings: Any) -> Any:
     """The backbone of a config, with its own initialisation done."""
     from mmseg.registry import MODELS
 
-    with quietly():
+    with quietly(), safe_weights({"model": {"backbone": settings}}):
         backbone = MODELS.build(settings)
         backbone.init_weights()
     return backbone
@@ -246,12 +252,38 @@ def build_model(config: Any, path: Path) -> Any:
     from mmengine.runner import load_checkpoint
     from mmseg.registry import MODELS
 
-    with one_line(path, "does not build"), quietly():
+    kind = config.model.get("backbone", {}).get("type")
+    if kind in MODELS.module_dict and kind not in BACKBONES:  # before it loads anything
+        raise CheckpointError(f"{path}: its backbone is {kind}. {EXPECTED_BACKBONES}")
+    with one_line(path, "does not build"), quietly(), safe_weights(config.to_dict()):
         model = MODELS.build(copy.deepcopy(config.model))
         model.init_weights()
         if config.get("load_from"):
             load_checkpoint(model, config.load_from, map_location="cpu")
     return model
+
+
+@contextmanager
+def safe_weights(config: Any) -> Iterator[None]:
+    """Have mmengine get all weights from our own reader: its own runs pickles, and downloads what it has a URL for."""
+    from mmengine.runner.checkpoint import CheckpointLoader
+
+    def load(filename: str, map_location: object = None, logger: object = None) -> Mapping[str, object]:
+        key = next(keys_of(config, filename), "checkpoint")
+        return dict(read_checkpoint(local_file(str(filename), key=key), key=key))
+
+    with mock.patch.object(CheckpointLoader, "load_checkpoint", load):
+        yield
+
+
+def keys_of(settings: Any, value: object, prefix: str = "") -> Iterator[str]:
+    """The dotted keys of a config that have this value."""
+    entries: list[tuple[Any, Any]] = list(settings.items() if isinstance(settings, Mapping) else enumerate(settings))
+    for key, entry in entries:
+        if isinstance(entry, str) and entry == value:
+            yield f"{prefix}{key}"
+        elif isinstance(entry, Mapping | list | tuple):
+            yield from keys_of(entry, value, f"{prefix}{key}.")
 
 
 @contextmanager

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from ..core.config import CheckpointError, ConfigError, MaeliftError
 from ..core.encoder import Encoder, EncoderSpec
-from ..core.files import atomic_path, atomic_write_text
+from ..core.files import atomic_path, atomic_write_text, read_regular_text
 from ..core.frameworks import require
-from ..core.weights import EncoderFile
+from ..core.weights import EncoderFile, read_tensors
 from .bundle import (
     Bundle,
     ExportConfig,
@@ -30,6 +30,7 @@ from .bundle import (
     usual_global_blocks,
 )
 from .certificate import Candidate, Certificate, Level, Pixels, certificate_sizes, certify, compare_keys
+from .checkpoints import read_checkpoint
 
 if TYPE_CHECKING:
     from timm.models import VisionTransformer
@@ -166,22 +167,56 @@ def pretrained_settings(encoder: Encoder, licence: str | None) -> dict[str, Any]
     return settings | ({"license": licence} if licence else {})
 
 
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+"""What timm takes its weights from in a folder, the first that is there."""
+NOT_THE_MODELS = (
+    "pretrained",
+    "pretrained_cfg",
+    "pretrained_cfg_overlay",
+    "checkpoint_path",
+    "cache_dir",
+    "scriptable",
+)
+"""Keywords of ``timm.create_model`` that say where weights are from; a folder has its own."""
+
+
 def load_folder(folder: Path) -> VisionTransformer:
-    """timm's model of a folder; raises CheckpointError unless the file has all its tensors and no others."""
+    """timm's model of a folder, with the weights beside its ``config.json`` and no others; nothing is downloaded.
+
+    Raises CheckpointError unless the file has all its tensors and no others, and for a folder that names another model.
+    """
     import timm
 
+    weights = next((folder / name for name in WEIGHTS if (folder / name).exists()), folder / WEIGHTS[0])
     try:
-        settings = json.loads((folder / "config.json").read_text())
-        model: VisionTransformer = timm.create_model(
-            settings["architecture"],
-            checkpoint_path=str(folder / "model.safetensors"),
-            pretrained_cfg=settings["pretrained_cfg"],
-            **settings.get("model_args", {}),
-        )
-    except (OSError, KeyError, TypeError, ValueError, RuntimeError, AssertionError) as error:
+        settings = json.loads(read_regular_text(folder / "config.json"))
+        arguments = settings.get("model_args", {})
+        name, named = settings["architecture"], sorted(set(arguments) & set(NOT_THE_MODELS))
+        if not isinstance(name, str) or not timm.is_model(name):
+            raise CheckpointError(f"{folder}/config.json: architecture={name}: expected the name of a model of timm's.")
+        if named:
+            raise CheckpointError(
+                f"{folder}/config.json: model_args.{named[0]}: the weights are those in the folder. Leave it out."
+            )
+        described = {key: value for key, value in settings["pretrained_cfg"].items() if key not in SOURCES}
+        model: VisionTransformer = timm.create_model(name, pretrained=False, pretrained_cfg=described, **arguments)
+        content = read_tensors(weights)[0] if weights.name == WEIGHTS[0] else _torch_state(weights)
+        model.load_state_dict(content)
+    except (OSError, KeyError, TypeError, ValueError, RuntimeError, AttributeError, AssertionError) as error:
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(f"{folder}: timm can't load it ({reason or type(error).__name__}).") from error
     return model.eval()
+
+
+SOURCES = ("url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source", "custom_load")
+"""What timm's ``pretrained_cfg`` says of where weights are from."""
+
+
+def _torch_state(path: Path) -> dict[str, Tensor]:
+    content = read_checkpoint(path, key="weights")
+    state = content.get("state_dict", content)
+    assert isinstance(state, dict)
+    return {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
 
 
 def certify_folder(folder: Path, file: EncoderFile) -> Certificate:

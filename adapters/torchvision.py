@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..core.config import CheckpointError
 from ..core.encoder import Encoder
 from ..core.files import atomic_path, atomic_write_text
 from ..core.frameworks import require
@@ -25,6 +26,7 @@ from .bundle import (
     at_size,
     check_window,
     detector_state,
+    need_same_shape,
     usual_global_blocks,
     usual_image_side,
     usual_window,
@@ -40,6 +42,7 @@ from .certificate import (
     tiled,
     tokens_of,
 )
+from .checkpoints import read_checkpoint
 
 if TYPE_CHECKING:
     from .plain_vit import SimpleFeaturePyramid
@@ -101,9 +104,17 @@ def export(file: EncoderFile, folder: Path, config: TorchvisionExport) -> Bundle
 
 def certify_folder(folder: Path, file: EncoderFile) -> Certificate:
     """Hold the backbone that the export's own module loads against the encoder."""
-    backbone = plain_vit().load_backbone(folder)
+    content = read_checkpoint(folder / "backbone.pth", key="weights")
+    written = {name: value for name, value in content.items() if isinstance(value, Tensor)}
+    try:
+        backbone = plain_vit().load_backbone(folder)
+    except (OSError, KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"{folder}: can't be loaded ({reason or type(error).__name__}).") from error
+    net = backbone.net
+    channels = net.patch_embed["proj"].in_channels
+    need_same_shape(folder, file.encoder, channels=channels, embed_dim=net.embed_dim, depth=net.depth)
     encoder = at_size(file.encoder, None, backbone.net.patch_size)
-    written = torch.load(folder / "backbone.pth", map_location="cpu", weights_only=True)
     return certify(
         lambda size: candidate(backbone, encoder, written, size),
         certificate_sizes(encoder.spec, backbone.net.window_size),

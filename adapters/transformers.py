@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..core.config import CheckpointError, ConfigError, MaeliftError
 from ..core.encoder import Encoder
-from ..core.files import atomic_path, atomic_write_text
+from ..core.files import atomic_path, atomic_write_text, read_regular_text
 from ..core.frameworks import require
 from ..core.weights import (
     DECODER_FILE,
@@ -30,6 +30,7 @@ from ..core.weights import (
 )
 from .bundle import Bundle, ExportConfig, at_size, need_red_first, need_same_shape, usual_global_blocks
 from .certificate import Candidate, Certificate, Keys, Level, Pixels, certificate_sizes, certify, compare_keys
+from .checkpoints import read_checkpoint
 
 if TYPE_CHECKING:
     from transformers import ViTImageProcessor, ViTMAEForPreTraining, ViTModel
@@ -231,11 +232,13 @@ def certify_folder(folder: Path, file: EncoderFile, decoder: DecoderFile | None 
     require("transformers")
     from transformers import ViTImageProcessor, ViTMAEForPreTraining, ViTModel
 
+    has_mae = (folder / MAE_FOLDER).is_dir()
+    for part in (folder, folder / MAE_FOLDER) if has_mae else (folder,):
+        check_folder(part)
     try:
-        model = ViTModel.from_pretrained(folder, add_pooling_layer=False)
-        processor = ViTImageProcessor.from_pretrained(folder)
-        has_mae = (folder / MAE_FOLDER).is_dir()
-        mae = ViTMAEForPreTraining.from_pretrained(folder / MAE_FOLDER) if has_mae else None
+        model = ViTModel.from_pretrained(folder, add_pooling_layer=False, local_files_only=True)
+        processor = ViTImageProcessor.from_pretrained(folder, local_files_only=True)
+        mae = ViTMAEForPreTraining.from_pretrained(folder / MAE_FOLDER, local_files_only=True) if has_mae else None
     except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(f"{folder}: transformers can't load it ({reason}).") from error
@@ -259,6 +262,37 @@ def certify_folder(folder: Path, file: EncoderFile, decoder: DecoderFile | None 
         encoder=file.content_hash,
         distributions=["transformers"],
     )
+
+
+def check_folder(folder: Path) -> None:
+    """Raise CheckpointError for a folder that has more than a plain ViT and its tensors, before transformers reads it.
+
+    That is code of its own (``auto_map``), kernels from the hub, weights of another model under an adapter, and pickles.
+    """
+    try:
+        config = json.loads(read_regular_text(folder / "config.json"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder}/config.json: can't be read ({error}).") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{folder}/config.json: holds a {type(config).__name__}. Expected keys and values.")
+    for key in ("auto_map", "custom_pipelines", "quantization_config"):
+        if config.get(key):
+            raise CheckpointError(
+                f"{folder}/config.json: {key}: a model with code of its own, or with other tensors than a ViT's; none of it "
+                f"was run. If it is a plain ViTModel all the same, remove {key}."
+            )
+    for key in ("attn_implementation", "_attn_implementation"):
+        if config.get(key) not in (None, "eager", "sdpa"):
+            raise CheckpointError(
+                f"{folder}/config.json: {key}={config[key]}: kernels that may be fetched from the hub. Expected sdpa or eager."
+            )
+    if (folder / "adapter_config.json").exists():
+        raise CheckpointError(
+            f"{folder}/adapter_config.json: an adapter on another model's weights. Merge it (peft's merge_and_unload), and "
+            "save the model into a folder of its own."
+        )
+    for path in sorted(folder.glob("*.bin")):
+        read_checkpoint(path, key="weights")
 
 
 def candidate(

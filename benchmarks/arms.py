@@ -201,6 +201,7 @@ class Context:
         if own.start == "mae":
             config = self.config.mae_config(arm, seed, "")
             recipe = {key: value for key, value in to_dict(config).items() if key not in (*FREE_KEYS, "init")}
+            recipe |= {} if config.background == "white" else {"background": config.background}
             text = json.dumps({**recipe, "weights": self.weights.get(arm), **part})
             images = round(self._pretraining_flops(arm, config) / encoder_flops(self.config.spec))
             return Run("mae", arm, seed, 0, 0, config.peak_lr, text, self.facts(arm, "pool"), images=images)
@@ -347,7 +348,7 @@ class Context:
         if channels == 3:
             return Preprocessing.default(channels)
         mean, std = channel_statistics(self.pools.pool, channels, seed=STATISTICS_SEED)
-        return Preprocessing(channel_names(channels), mean, std)
+        return Preprocessing(channel_names(channels), mean, std, background="white")
 
 
 def _determining(recipe: Recipe) -> str:
@@ -368,7 +369,8 @@ def _determining(recipe: Recipe) -> str:
         "folds",
         "fold",
     )
-    return json.dumps({key: value for key, value in to_dict(recipe).items() if key not in known})
+    chosen = {key: value for key, value in to_dict(recipe).items() if key not in known}
+    return json.dumps({key: value for key, value in chosen.items() if (key, value) != ("background", None)})
 
 
 def execute(run: Run, context: Context, store: Path, listener: Listener | None = None) -> None:

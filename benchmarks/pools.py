@@ -18,11 +18,12 @@ from ..core.audit import audit
 from ..core.cache import cache_file, keep, kept
 from ..core.config import DataError
 from ..core.copies import Copy, Thumbnails, find_copies, find_whole_copies
-from ..core.decoding import Picture
-from ..core.images import ImageSet, as_image
+from ..core.decoding import Picture, picture_of
+from ..core.images import ImageSet
 from ..core.labels import LabeledImages, Splits, audited_splits, groups_of, match_group, single_label_parts
 from ..core.randomness import stream
 from ..core.sources import find_sources
+from ..core.terminal import quoted
 from ..core.tracking import counting
 from .suite import CLASSIFY, BenchConfig, SuiteData
 
@@ -271,7 +272,7 @@ def _need_folder(path: str) -> None:
     if not Path(path).exists():
         raise DataError(
             f"data.path={path}: no such folder or CSV. Give data.path=...; that of the quickstart is brought by "
-            f"maelift data fashion-mnist out={path}."
+            f"maelift data fashion-mnist out={quoted(path)}."
         )
 
 
@@ -362,7 +363,7 @@ def _task(config: BenchConfig, name: str, guard: _Guard) -> TaskImages:
     if not Path(own.data).exists():
         raise DataError(
             f"tasks.{name}.data={own.data}: no such folder or file. That of the quickstart is brought by "
-            f"maelift data fashion-scenes out={own.data} pool=0."
+            f"maelift data fashion-scenes out={quoted(own.data)} pool=0."
         )
     recipe = config.transfer(name)
     splits, manifest = recipe.chosen_task().read_audited(replace(recipe, max_rejected=config.data.broken))
@@ -376,9 +377,10 @@ def _task(config: BenchConfig, name: str, guard: _Guard) -> TaskImages:
 
 def small_picture(images: ImageSet, index: int) -> Picture:
     """A small copy of an image: (H, W) gray or (H, W, 3), uint8."""
-    opened = images.open(index)
-    picture = opened if isinstance(opened, Image.Image) else as_image(opened)
-    picture = picture.convert("L" if picture.mode in ("1", "L", "I;16") else "RGB")
+    image = images.open(index)
+    values = picture_of(image) if isinstance(image, Image.Image) else image
+    values = values[:, :, :3] if values.shape[2] >= 3 else values[:, :, 0]
+    picture = Image.fromarray(np.ascontiguousarray(values.astype(np.float32).clip(0, 255).astype(np.uint8)))
     picture.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
     return np.asarray(picture)
 

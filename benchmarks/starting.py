@@ -21,6 +21,7 @@ from ..core.labels import ClassFolderLayout, read_parts
 from ..core.mask_images import segmentation_parts
 from ..core.plan import Plan
 from ..core.sources import find_source
+from ..core.terminal import quoted
 from .suite import BenchConfig
 
 TEMPLATE = Path(__file__).with_name("own_images.yaml.j2")
@@ -55,7 +56,9 @@ class Suite:
 
     def summary(self) -> str:
         """What was found, and what to do next."""
-        return "\n".join([*self.lines, f"suite: {self.file}", f"next: maelift bench {self.file} out=FOLDER --dry-run"])
+        return "\n".join(
+            [*self.lines, f"suite: {self.file}", f"next: maelift bench {quoted(self.file)} out=FOLDER --dry-run"]
+        )
 
 
 @dataclass(frozen=True)

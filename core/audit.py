@@ -17,11 +17,10 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from .cache import cache_file, keep, kept
 from .config import DataError
-from .decoding import Opened, Picture, PixelFormat, picture_of
+from .decoding import PLAIN_FORMAT, Opened, Picture, PixelFormat
 from .files import atomic_write_bytes
 from .images import ImageSet, check_channels, opened
 from .listing import RACY_SECONDS, packed, unpacked
@@ -30,7 +29,7 @@ from .names import Names, Numbers
 if TYPE_CHECKING:
     from .distributed import Ranks
 
-FORMAT = "1"
+FORMAT = "2"
 """Of what is kept, and of how images are decoded: raised when a look would tell something else."""
 KEPT_SECONDS = 2.0
 """Looking took so long at least, where what was found is kept."""
@@ -39,6 +38,12 @@ KEPT_EVERY = 60.0
 ROUND = 4096
 """Images that a process looks at before the processes tell each other."""
 CHUNK = 32
+
+FLAT_IMAGE, TRANSPARENT = "image of one colour", "transparent image"
+"""The kinds of these findings in a data check."""
+FLAT_NOTE = "one flat colour"
+TRANSPARENCY = "transparency"
+"""What a note on transparent pixels begins with."""
 
 Progress = Callable[[int, int], None]
 
@@ -207,8 +212,8 @@ def audit(
 ) -> tuple[ImageSet, Manifest]:
     """Open every image once; the sound ones, and what was found.
 
-    With ``form`` all channels and bits of the files are read, and one whose channels aren't those asked for is broken;
-    else they are opened as gray or colour (``ImageSet.open``). ``progress``, ``ranks`` and ``forget`` as for
+    All channels and bits of the files are read as ``form`` says, and one whose channels aren't those asked for is broken;
+    without it they are opened as gray or colour, for transfer. ``progress``, ``ranks`` and ``forget`` as for
     ``look_through``. Raises DataError when the share of broken images is above ``max_rejected``, or when none is sound.
     """
     looks = look_through(images, form, progress=progress, ranks=ranks, forget=forget)
@@ -370,28 +375,51 @@ def check_rejected(rejected: Sequence[tuple[str, str]], count: int, max_rejected
 
 def look(images: ImageSet, number: int, form: PixelFormat | None = None) -> Look:
     """Open an image and tell what it is; see ``audit``."""
-    name = images.name(number)
-    found: Opened | None = None
+    name, form = images.name(number), form or PLAIN_FORMAT
     try:
-        if form is None:
-            opened_image = images.open(number)
-            picture = picture_of(opened_image) if isinstance(opened_image, Image.Image) else opened_image
-        else:
-            found = opened(images, number, form)
-            picture = found.pixels()
-            if form.channels is not None:
-                check_channels(picture.shape[2], form.channels)
+        found = opened(images, number, form)
+        picture = found.pixels()
+        if form.channels is not None:
+            check_channels(picture.shape[2], form.channels)
     except DataError as error:
         reason = str(error).removeprefix(f"{getattr(images, 'root', '')}/{name}: ").removeprefix(f"{name}: ")
         return Look(name, reason=reason)
     return look_at(name, picture, found)
 
 
-def look_at(name: str, picture: Picture, found: Opened | None = None) -> Look:
+def look_at(name: str, picture: Picture, found: Opened) -> Look:
     """What is told of a picture that is decoded; ``found`` is what it was decoded from."""
     height, width, channels = picture.shape
-    bits, notes = (8, ()) if found is None else (found.bits, found.notes)
-    return Look(name, pixel_hash(picture), channels, (height, width), bits, notes)
+    notes = (*found.notes, *found.decoded_notes, *((FLAT_NOTE,) if is_flat(picture) else ()))
+    return Look(name, pixel_hash(picture), channels, (height, width), found.bits, notes)
+
+
+def is_flat(picture: Picture) -> bool:
+    """Whether all pixels (H, W, C) of an image are the same."""
+    first = picture[:1, :1]
+    return not (picture[::32, ::32] != first).any() and not (picture != first).any()
+
+
+def flat_text(clear: Sequence[str]) -> str:
+    """What is told of an image of one colour; ``clear`` says what was made of its transparent pixels."""
+    return FLAT_NOTE + (f" with {clear[0]}; another background may show what it holds" if clear else "")
+
+
+def told_once(images: int, unusual: Sequence[tuple[str, str]]) -> list[str]:
+    """What a run says of its images in lines: how many have transparency, and how many show one colour only.
+
+    ``unusual`` holds (name, notes) of some of the ``images``.
+    """
+    lines = []
+    treated = Counter(note for _, notes in unusual for note in notes.split("; ") if note.startswith(TRANSPARENCY))
+    for note, count in treated.items():
+        lines.append(f"{count} of {images} images have {note} (background=)")
+    flat = [(name, notes) for name, notes in unusual if FLAT_NOTE in notes.split("; ")]
+    if flat:
+        clear = sum(TRANSPARENCY in notes for _, notes in flat)
+        also = f", {clear} of them with transparency: another background may show what they hold" if clear else ""
+        lines.append(f"{len(flat)} of {images} images are {FLAT_NOTE} ({flat[0][0]}, for example{also})")
+    return lines
 
 
 def pixel_hash(picture: Picture) -> str:

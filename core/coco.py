@@ -24,6 +24,7 @@ from PIL import Image
 
 from .box_conventions import ConventionFault, RawBoxes, convention_fault
 from .config import DataError
+from .decoding import ANY_FORMAT, Picture, PixelFormat
 from .faults import Fault, refuse
 from .images import FolderImages
 from .labels import SPLIT_NAMES, Splits, draw_missing_splits, rarest_first_order
@@ -127,15 +128,19 @@ class SizedImages(FolderImages):
 
     sizes: tuple[tuple[int, int], ...]
 
-    def open(self, index: int) -> Image.Image:
-        image = super().open(index)
-        height, width = self.sizes[index]
-        if image.size != (width, height):
-            raise DataError(
-                f"{self.root / self.paths[index]}: the image is {image.width}×{image.height} px (upright), but its "
-                f"annotations are for {width}×{height}. Annotate the upright image, or mend its width and height"
-            )
+    def open(self, index: int, form: PixelFormat = ANY_FORMAT) -> Image.Image | Picture:
+        image = super().open(index, form)
+        self.check_size(index, image.size[::-1] if isinstance(image, Image.Image) else image.shape[:2])
         return image
+
+    def check_size(self, index: int, size: tuple[int, ...]) -> None:
+        """Raise DataError for an image of another (height, width) than its annotations are for."""
+        if size != self.sizes[index]:
+            found, told = (f"{width}×{height}" for height, width in (size, self.sizes[index]))
+            raise DataError(
+                f"{self.root / self.paths[index]}: the image is {found} px (upright), but its "
+                f"annotations are for {told}. Annotate the upright image, or correct its width and height"
+            )
 
     def origin(self) -> str | None:
         told = hashlib.sha256(repr(self.sizes).encode()).hexdigest()  # what is found depends on the sizes

@@ -8,7 +8,8 @@ import difflib
 import functools
 import inspect
 import itertools
-import math
+import re
+import sys
 import textwrap
 import types
 import typing
@@ -18,6 +19,12 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, cast
 
 T = TypeVar("T")
+SHOWN_LETTERS = 300
+"""Letters up to which a value is repeated in an error."""
+LARGEST_CONFIG = 16 * 2**20
+"""Bytes up to which a configuration file is read."""
+MOST_VALUES = 1_000_000
+"""Values that a YAML text may stand for; a few lines of anchors and aliases can stand for billions."""
 _MISSING = dataclasses.MISSING
 
 
@@ -40,7 +47,7 @@ class ConfigError(MaeliftError):
 
     def __init__(self, key: str, value: object, expected: str, advice: str = "") -> None:
         self.key, self.value, self.expected, self.advice = key, value, expected, advice
-        super().__init__(f"{key}={show(value)}: expected {expected}.{f' {advice}' if advice else ''}")
+        super().__init__(f"{key}={_shortened(show(value))}: expected {expected}.{f' {advice}' if advice else ''}")
 
 
 @dataclass(frozen=True)
@@ -69,7 +76,7 @@ def resolve(
 
     layers = [_schema_defaults(schema), _plain(defaults or {})]
     if file is not None:
-        layers.append(_read_yaml(Path(file)))
+        layers.append(cast(dict[str, Any], _as_written(schema, *_read_yaml(Path(file)))))
     if isinstance(overrides, Mapping):
         layers.append(_plain(overrides))
         typed: dict[str, str] = {}
@@ -83,6 +90,9 @@ def resolve(
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None) or "configuration"
         raise MaeliftError(f"{key}: {_first_line(error)}.") from error
+    except (RecursionError, ValueError, TypeError, OverflowError) as error:
+        reason = "values that refer to each other in a circle" if isinstance(error, RecursionError) else str(error)
+        raise MaeliftError(f"configuration: can't be put together ({_shortened(reason)}).") from error
     try:
         return cast(T, _build(schema, cast(dict[str, Any], content), "", schema))
     except ConfigError as error:
@@ -105,7 +115,7 @@ def raw_value(key: str, overrides: Sequence[str] | Mapping[str, object], file: P
     given: Mapping[str, object] = overrides if isinstance(overrides, Mapping) else _typed_values(overrides)
     if key in given or file is None:
         return given.get(key)
-    return _read_yaml(Path(file)).get(key)
+    return _read_yaml(Path(file))[0].get(key)
 
 
 def describe(schema: type) -> list[KeyHelp]:
@@ -186,6 +196,10 @@ def show(value: object) -> str:
     return str(value)
 
 
+def _shortened(text: str) -> str:
+    return text if len(text) <= SHOWN_LETTERS else f"{text[:SHOWN_LETTERS]}... ({len(text):,} letters)"
+
+
 def type_name(kind: Any) -> str:
     """A type in words: "int | null", "one of random, block, grid"."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
@@ -216,7 +230,7 @@ def _parse_overrides(schema: type, overrides: Sequence[str]) -> dict[str, Any]:
     for text in overrides:
         key, equals, value = text.partition("=")
         if not equals or not key:
-            raise MaeliftError(f"'{text}': expected key=value.")
+            raise MaeliftError(f"'{_shortened(text)}': expected key=value.")
         if not _may_be_given(key, known.values()):
             raise _unknown_key(key, schema)
         kind = known[key].type if key in known else "a value"
@@ -224,15 +238,156 @@ def _parse_overrides(schema: type, overrides: Sequence[str]) -> dict[str, Any]:
             has_default = key in known and known[key].default is not None
             raise ConfigError(key, "", kind, "Leave the key out to get its default." if has_default else "")
         try:
-            if kind == "text" or (kind == "text | null" and value != "null"):
-                word = OmegaConf.create()
-                OmegaConf.update(word, key, value)  # as typed: 007 and 1e5 are names here, not numbers
-            else:
-                word = OmegaConf.from_dotlist([text])
+            word = OmegaConf.create()
+            OmegaConf.update(word, key, _typed(_kind_of(schema, key), value))
+            result = merged(result, cast(dict[str, Any], _plain(OmegaConf.to_container(word))))
         except (OmegaConfBaseException, yaml.YAMLError) as error:
             raise ConfigError(key, value, kind, f"It isn't YAML: {_first_line(error)}.") from error
-        result = merged(result, cast(dict[str, Any], _plain(OmegaConf.to_container(word))))
+        except (ValueError, TypeError, AttributeError, AssertionError, IndexError) as error:
+            raise ConfigError(key, value, kind, f"It can't be read: {_shortened(_first_line(error))}.") from error
+        except RecursionError as error:
+            raise ConfigError(key, value, kind, "It is nested too deeply.") from error
     return result
+
+
+def _typed(kind: Any, value: str) -> Any:
+    """What a word on the command line stands for: where ``kind`` is text, exactly what was typed; else what YAML makes of it.
+
+    A list of texts is [A,B], its items as they were typed.
+    """
+    options = _options(kind)
+    if value == "null" and type(None) in options:
+        return None
+    listed = value.strip()
+    if any(_is_texts(option) for option in options) and listed.startswith("[") and listed.endswith("]"):
+        return _texts(listed[1:-1])
+    if str in options:
+        return value
+    content, written = _yaml_values(value)
+    if _joined_pairs(written):  # {30:40} is a single word in YAML, or a time of 30 minutes
+        content, written = _yaml_values(_JOINED_PAIR.sub(r"\1: ", value))
+    if isinstance(written, str) and _SEXAGESIMAL.fullmatch(written):
+        return written
+    return _as_written(kind, content, written)
+
+
+_JOINED_PAIR = re.compile(r"""([{,]\s*[^\s:,{}\[\]"']+):(?=[^\s:,}\]])""")
+_SEXAGESIMAL = re.compile(r"[-+]?\d[\d_]*(:[0-5]?\d)+(\.\d*)?")
+"""Numbers to the base of 60 in YAML 1.1, which nobody means."""
+
+
+def _joined_pairs(written: Any) -> list[str]:
+    """The keys of mappings, at any depth, that are a key and a value without a space between."""
+    if isinstance(written, Mapping):
+        own = [str(key) for key, value in written.items() if re.fullmatch(r"[^\s:]+:[^\s:]+", str(key)) and value == ""]
+        return own + [key for value in written.values() for key in _joined_pairs(value)]
+    return [key for item in written for key in _joined_pairs(item)] if isinstance(written, list) else []
+
+
+def _texts(listed: str) -> list[str]:
+    """The texts of a list, without its brackets: separated by commas, but for those within quotes or braces."""
+    import yaml
+
+    items, item, quote, depth = [], "", "", 0
+    for letter in [*listed, ","]:
+        if quote:
+            quote = "" if letter == quote else quote
+        elif letter in "\"'" and not item.strip():
+            quote = letter
+        elif letter in "{}":
+            depth += 1 if letter == "{" else -1
+        elif letter == "," and depth <= 0:
+            items.append(item.strip())
+            item = ""
+            continue
+        item += letter
+    if item.strip(" ,"):
+        raise ValueError("a quote or a brace isn't closed")
+    if items and not items[-1]:
+        items.pop()
+    return [str(yaml.load(item, yaml.BaseLoader)) if item[:1] in ("'", '"') else item for item in items]
+
+
+def _options(kind: Any) -> tuple[Any, ...]:
+    """The types that a value may have."""
+    return typing.get_args(kind) if typing.get_origin(kind) in (Union, types.UnionType) else (kind,)
+
+
+def _is_texts(kind: Any) -> bool:
+    return typing.get_origin(kind) in (tuple, list) and set(typing.get_args(kind)) <= {str, Ellipsis}
+
+
+def _kind_of(schema: Any, key: str) -> Any:
+    """The type of the value at a dotted key, ``object`` where none is known."""
+    kind = schema
+    for part in key.split("."):
+        for option in _options(kind):
+            if dataclasses.is_dataclass(option) and isinstance(option, type):
+                kind = typing.get_type_hints(option).get(part, object)
+                break
+            if typing.get_origin(option) is dict:
+                kind = typing.get_args(option)[1]
+                break
+        else:
+            return object
+    return kind
+
+
+def _as_written(kind: Any, value: Any, written: Any) -> Any:
+    """A value out of YAML, with what is text in ``kind`` as it was ``written``: 007, 2024-11-29, 1e5 and yes may be names."""
+    options = _options(kind)
+    if value is None or isinstance(value, str):
+        return value
+    for option in options:
+        origin, arguments = typing.get_origin(option), typing.get_args(option)
+        if isinstance(value, Mapping) and isinstance(written, Mapping):
+            if dataclasses.is_dataclass(option) and isinstance(option, type):
+                kinds = typing.get_type_hints(option)
+                return {
+                    name: _as_written(kinds.get(name, object), item, written.get(name)) for name, item in value.items()
+                }
+            if origin is dict:
+                return {name: _as_written(arguments[1], item, written.get(name)) for name, item in value.items()}
+        listed = isinstance(value, list) and isinstance(written, list) and len(value) == len(written)
+        if listed and (origin is list or (origin is tuple and Ellipsis in arguments)):
+            return [_as_written(arguments[0], *pair) for pair in zip(value, written, strict=True)]
+    scalar = isinstance(written, str) and not isinstance(value, list | Mapping)
+    return written if scalar and str in options else value
+
+
+def _yaml_values(text: str) -> tuple[Any, Any]:
+    """What a YAML text holds: as OmegaConf reads it, and with all scalars as they are written.
+
+    Raises what YAML and OmegaConf raise, RecursionError, and ValueError for one that would not end.
+    """
+    import yaml
+    from omegaconf import DictConfig, ListConfig, OmegaConf
+
+    node = yaml.compose(text, yaml.BaseLoader)
+    if node is not None and _expanded(node, {}) > MOST_VALUES:
+        raise ValueError(f"it stands for more than {MOST_VALUES:,} values")
+    written = yaml.load(text, yaml.BaseLoader)
+    if not isinstance(written, dict | list):
+        content = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))
+        return cast(dict[str, Any], content)["value"], written
+    content = OmegaConf.create(text)
+    assert isinstance(content, DictConfig | ListConfig)
+    return _plain(OmegaConf.to_container(content)), written
+
+
+def _expanded(node: Any, known: dict[int, int]) -> int:
+    """How many values a node of YAML stands for, with aliases in their places; RecursionError for one within itself."""
+    import yaml
+
+    if id(node) not in known:
+        known[id(node)] = MOST_VALUES + 1  # met again before it is known: within itself
+        children: list[Any] = []
+        if isinstance(node, yaml.SequenceNode):
+            children = node.value
+        elif isinstance(node, yaml.MappingNode):
+            children = [part for pair in node.value for part in pair]
+        known[id(node)] = 1 + sum(_expanded(child, known) for child in children)
+    return known[id(node)]
 
 
 def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -265,28 +420,39 @@ def _first_line(error: Exception) -> str:
     return str(problem).rstrip(".")
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def _read_yaml(path: Path) -> tuple[dict[str, Any], Any]:
+    """The keys and values of a YAML file; and again with all scalars as they are written."""
     import yaml
-    from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
+    from .files import read_regular_text
+
     try:
-        content = OmegaConf.to_container(OmegaConf.load(path))
+        text = read_regular_text(path, encoding="utf-8-sig", limit=LARGEST_CONFIG)
+        content, written = _yaml_values(text)
     except FileNotFoundError as error:
         raise MaeliftError(f"{path}: no such configuration file.") from error
     except OSError as error:
-        if error.errno is None:  # OmegaConf's own, for a file that holds a single value
-            raise MaeliftError(f"{path}: expected keys and values, found a single value.") from error
         reason = (error.strerror or str(error)).lower()
         raise MaeliftError(f"{path}: the configuration file can't be read ({reason}).") from error
-    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+    except RecursionError as error:
+        raise MaeliftError(f"{path}: nested too deeply. Expected keys and values.") from error
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         last = len(path.read_bytes().splitlines())  # at the end of a file, the mark is past it
         where = f" line {min(mark.line + 1, last)}" if mark else ""
         raise MaeliftError(f"{path}{where}: not YAML ({_first_line(error)}).") from error
+    if content is None:
+        return {}, {}
     if not isinstance(content, dict):
-        raise MaeliftError(f"{path}: expected keys and values, found a {type(content).__name__}.")
-    return cast(dict[str, Any], _plain(content))
+        found = "a single value" if not isinstance(content, list) else "a list"
+        raise MaeliftError(f"{path}: expected keys and values, found {found}.")
+    if joined := _joined_pairs(written):
+        spaced = joined[0].replace(":", ": ", 1)
+        raise MaeliftError(
+            f"{path}: {{{joined[0]}}}: a single word in YAML. Put a space after the colon: {{{spaced}}}."
+        )
+    return content, written
 
 
 def _build(schema: type, content: Mapping[str, Any], prefix: str, top: type) -> Any:
@@ -347,10 +513,14 @@ def _convert(kind: Any, value: Any, key: str, top: type) -> Any:
         if value is None:
             return None
     elif kind is float and isinstance(value, int | float) and not isinstance(value, bool):
-        if math.isfinite(value):
+        if abs(value) <= sys.float_info.max:
             return float(value)
         raise ConfigError(key, value, "a finite number")
     elif kind in (int, bool, str) and type(value) is kind:
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise ConfigError(key, value, "a number of at most 64 bits")
+        if isinstance(value, str) and "\0" in value:
+            raise ConfigError(key, value, "text without null bytes")
         return value
     number_for_text = kind is str and isinstance(value, int | float)
     raise _WrongType(key, value, type_name(kind), "Put it in quotes." if number_for_text else "")

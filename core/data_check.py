@@ -16,24 +16,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from PIL import Image
-
 from . import unread
-from .audit import pixel_hash
+from .audit import FLAT_IMAGE, TRANSPARENCY, TRANSPARENT, flat_text, is_flat, pixel_hash
 from .class_lists import has_class_list
 from .coco import parse_detection
 from .config import ConfigError, DataError
 from .dataset_format import FormatTask, identify, question
-from .decoding import PixelFormat, picture_of
+from .decoding import PixelFormat, background_colour
 from .faults import MENDING, Fault
 from .files import atomic_write_bytes, output_folder
-from .images import FolderImages, ImageSet
+from .images import FolderImages, ImageSet, opened
 from .labels import SPLIT_NAMES, ClassFolderLayout, LabeledImages, groups_by_path, read_parts
 from .likeness import Thumbnail, best_matches, descriptors, threshold, thumbnail
 from .mask_images import Layout, SegmentationImages, parse_segmentation
 from .plan import Plan
 from .pool_check import POOL_RULES, check_pool, fact_lines, paths_of
 from .sources import find_source
+from .terminal import printable
 from .tracking import counting
 
 T = TypeVar("T")
@@ -46,14 +45,14 @@ RULES: Mapping[str, str] = {
     "duplicate images in train": "splits that are drawn keep them together",
     "near-duplicates in train": "splits that are drawn from train may share them",
     "equal pictures with different labels": "trained on with both; splits that are drawn keep them together",
+    TRANSPARENT: "its pixels are composited on background=, the same in every command",
+    FLAT_IMAGE: "nothing can be told from it",
     "turned by EXIF": "shown upright; its annotations must be of the upright image",
 }
 """Findings with which a data set is still sound, by kind, and what is done about them."""
 
 EXAMPLES = 5
 """Findings of one kind that the summary spells out."""
-
-EXIF_ORIENTATION = 0x0112
 
 
 @dataclass(frozen=True)
@@ -84,6 +83,8 @@ class DataCheckConfig:
     """channels that images are to have; null: what most have (pretrain)"""
     value_range: tuple[float, float] | None = None
     """lowest and highest value of float arrays or deep images as stored; null: integers (pretrain)"""
+    background: str = "white"
+    """colour that transparent pixels are composited on: white, black, '#rrggbb', or drop: what is stored under them"""
 
     def __post_init__(self) -> None:
         if self.near is not None and not 0.5 <= self.near <= 1:
@@ -96,6 +97,7 @@ class DataCheckConfig:
             raise ConfigError("keep", self.keep, "null, or task=pretrain")
         if self.value_range is not None and not self.value_range[0] < self.value_range[1]:
             raise ConfigError("value_range", list(self.value_range), "[lowest,highest], the lowest first")
+        background_colour(self.background)
 
 
 @dataclass(frozen=True)
@@ -149,11 +151,11 @@ class DataCheck:
         """What is there, and what was found, in lines."""
         lines = [line for task in dict.fromkeys(split.task for split in self.splits) for line in self._task_lines(task)]
         lines += fact_lines(self.facts) if self.facts else ()
-        lines += (f"  {text}" for text in self.unread)
+        lines += (f"  {printable(text)}" for text in self.unread)
         for finding in self.findings:
             what = f"by rule: {finding.rule}" if finding.rule else "to be mended"
             lines += ["", f"{finding.kind}: {len(finding.texts):,} ({what})"]
-            lines += [f"  {text}" for text in finding.texts[:EXAMPLES]]
+            lines += [f"  {printable(text)}" for text in finding.texts[:EXAMPLES]]
             if len(finding.texts) > EXAMPLES:
                 lines.append(f"  ... and {len(finding.texts) - EXAMPLES:,} more")
         lines.append("")
@@ -207,6 +209,9 @@ class _Look:
     content: str = ""
     thumbnail: Thumbnail | None = None
     turned: bool = False
+    clear: tuple[str, ...] = ()
+    """what was made of its transparent pixels"""
+    flat: bool = False
     reason: str = ""
 
 
@@ -230,7 +235,7 @@ def data_check(config: DataCheckConfig) -> DataCheck:
 
 def _check_pool(config: DataCheckConfig, report: Path | None) -> DataCheck:
     """Look through images without labels."""
-    form = PixelFormat(config.channels, config.value_range)
+    form = PixelFormat(config.channels, config.value_range, background_colour(config.background))
     images = find_source(config.data)
     pool = check_pool(images, form, least_side=config.least_side, near=config.near, keep_near=config.keep_near)
     facts = pool.facts
@@ -254,7 +259,7 @@ def _check_annotated(config: DataCheckConfig, tasks: Sequence[TaskName], report:
             if len(tasks) == 1:
                 raise
             faults.append(Fault("unreadable", Path(config.data), task, str(error)))
-    looks = _look_through(parts)
+    looks = _look_through(parts, PixelFormat(background=background_colour(config.background), plain=True))
     for part in parts:
         faults += _faults_of_images(part, looks)
         faults += _classes_without_examples(part)
@@ -375,31 +380,30 @@ def _name(images: ImageSet, index: int) -> str:
     return str(images.root / name) if isinstance(images, FolderImages) else name
 
 
-def _look_through(parts: Sequence[_Part]) -> dict[str, _Look]:
+def _look_through(parts: Sequence[_Part], form: PixelFormat) -> dict[str, _Look]:
     """Every image once, though two tasks may share it."""
     images = {_name(part.images, index): (part.images, index) for part in parts for index in range(len(part.images))}
     looks: dict[str, _Look] = {}
     tell = counting("looking through the images")
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        for name, look in zip(images, pool.map(lambda place: _look(*place), images.values()), strict=True):
+        for name, look in zip(
+            images, pool.map(lambda place: _look(place[0], place[1], form), images.values()), strict=True
+        ):
             looks[name] = look
             tell(len(looks), len(images))
     return looks
 
 
-def _look(images: ImageSet, index: int) -> _Look:
+def _look(images: ImageSet, index: int, form: PixelFormat) -> _Look:
     try:
-        image = images.open(index)
+        found = opened(images, index, form)
+        picture = found.pixels()
     except DataError as error:
-        return _Look(reason=str(error).removeprefix(f"{_name(images, index)}: "))
-    picture = picture_of(image) if isinstance(image, Image.Image) else image
-    turned = isinstance(images, FolderImages) and _turned(images.root / images.name(index))
-    return _Look((picture.shape[0], picture.shape[1]), pixel_hash(picture), thumbnail(picture), turned)
-
-
-def _turned(path: Path) -> bool:
-    with Image.open(path) as file:
-        return file.getexif().get(EXIF_ORIENTATION, 1) in range(2, 9)
+        name = images.name(index)
+        return _Look(reason=str(error).removeprefix(f"{_name(images, index)}: ").removeprefix(f"{name}: "))
+    clear = tuple(note for note in found.decoded_notes if note.startswith(TRANSPARENCY))
+    size = picture.shape[0], picture.shape[1]
+    return _Look(size, pixel_hash(picture), thumbnail(picture), found.turned, clear, is_flat(picture))
 
 
 def _faults_of_images(part: _Part, looks: Mapping[str, _Look]) -> Iterator[Fault]:
@@ -408,7 +412,12 @@ def _faults_of_images(part: _Part, looks: Mapping[str, _Look]) -> Iterator[Fault
         look = looks[name]
         if look.reason:
             yield Fault("broken image", Path(name), "", look.reason)
-        elif part.sizes is not None and look.size != part.sizes[index]:
+            continue
+        if look.clear:
+            yield Fault(TRANSPARENT, Path(name), "", "; ".join(look.clear))
+        if look.flat:
+            yield Fault(FLAT_IMAGE, Path(name), "", flat_text(look.clear))
+        if part.sizes is not None and look.size != part.sizes[index]:
             there, said = (f"{width}×{height} px" for height, width in (look.size, part.sizes[index]))
             told = part.file.name if part.file else "the annotations"
             yield Fault("size of image", Path(name), "", f"the image is {there} (upright), but {told} says {said}")

@@ -15,6 +15,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from .config import ConfigError, MaeliftError
+from .decoding import DROPPED, PixelFormat, background_colour
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -169,7 +170,8 @@ def check_divisible(image_size: tuple[int, int], patch_size: int) -> None:
 class Preprocessing:
     """What an encoder expects of its input: stored values are scaled from ``value_range`` to [0, 1], then normalised.
 
-    ``mean`` and ``std`` are per channel, on the [0, 1] scale, in the order of ``channel_names``.
+    ``mean`` and ``std`` are per channel, on the [0, 1] scale, in the order of ``channel_names``. ``background``: the colour
+    that transparent pixels are composited on (``background_colour``); None, of files that don't say: they were dropped.
     """
 
     channel_names: tuple[str, ...]
@@ -178,6 +180,7 @@ class Preprocessing:
     value_range: tuple[float, float] = (0.0, 255.0)
     bit_depth: int = 8
     interpolation: str = "bicubic"
+    background: str | None = None
 
     def __post_init__(self) -> None:
         if not len(self.channel_names) == len(self.mean) == len(self.std) > 0:
@@ -196,6 +199,8 @@ class Preprocessing:
             raise ConfigError("bit_depth", self.bit_depth, "a whole number from 1 to 64")
         if self.interpolation not in INTERPOLATIONS:
             raise ConfigError("interpolation", self.interpolation, f"one of {', '.join(INTERPOLATIONS)}")
+        if self.background is not None:
+            background_colour(self.background)
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Preprocessing:
@@ -207,8 +212,8 @@ class Preprocessing:
     def default(cls, channels: int) -> Preprocessing:
         """ImageNet's statistics for three channels (the paper's); mean and deviation of 0.5 for any other count."""
         if channels == 3:
-            return cls(("red", "green", "blue"), IMAGENET_MEAN, IMAGENET_STD)
-        return cls(channel_names(channels), (0.5,) * channels, (0.5,) * channels)
+            return cls(("red", "green", "blue"), IMAGENET_MEAN, IMAGENET_STD, background="white")
+        return cls(channel_names(channels), (0.5,) * channels, (0.5,) * channels, background="white")
 
     @property
     def pixel_mean(self) -> tuple[float, ...]:
@@ -221,6 +226,11 @@ class Preprocessing:
         """The standard deviation of each channel in stored values."""
         low, high = self.value_range
         return tuple((high - low) * std for std in self.std)
+
+    @property
+    def reading(self) -> PixelFormat:
+        """What is made of image files for this encoder: gray or colour, transparency as ``background`` says."""
+        return PixelFormat(background=background_colour(self.background or DROPPED), plain=True)
 
     def normalize(self, pixels: Tensor) -> Tensor:
         """Stored pixel values (B, C, H, W), any dtype, in ``value_range``, to the encoder's float32 input."""

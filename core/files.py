@@ -142,8 +142,8 @@ def atomic_write_bytes(path: str | Path, content: bytes) -> None:
 
 
 def atomic_write_text(path: str | Path, text: str) -> None:
-    """Write ``text`` as UTF-8 to ``path`` all at once or not at all."""
-    atomic_write_bytes(path, text.encode())
+    """Write ``text`` as UTF-8, with names of files that aren't UTF-8 as the system has them, all at once or not at all."""
+    atomic_write_bytes(path, text.encode("utf-8", "surrogateescape"))
 
 
 def append_row(path: str | Path, header: Sequence[str], row: Sequence[str]) -> None:

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal, Protocol, cast
+from typing import BinaryIO, Literal, Protocol, cast, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,10 +19,12 @@ from PIL import Image
 from .config import DataError
 from .decoding import (
     ANY_FORMAT,
+    PLAIN_FORMAT,
     Opened,
     Picture,
     PixelFormat,
     decode,
+    image_of,
     kinds,
     open_picture,
     open_values,
@@ -59,9 +61,9 @@ class ImageSet(Protocol):
         """What a person knows the image by: its path below the folder, or its number in an idx file."""
         ...
 
-    def open(self, index: int) -> Image.Image | Picture:
-        """The upright image in mode "L" or "RGB", or "F" from 0 to 255 for 16-bit gray; of arrays that are none of these, the
-        stored values (H, W, C). Raises DataError."""
+    def open(self, index: int, form: PixelFormat = ANY_FORMAT) -> Image.Image | Picture:
+        """The upright image in mode "L" or "RGB", or "F" from 0 to 255 for 16-bit gray; of what is none of these, the values
+        (H, W, C), float32 from 0 to 255 for 16-bit colour. Raises DataError."""
         ...
 
     def content(self, index: int) -> bytes | None:
@@ -74,6 +76,15 @@ class ImageSet(Protocol):
 
     def default_workers(self) -> int:
         """How many processes it takes to open these images as fast as a model trains on them."""
+        ...
+
+
+@runtime_checkable
+class Sized(Protocol):
+    """Images whose annotations say what size each has."""
+
+    def check_size(self, index: int, size: tuple[int, int]) -> None:
+        """Raise DataError where an image is of another (height, width)."""
         ...
 
 
@@ -90,15 +101,15 @@ class FolderImages:
     def name(self, index: int) -> str:
         return self.paths[index]
 
-    def open(self, index: int) -> Image.Image:
-        return decode(self.root / self.paths[index])
+    def open(self, index: int, form: PixelFormat = ANY_FORMAT) -> Image.Image | Picture:
+        return decode(self.root / self.paths[index], None, form)
 
     def content(self, index: int) -> bytes:
         path = self.root / self.paths[index]
         try:
             return read_regular(path)
         except OSError as error:
-            raise DataError(f"{path}: can't be read ({(error.strerror or '').lower()}).") from error
+            raise DataError(f"{path}: {error.strerror or error}") from error
 
     def subset(self, indices: Numbers) -> FolderImages:
         if isinstance(self.paths, Names):
@@ -132,7 +143,7 @@ class ArrayImages:
     def name(self, index: int) -> str:
         return f"{self.path.name}[{self.indices[index]}]"
 
-    def open(self, index: int) -> Image.Image:
+    def open(self, index: int, form: PixelFormat = ANY_FORMAT) -> Image.Image:
         return Image.fromarray(self.array[self.indices[index]])
 
     def content(self, index: int) -> None:
@@ -274,37 +285,40 @@ def idx_images(path: Path) -> ArrayImages:
     return ArrayImages(array, path, np.arange(len(array)))
 
 
-def as_image(image: str | Path | Image.Image | NDArray[np.generic]) -> Image.Image:
+def as_image(
+    image: str | Path | Image.Image | NDArray[np.generic], form: PixelFormat = PLAIN_FORMAT
+) -> Image.Image | Picture:
     """An image as ``decode`` gives it, of a file, a PIL image, or an array (H, W) or (H, W, C).
 
-    Arrays are uint8, uint16, or floats from 0 to 255. Raises DataError for others.
+    Arrays are uint8, uint16, or floats from 0 to 255. Transparency is composited as ``form`` says. Raises DataError for others.
     """
     if isinstance(image, (str, Path)):
-        return decode(Path(image))
+        return decode(Path(image), None, form)
     if isinstance(image, Image.Image):
-        return image if image.mode == "F" else plain_mode(image)  # "F" is what decode makes of 16-bit gray
+        return image if image.mode == "F" else plain_mode(image, form)  # "F" is what decode makes of 16-bit gray
     array = np.asarray(image)
-    if array.ndim == 3 and array.shape[2] == 1:
-        array = array[:, :, 0]
-    if array.ndim == 2 and array.dtype.kind == "f":
-        return Image.fromarray(array.astype(np.float32))
-    if array.dtype == np.uint16 and array.ndim == 2:
-        return plain_mode(Image.fromarray(array))
-    if array.dtype != np.uint8 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))):
+    bands = 1 if array.ndim == 2 else array.shape[2] if array.ndim == 3 else 0
+    if array.dtype == np.uint8 and bands == 4:
+        return plain_mode(Image.fromarray(array), form)
+    if not array.size or bands not in (1, 3) or (array.dtype not in (np.uint8, np.uint16) and array.dtype.kind != "f"):
         raise DataError(
-            f"an array of shape {array.shape} and type {array.dtype}: expected (height, width) of uint8, uint16 or floats "
-            "from 0 to 255, or (height, width, 3) of uint8."
+            f"an array of shape {array.shape} and type {array.dtype}: expected (height, width) or (height, width, 3) of "
+            "uint8, uint16 or floats from 0 to 255."
         )
-    return plain_mode(Image.fromarray(array))
+    if array.ndim == 2:
+        array = array[:, :, None]
+    return image_of(array.astype(np.float32) if array.dtype.kind == "f" else open_values(array, form).pixels())
 
 
-def stored_pixels(image: str | Path | Image.Image | NDArray[np.generic], channels: int) -> NDArray[np.generic]:
+def stored_pixels(
+    image: str | Path | Image.Image | NDArray[np.generic], channels: int, form: PixelFormat = PLAIN_FORMAT
+) -> NDArray[np.generic]:
     """The stored values (C, H, W) of a path, a PIL image or an array (H, W) or (H, W, C).
 
     Files and pictures are read as gray or colour, whichever the encoder takes; other channels only arrays can have.
     """
     if channels in (1, 3) or not isinstance(image, np.ndarray):
-        return to_array(as_image(image), channels)
+        return to_array(as_image(image, form), channels)
     if image.ndim != 3 or image.shape[2] != channels:
         raise DataError(f"an array of shape {image.shape}: expected (height, width, {channels}).")
     return np.ascontiguousarray(image.transpose(2, 0, 1))
@@ -313,7 +327,7 @@ def stored_pixels(image: str | Path | Image.Image | NDArray[np.generic], channel
 def opened(images: ImageSet, index: int, form: PixelFormat = ANY_FORMAT) -> Opened:
     """An image with all its channels and bits, before it is decoded; raises DataError with the reason for a broken one.
 
-    Broken is also what shows nothing: a side of a single pixel.
+    Broken is also what shows nothing, a side of a single pixel, but for a ``plain`` form.
     """
     return opened_content(images, index, images.content(index), form)
 
@@ -321,8 +335,10 @@ def opened(images: ImageSet, index: int, form: PixelFormat = ANY_FORMAT) -> Open
 def opened_content(images: ImageSet, index: int, content: bytes | None, form: PixelFormat = ANY_FORMAT) -> Opened:
     """The same where its ``content`` has been read."""
     name = images.name(index)
-    found = open_values(images.open(index), form) if content is None else open_picture(Path(name), content, form)
-    if min(found.size) < 2:
+    found = open_values(images.open(index, form), form) if content is None else open_picture(Path(name), content, form)
+    if isinstance(images, Sized):
+        images.check_size(index, found.size)
+    if min(found.size) < 2 and not form.plain:
         height, width = found.size
         raise DataError(f"{name}: {width}×{height} px, too small to show anything")
     return found
@@ -482,11 +498,21 @@ def fit_and_crop(
     if (height, width) == size:
         return picture
     box = fitted_box((height, width), size)
+    return resized_part(image, box, size, interpolation)
+
+
+def resized_part(
+    image: Image.Image | Picture,
+    box: tuple[float, float, float, float],
+    size: tuple[int, int],
+    interpolation: str = "bicubic",
+) -> Picture:
+    """The part of an image in ``box`` (left, top, right, bottom) resized to ``size`` (height, width) by PIL: (H, W, C)."""
     where, how = (size[1], size[0]), _resampling(interpolation)
-    if isinstance(image, Image.Image) or (picture.dtype == np.uint8 and picture.shape[2] in (1, 3)):
-        whole = image if isinstance(image, Image.Image) else _image(picture)
+    if isinstance(image, Image.Image) or (image.dtype == np.uint8 and image.shape[2] in (1, 3)):
+        whole = image if isinstance(image, Image.Image) else _image(image)
         return picture_of(whole.resize(where, how, box=box))
-    bands = [Image.fromarray(np.ascontiguousarray(picture[:, :, band])) for band in range(picture.shape[2])]
+    bands = [Image.fromarray(np.ascontiguousarray(image[:, :, band])) for band in range(image.shape[2])]
     return np.stack([np.asarray(band.resize(where, how, box=box)) for band in bands], axis=2)
 
 
@@ -495,7 +521,7 @@ def _image(picture: Picture) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(picture[:, :, 0] if picture.shape[2] == 1 else picture))
 
 
-def _resampling(interpolation: Interpolation) -> Image.Resampling:
+def _resampling(interpolation: str) -> Image.Resampling:
     return Image.Resampling[interpolation.upper()]
 
 

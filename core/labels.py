@@ -23,7 +23,7 @@ from .audit import Manifest, audit, check_rejected, look_through
 from .config import DataError, nearest
 from .dataset_format import SPLIT_NAMES as SPLIT_NAMES
 from .dataset_format import ClassLayout, class_layout, identify, question, split_folders, split_of
-from .decoding import SUFFIXES, kinds
+from .decoding import SUFFIXES, PixelFormat, kinds
 from .images import ArrayImages, FolderImages, ImageSet, find_images, idx_file, idx_images, read_idx
 from .randomness import stream
 from .shards import find_shards, read_shards
@@ -197,7 +197,7 @@ class SplitManifest:
         for split, manifest in sorted(self.splits.items()):
             lines.append(f"{split}:{manifest.digest}")
             lines += sorted(f"{name}\t{label}" for name, label in zip(manifest.names, self.labels[split], strict=True))
-        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+        return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
     @property
     def gray(self) -> bool:
@@ -208,6 +208,16 @@ class SplitManifest:
     def rejected(self) -> tuple[tuple[str, str], ...]:
         """The broken images with the reasons."""
         return tuple(pair for manifest in self.splits.values() for pair in manifest.rejected)
+
+    @property
+    def unusual(self) -> tuple[tuple[str, str], ...]:
+        """The sound images that may not be what was meant, with what was found."""
+        return tuple(pair for manifest in self.splits.values() for pair in manifest.unusual)
+
+    @property
+    def sound(self) -> int:
+        """How many images are not broken."""
+        return sum(len(manifest.kept) for manifest in self.splits.values())
 
 
 def read_splits(
@@ -440,15 +450,17 @@ def _check_groups(parts: Mapping[str, Annotated], group: str, data: str | Path) 
         )
 
 
-def audit_splits(splits: Splits[Images], max_rejected: float = 0.05) -> tuple[Splits[Images], SplitManifest]:
+def audit_splits(
+    splits: Splits[Images], max_rejected: float = 0.05, form: PixelFormat | None = None
+) -> tuple[Splits[Images], SplitManifest]:
     """Open every image once, and say how far it is; the splits without the broken ones, and what was found.
 
-    See ``images.audit``.
+    See ``audit.audit``.
     """
     sound: dict[str, Images] = {}
     manifests: dict[str, Manifest] = {}
     for name, part in splits.items():
-        _, manifests[name] = audit(part.images, max_rejected, counting(f"looking through {name}"))
+        _, manifests[name] = audit(part.images, max_rejected, counting(f"looking through {name}"), form)
         sound[name] = part.subset(manifests[name].kept) if manifests[name].rejected else part
     labels = {name: tuple(part.label_text(index) for index in range(len(part))) for name, part in sound.items()}
     return Splits(sound["train"], sound["val"], sound["test"]), SplitManifest(manifests, labels)
@@ -465,6 +477,7 @@ def audited_splits(
     group: str | None = None,
     folds: int | None = None,
     fold: int = 0,
+    form: PixelFormat | None = None,
 ) -> tuple[Splits[Images], SplitManifest]:
     """``draw_missing_splits`` of images that are opened first: without the broken ones, equal pictures in the same split.
 
@@ -472,12 +485,13 @@ def audited_splits(
     """
     if "train" not in parts or {"val", "test"} <= parts.keys():
         splits, manifest = audit_splits(
-            draw_missing_splits(parts, data, val, test, seed, group=group, folds=folds, fold=fold), max_rejected
+            draw_missing_splits(parts, data, val, test, seed, group=group, folds=folds, fold=fold), max_rejected, form
         )
         _tell_equal(manifest, data)
         return splits, manifest
     looks = {
-        name: look_through(part.images, progress=counting(f"looking through {name}")) for name, part in parts.items()
+        name: look_through(part.images, form, progress=counting(f"looking through {name}"))
+        for name, part in parts.items()
     }
     manifests = {name: Manifest.of(looks[name], part.images) for name, part in parts.items()}
     for name, found in manifests.items():

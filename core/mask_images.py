@@ -23,6 +23,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from .class_lists import UNKNOWN_COLOUR, VALUES, ClassList, ColourTable, read_class_list
 from .config import ConfigError, DataError
 from .dataset_format import ANNOTATION_FOLDERS, IMAGE_FOLDERS
+from .decoding import image_file, upright_size
 from .faults import Fault, refuse
 from .files import NotRegularError, open_regular
 from .images import FolderImages, find_images
@@ -291,13 +292,10 @@ def read_mask(path: Path, colours: ColourTable | None = None) -> NDArray[np.uint
     if path.suffix.lower() == ".npy":
         return _read_array(path)
     try:
-        with warnings.catch_warnings(), open_regular(path) as opened:
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(opened) as file:
-                if getattr(file, "n_frames", 1) > 1:
-                    raise DataError(
-                        f"{path}: {file.n_frames} pictures in one file. Expected one mask. Save each as a PNG"
-                    )
+            with image_file(path) as file:
+                frames = getattr(file, "n_frames", 1)
                 bits = _gray_bits(path) if file.format == "PNG" else 8
                 file.load()
                 image = ImageOps.exif_transpose(file)
@@ -305,8 +303,10 @@ def read_mask(path: Path, colours: ColourTable | None = None) -> NDArray[np.uint
         raise DataError(f"{path}: {'an empty file' if path.stat().st_size == 0 else 'not an image'}") from error
     except NotRegularError as error:
         raise DataError(f"{path}: {error.strerror}") from error
-    except (OSError, SyntaxError, ValueError, TypeError, EOFError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, TypeError, EOFError, DataError) as error:
         raise DataError(f"{path}: {error}") from error
+    if frames > 1:
+        raise DataError(f"{path}: {frames} pictures in one file. Expected one mask. Save each as a PNG")
     return _mask_values(path, image, bits, colours)
 
 
@@ -679,10 +679,8 @@ def _unlisted(mask: Path, colours: ColourTable, share: str) -> str:
 def image_size(path: Path) -> tuple[int, int] | None:
     """(height, width) of an image once it is upright by EXIF, from its header; None where that can't be read."""
     try:
-        with open_regular(path) as opened, Image.open(opened) as file:
-            turned = file.getexif().get(0x0112) in (5, 6, 7, 8)
-            return file.size if turned else (file.height, file.width)
-    except (OSError, SyntaxError, ValueError, TypeError, EOFError, Image.DecompressionBombError):
+        return upright_size(path)
+    except DataError:
         return None
 
 

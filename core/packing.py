@@ -19,12 +19,13 @@ from PIL import Image
 
 from .audit import check_rejected, write_rejected
 from .config import ConfigError, DataError, MaeliftError
-from .decoding import ARRAY_SUFFIXES, DEEP, SUFFIXES, Opened, Picture, PixelFormat
+from .decoding import ARRAY_SUFFIXES, DEEP, SUFFIXES, Opened, Picture, PixelFormat, background_colour, image_file
 from .files import atomic_path, atomic_write_text, output_folder
 from .images import ImageSet, check_channels, opened_content
 from .plan import Plan
 from .randomness import stream
 from .sources import find_source
+from .terminal import quoted
 from .tracking import counting
 
 logger = logging.getLogger("maelift")
@@ -60,6 +61,8 @@ class PackConfig:
     """channels that images are to have, others are left out; null: any"""
     value_range: tuple[float, float] | None = None
     """lowest and highest value of float arrays or deep images as stored; null: integers"""
+    background: str = "white"
+    """colour that transparent pixels are composited on in images that are encoded again; drop: what is stored under them"""
     max_rejected: float = 0.05
     """largest share of broken images that is put up with"""
 
@@ -74,6 +77,7 @@ class PackConfig:
             raise ConfigError("max_rejected", self.max_rejected, "a share from 0 to 1")
         if self.value_range is not None and not self.value_range[0] < self.value_range[1]:
             raise ConfigError("value_range", list(self.value_range), "[lowest,highest], the lowest first")
+        background_colour(self.background)
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,7 @@ class PackResult:
             lines.append(f"{self.anew:,} of them encoded anew; the others as they were, byte by byte")
         if self.rejected:
             lines.append(f"{self.rejected:,} broken ones are left out, see {self.folder / QUARANTINE_FILE}")
-        lines.append(f"next: maelift pretrain data={self.folder} out=FOLDER")
+        lines.append(f"next: maelift pretrain data={quoted(self.folder)} out=FOLDER")
         return "\n".join(lines)
 
 
@@ -186,6 +190,8 @@ def _check_settings(folder: Path, config: PackConfig, images: ImageSet) -> None:
         names.update(f"{images.name(index)}\n".encode("utf-8", "surrogateescape"))
     free = ("data", "out", "max_rejected")
     settings = {key: value for key, value in asdict(config).items() if key not in free}
+    if config.background == "white":
+        del settings["background"]  # folders that were begun before there was the key go on
     text = json.dumps({**settings, "images": len(images), "names": names.hexdigest()}, indent=1) + "\n"
     file = folder / SETTINGS_FILE
     if not file.exists():
@@ -261,7 +267,7 @@ def _all_packed(config: PackConfig, images: ImageSet, part: Sequence[int]) -> It
 
 def _packed(config: PackConfig, images: ImageSet, index: int) -> _Packed:
     name = images.name(index)
-    form = PixelFormat(config.channels, config.value_range)
+    form = PixelFormat(config.channels, config.value_range, background_colour(config.background))
     try:
         content = images.content(index)
         image = opened_content(images, index, content, form)
@@ -304,11 +310,11 @@ def _kind(name: str, content: bytes | None) -> str:
     suffix = Path(name).suffix.lower()
     if content is None or content.startswith(b"\x93NUMPY"):
         return ".npy"
-    with Image.open(io.BytesIO(content)) as file:
+    with image_file(content) as file:
         kind = "JPEG" if file.format == "MPO" else str(file.format)
     named = Image.registered_extensions().get(suffix)
-    usual = {"JPEG": ".jpg", "TIFF": ".tif"}.get(kind, f".{kind.lower()}")
-    return suffix if named == kind else usual
+    usual = {"JPEG": ".jpg", "TIFF": ".tif", "JPEG2000": ".jp2", "HEIF": ".heic", "PPM": ".ppm", "SGI": ".rgb"}
+    return suffix if named == kind else usual.get(kind, f".{kind.lower()}")
 
 
 def _reduced(picture: Picture, size: int) -> Picture:

@@ -7,12 +7,12 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from .audit import Look, look_at, remember
+from .audit import FLAT_IMAGE, FLAT_NOTE, TRANSPARENCY, TRANSPARENT, Look, flat_text, look_at, remember
 from .config import DataError
 from .decoding import PixelFormat
 from .faults import Fault
@@ -27,6 +27,8 @@ POOL_RULES: Mapping[str, str] = {
     "tiny image": "left out of the list; pretraining itself takes it",
     "duplicate image": "left out of the list; pretraining itself takes it",
     "near-duplicate image": "kept; keep_near=false leaves it out of the list",
+    TRANSPARENT: "its pixels are composited on background=, the same in every command",
+    FLAT_IMAGE: "kept; nothing can be told from it",
     "unusual image": "read all the same, as it says",
 }
 """What may be found in a pool of images, by kind, and what is done about it."""
@@ -69,8 +71,13 @@ def check_pool(
         except DataError as error:
             faults.append(Fault("other channels", name, "", str(error)))
             continue
-        if seen.notes:
-            faults.append(Fault("unusual image", name, "", "; ".join(seen.notes)))
+        clear = [note for note in seen.notes if note.startswith(TRANSPARENCY)]
+        if other := [note for note in seen.notes if note != FLAT_NOTE and note not in clear]:
+            faults.append(Fault("unusual image", name, "", "; ".join(other)))
+        if clear:
+            faults.append(Fault(TRANSPARENT, name, "", "; ".join(clear)))
+        if FLAT_NOTE in seen.notes:
+            faults.append(Fault(FLAT_IMAGE, name, "", flat_text(clear)))
         if min(seen.size) < least_side:
             faults.append(Fault("tiny image", name, "", f"{seen.size[1]}×{seen.size[0]} px"))
         else:
@@ -165,7 +172,7 @@ def _facts(
     counts: dict[int, int] = defaultdict(int)
     for number in sound:
         counts[looks[number].channels] += 1
-    mean, std = channel_statistics(images.subset(sound), channels, form=PixelFormat(channels, form.value_range))
+    mean, std = channel_statistics(images.subset(sound), channels, form=replace(form, channels=channels))
     drawn = f" (of {min(len(sound), 2000):,} images)"
 
     def listed(values: Sequence[float]) -> str:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def stream_seed(seed: int, name: str, *counters: int) -> int:
     """A 63-bit seed for the stream ``name`` at ``counters`` (such as an epoch or a step)."""
     text = ":".join([str(int(seed)), name, *(str(int(counter)) for counter in counters)])
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=8).digest(), "big") >> 1
 
 
 def stream(seed: int, name: str, *counters: int) -> np.random.Generator:

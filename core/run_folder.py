@@ -18,10 +18,10 @@ from .files import atomic_write_text, exclusive
 FREE_KEYS = (
     *("out", "data", "encoder", "workers", "device", "accumulate", "launch", "slurm"),
     *("parallel", "activation_checkpointing", "compile"),
-    *("checkpoint_minutes", "checkpoints", "log_every", "probe", "wandb", "reindex"),
+    *("checkpoint_minutes", "checkpoints", "log_every", "probe", "wandb", "reindex", "background"),
 )
 """Keys that may differ between a run and its continuation: they do not change the result, but for rounding. The contents of
-data and encoder are compared themselves."""
+data and encoder are compared themselves, images as they are seen on a background."""
 
 
 @dataclass(frozen=True)

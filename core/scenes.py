@@ -27,6 +27,7 @@ from .files import output_folder, sync_tree
 from .images import idx_file, idx_images, read_idx
 from .plan import Plan
 from .randomness import stream
+from .terminal import quoted
 from .tracking import counting
 
 CLASSES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
@@ -312,12 +313,14 @@ def _read_items(source: Path, split: str) -> tuple[Path, NDArray[np.uint8], NDAr
     """The file of a split's images, the images (N, 28, 28) and the labels (N,)."""
     where = f"source={source}"
     if not source.is_dir():
-        raise DataError(f"{where}: no such folder. Bring the items with 'maelift data fashion-mnist out={source}'.")
+        raise DataError(
+            f"{where}: no such folder. Bring the items with 'maelift data fashion-mnist out={quoted(source)}'."
+        )
     files = [idx_file(source, split, content) for content in ("images", "labels")]
     if files[0] is None or files[1] is None:
         raise DataError(
             f"{where}: no {split}-images and {split}-labels idx files. Bring them with 'maelift data fashion-mnist "
-            f"out={source}'."
+            f"out={quoted(source)}'."
         )
     images, labels = idx_images(files[0]).array, read_idx(files[1])
     if labels.shape != (len(images),) or (len(labels) and labels.max() >= len(CLASSES)):

@@ -15,7 +15,7 @@ from PIL import Image
 
 from .cache import cache_file, keep, kept
 from .config import DataError
-from .decoding import ARRAY_SUFFIXES, SUFFIXES, decode, kinds
+from .decoding import ANY_FORMAT, ARRAY_SUFFIXES, SUFFIXES, Picture, PixelFormat, decode, kinds
 from .frameworks import require
 from .listing import FORMAT, KEPT_FROM, file_stamp, file_stamps, is_racy, packed, unpacked
 from .names import Names, Numbers
@@ -41,8 +41,8 @@ class TarImages:
     def name(self, index: int) -> str:
         return self.names[index]
 
-    def open(self, index: int) -> Image.Image:
-        return decode(Path(self.names[index]), self.content(index))
+    def open(self, index: int, form: PixelFormat = ANY_FORMAT) -> Image.Image | Picture:
+        return decode(Path(self.names[index]), self.content(index), form)
 
     def content(self, index: int) -> bytes:
         shard, offset, size = (int(value) for value in self.places[index])

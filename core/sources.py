@@ -17,7 +17,7 @@ from PIL import Image
 from .audit import Lasting
 from .cache import cache_file, keep, kept
 from .config import DataError
-from .decoding import Picture, decode
+from .decoding import ANY_FORMAT, Picture, PixelFormat, decode
 from .files import NotRegularError, check_regular
 from .frameworks import require
 from .images import FolderImages, ImageSet, find_images
@@ -115,9 +115,9 @@ class SeveralImages:
         part, number = (int(value) for value in self.places[index])
         return f"{part}:{self.parts[part].name(number)}"
 
-    def open(self, index: int) -> Image.Image | Picture:
+    def open(self, index: int, form: PixelFormat = ANY_FORMAT) -> Image.Image | Picture:
         part, number = (int(value) for value in self.places[index])
-        return self.parts[part].open(number)
+        return self.parts[part].open(number, form)
 
     def content(self, index: int) -> bytes | None:
         part, number = (int(value) for value in self.places[index])
@@ -163,7 +163,7 @@ class NumpyImages:
     def name(self, index: int) -> str:
         return f"{self.path.name}[{self.indices[index]}]"
 
-    def open(self, index: int) -> Picture:
+    def open(self, index: int, form: PixelFormat = ANY_FORMAT) -> Picture:
         image = np.array(_mapped(self.path)[self.indices[index]])
         return image if image.ndim == 3 else image[:, :, None]
 
@@ -204,8 +204,8 @@ class ParquetImages:
         file, group, row = self.places[index]
         return f"{self.files[file].name}[{group}:{row}]"
 
-    def open(self, index: int) -> Image.Image:
-        return decode(Path(self.name(index)), self.content(index))
+    def open(self, index: int, form: PixelFormat = ANY_FORMAT) -> Image.Image | Picture:
+        return decode(Path(self.name(index)), self.content(index), form)
 
     def content(self, index: int) -> bytes:
         file, group, row = (int(value) for value in self.places[index])

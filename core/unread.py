@@ -6,6 +6,8 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 
+from .decoding import what_reads
+
 logger = logging.getLogger("maelift")
 
 SYSTEM_FILES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx"})
@@ -48,7 +50,8 @@ def unread_text(images: int, unread: Mapping[str, int], things: str = "other fil
     count = sum(unread.values())
     kinds = sorted(unread.items(), key=lambda pair: (-pair[1], pair[0]))
     listed = [
-        f"{number:,} {kind}{f' ({HINTS[kind]})' if kind in HINTS else ''}" for kind, number in kinds[:SHOWN_KINDS]
+        f"{number:,} {kind}{f' ({hint})' if (hint := HINTS.get(kind) or what_reads(kind)) else ''}"
+        for kind, number in kinds[:SHOWN_KINDS]
     ]
     if len(kinds) > SHOWN_KINDS:
         listed.append(f"{sum(number for _, number in kinds[SHOWN_KINDS:]):,} of {len(kinds) - SHOWN_KINDS} other kinds")

@@ -286,10 +286,19 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     head = first_bytes(path, "encoder weights (.safetensors or .pth)")
     if len(head) >= 9 and head[8:9] == b"{":
         return _read_safetensors(path)
+    state = _tensors_in(path, read_torch_file(path))
+    check_tensors(path, state)
+    return state, {}
+
+
+def read_torch_file(path: Path) -> object:
+    """The content of a torch file as it lies there, told by its first bytes; raises CheckpointError, never runs code.
+
+    Tensors and plain values are as they were saved; the few records that mmengine saves beside them are left empty.
+    """
+    head = first_bytes(path, "weights that torch.save wrote")
     if head[:2] == b"PK" or head.startswith(_TORCH_BEFORE_ZIP):
-        state = _tensors_in(path, _read_torch(path))
-        check_tensors(path, state)
-        return state, {}
+        return _read_torch(path)
     if head[:1] == b"\x80":
         raise CheckpointError(
             f"{path}: a bare pickle, as detectron2's .pkl are, which could run code when read; nothing was run. Where you "
@@ -499,8 +508,9 @@ def _read_torch(path: Path) -> object:
     check_torch(path)
     try:
         # Parsed arguments are a plain record, safe to build.
-        with torch.serialization.safe_globals([argparse.Namespace, *((_Inert, name) for name in _RECORDS)]):
-            return torch.load(path, map_location="cpu", weights_only=True)
+        known = torch.serialization.safe_globals([argparse.Namespace, *((_Inert, name) for name in _RECORDS)])
+        with known, path.open("rb") as file:  # given a path, newer versions of torch go by its suffix
+            return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)", str(error))
         raise CheckpointError(

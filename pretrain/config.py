@@ -11,6 +11,7 @@ from typing import Any, Literal, cast
 import yaml
 
 from ..core.config import ConfigError, raw_value, resolve
+from ..core.decoding import PixelFormat, background_colour
 from ..core.distributed import Parallel, Precision
 from ..core.encoder import ModelName, preset_spec
 from ..core.launching import Slurm
@@ -52,6 +53,8 @@ class PretrainConfig:
     """1 (gray), 3 (colour), 4 (transparency or a fourth band), or what the files have; null: theirs, 3 for gray and colour"""
     value_range: tuple[float, float] | None = None
     """lowest and highest value of float arrays or deep images as stored; null: integers, brought to 0 to 255"""
+    background: str = "white"
+    """colour that transparent pixels are composited on: white, black, '#rrggbb', or drop: what is stored under them"""
     statistics: Literal["auto", "imagenet", "data"] = "auto"
     """mean and deviation for normalising; auto: ImageNet's for colour, the data's own for gray"""
     masking: Masking = field(default_factory=Masking)
@@ -167,6 +170,7 @@ class PretrainConfig:
             raise ConfigError("channels", self.channels, "1 or more, or null")
         if self.value_range is not None and not self.value_range[0] < self.value_range[1]:
             raise ConfigError("value_range", list(self.value_range), "[lowest,highest], the lowest first")
+        background_colour(self.background)
         if self.crops_per_image < 1 or self.batch_size % self.crops_per_image:
             raise ConfigError("crops_per_image", self.crops_per_image, f"a divisor of batch_size={self.batch_size}")
         if self.statistics == "imagenet" and self.channels not in (None, 3):
@@ -197,6 +201,10 @@ class PretrainConfig:
     def peak_lr(self) -> float:
         """The learning rate after warm-up."""
         return self.lr if self.lr is not None else self.base_lr * self.batch_size / 256
+
+    def form(self, channels: int | None = None) -> PixelFormat:
+        """What is made of the values in the files; ``channels``: those found, where the key doesn't say."""
+        return PixelFormat(self.channels or channels, self.value_range, background_colour(self.background))
 
     def steps(self, pool: int) -> int:
         """Steps of the optimiser for a pool of so many images."""

@@ -19,7 +19,6 @@ from ..core.cost import (
     training_memory,
     training_seconds,
 )
-from ..core.decoding import PixelFormat
 from ..core.distributed import autocast, choose_device
 from ..core.encoder import EncoderSpec, preset_spec
 from ..core.images import ImageSet, opened, random_crops
@@ -134,7 +133,7 @@ def loading_seconds(config: PretrainConfig, images: ImageSet, spec: EncoderSpec)
     began, loaded = time.perf_counter(), 0
     for number, row in zip(numbers, draws, strict=True):
         try:
-            image = opened(images, int(number), PixelFormat(config.channels, config.value_range))
+            image = opened(images, int(number), config.form())
             random_crops(image, spec.image_size, row[None], config.crop.scale, reduced=config.crop.reduced_decoding)
         except DataError:
             continue

@@ -20,6 +20,7 @@ from ..core.audit import (
     check_rejected,
     common_channels,
     look_through,
+    told_once,
     write_rejected,
 )
 from ..core.batches import Sample, Uniforms
@@ -76,7 +77,7 @@ class Source:
     @property
     def form(self) -> PixelFormat:
         """What is made of the values in the files."""
-        return PixelFormat(self.channels, self.config.value_range)
+        return self.config.form(self.channels)
 
     def crops(self, index: int, draws: Uniforms) -> list[Sample]:
         """Random crops of an image of the pool, one a row of ``draws`` (K, 5)."""
@@ -141,6 +142,8 @@ def read_source(config: PretrainConfig, images: ImageSet, folder: Path, ranks: R
         if manifest.unusual:
             write_rejected(folder / "unusual.csv", manifest.unusual, "note")
             logger.info("pretrain: %d images are unusual, but read; see unusual.csv", len(manifest.unusual))
+            for line in told_once(len(manifest.kept), manifest.unusual):
+                logger.warning("pretrain: %s", line)
         looked = len(manifest.kept) + len(manifest.rejected)
         logger.info("pretrain: %d images looked through in %s", looked, duration(time.monotonic() - begin))
         if light:
@@ -156,7 +159,7 @@ def read_source(config: PretrainConfig, images: ImageSet, folder: Path, ranks: R
 
 def _all(config: PretrainConfig, images: ImageSet, ranks: Ranks) -> tuple[ImageSet, ImageSet, Manifest]:
     """The sound images to train on and to hold out, where each is opened."""
-    form = PixelFormat(config.channels, config.value_range)
+    form = config.form()
     progress = counting("pretrain: looking through")
     sound, manifest = audit(images, config.max_rejected, progress, form, ranks=ranks, forget=config.reindex)
     check_split(config, len(sound), ranks.world_size)
@@ -167,7 +170,7 @@ def _all(config: PretrainConfig, images: ImageSet, ranks: Ranks) -> tuple[ImageS
 
 def _few(config: PretrainConfig, images: ImageSet, ranks: Ranks) -> tuple[ImageSet, ImageSet, Manifest]:
     """The same, where those held out are opened and as many others as tell what the images are like."""
-    form = PixelFormat(config.channels, config.value_range)
+    form = config.form()
     held_out = config.held_out_count(len(images))
     order = stream(config.seed, "held out").permutation(len(images))
     looked = order[: held_out + max(SAMPLE, math.ceil(config.max_rejected * held_out))]
@@ -189,10 +192,13 @@ def data_preprocessing(config: PretrainConfig, source: Source) -> Preprocessing:
     usual_range = config.value_range in (None, (0.0, 255.0))
     if config.statistics == "imagenet" or (config.statistics == "auto" and source.channels == 3 and usual_range):
         usual = Preprocessing.default(source.channels)
-        return replace(usual, value_range=config.value_range or usual.value_range, bit_depth=source.manifest.bits)
-    mean, std = _statistics(config, source)
-    return Preprocessing(
-        channel_names(source.channels), mean, std, config.value_range or (0.0, 255.0), source.manifest.bits
+    else:
+        usual = Preprocessing(channel_names(source.channels), *_statistics(config, source))
+    return replace(
+        usual,
+        value_range=config.value_range or usual.value_range,
+        bit_depth=source.manifest.bits,
+        background=config.background,
     )
 
 

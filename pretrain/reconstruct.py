@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from ..core.audit import write_rejected
+from ..core.audit import told_once, write_rejected
 from ..core.config import ConfigError, DataError, MaeliftError, config_difference, to_dict, write_config
-from ..core.decoding import SUFFIXES, PixelFormat
+from ..core.decoding import DROPPED, SUFFIXES, PixelFormat, background_colour, image_file
 from ..core.distributed import choose_device
 from ..core.files import atomic_path, mark_output, output_folder
 from ..core.images import FolderImages, ImageSet, find_images, opened, to_array
@@ -102,7 +102,12 @@ def reconstruct(config: ReconstructConfig) -> ReconstructResult:
     mark_output(out)
     rejected, names = [], _file_names(images)
     value_range = model.preprocessing.value_range
-    form = PixelFormat(model.spec.channels, None if value_range == (0.0, 255.0) else value_range)
+    form = PixelFormat(
+        model.spec.channels,
+        None if value_range == (0.0, 255.0) else value_range,
+        background_colour(model.preprocessing.background or DROPPED),
+    )
+    unusual: dict[str, str] = {}
     tell = counting("reconstruct")
     for number in range(len(images)):
         for draw in range(config.draws):
@@ -113,6 +118,7 @@ def reconstruct(config: ReconstructConfig) -> ReconstructResult:
             try:
                 found = opened(images, number, form)
                 stored = found.pixels()
+                unusual[images.name(number)] = "; ".join(found.decoded_notes)
                 image = to_array(stored, model.spec.channels)
                 hidden = None if masks is None else masks.of(images.name(number), (image.shape[1], image.shape[2]))
                 filled = _fill_in(config, model, image, hidden, number, draw)
@@ -124,6 +130,8 @@ def reconstruct(config: ReconstructConfig) -> ReconstructResult:
                 _write(_side_by_side(filled.image, filled.seen, filled.result), compared)
             _write(_result(filled.result, gray=stored.shape[2] == 1, deep=found.bits == 16), path)
         tell(number + 1, len(images))
+    for line in told_once(len(unusual), tuple(unusual.items())):
+        logger.warning("reconstruct: %s", line)
     if rejected:
         write_rejected(out / "rejected.csv", rejected)
     if len(rejected) == len(images):
@@ -261,9 +269,9 @@ class _Masks:
         if file is None:
             raise DataError(f"mask={self._path}: no mask for {name}. Expected {Path(name).with_suffix('.png')} there.")
         try:
-            with Image.open(file) as picture:
+            with image_file(file) as picture:
                 hidden: NDArray[np.bool_] = np.asarray(picture.convert("L")) > 127
-        except (OSError, ValueError, SyntaxError) as error:
+        except (OSError, ValueError, SyntaxError, DataError) as error:
             raise DataError(
                 f"mask={file}: can't be read ({error}). Expected a picture, white where it hides."
             ) from error

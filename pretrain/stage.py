@@ -28,6 +28,7 @@ from ..core.optim import parameter_groups
 from ..core.randomness import isolated, torch_stream
 from ..core.run_folder import RunFolder
 from ..core.sources import SeveralImages, find_sources
+from ..core.terminal import quoted
 from ..core.tracking import Listener, Tracker, duration, read_metrics
 from ..core.weights import (
     DECODER_FILE,
@@ -76,7 +77,7 @@ class PretrainResult:
         return (
             f"encoder: {self.encoder}\n{self.steps} steps on {self.images} images{took}; {loss}\n"
             f"curves and pictures: {self.encoder.with_name(SUMMARY_FILE)}\n"
-            f"next: maelift transfer classify encoder={self.encoder} data=LABELLED_FOLDER out=FOLDER"
+            f"next: maelift transfer classify encoder={quoted(self.encoder)} data=LABELLED_FOLDER out=FOLDER"
         )
 
 

@@ -11,13 +11,37 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from maelift.tests.support import FASHION_MNIST, write_images
+from maelift.tests.support import FASHION_MNIST, ROOT, write_images
 from PIL import Image
 
 # What is kept between runs must not come from, or go to, the user's own.
 os.environ["MAELIFT_CACHE"] = tempfile.mkdtemp(prefix="maelift-cache-")
 atexit.register(shutil.rmtree, os.environ["MAELIFT_CACHE"], ignore_errors=True)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: the tests share few cores
+
+
+LONGEST = (
+    "adapters/test_detectron2.py",
+    "benchmarks/test_runner.py",
+    "test_docs_transfer.py",
+    "pretrain/test_distributed.py",
+    "pretrain/test_slurm.py",
+    "adapters/test_mmseg.py",
+    "benchmarks/test_executors.py",
+    "benchmarks/test_tasks.py",
+    "transfer/test_detect.py",
+    "transfer/test_segment.py",
+    "test_docs_pretrain.py",
+    "benchmarks/test_weights.py",
+    "transfer/test_classify.py",
+    "core/test_doctor.py",
+)
+"""Files that take minutes: begun first, so that no process is left with one of them while the others have ended."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {ROOT / "tests" / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
 
 
 @pytest.fixture

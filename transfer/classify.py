@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ..core.batches import Batch, Sample, Uniforms
 from ..core.config import ConfigError
+from ..core.decoding import PLAIN_FORMAT, PixelFormat
 from ..core.distributed import Precision, Ranks, autocast
 from ..core.encoder import Encoder, EncoderSpec, Preprocessing
 from ..core.frameworks import require
@@ -209,7 +210,8 @@ class Classifier(nn.Module):
         """The classes of images: files, PIL images or arrays (H, W) or (H, W, C); all go through the network at once."""
         if not len(images):
             return []
-        arrays = [to_array(fit_and_crop(as_image(image), self.spec.image_size), self.spec.channels) for image in images]
+        form, size = self.preprocessing.reading, self.spec.image_size
+        arrays = [to_array(fit_and_crop(as_image(image, form), size), self.spec.channels) for image in images]
         device = self.encoder.pos_embed.device
         with autocast(device, precision):
             logits = self(self.preprocessing.normalize(torch.from_numpy(np.stack(arrays)).to(device)))
@@ -259,7 +261,7 @@ class ClassificationTask(Task[ClassifyRecipe, ClassImages]):
     def sample(self, index: int, draws: Uniforms) -> Sample:
         spec = self.encoder.spec
         flips = draws if self.config.flip else np.append(draws[:4], 1.0)
-        image = self.splits.train.images.open(index)
+        image = self.splits.train.images.open(index, self.encoder.preprocessing.reading)
         crop = random_resized_crop(image, spec.image_size, flips, self.config.crop_scale)
         return Sample(to_array(crop, spec.channels))
 
@@ -298,7 +300,9 @@ class ClassificationTask(Task[ClassifyRecipe, ClassImages]):
         for number in shown:
             truth, found = images.label_text(number) or "none", classifier.classification(probabilities[number])
             taken_for = found.label if found.labels is None else "|".join(found.labels) or "none"
-            image = draw_classification(images.images.open(number), found, truth=truth)
+            image = draw_classification(
+                images.images.open(number, classifier.preprocessing.reading), found, truth=truth
+            )
             caption = f"{images.images.name(number)}: {truth}, taken for {taken_for}"
             pictures.append(Picture.of(image, caption, bool(right[number])))
         return pictures
@@ -404,24 +408,31 @@ class Evaluation:
     def logits(self, model: nn.Module, ranks: Ranks, precision: Precision = "auto", batch_size: int = 250) -> Tensor:
         """Logits (N, classes), float32, on the CPU."""
         if self._kept is None and self._small:
-            self._kept = list(pixel_batches(self.labeled.images, self.spec, batch_size))
-        batches = self._kept if self._kept is not None else pixel_batches(self.labeled.images, self.spec, batch_size)
+            self._kept = list(self._pixels(batch_size))
+        batches = self._kept if self._kept is not None else self._pixels(batch_size)
         results = []
         with torch.inference_mode(), autocast(ranks.device, precision):
             for pixels in batches:
                 results.append(model(self.preprocessing.normalize(pixels.to(ranks.device))).float().cpu())
         return torch.cat(results)
 
+    def _pixels(self, batch_size: int) -> Iterator[Tensor]:
+        return pixel_batches(self.labeled.images, self.spec, batch_size, self.preprocessing.reading)
+
     def figures(self, model: nn.Module, ranks: Ranks) -> dict[str, float]:
         """What a model is chosen by, of these images: see ``validation_figures``."""
         return validation_figures(self.logits(model, ranks), torch.from_numpy(self.labeled.targets()))
 
 
-def pixel_batches(images: ImageSet, spec: EncoderSpec, batch_size: int) -> Iterator[Tensor]:
+def pixel_batches(
+    images: ImageSet, spec: EncoderSpec, batch_size: int, form: PixelFormat = PLAIN_FORMAT
+) -> Iterator[Tensor]:
     """Images as they are judged, in batches (B, C, H, W) of stored values."""
     for start in range(0, len(images), batch_size):
         numbers = range(start, min(start + batch_size, len(images)))
-        arrays = [to_array(fit_and_crop(images.open(number), spec.image_size), spec.channels) for number in numbers]
+        arrays = [
+            to_array(fit_and_crop(images.open(number, form), spec.image_size), spec.channels) for number in numbers
+        ]
         yield torch.from_numpy(np.stack(arrays))
 
 

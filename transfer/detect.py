@@ -130,7 +130,7 @@ class DetectionTask(Task[DetectConfig, DetectionImages]):
 
     def sample(self, index: int, draws: Uniforms) -> Sample:
         images, spec = self.splits.train, self.encoder.spec
-        pixels = to_array(images.images.open(index), spec.channels)
+        pixels = to_array(images.images.open(index, self.encoder.preprocessing.reading), spec.channels)
         view = View.drawn(pixels.shape[1:], spec.image_size, self.config.jitter, draws[:3])
         mirrored = bool(self.config.flip and draws[3] < 0.5)
         canvas = blank(spec.image_size, self.encoder.preprocessing, pixels.dtype)
@@ -183,7 +183,7 @@ class DetectionTask(Task[DetectConfig, DetectionImages]):
         detector = cast(Detector, model)
         chosen: dict[bool, list[Picture]] = {True: [], False: []}
         for index in range(min(PICTURED, len(images))):
-            image = images.images.open(index)
+            image = images.images.open(index, detector.preprocessing.reading)
             (found,) = detector.predict([image])
             truth = annotated(images, index)
             right = agrees(found.above(SURE), truth)
@@ -202,7 +202,8 @@ class DetectionTask(Task[DetectConfig, DetectionImages]):
 
     def _canvases(self, detector: Detector, images: DetectionImages) -> Iterator[Canvas]:
         for index in range(len(images)):
-            yield detector.canvas(to_array(images.images.open(index), detector.spec.channels))
+            image = images.images.open(index, detector.preprocessing.reading)
+            yield detector.canvas(to_array(image, detector.spec.channels))
 
     def _results(self, detector: Detector, images: DetectionImages, *, masks: bool) -> list[Result]:
         """What a detector finds on all images, in COCO's results format."""

@@ -211,7 +211,7 @@ class Detector(nn.Module):
         waiting: list[Canvas] = []
         try:
             for image in images:
-                waiting.append(self.canvas(stored_pixels(image, self.spec.channels)))
+                waiting.append(self.canvas(stored_pixels(image, self.spec.channels, self.preprocessing.reading)))
                 if len(waiting) == AT_ONCE:
                     results += self.detect(waiting)
                     waiting = []

@@ -31,6 +31,8 @@ LEAST_SCORE = 0.5
 """Objects of a lower score are not drawn, where no other limit is given."""
 
 Colour = tuple[int, int, int]
+Shown = Image.Image | NDArray[np.generic]
+"""An image, or its pixels (H, W) or (H, W, C) from 0 to 255."""
 Words = tuple[str, str]
 """A name, and what follows it and is never left out."""
 Font = ImageFont.FreeTypeFont
@@ -64,7 +66,7 @@ def class_colours(classes: Sequence[str]) -> list[Colour]:
 
 
 def draw_classification(
-    image: Image.Image | NDArray[np.generic], prediction: Classification, *, truth: str | None = None, most: int = 3
+    image: Shown, prediction: Classification, *, truth: str | None = None, most: int = 3
 ) -> Image.Image:
     """The image with its ``most`` likeliest classes in words below it; and the true one, where it is known."""
     canvas = enlarged(image)[0]
@@ -77,7 +79,7 @@ def draw_classification(
 
 
 def draw_detections(
-    image: Image.Image | NDArray[np.generic],
+    image: Shown,
     found: Detections,
     *,
     least_score: float = LEAST_SCORE,
@@ -111,9 +113,7 @@ def draw_detections(
     return canvas
 
 
-def draw_segmentation(
-    image: Image.Image | NDArray[np.generic], found: Segmentation, *, ignored: int | None = None
-) -> Image.Image:
+def draw_segmentation(image: Shown, found: Segmentation, *, ignored: int | None = None) -> Image.Image:
     """The image under its classes' colours, and a legend of those that it has; pixels of ``ignored`` stay as they are.
 
     Raises ValueError for a mask of another size than the image.
@@ -121,7 +121,7 @@ def draw_segmentation(
     canvas, _ = enlarged(image)
     colours = class_colours(found.classes)
     mask = np.asarray(found.mask)
-    size = _pixels_of(image)
+    size = pixels_of(image)
     if mask.shape != size:
         raise ValueError(f"a mask of {mask.shape} over an image of {size}")
     present = [int(number) for number in np.unique(mask) if number != ignored and 0 <= number < len(colours)]
@@ -150,7 +150,7 @@ def side_by_side(pictures: Sequence[tuple[str, Image.Image]]) -> Image.Image:
     return canvas
 
 
-def enlarged(image: Image.Image | NDArray[np.generic]) -> tuple[Image.Image, float]:
+def enlarged(image: Shown) -> tuple[Image.Image, float]:
     """The image in RGB at a size that a person can look at, and its pixels for each pixel of the original.
 
     Arrays are (H, W) or (H, W, C) from 0 to 255; of other than three channels the first three, or the first, are shown.
@@ -185,7 +185,7 @@ def percent(share: float) -> str:
     return f"{100 * share:.0f} %"
 
 
-def _as_rgb(image: Image.Image | NDArray[np.generic]) -> Image.Image:
+def _as_rgb(image: Shown) -> Image.Image:
     if isinstance(image, Image.Image):
         if image.mode == "F":
             return Image.fromarray(np.asarray(image).clip(0, 255).astype(np.uint8)).convert("RGB")
@@ -198,7 +198,7 @@ def _as_rgb(image: Image.Image | NDArray[np.generic]) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(array)).convert("RGB")
 
 
-def _pixels_of(image: Image.Image | NDArray[np.generic]) -> tuple[int, int]:
+def pixels_of(image: Shown) -> tuple[int, int]:
     """Height and width."""
     if isinstance(image, Image.Image):
         return image.height, image.width

@@ -19,15 +19,25 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..core.audit import write_rejected
+from ..core.audit import told_once, write_rejected
 from ..core.coco import encode_mask
 from ..core.config import ConfigError, DataError, MaeliftError
+from ..core.decoding import PixelFormat, image_of
 from ..core.distributed import Precision, autocast, choose_device
 from ..core.files import atomic_path, atomic_write_bytes, mark_output, output_folder, sync_tree
-from ..core.images import ImageSet, as_image, find_images
+from ..core.images import ImageSet, find_images, opened
 from ..core.plan import Plan
 from ..core.tracking import counting
-from .drawing import LEAST_SCORE, Picture, class_colours, draw_classification, draw_detections, draw_segmentation
+from .drawing import (
+    LEAST_SCORE,
+    Picture,
+    Shown,
+    class_colours,
+    draw_classification,
+    draw_detections,
+    draw_segmentation,
+    pixels_of,
+)
 from .models import ModelFile, build_model, read_model
 from .predictions import Classification, Detections, Segmentation
 
@@ -102,21 +112,25 @@ def predict(config: PredictConfig) -> PredictResult:
         _check_free(pictures, "pictures")
     output_folder(out.parent)
     rejected: list[tuple[str, str]] = []
+    unusual: list[tuple[str, str]] = []
     own = {"precision": config.precision} if file.task == "classify" else {}
     tell = counting("predict")
     with writer.writing(out), _staged(pictures) as drawn:
         for start in range(0, len(images), config.batch_size):
-            numbers, opened = _opened(images, range(start, min(start + config.batch_size, len(images))), rejected)
+            batch = range(start, min(start + config.batch_size, len(images)))
+            numbers, found_images = _opened(images, batch, file.preprocessing.reading, rejected, unusual)
             if numbers:
                 with torch.inference_mode(), autocast(device, config.precision):
-                    found = cast(Any, model).predict(opened, **own)
-                for number, image, prediction in zip(numbers, opened, found, strict=True):
+                    found = cast(Any, model).predict(found_images, **own)
+                for number, image, prediction in zip(numbers, found_images, found, strict=True):
                     writer.add(number, image, prediction)
                     if drawn is not None:
                         _write_picture(drawn / writer.files[number], writer.picture(image, prediction))
             tell(writer.count + len(rejected), len(images))
         if writer.count == 0:
             raise DataError(f"images={config.images}: none of {len(images)} can be read; the first: {rejected[0][1]}")
+    for line in told_once(writer.count, unusual):
+        logger.warning("predict: %s", line)
     if rejected:
         write_rejected(rejected_file(out), rejected)
     else:
@@ -174,11 +188,11 @@ class Writer:
         raise NotImplementedError
         yield
 
-    def add(self, number: int, image: Image.Image, prediction: Any) -> None:
+    def add(self, number: int, image: Shown, prediction: Any) -> None:
         """Take the prediction of image ``number``."""
         raise NotImplementedError
 
-    def picture(self, image: Image.Image, prediction: Any) -> Image.Image:
+    def picture(self, image: Shown, prediction: Any) -> Image.Image:
         """Draw a prediction."""
         raise NotImplementedError
 
@@ -200,13 +214,13 @@ class ClassWriter(Writer):
             self._table.writerow(["path", "predicted", *(f"probability_{name}" for name in self.classes)])
             yield
 
-    def add(self, number: int, image: Image.Image, prediction: Classification) -> None:
+    def add(self, number: int, image: Shown, prediction: Classification) -> None:
         predicted = prediction.label if prediction.labels is None else "|".join(prediction.labels)
         shares = [f"{prediction.probabilities[name]:.6f}" for name in self.classes]
         self._table.writerow([self.images.name(number), predicted, *shares])
         self.count += 1
 
-    def picture(self, image: Image.Image, prediction: Classification) -> Image.Image:
+    def picture(self, image: Shown, prediction: Classification) -> Image.Image:
         return draw_classification(image, prediction)
 
 
@@ -245,10 +259,11 @@ class ObjectWriter(Writer):
         _write_json(out.with_suffix(".results.json"), results)
         _write_json(out, content)
 
-    def add(self, number: int, image: Image.Image, prediction: Detections) -> None:
+    def add(self, number: int, image: Shown, prediction: Detections) -> None:
         name = self.images.name(number)
         image_id = self.ids.images[name]
-        self._images.append({"id": image_id, "file_name": name, "width": image.width, "height": image.height})
+        height, width = pixels_of(image)
+        self._images.append({"id": image_id, "file_name": name, "width": width, "height": height})
         kept = prediction.above(self.config.score_threshold or 0.0)
         for index in range(len(kept)):
             x1, y1, x2, y2 = (round(float(side), 3) for side in kept.boxes[index])
@@ -267,7 +282,7 @@ class ObjectWriter(Writer):
             self._objects.append(found)
         self.count += 1
 
-    def picture(self, image: Image.Image, prediction: Detections) -> Image.Image:
+    def picture(self, image: Shown, prediction: Detections) -> Image.Image:
         threshold = LEAST_SCORE if self.config.score_threshold is None else self.config.score_threshold
         return draw_detections(image, prediction, least_score=threshold)
 
@@ -294,7 +309,7 @@ class MaskWriter(Writer):
             (self._folder / "classes.txt").write_text("".join(names), encoding="utf-8")
             yield
 
-    def add(self, number: int, image: Image.Image, prediction: Segmentation) -> None:
+    def add(self, number: int, image: Shown, prediction: Segmentation) -> None:
         path = self._folder / f"{self.files[number]}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         values = self.values[np.asarray(prediction.mask, np.int64)]
@@ -306,7 +321,7 @@ class MaskWriter(Writer):
             picture.save(path)
         self.count += 1
 
-    def picture(self, image: Image.Image, prediction: Segmentation) -> Image.Image:
+    def picture(self, image: Shown, prediction: Segmentation) -> Image.Image:
         return draw_segmentation(image, prediction)
 
 
@@ -359,17 +374,24 @@ def _ids(file: ModelFile, config: PredictConfig, images: ImageSet) -> Ids:
 
 
 def _opened(
-    images: ImageSet, numbers: Sequence[int], rejected: list[tuple[str, str]]
-) -> tuple[list[int], list[Image.Image]]:
-    """The sound images among these, with their numbers; the others go to ``rejected``."""
-    sound, opened = [], []
+    images: ImageSet,
+    numbers: Sequence[int],
+    form: PixelFormat,
+    rejected: list[tuple[str, str]],
+    unusual: list[tuple[str, str]],
+) -> tuple[list[int], list[Shown]]:
+    """The sound images among these, with their numbers; the others go to ``rejected``, notes on pixels to ``unusual``."""
+    sound: list[int] = []
+    found: list[Shown] = []
     for number in numbers:
         try:
-            opened.append(as_image(images.open(number)))
+            image = opened(images, number, form)
+            found.append(image_of(image.pixels()))
             sound.append(number)
+            unusual.append((images.name(number), "; ".join(image.decoded_notes)))
         except DataError as error:
             rejected.append((images.name(number), str(error)))
-    return sound, opened
+    return sound, found
 
 
 @contextmanager

@@ -44,7 +44,7 @@ from .classify import CROP_DRAWS, ClassificationTask, Classifier, ClassifyConfig
 
 logger = logging.getLogger("maelift")
 
-FEATURES_VERSION = 1
+FEATURES_VERSION = 2
 """Raised whenever a change of the code would change the features that are kept."""
 EXTRACT_BATCH = 250
 HELD_BYTES = 2**30
@@ -89,7 +89,9 @@ class FeatureFile:
 
     def name(self, device: torch.device) -> str:
         """The file's name: a hash of all that the features depend on."""
-        names = hashlib.sha256("\n".join(self.images.name(index) for index in range(len(self.images))).encode())
+        names = hashlib.sha256(
+            "\n".join(self.images.name(index) for index in range(len(self.images))).encode("utf-8", "surrogateescape")
+        )
         drawn = [self.crops, self.crop_scale, self.flip, self.seed] if self.crops else []
         parts = [
             FEATURES_VERSION,
@@ -106,13 +108,13 @@ class FeatureFile:
 
     def pixels(self, row: int) -> NDArray[np.generic]:
         """The pixels (C, H, W) whose features stand in a row."""
-        spec = self.encoder.spec
+        spec, form = self.encoder.spec, self.encoder.preprocessing.reading
         if not self.crops:
-            return to_array(fit_and_crop(self.images.open(row), spec.image_size), spec.channels)
+            return to_array(fit_and_crop(self.images.open(row, form), spec.image_size), spec.channels)
         index, crop = divmod(row, self.crops)
         draws = stream(self.seed, "feature crops", index, crop).random(CROP_DRAWS)
         draws = draws if self.flip else np.append(draws[:4], 1.0)
-        crop_image = random_resized_crop(self.images.open(index), spec.image_size, draws, self.crop_scale)
+        crop_image = random_resized_crop(self.images.open(index, form), spec.image_size, draws, self.crop_scale)
         return to_array(crop_image, spec.channels)
 
 

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from ..core.batches import Batch, Sample, Uniforms
 from ..core.config import ConfigError, DataError
 from ..core.dataset_format import hint
+from ..core.decoding import PLAIN_FORMAT, PixelFormat
 from ..core.distributed import Ranks, autocast
 from ..core.encoder import Encoder
-from ..core.images import to_array
+from ..core.images import resized_part, to_array
 from ..core.labels import Splits
 from ..core.mask_images import SegmentationImages, segmentation_parts
 from ..core.weights import Provenance
@@ -134,17 +135,16 @@ class SegmentationTask(Task[SegmentConfig, SegmentationImages]):
 
     def sample(self, index: int, draws: Uniforms) -> Sample:
         config, images = self.config, self.splits.train
-        image, whole = images.images.open(index), images.mask(index)
-        base = self.inference.working_size((image.height, image.width))
+        image, whole = images.images.open(index, self.encoder.preprocessing.reading), images.mask(index)
+        base = self.inference.working_size((whole.shape[0], whole.shape[1]))
         factor = config.scale[0] + (config.scale[1] - config.scale[0]) * draws[0]
         scaled = max(1, round(base[0] * factor)), max(1, round(base[1] * factor))
         places = draws[2 : 2 + 2 * CROP_TRIES]
         size = self.encoder.spec.image_size
         box, mask = random_crop(whole, scaled, size, places, config.cat_max_ratio, images.ignore_index)
-        how = Image.Resampling.__members__.get(
-            self.encoder.preprocessing.interpolation.upper(), Image.Resampling.BICUBIC
-        )
-        crop = image.resize((mask.shape[1], mask.shape[0]), how, box=box)
+        how = self.encoder.preprocessing.interpolation
+        known = how if how.upper() in Image.Resampling.__members__ else "bicubic"
+        crop = resized_part(image, box, (mask.shape[0], mask.shape[1]), known)
         pixels = to_array(crop, self.encoder.spec.channels)
         if config.distort and pixels.shape[0] == 3 and pixels.dtype == np.uint8:
             pixels = distorted(pixels, draws[-DISTORTION_DRAWS:])
@@ -186,7 +186,8 @@ class SegmentationTask(Task[SegmentConfig, SegmentationImages]):
         """The best and the worst predictions, by each image's own mean intersection over union."""
         segmentor, judged = cast(Segmentor, model), []
         for index in range(min(PICTURED, len(images))):
-            (found,) = segmentor.segment([to_array(images.images.open(index), segmentor.spec.channels)])
+            image = images.images.open(index, segmentor.preprocessing.reading)
+            (found,) = segmentor.segment([to_array(image, segmentor.spec.channels)])
             counts = PixelCounts(len(images.classes), images.ignore_index)
             counts.add(found, images.mask(index), images.images.name(index))
             if (value := counts.metrics()["mIoU"]) is not None:
@@ -194,11 +195,13 @@ class SegmentationTask(Task[SegmentConfig, SegmentationImages]):
         judged.sort(key=lambda item: (-item[0], item[1]))
         half = min(PICTURES, len(judged) // 2)
         chosen = [*judged[:half], *judged[len(judged) - half :]]
-        return [picture(images, index, found, value, split) for value, index, found in chosen]
+        form = segmentor.preprocessing.reading
+        return [picture(images, index, found, value, split, form) for value, index, found in chosen]
 
     def _pairs(self, images: SegmentationImages) -> Iterator[Pair]:
         for index in range(len(images)):
-            yield to_array(images.images.open(index), self.encoder.spec.channels), images.mask(index)
+            image = images.images.open(index, self.encoder.preprocessing.reading)
+            yield to_array(image, self.encoder.spec.channels), images.mask(index)
 
     def _counted(
         self,
@@ -303,9 +306,11 @@ def distorted(pixels: NDArray[np.generic], draws: Uniforms) -> NDArray[np.generi
     return values.astype(np.uint8)
 
 
-def picture(images: SegmentationImages, index: int, found: Mask, value: float, split: str) -> Picture:
+def picture(
+    images: SegmentationImages, index: int, found: Mask, value: float, split: str, form: PixelFormat = PLAIN_FORMAT
+) -> Picture:
     """The truth beside the prediction, with the image's name and mean intersection over union."""
-    image, truth = images.images.open(index), images.mask(index)
+    image, truth = images.images.open(index, form), images.mask(index)
     panels = [
         (title, draw_segmentation(image, Prediction(mask, images.classes), ignored=images.ignore_index))
         for title, mask in (("truth", truth), ("prediction", found))

@@ -193,8 +193,9 @@ class Segmentor(nn.Module):
         was_training = self.training
         self.eval()
         try:
+            form = self.preprocessing.reading
             return [
-                Segmentation(self.segment([stored_pixels(image, self.spec.channels)])[0], self.classes)
+                Segmentation(self.segment([stored_pixels(image, self.spec.channels, form)])[0], self.classes)
                 for image in images
             ]
         finally:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from ..adapters.bundle import blue_first
 from ..adapters.parents import read_parent, red_first
 from ..core.config import ConfigError, DataError
-from ..core.encoder import Encoder, EncoderSpec, ModelName, Preprocessing, channel_names, check_divisible, preset_spec
+from ..core.decoding import background_colour
+from ..core.encoder import Encoder, EncoderSpec, ModelName, Preprocessing, check_divisible, preset_spec
 from ..core.images import ImageSet, channel_statistics
 from ..core.randomness import isolated
 from ..core.weights import EncoderFile
@@ -30,10 +31,15 @@ class Start:
     """pixels, one side or [height,width]; null: the encoder's, or the model's usual one"""
     patch_size: int | None = None
     """pixels a side of a patch for init=scratch without an encoder; null: the model's usual one"""
+    background: str | None = None
+    """colour that transparent pixels are composited on: white, black, '#rrggbb', or drop: what is stored under them; null: the
+    encoder's, else white"""
     seed: int = 0
     """seeds the weights that are drawn, the order and the augmentation"""
 
     def __post_init__(self) -> None:
+        if self.background is not None:
+            background_colour(self.background)
         if self.init != "scratch" and not self.encoder:
             raise ConfigError("encoder", self.encoder, "an encoder file, or init=scratch")
 
@@ -45,15 +51,22 @@ def read_start(start: Start) -> EncoderFile | None:
     return read_parent(start.encoder, "encoder")
 
 
+def background_of(start: Start, source: EncoderFile | None) -> str:
+    """What transparent pixels are composited on: as the user says, as the encoder was trained, or white."""
+    return start.background or (source and source.encoder.preprocessing.background) or "white"
+
+
 def start_encoder(start: Start, source: EncoderFile | None, images: ImageSet, gray: bool) -> tuple[Encoder, list[str]]:
     """The encoder that training starts from, and in words what was adapted to the images.
 
     ``gray``: every image is grayscale. Raises DataError for an encoder that these images can't be given to.
     """
     size = (start.image_size, start.image_size) if isinstance(start.image_size, int) else start.image_size
+    background = background_of(start, source)
     if source is None:
-        return _new_encoder(start, images, gray), []
+        return _new_encoder(start, images, gray, background), []
     encoder, notes = source.encoder, []
+    encoder.preprocessing = replace(encoder.preprocessing, background=background)
     if start.patch_size not in (None, encoder.spec.patch_size):
         raise ConfigError("patch_size", start.patch_size, f"null, or the encoder's {encoder.spec.patch_size}")
     _need_image_channels(start, encoder)
@@ -84,13 +97,13 @@ def fresh_encoder(spec: EncoderSpec, preprocessing: Preprocessing, seed: int) ->
         return Encoder(spec, preprocessing=preprocessing)
 
 
-def _new_encoder(start: Start, images: ImageSet, gray: bool) -> Encoder:
+def _new_encoder(start: Start, images: ImageSet, gray: bool, background: str) -> Encoder:
     channels = 1 if gray else 3
     spec = preset_spec(start.model, image_size=start.image_size, patch_size=start.patch_size, channels=channels)
-    preprocessing = Preprocessing.default(channels)
+    preprocessing = replace(Preprocessing.default(channels), background=background)
     if channels == 1:
-        mean, std = channel_statistics(images, channels, seed=start.seed)
-        preprocessing = Preprocessing(channel_names(channels), mean, std)
+        mean, std = channel_statistics(images, channels, seed=start.seed, form=preprocessing.reading)
+        preprocessing = replace(preprocessing, mean=mean, std=std)
     return fresh_encoder(spec, preprocessing, start.seed)
 
 

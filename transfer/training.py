@@ -27,11 +27,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from typing_extensions import Self
 
 from .. import __version__
-from ..core.audit import audit, write_rejected
+from ..core.audit import audit, told_once, write_rejected
 from ..core.batches import Batch, Batches, Order, Sample, Uniforms, each
 from ..core.checkpoints import Checkpoints
 from ..core.config import ConfigError, DataError, MaeliftError, format_help, raw_value, resolve, show, to_dict
 from ..core.cost import training_memory, training_seconds
+from ..core.decoding import PixelFormat, background_colour
 from ..core.distributed import Precision, Ranks, choose_device
 from ..core.encoder import Encoder
 from ..core.files import atomic_path, output_folder
@@ -41,12 +42,13 @@ from ..core.optim import parameter_groups
 from ..core.plan import Plan
 from ..core.randomness import isolated
 from ..core.run_folder import RunFolder
+from ..core.terminal import quoted
 from ..core.tracking import Listener, Tracker, read_metrics
 from ..core.weights import EncoderFile, Provenance
 from .drawing import Picture
 from .models import MODEL_FILE, load_model
 from .scores import Scores
-from .starts import Start, read_start, start_encoder
+from .starts import Start, background_of, read_start, start_encoder
 from .summary import write_summary
 
 logger = logging.getLogger("maelift")
@@ -277,9 +279,12 @@ class Task(ABC, Generic[Config, Images]):
         return draw_missing_splits(parts, config.data, config.val, config.test, config.split_seed, **keys)
 
     @classmethod
-    def read_audited(cls, config: Any) -> tuple[Splits[Images], SplitManifest]:
-        """The same of images that are opened first: without the broken ones, and with equal pictures in one split."""
-        keys = {"group": config.group, "folds": config.folds, "fold": config.fold}
+    def read_audited(cls, config: Any, form: PixelFormat | None = None) -> tuple[Splits[Images], SplitManifest]:
+        """The same of images that are opened first: without the broken ones, and with equal pictures in one split.
+
+        ``form``: what is made of the values in their files; see ``audit.audit``.
+        """
+        keys = {"group": config.group, "folds": config.folds, "fold": config.fold, "form": form}
         parts, rejected = cls.read_parts(config), config.max_rejected
         return audited_splits(parts, config.data, config.val, config.test, config.split_seed, rejected, **keys)
 
@@ -390,7 +395,7 @@ class TransferResult:
             f"model: {self.model}\n{self.test.line()}\n"
             f"val: best {metric} {100 * self.val:.2f} % ({self.val_count} images, 1 seed)\n"
             f"pictures and curves: {self.model.with_name('summary.html')}\n"
-            f"next: maelift predict model={self.model} images=FOLDER"
+            f"next: maelift predict model={quoted(self.model)} images=FOLDER"
         )
 
 
@@ -474,9 +479,13 @@ def run(config: TransferConfig, listener: Listener | None = None) -> TransferRes
         config.check_passes(ranks.world_size * config.accumulate)
         source = read_start(config)
         folder = held.enter_context(RunFolder.open(output_folder(config.out), config, ranks))
-        splits, manifest = task_type.read_audited(config)
-        if ranks.is_main and manifest.rejected:
-            _tell_rejected(title, manifest, folder.path)
+        form = PixelFormat(background=background_colour(background_of(config, source)), plain=True)
+        splits, manifest = task_type.read_audited(config, form)
+        if ranks.is_main:
+            if manifest.rejected:
+                _tell_rejected(title, manifest, folder.path)
+            for line in told_once(manifest.sound, manifest.unusual):
+                logger.warning("%s: %s", title, line)
         labeled = (
             splits.train if config.labels is None else draw_labeled(splits.train, config.labels, config.split_seed)
         )
@@ -568,7 +577,7 @@ def evaluate(config: TransferConfig, split: str) -> EvaluationResult:
             f"{', '.join(model.classes[:5])}. Expected the same, in the same order."
         )
     with Ranks.here(config.device) as ranks:
-        _, manifest = audit(images.images, config.max_rejected)
+        _, manifest = audit(images.images, config.max_rejected, form=model.preprocessing.reading)
         images = images.subset(manifest.kept) if manifest.rejected else images
         encoder = Encoder(model.spec, preprocessing=model.preprocessing)
         task = task_type(config, encoder, Splits(images, images, images), ranks)

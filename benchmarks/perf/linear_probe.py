@@ -21,7 +21,7 @@ import torch
 from maelift.core.config import MaeliftError, resolve
 from maelift.core.distributed import Ranks
 from maelift.core.encoder import Encoder, preset_spec
-from maelift.core.images import as_image
+from maelift.core.images import opened
 from maelift.core.labels import Splits, draw_labeled, read_splits
 from maelift.core.probing import pool
 from maelift.core.tracking import Tracker
@@ -112,7 +112,7 @@ def main() -> None:
     if settings.encoder:
         encoder = load_encoder(settings.encoder)
     else:
-        channels = 1 if as_image(splits.train.images.open(0)).mode == "L" else 3
+        channels = 1 if opened(splits.train.images, 0).pixels().shape[2] == 1 else 3
         shape = {"image_size": settings.image_size, "patch_size": settings.patch_size, "channels": channels}
         spec = preset_spec(settings.model, **shape)
         encoder = fresh_encoder(spec, Encoder(spec).preprocessing, 0)

@@ -399,7 +399,7 @@ def test_configs_that_can_not_be_certified_are_refused_in_one_line(
         "model.backbone.num_layers=4": "num_layers=4, expected 3",
         "model.backbone.type=BEiT": "its backbone is BEiT",
         "model.backbone.type=Mae": "does not build",
-        "model.backbone.init_cfg.checkpoint=absent.pth": "does not build",
+        "model.backbone.init_cfg.checkpoint=absent.pth": "model.backbone.init_cfg.checkpoint=absent.pth: no such file",
     }
     for option, expected in cases.items():
         with pytest.raises(CheckpointError, match=expected) as caught:

@@ -205,9 +205,127 @@ def test_a_wrong_key_in_a_file_is_told_as_one_in_a_word_is(tmp_path: Path) -> No
     file.write_text("inner.ratio: 0.5\n")
     with pytest.raises(MaeliftError, match=r"inner\.ratio: .* Write inner: \{ratio: \.\.\.\}"):
         resolve(Schema, GOOD, file)
-    file.write_text("note: 007\n")
-    with pytest.raises(MaeliftError, match=r"note=7: expected text \| null"):
-        resolve(Schema, GOOD, file)
+
+
+WORDS = (
+    *(
+        "Batch #2",
+        "2024",
+        "007",
+        "1e5",
+        "null",
+        "yes",
+        "~/x",
+        "~",
+        "2024-11-29",
+        "[a] b",
+        "a: b",
+        "{a}",
+        "1:30",
+        "-x",
+        "a=b",
+    ),
+    *(
+        "'quoted'",
+        '"half',
+        "100%",
+        "tab\there",
+        "ünï",
+        "b\udcff",
+        "- x",
+        "&x",
+        "*x",
+        "!!int 3",
+        "? x",
+        "|",
+        "> x",
+        "@x",
+        "`x`",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Keys of texts."""
+
+    data: str | tuple[str, ...]
+    """one or several"""
+    out: str = "x"
+    names: tuple[str, ...] = ()
+    by_name: dict[str, str] = field(default_factory=dict)
+    stages: tuple[Stage, ...] = ()
+    steps: dict[str, int] = field(default_factory=dict)
+    note: str | None = None
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_a_key_of_text_gets_exactly_the_words_given(word: str) -> None:
+    found = resolve(Texts, [f"data={word}", f"out={word}", f"by_name.a={word}", f"note=x{word}"])
+    assert (found.data, found.out, found.by_name, found.note) == (word, word, {"a": word}, f"x{word}")
+    assert resolve(Texts, {"data": to_dict(found)["data"]}).data == word
+
+
+def test_lists_of_texts_keep_their_items_as_they_were_typed() -> None:
+    word = "[2024, 1e5,null ,Batch #2, shards/{000..009}.tar, x{a,b}.tar, 'a, b', \"it's\", it's, a: b,]"
+    texts = ("2024", "1e5", "null", "Batch #2", "shards/{000..009}.tar", "x{a,b}.tar", "a, b", "it's", "it's", "a: b")
+    assert resolve(Texts, [f"data={word}", f"names={word}"]).data == texts
+    assert resolve(Texts, ["data=x", f"names={word}"]).names == texts
+    assert resolve(Texts, ["data=[]"]).data == () and resolve(Texts, ["data=[a]"]).data == ("a",)
+    with pytest.raises(ConfigError, match="a quote or a brace isn't closed"):
+        resolve(Texts, ["data=['a, b]"])
+
+
+def test_texts_of_a_file_are_as_they_are_written_there(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(
+        "data: [2024-11-29, 007, yes]\nout: 1e5\nnote: ~\nby_name: {a: 0x10}\nstages: [{name: 12, lr: 1e-3}]\nsteps: {a: 010}\n"
+    )
+    found = resolve(Texts, file=file)
+    assert (found.data, found.out, found.note, found.by_name) == (
+        ("2024-11-29", "007", "yes"),
+        "1e5",
+        None,
+        {"a": "0x10"},
+    )
+    assert found.stages == (Stage("12", 1e-3),) and found.steps == {"a": 8}  # YAML's numbers where numbers are meant
+    write_config(found, file)
+    assert resolve(Texts, file=file) == found
+
+
+def test_pairs_without_a_space_are_pairs_and_times_are_no_numbers(tmp_path: Path) -> None:
+    assert resolve(Texts, ["data=x", "steps={30:40,b:2}"]).steps == {"30": 40, "b": 2}
+    assert resolve(Texts, ["data=x", "stages=[{name:x,lr:1}]"]).stages == (Stage("x", 1.0),)
+    with pytest.raises(ConfigError, match=r"steps.a=1:30: expected int"):
+        resolve(Texts, ["data=x", "steps.a=1:30"])
+    file = tmp_path / "config.yaml"
+    file.write_text("data: x\nsteps: {30:40}\n")
+    with pytest.raises(MaeliftError, match=r"Put a space after the colon: \{30: 40\}"):
+        resolve(Texts, file=file)
+    file.write_text("data: x\nsteps: {30: 40}\n")
+    assert resolve(Texts, file=file).steps == {"30": 40}
+
+
+def test_what_would_not_end_or_fit_is_refused(tmp_path: Path) -> None:
+    levels = "\n".join(f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 9)}]" for level in range(1, 12))
+    file = tmp_path / "config.yaml"
+    file.write_text(f"a0: &a0 x\n{levels}\n")
+    with pytest.raises(MaeliftError, match="stands for more than 1,000,000 values"):
+        resolve(Texts, file=file)
+    with file.open("wb") as stream:
+        stream.truncate(2**40)
+    with pytest.raises(MaeliftError, match="more than the 16,777,216 that are read"):
+        resolve(Texts, file=file)
+    for word, expected in {
+        "steps.a=" + "9" * 5000: "expected int",
+        "steps.a=" + "9" * 100: "a number of at most 64 bits",
+        "stages=" + "[" * 5000: "steps|nested too deeply",
+        "stages=&a [*a]": "stands for more than",
+        "note=${note}": "circle",
+    }.items():
+        with pytest.raises(MaeliftError) as caught:
+            resolve(Texts, ["data=x", word])
+        assert len(str(caught.value)) < 1000 and "\n" not in str(caught.value), expected
 
 
 def test_a_configuration_comes_back_from_its_yaml(tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ def test_a_job_that_is_told_to_stop_is_queued_again_and_ends_with_the_same_bits(
     wait_for("the first steps", lambda: steps() > 20, log)
     subprocess.run(["scancel", "--signal=USR2", job], check=True, env=slurm)  # as SLURM does before the time is up
     wait_for("the checkpoint", lambda: has_checkpoint(out) or (out / "encoder.safetensors").exists(), log)
-    wait_for("the requeue", lambda: "Restarts=1" in about(job, slurm), log)
+    wait_for("the requeue", lambda: "JobState=PENDING" in about(job, slurm), log)
     # A job that is queued again waits two minutes by SLURM's own rule, and may be held; ask for it to begin now.
     for request in (["release", job], ["update", f"jobid={job}", "StartTime=now"]):
         subprocess.run(["scontrol", *request], env=slurm, capture_output=True)

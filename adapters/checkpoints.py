@@ -1,0 +1,90 @@
+"""The weights that a framework's config names: files on this disk, read without running code; nothing is downloaded."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from urllib.parse import urlparse
+
+from torch import Tensor
+
+from ..core.config import CheckpointError
+from ..core.files import NotRegularError, open_regular
+from ..core.weights import read_tensors, read_torch_file
+
+
+def local_file(name: str, *, key: str) -> Path:
+    """The file that weights are read from; ``key`` is where the config names them.
+
+    Raises CheckpointError for a URL or a name in a model zoo, of which nothing is downloaded, and for what is no file.
+    """
+    if re.match(r"\S+?://", name) or name.startswith(("hf-hub:", "hf_hub:", "local-dir:")):
+        raise CheckpointError(
+            f"{key}={name}: not a file on this disk, and certify downloads nothing. Get the file yourself, and give it: "
+            f"overrides=[{key}=FILE]."
+        )
+    path = Path(name).expanduser()
+    if not path.exists():
+        raise CheckpointError(f"{key}={name}: no such file. Expected weights that torch.save wrote.")
+    return path
+
+
+def read_checkpoint(path: Path, *, key: str, unreadable: tuple[str, ...] = ()) -> Mapping[str, object]:
+    """The content of a torch or safetensors file, by what it holds; never runs code.
+
+    Raises CheckpointError for pickles, for files that hold more than tensors and plain values, and for a file under a name
+    by which the framework would take it for something else: safetensors are read under their own suffix only, torch
+    files under all but that and those in ``unreadable``.
+    """
+    try:
+        with open_regular(path) as file:
+            head = file.read(16)
+    except NotRegularError as error:
+        raise CheckpointError(f"{key}={path}: {error.strerror}. Expected weights that torch.save wrote.") from error
+    is_safetensors = head[8:9] == b"{" and head[:2] != b"PK"
+    if is_safetensors and path.suffix != ".safetensors":
+        raise CheckpointError(f"{key}={path}: a safetensors file by content. Rename it to {path.stem}.safetensors.")
+    try:
+        content = read_tensors(path)[0] if is_safetensors else read_torch_file(path)
+    except CheckpointError as error:
+        raise CheckpointError(f"{key}={error}") from error
+    if not is_safetensors and path.suffix in (".safetensors", *unreadable):
+        raise CheckpointError(
+            f"{key}={path}: a torch file by content, which is read otherwise under this name. Rename it to {path.stem}.pth."
+        )
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{key}={path}: holds a {type(content).__name__}. Expected a state dict of tensors.")
+    return {str(name): value for name, value in content.items()}
+
+
+def detectron2_checkpoint(name: str, *, key: str) -> dict[str, object]:
+    """What detectron2's checkpointer makes of the weights that a config names, by the same rules, but read safely.
+
+    Those are: the query after "?" is not part of the name, "model" or the whole file is the state dict, ``.pyth`` files
+    keep it under "model_state". Raises CheckpointError.
+    """
+    url = urlparse(name)
+    path = local_file(url._replace(query="").geturl(), key=key)
+    content = read_checkpoint(path, key=key, unreadable=(".pkl",))
+    if path.name.endswith(".pyth"):
+        state = content.get("model_state")
+        if not isinstance(state, Mapping):
+            raise CheckpointError(f"{key}={name}: no model_state in it, which detectron2 expects in a .pyth file.")
+        kept = {entry: value for entry, value in state.items() if not entry.endswith("num_batches_tracked")}
+        return {"model": kept, "matching_heuristics": True}
+    if not isinstance(content.get("model"), Mapping):
+        content = {"model": content}
+    state = content["model"]
+    assert isinstance(state, Mapping)
+    tensors = {str(entry): value for entry, value in state.items()}
+    odd = [entry for entry, value in tensors.items() if not isinstance(value, Tensor)]
+    if odd:
+        raise CheckpointError(
+            f"{key}={name}: {odd[0]} is no tensor, and detectron2 loads tensors only. Save the state dict alone: "
+            "torch.save(model.state_dict(), ...)."
+        )
+    words = [word for word in url.query.split("&") if word]
+    if unknown := [word for word in words if not re.fullmatch(r"matching_heuristics=(True|False)", word)]:
+        raise CheckpointError(f"{key}={name}: detectron2 knows no {unknown[0]!r} after a '?'. Leave it out.")
+    return {"model": tensors, "matching_heuristics": "matching_heuristics=True" in words}
