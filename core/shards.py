@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import logging
+import math
 import os
+import re
 import tarfile
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +21,22 @@ from PIL import Image
 from .cache import cache_file, keep, kept
 from .config import DataError
 from .decoding import ANY_FORMAT, ARRAY_SUFFIXES, SUFFIXES, Picture, PixelFormat, decode, kinds
+from .files import LARGEST_READ, check_regular, open_regular
 from .frameworks import require
 from .listing import FORMAT, KEPT_FROM, file_stamp, file_stamps, is_racy, packed, unpacked
 from .names import Names, Numbers
 from .tracking import counting
+from .unread import is_junk, kind_of, tell, unread_text
+
+logger = logging.getLogger("maelift")
 
 LABEL_SUFFIXES = ("cls", "json")
+MOST_SHARDS = 100_000
+"""Shards that a pattern such as shards/{000..009}.tar may name."""
+LARGEST_LABEL = 2**20
+"""Bytes up to which a label is read."""
+LINKS = "links"
+"""The kind that links within a shard are counted as."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +62,11 @@ class TarImages:
     def content(self, index: int) -> bytes:
         shard, offset, size = (int(value) for value in self.places[index])
         try:
-            with self.shards[shard].open("rb") as file:
+            if size > LARGEST_READ:
+                raise DataError(
+                    f"{self.names[index]}: {size:,} bytes, more than the {LARGEST_READ:,} that are read of a file"
+                )
+            with open_regular(self.shards[shard]) as file:
                 file.seek(offset)
                 return file.read(size)
         except OSError as error:
@@ -75,22 +94,62 @@ class TarImages:
 def find_shards(data: str) -> list[Path]:
     """The tar files that ``data`` names, in order: a folder of them, one, or several as shards/{000..009}.tar.
 
-    Empty when it names none; raises DataError for one that isn't there.
+    Empty when it names none; raises DataError for one that isn't there, and for a pattern of more than ``MOST_SHARDS``.
     """
     if Path(data).is_dir():
-        return sorted(path for path in Path(data).glob("*.tar") if path.is_file())
+        return _shards_in(Path(data))
     if not data.endswith(".tar"):
         return []
     if Path(data).is_file():
         return [Path(data)]
+    if (count := _pattern_count(data)) > MOST_SHARDS:
+        raise DataError(
+            f"data={data}: a pattern of {count:,} shards, more than {MOST_SHARDS:,}. Give the folder that they lie in, or "
+            "several patterns as [A,B]."
+        )
     require("webdataset")
     from webdataset.shardlists import expand_urls
 
-    shards = [Path(url) for url in expand_urls(data)]
-    missing = [shard for shard in shards if not shard.is_file()]
+    shards = [Path(url) for url in itertools.islice(expand_urls(data), MOST_SHARDS)]
+    missing = [(shard, reason) for shard in shards if (reason := _not_there(shard))]
     if missing:
-        raise DataError(f"data={data}: no such shard: {missing[0]} ({len(missing)} of {len(shards)} aren't there).")
+        shard, reason = missing[0]
+        raise DataError(f"data={data}: {reason}: {shard} ({len(missing)} of {len(shards)} aren't there).")
     return shards
+
+
+def _shards_in(folder: Path) -> list[Path]:
+    """The tar files in a folder; those that are no files are named and left out."""
+    found = sorted(folder.glob("*.tar"))
+    reasons = {path: reason for path in found if not path.is_dir() and (reason := _not_there(path))}
+    for path, reason in reasons.items():
+        tell(f"{path}: {reason}; it is left out")
+    return [path for path in found if path not in reasons and path.is_file()]
+
+
+def _not_there(shard: Path) -> str:
+    """Why a shard can't be read; empty for one that can."""
+    try:
+        check_regular(shard)
+    except FileNotFoundError:
+        return "no such shard"
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
+
+
+def _pattern_count(pattern: str) -> int:
+    """At least how many names a pattern with {000..999} or {a,b} stands for, without making one of them."""
+
+    def choices(inner: str) -> int:
+        if ends := re.fullmatch(r"(-?\d+)\.\.(-?\d+)(?:\.\.(-?\d+))?", inner):
+            if max(map(len, filter(None, ends.groups()))) > 18:
+                return 10**18
+            first, last = int(ends[1]), int(ends[2])
+            return abs(last - first) // max(1, abs(int(ends[3] or 1))) + 1
+        return 26 if ".." in inner else inner.count(",") + 1
+
+    return math.prod(choices(inner) for inner in re.findall(r"\{([^{}]*)\}", pattern))
 
 
 def index_shards(shards: Sequence[Path]) -> TarImages:
@@ -100,7 +159,7 @@ def index_shards(shards: Sequence[Path]) -> TarImages:
     """
     file = tables_file(shards)
     before = _read_tables(file)
-    tell = counting("looking through the shards", "shards")
+    show = counting("scanning the shards", "shards")
     tables, anew = [], 0
     stamps = [file_stamp(shard) for shard in shards]
     for number, (shard, stamp) in enumerate(zip(shards, stamps, strict=True)):
@@ -108,35 +167,60 @@ def index_shards(shards: Sequence[Path]) -> TarImages:
         if table is None or known != stamp:
             table, anew = _table(shard), anew + 1
         tables.append(table)
-        tell(number + 1, len(shards))
-    counts = [len(places) for places, _ in tables]
+        show(number + 1, len(shards))
+    counts = [len(table.places) for table in tables]
+    unread = Names.of(json.dumps(table.unread) for table in tables)
+    _tell_unread(shards, sum(counts), [table.unread for table in tables])
     if not sum(counts):
         raise DataError(f"{shards[0]}: no images in {len(shards)} shards. Expected KEY.jpg and the like ({kinds()}).")
-    places = np.concatenate([places for places, _ in tables])
-    names = Names.joined([names for _, names in tables])
+    places = np.concatenate([table.places for table in tables])
+    names = Names.joined([table.names for table in tables])
     if anew and len(names) >= KEPT_FROM:
         settled = {str(number): stamp for number, stamp in enumerate(stamps) if not is_racy(shards[number])}
-        keep(file, {"places": places, "counts": np.array(counts), **packed("names", names)}, settled)
+        arrays = {"places": places, "counts": np.array(counts), **packed("names", names), **packed("unread", unread)}
+        keep(file, arrays, settled)
     numbers = np.repeat(np.arange(len(shards)), counts)
     return TarImages(tuple(shards), np.column_stack([numbers, places]), names)
 
 
 def tables_file(shards: Sequence[Path]) -> Path:
     """Where it is kept what the shards hold."""
-    return cache_file("shards", FORMAT, *(os.path.realpath(shard) for shard in shards))
+    suffixes = ",".join(sorted(SUFFIXES | ARRAY_SUFFIXES))
+    return cache_file("shards", FORMAT, suffixes, *(os.path.realpath(shard) for shard in shards))
 
 
-def _table(shard: Path) -> tuple[NDArray[np.int64], Names]:
-    """Where the images of a shard begin and how many bytes they are, (N, 2), and their names as SHARD/FILE."""
-    samples = list(_samples(shard).values())
-    found = [sample for sample in samples if sample.image is not None]
-    if not found:  # as in folders, arrays count where no image is
-        found = [replace(sample, image=sample.array) for sample in samples if sample.array is not None]
-    places = np.array([sample.place for sample in found], dtype=np.int64).reshape(-1, 2)
-    return places, Names.of(f"{shard.name}/{sample.image}" for sample in found)
+@dataclass(frozen=True)
+class _Table:
+    """The images of a shard: ``places`` (N, 2), where they begin and how many bytes they are, and ``names`` as SHARD/FILE;
+    and how many files of which kind aren't read."""
+
+    places: NDArray[np.int64]
+    names: Names
+    unread: Mapping[str, int]
 
 
-def _read_tables(file: Path) -> dict[int, tuple[str, tuple[NDArray[np.int64], Names]]]:
+def _table(shard: Path) -> _Table:
+    contents = _contents(shard)
+    samples = contents.samples.values()
+    found = [sample.image for sample in samples if sample.image is not None]
+    arrays = not found  # as in folders, arrays count where no image is
+    if arrays:
+        found = [sample.array for sample in samples if sample.array is not None]
+    places = np.array([entry.place for entry in found], dtype=np.int64).reshape(-1, 2)
+    return _Table(places, Names.of(f"{shard.name}/{entry.name}" for entry in found), contents.unread(arrays))
+
+
+def _tell_unread(shards: Sequence[Path], images: int, counts: Sequence[Mapping[str, int]]) -> None:
+    """Say what isn't read of shards."""
+    unread: Counter[str] = Counter()
+    for count in counts:
+        unread.update(count)
+    if unread:
+        where = str(shards[0]) if len(shards) == 1 else f"{shards[0]} to {shards[-1].name}"
+        tell(f"{where}: {unread_text(images, unread, 'files of samples without an image')}")
+
+
+def _read_tables(file: Path) -> dict[int, tuple[str, _Table]]:
     """What was kept of shards: by their numbers the stamps, and the tables."""
     found = kept(file)
     if found is None:
@@ -144,11 +228,12 @@ def _read_tables(file: Path) -> dict[int, tuple[str, tuple[NDArray[np.int64], Na
     arrays, stamps = found
     try:
         names, places, ends = unpacked("names", arrays), arrays["places"], np.cumsum(arrays["counts"])
+        unread = unpacked("unread", arrays)
     except KeyError:
         return {}
     begins = ends - arrays["counts"]
     return {
-        number: (stamps.get(str(number), ""), (places[begin:end], names[begin:end]))
+        number: (stamps.get(str(number), ""), _Table(places[begin:end], names[begin:end], json.loads(unread[number])))
         for number, (begin, end) in enumerate(zip(begins.tolist(), ends.tolist(), strict=True))
     }
 
@@ -163,55 +248,115 @@ def read_shards(shards: Sequence[Path]) -> tuple[TarImages, list[tuple[str, ...]
     places: list[tuple[int, int, int]] = []
     names: list[str] = []
     labels: list[tuple[str, ...]] = []
+    unread: list[Mapping[str, int]] = []
     for number, shard in enumerate(shards):
-        for key, sample in _samples(shard).items():
+        contents = _contents(shard, labelled=True)
+        unread.append(contents.unread(arrays=False))
+        for key, sample in contents.samples.items():
             if sample.image is None:
                 continue
             if sample.labels is None:
                 raise DataError(f"{shard}: {key} has no label. Expected {key}.cls or {key}.json beside the image.")
-            places.append((number, *sample.place))
-            names.append(f"{shard.name}/{sample.image}")
+            places.append((number, *sample.image.place))
+            names.append(f"{shard.name}/{sample.image.name}")
             labels.append(sample.labels)
+    _tell_unread(shards, len(names), unread)
     if not names:
         raise DataError(f"{shards[0]}: no images in {len(shards)} shards. Expected KEY.jpg with KEY.cls ({kinds()}).")
     return TarImages(tuple(shards), np.array(places, dtype=np.int64).reshape(-1, 3), Names.of(names)), labels
 
 
+@dataclass(frozen=True)
+class _Entry:
+    """A file of a shard: its name, where its bytes begin and how many they are."""
+
+    name: str
+    place: tuple[int, int]
+
+
 @dataclass
 class _Sample:
-    image: str | None = None
-    array: str | None = None
-    place: tuple[int, int] = (0, 0)
+    image: _Entry | None = None
+    array: _Entry | None = None
     labels: tuple[str, ...] | None = None
+    others: list[str] = field(default_factory=list)
+    """the kinds of its other files"""
 
 
-def _samples(shard: Path) -> dict[str, _Sample]:
-    """The samples of a shard by their keys: what stands before the first dot of a file's name."""
+@dataclass(frozen=True)
+class _Contents:
+    """The samples of a shard by their keys, and how many files of which kind are part of none."""
+
+    samples: Mapping[str, _Sample]
+    strays: Mapping[str, int]
+
+    def unread(self, arrays: bool) -> dict[str, int]:
+        """How many files of which kind aren't read: those of samples without an image (or array, where these count)."""
+        counts = Counter(self.strays)
+        for sample in self.samples.values():
+            if (sample.array if arrays else sample.image) is None:
+                counts.update(sample.others)
+                counts[".npy"] += sample.array is not None
+        return {kind: count for kind, count in counts.items() if count}
+
+
+def _contents(shard: Path, labelled: bool = False) -> _Contents:
+    """What a shard holds, by keys: what stands before the first dot of a file's name. ``labelled``: labels are read.
+
+    Raises DataError for a shard that can't be read, or whose entries claim what the file can't hold.
+    """
     from webdataset.tariterators import base_plus_ext
 
     samples: dict[str, _Sample] = {}
+    strays: Counter[str] = Counter()
     try:
-        with tarfile.open(shard, "r:") as archive:
+        with open_regular(shard) as file, tarfile.open(fileobj=file, mode="r:") as archive:
+            size, last = os.fstat(file.fileno()).st_size, -1
             for member in archive:
+                if not last < member.offset <= member.offset_data <= size or not member.size >= 0:
+                    raise DataError(f"{shard}: an entry that lies outside of the file. Get or pack it again.")
+                last = member.offset
+                if not member.isreg() or member.issparse():
+                    strays[LINKS] += member.issym() or member.islnk()
+                    strays["sparse files"] += member.issparse()
+                    continue
+                if member.offset_data + member.size > size:
+                    raise tarfile.ReadError(f"{member.name} ends after it")
                 key, suffix = base_plus_ext(member.name)
-                if not member.isfile() or key is None:
+                if key is None or is_junk(member.name):
+                    strays[kind_of(member.name)] += not is_junk(member.name)
                     continue
                 sample = samples.setdefault(key, _Sample())
+                entry = _Entry(member.name, (member.offset_data, member.size))
                 if f".{suffix.lower()}" in SUFFIXES:
                     if sample.image is not None:
                         raise DataError(
-                            f"{shard}: {sample.image} and {member.name} are one sample. Expected one image."
+                            f"{shard}: {sample.image.name} and {member.name} are one sample. Expected one image."
                         )
-                    sample.image, sample.place = member.name, (member.offset_data, member.size)
-                elif f".{suffix.lower()}" in ARRAY_SUFFIXES and sample.image is None:
-                    sample.array, sample.place = member.name, (member.offset_data, member.size)
-                elif suffix.lower() in LABEL_SUFFIXES:
-                    file = archive.extractfile(member)
-                    assert file is not None  # a regular file
-                    sample.labels = _labels(f"{shard}: {member.name}", suffix.lower(), file.read())
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise DataError(f"{shard}: not an uncompressed tar file, or cut off ({error}). Get or pack it anew.") from error
-    return samples
+                    sample.image = entry
+                elif f".{suffix.lower()}" in ARRAY_SUFFIXES:
+                    sample.array = entry
+                else:
+                    sample.others.append(f".{suffix.lower()}")
+                    if labelled and suffix.lower() in LABEL_SUFFIXES:
+                        content = _label_bytes(shard, archive, member)
+                        sample.labels = _labels(f"{shard}: {member.name}", suffix.lower(), content)
+    except (tarfile.TarError, OSError, EOFError, ValueError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(
+            f"{shard}: not an uncompressed tar file, or cut off ({reason}). Get or pack it again."
+        ) from error
+    return _Contents(samples, +strays)
+
+
+def _label_bytes(shard: Path, archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    if member.size > LARGEST_LABEL:
+        raise DataError(
+            f"{shard}: {member.name}: {member.size:,} bytes. Expected a label of at most {LARGEST_LABEL:,}."
+        )
+    file = archive.extractfile(member)
+    assert file is not None  # a regular file
+    return file.read()
 
 
 def _labels(where: str, suffix: str, content: bytes) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import functools
+import io
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,17 +18,22 @@ from PIL import Image
 from .audit import Lasting
 from .cache import cache_file, keep, kept
 from .config import DataError
-from .decoding import ANY_FORMAT, Picture, PixelFormat, decode
-from .files import NotRegularError, check_regular
+from .decoding import ANY_FORMAT, SUFFIXES, Picture, PixelFormat, decode
+from .files import LARGEST_READ, NotRegularError, check_regular, read_regular
 from .frameworks import require
-from .images import FolderImages, ImageSet, find_images
+from .images import FolderImages, ImageSet, find_images, is_idx_images
 from .listing import FORMAT, KEPT_FROM, file_stamp, file_stamps, is_racy, packed, tree_file, unpacked
 from .names import Names, Numbers
 from .shards import find_shards, index_shards, tables_file
+from .unread import HINTS, kind_of, tell
 
 LISTS = (".txt", ".csv")
 PATH_COLUMNS = ("path", "file", "file_name", "filename", "image")
 """Columns of a CSV list that hold the images' paths, the first that is there; else its first column."""
+LARGEST_LIST = 2**30
+"""Bytes up to which a list of paths is read."""
+SMALLEST_IMAGE = 16
+"""Bytes that an image takes at least: Parquet files of more rows than that leaves room for are refused."""
 GROUPS_KEPT = 4
 """Row groups of Parquet files that each process keeps in memory."""
 
@@ -66,6 +72,16 @@ def find_source(data: str) -> ImageSet:
         return read_parquet(files)
     if shards := find_shards(data):
         return index_shards(shards)
+    if is_file and not is_idx_images(path):
+        kind = kind_of(path.name)
+        why = (
+            "a single image"
+            if kind in SUFFIXES
+            else f"no source of images{f' ({HINTS[kind]})' if kind in HINTS else ''}"
+        )
+        raise DataError(
+            f"data={path}: {why}. Expected a folder, a list of paths (.txt, .csv), a .tar, .parquet, .npy or idx file."
+        )
     return find_images(path)
 
 
@@ -208,8 +224,14 @@ class ParquetImages:
         return decode(Path(self.name(index)), self.content(index), form)
 
     def content(self, index: int) -> bytes:
+        from pyarrow import ArrowException
+
         file, group, row = (int(value) for value in self.places[index])
-        value = _row_group(self.files[file], group, self.column)[row].as_py()
+        try:
+            value = _row_group(self.files[file], group, self.column)[row].as_py()
+        except (OSError, IndexError, ArrowException) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise DataError(f"{self.name(index)}: can't be read ({reason})") from error
         content = value.get("bytes") if isinstance(value, dict) else value
         if not content:
             raise DataError(f"{self.name(index)}: no bytes in {self.column}")
@@ -242,9 +264,15 @@ def read_parquet(files: Sequence[Path]) -> ParquetImages:
     places, columns = [], set()
     for number, path in enumerate(files):
         try:
+            size = check_regular(path).st_size
             file = parquet.ParquetFile(path)
         except (OSError, ArrowException) as error:
             raise DataError(f"{path}: can't be read as Parquet ({str(error).splitlines()[0]}).") from error
+        if file.metadata.num_rows > size // SMALLEST_IMAGE:
+            raise DataError(
+                f"{path}: {file.metadata.num_rows:,} rows in {size:,} bytes, which leaves no room for images. Expected a row an "
+                "image, with its bytes."
+            )
         columns.add(_image_column(path, file.schema_arrow))
         for group in range(file.num_row_groups):
             rows = file.metadata.row_group(group).num_rows
@@ -285,7 +313,13 @@ def _row_group(file: Path, group: int, column: str) -> Any:
     """The column of a row group."""
     import pyarrow.parquet as parquet
 
-    return parquet.ParquetFile(file).read_row_group(group, columns=[column]).column(0)
+    source = parquet.ParquetFile(file)
+    if (size := source.metadata.row_group(group).total_byte_size) > LARGEST_READ:
+        raise DataError(
+            f"{file}: row group {group} of {size:,} bytes, more than the {LARGEST_READ:,} that are read at once. Write the file "
+            "with smaller row groups"
+        )
+    return source.read_row_group(group, columns=[column]).column(0)
 
 
 @functools.lru_cache(maxsize=16)
@@ -296,11 +330,19 @@ def _mapped(path: Path) -> NDArray[np.generic]:
 
 def _array(path: Path) -> NumpyImages:
     try:
-        shape = _mapped(path).shape
-    except (OSError, ValueError) as error:
-        raise DataError(f"data={path}: can't be read as a NumPy array ({error}).") from error
-    if len(shape) not in (3, 4) or 0 in shape:
-        raise DataError(f"data={path}: an array of shape {shape}. Expected (count, height, width) or (…, channels).")
+        check_regular(path)
+        array = _mapped(path)
+    except (
+        Exception
+    ) as error:  # of a hostile header, numpy raises anything: SyntaxError, TokenError, OverflowError, ...
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(f"data={path}: can't be read as a NumPy array ({reason}).") from error
+    shape = array.shape
+    if len(shape) not in (3, 4) or 0 in shape or array.dtype.kind not in "buif":
+        raise DataError(
+            f"data={path}: an array of shape {shape} and type {array.dtype}. Expected numbers, (count, height, width) or "
+            "(…, channels)."
+        )
     return NumpyImages(path, np.arange(shape[0]))
 
 
@@ -311,7 +353,8 @@ def _listed(path: Path) -> FolderImages:
     if before is not None and before[1].get("stamp") == stamp:
         return FolderImages(path.parent, unpacked("names", before[0]))
     paths = _read_list(path)
-    missing = [number for number, name in enumerate(paths) if not (path.parent / name).is_file()]
+    # one that is there and no file is named where it is opened, as in a folder
+    missing = [number for number, name in enumerate(paths) if not os.path.lexists(path.parent / name)]
     if missing:
         raise DataError(
             f"data={path}: {paths[missing[0]]} isn't there ({len(missing)} of {len(paths)} aren't). Expected paths from "
@@ -329,18 +372,45 @@ def _list_file(path: Path) -> Path:
 
 
 def _read_list(path: Path) -> list[str]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(f"data={path}: not a list in UTF-8 ({error.reason}).") from error
+    """The paths in a list; rows of a table that name none are counted and said."""
+    text = _list_text(path)
     if path.suffix.lower() == ".csv":
-        rows = [row for row in csv.reader(text.splitlines()) if row]
-        named = [name for name in PATH_COLUMNS if rows and name in rows[0]]
-        column = rows[0].index(named[0]) if named else 0
-        lines = [row[column].strip() for row in (rows[1:] if named else rows) if len(row) > column]
+        try:
+            rows = [row for row in csv.reader(io.StringIO(text, newline="")) if row]
+        except csv.Error as error:
+            raise DataError(f"data={path}: not a CSV ({error}).") from error
+        header = [cell.strip().lower() for cell in rows[0]] if rows else []
+        named = [name for name in PATH_COLUMNS if name in header]
+        column = header.index(named[0]) if named else 0
+        rows = rows[1:] if named else rows
+        lines = [row[column].strip() if len(row) > column else "" for row in rows]
     else:
-        lines = [line.strip() for line in text.splitlines()]
+        lines = [_line_path(path.parent, line) for line in text.split("\n") if line.strip()]
     paths = [line for line in lines if line]
     if not paths:
         raise DataError(f"data={path}: an empty list. Expected a path a line, or a column named path.")
+    if len(paths) < len(lines):
+        tell(f"{path}: {len(paths):,} images; {len(lines) - len(paths):,} other rows name none")
     return paths
+
+
+def _line_path(folder: Path, line: str) -> str:
+    """The path in a line: without the space around it, unless a file's name has it."""
+    bare = line.strip()
+    return line if line != bare and os.path.lexists(folder / line) else bare
+
+
+def _list_text(path: Path) -> str:
+    """A list's text, with names that aren't UTF-8 as the system has them."""
+    try:
+        content = read_regular(path, LARGEST_LIST)
+    except OSError as error:
+        raise DataError(f"data={path}: can't be read ({error.strerror or error}).") from error
+    encoding = "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    try:
+        text = content.decode(encoding, "strict" if encoding == "utf-16" else "surrogateescape")
+    except UnicodeDecodeError as error:
+        raise DataError(f"data={path}: not a list in UTF-16, as its first bytes say ({error.reason}).") from error
+    if "\0" in text:
+        raise DataError(f"data={path}: not a list of paths: it has null bytes. Expected text, a path a line.")
+    return text.replace("\r\n", "\n")

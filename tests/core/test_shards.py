@@ -5,15 +5,18 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
 import pickle
 import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from maelift.core import unread
 from maelift.core.config import DataError
 from maelift.core.labels import LabeledImages, MultiLabeledImages, audit_splits, read_class_splits, read_splits
 from maelift.core.shards import read_shards
+from maelift.core.sources import find_source
 from maelift.tests.support import framework, noise_image
 
 webdataset = framework("webdataset")
@@ -111,3 +114,65 @@ def test_a_broken_image_in_a_shard_is_left_out_by_name(tmp_path: Path) -> None:
     write_tar(tmp_path / "0.tar", {**files, **labels})
     _, manifest = audit_splits(read_splits(tmp_path, 6, 6), max_rejected=0.2)
     assert [name for name, _ in manifest.rejected] == ["0.tar/7.png"]
+
+
+def tar(path: Path, entries: dict[str, bytes], changed: tuple[int, int, bytes] | None = None) -> None:
+    """A tar file; ``changed``: the header of the entry of this number has these bytes at this place."""
+    with tarfile.open(path, "w") as archive:
+        offsets = []
+        for name, content in entries.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            offsets.append(archive.offset)
+            archive.addfile(info, io.BytesIO(content))
+    if changed is not None:
+        raw = bytearray(path.read_bytes())
+        number, place, content = changed
+        begin = offsets[number]
+        raw[begin + place : begin + place + len(content)] = content
+        raw[begin + 148 : begin + 156] = b" " * 8
+        raw[begin + 148 : begin + 156] = b"%06o\0 " % sum(raw[begin : begin + 512])
+        path.write_bytes(raw)
+
+
+def test_what_is_in_no_sample_with_an_image_is_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    entries = {"a.png": IMAGE, "a.cls": b"x", "b.xyz": b"", "c.txt": b"", "c.json": b"{}", "d.v2.png": IMAGE}
+    tar(tmp_path / "0.tar", entries | {"._e.png": b"", "f.npy": b""})
+    with tarfile.open(tmp_path / "0.tar", "a") as archive:
+        link = tarfile.TarInfo("g.png")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(link)
+    os.mkfifo(tmp_path / "1.tar")
+    unread.forget()
+    caplog.set_level("INFO", "maelift")
+    images = find_source(str(tmp_path))
+    assert [images.name(number) for number in range(len(images))] == ["0.tar/a.png"]
+    assert [text.partition(": ")[2] for text in unread.told()] == [
+        "a named pipe, not a file; it is left out",
+        "1 images; 6 files of samples without an image are not read: 1 .json, 1 .npy (arrays are read where no image is), "
+        "1 .txt, 1 .v2.png, 1 .xyz, 1 links (links within an archive)",
+    ]
+
+
+def test_a_shard_whose_entries_claim_what_it_cannot_hold_is_refused_at_once(tmp_path: Path) -> None:
+    size = 124
+    negative = b"\xff" * 10 + (2**16 - 512).to_bytes(2, "big")
+    huge = b"\x80" + (2**60).to_bytes(11, "big")
+    for changed in ((1, size, negative), (1, size, huge), (0, size, b"77777777777\0"), (1, size, b"\xff" * 12)):
+        tar(tmp_path / "0.tar", {"a.png": IMAGE, "b.png": IMAGE, "c.png": IMAGE}, changed)
+        with pytest.raises(DataError, match=r"0\.tar: .*(outside of the file|cut off)"):
+            find_source(str(tmp_path))
+    tar(tmp_path / "0.tar", {"a.png": IMAGE, "a.cls": bytes(2**20 + 1)})
+    with pytest.raises(DataError, match=r"a\.cls: 1,048,577 bytes\. Expected a label"):
+        read_shards([tmp_path / "0.tar"])
+
+
+def test_a_pattern_is_counted_before_it_is_expanded(tmp_path: Path) -> None:
+    for pattern in ("{000..999999999}", "{0..99}{0..99}{0..99}", "{1..99999999999999999999999}", "{a,b}" * 20):
+        with pytest.raises(DataError, match=r"a pattern of .* shards, more than 100,000\. Give the folder"):
+            find_source(f"{tmp_path}/x{pattern}.tar")
+    tar(tmp_path / "x1.tar", {"a.png": IMAGE})
+    tar(tmp_path / "x3.tar", {"b.png": IMAGE})
+    assert len(find_source(f"{tmp_path}/x{{1..3..2}}.tar")) == 2
+    with pytest.raises(DataError, match=r"no such shard: .*x2\.tar \(1 of 3"):
+        find_source(f"{tmp_path}/x{{1..3}}.tar")

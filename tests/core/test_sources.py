@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tarfile
 import time
 from collections import Counter
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from maelift.core import audit as auditing
+from maelift.core import sources, unread
 from maelift.core.audit import audit
 from maelift.core.batches import MixedOrder
 from maelift.core.config import DataError
@@ -190,3 +192,95 @@ def test_a_broken_row_is_left_out(folder: Path, tmp_path: Path) -> None:
     done = run_maelift(*words, "max_rejected=0.2")
     assert done.returncode == 0 and "3 of 27 images are broken" in done.stderr
     assert "a.parquet[0:24]" in (tmp_path / "run" / "rejected.csv").read_text()
+
+
+def test_a_list_is_read_as_it_was_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["a b.png", " lead.png", "x\u2028y.png", "b\udcff.png", "c.png"]
+    for number, name in enumerate(names):
+        noise_image(number).save(tmp_path / "x.png")
+        (tmp_path / "x.png").rename(tmp_path / name)
+    content = "\n".join(names).encode("utf-8", "surrogateescape")
+    (tmp_path / "list.txt").write_bytes(b"\xef\xbb\xbf" + content.replace(b"\n", b"\r\n") + b"\r\n\r\n")
+    found = find_source(str(tmp_path / "list.txt"))
+    assert [found.name(number) for number in range(len(found))] == names
+    assert audit(found)[1].rejected == ()
+    (tmp_path / "wide.txt").write_bytes("c.png\n".encode("utf-16"))
+    assert len(find_source(str(tmp_path / "wide.txt"))) == 1
+    unread.forget()
+    (tmp_path / "table.csv").write_text('id,Path\n1,c.png\n2\n3,\n4,"a b.png"\n\n')
+    assert len(find_source(str(tmp_path / "table.csv"))) == 2
+    assert [text.partition(": ")[2] for text in unread.told()] == ["2 images; 2 other rows name none"]
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "list.txt").write_text("c.png\npipe.png\n")
+    assert dict(audit(find_source(str(tmp_path / "list.txt")), 0.9)[1].rejected) == {
+        "pipe.png": "a named pipe, not a file"
+    }
+    for content, reason in (
+        (b"\xff\xfea", "not a list in UTF-16"),
+        (b"a\0b", "null bytes"),
+        (b"\n \n", "an empty list"),
+    ):
+        (tmp_path / "bad.txt").write_bytes(content)
+        with pytest.raises(DataError, match=reason):
+            find_source(str(tmp_path / "bad.txt"))
+
+
+def test_a_file_that_is_no_source_is_said_to_be_what_it_is(tmp_path: Path) -> None:
+    noise_image(0).save(tmp_path / "one.png")
+    os.mkfifo(tmp_path / "pipe.npy")
+    (tmp_path / "null").symlink_to("/dev/null")
+    for name in ("a.zip", "a.npz", "a.bin"):
+        (tmp_path / name).write_bytes(b"PK\3\4")
+    reasons = {
+        "one.png": "a single image. Expected a folder",
+        "pipe.npy": "a named pipe, not a file. Expected images",
+        "null": "a device, not a file",
+        "a.zip": r"no source of images \(unpack it\)",
+        "a.npz": r"no source of images \(numpy.save each array as a .npy file\)",
+        "a.bin": "no source of images. Expected a folder",
+    }
+    for name, reason in reasons.items():
+        with pytest.raises(DataError, match=reason):
+            find_source(str(tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "{'descr': '|u1', 'fortran_order': False, 'shape': (1000000000000, 1000, 1000)}",
+        "{'descr': '|u1', 'fortran_order': False, 'shape': (10000000000000000000000000, 9, 9)}",
+        "{'descr': '|u1', 'fortran_order': False, 'shape': (-1, 9, 9)}",
+        "{'descr': '|u1', 'fortran_order': False, 'shape': (1.5, 9, 9)}",
+        "{'descr': '|O', 'fortran_order': False, 'shape': (2, 2, 2)}",
+        "{'descr': '<U4', 'fortran_order': False, 'shape': (2, 2, 2)}",
+        "{'descr': '<c8', 'fortran_order': False, 'shape': (1, 2, 2)}",
+        "{'descr': 'zzz', 'fortran_order': False, 'shape': (2, 2, 2)}",
+        "{'descr': [('a', '|u1')], 'fortran_order': False, 'shape': (2, 2, 2)}",
+        "(" * 500,
+        "__import__('os').system('true')",
+    ],
+)
+def test_a_hostile_header_of_an_array_is_refused_in_a_line(tmp_path: Path, header: str) -> None:
+    text = header.encode().ljust(1000) + b"\n"
+    (tmp_path / "x.npy").write_bytes(b"\x93NUMPY\1\0" + len(text).to_bytes(2, "little") + text + bytes(64))
+    with pytest.raises(DataError, match=r"x\.npy: (can't be read as a NumPy array|an array of shape)") as caught:
+        find_source(str(tmp_path / "x.npy"))
+    assert "\n" not in str(caught.value)
+
+
+def test_parquet_rows_that_cannot_be_images_are_refused_and_damage_is_named(tmp_path: Path) -> None:
+    pa, pq = framework("pyarrow"), framework("pyarrow.parquet")
+    pq.write_table(pa.table({"image": pa.nulls(3_000_000, pa.binary())}), tmp_path / "nulls.parquet")
+    with pytest.raises(DataError, match=r"3,000,000 rows in [\d,]+ bytes, which leaves no room for images"):
+        find_source(str(tmp_path / "nulls.parquet"))
+    noise_image(0).save(tmp_path / "x.png")
+    content = (tmp_path / "x.png").read_bytes()
+    pq.write_table(pa.table({"image": [content, None, content]}), tmp_path / "some.parquet", compression="none")
+    found = find_source(str(tmp_path / "some.parquet"))
+    assert dict(audit(found, 0.9)[1].rejected) == {"some.parquet[0:1]": "no bytes in image"}
+    raw = bytearray((tmp_path / "some.parquet").read_bytes())
+    raw[4:60] = b"\xff" * 56  # the head of a page
+    (tmp_path / "some.parquet").write_bytes(raw)
+    sources._row_group.cache_clear()
+    with pytest.raises(DataError, match="can't be read"):
+        find_source(str(tmp_path / "some.parquet")).content(0)
