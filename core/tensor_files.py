@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
-from .config import CheckpointError
+from .config import CheckpointError, ConfigError, MaeliftError
 from .contract import parse_json, shown
 from .files import open_regular
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 LARGEST_HEADER = 32 * 2**20
 """Bytes of the header of a safetensors file at most: names, shapes and metadata."""
@@ -100,6 +105,32 @@ def check_tensors(path: Path, state: Mapping[str, Tensor]) -> None:
             f"{path}: its tensors claim {total:,} bytes in a file of {size:,}: they are views that repeat a few values. Write "
             "them out where they are meant: torch.save({name: tensor.clone() for name, tensor in state.items()}, ...)"
         )
+
+
+def names_the_file(read: Callable[P, R]) -> Callable[P, R]:
+    """A function that reads the weights at ``path``, its first argument: every error is one line that begins with the path.
+
+    Tensors of others may have any shape and name, so whatever reading them leads to is a CheckpointError. A ConfigError for a
+    key that was given stays as it is.
+    """
+
+    @functools.wraps(read)
+    def reading(*arguments: P.args, **keys: P.kwargs) -> R:
+        path = str(arguments[0] if arguments else keys["path"])
+        try:
+            return read(*arguments, **keys)
+        except MaeliftError as error:
+            given = isinstance(error, ConfigError) and keys.get(error.key) is not None
+            if given or path in str(error):
+                raise
+            raise CheckpointError(f"{path}: {error}") from error
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            reason = shown(str(error).partition("\n")[0] or type(error).__name__)
+            raise CheckpointError(
+                f"{path}: its tensors are not those of an encoder ({reason}). Expected a plain ViT's."
+            ) from error
+
+    return reading
 
 
 def check_finite(source: str, state: Mapping[str, Tensor]) -> None:

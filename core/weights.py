@@ -22,7 +22,7 @@ from .contract import CHECKSUM, CONTENT_HASH, PROVENANCE, Metadata, content_hash
 from .encoder import LARGEST, LARGEST_EPS, PRESETS, Encoder, EncoderSpec, Preprocessing, check_divisible
 from .files import atomic_path
 from .foreign import Foreign, facts_beside, from_mm, rename, settle, without_class_row, without_heads
-from .tensor_files import check_finite, check_safetensors, check_tensors, check_torch, first_bytes
+from .tensor_files import check_finite, check_safetensors, check_tensors, check_torch, first_bytes, names_the_file
 
 logger = logging.getLogger("maelift")
 
@@ -147,6 +147,7 @@ def read_contract(
         raise contract.error(
             f"preprocessing is for {len(preprocessing.mean)} channels: expected the {spec.channels} of spec"
         )
+    contract.hash_under(CONTENT_HASH)
     if version > 1:
         contract.check_checksum()
     return contract, spec, preprocessing, provenance
@@ -179,6 +180,7 @@ def load_encoder(
     return read_encoder(path, num_heads=num_heads, norm_eps=norm_eps, image_size=image_size).encoder
 
 
+@names_the_file
 def read_encoder(
     path: str | Path,
     *,

@@ -6,12 +6,14 @@ import importlib
 import json
 import os
 import re
+import resource
 import socket
 import struct
 import subprocess
 import sys
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -151,6 +153,20 @@ def rewrite_metadata(path: Path, change: Callable[[dict[str, Any]], object], *, 
     if seal:
         content = json.loads(sealed(content, sealed_hash(content, state)))
     save_file(state, path, {key: json.dumps(content)})
+
+
+@contextmanager
+def bounded_memory(extra: int = 8 * 2**30) -> Iterator[None]:
+    """Have what asks for more than ``extra`` bytes of address space fail, and see that no more than a quarter was in use."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    resource.setrlimit(resource.RLIMIT_AS, (used + extra, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < extra // 4 // 1024
 
 
 def has_checkpoint(out: Path) -> bool:

@@ -143,7 +143,7 @@ def read_model(path: str | Path) -> ModelFile:
     description = Metadata.parse(path, MODEL_KEY, metadata[MODEL_KEY])
     version = description.version(MODEL_VERSION)
     task = description.content.get("task")
-    if task not in HOMES:
+    if not isinstance(task, str) or task not in HOMES:
         raise CheckpointError(
             f"{path}: a model for the task {shown(task)}, and this maelift knows {', '.join(HOMES)}. Update maelift."
         )
