@@ -662,7 +662,6 @@ def _row(
         return None
     if area is not None and not 0 < area <= (w + 2) * (h + 2):
         faults.add("area that can't be", where, f"area {_short(area)} of an object in a box of {w:g}×{h:g} px")
-        area = None
     return _Row(
         id, image.name, label, (x1, y1, x2, y2), None if area is None else float(area), bool(crowd), segmentation
     )

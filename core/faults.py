@@ -20,7 +20,7 @@ MENDING: Mapping[str, str] = {
     "segmentations without area only": "the boxes count, without masks",
     "object twice": "left out",
     "one box of two categories": "both stay",
-    "area that can't be": "computed from the outline, or the box",
+    "area that can't be": "kept, and AP by size goes by it; without 'area' it is computed",
     "file by another name": "taken from there",
     "equal category names": "told apart by their ids",
     "object without segmentation": "masks are neither trained on nor evaluated",

@@ -26,7 +26,7 @@ from ..core.encoder import Encoder
 from ..core.images import to_array
 from ..core.labels import Splits
 from ..core.weights import Provenance
-from .detection_scores import Result, coco_influences, coco_results, coco_scores, write_results
+from .detection_scores import Result, coco_influences, coco_results, coco_scores, write_detections
 from .detectors import AT_ONCE, ENCODER_PREFIX, Architecture, Canvas, Detector, Engine, Head, Sizes, blank, resample
 from .drawing import Picture, draw_detections, side_by_side
 from .predictions import Detections
@@ -162,7 +162,7 @@ class DetectionTask(Task[DetectConfig, DetectionImages]):
         masks = detector.architecture.masks and images.has_masks
         results = self._results(detector, images, masks=masks)
         if self.config.evaluate is None:  # else the images may be others than those of the run in this folder
-            write_results(Path(self.config.out) / f"detections_{split}.json", results)
+            write_detections(Path(self.config.out), split, results, masks=masks)
         return coco_scores(images.ground_truth(), results, class_names(images), split=split, masks=masks)
 
     def score_items(

@@ -58,6 +58,22 @@ def write_results(path: Path, results: Iterable[Result]) -> None:
     atomic_write_text(path, json.dumps(list(results)) + "\n")
 
 
+def write_detections(folder: Path, split: str, results: Sequence[Result], *, masks: bool) -> None:
+    """Write a split's results: detections_SPLIT.json, or of a model with masks these alone there, and boxes in boxes_SPLIT.json.
+
+    One file can't have both: COCO's tools take the size of an object from its box where there is one, so that masks by size
+    (mask_AP_small) would not be ours, nor what other libraries report.
+    """
+    of_masks, of_boxes = (_without(results, key) for key in ("bbox", "segmentation"))
+    write_results(folder / f"detections_{split}.json", of_masks if masks else of_boxes)
+    if masks:
+        write_results(folder / f"boxes_{split}.json", of_boxes)
+
+
+def _without(results: Iterable[Result], left_out: str) -> list[Result]:
+    return [{key: value for key, value in item.items() if key != left_out} for item in results]
+
+
 def coco_scores(
     truth: Mapping[str, Any],
     results: Sequence[Result],
@@ -141,7 +157,7 @@ def _evaluation(truth: Mapping[str, Any], results: Sequence[Result], kind: str) 
     own = {"info": {}, **truth, "annotations": annotations}
     left_out = {"segm": "bbox", "bbox": "segmentation"}[kind]  # with a box, a mask's size would be the box's
     known = COCO(own)
-    found = known.loadRes([{key: value for key, value in item.items() if key != left_out} for item in results])
+    found = known.loadRes(_without(results, left_out))
     return COCOeval_faster(known, found, kind, print_function=logger.debug)
 
 

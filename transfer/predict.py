@@ -235,7 +235,8 @@ class Ids:
 class ObjectWriter(Writer):
     """COCO JSON with ``images``, ``categories`` and, as ``annotations``, the objects with their scores; and these alone.
 
-    The second file, NAME.results.json, is COCO's results format, for pycocotools' ``loadRes``.
+    The second file, NAME.results.json, is COCO's results format, for pycocotools' ``loadRes``; from a model with masks
+    NAME.results_masks.json leaves the boxes out, as COCO's tools take a mask's size from its box where there is one.
     """
 
     def __init__(self, file: ModelFile, config: PredictConfig, images: ImageSet, ids: Ids) -> None:
@@ -257,6 +258,9 @@ class ObjectWriter(Writer):
         keys = ("image_id", "category_id", "bbox", "score", "segmentation")
         results = [{key: found[key] for key in keys if key in found} for found in self._objects]
         _write_json(out.with_suffix(".results.json"), results)
+        if any("segmentation" in found for found in results):
+            masks = [{key: value for key, value in found.items() if key != "bbox"} for found in results]
+            _write_json(out.with_suffix(".results_masks.json"), masks)
         _write_json(out, content)
 
     def add(self, number: int, image: Shown, prediction: Detections) -> None:

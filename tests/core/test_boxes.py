@@ -171,17 +171,19 @@ def test_an_object_that_is_there_twice_is_left_out_and_named(tmp_path: Path, cap
 
 
 @pytest.mark.parametrize("area", [0, WIDTH * HEIGHT * 9, 1e308])
-def test_an_area_that_cant_be_is_computed_and_named(tmp_path: Path, area: float) -> None:
+def test_an_area_that_cant_be_is_named_and_the_advice_makes_it_right(tmp_path: Path, area: float) -> None:
     boxes: list[Box] = [(5, 6, 10, 8)] * 2
     content = described(boxes, lambda box: {"bbox": box, "area": 80})
     content["annotations"][1]["area"] = area
     write(tmp_path, content)
     if area < 1e15:
         assert kinds(tmp_path) == ["area that can't be"]
-        assert [objects.areas.tolist() for objects in train(tmp_path).data.objects[:2]] == [[80], [80]]
+        assert [objects.areas.tolist() for objects in train(tmp_path).data.objects[:2]] == [[80], [area]]
     else:
         with pytest.raises(DataError, match="area 1e"):
             read_detection(tmp_path)
+    del content["annotations"][1]["area"]
+    assert [objects.areas.tolist() for objects in train(write(tmp_path, content)).data.objects[:2]] == [[80], [80]]
 
 
 NUMBERS: list[Any] = [-1e308, 1e308, float("inf"), float("nan"), 10**400, "3", None, True, [3], {}]

@@ -307,7 +307,7 @@ def test_colours_that_are_not_listed_are_named(tmp_path: Path) -> None:
     make(tmp_path, colour)
     (tmp_path / "classes.txt").write_text("ground, #000000\nroad, #800000\n")
     with pytest.raises(
-        DataError, match=r"0.png: #3c28de, \d\d % of its pixels: not in the list of classes. Add 'NAME, #3c28de'"
+        DataError, match=r"0.png: colour #3c28de, \d\d % of its pixels: not in the list of classes. Add 'NAME, #3c28de'"
     ):
         train(tmp_path)
     (tmp_path / "classes.txt").write_text("ground, #000000\nroad, #800000\nNAME, #3c28de\n")

@@ -173,6 +173,7 @@ def test_objects_of_images_of_many_shapes_are_learned(
     assert len(curve) == 2 and test["val"] == {"val/AP": max(curve), "count": 16}
     found = json.loads((out / "detections_test.json").read_text())
     assert {item["category_id"] for item in found} <= {3, 7} and len(found) > 10
+    assert ("bbox" in found[0]) == (head == "faster") == (not (out / "boxes_test.json").exists())
     assert (out / "summary.html").read_text().count("data:image/png;base64,") >= 2
 
     model = load_model(result.model)

@@ -12,7 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 from maelift.core.coco import read_detection
-from maelift.transfer.detection_scores import coco_influences, coco_results, coco_scores, write_results
+from maelift.transfer.detection_scores import (
+    coco_influences,
+    coco_results,
+    coco_scores,
+    write_detections,
+    write_results,
+)
 from maelift.transfer.predictions import Detections
 from numpy.typing import NDArray
 from PIL import Image
@@ -210,3 +216,70 @@ def test_the_figures_of_a_data_set_are_those_of_pycocotools_on_its_own_file(tmp_
         theirs = by_pycocotools(truth, results, kind)
         for name, value in zip(("AP", "AP50", "AP75", "AP_small", "AP_medium"), theirs.stats, strict=False):
             assert scores.metrics[prefix + name] == pytest.approx(value, abs=1e-6), name
+
+
+def small_case(seed: int) -> tuple[dict[str, Any], dict[int, Detections]]:
+    """Thin slanted objects around 32 px a side, whose boxes are larger than 32² and whose masks are smaller."""
+    truth, found = hard_case(seed)
+    generator = np.random.default_rng(seed)
+    rows, columns = np.mgrid[: SIZE[0], : SIZE[1]]
+    truth["annotations"] = []
+    for image in truth["images"]:
+        masks = []
+        for _ in range(12):
+            y, x = generator.uniform(30, 110), generator.uniform(30, 150)
+            across, along = (rows - y) - (columns - x), (rows - y) + (columns - x)
+            masks.append((np.abs(across) < generator.uniform(3, 14)) & (np.abs(along) < generator.uniform(20, 60)))
+        moved = [np.roll(mask, generator.integers(-2, 3, 2), axis=(0, 1)) for mask in masks]
+        for mask, label in zip(masks, generator.integers(0, 3, 12), strict=True):
+            x1, y1, x2, y2 = box_of(mask)
+            truth["annotations"].append(
+                {
+                    "id": 1 + len(truth["annotations"]),
+                    "image_id": image["id"],
+                    "category_id": list(CLASSES)[label],
+                    "bbox": [x1, y1, x2 - x1, y2 - y1],
+                    "area": float(mask.sum()),
+                    "iscrowd": 0,
+                    "segmentation": encode(mask),
+                }
+            )
+        found[image["id"]] = Detections(
+            boxes=np.array([box_of(mask) for mask in moved], dtype=np.float32),
+            scores=generator.random(12).astype(np.float32),
+            labels=generator.integers(0, 3, 12),
+            classes=tuple(CLASSES.values()),
+            masks=np.array(moved),
+        )
+    return truth, found
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_files_that_are_written_give_our_figures_in_pycocotools(seed: int, tmp_path: Path) -> None:
+    truth, found = small_case(seed)
+    results = results_of(found)
+    write_detections(tmp_path, "test", results, masks=True)
+    scores = coco_scores(truth, results, CLASSES, split="test", masks=True).metrics
+    known = COCO()
+    known.dataset = copy.deepcopy({"info": {}, **truth})
+    with contextlib.redirect_stdout(io.StringIO()):
+        known.createIndex()
+        for kind, prefix, name in (("bbox", "", "boxes"), ("segm", "mask_", "detections")):
+            evaluation = COCOeval(known, known.loadRes(str(tmp_path / f"{name}_test.json")), kind)
+            evaluation.evaluate()
+            evaluation.accumulate()
+            evaluation.summarize()
+            assert evaluation.stats == pytest.approx(by_pycocotools(truth, results, kind).stats), "all twelve"
+            figures = zip(("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large"), evaluation.stats, strict=False)
+            for figure, value in [*figures, ("AR100", evaluation.stats[8])]:
+                ours = scores[prefix + figure]
+                assert (-1 if ours is None else ours) == pytest.approx(value, abs=1e-9), prefix + figure
+        both = COCOeval(known, known.loadRes(copy.deepcopy(results)), "segm")  # with boxes in it, sizes are others
+        both.evaluate()
+        both.accumulate()
+        both.summarize()
+    assert scores["mask_AP_small"] != pytest.approx(both.stats[3], abs=1e-4)
+    write_detections(tmp_path, "val", results, masks=False)
+    assert json.loads((tmp_path / "detections_val.json").read_text()) == json.loads(
+        (tmp_path / "boxes_test.json").read_text()
+    )

@@ -230,6 +230,8 @@ def test_objects_are_coco_json_that_pycocotools_reads(untrained: Path, tmp_path:
     assert {found["category_id"] for found in content["annotations"]} == {2, 8}
     read = coco.COCO(str(out))
     results = read.loadRes(str(tmp_path / "found.results.json"))
+    of_masks = read.loadRes(str(tmp_path / "found.results_masks.json"))
+    assert all(one["area"] == read.annToMask(one).sum() for one in of_masks.loadAnns(of_masks.getAnnIds()))
     found = maelift.load_model(model).predict([images / "same.jpg"])[0]
     (image,) = (image for image in content["images"] if image["file_name"] == "same.jpg")
     assert (image["width"], image["height"]) == (33, 57)
