@@ -197,11 +197,13 @@ def _of_config_json(path: Path) -> str:
 def certify_checkpoint(path: Path, file: EncoderFile) -> Certificate:
     """Hold the tensors of a checkpoint, in whichever names, against the encoder.
 
-    Heads and epsilon leave no trace in tensors: those of the encoder are taken. A class token or a final norm that the
-    checkpoint hasn't takes no part.
+    Heads, epsilon and activation leave no trace in tensors: those of the encoder are taken. A class token or a final norm
+    that the checkpoint hasn't takes no part.
     """
     spec = file.encoder.spec
-    found = read_encoder(path, num_heads=spec.num_heads, norm_eps=spec.norm_eps, image_size=spec.image_size)
+    found = read_encoder(
+        path, num_heads=spec.num_heads, norm_eps=spec.norm_eps, image_size=spec.image_size, act=spec.act
+    )
     return certify(
         lambda size: _checkpoint_candidate(found.encoder, file.encoder, found.final_norm),
         certificate_sizes(spec),

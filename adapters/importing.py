@@ -8,16 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..core.config import CheckpointError, ConfigError, MaeliftError
-from ..core.encoder import EncoderSpec, Preprocessing
+from ..core.config import ConfigError, MaeliftError
+from ..core.encoder import Activation, EncoderSpec, Preprocessing
 from ..core.files import output_folder
-from ..core.foreign import facts_beside, read_json
 from ..core.images import Interpolation
 from ..core.plan import Plan
+from ..core.weight_facts import read_json
+from ..core.weight_parts import weights_file
 from ..core.weights import EncoderFile, Provenance, read_encoder, save_encoder
-
-WEIGHTS_IN_FOLDER = ("model.safetensors", "encoder.safetensors", "pytorch_model.bin", "backbone.pth", "weights.pth")
-"""What stands for a folder of timm, transformers, or of an export."""
+from .published import TIMM, from_timm, timm_name
 
 
 @dataclass(frozen=True)
@@ -25,8 +24,8 @@ class ImportConfig:
     """Make an encoder file of other weights, or change what an encoder file says of its images and licence."""
 
     weights: str
-    """weights of MAE, timm, transformers, mmseg, mmpretrain or detectron2 (.pth, .safetensors), their folder, or an encoder
-    file"""
+    """weights of MAE, timm, transformers, torchvision, mmseg, mmpretrain or detectron2 (.pth, .safetensors), their folder,
+    timm:NAME to fetch them, or an encoder file"""
     out: str
     """encoder file to be written (.safetensors); it must not be there yet"""
     num_heads: int | None = None
@@ -35,6 +34,12 @@ class ImportConfig:
     """epsilon of the LayerNorms, which tensors don't show; null: what is said beside the weights, else 1e-6"""
     image_size: int | tuple[int, int] | None = None
     """pixels that the positions were trained for, one side or [height,width]; null: as said beside the weights, else square"""
+    act: Activation | None = None
+    """activation of the MLPs, which tensors don't show; null: what is said beside the weights, else the exact GELU"""
+    architecture: str | None = None
+    """timm's name of the model that the weights are of, whose heads, epsilon and activation are then taken; null: unknown"""
+    weights_key: str | None = None
+    """which of several states or modules of a checkpoint, as model_ema or teacher; null: the usual one, which is said"""
     channel_names: tuple[str, ...] | None = None
     """names of the channels, in the order that the weights expect; null: red, green, blue for three"""
     mean: tuple[float, ...] | None = None
@@ -113,37 +118,47 @@ def _prepare(config: ImportConfig) -> tuple[ImportResult, EncoderFile]:
     target = Path(config.out)
     if target.exists() or target.is_symlink():
         raise MaeliftError(f"out={target}: is there already. Choose another name, or remove this file first.")
+    if (name := timm_name(config.weights)) is not None:
+        return _published(config, name, target)
     path = weights_file(Path(config.weights))
     file = read_encoder(
         path,
         num_heads=config.num_heads,
         norm_eps=config.norm_eps,
         image_size=config.image_size,
+        act=config.act,
+        architecture=config.architecture,
+        weights_key=config.weights_key,
         drop_relative_positions=config.drop_relative_positions,
         preprocessing=_given_entirely(config),
+        log=False,
     )
     if not file.foreign:
-        _refuse_shape_keys(config)
+        _refuse_shape_keys(config, "an encoder file, which says it itself")
     encoder = file.encoder
     encoder.preprocessing, images = preprocessing_of(config, file, path)
     provenance = _provenance(config, file, path)
     source = f"{file.provenance.method} weights" if file.foreign else "an encoder file of maelift"
-    notes = file.notes + (_assumed(config, file, path) if file.foreign else ())
+    notes = (*file.notes, *file.assumed)
     return ImportResult(target, source, encoder.spec, encoder.preprocessing, images, provenance, notes), file
 
 
-def weights_file(path: Path) -> Path:
-    """The weights in a folder of timm or transformers, or of an export; a file is that itself."""
-    if not path.is_dir():
-        return path
-    for name in WEIGHTS_IN_FOLDER:
-        if (path / name).is_file():
-            return path / name
-    sharded = any(path.glob("model-*-of-*.safetensors"))
-    advice = " Weights in several files are not read: save them as one." if sharded else ""
-    raise CheckpointError(
-        f"{path}: a folder without weights. Expected one of {', '.join(WEIGHTS_IN_FOLDER)} in it.{advice}"
+def _published(config: ImportConfig, name: str, target: Path) -> tuple[ImportResult, EncoderFile]:
+    """Weights that timm fetches by a name, with timm's own facts."""
+    _refuse_shape_keys(config, f"the name of weights of timm's, which say it themselves; give a file to say it: {name}")
+    file = from_timm(name, "weights")
+    encoder = file.encoder
+    encoder.preprocessing, images = _changed(config, encoder.preprocessing, "as timm says", encoder.spec.channels)
+    provenance = replace(
+        file.provenance,
+        config={"notes": list(file.notes)} if file.notes else {},
+        parent=config.parent or f"{TIMM}{name}",
+        licence=config.licence or file.provenance.licence,
+        tool_version=__version__,
     )
+    source = f"timm's {name}"
+    notes = (*file.notes, *file.assumed)
+    return ImportResult(target, source, encoder.spec, encoder.preprocessing, images, provenance, notes), file
 
 
 def preprocessing_of(config: ImportConfig, file: EncoderFile, path: Path) -> tuple[Preprocessing, str]:
@@ -153,6 +168,11 @@ def preprocessing_of(config: ImportConfig, file: EncoderFile, path: Path) -> tup
         base, source = preprocessing_beside(path, channels)
     else:
         base, source = file.encoder.preprocessing, "as the file had it"
+    return _changed(config, base, source, channels)
+
+
+def _changed(config: ImportConfig, base: Preprocessing, source: str, channels: int) -> tuple[Preprocessing, str]:
+    """A preprocessing with the keys that are given in place of its own, and who says what of it."""
     changes: dict[str, Any] = {
         key: getattr(config, key)
         for key in ("channel_names", "mean", "std", "value_range", "interpolation")
@@ -202,7 +222,7 @@ def _of_transformers(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _of_timm(content: Mapping[str, Any]) -> dict[str, Any]:
-    settings = content.get("pretrained_cfg") or {}
+    settings = content.get("pretrained_cfg") or (content if "architecture" in content else {})
     found: dict[str, Any] = {"mean": _numbers(settings.get("mean")), "std": _numbers(settings.get("std"))}
     if settings.get("interpolation") in ("bilinear", "nearest"):
         found["interpolation"] = settings["interpolation"]
@@ -243,13 +263,11 @@ def licence_beside(path: Path) -> str | None:
     return stated if isinstance(stated, str) else None
 
 
-def _refuse_shape_keys(config: ImportConfig) -> None:
-    """An encoder file says its own shape."""
-    for key in ("num_heads", "norm_eps", "image_size"):
+def _refuse_shape_keys(config: ImportConfig, what: str) -> None:
+    """An encoder file, and weights with a name, say their own shape."""
+    for key in ("num_heads", "norm_eps", "image_size", "act", "architecture", "weights_key"):
         if getattr(config, key) is not None:
-            raise ConfigError(
-                key, getattr(config, key), f"nothing: {config.weights} is an encoder file, which says it itself"
-            )
+            raise ConfigError(key, getattr(config, key), f"nothing: {config.weights} is {what}")
 
 
 def _provenance(config: ImportConfig, file: EncoderFile, path: Path) -> Provenance:
@@ -266,24 +284,12 @@ def _provenance(config: ImportConfig, file: EncoderFile, path: Path) -> Provenan
     )
 
 
-def _assumed(config: ImportConfig, file: EncoderFile, path: Path) -> tuple[str, ...]:
-    """What neither the tensors nor the user nor a file beside them says."""
-    facts, spec = facts_beside(path, file.provenance.method), file.encoder.spec
-    unsaid = {
-        "num_heads": (config.num_heads or facts.num_heads, f"{spec.num_heads} attention heads"),
-        "norm_eps": (config.norm_eps or facts.norm_eps, f"an epsilon of {spec.norm_eps:g}"),
-    }
-    assumed = {key: text for key, (said, text) in unsaid.items() if said is None}
-    if not assumed:
-        return ()
-    return (f"assumed, since tensors don't show it: {' and '.join(assumed.values())}; else give {', '.join(assumed)}",)
-
-
 def _rows(
     source: str, spec: EncoderSpec, preprocessing: Preprocessing, images: str, provenance: Provenance
 ) -> list[tuple[str, str]]:
     size = f"{spec.image_size[0]}×{spec.image_size[1]} pixels, patch {spec.patch_size}"
     shape = f"dim {spec.embed_dim}, depth {spec.depth}, {spec.num_heads} heads, epsilon {spec.norm_eps:g}"
+    shape += "" if spec.act == "gelu" else f", {spec.act}"
     low, high = preprocessing.value_range
     mean, std = (", ".join(f"{number:g}" for number in numbers) for numbers in (preprocessing.mean, preprocessing.std))
     return [

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
-from ..core.config import CheckpointError
-from ..core.encoder import Encoder, Preprocessing, channel_names
-from ..core.weights import EncoderFile, Provenance, read_encoder
-from .importing import licence_beside, preprocessing_beside, weights_file
+from ..core.encoder import Encoder, Preprocessing
+from ..core.weight_parts import weights_file
+from ..core.weights import EncoderFile, read_encoder
+from .importing import licence_beside, preprocessing_beside
+from .published import from_timm, timm_name
 
 logger = logging.getLogger("maelift")
-
-TIMM = "timm:"
 
 
 def read_parent(source: str, key: str) -> EncoderFile:
@@ -24,8 +20,8 @@ def read_parent(source: str, key: str) -> EncoderFile:
 
     Raises CheckpointError, which names the user's ``key`` for what timm can't give.
     """
-    if source.startswith(TIMM):
-        return _from_timm(source.removeprefix(TIMM), key)
+    if (name := timm_name(source)) is not None:
+        return from_timm(name, key)
     path = weights_file(Path(source))
     file = read_encoder(path)
     if not file.foreign:
@@ -51,35 +47,3 @@ def _prepared(encoder: Encoder, preprocessing: Preprocessing) -> Encoder:
     result = Encoder(encoder.spec, preprocessing=preprocessing)
     result.load_state_dict(encoder.state_dict())
     return result
-
-
-def _from_timm(name: str, key: str) -> EncoderFile:
-    """Weights that timm fetches from where it publishes them; raises CheckpointError when it can't."""
-    import timm
-
-    try:
-        model = timm.create_model(name, pretrained=True, num_classes=0)
-    except Exception as error:  # the network, the hub and timm each have errors of their own
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise CheckpointError(
-            f"{key}={TIMM}{name}: timm could not give these weights ({reason}). Expected a plain ViT of timm with weights, "
-            "and the network; or fetch them elsewhere and give the file."
-        ) from error
-    facts = model.pretrained_cfg
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "weights.pth"
-        torch.save(model.state_dict(), path)
-        try:
-            file = read_encoder(
-                path,
-                num_heads=model.blocks[0].attn.num_heads,
-                norm_eps=model.norm.eps,
-                image_size=tuple(model.patch_embed.img_size),
-                preprocessing=Preprocessing(channel_names(3), tuple(facts["mean"]), tuple(facts["std"])),
-            )
-        except AttributeError as error:
-            raise CheckpointError(
-                f"{key}={TIMM}{name}: not a plain ViT. Expected one, as vit_base_patch16_224.mae."
-            ) from error
-    provenance = Provenance(method=f"timm {name}", parent=f"{TIMM}{name}", licence=facts.get("license"))
-    return replace(file, provenance=provenance)

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from .config import CheckpointError
+from .encoder import check_divisible
+from .weight_parts import command
 
 
 @dataclass(frozen=True)
@@ -33,24 +32,18 @@ class Foreign:
     final_norm: bool = True
 
 
-@dataclass(frozen=True)
-class Facts:
-    """What the files beside weights say of their shape, and tensors don't."""
-
-    num_heads: int | None = None
-    norm_eps: float | None = None
-    image_size: tuple[int, int] | None = None
-
-
 NOT_ENCODER = re.compile(
-    r"(decoder_.*|decoder\..*|mask_token|head\..*|head_drop.*|fc_norm\..*|(vit\.)?pooler\..*|classifier\..*)"
+    r"(decoder_.*|decoder\..*|(embeddings\.)?mask_token|head\..*|head_drop.*|fc_norm\..*|pooler\..*|classifier\..*"
+    r"|attn_pool\..*|pre_logits\..*|heads\..*|fc\..*|dino_head\..*|ibot_head\..*|projector\..*|projection_head\..*"
+    r"|predictor\..*)"
 )
-"""Decoders of masked autoencoders and classifiers, with the norms that those have of their own."""
+"""Decoders of masked autoencoders, classifiers and poolers, with the norms that those have of their own."""
 _HEADS = re.compile(
     r"((decode_head|auxiliary_head|neck|head|data_preprocessor|target_generator|rpn_head|roi_head|bbox_head|mask_head"
-    r"|proposal_generator|roi_heads|rpn|sem_seg_head|simfp_\d+|top_block)\..*|pixel_mean|pixel_std)"
+    r"|proposal_generator|roi_heads|rpn|sem_seg_head|simfp_\d+|top_block|text_model|text|lm_head|text_projection"
+    r"|visual_projection|criterion)\..*|pixel_mean|pixel_std|logit_scale|logit_bias)"
 )
-"""What segmentors and detectors have beside their backbone's ViT."""
+"""What segmentors, detectors and models of text and images have beside their ViT."""
 _RELATIVE = re.compile(r"blocks\.\d+\.attn\.(relative_position_bias_table|rel_pos_h|rel_pos_w)")
 _MM_NAMES = (
     ("patch_embed.projection.*", "patch_embed.proj.*"),
@@ -78,36 +71,26 @@ def rename(name: str, table: Iterable[tuple[str, str]]) -> str:
     return name
 
 
-def without_heads(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...], str]:
-    """The encoder's tensors of a model, what was left out, and the prefix that they had.
+def without_heads(
+    state: Mapping[str, Tensor], outside: Mapping[str, str]
+) -> tuple[dict[str, Tensor], tuple[str, ...], list[str]]:
+    """The encoder's tensors of a model, what was left out, and the names outside of its module that are of no known head.
 
-    Of segmentors and detectors, the ViT stands under "backbone." or "backbone.net."; names that are neither its own nor
-    those of a known head are kept, to be told as unknown.
+    ``outside``: names that are not in the module that embeds patches, and what they are called beside it.
     """
-    left: list[str] = []
-    before = ""
-    for prefix in ("backbone.", "net."):
-        if not any(name.startswith(prefix) for name in state):
-            continue
-        left += [name for name in state if not name.startswith(prefix) and _HEADS.fullmatch(name)]
-        state = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name not in left}
-        before += prefix
-    left += [name for name in state if NOT_ENCODER.fullmatch(name)]
-    state = {name: tensor for name, tensor in state.items() if name not in left}
-    groups = Counter("decoder" if name.startswith("decoder") else name.split(".")[0] for name in left)
+    left = [short for short in outside.values() if _HEADS.fullmatch(short) or NOT_ENCODER.fullmatch(short)]
+    unknown = [name for name, short in outside.items() if short not in left]
+    heads = [name for name in state if NOT_ENCODER.fullmatch(name)]
+    kept = {name: tensor for name, tensor in state.items() if name not in heads}
+    groups = Counter("decoder" if name.startswith("decoder") else name.split(".")[0] for name in [*left, *heads])
     notes = tuple(f"left out: {name} ({count} tensor{'s' if count > 1 else ''})" for name, count in groups.items())
-    return dict(state), notes, before
+    return kept, notes, unknown
 
 
 def from_mm(state: Mapping[str, Tensor], notes: Iterable[str]) -> Foreign:
     """Tensors of mmsegmentation or mmpretrain under our names; those that it doesn't know stay as they are."""
     classifier = [name for name in state if re.fullmatch(r"(ln2|norm2)\..*", name)]  # norms the mean of the tokens
     ours = {rename(name, _MM_NAMES): tensor for name, tensor in state.items() if name not in classifier}
-    for name in [name for name in ours if name.endswith(".attn.q_bias")]:
-        block = name.removesuffix("q_bias")
-        if f"{block}v_bias" in ours and f"{block}qkv.bias" not in ours:
-            query, value = ours.pop(name), ours.pop(f"{block}v_bias")
-            ours[f"{block}qkv.bias"] = torch.cat([query, torch.zeros_like(query), value])
     kernel = ours.get("patch_embed.proj.weight")
     if kernel is not None and "patch_embed.proj.bias" not in ours and any(".attn.attn." in name for name in state):
         ours["patch_embed.proj.bias"] = kernel.new_zeros(len(kernel))
@@ -121,17 +104,25 @@ def from_mm(state: Mapping[str, Tensor], notes: Iterable[str]) -> Foreign:
     return Foreign(method, ours, tuple(notes), final_norm=_has_norm(ours))
 
 
-def settle(source: str, foreign: Foreign, *, dense: bool, drop_relative_positions: bool) -> Foreign:
+def settle(
+    source: str,
+    foreign: Foreign,
+    *,
+    dense: bool,
+    drop_relative_positions: bool,
+    final_norm_said: bool | None = None,
+) -> Foreign:
     """Bring what our encoder lacks into it, where that leaves the features as they are, else refuse.
 
     Layer scale is multiplied into the layers before it. Relative positions of zero are left out; others only with
     ``drop_relative_positions``, else CheckpointError. ``dense``: the weights are a backbone's, which may have no final
-    norm; then one without weights takes its place.
+    norm; then one without weights takes its place. ``final_norm_said``: False where a file says that there is none.
     """
     foreign = _without_relative_positions(source, _fold_layer_scale(foreign), drop_relative_positions)
     state = foreign.state
     final_norm = _has_norm(state)
-    if final_norm or not (dense or any("fc_norm" in note for note in foreign.notes)):
+    pooled = any(re.search(r"left out: (fc_norm|pooler)\b", note) for note in foreign.notes)
+    if final_norm or not (dense or pooled or final_norm_said is False):
         return replace(foreign, final_norm=final_norm)
     dim = state["pos_embed"].shape[-1] if "pos_embed" in state else 0
     plain = {"norm.weight": torch.ones(dim), "norm.bias": torch.zeros(dim)}
@@ -142,60 +133,105 @@ def settle(source: str, foreign: Foreign, *, dense: bool, drop_relative_position
     return replace(foreign, state={**state, **plain}, warnings=(*foreign.warnings, warning), final_norm=False)
 
 
-def without_class_row(state: dict[str, Tensor], image_size: tuple[int, int] | None) -> dict[str, Tensor]:
-    """Where there is no class token, drop the row that the positions may still have for it.
+@dataclass(frozen=True)
+class Grid:
+    """What positions were read as: the image size (height, width) in pixels, the tensors, and what was assumed."""
 
-    With an image size (height, width) in pixels that is certain; without one, the grid is taken to be square.
+    image_size: tuple[int, int]
+    state: dict[str, Tensor]
+    notes: tuple[str, ...] = ()
+
+
+def settle_positions(
+    source: str, state: dict[str, Tensor], image_size: tuple[int, int] | None, *, patch: int, dense: bool
+) -> Grid:
+    """The positions as one for each patch, after one for the class token where there is one.
+
+    ``image_size`` (height, width) in pixels decides, where it is known. Without it a grid is taken to be square where that
+    is the one reading; n² positions with a class token may as well be those of n - 1 rows and n + 1 columns and the token:
+    then CheckpointError asks. ``dense``: the weights are a backbone's, which may have a position for a token that it lacks.
     """
-    if "cls_token" in state or "pos_embed" not in state or "patch_embed.proj.weight" not in state:
-        return state
-    count, patch = state["pos_embed"].shape[1], state["patch_embed.proj.weight"].shape[-1]
+    positions, class_token = state["pos_embed"], "cls_token" in state
+    if positions.ndim != 3 or len(positions) != 1:
+        raise CheckpointError(f"{source}: pos_embed has shape {list(positions.shape)}. Expected (1, positions, width).")
+    count = positions.shape[1]
     if image_size is not None:
-        extra = count == 1 + (image_size[0] // patch) * (image_size[1] // patch)
-    else:
-        extra = not _is_square(count) and _is_square(count - 1)
-    return {**state, "pos_embed": state["pos_embed"][:, 1:]} if extra else state
-
-
-def facts_beside(path: Path, method: str) -> Facts:
-    """Heads, epsilon and image size from the ``config.json`` or ``backbone.json`` beside weights.
-
-    transformers' ViTMAE configurations say an epsilon of 1e-12, a default that the weights were not trained with: theirs
-    stays open.
-    """
-    if method.startswith("transformers"):
-        config = read_json(path.with_name("config.json"))
-        eps = None if config.get("model_type") == "vit_mae" else config.get("layer_norm_eps")
-        return Facts(_whole(config.get("num_attention_heads")), _real(eps), _size(config.get("image_size")))
-    if path.name == "backbone.pth":
-        settings = read_json(path.with_name("backbone.json")).get("backbone", {})
-        return Facts(
-            _whole(settings.get("num_heads")), _real(settings.get("norm_eps")), _size(settings.get("image_size"))
+        check_divisible(image_size, patch)
+        patches = (image_size[0] // patch) * (image_size[1] // patch)
+        if count not in (patches, patches + 1):
+            raise CheckpointError(
+                f"{source}: image_size={list(image_size)} makes {patches} patches of {patch} pixels, and its positions are for "
+                f"{count - class_token}. Give the size that it was trained at; other sizes come where it is used."
+            )
+        return Grid(image_size, _one_for_each(state, patches))
+    side = math.isqrt(max(0, count - 1))
+    if _is_square(count) and not class_token:
+        side = math.isqrt(count)
+    elif not _is_square(count - 1) or not (class_token or dense):
+        raise CheckpointError(
+            f"{source}: {_why_no_grid(count, class_token)} Say the size in pixels: "
+            f"{_sizes(source, count, class_token, patch)}"
         )
-    config = read_json(path.with_name("config.json"))
-    if method.startswith("timm") and "architecture" in config:
-        arguments = config.get("model_args") or {}
-        eps = 1e-5 if "_clip_" in str(config["architecture"]) else None
-        return Facts(_whole(arguments.get("num_heads")), eps, _size(arguments.get("img_size")))
-    return Facts()
+    size = (side * patch, side * patch)
+    notes = [
+        f"assumed: a square grid of {side}×{side} patches, {size[0]}×{size[1]} pixels; else give image_size=[height,width]"
+    ]
+    if not class_token and count == side**2 + 1:
+        notes.append("the first position is taken for that of a class token, which the weights lack, and left out")
+    return Grid(size, _one_for_each(state, side**2), tuple(notes))
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; empty where there is no such file, or it holds something else."""
-    try:
-        content = json.loads(path.read_text()) if path.is_file() else {}
-    except ValueError:
-        return {}
-    return content if isinstance(content, dict) else {}
+def _one_for_each(state: dict[str, Tensor], patches: int) -> dict[str, Tensor]:
+    """The state with one position for each patch, and before them one for the class token where there is one.
+
+    timm can leave the class token without a position of its own, which equals a position of zero.
+    """
+    positions, class_token = state["pos_embed"], "cls_token" in state
+    if class_token and positions.shape[1] == patches:
+        positions = torch.cat([torch.zeros_like(positions[:, :1]), positions], dim=1)
+    if not class_token and positions.shape[1] == patches + 1:
+        positions = positions[:, 1:]
+    return {**state, "pos_embed": positions}
+
+
+def _why_no_grid(count: int, class_token: bool) -> str:
+    if class_token and _is_square(count):
+        side = math.isqrt(count)
+        return (
+            f"{count} positions and a class token are {side}×{side} patches and none for the token, or {count - 1} patches "
+            f"(as {_factors(count - 1)[0]}×{_factors(count - 1)[1]}) and one for it."
+        )
+    return f"{count - class_token} patches{' and a class token' if class_token else ''} are no square grid."
+
+
+def _sizes(source: str, count: int, class_token: bool, patch: int) -> str:
+    """Commands with the sizes that positions may be for."""
+    grids = [_factors(count - 1)] if class_token else [_factors(count)]
+    if class_token and _is_square(count):
+        grids.insert(0, (math.isqrt(count), math.isqrt(count)))
+    first, *others = (f"image_size=[{rows * patch},{columns * patch}]" for rows, columns in grids)
+    turned = f"image_size=[{grids[-1][1] * patch},{grids[-1][0] * patch}]"
+    return f"{command(source, first)} (or {', '.join([*others, turned])}; height first)."
+
+
+def _factors(count: int) -> tuple[int, int]:
+    """Rows and columns of a grid of so many patches, as near to a square as it can be."""
+    rows = next(side for side in range(math.isqrt(max(1, count)), 0, -1) if count % side == 0)
+    return rows, count // rows
 
 
 def _fold_layer_scale(foreign: Foreign) -> Foreign:
     state, folded = dict(foreign.state), False
+    width = state["pos_embed"].shape[-1] if "pos_embed" in state and state["pos_embed"].ndim else None
     for name in foreign.state:
         found = re.fullmatch(r"(blocks\.\d+\.)gamma_([12])", name)
         layer = f"{found[1]}{'attn.proj' if found[2] == '1' else 'mlp.fc2'}" if found else ""
         if f"{layer}.weight" not in state or f"{layer}.bias" not in state:
             continue
+        if width is None or any(
+            tuple(state[part].shape[:1]) != (width,) for part in (name, f"{layer}.weight", f"{layer}.bias")
+        ):
+            continue  # of another shape than its block: told with what else doesn't fit
         scale = state.pop(name)
         if not torch.equal(scale, torch.ones_like(scale)):
             state[f"{layer}.weight"] = state[f"{layer}.weight"] * scale[:, None]
@@ -218,11 +254,16 @@ def _without_relative_positions(source: str, foreign: Foreign, drop: bool) -> Fo
     learned = [name for name in relative if state[name].count_nonzero()]
     if not learned:
         return replace(foreign, state=kept, notes=(*foreign.notes, "left out: relative positions, all of them zero"))
+    if "pos_embed" not in state:
+        raise CheckpointError(
+            f"{source}: not a plain ViT ({learned[0]}): relative positions in its attention and no others, where an encoder adds "
+            "positions to the patches."
+        )
     if not drop:
         more = f" and {len(learned) - 1} more" if len(learned) > 1 else ""
         raise CheckpointError(
             f"{source}: its attention has relative positions ({learned[0]}{more}), which a plain ViT has not: without them "
-            f"the features are others. To do without: maelift import {source} out=... drop_relative_positions=true"
+            f"the features are others. To do without: {command(source, 'drop_relative_positions=true')}"
         )
     warning = (
         f"relative positions are left out ({len(learned)} tensors): the features are not those of the file's model"
@@ -236,19 +277,3 @@ def _has_norm(state: Mapping[str, Tensor]) -> bool:
 
 def _is_square(count: int) -> bool:
     return count > 0 and math.isqrt(count) ** 2 == count
-
-
-def _whole(value: object) -> int | None:
-    return value if isinstance(value, int) else None
-
-
-def _real(value: object) -> float | None:
-    return float(value) if isinstance(value, int | float) else None
-
-
-def _size(value: object) -> tuple[int, int] | None:
-    if isinstance(value, int):
-        return (value, value)
-    if isinstance(value, list) and len(value) == 2 and all(isinstance(side, int) for side in value):
-        return (value[0], value[1])
-    return None

@@ -28,11 +28,11 @@ LARGEST_RANK = 8
 _PLAIN = {"quantised": "tensor.dequantize() in its place", "sparse": "tensor.to_dense() in its place"}
 
 
-def first_bytes(path: Path, expected: str) -> bytes:
-    """The first 16 bytes of a regular file; raises CheckpointError, which says what was ``expected``, for anything else."""
+def first_bytes(path: Path, expected: str, count: int = 16) -> bytes:
+    """The first bytes of a regular file; raises CheckpointError, which says what was ``expected``, for anything else."""
     try:
         with open_regular(path) as file:
-            return file.read(16)
+            return file.read(count)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise CheckpointError(f"{path}: no such file. Expected {expected}.") from error
     except OSError as error:

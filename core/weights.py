@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import logging
-import math
 import pickle
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,32 @@ from torch import Tensor
 
 from .config import CheckpointError, ConfigError
 from .contract import CHECKSUM, CONTENT_HASH, PROVENANCE, Metadata, content_hash, sealed, sealed_hash, shown
-from .encoder import LARGEST, LARGEST_EPS, PRESETS, Encoder, EncoderSpec, Preprocessing, check_divisible
+from .encoder import LARGEST, LARGEST_EPS, PRESETS, Encoder, EncoderSpec, Preprocessing
 from .files import atomic_path
-from .foreign import Foreign, facts_beside, from_mm, rename, settle, without_class_row, without_heads
+from .foreign import Foreign, from_mm, rename, settle, settle_positions, without_heads
 from .tensor_files import check_finite, check_safetensors, check_tensors, check_torch, first_bytes, names_the_file
+from .weight_facts import Facts, facts_of, facts_of_architecture
+from .weight_kinds import HEAD, refuse_other_kinds
+from .weight_names import (
+    flat_kernel,
+    from_timm,
+    from_torchvision,
+    from_transformers,
+    merge_projections,
+    refuse_what_has_no_place,
+)
+from .weight_parts import (
+    INDEX_SUFFIX,
+    Chosen,
+    choose,
+    command,
+    need_real_numbers,
+    part_advice,
+    parts_of,
+    weights_file,
+    whole_state,
+    without_wrappers,
+)
 
 logger = logging.getLogger("maelift")
 
@@ -85,7 +106,7 @@ class EncoderFile:
     """An encoder with its provenance; ``content_hash`` is the sha256 of its tensors and of how they are used.
 
     ``foreign``: the weights came without a contract, and the preprocessing is no more than the usual one; ``notes`` tell
-    what of them was left out or changed, ``final_norm`` whether they had one.
+    what of them was chosen, left out or changed, ``assumed`` what nothing says of them, ``final_norm`` whether they had one.
     """
 
     encoder: Encoder
@@ -94,6 +115,7 @@ class EncoderFile:
     foreign: bool = False
     notes: tuple[str, ...] = ()
     final_norm: bool = True
+    assumed: tuple[str, ...] = ()
 
 
 def save_encoder(encoder: Encoder, path: str | Path, provenance: Provenance) -> str:
@@ -168,16 +190,28 @@ def load_encoder(
     num_heads: int | None = None,
     norm_eps: float | None = None,
     image_size: int | tuple[int, int] | None = None,
+    act: str | None = None,
+    architecture: str | None = None,
+    weights_key: str | None = None,
 ) -> Encoder:
-    """Read an encoder from a maelift file, or from the weights of others.
+    """Read an encoder from a maelift file, or from the weights of others: a file, or the folder that they are in.
 
-    Those are reference MAE, timm, transformers ViT(MAE), mmsegmentation and mmpretrain MAE and ViT, detectron2 ViT; bare
-    or in a whole model, whose heads and decoder are left out. The keywords are for them: attention heads (else what a
-    file beside them says, or the usual count for the width), LayerNorm epsilon (else 1e-6), and image size in pixels
-    (else a square one). Raises CheckpointError: not a weights file, a pickle with code in it, or missing and unexpected
-    keys.
+    Those are reference MAE, timm, transformers' plain ViTs, torchvision, mmsegmentation and mmpretrain MAE and ViT,
+    detectron2 ViT; bare or in a whole model, whose heads and decoder are left out. The keywords are for them: attention
+    heads, LayerNorm epsilon, activation and image size in pixels, which tensors don't show, or timm's name of the
+    ``architecture`` that has them (else what the checkpoint or a file beside it says, or the usual, which is logged);
+    ``weights_key``, which of several states or modules. Raises
+    CheckpointError: not a weights file, a pickle with code in it, a ViT that is not plain, or missing and unexpected keys.
     """
-    return read_encoder(path, num_heads=num_heads, norm_eps=norm_eps, image_size=image_size).encoder
+    return read_encoder(
+        path,
+        num_heads=num_heads,
+        norm_eps=norm_eps,
+        image_size=image_size,
+        act=act,
+        architecture=architecture,
+        weights_key=weights_key,
+    ).encoder
 
 
 @names_the_file
@@ -187,40 +221,114 @@ def read_encoder(
     num_heads: int | None = None,
     norm_eps: float | None = None,
     image_size: int | tuple[int, int] | None = None,
+    act: str | None = None,
+    architecture: str | None = None,
+    weights_key: str | None = None,
     drop_relative_positions: bool = False,
     preprocessing: Preprocessing | None = None,
+    log: bool = True,
 ) -> EncoderFile:
     """``load_encoder`` with the provenance; for foreign files that is no more than what kind of file it was.
 
     ``drop_relative_positions``: do without those of foreign weights, where they would otherwise be refused.
-    ``preprocessing`` stands in where a maelift file has none.
+    ``preprocessing`` stands in where a maelift file has none. ``log``: log what was left out and assumed.
     """
-    path = Path(path)
-    state, metadata = read_tensors(path)
+    path = weights_file(Path(path))
+    content, metadata = read_checkpoint(path)
     if CONTRACT_KEY in metadata:
-        return _read_contract(path, state, metadata[CONTRACT_KEY], preprocessing)
-    foreign = _to_our_names(str(path), state, drop_relative_positions)
-    facts = facts_beside(path, foreign.method)
-    size = (image_size, image_size) if isinstance(image_size, int) else image_size or facts.image_size
-    state = without_class_row(foreign.state, size)
-    spec = infer_spec(
-        state,
-        num_heads=num_heads or facts.num_heads,
-        norm_eps=norm_eps or facts.norm_eps or 1e-6,
-        image_size=size,
-        source=str(path),
+        return _read_contract(path, whole_state(str(path), content), metadata[CONTRACT_KEY], preprocessing)
+    try:
+        chosen = choose(str(path), content, weights_key)
+        if not path.name.endswith(INDEX_SUFFIX):
+            check_tensors(path, chosen.state)
+        file = encoder_of(
+            chosen,
+            str(path),
+            num_heads=num_heads,
+            norm_eps=norm_eps,
+            image_size=(image_size, image_size) if isinstance(image_size, int) else image_size,
+            act=act,
+            said=None if architecture is None else facts_of_architecture(architecture),
+            drop_relative_positions=drop_relative_positions,
+            preprocessing=preprocessing,
+        )
+    except CheckpointError as error:
+        if advice := part_advice(path):
+            raise CheckpointError(f"{error}{advice}") from error
+        raise
+    if log:
+        for note in file.notes:
+            logger.info("%s: %s", path, note)
+        for line in file.assumed:
+            logger.warning("%s: %s", path, line)
+    return file
+
+
+def encoder_of(
+    chosen: Chosen,
+    source: str,
+    *,
+    num_heads: int | None = None,
+    norm_eps: float | None = None,
+    image_size: tuple[int, int] | None = None,
+    act: str | None = None,
+    said: Facts | None = None,
+    drop_relative_positions: bool = False,
+    preprocessing: Preprocessing | None = None,
+) -> EncoderFile:
+    """The encoder that the tensors of others are; ``source``: their file, which errors name.
+
+    ``said``: what is known of them; None: what their checkpoint and the files beside it say. The keywords go before that.
+    """
+    foreign, dense, doubt = _to_our_names(source, chosen)
+    said = facts_of(Path(source), chosen.records, foreign.method) if said is None else said
+    said = _fitting(source, said, foreign.state)
+    foreign = settle(
+        source,
+        foreign,
+        dense=dense,
+        drop_relative_positions=drop_relative_positions,
+        final_norm_said=said.final_norm,
     )
-    state = _with_class_position(state, spec)
-    check_shapes(spec, state, str(path))
-    encoder = _load(Encoder(spec, preprocessing=preprocessing), state, str(path))
-    for warning in foreign.warnings:
-        logger.warning("%s: %s", path, warning)
+    refuse_what_has_no_place(source, foreign.state)
+    if said.refusal:
+        raise CheckpointError(f"{source}: {said.refusal}.")
+    if doubt and said.act is None and not (act and doubt == SIGLIP):
+        example = "vit_base_patch16_siglip_224" if doubt == SIGLIP else "eva_large_patch14_196"
+        raise CheckpointError(
+            f"{source}: {doubt}, which tensors don't show. Give the name that timm has for it, as: "
+            f"{command(source, f'architecture={example}')}"
+        )
+    converted = need_real_numbers(source, foreign.state)
+    check_finite(source, foreign.state)
+    state = _with_flat_kernel(source, foreign.state)
+    patch = state["patch_embed.proj.weight"].shape[-1]
+    size, doubts = _said_size(said, image_size, state, patch)
+    grid = settle_positions(source, state, size, patch=patch, dense=dense)
+    spec = infer_spec(
+        grid.state,
+        num_heads=num_heads or said.num_heads or _usual_heads_of(source, grid.state, foreign.method),
+        norm_eps=norm_eps or said.norm_eps or 1e-6,
+        image_size=grid.image_size,
+        act=act or said.act or "gelu",
+        source=source,
+    )
+    if said.depth not in (None, spec.depth):
+        raise CheckpointError(
+            f"{source}: has {spec.depth} blocks, and {said.sources[-1]} says {said.depth}: a part of the weights is missing, or "
+            "what says so belongs to others. Get the file again, or move it away from that one."
+        )
+    check_shapes(spec, grid.state, source)
+    encoder = _load(Encoder(spec, preprocessing=preprocessing), grid.state, source)
+    given = {"num_heads": num_heads, "norm_eps": norm_eps, "act": act, "image_size": image_size}
+    notes = (*chosen.notes, *foreign.notes, *converted, *_taken_from(said, given), *foreign.warnings)
     return EncoderFile(
         encoder,
-        Provenance(method=foreign.method, parent=str(path)),
+        Provenance(method=foreign.method, parent=source),
         content_hash(encoder.state_dict()),
         foreign=True,
-        notes=(*foreign.notes, *foreign.warnings),
+        notes=notes,
+        assumed=(*doubts, *grid.notes, *_assumed(spec, said, given)),
         final_norm=foreign.final_norm,
     )
 
@@ -285,12 +393,24 @@ def read_decoder(path: str | Path) -> DecoderFile:
 def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors and the metadata of a ``.safetensors`` or torch file; raises CheckpointError, never runs code."""
     path = Path(path)
+    content, metadata = read_checkpoint(path)
+    state = _all_tensors(path, content)
+    return (state if _is_safetensors(path) else without_wrappers(state)), metadata
+
+
+def read_checkpoint(path: str | Path) -> tuple[object, dict[str, str]]:
+    """What a ``.safetensors`` or torch file holds, or an index of such, and its metadata; never runs code.
+
+    Raises CheckpointError for another kind of file, saying which it is, and for tensors that are not plain.
+    """
+    path = Path(path)
+    if path.name.endswith(INDEX_SUFFIX):
+        parts = [_all_tensors(part, read_checkpoint(part)[0]) for part in parts_of(path)]
+        return {name: tensor for part in parts for name, tensor in part.items()}, {}
     head = first_bytes(path, "encoder weights (.safetensors or .pth)")
     if len(head) >= 9 and head[8:9] == b"{":
         return _read_safetensors(path)
-    state = _tensors_in(path, read_torch_file(path))
-    check_tensors(path, state)
-    return state, {}
+    return read_torch_file(path), {}
 
 
 def read_torch_file(path: Path) -> object:
@@ -298,7 +418,8 @@ def read_torch_file(path: Path) -> object:
 
     Tensors and plain values are as they were saved; the few records that mmengine saves beside them are left empty.
     """
-    head = first_bytes(path, "weights that torch.save wrote")
+    head = first_bytes(path, "weights that torch.save wrote", HEAD)
+    refuse_other_kinds(path, head)
     if head[:2] == b"PK" or head.startswith(_TORCH_BEFORE_ZIP):
         return _read_torch(path)
     if head[:1] == b"\x80":
@@ -315,11 +436,13 @@ def infer_spec(
     num_heads: int | None = None,
     norm_eps: float = 1e-6,
     image_size: int | tuple[int, int] | None = None,
+    act: str = "gelu",
     source: str = "state dict",
 ) -> EncoderSpec:
     """Read an encoder's shape off tensors under our names; raises CheckpointError when they are not an encoder's.
 
-    The number of heads and the epsilon leave no trace in the tensors; a grid that is not square needs ``image_size``.
+    The number of heads, the epsilon and the activation leave no trace in the tensors; a grid that is not square needs
+    ``image_size``.
     """
     needed = ["patch_embed.proj.weight", "pos_embed", "blocks.0.mlp.fc1.weight"]
     absent = [name for name in needed if name not in state]
@@ -333,36 +456,19 @@ def infer_spec(
     dim, channels, patch, patch_width = state["patch_embed.proj.weight"].shape
     if patch != patch_width:
         raise CheckpointError(f"{source}: patches of {patch}×{patch_width} pixels: only square ones are supported.")
-    class_token = "cls_token" in state
-    count = state["pos_embed"].shape[1]
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
-    if size is not None:
-        check_divisible(size, patch)
-        patches = (size[0] // patch) * (size[1] // patch)
-        if count not in (patches, patches + class_token):
-            raise CheckpointError(
-                f"{source}: image_size={list(size)} makes {patches} patches of {patch} pixels, and its positions are for "
-                f"{count - class_token}. Give the size that it was trained at; other sizes come where it is used."
-            )
-    else:
-        sides = [math.isqrt(patches) for patches in (count - class_token, count)]
-        square = [side for side, patches in zip(sides, (count - class_token, count), strict=True) if side**2 == patches]
-        if not square:
-            raise CheckpointError(
-                f"{source}: {count} positions are no square grid of patches. Give image_size=(height, width) in pixels."
-            )
-        size = (square[0] * patch, square[0] * patch)
-    depth = _depth(state, source)
+    grid = settle_positions(source, dict(state), size, patch=patch, dense=False)
     return EncoderSpec(
-        image_size=size,
+        image_size=grid.image_size,
         patch_size=patch,
         channels=channels,
         embed_dim=dim,
-        depth=depth,
+        depth=_depth(state, source),
         num_heads=num_heads or usual_heads(dim),
         mlp_ratio=state["blocks.0.mlp.fc1.weight"].shape[0] / dim,
         norm_eps=norm_eps,
-        class_token=class_token,
+        class_token="cls_token" in state,
+        act=act,
     )
 
 
@@ -378,13 +484,28 @@ def _depth(state: Mapping[str, Tensor], source: str) -> int:
 
 
 def usual_heads(embed_dim: int) -> int:
-    """The number of attention heads that ViTs of this width usually have: the presets', else 64 channels a head."""
+    """The number of attention heads that ViTs of this width usually have, where it is one of the presets'."""
     for preset in PRESETS.values():
         if preset.embed_dim == embed_dim:
             return preset.num_heads
-    if embed_dim % 64 == 0:
-        return embed_dim // 64
     raise CheckpointError(f"width {embed_dim} has no usual number of attention heads. Give num_heads.")
+
+
+def _usual_heads_of(source: str, state: Mapping[str, Tensor], method: str) -> int | None:
+    """The usual number of heads for the width; raises CheckpointError, naming some, where several are in use."""
+    kernel = state.get("patch_embed.proj.weight")
+    if kernel is None or kernel.ndim != 4:
+        return None
+    width = len(kernel)
+    common = {preset.embed_dim: preset.num_heads for preset in PRESETS.values()}
+    if width in common and not ("MoCo" in method and width == 384):  # MoCo v3's ViT-S has 12 heads of 32 channels
+        return common[width]
+    heads = [width // channels for channels in (64, 32, 72, 80, 88, 96, 128, 48, 16) if width % channels == 0]
+    some = sorted(set(heads[:3])) or [next(number for number in (8, 6, 4, 3, 2, 1) if width % number == 0)]
+    raise CheckpointError(
+        f"{source}: nothing says its number of attention heads, which tensors don't show, and none is usual for a width of "
+        f"{width} (as {', '.join(map(str, some))}). Give it: {command(source, f'num_heads={heads[0] if heads else some[0]}')}"
+    )
 
 
 def key_mismatch(source: str, missing: Iterable[str], unexpected: Iterable[str], what: str) -> CheckpointError:
@@ -471,6 +592,20 @@ def _compare(state: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, ...]],
         raise key_mismatch(source, missing, unexpected, "an encoder")
 
 
+def _all_tensors(path: Path, content: object) -> dict[str, Tensor]:
+    """The tensors of a file's state under the names that they have; raises CheckpointError for those that are not plain."""
+    state = whole_state(str(path), content)
+    if not path.name.endswith(INDEX_SUFFIX):  # which is smaller than what it stands for
+        check_tensors(path, state)
+    return state
+
+
+def _is_safetensors(path: Path) -> bool:
+    if path.name.endswith(INDEX_SUFFIX):
+        return True
+    return first_bytes(path, "encoder weights")[8:9] == b"{"
+
+
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     check_safetensors(path)
     try:
@@ -524,22 +659,6 @@ def _read_torch(path: Path) -> object:
         raise CheckpointError(f"{path}: a damaged or foreign torch file ({reason}).") from error
 
 
-def _tensors_in(path: Path, content: object) -> dict[str, Tensor]:
-    """The state dict in a checkpoint: itself, or what it keeps under 'model', 'state_dict' or 'module'."""
-    for key in ("model", "state_dict", "module"):
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-    if not isinstance(content, Mapping):
-        raise CheckpointError(f"{path}: holds a {type(content).__name__}. Expected a state dict of tensors.")
-    state = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
-    if not state:
-        raise CheckpointError(f"{path}: holds no tensors. Expected a state dict.")
-    for prefix in ("module.", "model.", "encoder.", "backbone."):
-        if all(name.startswith(prefix) for name in state):
-            state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
-    return state
-
-
 _OURS = re.compile(r"(cls_token|pos_embed|patch_embed\.proj\..*|blocks\.\d+\..*|norm\.(weight|bias))")
 
 
@@ -547,22 +666,121 @@ def _is_ours(name: str) -> bool:
     return _OURS.fullmatch(name) is not None
 
 
-def _to_our_names(source: str, state: dict[str, Tensor], drop_relative_positions: bool) -> Foreign:
-    """Foreign tensors under our names, without decoders, classifiers and other heads."""
-    with_decoder = any(name.startswith("decoder") for name in state)
-    state, notes, prefix = without_heads(state)
-    if any("embeddings.patch_embeddings" in name for name in state):
+SIGLIP = "it pools by attention, as SigLIP's ViTs do, of which some have the exact GELU and some its tanh form"
+_EVA = "its names are those of EVA and BEiT, whose blocks may norm after each layer or have rotary positions"
+_UNBIASED = "its queries and keys have no biases, as in some ViTs whose blocks norm after each layer"
+
+
+def _doubt(state: Mapping[str, Tensor]) -> str | None:
+    """What tensors under timm's names leave open of a model; None where they are those of a plain ViT."""
+    if any(re.fullmatch(r"blocks\.\d+\.(attn\.[qv]_bias|gamma_[12])", name) for name in state):
+        return _EVA
+    if "blocks.0.attn.qkv.weight" in state and not any(name.endswith(".attn.qkv.bias") for name in state):
+        return _UNBIASED
+    return SIGLIP if any(name.startswith("attn_pool.") for name in state) else None
+
+
+def _to_our_names(source: str, chosen: Chosen) -> tuple[Foreign, bool, str | None]:
+    """Foreign tensors under our names, without decoders, classifiers and other heads.
+
+    And whether they are a backbone's, and what of the model they leave open.
+    """
+    state, prefix = dict(chosen.state), chosen.prefix
+    with_decoder = any(name.startswith("decoder") for name in (*state, *chosen.outside.values()))
+    state, notes, unknown = without_heads(state, chosen.outside)
+    if unknown:
+        raise CheckpointError(
+            f"{key_mismatch(source, [], unknown, 'an encoder')} To leave them out, take only the module with the ViT: "
+            f"{command(source, 'weights_key=' + prefix.removesuffix('.'))}"
+        )
+    dense, doubt = False, None
+    if any(name.startswith("embeddings.") for name in state):
         method = "transformers ViTMAE" if with_decoder else "transformers ViT"
-        foreign, dense = Foreign(method, _from_transformers(source, state), notes), False
+        foreign = Foreign(method, from_transformers(state), notes)
     elif "patch_embed.projection.weight" in state:
         foreign, dense = from_mm(state, notes), True
-    elif prefix.endswith("net."):
+    elif any(name.startswith("conv_proj.") for name in state):
+        foreign = Foreign("torchvision ViT", from_torchvision(state), notes)
+    elif prefix.endswith("net.") and "backbone" in prefix:
         foreign, dense = Foreign("detectron2 ViT", state, notes), True
     else:
         bare = "cls_token" not in state and "norm.weight" not in state
-        method = "reference MAE" if with_decoder else "plain ViT" if bare else "timm ViT"
-        foreign, dense = Foreign(method, state, notes), bare or prefix == "backbone."
-    return settle(source, foreign, dense=dense, drop_relative_positions=drop_relative_positions)
+        momentum = re.search(r"(base_encoder|momentum_encoder)\.", prefix)
+        method = "reference MAE" if with_decoder else "MoCo v3" if momentum else "plain ViT" if bare else "timm ViT"
+        foreign, dense = Foreign(method, from_timm(state), notes), bare or "backbone." in prefix
+        doubt = _doubt(chosen.state)
+    merged, more = merge_projections(foreign.state)
+    return replace(foreign, state=merged, notes=(*foreign.notes, *more)), dense, doubt
+
+
+def _with_flat_kernel(source: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    needed = ["patch_embed.proj.weight", "pos_embed"]
+    if absent := [name for name in needed if name not in state]:
+        raise key_mismatch(source, absent, [name for name in state if not _is_ours(name)], "an encoder")
+    positions = state["pos_embed"]
+    kernel = flat_kernel(source, state[needed[0]], positions.shape[-1] if positions.ndim else None)
+    return {**state, needed[0]: kernel}
+
+
+def _fitting(source: str, said: Facts, state: Mapping[str, Tensor]) -> Facts:
+    """What is said of the weights; nothing, with a warning, where it is of a model of another width."""
+    kernel = state.get("patch_embed.proj.weight")
+    if said.embed_dim is None or kernel is None or not kernel.ndim or len(kernel) == said.embed_dim:
+        return said
+    if said.given:
+        raise CheckpointError(
+            f"{source}: {said.sources[0]} has a width of {said.embed_dim}, and the weights have {len(kernel)}. Give the name of "
+            "their own architecture."
+        )
+    logger.warning(
+        "%s: %s says a width of %d, and the weights have %d: nothing of it is used",
+        source,
+        said.sources[-1] if said.sources else "what lies beside",
+        said.embed_dim,
+        len(kernel),
+    )
+    return Facts()
+
+
+def _said_size(
+    said: Facts, given: tuple[int, int] | None, state: Mapping[str, Tensor], patch: int
+) -> tuple[tuple[int, int] | None, tuple[str, ...]]:
+    """The image size that is given, or said and fits the positions; and that what is said doesn't fit, where so."""
+    if given is not None or said.image_size is None:
+        return given, ()
+    height, width = said.image_size
+    patches = (height // patch) * (width // patch)
+    shape = state["pos_embed"].shape
+    if (
+        len(shape) == 3
+        and shape[1] in (patches, patches + 1)
+        and height % patch == 0
+        and width % patch == 0
+        and patches
+    ):
+        return said.image_size, ()
+    return None, (
+        f"{said.sources[-1]} says images of {height}×{width} pixels, which its positions are not for: not used",
+    )
+
+
+def _taken_from(said: Facts, given: Mapping[str, object]) -> tuple[str, ...]:
+    values = {"num_heads": said.num_heads, "norm_eps": said.norm_eps, "act": said.act}
+    taken = [f"{key} {value}" for key, value in values.items() if value is not None and given[key] is None]
+    return (f"{', '.join(taken)}: said by {' and '.join(said.sources)}",) if taken and said.sources else ()
+
+
+def _assumed(spec: EncoderSpec, said: Facts, given: Mapping[str, object]) -> tuple[str, ...]:
+    """What neither the tensors nor the user nor a file says."""
+    texts = {
+        "num_heads": f"{spec.num_heads} attention heads",
+        "norm_eps": f"an epsilon of {spec.norm_eps:g}",
+        "act": "the exact GELU",
+    }
+    unsaid = {key: text for key, text in texts.items() if given[key] is None and getattr(said, key) is None}
+    if not unsaid:
+        return ()
+    return (f"assumed, since tensors don't show it: {' and '.join(unsaid.values())}; else give {', '.join(unsaid)}",)
 
 
 _LAYER_NAMES = (
@@ -620,20 +838,3 @@ def from_transformers_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if all(part in renamed for part in parts):
             renamed[name.replace(".query.", ".qkv.")] = torch.cat([renamed.pop(part) for part in parts])
     return renamed
-
-
-def _from_transformers(source: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    renamed = from_transformers_names(state)
-    for name in renamed:
-        if ".attn.query." in name:
-            parts = [name.replace(".query.", f".{part}.") for part in ("key", "value")]
-            raise key_mismatch(source, [part for part in parts if part not in renamed], [], "an encoder")
-    return renamed
-
-
-def _with_class_position(state: dict[str, Tensor], spec: EncoderSpec) -> dict[str, Tensor]:
-    """timm can leave the class token without a position of its own, which equals a position of zero."""
-    positions = state["pos_embed"]
-    if not spec.class_token or positions.shape[1] != spec.num_patches:
-        return state
-    return {**state, "pos_embed": torch.cat([torch.zeros_like(positions[:, :1]), positions], dim=1)}

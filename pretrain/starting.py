@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from ..adapters.bundle import blue_first
-from ..adapters.importing import weights_file
-from ..adapters.parents import TIMM, read_parent, red_first
+from ..adapters.parents import read_parent, red_first
+from ..adapters.published import TIMM, timm_name
 from ..core.config import CheckpointError, ConfigError, show
 from ..core.contract import content_hash
 from ..core.encoder import PRESETS, Encoder, EncoderSpec, Preprocessing, channel_names, preset_spec
-from ..core.foreign import read_json
+from ..core.weight_facts import read_json
+from ..core.weight_parts import weights_file
 from ..core.weights import (
     DECODER_FILE,
     EncoderFile,
@@ -186,7 +187,7 @@ def _fitting_decoder(model: MaskedAutoencoder, beginning: Beginning) -> tuple[di
 
 def _decoder_of(file: EncoderFile, source: str) -> Companion | None:
     """The decoder in the checkpoint itself, or in the decoder file that belongs to the encoder file."""
-    if source.startswith(TIMM):
+    if timm_name(source) is not None:
         return None
     path = weights_file(Path(source))
     tensors = from_transformers_names(read_tensors(path)[0])
