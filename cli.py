@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import importlib
 import logging
 import os
@@ -10,14 +9,17 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
+from signal import SIGINT, Signals
 from typing import Any, cast
 
 from . import __version__
 from .core import unread
 from .core.config import MaeliftError, describe, format_help, nearest, resolve, to_dict, to_yaml
+from .core.signals import GOES_ON, StopAsked, StopSignals
+from .core.system_errors import advice_for
 from .core.terminal import LineFormatter, printable
 
 
@@ -177,6 +179,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] == ["help"]:
         words = [*words[1:], "--help"]
+    name = _name_of(words)
+    with StopSignals.noted(f"maelift {name}", raising=True) as signals:
+        try:
+            code = _answer(words, signals)
+        except StopAsked as asked:
+            code = _stopped(name, asked.number)
+    if argv is None and code > 128:  # what Python does at its end takes time, and hears signals that come again
+        with suppress(OSError):
+            sys.stdout.flush()
+        os._exit(code)
+    return code
+
+
+def _name_of(words: Sequence[str]) -> str:
+    """The command that the words begin with, as far as it is one."""
+    return next((name for count in (2, 1) if (name := " ".join(words[:count])) in COMMANDS), " ".join(words[:1]))
+
+
+def _stopped(name: str, number: int) -> int:
+    return _fail(name, f"stopped ({Signals(number).name}). {GOES_ON}", 128 + number)
+
+
+def _answer(words: list[str], signals: StopSignals) -> int:
+    """Do what the words ask for; the exit code."""
     name = " ".join(words[:1])
     try:
         if not words or words[0] in ("-h", "--help"):
@@ -190,10 +216,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             _run(name, COMMANDS[name], words)
     except MaeliftError as error:
         return _fail(name, str(error), error.exit_code)
-    except OSError as error:
-        return _fail(name, _os_error(error), 2)
-    except KeyboardInterrupt:
-        return _fail(name, "interrupted", 130)
+    except KeyboardInterrupt as error:
+        return _stopped(name, getattr(error, "number", SIGINT))
+    except Exception as error:
+        if signals.received is not None and not isinstance(error, OSError):  # a library's word for being stopped
+            return _stopped(name, signals.received)
+        if (advice := advice_for(error)) is None and not isinstance(error, OSError):
+            raise
+        return _fail(name, advice or _os_error(cast(OSError, error)), 2)
     return 0
 
 
@@ -393,16 +423,13 @@ def _fail(name: str, message: str, exit_code: int) -> int:
     if os.environ.get("MAELIFT_DEBUG"):
         traceback.print_exc()
     if _first_process():
-        print(f"maelift {printable(name)}: {printable(message)}", file=sys.stderr)
+        with suppress(OSError):  # the terminal may be gone
+            print(f"maelift {printable(name)}: {printable(message)}", file=sys.stderr)
     return exit_code
 
 
 def _os_error(error: OSError) -> str:
     where = f"{error.filename}: " if error.filename else ""
-    if error.errno == errno.ENOSPC:
-        return f"{where}no space left on the device. Free some, or choose another out; finished work is kept."
-    if error.errno == errno.EFBIG:
-        return f"{where}larger than this system's limit for files. Raise the limit, or choose another out."
     return f"{where}{(error.strerror or str(error)).lower()}."
 
 

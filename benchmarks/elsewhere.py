@@ -17,10 +17,10 @@ import torch
 from typing_extensions import Self
 
 from ..core.config import resolve, to_dict
-from ..core.distributed import Interrupted
 from ..core.files import atomic_write_text
 from ..core.frameworks import require
 from ..core.launching import slurm_executor
+from ..core.signals import Interrupted
 from ..core.tracking import Listener, Progress
 from .arms import Context, Run, execute
 from .executors import DIED, FEWER, NO_MEMORY, STALLED, Executor, Hear, told

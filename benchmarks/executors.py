@@ -11,6 +11,7 @@ from typing_extensions import Self
 
 from ..core.config import MaeliftError
 from ..core.files import atomic_write_text
+from ..core.system_errors import ROOM, advice_for
 from ..core.tracking import Progress
 from .arms import Run
 
@@ -22,6 +23,9 @@ DIED = "its process died (killed, or out of memory?)"
 
 FEWER = "Give fewer workers to use less memory"
 """What to do about it on one machine."""
+
+NO_ROOM = "the disk takes no more"
+"""What is said first of a run that can't write: no other could either."""
 
 STALLED = "it gave no sign of life for stall_minutes, and was ended"
 """What is said of a run that hung."""
@@ -60,8 +64,12 @@ NO_MEMORY = "the GPU's memory is too small. Give fewer workers, or a smaller bat
 
 def told(error: Exception, run: Run, store: Path) -> str:
     """What went wrong with a run, in words; where it is no mistake of the user's, its traceback lies beside it."""
-    if isinstance(error, (MaeliftError, OSError)):
+    if isinstance(error, OSError) and error.errno in ROOM:
+        return f"{NO_ROOM}: {advice_for(error)}"
+    if isinstance(error, MaeliftError):
         return str(error)
+    if (advice := advice_for(error)) is not None or isinstance(error, OSError):
+        return advice or str(error)
     file = store / run.key / "error.txt"
     atomic_write_text(file, traceback.format_exc())
     return f"{type(error).__name__}: {error} ({file})"

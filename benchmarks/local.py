@@ -19,16 +19,17 @@ from multiprocessing.process import BaseProcess
 from multiprocessing.queues import Queue
 from pathlib import Path
 from types import FrameType, ModuleType
+from typing import Any, cast
 
 import torch
 from typing_extensions import Self
 
-from ..core.distributed import Interrupted
+from ..core.signals import STOP_SIGNALS, Interrupted, StopAsked, stops_held
 from ..core.tracking import Progress
 from .arms import Context, Run, execute
 from .executors import DIED, FEWER, NO_MEMORY, STALLED, Executor, Hear, told
 
-PRELOADED = [__name__, "torch._dynamo", "torch.utils.tensorboard", "torchmetrics.functional"]
+PRELOADED = [__name__, "torch._dynamo", "tensorboard.compat.proto.event_pb2", "torchmetrics.functional"]
 """What workers need."""
 
 
@@ -52,7 +53,22 @@ class LocalProcesses(Executor):
         self._end, self._line = self._start.Pipe(duplex=False)  # closed, it tells every worker to stop
         facts = (self._context, self._store, self._messages, self._end, dict(os.environ))
         self._pool = ProcessPoolExecutor(self._workers, self._start, _start_worker, facts)
+        self._wait_for_imports()
         return self
+
+    def _wait_for_imports(self) -> None:
+        """Wait until what workers are forked from has its imports done; a stop that comes meanwhile may be raised here."""
+
+        def start() -> None:
+            with _fit_for_workers():
+                first.start()
+            first.join()
+
+        first = cast(Any, self._start).Process(target=_nothing)
+        starting = threading.Thread(target=start, daemon=True)
+        starting.start()
+        while starting.is_alive():
+            starting.join(0.1)
 
     def __exit__(self, *error: object) -> None:
         """Have every worker stop and end."""
@@ -130,15 +146,11 @@ def _fit_for_workers() -> Iterator[None]:
     """
     main = sys.modules["__main__"]
     sys.modules["__main__"] = ModuleType("__main__")
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
     try:
-        yield
+        with stops_held():
+            yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         sys.modules["__main__"] = main
-
-
-_STOPS = (signal.SIGINT, signal.SIGTERM)
 
 
 @dataclass
@@ -158,7 +170,7 @@ class _Worker:
         Within training it is the loop that takes the signal, and saves.
         """
         if self.busy:
-            raise Interrupted("stopped", number)
+            raise StopAsked(number)
         if not self.leaving:
             os._exit(1)
 
@@ -186,7 +198,7 @@ class _Worker:
             if self.leaving:
                 return "stopped"
             execute(run, self.context, self.store, lambda progress: self.tell(run, progress))
-        except Interrupted:
+        except (Interrupted, StopAsked):
             if not self.leaving:
                 os._exit(1)
             return "stopped"
@@ -197,6 +209,10 @@ class _Worker:
         finally:
             self.busy = False
         return None
+
+
+def _nothing() -> None:
+    """What a process does that is started to see when the next one can be."""
 
 
 _worker: _Worker | None = None
@@ -219,9 +235,10 @@ def _start_worker(
     _worker = _Worker(context, store, messages)
     messages.cancel_join_thread()  # a worker that ends waits for nobody to read on
     os.setpgrp()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _worker.stop)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     torch.set_num_threads(context.config.threads)
     logging.getLogger("maelift").setLevel(logging.ERROR)
     parent = multiprocessing.parent_process()

@@ -4,27 +4,24 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import cast
 
 from ..core.config import MaeliftError, write_config
 from ..core.cost import training_memory
-from ..core.distributed import Interrupted, StopSignals
 from ..core.files import exclusive, output_folder
 from ..core.plan import Plan
+from ..core.signals import Interrupted, StopSignals, stoppable
 from ..core.tracking import duration
 from .arms import PRETRAINING, Context, Run
 from .board import Board
 from .collecting import Ended, collect, device_of
 from .disk import bytes_held, bytes_left, encoder_parameters
 from .elsewhere import RayTasks, SlurmJobs
-from .executors import DIED, STALLED, Executor
+from .executors import DIED, NO_ROOM, STALLED, Executor
 from .local import LocalProcesses
 from .pace import Measured, Pace
 from .pools import read_pools
@@ -72,7 +69,7 @@ def bench(config: BenchConfig) -> BenchResult:
         raise MaeliftError("a suite is run by processes of its own. Give workers=..., and no torchrun.")
     out = Path(config.out)
     _check_place(out)
-    with _stoppable(), ExitStack() as held:
+    with stoppable("stopped; finished runs are kept. The same command goes on."), ExitStack() as held:
         known_place = (out / "runs").is_dir()
         if known_place:  # refused before the look through the images, which may take long
             held.enter_context(exclusive(out, waits=0))
@@ -175,24 +172,6 @@ def _check_place(out: Path) -> None:
         raise MaeliftError(f"out={out}: holds something else than a suite's runs. Choose another folder.")
 
 
-@contextmanager
-def _stoppable() -> Iterator[None]:
-    """Before and after the runs: end at once on SIGINT or SIGTERM, and say how to go on."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise Interrupted("stopped; finished runs are kept. The same command goes on.", number)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def run_all(context: Context, store: Path, results: Results) -> Ended:
     """Do whatever is missing, the costliest first, until nothing is, or the budget is spent.
 
@@ -209,8 +188,10 @@ def run_all(context: Context, store: Path, results: Results) -> Ended:
     with (
         StopSignals.noted() as signals,
         Board(context, results, workers) as board,
-        _executor(context, store, workers) as pool,
+        ExitStack() as held,
     ):
+        with signals.at_once():  # processes take a while to start
+            pool = held.enter_context(_executor(context, store, workers))
         while waiting or pool.running:
             while waiting and board.spent() < context.config.budget.seconds and pool.has_room(waiting[0], suspects):
                 pool.begin(waiting.pop(0))
@@ -225,6 +206,8 @@ def run_all(context: Context, store: Path, results: Results) -> Ended:
                 elif problem.startswith((DIED, STALLED)) and signals.received is None and run.key not in suspects:
                     suspects.add(run.key)
                     logger.warning("bench: %s: its process or another ended; it is done again by itself", run.title())
+                elif problem.startswith(NO_ROOM):
+                    raise MaeliftError(f"{problem} The same command goes on.")
                 elif signals.received is None:
                     ended.failed[run.key] = (run, problem)
                     logger.warning("bench: %s: failed: %s", run.title(), problem)

@@ -13,10 +13,10 @@ from typing import Any, Literal, cast
 import yaml
 
 from ..core.config import ConfigError, MaeliftError, merged, nearest, raw_value, resolve
-from ..core.distributed import Interrupted
 from ..core.encoder import EncoderSpec, ModelName, check_divisible, preset_spec
 from ..core.labels import ClassFolderLayout
 from ..core.launching import Slurm
+from ..core.signals import Interrupted
 from ..pretrain.config import PretrainConfig
 from ..transfer.classify import ClassifyRecipe
 from ..transfer.detect import DetectConfig

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import csv
 import logging
-import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
-from .config import DataError, MaeliftError
+from .config import DataError
 from .distributed import Ranks
 from .files import append_row
+from .loader import load_in_order
 from .randomness import stream
 
 logger = logging.getLogger("maelift")
@@ -37,7 +35,6 @@ class Sample:
     target: Mapping[str, NDArray[np.generic]] = field(default_factory=dict)
 
 
-Loaded = TypeVar("Loaded")
 MakeSample = Callable[[int, Uniforms], Sample]
 """From an image's number and a row of draws in [0, 1) to a sample; all samples of a run have one shape of pixels."""
 MakeSamples = Callable[[int, Uniforms], Sequence[Sample]]
@@ -287,43 +284,3 @@ class Batches:
                     reason = self._broken[number] = str(error)
             broken[number] = reason
         raise DataError(f"{len(broken)} images in a row can't be opened ({reason}). Is the data still where it was?")
-
-
-def load_in_order(
-    load: Callable[[int], Loaded], count: int, workers: int = 0, pin_memory: bool = False
-) -> Iterator[Loaded]:
-    """``load(0)`` to ``load(count - 1)``, by ``workers`` processes ahead of their use; 0: here, when they are asked for.
-
-    Raises the MaeliftError that ``load`` raises, in its place and as it is.
-    """
-    loader: DataLoader[Loaded | MaeliftError] = DataLoader(
-        _Numbered(load, count),
-        batch_size=None,
-        num_workers=workers,
-        pin_memory=pin_memory,
-        worker_init_fn=_leave_signals_to_the_parent,
-    )
-    for loaded in loader:
-        if isinstance(loaded, MaeliftError):
-            raise loaded
-        yield loaded
-
-
-class _Numbered(Dataset[Loaded | MaeliftError]):
-    """What ``load`` gives by number; an error is handed over: one that a worker raises would come wrapped in its traceback."""
-
-    def __init__(self, load: Callable[[int], Loaded], count: int) -> None:
-        self._load, self._count = load, count
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __getitem__(self, number: int) -> Loaded | MaeliftError:
-        try:
-            return self._load(number)
-        except MaeliftError as error:
-            return error
-
-
-def _leave_signals_to_the_parent(worker: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)

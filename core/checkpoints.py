@@ -147,14 +147,13 @@ class Checkpoints:
         if self._group is not None:
             dist.barrier(self._group)
         try:
-            save(tensors, storage_writer=FileSystemWriter(part), process_group=self._group)
-        except CheckpointException as error:
-            raise _cause(error) from error
+            self._fill(part, tensors, facts)
+        except BaseException:
+            if self._ranks.is_main:
+                shutil.rmtree(part, ignore_errors=True)  # of a full disk it would be a part for good
+            raise
         if not self._ranks.is_main:
             return
-        files = {file.name: _digest(file) for file in sorted(part.iterdir())}
-        atomic_write_text(part / STATE_FILE, json.dumps({"format": FORMAT, "facts": facts, "files": files}) + "\n")
-        sync_tree(part)
         shutil.rmtree(path, ignore_errors=True)  # there where it is written anew after going back
         os.replace(part, path)
         sync_folder(self.folder)
@@ -163,6 +162,18 @@ class Checkpoints:
         done = steps.index(step) + 1
         for old in (*steps[: max(0, done - self.keep)], *steps[done:]):
             shutil.rmtree(self._path(old), ignore_errors=True)
+
+    def _fill(self, part: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        """Write a state into the folder ``part``, and have it reach the disk."""
+        try:
+            save(tensors, storage_writer=FileSystemWriter(part), process_group=self._group)
+        except CheckpointException as error:
+            raise _cause(error) from error
+        if not self._ranks.is_main:
+            return
+        files = {file.name: _digest(file) for file in sorted(part.iterdir())}
+        atomic_write_text(part / STATE_FILE, json.dumps({"format": FORMAT, "facts": facts, "files": files}) + "\n")
+        sync_tree(part)
 
     def _path(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}"

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -25,6 +24,7 @@ from torch import Tensor
 from .config import DataError
 from .images import ImageSet, opened, to_array
 from .likeness import FLAT, correlations, descriptors
+from .threads import Threads
 
 SIDE = 32
 """Pixels a side of the thumbnails that are kept of an image."""
@@ -119,7 +119,7 @@ class Thumbnails:
             for number in range(len(images)):
                 put(number)
             return found
-        with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        with Threads(max_workers=min(8, os.cpu_count() or 1)) as pool:
             for _ in pool.map(put, range(len(images))):
                 pass
         return found

@@ -11,7 +11,6 @@ import json
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -33,6 +32,7 @@ from .plan import Plan
 from .pool_check import POOL_RULES, check_pool, fact_lines, paths_of
 from .sources import find_source
 from .terminal import printable
+from .threads import Threads
 from .tracking import counting
 
 T = TypeVar("T")
@@ -385,7 +385,7 @@ def _look_through(parts: Sequence[_Part], form: PixelFormat) -> dict[str, _Look]
     images = {_name(part.images, index): (part.images, index) for part in parts for index in range(len(part.images))}
     looks: dict[str, _Look] = {}
     tell = counting("looking through the images")
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+    with Threads(max_workers=min(8, os.cpu_count() or 1)) as pool:
         for name, look in zip(
             images, pool.map(lambda place: _look(place[0], place[1], form), images.values()), strict=True
         ):

@@ -1,4 +1,4 @@
-"""One process or many: device, process group, DDP, and the signals that ask a run to stop.
+"""One process or many: device, process group, DDP and FSDP.
 
 All device code stands here: a run on a GPU differs from one on a CPU by what ``Ranks.here`` and ``autocast`` choose.
 """
@@ -6,7 +6,6 @@ All device code stands here: a run on a GPU differs from one on a CPU by what ``
 from __future__ import annotations
 
 import os
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -14,7 +13,6 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from types import FrameType
 from typing import Any, Literal, TypeVar, cast
 
 import torch
@@ -239,66 +237,3 @@ class LostContact(MaeliftError):
     """Another process of the run has died or hangs."""
 
     exit_code = 1
-
-
-class Interrupted(MaeliftError):
-    """A run was asked to stop and has saved where it was; ``exit_code`` is 128 + the signal's number."""
-
-    def __init__(self, message: str, signal_number: int) -> None:
-        super().__init__(message)
-        self.exit_code = 128 + signal_number
-
-
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
-
-
-class StopAsked(BaseException):
-    """A signal has asked this process to stop, within ``StopSignals.at_once``."""
-
-
-class StopSignals:
-    """Notes SIGINT, SIGTERM and SIGUSR2 (of schedulers, before the time is up) instead of dying of them.
-
-    A second one is not held back, but where a launcher has started the process: it passes on what all have got already.
-    """
-
-    def __init__(self) -> None:
-        self.received: int | None = None
-        self._launched = "WORLD_SIZE" in os.environ
-        self._at_once = False
-
-    @classmethod
-    @contextmanager
-    def noted(cls) -> Iterator[StopSignals]:
-        """Note the signals within the block (nothing is changed outside the main thread)."""
-        signals = cls()
-        if threading.current_thread() is not threading.main_thread():
-            yield signals
-            return
-        before = {number: signal.signal(number, signals._note) for number in STOP_SIGNALS}
-        try:
-            yield signals
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    @contextmanager
-    def at_once(self) -> Iterator[None]:
-        """Raise StopAsked in the midst of the block when a signal comes, or has come: for what may be given up half-done."""
-        self._at_once = True
-        try:
-            if self.received is not None:
-                raise StopAsked
-            yield
-        finally:
-            self._at_once = False
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.received is not None:
-            if self._launched:
-                return
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-        self.received = number
-        if self._at_once:
-            raise StopAsked

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, BinaryIO
 
 from .config import MaeliftError
+from .system_errors import disk_errno
 
 LOCK_FILE = ".lock"
 """In a folder that a command is at work in."""
@@ -120,10 +121,10 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     try:
         try:
             yield temporary
-        except OSError:
-            raise
         except Exception as error:
-            if (cause := _disk_error(temporary, target)) is not None:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
+            if (cause := _disk_error(error, temporary, target)) is not None:
                 raise cause from error
             raise
         with temporary.open("rb+") as file:
@@ -150,9 +151,21 @@ def append_row(path: str | Path, header: Sequence[str], row: Sequence[str]) -> N
     """Add a row to a CSV file, with the header where it is new, by a single write: whole, whichever process else adds to it."""
     table = io.StringIO()
     csv.writer(table, lineterminator="\n").writerows([header, row] if not Path(path).exists() else [row])
+    append_bytes(path, table.getvalue().encode("utf-8", "surrogateescape"))
+
+
+def append_bytes(path: str | Path, content: bytes) -> None:
+    """Add ``content`` to a file, made where it isn't there, by a single write; none of it where the disk takes only a part."""
     handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     try:
-        os.write(handle, table.getvalue().encode("utf-8", "surrogateescape"))
+        size = os.fstat(handle).st_size
+        try:
+            written = os.write(handle, content)
+            while written < len(content):  # the second try says what is wrong
+                written += os.write(handle, content[written:])
+        except OSError as error:
+            os.ftruncate(handle, size)
+            raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         os.close(handle)
 
@@ -229,8 +242,10 @@ def sync_tree(folder: Path) -> None:
         sync_folder(path)
 
 
-def _disk_error(temporary: Path, target: Path) -> OSError | None:
-    """What keeps a file from growing, if anything does: writers of weights hide a full disk in errors of their own."""
+def _disk_error(error: Exception, temporary: Path, target: Path) -> OSError | None:
+    """What keeps a file from growing, if anything does: writers of weights and pictures hide it in errors of their own."""
+    if (number := disk_errno(error)) is not None:
+        return OSError(number, os.strerror(number), str(target))
     try:
         with temporary.open("ab") as file:
             file.write(bytes(2**16))

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from .config import ConfigError, MaeliftError
-from .distributed import Interrupted
 from .files import output_folder
 from .frameworks import require
+from .signals import Interrupted
 
 logger = logging.getLogger("maelift")
 

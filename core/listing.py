@@ -11,7 +11,6 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from .config import DataError
 from .decoding import ARRAY_SUFFIXES, SUFFIXES
 from .files import OUTPUT_MARK
 from .names import Names
+from .threads import Threads
 from .unread import is_junk, kind_of, tell
 
 logger = logging.getLogger("maelift")
@@ -157,7 +157,7 @@ def _listed(root: Path) -> _Tree:
 def _changed(root: Path, tree: _Tree) -> tuple[set[str], list[str]]:
     """The folders of a tree that are gone, and those that have changed since they were listed."""
     gone, stale = set(), []
-    with ThreadPoolExecutor(max_workers=8) as pool:  # on network storage each answer takes its time
+    with Threads(max_workers=8) as pool:  # on network storage each answer takes its time
         stamps = pool.map(lambda folder: _stat(root / folder), tree.folders, chunksize=64)
         for folder, found, known in zip(tree.folders, stamps, tree.stamps.tolist(), strict=True):
             if found is None:
@@ -363,7 +363,7 @@ def is_racy(path: Path) -> bool:
 
 def file_stamps(paths: Iterable[str]) -> NDArray[np.int64]:
     """(N, 3): size, and the times of the last change of content and of status in ns, of each file; -1 for one that is gone."""
-    with ThreadPoolExecutor(max_workers=8) as pool:
+    with Threads(max_workers=8) as pool:
         listed = list(paths)
         parts = [listed[first : first + 1024] for first in range(0, len(listed), 1024)]
         rows = [row for part in pool.map(_file_stamps, parts) for row in part]

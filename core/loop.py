@@ -7,7 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -17,20 +17,12 @@ from torch import Tensor, nn
 from .batches import Batch, Batches
 from .checkpoints import Checkpoints
 from .config import CheckpointError, MaeliftError
-from .distributed import (
-    Interrupted,
-    Precision,
-    Ranks,
-    StopAsked,
-    StopSignals,
-    autocast,
-    contact_required,
-    gradients_stay_here,
-    whole,
-)
+from .distributed import Precision, Ranks, autocast, contact_required, gradients_stay_here, whole
 from .optim import set_learning_rate, warmup_cosine
 from .randomness import isolated, reseed
 from .recovery import Health, LossScale, Recovery
+from .signals import Interrupted, StopAsked, StopSignals
+from .system_errors import MEMORY, out_of_memory
 from .tracking import EVENTS_FILE, Tracker, duration
 
 logger = logging.getLogger("maelift")
@@ -43,6 +35,10 @@ Evaluate = Callable[[nn.Module, int], Mapping[str, float]]
 
 SHOWN = 4
 """Images of a skipped batch that are named on the terminal."""
+
+
+class OutOfMemory(MaeliftError):
+    """The machine's memory is too small for a step; what the steps before made is saved."""
 
 
 class Diverged(MaeliftError):
@@ -239,7 +235,7 @@ def train(
     """Train ``state.model`` from ``state.step`` to ``schedule.steps``, in place.
 
     It ends earlier when ``upkeep.patience`` runs out. Losses that are logged are means over the global batch. Stops in
-    good order on SIGINT or SIGTERM: saves and raises Interrupted. A loss or gradient that isn't finite never reaches the
+    good order on SIGINT, SIGTERM or SIGHUP: saves and raises Interrupted. A loss or gradient that isn't finite never reaches the
     weights; raises Diverged where ``upkeep.recovery`` allows no more of them. Raises LostContact when another process
     has died.
     """
@@ -254,7 +250,7 @@ def train(
             run.look()
             run.keep()
         while not run.done:
-            for micro_batches in _waited_for(batches.steps(state.step, schedule.steps), tracker):
+            for micro_batches in run.waited_for(batches.steps(state.step, schedule.steps)):
                 went_back = not run.step(micro_batches)
                 if went_back:
                     break
@@ -262,6 +258,8 @@ def train(
                 run.keep()
                 if run.done:
                     break
+            if signals.received is not None and not run.done:  # it came while images were waited for
+                run.keep()
 
 
 @dataclass
@@ -300,12 +298,15 @@ class _Run:
         set_learning_rate(state.optimizer, rate)
         reseed(self.seed, "step", number, self.ranks.rank)
         try:
-            # A step of several processes is ended together: who gives up leaves the others waiting.
-            with self.signals.at_once() if self.ranks.world_size == 1 else nullcontext():
+            with self._given_up_on_a_stop():
                 summed = self._accumulate(micro_batches)
         except StopAsked:
             state.optimizer.zero_grad(set_to_none=True)
             return True
+        except (MemoryError, RuntimeError) as error:
+            if self.ranks.world_size == 1 and out_of_memory(error):
+                raise self._without_memory() from error
+            raise
         loss = float(self.ranks.mean(summed))
         norm = self._gradient_norm()
         trouble = self._trouble(loss, norm)
@@ -367,7 +368,7 @@ class _Run:
         if checkpoints is not None and (stop or self.done or (self._due() and not checkpoints.busy)):
             checkpoints.save(state.step, state.tensors(), state.facts(), wait=stop or self.done)
             self.saved = time.monotonic()
-        if stop and not self.done:
+        if stop and (not self.done or checkpoints is not None):
             raise _interrupted(state, self.schedule, self.upkeep, self.signals)
 
     @property
@@ -392,6 +393,37 @@ class _Run:
             state.best_value, state.best_step = metrics[best_metric], state.step
             state.best_weights = {name: value.detach().cpu().clone() for name, value in judged.state_dict().items()}
         return True
+
+    def waited_for(self, steps: Iterator[list[Batch]]) -> Iterator[list[Batch]]:
+        """The same steps, until a stop is asked for; the tracker is told how long each was waited for."""
+        while True:
+            began = time.monotonic()
+            try:
+                with self._given_up_on_a_stop():
+                    micro_batches = next(steps, None)
+            except StopAsked:
+                return
+            except (MemoryError, RuntimeError) as error:
+                if self.ranks.world_size == 1 and out_of_memory(error):
+                    raise self._without_memory() from error
+                raise
+            if micro_batches is None:
+                return
+            self.tracker.waited(time.monotonic() - began)
+            yield micro_batches
+
+    def _given_up_on_a_stop(self) -> AbstractContextManager[None]:
+        """Of one process: a stop is not kept waiting. Several end a step together: who gives up leaves the others waiting."""
+        return self.signals.at_once() if self.ranks.world_size == 1 else nullcontext()
+
+    def _without_memory(self) -> OutOfMemory:
+        """Save what the steps so far have made; the error that says that there is no memory for the next."""
+        self.state.optimizer.zero_grad(set_to_none=True)
+        step, checkpoints = self.state.step, self.upkeep.checkpoints
+        with suppress(MemoryError, RuntimeError):  # saving takes some too
+            if checkpoints is not None and step:
+                checkpoints.save(step, self.state.tensors(), self.state.facts(), wait=True)
+        return OutOfMemory(f"step {step + 1} of {self.schedule.steps}: {MEMORY}")
 
     def _due(self) -> bool:
         """Whether it is time to save; not in the midst of trouble, as that is what one would go back to."""
@@ -470,17 +502,6 @@ class _Run:
             return []
         names = self.upkeep.names(torch.cat([batch.indices for batch in micro_batches]))
         return list(dict.fromkeys(self.ranks.gather(names)))
-
-
-def _waited_for(steps: Iterator[list[Batch]], tracker: Tracker) -> Iterator[list[Batch]]:
-    """The same steps; the tracker is told how long each was waited for."""
-    while True:
-        began = time.monotonic()
-        micro_batches = next(steps, None)
-        if micro_batches is None:
-            return
-        tracker.waited(time.monotonic() - began)
-        yield micro_batches
 
 
 def evenly(steps: int, times: int) -> frozenset[int]:

@@ -10,7 +10,6 @@ import os
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -30,6 +29,7 @@ from .images import FolderImages, find_images
 from .labels import SPLIT_NAMES, Splits, draw_missing_splits, rarest_first_order
 from .listing import list_files
 from .splits import Strata
+from .threads import Threads
 from .tracking import counting
 
 Layout = Literal["folders", "ade20k", "cityscapes"]
@@ -638,7 +638,7 @@ def _by_rule(rule: tuple[str, str, str], images: Sequence[str], masks: set[str])
 
 def _look_through(split: str, pairs: _Pairs, colours: ColourTable | None) -> list[_Look]:
     tell, looks = counting(f"looking through the masks of {split}"), []
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+    with Threads(max_workers=min(8, os.cpu_count() or 1)) as pool:
         paths = [pairs.images.root / name for name in pairs.images.paths]
         for look in pool.map(lambda mask, image: _look(mask, image, colours), pairs.masks, paths):
             looks.append(look)

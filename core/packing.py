@@ -9,7 +9,6 @@ import logging
 import os
 import tarfile
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -26,6 +25,7 @@ from .plan import Plan
 from .randomness import stream
 from .sources import find_source
 from .terminal import quoted
+from .threads import Threads
 from .tracking import counting
 
 logger = logging.getLogger("maelift")
@@ -260,7 +260,7 @@ def member_name(name: str, suffix: str, number: int) -> str:
 
 def _all_packed(config: PackConfig, images: ImageSet, part: Sequence[int]) -> Iterator[_Packed]:
     """The images of a shard in order, some of them worked on ahead."""
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+    with Threads(max_workers=min(8, os.cpu_count() or 1)) as pool:
         for start in range(0, len(part), AHEAD):
             yield from pool.map(lambda index: _packed(config, images, index), part[start : start + AHEAD])
 

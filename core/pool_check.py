@@ -6,7 +6,6 @@ import os
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from .decoding import PixelFormat
 from .faults import Fault
 from .images import FolderImages, ImageSet, channel_statistics, check_channels, opened
 from .likeness import Thumbnail, best_matches, descriptors, threshold, thumbnail
+from .threads import Threads
 from .tracking import counting
 
 LEFT_OUT = "left out of pretraining, which puts up with a share of max_rejected"
@@ -115,7 +115,7 @@ def _look_through(images: ImageSet, form: PixelFormat, compared: bool) -> tuple[
     began = time.time_ns()
     looks: list[Look] = []
     thumbnails: dict[int, Thumbnail] = {}
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+    with Threads(max_workers=min(8, os.cpu_count() or 1)) as pool:
         for start in range(0, len(images), 1024):  # in parts: a pool's queue of millions would fill the memory
             numbers = range(start, min(start + 1024, len(images)))
             for seen, small in pool.map(lambda number: _look(images, number, form, compared), numbers):

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
 import resource
+import socket
 import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from .files import atomic_write_text
+from .files import append_bytes, atomic_write_text
 from .frameworks import require
 
 logger = logging.getLogger("maelift")
@@ -90,7 +92,7 @@ class Tracker:
         self._active = active
         self._said = self._started
         self._bar: _Bar | None = None
-        self._board: Any = None
+        self._board: _Board | None = None
         self._advice = loading_advice
         self._logged = self._judged = _Stretch(0)
         self._window = WAIT_WINDOW
@@ -104,8 +106,6 @@ class Tracker:
     ) -> None:
         if self._bar is not None:
             self._bar.close()
-        if self._board is not None:
-            self._board.close()
         if self._wandb is not None:
             self._wandb.finish(exit_code=int(error is not None))
 
@@ -121,9 +121,7 @@ class Tracker:
     def rewind_to(self, step: int) -> None:
         """Go on after ``step`` steps within a run: its later metrics are forgotten, its events are not."""
         self._restart(step)
-        if self._board is not None:
-            self._board.close()
-            self._board = None
+        self._board = None
         if self._folder is not None:
             _forget_after(self._folder / METRICS_FILE, step)
 
@@ -191,11 +189,8 @@ class Tracker:
             metrics = {**metrics, **self._machine(step)}
         _append(self._folder / METRICS_FILE, {"step": step, **metrics})
         if self._board is None:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._board = SummaryWriter(str(self._folder / "tensorboard"), purge_step=self._first)
-        for name, value in metrics.items():
-            self._board.add_scalar(name, value, step)
+            self._board = _Board(self._folder / "tensorboard", self._first)
+        self._board.add(step, metrics)
         if self._wandb is not None:
             self._wandb.log({"step": step, **metrics})
 
@@ -230,6 +225,47 @@ class Tracker:
             )
 
 
+class _Board:
+    """A file of TensorBoard's, in which what was logged from after ``first`` steps on takes the place of what was before.
+
+    Each call writes at once: torch's writer does it in a thread, which dies with a traceback where the disk is full. There the
+    training goes on without TensorBoard, and says so.
+    """
+
+    def __init__(self, folder: Path, first: int) -> None:
+        name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}.{os.getpid()}"
+        self._file: Path | None = folder / name
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            self._give_up(error)
+        self._write([{"file_version": "brain.Event:2"}, {"step": first + (first > 0), "session_log": {"status": 1}}])
+
+    def add(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Write figures after ``step`` steps."""
+        values = [{"tag": name, "simple_value": float(value)} for name, value in metrics.items()]
+        self._write([{"step": step, "summary": {"value": [value]}} for value in values])
+
+    def _write(self, events: Sequence[Mapping[str, Any]]) -> None:
+        if self._file is None:
+            return
+        from tensorboard.compat.proto.event_pb2 import Event as BoardEvent
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        records = io.BytesIO()
+        for event in events:
+            RecordWriter(records).write(BoardEvent(wall_time=time.time(), **event).SerializeToString())
+        try:
+            append_bytes(self._file, records.getvalue())
+        except OSError as error:
+            self._give_up(error)
+
+    def _give_up(self, error: OSError) -> None:
+        self._file = None
+        reason = (error.strerror or str(error)).lower()
+        logger.warning("TensorBoard's files can't be written (%s); going on without them, see %s", reason, METRICS_FILE)
+
+
 class _Stretch:
     """A stretch of a run from after ``first`` steps on: how long it has taken, but for what is aside, and waited."""
 
@@ -243,11 +279,7 @@ class _Stretch:
 
 def _append(path: Path, record: Mapping[str, object]) -> None:
     """Add a line to a file by a single write, so that it is there whole or, where a kill cut it off, the last."""
-    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-    try:
-        os.write(handle, (json.dumps(record) + "\n").encode())
-    finally:
-        os.close(handle)
+    append_bytes(path, (json.dumps(record) + "\n").encode())
 
 
 def _forget_after(path: Path, step: int, but_before: str | None = None) -> None:
@@ -350,7 +382,9 @@ class _Bar:
         self._progress.start()
 
     def show(self, step: int, rate: float, loss: float) -> None:
-        self._progress.update(self._task, completed=step, rate=rate, loss=loss)
+        with suppress(OSError):  # the terminal may be closed, of which SIGHUP tells
+            self._progress.update(self._task, completed=step, rate=rate, loss=loss)
 
     def close(self) -> None:
-        self._progress.stop()
+        with suppress(OSError):
+            self._progress.stop()

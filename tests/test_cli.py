@@ -214,7 +214,7 @@ def fail_with(error: str, *, debug: bool = False, rank: str = "0") -> subprocess
         ("OSError(errno.ENOSPC, 'No space', 'a.bin')", 2, "maelift doctor: a.bin: no space left on the device."),
         ("PermissionError(errno.EACCES, 'Permission denied', 'a')", 2, "maelift doctor: a: permission denied."),
         ("OSError(errno.EROFS, 'Read-only file system', 'a')", 2, "maelift doctor: a: read-only file system."),
-        ("KeyboardInterrupt", 130, "maelift doctor: interrupted"),
+        ("KeyboardInterrupt", 130, "maelift doctor: stopped (SIGINT)"),
     ],
 )
 def test_what_goes_wrong_on_a_machine_ends_in_one_line(error: str, exit_code: int, message: str) -> None:

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..core.batches import Batch, Sample, Uniforms, load_in_order
+from ..core.batches import Batch, Sample, Uniforms
 from ..core.config import MaeliftError
 from ..core.contract import content_hash
 from ..core.cost import encoder_flops
@@ -27,6 +27,7 @@ from ..core.encoder import Encoder
 from ..core.files import output_folder
 from ..core.images import ImageSet, fit_and_crop, random_resized_crop, to_array
 from ..core.labels import ClassImages, Splits
+from ..core.loader import load_in_order
 from ..core.optim import Lars
 from ..core.probing import (
     L2_GRID,

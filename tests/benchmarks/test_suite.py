@@ -15,8 +15,8 @@ import yaml
 from maelift.benchmarks.runner import plan
 from maelift.benchmarks.suite import SUITES, BenchConfig, keys_of
 from maelift.core.config import MaeliftError
-from maelift.core.distributed import Interrupted
 from maelift.core.encoder import Preprocessing
+from maelift.core.signals import Interrupted
 from maelift.tests.support import one_line_error, run_maelift
 from maelift.transfer.classify import ClassifyRecipe
 from PIL import Image

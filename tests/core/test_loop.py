@@ -15,10 +15,11 @@ import torch
 from maelift.core.batches import Batch, Batches, Order, Sample, each
 from maelift.core.checkpoints import Checkpoints
 from maelift.core.config import MaeliftError
-from maelift.core.distributed import Interrupted, Ranks
+from maelift.core.distributed import Ranks
 from maelift.core.loop import Diverged, Objective, Schedule, State, Upkeep, WeightAverage, evenly, train
 from maelift.core.optim import warmup_cosine
 from maelift.core.recovery import Recovery
+from maelift.core.signals import Interrupted
 from maelift.core.tracking import Tracker, read_events, read_metrics
 from torch import nn
 

@@ -1,0 +1,59 @@
+"""What the machine lacks, in one line with what to do: memory, room on the disk, files, processes."""
+
+from __future__ import annotations
+
+import errno
+import re
+
+MEMORY = (
+    "not enough memory. Give fewer workers (workers=0 takes the least), a larger accumulate or a smaller batch_size; "
+    "finished work is saved."
+)
+GPU_MEMORY = "the GPU's memory is too small. Give a larger accumulate or a smaller batch_size; finished work is saved."
+THREADS = (
+    "the system starts no more processes or threads (ulimit -u, or a container's limit of pids). Raise the limit, or give "
+    "workers=0; finished work is saved."
+)
+FILES = "too many open files. Raise the limit (ulimit -n 4096), or give fewer workers; finished work is saved."
+ROOM = {
+    errno.ENOSPC: "no space left on the device. Free some, or choose another out; finished work is kept.",
+    errno.EDQUOT: "the disk quota is used up. Free some space, or choose another out; finished work is kept.",
+    errno.EFBIG: "larger than this system's limit for files. Raise the limit, or choose another out.",
+    errno.EROFS: "read-only file system. Choose another out.",
+}
+"""Errors of a disk that takes no more, in words."""
+
+
+def advice_for(error: BaseException) -> str | None:
+    """What the machine lacks and what to do; None where the error is of another kind."""
+    text = str(error)
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        if error.errno in ROOM:
+            return where + ROOM[error.errno]
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            return FILES
+        if error.errno == errno.ENOMEM:
+            return MEMORY
+        return THREADS if isinstance(error, BlockingIOError) and error.errno == errno.EAGAIN else None
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, which need not be imported for this
+        return GPU_MEMORY
+    if out_of_memory(error):
+        return MEMORY
+    if isinstance(error, RuntimeError) and "can't start new thread" in text:
+        return THREADS
+    return None
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the machine's memory, not a GPU's, is used up."""
+    signs = ("can't allocate memory", "Cannot allocate memory", "not enough memory")
+    return isinstance(error, MemoryError) or (
+        isinstance(error, (RuntimeError, OSError)) and any(sign in str(error) for sign in signs)
+    )
+
+
+def disk_errno(error: BaseException) -> int | None:
+    """The number of the system's error that a library names in its text, as safetensors does; None without one."""
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return None if found is None else int(found[1])
