@@ -7,7 +7,7 @@ import json
 import platform
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -116,8 +116,20 @@ class SizeResult:
 
 
 @dataclass(frozen=True)
+class Step:
+    """What was tried with a config, and what came of it: ``outcome`` is "passed", "failed" or "not run"."""
+
+    name: str
+    outcome: str
+    detail: str
+
+
+@dataclass(frozen=True)
 class Certificate:
-    """What was compared, what came out, and what is wrong; ``failures`` is empty when it passed."""
+    """What was compared, what came out, and what is wrong; ``failures`` is empty when it passed.
+
+    ``steps``: what else was tried with a user's config; none for exports and checkpoints.
+    """
 
     framework: str
     encoder: str
@@ -125,10 +137,16 @@ class Certificate:
     sizes: tuple[SizeResult, ...]
     failures: tuple[str, ...]
     versions: Mapping[str, str]
+    steps: tuple[Step, ...] = ()
 
     @property
     def passed(self) -> bool:
         return not self.failures
+
+    def with_steps(self, steps: Sequence[Step]) -> Certificate:
+        """The certificate with what was tried of its config; steps that failed are failures, before the others."""
+        failed = tuple(f"{step.name}: {step.detail}" for step in steps if step.outcome == "failed")
+        return replace(self, failures=(*failed, *self.failures), steps=(*self.steps, *steps))
 
     def to_json(self) -> str:
         """The certificate as one JSON document."""
@@ -166,6 +184,7 @@ class Certificate:
                 sizes=sizes,
                 failures=tuple(map(str, content["failures"])),
                 versions=dict(content["versions"]),
+                steps=tuple(Step(**{name: str(value) for name, value in step.items()}) for step in content["steps"]),
             )
             complete = bool(sizes) and all(
                 size.levels and all(level.differences for level in size.levels) for size in sizes
@@ -173,6 +192,7 @@ class Certificate:
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise CheckpointError(f"no certificate: {type(error).__name__} in what should be one ({error}).") from error
         missed = [failure for size in sizes for failure in _failures(size)] + list(found.keys.wrong)
+        missed += [step.name for step in found.steps if step.outcome == "failed"]
         if found.passed and (missed or not complete or not found.keys.used):
             raise CheckpointError(
                 f"no certificate: it says that it passed, but {missed[0] if missed else 'compares nothing'}."
@@ -216,6 +236,8 @@ class Certificate:
                     for name, found in level.differences.items()
                 ]
                 lines.append(f"    {level.name:<24} {', '.join(parts)}")
+        width = max((len(step.name) for step in self.steps), default=0)
+        lines.extend(f"  {step.name:<{width}}  {step.outcome}: {step.detail}" for step in self.steps)
         lines.extend(f"  FAILED    {failure}" for failure in self.failures)
         return "\n".join(lines)
 

@@ -43,6 +43,7 @@ from .certificate import (
     Certificate,
     Level,
     Pixels,
+    Step,
     certificate_sizes,
     certify,
     compare_keys,
@@ -50,6 +51,7 @@ from .certificate import (
     tokens_of,
 )
 from .checkpoints import detectron2_checkpoint
+from .detectron2_trial import Parts, try_out
 from .vitdet import (
     Detectron2Export,
     config_texts,
@@ -113,7 +115,8 @@ def certify_config(
 ) -> Certificate:
     """Hold the backbone of a user's own config, loaded with its own checkpoint, against the encoder.
 
-    ``config`` is a LazyConfig (``.py``) or a yacs ``.yaml``, ``opts`` what one appends to the tool's command line.
+    ``config`` is a LazyConfig (``.py``) or a yacs ``.yaml``, ``opts`` what one appends to the tool's command line. Then its
+    mappers are run on pictures, and a training and an inference step where they take at most ``step_seconds``, as estimated.
     Raises CheckpointError where there is nothing to compare: another backbone, or a checkpoint of which detectron2
     loaded nothing.
     """
@@ -142,7 +145,11 @@ def certify_config(
             f"tensors, of which detectron2 only warns. Expected names that begin with {loaded.vit_name}, as in the "
             "weights.pth of maelift export --to detectron2."
         )
-    return replace(certificate, failures=(*diagnosis(loaded, encoder), *certificate.failures))
+    found = replace(certificate, failures=(*diagnosis(loaded, encoder), *certificate.failures))
+    if not found.passed:
+        return found.with_steps([Step("trial", "not run", "the certificate failed before")])
+    with quiet():
+        return found.with_steps(try_out(loaded.model, loaded.vit, loaded.parts, encoder, step_seconds))
 
 
 def pyramid_scales(patch_size: int) -> tuple[float, ...]:
@@ -240,7 +247,7 @@ class Loaded:
     """A detector with its weights, as the training tool holds it before the first step.
 
     ``vit_name``: where its ViT is; ``formats``: how the config's loaders read images; ``checkpoint``: the file that was
-    loaded, "" for none.
+    loaded, "" for none; ``parts``: its mappers and optimizer.
     """
 
     config: Path
@@ -248,6 +255,7 @@ class Loaded:
     vit_name: str
     formats: tuple[str | None, ...]
     checkpoint: str
+    parts: Parts
 
     @property
     def vit(self) -> Any:
@@ -266,7 +274,8 @@ def load_config(config: Path, opts: Sequence[str] = ()) -> Loaded:
     yacs = config.suffix.lower() in (".yaml", ".yml")
     try:
         with quiet():
-            model, checkpoint, formats = _build_yacs(config, opts) if yacs else _build_lazy(config, opts)
+            build = _build_yacs if yacs else _build_lazy
+            model, checkpoint, formats, parts = build(config, opts)
     except MaeliftError:
         raise
     except Exception as error:  # a config is a program of its own: it may fail in any way
@@ -282,10 +291,10 @@ def load_config(config: Path, opts: Sequence[str] = ()) -> Loaded:
             f"{config}: its {type(model).__name__} has {len(found)} backbones of detectron2's class ViT. Expected one, in a "
             "model that normalises images itself."
         )
-    return Loaded(config, model, found[0], formats, checkpoint)
+    return Loaded(config, model, found[0], formats, checkpoint, parts)
 
 
-def _build_lazy(config: Path, opts: Sequence[str]) -> tuple[Any, str, tuple[str | None, ...]]:
+def _build_lazy(config: Path, opts: Sequence[str]) -> tuple[Any, str, tuple[str | None, ...], Parts]:
     from detectron2.config import LazyConfig, instantiate
     from omegaconf import OmegaConf
 
@@ -296,12 +305,25 @@ def _build_lazy(config: Path, opts: Sequence[str]) -> tuple[Any, str, tuple[str 
     keys = [f"dataloader.{part}.mapper.image_format" for part in ("train", "test")]
     formats = [OmegaConf.select(cfg, key, default="") for key in keys]
     known = dict.fromkeys(entry for entry in formats if entry != "")
-    return model, checkpoint, tuple(known) or (model.input_format,)
+    mappers = {part: OmegaConf.select(cfg, f"dataloader.{part}.mapper") for part in ("train", "test")}
+
+    def optimizer(model: Any) -> Any:
+        cfg.optimizer.params.model = model
+        return instantiate(cfg.optimizer)
+
+    parts = Parts(
+        {part: None if mapper is None else partial(instantiate, mapper) for part, mapper in mappers.items()},
+        "dataloader.{}.mapper",
+        optimizer if OmegaConf.select(cfg, "optimizer.params") is not None else None,
+    )
+    return model, checkpoint, tuple(known) or (model.input_format,), parts
 
 
-def _build_yacs(config: Path, opts: Sequence[str]) -> tuple[Any, str, tuple[str | None, ...]]:
+def _build_yacs(config: Path, opts: Sequence[str]) -> tuple[Any, str, tuple[str | None, ...], Parts]:
     from detectron2.config import get_cfg
+    from detectron2.data import DatasetMapper
     from detectron2.modeling import build_model
+    from detectron2.solver import build_optimizer
 
     values = read_yacs(config)
     if not {"MODEL", "INPUT", "DATASETS", "SOLVER", "VERSION"} & set(values):
@@ -319,7 +341,9 @@ def _build_yacs(config: Path, opts: Sequence[str]) -> tuple[Any, str, tuple[str 
     cfg.MODEL.DEVICE = "cpu"
     model = build_model(cfg)
     _load_checkpoint(model, cfg.MODEL.WEIGHTS, "MODEL.WEIGHTS")
-    return model, cfg.MODEL.WEIGHTS, (cfg.INPUT.FORMAT,)
+    mappers = {"train": partial(DatasetMapper, cfg, is_train=True), "test": partial(DatasetMapper, cfg, is_train=False)}
+    parts = Parts(mappers, "the {} mapper (INPUT)", partial(build_optimizer, cfg))
+    return model, cfg.MODEL.WEIGHTS, (cfg.INPUT.FORMAT,), parts
 
 
 def _load_checkpoint(model: Any, name: str, key: str) -> None:
@@ -413,6 +437,11 @@ def diagnosis(loaded: Loaded, encoder: Encoder) -> tuple[str, ...]:
         given = " and ".join(map(str, loaded.formats))
         found.append(
             f"images are read as {given}, but the encoder takes {wanted} (image_format of the mappers, INPUT.FORMAT)"
+        )
+    own = getattr(loaded.model, "input_format", None)
+    if wanted is not None and own is not None and any(given not in (own, None) for given in loaded.formats):
+        found.append(
+            f"model.input_format is {own}, but images are read as {loaded.formats[0]}: set model.input_format={loaded.formats[0]}"
         )
     for name, means in (
         ("pixel_mean", encoder.preprocessing.pixel_mean),

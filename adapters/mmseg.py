@@ -32,6 +32,7 @@ from .certificate import (
     Keys,
     Level,
     Pixels,
+    Step,
     certificate_sizes,
     certify,
     compare_keys,
@@ -49,6 +50,7 @@ from .mmseg_config import (
     overrides,
     statistics,
 )
+from .mmseg_trial import try_out
 
 if TYPE_CHECKING:
     from .plain_vit import PlainViT
@@ -186,11 +188,14 @@ def certify_config(
     """Hold the backbone of a user's own mmseg config, with the weights that it loads, against an encoder file.
 
     The model is built, initialised and given ``load_from`` as mmengine's Runner does it; ``opts`` are words "key=value" as
-    after ``--cfg-options``. Raises CheckpointError: a config that does not build, or a backbone of another kind or shape.
+    after ``--cfg-options``. Then its pipelines are run on a picture, and a training and an inference step where they take at
+    most ``step_seconds``, as estimated. Raises CheckpointError: a config that does not build, or a backbone of another kind
+    or shape.
     """
     load_framework()
     loaded = read_config(config, opts)
-    backbone = build_model(loaded, config).backbone
+    model = build_model(loaded, config)
+    backbone = model.backbone
     kind = type(backbone).__name__
     if kind not in BACKBONES:
         raise CheckpointError(f"{config}: its backbone is {kind}. {EXPECTED_BACKBONES}")
@@ -208,7 +213,11 @@ def certify_config(
         return mae_candidate(loaded, backbone, encoder.resized(size))
 
     with one_line(config, "does not run"):
-        return certified(build, dict.fromkeys(sizes), file.content_hash)
+        found = certified(build, dict.fromkeys(sizes), file.content_hash)
+        if not found.passed:
+            return found.with_steps([Step("trial", "not run", "the certificate failed before")])
+        with quietly():
+            return found.with_steps(try_out(loaded, model, encoder, step_seconds))
 
 
 def load_framework() -> None:

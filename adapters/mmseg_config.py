@@ -305,6 +305,11 @@ def overrides(encoder: Encoder, crop: tuple[int, int]) -> str:
     words |= {f"model.backbone.{key}": shell(value) for key, value in backbone.items()}
     given = [key for key in ("mean", "std", "bgr_to_rgb", "size") if key in settings]
     words |= {f"model.data_preprocessor.{key}": shell(settings[key]) for key in given}
+    words["model.test_cfg.crop_size"] = shell(crop)
+    words["model.test_cfg.stride"] = shell(tuple(side * 2 // 3 for side in crop))
+    words["train_dataloader.dataset.pipeline.3.crop_size"] = shell(
+        crop
+    )  # RandomCrop in the configs of mmseg's datasets
     return " ".join(f"{key}={value}" for key, value in words.items())
 
 

@@ -90,6 +90,8 @@ class PlainViT(nn.Module):
         self.patch_size, self.embed_dim, self.depth = patch_size, embed_dim, depth
         self.grid = (image_size[0] // patch_size, image_size[1] // patch_size)
         self.window_size = window_size
+        if any(not -depth <= index < depth for index in out_indices):
+            raise ValueError(f"out_indices={list(out_indices)}: there are blocks 0 to {depth - 1}, or -{depth} to -1")
         self.out_indices = tuple(index % depth for index in out_indices)
         self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(channels, embed_dim, patch_size, patch_size)})
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim)) if class_token else None

@@ -179,6 +179,7 @@ def zoo_overrides(encoder: Encoder, num_classes: int | None = None) -> tuple[lis
         ("model.backbone.net.num_heads", spec.num_heads, 12),
         ("model.backbone.net.mlp_ratio", spec.mlp_ratio, 4.0),
         ("model.backbone.net.drop_path_rate", values.drop_path, 0.1),
+        ("model.backbone.net.window_size", 16, 14),  # 14 doesn't tile the 64 patches of 1024 pixels
         ("model.backbone.net.window_block_indexes", windowed_blocks(spec.depth), [0, 1, 3, 4, 6, 7, 9, 10]),
         ("model.backbone.net.pretrain_img_size", spec.image_size[0], 224),
         ("model.backbone.net.pretrain_use_cls_token", spec.class_token, True),

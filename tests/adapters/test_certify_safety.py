@@ -318,7 +318,15 @@ def test_certificates_are_checked_where_they_arrive() -> None:
     level = {"name": "x", "block": 0, "differences": {"float64": difference, "float32": difference}}
     keys = {"used": ["a"], "missing": {}, "unused": {}, "wrong": {}}
     size = {"image_size": [8, 8], "window": 0, "input": difference, "levels": [level]}
-    good = {"framework": "x", "encoder": "y", "keys": keys, "sizes": [size], "failures": [], "versions": {}}
+    good = {
+        "framework": "x",
+        "encoder": "y",
+        "keys": keys,
+        "sizes": [size],
+        "failures": [],
+        "versions": {},
+        "steps": [],
+    }
     assert json.loads(Certificate.from_json(good).to_json())["sizes"][0] == size
     bad: list[dict[str, Any]] = [
         {**good, "sizes": []},
@@ -327,6 +335,7 @@ def test_certificates_are_checked_where_they_arrive() -> None:
         {**good, "sizes": [{**size, "levels": []}]},
         {**good, "sizes": [{**size, "input": {"largest": 1.0, "relative": float("nan")}}]},
         {**good, "sizes": [{**size, "levels": [{**level, "differences": {"float64": {"largest": 1, "relative": 1}}}]}]},
+        {**good, "steps": [{"name": "training step", "outcome": "failed", "detail": "x"}]},
         {"passed": True},
     ]
     for content in bad:

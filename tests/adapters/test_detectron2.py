@@ -311,8 +311,8 @@ SHAPES: dict[str, Callable[[], Encoder]] = {
         EncoderSpec((32, 32), 8, embed_dim=32, depth=5, num_heads=2, class_token=False)
     ),
     "huge's patch": lambda: Encoder(EncoderSpec((42, 42), 14, embed_dim=32, depth=2, num_heads=2)).repatched(16),
-    "small": lambda: random_encoder("vit_small"),
-    "base": lambda: random_encoder("vit_base", image_size=96),
+    "small": lambda: random_encoder("vit_small", image_size=64),
+    "base": lambda: random_encoder("vit_base", image_size=48),
 }
 
 
@@ -321,7 +321,7 @@ def test_the_backbone_that_detectron2_builds_is_the_encoder(shape: str, tmp_path
     encoder = SHAPES[shape]()
     file = encoder_file(tmp_path / "encoder.safetensors", encoder)
     keys = {"window_size": 0} if shape == "base" else {}
-    result = maelift.export(str(file), "detectron2", str(tmp_path / "out"), **keys)
+    result = maelift.export(str(file), "detectron2", str(tmp_path / "out"), out_channels=16, **keys)
     certificate = json.loads((tmp_path / "out" / "certificate.json").read_text())
     assert certificate["passed"] and len(certificate["keys"]["used"]) == 3 + 12 * encoder.spec.depth
     assert ("cls_token" in certificate["keys"]["unused"]) == encoder.spec.class_token
@@ -414,7 +414,7 @@ def nano(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """An encoder of random weights, and its export."""
     root = tmp_path_factory.mktemp("nano")
     file = encoder_file(root / "encoder.safetensors", random_encoder("vit_nano", seed=3))
-    maelift.export(str(file), "detectron2", str(root / "out"))
+    maelift.export(str(file), "detectron2", str(root / "out"), out_channels=16)
     return file, root / "out"
 
 
@@ -500,8 +500,8 @@ def test_sizes_that_cannot_work_are_refused(
 def test_patches_of_14_pixels_are_resampled_on_demand(tmp_path: Path) -> None:
     spec = EncoderSpec((56, 56), 14, embed_dim=32, depth=1, num_heads=2)
     file = encoder_file(tmp_path / "encoder.safetensors", Encoder(spec))
-    maelift.export(str(file), "detectron2", str(tmp_path / "out"), patch_size=16)
-    certificate = adapter.certify_config(tmp_path / "out" / "mask_rcnn.py", read_encoder(file))
+    maelift.export(str(file), "detectron2", str(tmp_path / "out"), patch_size=16, image_size=64, out_channels=16)
+    certificate = adapter.certify_config(tmp_path / "out" / "mask_rcnn.py", read_encoder(file), step_seconds=0)
     assert certificate.passed and certificate.sizes[0].image_size == (64, 64)
 
 
@@ -681,7 +681,10 @@ def test_a_yacs_config_builds_the_backbone_and_trains(patch16: Path, tmp_path: P
     optimizer.step()
     assert not torch.equal(before, model.backbone.net.blocks[0].mlp.fc1.weight)
     (tmp_path / "mine.yaml").write_text(cfg.dump())
-    assert adapter.certify_config(tmp_path / "mine.yaml", read_encoder(patch16)).passed
+    small = ["INPUT.MIN_SIZE_TRAIN", "(96,)", "INPUT.MAX_SIZE_TRAIN", "160", "INPUT.MIN_SIZE_TEST", "96"]
+    found = adapter.certify_config(tmp_path / "mine.yaml", read_encoder(patch16), small)
+    assert found.passed, found.failures
+    assert [step.outcome for step in found.steps] == ["passed"] * 5
     with pytest.raises(CheckpointError, match=r"MODEL\.WEIGHTS=model\.pkl: no such file"):
         adapter.certify_config(tmp_path / "mine.yaml", read_encoder(patch16), ["MODEL.WEIGHTS", "model.pkl"])
     (tmp_path / "mine.yaml").write_text(cfg.dump().replace("FORMAT: RGB", "FORMAT: BGR"))
@@ -724,7 +727,15 @@ def test_a_lazy_config_takes_the_backbone_as_an_object(bundle: Path, pretrained:
     with detectron2_storage():
         sum(model(batch_of_one((90, 70), 1)).values()).backward()
     assert model.backbone.net.patch_embed.proj.weight.grad.abs().sum() > 0
-    assert adapter.certify_config(config, read_encoder(pretrained)).passed
+    found = adapter.certify_config(config, read_encoder(pretrained), [*SLIM[:3], *SLIM_BOXES["mask_rcnn"]])
+    assert found.passed
+    assert [step.outcome for step in found.steps] == [
+        "not run",
+        "not run",
+        "passed",
+        "passed",
+        "passed",
+    ]  # it has no mappers
 
 
 def test_recipes_are_vitdets_and_between_them_interpolated() -> None:
