@@ -20,7 +20,7 @@ from ..core.config import DataError
 from ..core.copies import Copy, Thumbnails, find_copies, find_whole_copies
 from ..core.decoding import Picture, picture_of
 from ..core.images import ImageSet
-from ..core.labels import LabeledImages, Splits, audited_splits, groups_of, match_group, single_label_parts
+from ..core.labels import LabeledImages, LabelKeys, Splits, audited_splits, groups_of, match_group, single_label_parts
 from ..core.randomness import stream
 from ..core.sources import find_sources
 from ..core.terminal import quoted
@@ -141,7 +141,7 @@ def read_pools(config: BenchConfig) -> Pools:
         pool = _unlabelled(data, guard)
         return guard.pools(pool, None, tasks)
     _need_folder(data.path)
-    parts = single_label_parts(data.path, data.layout)
+    parts = single_label_parts(data.path, LabelKeys(None, data.layout, data.label_column, data.group))
     splits, manifest = audited_splits(parts, data.path, data.val, data.test, data.seed, data.broken, group=data.group)
     guard.tell_broken("", len(manifest.rejected))
     train, val, test = (_Part(part, manifest.splits[name].hashes, range(len(part))) for name, part in splits.items())

@@ -17,7 +17,7 @@ from ..core.data_check import DataCheckConfig, layout_of, tasks_of
 from ..core.encoder import PRESETS
 from ..core.files import atomic_write_text, output_folder
 from ..core.images import ImageSet, opened
-from ..core.labels import ClassFolderLayout, read_parts
+from ..core.labels import ClassFolderLayout, LabelKeys, single_label_parts
 from ..core.mask_images import segmentation_parts
 from ..core.plan import Plan
 from ..core.sources import find_source
@@ -45,6 +45,10 @@ class InitConfig:
     """the suite file; it must not be there yet"""
     layout: Literal["auto", "class_folders", "folders", "ade20k", "cityscapes"] = "auto"
     """class_folders: every folder of data is a class; the others: how images and masks lie in their folders; auto: as found"""
+    label_column: str | tuple[str, ...] | None = None
+    """the CSV's column of labels, or [a,b,c]: its columns of 0 and 1, a class each; null: as the header says"""
+    group: str | None = None
+    """what stays in one part, a patient, video or flight: a column of the CSV, or a regular expression over the images' paths"""
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,7 @@ class _Found:
     classes: int
     splits: tuple[str, ...]
     root: str
-    keys: Mapping[str, str]
+    keys: Mapping[str, Any]
 
     @property
     def line(self) -> str:
@@ -138,17 +142,19 @@ def _find(task: str, config: InitConfig) -> _Found:
             f"data={data}: images without labels. A benchmark needs some with: class folders, a CSV with path,label, COCO "
             "JSON, or masks. Give these as data, and this folder as unlabelled."
         )
-    keys: dict[str, str] = {}
+    keys: dict[str, Any] = {} if config.group is None else {"group": config.group}
     if task == "classify":
         folders: ClassFolderLayout = "class_folders" if config.layout == "class_folders" else "auto"
-        keys = {} if folders == "auto" else {"layout": folders}
-        parts: Mapping[str, Any] = read_parts(data, layout=folders)
+        given_keys = {"layout": folders, "label_column": config.label_column}
+        keys |= {key: value for key, value in given_keys.items() if value not in ("auto", None)}
+        read = LabelKeys(None, folders, config.label_column, config.group)
+        parts: Mapping[str, Any] = single_label_parts(data, read)
     elif task == "detect":
         parts = detection_parts(data)
     else:
         given = config.layout
         layout = layout_of(Path(data)) if given == "auto" or given == "class_folders" else given
-        keys = {} if layout == "folders" else {"layout": layout}
+        keys |= {} if layout == "folders" else {"layout": layout}
         parts = segmentation_parts(data, layout)
     if "train" not in parts:
         raise DataError(f"data={data}: no training images; found only {', '.join(sorted(parts))}.")

@@ -49,6 +49,8 @@ class SuiteData:
     """images with a class each: class folders, CSV or idx files; null: classification isn't compared"""
     layout: ClassFolderLayout = "auto"
     """class_folders: every folder of path is a class, whatever its name; auto: folders that may be something else are refused"""
+    label_column: str | tuple[str, ...] | None = None
+    """path's, a CSV's, column of labels, or [a,b,c]: its columns of 0 and 1, a class each; null: as the header says"""
     unlabelled: str | tuple[str, ...] | None = None
     """images to pretrain on, without labels: what maelift pretrain takes as data; null: a part of path's"""
     pool: int | float | None = None

@@ -25,7 +25,7 @@ from .decoding import PixelFormat, background_colour
 from .faults import MENDING, Fault
 from .files import atomic_write_bytes, output_folder
 from .images import FolderImages, ImageSet, opened
-from .labels import SPLIT_NAMES, ClassFolderLayout, LabeledImages, groups_by_path, read_parts
+from .labels import SPLIT_NAMES, ClassFolderLayout, LabeledImages, LabelKeys, groups_by_path, read_parts
 from .likeness import Thumbnail, best_matches, descriptors, threshold, thumbnail
 from .mask_images import Layout, SegmentationImages, parse_segmentation
 from .plan import Plan
@@ -65,6 +65,10 @@ class DataCheckConfig:
     """what the data is for; auto: all that is found in it, pretrain where images lie in no folder of a class"""
     layout: Literal["auto", "class_folders", "folders", "ade20k", "cityscapes"] = "auto"
     """class_folders: every folder is a class (classify); the others: how images and masks lie in their folders (segment)"""
+    multi_label: bool | None = None
+    """images have any number of classes each; null: as the data says (classify)"""
+    label_column: str | tuple[str, ...] | None = None
+    """the CSV's column of labels, or [a,b,c]: its columns of 0 and 1, a class each (classify); null: as the header says"""
     group: str | None = None
     """what is to stay in one split, a patient, video or flight: a column of the CSV, or a regular expression over the paths"""
     ignore: int | tuple[int, ...] | None = None
@@ -322,7 +326,9 @@ def _read(task: TaskName, config: DataCheckConfig, faults: list[Fault]) -> list[
         return _read_segmentation(config, faults)
     parts = []
     layout: ClassFolderLayout = "class_folders" if config.layout == "class_folders" else "auto"
-    for split, part in _in_order(read_parts(config.data, layout=layout)):
+    for split, part in _in_order(
+        read_parts(config.data, LabelKeys(config.multi_label, layout, config.label_column, config.group))
+    ):
         labels = [(label,) for label in part.labels] if isinstance(part, LabeledImages) else part.labels
         counts = Counter(label for image in labels for label in image)
         content = _content("classify", split, len(part), None, part.classes, counts)

@@ -5,12 +5,12 @@ What annotated images of every task have in common (``Annotated``) stands here t
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import logging
 import re
+import unicodedata
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Generic, Literal, Protocol, TypeAlias, TypeVar, cast
@@ -22,9 +22,10 @@ from typing_extensions import Self
 from .audit import Manifest, audit, check_rejected, look_through
 from .config import DataError, nearest
 from .dataset_format import SPLIT_NAMES as SPLIT_NAMES
-from .dataset_format import ClassLayout, class_layout, identify, question, split_folders, split_of
-from .decoding import SUFFIXES, PixelFormat, kinds
+from .dataset_format import ClassLayout, class_layout, identify, question, split_folders
+from .decoding import PixelFormat
 from .images import ArrayImages, FolderImages, ImageSet, find_images, idx_file, idx_images, read_idx
+from .label_table import TABLE_SUFFIXES, LabeledFile, alike, read_label_table
 from .randomness import stream
 from .shards import find_shards, read_shards
 from .splits import ENOUGH, Strata, cluster, rare_classes, stratified_draw, stratified_folds
@@ -33,6 +34,21 @@ from .tracking import counting
 logger = logging.getLogger("maelift")
 
 ClassFolderLayout = Literal["auto", "class_folders"]
+
+
+@dataclass(frozen=True)
+class LabelKeys:
+    """What a user says about labels where the data leaves it open.
+
+    ``multi_label``: images have any number of classes each, or one; ``layout``: class_folders where every folder is a class,
+    whatever its name and what lies beside it, auto refuses folders that may mean something else (``dataset_format``);
+    ``label_column``: a table's column of labels, or its columns of 0 and 1; ``group``: what stays in one split.
+    """
+
+    multi_label: bool | None = None
+    layout: ClassFolderLayout = "auto"
+    label_column: str | tuple[str, ...] | None = None
+    group: str | None = None
 
 
 class Annotated(Protocol):
@@ -231,34 +247,34 @@ def read_splits(
 
     Raises DataError for data without labels, and for classes that differ between the splits.
     """
-    return draw_missing_splits(single_label_parts(data, layout), data, val, test, seed)
+    return draw_missing_splits(single_label_parts(data, LabelKeys(layout=layout)), data, val, test, seed)
 
 
-def single_label_parts(data: str | Path, layout: ClassFolderLayout = "auto") -> dict[str, LabeledImages]:
+def single_label_parts(data: str | Path, keys: LabelKeys = LabelKeys()) -> dict[str, LabeledImages]:
     """The splits that a data set has of images with one class each; raises DataError for several an image."""
-    return {name: _only_class_each(part, data) for name, part in read_parts(data, layout=layout).items()}
+    return {name: _only_class_each(part, data) for name, part in read_parts(data, keys).items()}
 
 
 def read_class_splits(
     data: str | Path, val: float | int = 0.1, test: float | int = 0.1, seed: int = 0, multi_label: bool | None = None
 ) -> Splits[LabeledImages] | Splits[MultiLabeledImages]:
     """Images with one class each or with any number of them, in three splits; see ``class_parts``."""
-    parts = class_parts(data, multi_label)
+    parts = class_parts(data, LabelKeys(multi_label))
     return cast("Splits[LabeledImages]", draw_missing_splits(parts, data, val, test, seed))  # or of the other kind
 
 
 def class_parts(
-    data: str | Path, multi_label: bool | None = None, layout: ClassFolderLayout = "auto"
+    data: str | Path, keys: LabelKeys = LabelKeys()
 ) -> dict[str, LabeledImages] | dict[str, MultiLabeledImages]:
     """The splits of labelled images that a data set has.
 
     Images have any number of classes where a CSV has a 0/1 column a class or a cell with ``|`` or ``;``, or a shard a list
-    of labels; ``multi_label`` says it where the data doesn't, True or False. Raises DataError as ``read_splits`` does.
+    of labels; ``keys.multi_label`` says it where the data doesn't, True or False. Raises DataError as ``read_splits`` does.
     """
-    found = read_parts(data, multi_label, layout)
+    found = read_parts(data, keys)
     many = {name: part for name, part in found.items() if isinstance(part, MultiLabeledImages)}
     single = {name: part for name, part in found.items() if isinstance(part, LabeledImages)}
-    if not many and not multi_label:
+    if not many and not keys.multi_label:
         return single
     for name, part in single.items():
         labels = tuple((label,) for label in part.labels)
@@ -604,19 +620,13 @@ def rarest_first_order(labels: Sequence[Sequence[int]], seed: int, name: str) ->
     return order
 
 
-def read_parts(
-    data: str | Path, multi_label: bool | None = None, layout: ClassFolderLayout = "auto"
-) -> Mapping[str, ClassImages]:
-    """The splits that the data has, as it has them; raises DataError as ``read_splits`` does.
-
-    ``layout``: class_folders where every folder is a class, whatever its name and what lies beside it; auto refuses folders
-    that may mean something else (``dataset_format``).
-    """
+def read_parts(data: str | Path, keys: LabelKeys = LabelKeys()) -> Mapping[str, ClassImages]:
+    """The splits that the data has, as it has them; raises DataError as ``read_splits`` does."""
     folder = Path(data)
-    if folder.is_file() and folder.suffix.lower() == ".csv":
-        return _read_csv(folder, multi_label)
+    if folder.is_file() and folder.suffix.lower() in TABLE_SUFFIXES:
+        return _read_table(folder, keys)
     if (shards := _shards_of_splits(str(data))) is not None:
-        return _read_shard_splits(str(data), shards, multi_label)
+        return _read_shard_splits(str(data), shards, keys.multi_label)
     if not folder.is_dir():
         raise DataError(
             f"data={data}: expected a folder of class folders, a CSV path,label, a folder of idx files or tar shards."
@@ -624,10 +634,10 @@ def read_parts(
             else f"data={data}: no such folder, CSV or shards."
         )
     if (folder / "labels.csv").is_file():
-        return _read_csv(folder / "labels.csv", multi_label)
+        return _read_table(folder / "labels.csv", keys)
     if idx_file(folder, "train", "labels") is not None:
         return _read_idx_splits(folder)
-    return _read_folder_splits(folder, layout)
+    return _read_folder_splits(folder, keys.layout)
 
 
 def _read_folder_splits(data: Path, layout: ClassFolderLayout) -> dict[str, LabeledImages]:
@@ -700,65 +710,32 @@ def _read_class_folders(root: Path, paths: Sequence[str]) -> LabeledImages:
         )
     names = [name.split("/", 1)[0] for name in paths]
     classes = tuple(sorted(set(names)))
+    _check_class_names(f"data={root}", classes)
     number = {name: index for index, name in enumerate(classes)}
     return LabeledImages(FolderImages(root, tuple(paths)), tuple(number[name] for name in names), classes)
 
 
-def _read_csv(path: Path, multi_label: bool | None) -> Mapping[str, ClassImages]:
-    columns, rows = _csv_rows(path)
-    parts: dict[str, list[tuple[str, tuple[str, ...]]]] = defaultdict(list)
-    seen: dict[str, str] = {}
-    cells = [(row.get("label") or "").strip() for _, row in rows]
-    one_column = "label" in columns
-    several = multi_label is not False and (
-        multi_label or not one_column or any(_SEPARATORS & set(cell) for cell in cells)
-    )
-    classes = () if one_column else tuple(name for name in columns if name not in ("path", "split"))
-    for (line, row), cell in zip(rows, cells, strict=True):
-        split = _split_name(row.get("split") or "train", f"{path} line {line}")
-        other = seen.setdefault(row["path"], split)
-        if other != split:
-            raise DataError(
-                f"{path} line {line}: {row['path']} is in {other} already. Expected one split for an image."
-            )
-        if one_column:
-            labels = _cell_labels(cell) if several else (cell,)
-            if not (labels and all(labels)) and not (several and not cell):
-                raise DataError(f"{path} line {line}: a path or a label is missing.")
-        else:
-            labels = tuple(name for name in classes if _is_one(row, name, f"{path} line {line}"))
-        parts[split].append((row["path"], labels))
-        if not (path.parent / row["path"]).is_file():
-            raise DataError(f"{path} line {line}: no such file: {row['path']}. Paths are relative to the CSV.")
-        if Path(row["path"]).suffix.lower() not in SUFFIXES:
-            raise DataError(f"{path} line {line}: {row['path']} is not an image by its name. Expected {kinds()}.")
-    images = {split: FolderImages(path.parent, tuple(name for name, _ in pairs)) for split, pairs in parts.items()}
-    labels_of = {split: [labels for _, labels in pairs] for split, pairs in parts.items()}
-    return _class_images(str(path), images, labels_of, several, classes)
+def _read_table(path: Path, keys: LabelKeys) -> Mapping[str, ClassImages]:
+    table = read_label_table(path, keys.multi_label, keys.label_column, keys.group)
+    parts: dict[str, list[LabeledFile]] = defaultdict(list)
+    for file in table.files:
+        parts[file.split].append(file)
+    images = {split: FolderImages(path.parent, tuple(file.path for file in files)) for split, files in parts.items()}
+    labels = {split: [file.labels for file in files] for split, files in parts.items()}
+    groups = {split: tuple(file.group for file in files) for split, files in parts.items()} if table.grouped else {}
+    found = _class_images(str(path), images, labels, table.several, table.classes)
+    return {split: replace(part, groups=groups.get(split, ())) for split, part in found.items()}
 
 
-_SEPARATORS = frozenset("|;")
-
-
-def _cell_labels(cell: str) -> tuple[str, ...]:
-    """The labels of a CSV's cell, separated by ``|`` or ``;``; an empty cell has none."""
-    labels = [label.strip() for label in cell.replace(";", "|").split("|")] if cell else []
-    return tuple(dict.fromkeys(labels))
-
-
-def _is_one(row: Mapping[str, str | None], name: str, where: str) -> bool:
-    value = (row[name] or "").strip()
-    if value not in ("0", "1"):
-        raise DataError(f"{where}: {name} is '{value}': expected 0 or 1 in a column a class, or a column 'label'.")
-    return value == "1"
-
-
-def _split_name(text: str, where: str) -> str:
-    """The split that a text names, by any of its names."""
-    split = split_of(text)
-    if split is None:
-        raise DataError(f"{where}: split '{text.strip()}': expected train, val or test.")
-    return split
+def _check_class_names(source: str, classes: Iterable[str]) -> None:
+    """Raise DataError for a class whose name has a line break in it; say which names are nearly the same."""
+    names = list(classes)
+    for name in names:
+        if not name.strip() or any(unicodedata.category(letter) == "Cc" for letter in name):
+            raise DataError(f"{source}: the class {name!r} has no name of one line. Rename it.")
+    for same in alike(names):
+        shown = ", ".join(f"'{name}'" for name in same)
+        logger.warning("%s: classes whose names differ in case or spaces only are different classes: %s", source, shown)
 
 
 def _class_images(
@@ -769,7 +746,9 @@ def _class_images(
     classes: tuple[str, ...] = (),
 ) -> Mapping[str, ClassImages]:
     """Labelled images out of the names of each one's classes; ``classes``, where known, else those of the training images."""
-    names = list(classes) or sorted({label for image in labels.get("train", ()) for label in image}, key=_natural)
+    learned = labels["train"] if "train" in labels else [image for found in labels.values() for image in found]
+    names = list(classes) or sorted({label for image in learned for label in image}, key=_natural)
+    _check_class_names(source, names)
     if (len(names) < 2 and not several) or not names:
         raise DataError(f"{source}: {len(names)} classes in the training rows. Expected at least two.")
     number = {name: index for index, name in enumerate(names)}
@@ -790,38 +769,6 @@ def _class_images(
         )
         for split, found in labels.items()
     }
-
-
-def _csv_rows(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
-    """The columns of a CSV, path, label and split in lower case, and its rows with their line numbers."""
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            stripped = [name.strip() for name in reader.fieldnames or ()]
-            columns = [name.lower() if name.lower() in ("path", "label", "split") else name for name in stripped]
-            reader.fieldnames = columns
-            _check_columns(path, columns)
-            rows = [(reader.line_num, row) for row in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: can't be read as CSV ({error}).") from error
-    for line, row in rows:
-        if not (row["path"] or "").strip():
-            raise DataError(f"{path} line {line}: a path or a label is missing.")
-        row["path"] = row["path"].strip()
-    if not rows:
-        raise DataError(f"{path}: no rows. Expected path,label.")
-    return columns, rows
-
-
-def _check_columns(path: Path, columns: Sequence[str]) -> None:
-    found = ", ".join(columns) or "nothing"
-    if "path" not in columns:
-        raise DataError(f"{path}: no column 'path' (found: {found}).")
-    twice = [name for name in columns if columns.count(name) > 1]
-    if twice:
-        raise DataError(f"{path}: two columns '{twice[0]}' (found: {found}).")
-    if "label" not in columns and not set(columns) - {"path", "split"}:
-        raise DataError(f"{path}: no column 'label' and none that is named as a class (found: {found}).")
 
 
 def _shards_of_splits(data: str) -> dict[str, list[Path]] | None:

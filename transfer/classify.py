@@ -24,7 +24,15 @@ from ..core.distributed import Precision, Ranks, autocast
 from ..core.encoder import Encoder, EncoderSpec, Preprocessing
 from ..core.frameworks import require
 from ..core.images import ImageSet, as_image, fit_and_crop, random_resized_crop, to_array
-from ..core.labels import ClassFolderLayout, ClassImages, LabeledImages, MultiLabeledImages, Splits, class_parts
+from ..core.labels import (
+    ClassFolderLayout,
+    ClassImages,
+    LabeledImages,
+    LabelKeys,
+    MultiLabeledImages,
+    Splits,
+    class_parts,
+)
 from ..core.probing import AttentiveProbe, NearestNeighbours, Pooling, pool, pooled_dim
 from ..core.weights import Provenance, save_encoder
 from .adaptation import Lora, add_lora, check_blocks, merged, train_last_blocks
@@ -98,6 +106,8 @@ class ClassifyConfig(TransferConfig, ClassifyRecipe):
     """images have any number of classes each; null: as the data says (a column a class, or several labels in a cell)"""
     layout: ClassFolderLayout = "auto"
     """class_folders: every folder is a class, whatever its name; auto: folders that may be something else are refused"""
+    label_column: str | tuple[str, ...] | None = None
+    """the CSV's column of labels, or [a,b,c]: its columns of 0 and 1, a class each; null: as the header says"""
     blocks: float = 1.0
     """method=partial: last blocks that are trained; 0.5: the last one's MLP; 0: the head alone"""
     lora: Lora = field(default_factory=Lora)
@@ -249,7 +259,8 @@ class ClassificationTask(Task[ClassifyRecipe, ClassImages]):
 
     @classmethod
     def read_parts(cls, config: Any) -> Mapping[str, Any]:
-        return class_parts(config.data, config.multi_label, config.layout)
+        keys = LabelKeys(config.multi_label, config.layout, config.label_column, config.group)
+        return class_parts(config.data, keys)
 
     def metric(self) -> str:
         return "val/map" if self.multi_label else self.best_metric

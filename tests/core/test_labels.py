@@ -64,7 +64,7 @@ def test_a_csv_gives_labels_and_splits(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("file,label\na.png,x", "no column 'path'"),
+        ("picture,label\na.png,x", "no column 'path'"),
         ("path,label\nmissing.png,x\n", "line 2: no such file"),
         ("path,label\na.png,\n", "line 2: a path or a label is missing"),
         ("path,label,split\na.png,x,holdout\n", "expected train, val or test"),

@@ -144,7 +144,7 @@ def test_no_path_picture_or_group_is_in_two_splits(pictures: Path, seed: int, gr
     names = sorted(path.name for path in pictures.iterdir() if path.suffix != ".csv")
     chosen = generator.permutation(names)[: generator.integers(30, len(names) + 1)]
     label = dict(zip(names, generator.choice(3, len(names), p=[0.6, 0.3, 0.1]).tolist(), strict=True))
-    rows = [(name, f"c{label[name]}") for name in chosen]
+    rows = [(name, f"c{label[name]}") for name in [*generator.choice(chosen, len(chosen)).tolist(), *chosen]]
     with (pictures / "labels.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("path", "label"), *rows])
     parts = read_parts(pictures)
