@@ -114,6 +114,8 @@ _DEFAULT_EPS = {
     "clip_vision_model": 1e-5,
 }
 """transformers' models that may be plain ViTs, and the epsilon of their configurations where none is written."""
+_POOLED = ("beit", "data2vec-vision")
+"""Those that norm the mean of their tokens, and not the tokens, with ``use_mean_pooling``, their default."""
 _VISION_PARTS = {"siglip": "siglip_vision_model", "clip": "clip_vision_model"}
 _TRANSFORMERS_ACTIVATIONS = {
     "gelu": "gelu",
@@ -149,6 +151,7 @@ def facts_of_transformers(config: Mapping[str, Any]) -> Facts:
         norm_eps=eps,
         image_size=_size(config.get("image_size", 224)),
         act=act,
+        final_norm=False if kind in _POOLED and config.get("use_mean_pooling", True) else None,
         embed_dim=_whole(config.get("hidden_size", 768)),
         depth=_whole(config.get("num_hidden_layers", 12)),
         sources=(source,),
