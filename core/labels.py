@@ -28,7 +28,7 @@ from .images import ArrayImages, FolderImages, ImageSet, find_images, idx_file, 
 from .label_table import TABLE_SUFFIXES, LabeledFile, alike, read_label_table
 from .randomness import stream
 from .shards import find_shards, read_shards
-from .splits import ENOUGH, Strata, cluster, rare_classes, stratified_draw, stratified_folds
+from .splits import ENOUGH, Strata, cluster, rare_classes, stratified_draw, stratified_folds, stratified_order
 from .tracking import counting
 
 logger = logging.getLogger("maelift")
@@ -569,25 +569,6 @@ def draw_labeled(labeled: Images, count: float | int, seed: int) -> Images:
 def _at_least(images: Annotated) -> str:
     least = images.least_train
     return f"at least {least}" + (", at least one a class" if least > 1 else "")
-
-
-def stratified_order(labels: Sequence[int], seed: int, name: str) -> list[int]:
-    """All images in an order in which every beginning is as even over the classes as the data allows.
-
-    The classes take turns, in an order that is drawn anew each round; within a class the order is drawn. Classes give
-    in proportion to what is even, not to their size: a class that has run out is passed over.
-    """
-    generator = stream(seed, name)
-    members: dict[int, list[int]] = defaultdict(list)
-    for index in generator.permutation(len(labels)):
-        members[labels[index]].append(int(index))
-    order: list[int] = []
-    classes = sorted(members)
-    while len(order) < len(labels):
-        for label in generator.permutation(classes):
-            if members[int(label)]:
-                order.append(members[int(label)].pop())
-    return order
 
 
 def rarest_first_order(labels: Sequence[Sequence[int]], seed: int, name: str) -> list[int]:

@@ -77,7 +77,7 @@ def stratified_draw(
     wanted = {label for label, members in found.members.items() if len(members) >= ENOUGH}
     wanted = wanted if everywhere is None else set(everywhere) & found.members.keys()
     leave = {label: 0 if label < 0 else 1 + later if label in wanted else 1 for label in found.members}
-    draw = _Draw(found, count, wanted, leave, stream(seed, name), all_of_a_class)
+    draw = _Draw(found, count, wanted, leave, stream(seed, name), all_of_a_class, _order(found, seed, name))
     drawn = draw.by_shares() if found.simple else draw.by_lack()
     chosen = set(drawn)
     return [index for index, number in enumerate(found.numbers.tolist()) if number in chosen]
@@ -110,6 +110,25 @@ def stratified_folds(
     return fold_of[found.numbers]
 
 
+def stratified_order(labels: Sequence[int], seed: int, name: str) -> list[int]:
+    """All images in an order in which every beginning is as even over the classes as the data allows.
+
+    The classes take turns, in an order that is drawn anew each round; within a class the order is drawn. Classes give
+    in proportion to what is even, not to their size: a class that has run out is passed over.
+    """
+    generator = stream(seed, name)
+    members: dict[int, list[int]] = defaultdict(list)
+    for index in generator.permutation(len(labels)):
+        members[labels[index]].append(int(index))
+    order: list[int] = []
+    classes = sorted(members)
+    while len(order) < len(labels):
+        for label in generator.permutation(classes):
+            if members[int(label)]:
+                order.append(members[int(label)].pop())
+    return order
+
+
 @dataclass(frozen=True)
 class _Clusters:
     """Clusters of images: ``numbers`` (N,) of each image's; for each its size and how many images of each class it has."""
@@ -123,6 +142,8 @@ class _Clusters:
     """how many images of each cluster have one class, two, ...: what comes first would else be images of many classes"""
     simple: bool
     """whether each is one image of one class"""
+    labels: list[int]
+    """the first class of each image"""
 
     @classmethod
     def of(cls, strata: Strata, clusters: NDArray[np.int64] | None) -> _Clusters:
@@ -139,7 +160,8 @@ class _Clusters:
             for label in found:
                 members[label].append(number)
         simple = all(size == 1 and len(found) == 1 for size, found in zip(sizes, counts, strict=True))
-        return cls(numbers, sizes, counts, dict(members), cardinalities, simple)
+        labels = [min(found, default=-1) for found in strata]
+        return cls(numbers, sizes, counts, dict(members), cardinalities, simple, labels)
 
     @cached_property
     def totals(self) -> Counter[int]:
@@ -168,6 +190,19 @@ def _shares(
     return [int(share) for share in shares]
 
 
+def _order(found: _Clusters, seed: int, name: str) -> list[int]:
+    """All clusters in a drawn order; where images have one class each, that of ``stratified_order``, which earlier versions drew
+    by: of classes of equal sizes the same images are drawn, so that such splits stay as they were."""
+    if any(sum(counts.values()) != size for counts, size in zip(found.counts, found.sizes, strict=True)):
+        return [int(one) for one in stream(seed, name).permutation(len(found.sizes))]
+    labels = found.labels
+    order = stratified_order(labels, seed, name)
+    last = set({labels[index]: index for index in order}.values())
+    numbers = found.numbers.tolist()
+    both = [[index for index in order if index not in last], [index for index in order if index in last]]
+    return list(dict.fromkeys(numbers[index] for part in both for index in part))
+
+
 @dataclass
 class _Draw:
     """A draw of ``count`` images from clusters: ``wanted`` classes give one at least, ``leave`` clusters of each class stay."""
@@ -178,6 +213,8 @@ class _Draw:
     leave: dict[int, int]
     generator: np.random.Generator
     all_of_a_class: bool
+    order: list[int]
+    """all clusters in the order in which those of one class are drawn"""
 
     def shares(self) -> dict[int, int]:
         """How many images of each class are drawn, where each image has one class."""
@@ -189,14 +226,19 @@ class _Draw:
         if sum(most) < self.count and self.all_of_a_class:
             most = totals
         least = [min(int(label in self.wanted), high) for label, high in zip(classes, most, strict=True)]
-        shares = _shares(totals, self.count, least, most, self.generator.random(len(classes)))
-        return dict(zip(classes, shares, strict=True))
+        early = Counter(label for one in self.order[: self.count] for label in self.found.counts[one])
+        ties = np.array([early[label] for label in classes]) / max(1, self.count)
+        return dict(zip(classes, _shares(totals, self.count, least, most, ties), strict=True))
 
     def by_shares(self) -> list[int]:
         """Clusters of one image of one class each: the share of each class, drawn within it."""
+        left = self.shares()
         drawn: list[int] = []
-        for label, share in self.shares().items():
-            drawn += self.generator.permutation(self.found.members[label])[:share].tolist()
+        for one in self.order:
+            (label,) = self.found.counts[one]
+            if left[label]:
+                left[label] -= 1
+                drawn.append(one)
         return drawn
 
     def by_lack(self) -> list[int]:
@@ -217,8 +259,9 @@ class _Draw:
                 for feature, many in everything.items()
             }
         weight = {label: 1 / max(1.0, lack) for label, lack in need.items()}
-        queues = {label: self.generator.permutation(members).tolist() for label, members in found.members.items()}
-        queue_of_all = self.generator.permutation(len(found.sizes)).tolist()
+        place = {one: number for number, one in enumerate(self.order)}
+        queues = {label: sorted(members, key=place.__getitem__) for label, members in found.members.items()}
+        queue_of_all = list(self.order)
         rest = {label: len(members) for label, members in found.members.items()}
         drawn: set[int] = set()
         left = count
@@ -239,6 +282,8 @@ class _Draw:
             for one in queue:
                 passed += one in drawn
                 if one not in drawn and fits(one, leave):
+                    if single and all(many <= need[label] for label, many in found.counts[one].items()):
+                        return one
                     able.append(one)
                     if len(able) == CANDIDATES:
                         break

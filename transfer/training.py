@@ -570,7 +570,7 @@ def evaluate(config: TransferConfig, split: str) -> EvaluationResult:
     model = load_model(folder / MODEL_FILE)
     own = config.data == _finished_config(folder)["data"]
     parts = task_type.read_parts(config)
-    images = _part_of_run(parts, config, split) if own else _part_of_others(parts, config.data, split)
+    images = part_of_run(parts, config, split) if own else _part_of_others(parts, config.data, split)
     if tuple(images.classes) != model.classes:
         raise DataError(
             f"data={config.data}: classes {', '.join(images.classes[:5])}; the model in {folder} knows "
@@ -588,7 +588,7 @@ def evaluate(config: TransferConfig, split: str) -> EvaluationResult:
     return EvaluationResult(scores, file)
 
 
-def _part_of_run(parts: Mapping[str, Images], config: TransferConfig, split: str) -> Images:
+def part_of_run(parts: Mapping[str, Images], config: TransferConfig, split: str) -> Images:
     """A split as the run in ``config.out`` had it: what it drew stands in its splits.csv."""
     file = Path(config.out) / SPLITS_FILE
     if split in parts and split != "train":

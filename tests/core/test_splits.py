@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from maelift.core.config import DataError
+from maelift.benchmarks.pools import read_pools
+from maelift.benchmarks.suite import BenchConfig
+from maelift.core.config import ConfigError, DataError
 from maelift.core.data_check import DataCheckConfig, data_check
 from maelift.core.images import FolderImages
 from maelift.core.labels import (
@@ -22,8 +24,10 @@ from maelift.core.labels import (
     draw_missing_splits,
     read_parts,
 )
-from maelift.core.splits import cluster, stratified_draw, stratified_folds
+from maelift.core.splits import cluster, stratified_draw, stratified_folds, stratified_order
 from maelift.tests.support import noise_image
+from maelift.transfer.classify import ClassifyConfig
+from maelift.transfer.training import part_of_run
 from PIL import Image
 
 FAST = settings(max_examples=60, deadline=None, derandomize=True, database=None)
@@ -43,6 +47,17 @@ def test_each_class_gives_its_share_of_validation_and_test() -> None:
     splits = draw_missing_splits({"train": labeled([240, 30])}, "x", 0.1, 0.1, 0)
     assert [Counter(part.labels)[1] for _, part in splits.items()] == [24, 3, 3]
     assert [Counter(part.labels)[0] for _, part in splits.items()] == [195, 21, 24]
+
+
+@pytest.mark.parametrize(("classes", "each", "count"), [(3, 20, 7), (5, 40, 13), (10, 30, 20)])
+def test_draws_of_classes_of_equal_sizes_are_those_of_earlier_versions(classes: int, each: int, count: int) -> None:
+    data = labeled([each] * classes)
+    for seed in (0, 3):
+        order = stratified_order(data.labels, seed, "val")
+        last = set({data.labels[index]: index for index in order}.values())
+        early = [index for index in order if index not in last][:count]
+        splits = draw_missing_splits({"train": data, "test": data}, "x", count, 0.1, seed)
+        assert names_of(splits.val) == [f"{index}.png" for index in sorted(early)]
 
 
 @given(st.lists(st.integers(1, 120), min_size=2, max_size=8), st.integers(0, 99))
@@ -203,3 +218,57 @@ def test_an_equal_picture_with_another_label_is_named(tmp_path: Path, caplog: py
     assert "1 equal pictures with different labels, such as a/0.png and b/0.png" in caplog.text
     found = {finding.kind: finding for finding in data_check(DataCheckConfig(str(tmp_path))).findings}
     assert "which has the label 'a', not 'b'" in found["equal pictures with different labels"].texts[0]
+
+
+SUITE = """
+title: groups
+data: {path: DATA, unlabelled: POOL, val: 0.2, test: 0.2, group: "p[0-9]+", near: "off"}
+labels: [6]
+seeds: [0, 1]
+model: vit_nano
+image_size: 16
+tuning: {rates: [3e-4, 1e-3, 3e-3, 1e-2]}
+arms:
+  mae: {start: mae, label: MAE}
+  scratch: {start: scratch, label: scratch}
+"""
+
+
+def test_groups_stay_in_one_part_of_a_suite(tmp_path: Path) -> None:
+    for patient in range(12):
+        for label in ("a", "b"):
+            for number in range(2):
+                path = tmp_path / "data" / label / f"p{patient}_{number}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                noise_image(crc32(f"{label}{patient}{number}".encode())).save(path)
+        (tmp_path / "pool").mkdir(exist_ok=True)
+        noise_image(9000 + patient).save(tmp_path / "pool" / f"p{patient}_u.png")
+    noise_image(9999).save(tmp_path / "pool" / "nobody.png")
+    for pool in (str(tmp_path / "pool"), "null"):
+        text = SUITE.replace("DATA", str(tmp_path / "data")).replace("POOL", pool)
+        (tmp_path / "suite.yaml").write_text(text)
+        pools = read_pools(BenchConfig.resolve({"suite": str(tmp_path / "suite.yaml"), "out": "x"}))
+        parts = {split: names_of(part) for split, part in pools.classify.items()}
+        parts["pool"] = [pools.pool.name(number) for number in range(len(pools.pool))]
+        groups = {name: {path.split("/")[-1].split("_")[0] for path in paths} for name, paths in parts.items()}
+        assert not groups["val"] & groups["test"] and not groups["train"] & (groups["val"] | groups["test"])
+        assert not groups["pool"] & (groups["val"] | groups["test"])
+        if pool != "null":
+            assert "nobody.png" in parts["pool"] and len(parts["pool"]) == 13 - len(groups["val"] | groups["test"])
+            assert any("of a group in validation or test" in finding for finding in pools.findings)
+        else:
+            assert not groups["pool"] & groups["train"]
+
+
+def test_a_run_is_evaluated_on_the_splits_that_it_drew(tmp_path: Path) -> None:
+    parts = {"train": labeled([8, 8])}
+    (tmp_path / "splits.csv").write_text("path,split\n0.png,val\n9.png,test\n3.png,train\n")
+    config = ClassifyConfig.resolve({"data": "x", "out": str(tmp_path), "encoder": "x"})
+    assert names_of(part_of_run(parts, config, "val")) == ["0.png"]
+    assert names_of(part_of_run(parts, config, "test")) == ["9.png"]
+    assert len(part_of_run(parts, config, "train")) == 14
+    (tmp_path / "splits.csv").write_text("path,split\n99.png,val\n")
+    with pytest.raises(DataError, match=r"1 images of the run's val split aren't there, such as 99.png"):
+        part_of_run(parts, config, "val")
+    with pytest.raises(ConfigError, match="fold=5: expected 0 to 2, with folds=3"):
+        ClassifyConfig.resolve({"data": "x", "out": "y", "encoder": "x", "folds": 3, "fold": 5})
