@@ -251,7 +251,7 @@ def _branch(source: str, state: Mapping[str, Tensor], wanted: str | None) -> Cho
                 f"{', '.join(first[:8])}."
             )
         rest = len(state) - len(inside)
-        said = (f"left out: {rest} tensors outside {wanted}",) if rest else ()
+        said = (f"left out: {rest} tensor{'s' if rest > 1 else ''} outside {wanted}",) if rest else ()
         found = _branch(source, inside, None)
         return replace(found, notes=(*said, *found.notes), prefix=f"{wanted}.{found.prefix}")
     prefixes = _prefixes(state)

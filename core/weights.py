@@ -299,9 +299,9 @@ def encoder_of(
             f"{source}: {doubt}, which tensors don't show. Give the name that timm has for it, as: "
             f"{command(source, f'architecture={example}')}"
         )
-    converted = need_real_numbers(source, foreign.state)
-    check_finite(source, foreign.state)
     state = _with_flat_kernel(source, foreign.state)
+    converted = need_real_numbers(source, state)
+    check_finite(source, state)
     patch = state["patch_embed.proj.weight"].shape[-1]
     size, doubts = _said_size(said, image_size, state, patch)
     grid = settle_positions(source, state, size, patch=patch, dense=dense)
@@ -491,6 +491,10 @@ def usual_heads(embed_dim: int) -> int:
     raise CheckpointError(f"width {embed_dim} has no usual number of attention heads. Give num_heads.")
 
 
+_KNOWN_HEADS = {384: (12, 6), 512: (8,), 640: (10,), 1152: (16, 18), 1408: (16,), 1536: (24,), 1664: (16,)}
+"""Heads that published ViTs of these widths have, of which none is usual enough to be assumed."""
+
+
 def _usual_heads_of(source: str, state: Mapping[str, Tensor], method: str) -> int | None:
     """The usual number of heads for the width; raises CheckpointError, naming some, where several are in use."""
     kernel = state.get("patch_embed.proj.weight")
@@ -500,11 +504,17 @@ def _usual_heads_of(source: str, state: Mapping[str, Tensor], method: str) -> in
     common = {preset.embed_dim: preset.num_heads for preset in PRESETS.values()}
     if width in common and not ("MoCo" in method and width == 384):  # MoCo v3's ViT-S has 12 heads of 32 channels
         return common[width]
-    heads = [width // channels for channels in (64, 32, 72, 80, 88, 96, 128, 48, 16) if width % channels == 0]
-    some = sorted(set(heads[:3])) or [next(number for number in (8, 6, 4, 3, 2, 1) if width % number == 0)]
+    known = _KNOWN_HEADS.get(width, ())
+    other = [width // channels for channels in (64, 32, 72, 80, 88, 96, 128, 48, 16) if width % channels == 0]
+    some = (
+        list(dict.fromkeys([*known, *other]))[:3]
+        or [number for number in (8, 6, 4, 3, 2, 1) if width % number == 0][:1]
+    )
+    more = f" (or {', '.join(map(str, some[1:]))})" if some[1:] else ""
     raise CheckpointError(
         f"{source}: nothing says its number of attention heads, which tensors don't show, and none is usual for a width of "
-        f"{width} (as {', '.join(map(str, some))}). Give it: {command(source, f'num_heads={heads[0] if heads else some[0]}')}"
+        f"{width}. Look it up where the weights are from, and give it: {command(source, f'num_heads={some[0]}')}{more}; or give "
+        "timm's name of the model, architecture=..."
     )
 
 
@@ -673,7 +683,7 @@ _UNBIASED = "its queries and keys have no biases, as in some ViTs whose blocks n
 
 def _doubt(state: Mapping[str, Tensor]) -> str | None:
     """What tensors under timm's names leave open of a model; None where they are those of a plain ViT."""
-    if any(re.fullmatch(r"blocks\.\d+\.(attn\.[qv]_bias|gamma_[12])", name) for name in state):
+    if any(re.fullmatch(r"blocks\.\d+\.(attn\.[qv]_bias|attn\.q_proj\.weight|gamma_[12])", name) for name in state):
         return _EVA
     if "blocks.0.attn.qkv.weight" in state and not any(name.endswith(".attn.qkv.bias") for name in state):
         return _UNBIASED
