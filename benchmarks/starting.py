@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ..core.coco import detection_parts
 from ..core.config import DataError, MaeliftError
-from ..core.data_check import DataCheckConfig, layout_of, tasks_of
+from ..core.data_check import DataCheckConfig, detection_layout, mask_layout, tasks_of
 from ..core.encoder import PRESETS
 from ..core.files import atomic_write_text, output_folder
 from ..core.images import ImageSet, opened
@@ -43,8 +43,9 @@ class InitConfig:
     """more images to pretrain on, as maelift pretrain takes them; null: a part of data, without its labels"""
     out: str = "suite.yaml"
     """the suite file; it must not be there yet"""
-    layout: Literal["auto", "class_folders", "folders", "ade20k", "cityscapes"] = "auto"
-    """class_folders: every folder of data is a class; the others: how images and masks lie in their folders; auto: as found"""
+    layout: Literal["auto", "class_folders", "folders", "ade20k", "cityscapes", "coco", "yolo", "voc"] = "auto"
+    """class_folders: every folder of data is a class; coco, yolo, voc: how boxes are written; folders, ade20k, cityscapes: how
+    images and masks lie in their folders; auto: as found"""
     label_column: str | tuple[str, ...] | None = None
     """the CSV's column of labels, or [a,b,c]: its columns of 0 and 1, a class each; null: as the header says"""
     group: str | None = None
@@ -150,10 +151,11 @@ def _find(task: str, config: InitConfig) -> _Found:
         read = LabelKeys(None, folders, config.label_column, config.group)
         parts: Mapping[str, Any] = single_label_parts(data, read)
     elif task == "detect":
-        parts = detection_parts(data)
+        boxes = detection_layout(config.layout)
+        keys |= {} if boxes == "auto" else {"layout": boxes}
+        parts = detection_parts(data, boxes)
     else:
-        given = config.layout
-        layout = layout_of(Path(data)) if given == "auto" or given == "class_folders" else given
+        layout = mask_layout(Path(data), config.layout)
         keys |= {} if layout == "folders" else {"layout": layout}
         parts = segmentation_parts(data, layout)
     if "train" not in parts:

@@ -145,3 +145,26 @@ def _like_areas(corners: Floats, raw: RawBoxes) -> NDArray[np.bool_]:
     sides = corners[there, 2:] - corners[there, :2]
     areas = np.where((sides > 0).all(axis=1), sides.prod(axis=1), 0)
     return np.asarray(np.abs(areas - raw.areas[there]) <= 0.01 * raw.areas[there], dtype=bool)
+
+
+YOLO_OTHERS: Mapping[str, tuple[Callable[[Floats], Floats], str]] = {
+    "x1 y1 x2 y2": (_corners, "the centre is half of the sum of the corners, the width x2 - x1, the height y2 - y1"),
+    "x y width height from the upper left corner": (_coco, "add half of width and height to x and y"),
+    "y x height width": (lambda boxes: _centres(boxes[:, [1, 0, 3, 2]]), "swap them"),
+}
+
+
+def yolo_fault(raw: RawBoxes) -> tuple[ConventionFault, str] | None:
+    """The same of YOLO's boxes, their shares times the images' sizes: other conventions that fit where centres don't."""
+    if not len(raw):
+        return None
+    beyond = ~_on_image(_centres(raw.boxes), raw.sizes)
+    for name, (corners, how) in YOLO_OTHERS.items():
+        other = corners(raw.boxes)
+        fits = _on_image(other, raw.sizes) & (other[:, 2:] > other[:, :2]).all(axis=1)
+        if beyond.mean() >= (FEW if len(raw) >= 10 else MANY) and fits.mean() >= FITS:
+            what = (
+                f"{beyond.sum():,} of {len(raw):,} boxes reach beyond their images, though as {name} they lie on them"
+            )
+            return "boxes of another convention", f"{name}? {what}. YOLO's x and y are of the centre: {how}"
+    return None

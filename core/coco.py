@@ -12,7 +12,7 @@ import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypedDict
@@ -23,13 +23,20 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from .box_conventions import ConventionFault, RawBoxes, convention_fault
+from .coco_content import CocoContent
 from .config import DataError
+from .dataset_format import identify
 from .decoding import ANY_FORMAT, Picture, PixelFormat
 from .faults import Fault, refuse
 from .images import FolderImages
 from .labels import SPLIT_NAMES, Splits, draw_missing_splits, rarest_first_order
 from .names import Numbers
 from .splits import Strata
+from .voc import read_voc
+from .yolo import read_yolo
+
+DetectionLayout = Literal["auto", "coco", "yolo", "voc"]
+"""How images and boxes lie in a folder; auto: as ``dataset_format`` finds."""
 
 FaultKind = Literal[
     ConventionFault,
@@ -277,13 +284,17 @@ def run_lengths(segmentation: Segmentation, size: tuple[int, int]) -> RunLengths
 
 
 def read_detection(
-    data: str | Path, val: float | int = 0.1, test: float | int = 0.1, seed: int = 0
+    data: str | Path,
+    val: float | int = 0.1,
+    test: float | int = 0.1,
+    seed: int = 0,
+    layout: DetectionLayout = "auto",
 ) -> Splits[DetectionImages]:
     """Images with boxes in three splits: those of ``detection_parts``, and drawn ones (``draw_missing_splits``)."""
-    return draw_missing_splits(detection_parts(data), data, val, test, seed)
+    return draw_missing_splits(detection_parts(data, layout), data, val, test, seed)
 
 
-def detection_parts(data: str | Path) -> dict[str, DetectionImages]:
+def detection_parts(data: str | Path, layout: DetectionLayout = "auto") -> dict[str, DetectionImages]:
     """The splits of images with boxes that a data set has.
 
     ``data`` is a folder in one of these layouts, or a single JSON with its images beside it:
@@ -291,28 +302,50 @@ def detection_parts(data: str | Path) -> dict[str, DetectionImages]:
     - ``{train,val,test}.json``, images under ``images/SPLIT``, ``SPLIT`` or ``images``;
     - ``annotations/instances_{train2017,val2017}.json``, images under ``train2017`` and ``val2017`` (COCO's own);
     - ``{train,valid,test}/_annotations.coco.json`` or another single JSON in each folder, images beside it;
-    - a single JSON in the folder or in ``annotations``, images beside it or under ``images``.
+    - a single JSON in the folder or in ``annotations``, images beside it or under ``images``;
+    - YOLO's, by a data.yaml or by folders (``yolo``), or Pascal VOC's (``voc``).
 
     Raises DataError for data that is none of these and for JSON that has no clear meaning. Boxes are cut to their
     image and annotations without area left out; a warning says how many.
     """
-    parsed = parse_detection(data)
+    parsed = parse_detection(data, layout)
     for part in parsed.values():
         refuse(part.faults, data)
     return {split: part.data for split, part in parsed.items()}
 
 
-def parse_detection(data: str | Path) -> dict[str, Parsed]:
-    """The JSON of each split that a data set has, with all that is wrong in it; see ``detection_parts``.
+def parse_detection(data: str | Path, layout: DetectionLayout = "auto") -> dict[str, Parsed]:
+    """The annotations of each split that a data set has, with all that is wrong in them; see ``detection_parts``.
 
     Raises DataError where there is nothing to be parsed.
     """
-    files = find_annotations(Path(data))
-    parsed = {split: _parse(path, Path(data)) for split, path in files.items()}
+    path = Path(data)
+    layout, *others = _layouts_of(path) if layout == "auto" else [layout]
+    if layout == "yolo" or layout == "voc":
+        contents = read_yolo(path) if layout == "yolo" else read_voc(path)
+        parsed = {split: _parse_content(content) for split, content in contents.items()}
+    else:
+        parsed = {split: _parse(file, path) for split, file in find_annotations(path).items()}
+    if others:
+        first = next(iter(parsed))
+        more = [Fault("another kind of annotations", path, "", f"layout={other} reads these") for other in others]
+        parsed[first] = replace(parsed[first], faults=(*parsed[first].faults, *more))
     train = parsed.get("train")
     if train is None:
         return parsed
     return {split: part if split == "train" else _with_classes_of(train, part) for split, part in parsed.items()}
+
+
+def _layouts_of(data: Path) -> list[DetectionLayout]:
+    """The layouts of boxes that a data set has, the first of which is read; COCO's where there is none, whose reader says so."""
+    if data.is_file():
+        return ["yolo" if data.suffix.lower() in (".yaml", ".yml") else "coco"]
+    try:
+        found = [one.format for one in identify(data)]
+    except DataError:
+        found = []
+    names: tuple[Literal["coco", "yolo", "voc"], ...] = ("coco", "yolo", "voc")
+    return [name for name in names if name in found] or ["coco"]
 
 
 def find_annotations(data: Path) -> dict[str, Path]:
@@ -345,7 +378,8 @@ def find_annotations(data: Path) -> dict[str, Path]:
     there = f"{len(single)} JSON files of which none is named after a split" if single else "no COCO JSON"
     raise DataError(
         f"data={data}: {there}. Expected train.json (and val.json, test.json), annotations/instances_train2017.json, "
-        "train/_annotations.coco.json, or a single JSON, with the images beside it or under images/."
+        "train/_annotations.coco.json, or a single JSON, with the images beside it or under images/; or YOLO's data.yaml, or "
+        "images/ and labels/; or Pascal VOC's Annotations/ and JPEGImages/."
     )
 
 
@@ -383,12 +417,41 @@ def _parse(path: Path, data: Path) -> Parsed:
     return Parsed(path, data_set, tuple(faults.found))
 
 
+def _parse_content(content: CocoContent) -> Parsed:
+    """Annotations of another layout, by the same rules."""
+    faults = _Faults(content.file, content.places)
+    faults.found += content.faults
+    category_ids, classes = _categories(content.categories, faults)
+    images, unclear = _images(content.images, faults)
+    numbers = {category: number for number, category in enumerate(category_ids)}
+    rows = _annotations(content.annotations, images, unclear, numbers, faults)
+    data_set = DetectionImages(
+        images=SizedImages(
+            content.root,
+            tuple(image.name for image in images.values()),
+            tuple(image.size for image in images.values()),
+        ),
+        objects=tuple(_objects(rows.get(image.id, ()), image.size) for image in images.values()),
+        classes=classes,
+        category_ids=category_ids,
+        image_ids=tuple(images),
+        has_masks=_has_masks(rows, faults),
+    )
+    return Parsed(content.file, data_set, tuple(faults.found))
+
+
 @dataclass
 class _Faults:
     file: Path
+    places: Mapping[int, str] = field(default_factory=dict)
+    """where annotations stand, by their ids, if that isn't JSON"""
 
     def __post_init__(self) -> None:
         self.found: list[Fault] = []
+
+    def place(self, id: int) -> str:
+        """Where an annotation stands."""
+        return self.places.get(id, f"annotation {id}")
 
     def add(self, kind: FaultKind, where: str, what: str) -> None:
         self.found.append(Fault(kind, self.file, where, what))
@@ -592,7 +655,7 @@ def _annotations(
             found = f", found {_short(entry.get('id'))}" if isinstance(entry, dict) else ""
             faults.add("broken entry", f"annotations[{place}]", f"expected an int 'id'{found}")
             continue
-        where = f"annotation {id}"
+        where = faults.place(id)
         if id in seen:
             what = f"annotations[{place}] has the id of one before it. Give each its own id"
             faults.add("duplicate annotation id", where, what)
@@ -682,7 +745,7 @@ def _with_outlines(rows: Mapping[int, list[_Row]], faults: _Faults) -> dict[int,
     for row in empty:
         faults.add(
             "segmentation without area",
-            f"annotation {row.id} ({row.name})",
+            f"{faults.place(row.id)} ({row.name})",
             "no outline of three points or more lies on the image",
         )
     return {image: [row for row in found if row.segmentation != ()] for image, found in rows.items()}
@@ -697,7 +760,10 @@ def _each_once(rows: Sequence[_Row], faults: _Faults) -> list[_Row]:
         same = kept.setdefault((row.label, *place), [])
         for number, other in enumerate(same):
             if row.segmentation is None or other.segmentation is None or _equal(row.segmentation, other.segmentation):
-                where, what = f"annotation {row.id} ({row.name})", f"the object of annotation {other.id} once more"
+                where, what = (
+                    f"{faults.place(row.id)} ({row.name})",
+                    f"the object of {faults.place(other.id)} once more",
+                )
                 faults.add("object twice", where, what)
                 if other.segmentation is None and row.segmentation is not None:
                     same[number] = row
@@ -706,8 +772,8 @@ def _each_once(rows: Sequence[_Row], faults: _Faults) -> list[_Row]:
             same.append(row)
         first = classes.setdefault(place, row)
         if first.label != row.label:
-            what = f"the box of annotation {first.id}, which is of another category"
-            faults.add("one box of two categories", f"annotation {row.id} ({row.name})", what)
+            what = f"the box of {faults.place(first.id)}, which is of another category"
+            faults.add("one box of two categories", f"{faults.place(row.id)} ({row.name})", what)
     left = {id(row) for same in kept.values() for row in same}
     return [row for row in rows if id(row) in left]
 
@@ -839,7 +905,7 @@ def _has_masks(rows: Mapping[int, Iterable[_Row]], faults: _Faults) -> bool:
     without = [row for row in single if row.segmentation is None]
     if len(without) < len(single):
         for row in without:
-            faults.add("object without segmentation", f"annotation {row.id} ({row.name})", "other objects have one")
+            faults.add("object without segmentation", f"{faults.place(row.id)} ({row.name})", "other objects have one")
     return bool(single) and not without
 
 

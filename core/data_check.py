@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeVar
 from . import unread
 from .audit import FLAT_IMAGE, TRANSPARENCY, TRANSPARENT, flat_text, is_flat, pixel_hash
 from .class_lists import has_class_list
-from .coco import parse_detection
+from .coco import DetectionLayout, parse_detection
 from .config import ConfigError, DataError
 from .dataset_format import FormatTask, identify, question
 from .decoding import PixelFormat, background_colour
@@ -51,6 +51,7 @@ RULES: Mapping[str, str] = {
 }
 """Findings with which a data set is still sound, by kind, and what is done about them."""
 
+DETECTION_LAYOUTS: tuple[DetectionLayout, ...] = ("coco", "yolo", "voc")
 EXAMPLES = 5
 """Findings of one kind that the summary spells out."""
 
@@ -63,8 +64,9 @@ class DataCheckConfig:
     """the data set: class folders, CSV or idx files; COCO JSON with images; images with mask PNGs; any images (pretrain)"""
     task: Literal["auto", "classify", "detect", "segment", "pretrain"] = "auto"
     """what the data is for; auto: all that is found in it, pretrain where images lie in no folder of a class"""
-    layout: Literal["auto", "class_folders", "folders", "ade20k", "cityscapes"] = "auto"
-    """class_folders: every folder is a class (classify); the others: how images and masks lie in their folders (segment)"""
+    layout: Literal["auto", "class_folders", "folders", "ade20k", "cityscapes", "coco", "yolo", "voc"] = "auto"
+    """class_folders: every folder is a class (classify); coco, yolo, voc: how boxes are written (detect); folders, ade20k,
+    cityscapes: how images and masks lie in their folders (segment)"""
     multi_label: bool | None = None
     """images have any number of classes each; null: as the data says (classify)"""
     label_column: str | tuple[str, ...] | None = None
@@ -95,6 +97,8 @@ class DataCheckConfig:
             raise ConfigError("near", self.near, "a correlation from 0.5 to 1, or null")
         if self.layout in ("ade20k", "cityscapes") and self.task not in ("auto", "segment"):
             raise ConfigError("layout", self.layout, f"auto with task={self.task}: it is for images with masks")
+        if self.layout in DETECTION_LAYOUTS and self.task not in ("auto", "detect"):
+            raise ConfigError("layout", self.layout, f"auto with task={self.task}: it is for images with boxes")
         if self.layout == "class_folders" and self.task not in ("auto", "classify"):
             raise ConfigError("layout", self.layout, f"auto with task={self.task}: it is for images with a class each")
         if self.keep is not None and self.task not in ("auto", "pretrain"):
@@ -303,12 +307,27 @@ def tasks_of(config: DataCheckConfig) -> tuple[TaskName, ...]:
     if config.task != "auto":
         return (config.task,)
     if config.layout != "auto":
-        return ("classify",) if config.layout == "class_folders" else ("segment",)
+        return ("classify",) if config.layout == "class_folders" else (_task_of_layout(config.layout),)
     found = identify(config.data)
     for one in found:
         if not one.sure:
             raise question(config.data, one)
     return tuple(dict.fromkeys(one.task for one in found))
+
+
+def _task_of_layout(layout: str) -> TaskName:
+    return "detect" if layout in DETECTION_LAYOUTS else "segment"
+
+
+def detection_layout(layout: str) -> DetectionLayout:
+    """How boxes are written, of any layout that a command was given."""
+    return next((one for one in DETECTION_LAYOUTS if one == layout), "auto")
+
+
+def mask_layout(data: Path, layout: str) -> Layout:
+    """How masks are laid out, of any layout that a command was given, or as found."""
+    names: tuple[Layout, ...] = ("folders", "ade20k", "cityscapes")
+    return next((one for one in names if one == layout), layout_of(data))
 
 
 def layout_of(data: Path) -> Layout:
@@ -343,7 +362,7 @@ def _in_order(splits: Mapping[str, T]) -> list[tuple[str, T]]:
 
 def _read_detection(config: DataCheckConfig, faults: list[Fault]) -> list[_Part]:
     parts = []
-    for split, parsed in _in_order(parse_detection(config.data)):
+    for split, parsed in _in_order(parse_detection(config.data, detection_layout(config.layout))):
         faults += parsed.faults
         data = parsed.data
         counts = Counter(int(label) for objects in data.objects for label in objects.labels[~objects.crowd])
@@ -357,8 +376,7 @@ def _read_detection(config: DataCheckConfig, faults: list[Fault]) -> list[_Part]
 
 
 def _read_segmentation(config: DataCheckConfig, faults: list[Fault]) -> list[_Part]:
-    given = config.layout
-    layout = layout_of(Path(config.data)) if given == "auto" or given == "class_folders" else given
+    layout = mask_layout(Path(config.data), config.layout)
     parts = []
     for split, parsed in _in_order(parse_segmentation(config.data, layout, config.ignore)):
         faults += parsed.faults

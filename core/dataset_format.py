@@ -75,6 +75,9 @@ UNSORTED_FOLDERS = frozenset(
 MASK_ENDINGS = re.compile(
     r"(?i)[-_. ]?(mask|masks|label|labels|labelids|labeltrainids|gt|seg|segmentation|annotation)$"
 )
+YOLO_FILES = ("data.yaml", "data.yml", "dataset.yaml")
+VOC_FOLDERS = ("VOC20*", "VOCdevkit", "VOCdevkit/VOC20*")
+"""Where the data sets of the challenge lie when they are unpacked."""
 SAME_NAMES = 0.5
 """Share of annotation files with the name of an image from which on they belong together."""
 PEEK = 20
@@ -203,6 +206,8 @@ def _of_file(path: Path) -> FormatEvidence:
     suffix = path.suffix.lower()
     if suffix == ".json":
         return FormatEvidence("coco", f"{path.name} is JSON")
+    if suffix in (".yaml", ".yml"):
+        return FormatEvidence("yolo", f"{path.name} is YOLO's list of folders and names")
     if suffix in (".csv", ".tsv"):
         return FormatEvidence("table", f"{path.name} is a table")
     if suffix == ".tar":
@@ -218,13 +223,17 @@ def _coco(data: Path) -> FormatEvidence | None:
         if split_of(folder.name) is not None:
             files += folder.glob("*.json")
     for path in sorted(files):
-        if path.is_file() and b'"annotations"' in path.read_bytes():
+        if path.is_file() and b'"annotations"' in path.read_bytes().replace(b"\0", b""):  # UTF-16 too
             return FormatEvidence("coco", f"{path.relative_to(data)} has annotations as COCO JSON has")
     return None
 
 
 def _yolo(data: Path) -> FormatEvidence | None:
-    """Text files of five numbers or more a line, named as the images are, in labels/ or beside them."""
+    """Text files of five numbers or more a line, named as the images are, in labels/ or beside them; or their data.yaml."""
+    for name in YOLO_FILES:
+        head = _head(data / name) if (data / name).is_file() else b""
+        if re.search(rb"(?m)^names\s*:", head) and re.search(rb"(?m)^(train|path)\s*:", head):
+            return FormatEvidence("yolo", f"{name} names folders and classes as YOLO's does")
     for images, labels in _annotated_folders(data):
         texts = _with_names_of(images, labels, ".txt")
         rows = [_are_boxes(path) for path in texts]
@@ -236,13 +245,14 @@ def _yolo(data: Path) -> FormatEvidence | None:
 
 
 def _voc(data: Path) -> FormatEvidence | None:
-    """XML files with objects, named as the images are, in Annotations/ or beside them."""
-    for images, labels in _annotated_folders(data):
-        texts = _with_names_of(images, labels, ".xml")
-        if any(b"<annotation" in _head(path) for path in texts):
-            return FormatEvidence(
-                "voc", f"{texts[0].name} and others{_place(data, labels)} hold Pascal VOC's annotations"
-            )
+    """XML files with objects, named as the images are, in Annotations/ or beside them; in VOC2012/ and the like too."""
+    for root in (data, *(path for pattern in VOC_FOLDERS for path in sorted(data.glob(pattern)) if path.is_dir())):
+        for images, labels in _annotated_folders(root):
+            texts = _with_names_of(images, labels, ".xml")
+            if any(b"<annotation" in _head(path) for path in texts):
+                return FormatEvidence(
+                    "voc", f"{texts[0].name} and others{_place(data, labels)} hold Pascal VOC's annotations"
+                )
     return None
 
 

@@ -51,6 +51,8 @@ SURE, OVERLAP = 0.5, 0.5
 class DetectConfig(Sizes, TransferConfig):
     """Fine-tune an encoder to find objects, with boxes and masks, or train the same architecture from nothing."""
 
+    layout: Literal["auto", "coco", "yolo", "voc"] = "auto"
+    """how boxes are written: COCO JSON, YOLO's text files or data.yaml, Pascal VOC's XML; auto: as found"""
     engine: Engine = "torchvision"
     """torchvision: Faster and Mask R-CNN, nothing to install; detectron2: those and Cascade R-CNN"""
     head: Literal["auto", "faster", "mask", "cascade"] = "auto"
@@ -111,7 +113,7 @@ class DetectionTask(Task[DetectConfig, DetectionImages]):
     @classmethod
     def read_parts(cls, config: DetectConfig) -> Mapping[str, DetectionImages]:
         try:
-            return detection_parts(config.data)
+            return detection_parts(config.data, config.layout)
         except DataError as error:
             raise DataError(f"{error}{hint(config.data, 'detect')}") from error
 
