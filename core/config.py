@@ -152,9 +152,13 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 def to_yaml(config: Any) -> str:
     """A configuration as YAML."""
+    import yaml
     from omegaconf import OmegaConf
 
-    return OmegaConf.to_yaml(OmegaConf.create(to_dict(config)))
+    try:
+        return OmegaConf.to_yaml(OmegaConf.create(to_dict(config)))
+    except UnicodeEncodeError:  # a path that isn't UTF-8, which only Python's own emitter escapes
+        return yaml.dump(to_dict(config), Dumper=yaml.SafeDumper, sort_keys=False)
 
 
 def write_config(config: Any, path: Path) -> None:
@@ -574,7 +578,8 @@ def _default(field: dataclasses.Field[Any]) -> Any:
     return field.default if field.default_factory is _MISSING else field.default_factory()
 
 
-def _field_texts(schema: type) -> dict[str, str]:
+@functools.cache
+def _field_texts(schema: type) -> Mapping[str, str]:
     """The text under each field, of the class and those that it inherits from."""
     texts: dict[str, str] = {}
     for base in reversed(schema.__mro__):

@@ -35,7 +35,7 @@ from .files import LARGEST_READ, check_regular, open_regular, read_regular
 from .listing import file_stamps, list_files, list_folder
 from .names import Names, Numbers
 from .randomness import stream
-from .unread import HINTS, kind_of, tell, unread_text
+from .unread import in_brackets, kind_of, tell, unread_text
 
 ASPECT_RATIOS = (3 / 4, 4 / 3)
 REDUCTIONS = (8, 4, 2)
@@ -197,9 +197,7 @@ def find_images(data: str | Path, key: str = "data") -> ImageSet:
     if not files:
         raise DataError(f"{key}={path}: the folder is empty. Expected images ({kinds()}) or idx files.")
     counts = Counter(map(kind_of, files))
-    listed = ", ".join(
-        f"{count} {kind}{f', {HINTS[kind]}' if kind in HINTS else ''}" for kind, count in counts.most_common(5)
-    )
+    listed = ", ".join(f"{count} {kind}{in_brackets(kind)}" for kind, count in counts.most_common(5))
     raise DataError(
         f"{key}={path}: no images among its {len(files)} files ({listed}). Expected {kinds()} or idx files."
     )

@@ -25,7 +25,7 @@ from .images import FolderImages, ImageSet, find_images, is_idx_images
 from .listing import FORMAT, KEPT_FROM, file_stamp, file_stamps, is_racy, packed, tree_file, unpacked
 from .names import Names, Numbers
 from .shards import find_shards, index_shards, tables_file
-from .unread import HINTS, kind_of, tell
+from .unread import in_brackets, kind_of, tell
 
 LISTS = (".txt", ".csv")
 PATH_COLUMNS = ("path", "file", "file_name", "filename", "image")
@@ -74,11 +74,7 @@ def find_source(data: str) -> ImageSet:
         return index_shards(shards)
     if is_file and not is_idx_images(path):
         kind = kind_of(path.name)
-        why = (
-            "a single image"
-            if kind in SUFFIXES
-            else f"no source of images{f' ({HINTS[kind]})' if kind in HINTS else ''}"
-        )
+        why = "a single image" if kind in SUFFIXES else f"no source of images{in_brackets(kind)}"
         raise DataError(
             f"data={path}: {why}. Expected a folder, a list of paths (.txt, .csv), a .tar, .parquet, .npy or idx file."
         )

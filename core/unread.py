@@ -15,21 +15,12 @@ SYSTEM_FILES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "
 SHOWN_KINDS = 8
 """Kinds of files that are spelled out."""
 
-HINTS: Mapping[str, str] = {
-    **dict.fromkeys((".heic", ".heif", ".hif"), "pip install 'maelift[heif]'"),
-    **dict.fromkeys(
-        (".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"), "raw photos: export them as TIFF"
-    ),
-    **dict.fromkeys((".mp4", ".mov", ".avi", ".mkv", ".webm"), "videos: save their frames with ffmpeg"),
-    **dict.fromkeys((".zip", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar"), "unpack it"),
-    ".npy": "arrays are read where no image is",
-    ".npz": "numpy.save each array as a .npy file",
-    ".tar": "tar shards are read where they lie in the folder itself: data=FOLDER/NAME.tar",
-    ".parquet": "data=FILE.parquet reads it",
+_REASONS: Mapping[str, str] = {
+    ".tar": "shards are read where they lie in the folder itself, or as data=FILE.tar",
+    ".parquet": "read where it lies in the folder itself, or as data=FILE.parquet",
     "hidden": "their names begin with a dot",
     "links": "links within an archive",
 }
-"""By kind, what reads such files or why they aren't read."""
 
 _told: dict[str, None] = {}
 
@@ -37,6 +28,12 @@ _told: dict[str, None] = {}
 def kind_of(name: str) -> str:
     """What a file is counted as: its suffix in lower case, or "no suffix"."""
     return os.path.splitext(name)[1].lower().replace("\0", "") or "no suffix"
+
+
+def in_brackets(kind: str) -> str:
+    """What reads files of a kind, or why they aren't read, after their count: " (unpack it)"; empty for others."""
+    reason = _REASONS.get(kind) or what_reads(kind)
+    return f" ({reason})" if reason else ""
 
 
 def is_junk(name: str) -> bool:
@@ -49,10 +46,7 @@ def unread_text(images: int, unread: Mapping[str, int], things: str = "other fil
     """How many images there are, and what isn't read: "10 images; 20 other files are not read: 20 .heic (pip install …)"."""
     count = sum(unread.values())
     kinds = sorted(unread.items(), key=lambda pair: (-pair[1], pair[0]))
-    listed = [
-        f"{number:,} {kind}{f' ({hint})' if (hint := HINTS.get(kind) or what_reads(kind)) else ''}"
-        for kind, number in kinds[:SHOWN_KINDS]
-    ]
+    listed = [f"{number:,} {kind}{in_brackets(kind)}" for kind, number in kinds[:SHOWN_KINDS]]
     if len(kinds) > SHOWN_KINDS:
         listed.append(f"{sum(number for _, number in kinds[SHOWN_KINDS:]):,} of {len(kinds) - SHOWN_KINDS} other kinds")
     things, verb = (things.removesuffix("s"), "is") if count == 1 else (things, "are")

@@ -149,7 +149,8 @@ def test_what_is_in_no_sample_with_an_image_is_counted(tmp_path: Path, caplog: p
     assert [images.name(number) for number in range(len(images))] == ["0.tar/a.png"]
     assert [text.partition(": ")[2] for text in unread.told()] == [
         "a named pipe, not a file; it is left out",
-        "1 images; 6 files of samples without an image are not read: 1 .json, 1 .npy (arrays are read where no image is), "
+        "1 images; 6 files of samples without an image are not read: 1 .json, "
+        "1 .npy (arrays are read where no image file lies beside them), "
         "1 .txt, 1 .v2.png, 1 .xyz, 1 links (links within an archive)",
     ]
 
