@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,7 +10,7 @@ from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
-from ..core.files import atomic_path, atomic_write_text
+from ..core.files import TableWriter, atomic_path, atomic_write_text, safe_cell
 from ..core.frameworks import installed_version
 from ..core.page import MINUS, Table, data_url, plain, render
 from ..core.tracking import duration
@@ -194,7 +193,7 @@ def _columns(rows: Sequence[Row]) -> list[str]:
 def _csv(rows: Sequence[Row]) -> str:
     """As a table that does not change from one run of the suite to the next: without the seconds."""
     table, columns = io.StringIO(), [name for name in _columns(rows) if name != "seconds"]
-    writer = csv.writer(table, lineterminator="\n")
+    writer = TableWriter(table)
     writer.writerow(columns)
     for row in rows:
         writer.writerow([_in_csv(row.get(name)) for name in columns])
@@ -204,7 +203,9 @@ def _csv(rows: Sequence[Row]) -> str:
 def _in_csv(value: Any) -> Any:
     if value is None:
         return ""
-    return f"{value:.10g}" if isinstance(value, float) else value
+    if isinstance(value, float):
+        return f"{value:.10g}"
+    return safe_cell(value) if isinstance(value, str) else value
 
 
 def _write_parquet(rows: Sequence[Row], path: Path) -> None:

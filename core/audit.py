@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import io
 import json
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 from .cache import cache_file, keep, kept
 from .config import DataError
 from .decoding import PLAIN_FORMAT, Opened, Picture, PixelFormat
-from .files import atomic_write_bytes
+from .files import TableWriter, atomic_write_bytes, safe_cell
 from .images import ImageSet, check_channels, opened
 from .listing import RACY_SECONDS, packed, unpacked
 from .names import Names, Numbers
@@ -449,7 +448,7 @@ def common_channels(counts: Iterable[int]) -> int:
 def write_rejected(path: Path, rejected: Iterable[tuple[str, str]], column: str = "reason") -> None:
     """Write the broken images and the reasons as CSV; or others, and what the ``column`` says of them."""
     table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
+    writer = TableWriter(table)
     writer.writerow(["path", column])
-    writer.writerows(rejected)
+    writer.writerows((name, safe_cell(text)) for name, text in rejected)
     atomic_write_bytes(path, table.getvalue().encode("utf-8", "surrogateescape"))  # names may be of any bytes

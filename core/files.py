@@ -10,10 +10,10 @@ import os
 import stat
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, BinaryIO
+from typing import IO, BinaryIO, TextIO
 
 from .config import MaeliftError
 from .system_errors import disk_errno
@@ -147,10 +147,44 @@ def atomic_write_text(path: str | Path, text: str) -> None:
     atomic_write_bytes(path, text.encode("utf-8", "surrogateescape"))
 
 
+def safe_cell(text: str) -> str:
+    """A cell of words for people: with an apostrophe before what a spreadsheet would take for a formula, numbers excepted.
+
+    Paths are written without it: whoever reads the table gets them exactly.
+    """
+    if text[:1] not in ("=", "+", "-", "@", "\t", "\r"):
+        return text
+    try:
+        float(text)
+    except ValueError:
+        return f"'{text}"
+    return text
+
+
+class TableWriter:
+    """Rows of a CSV with \\n at their ends, written so that ``csv`` reads each cell as it was, carriage returns too."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file, self._line = file, io.StringIO(newline="")
+        self._writer = csv.writer(self._line, lineterminator="\r\n")  # quotes cells with either letter
+
+    def writerow(self, row: Iterable[object]) -> None:
+        """Write a row."""
+        self._line.seek(0)
+        self._line.truncate()
+        self._writer.writerow(row)
+        self._file.write(self._line.getvalue().removesuffix("\r\n") + "\n")
+
+    def writerows(self, rows: Iterable[Iterable[object]]) -> None:
+        """Write rows."""
+        for row in rows:
+            self.writerow(row)
+
+
 def append_row(path: str | Path, header: Sequence[str], row: Sequence[str]) -> None:
     """Add a row to a CSV file, with the header where it is new, by a single write: whole, whichever process else adds to it."""
     table = io.StringIO()
-    csv.writer(table, lineterminator="\n").writerows([header, row] if not Path(path).exists() else [row])
+    TableWriter(table).writerows([header, row] if not Path(path).exists() else [row])
     append_bytes(path, table.getvalue().encode("utf-8", "surrogateescape"))
 
 
@@ -173,6 +207,8 @@ def append_bytes(path: str | Path, content: bytes) -> None:
 def output_folder(path: str | Path) -> Path:
     """Make the folder ``path`` where needed; raise MaeliftError in one line when nothing can be written there."""
     folder = Path(path)
+    if not str(folder).isascii() and str(folder) != os.fsencode(folder).decode("utf-8", "replace"):
+        raise MaeliftError(f"out={folder}: a name that isn't UTF-8, which safetensors can't open. Choose another folder.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=".writable.", dir=folder)

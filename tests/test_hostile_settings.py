@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import random
 from pathlib import Path
+from typing import cast
 
 import pytest
 from maelift.cli import COMMANDS, main
@@ -128,7 +129,11 @@ BELOW = ("a", "0", "", "..", "x y", "[0]", "__class__")
 def hostile_words(draw: random.Random, name: str) -> list[str]:
     """One to three words for a command, most of them keys that it has."""
     schema = COMMANDS[name].config_type()
-    keys = [entry.key for entry in describe(schema)] if dataclasses.is_dataclass(schema) else ["encoder", "to", "out"]
+    keys = (
+        [entry.key for entry in describe(cast(type, schema))]
+        if dataclasses.is_dataclass(schema)
+        else ["encoder", "to", "out"]
+    )
     keys = [key for key in keys if key.partition(".")[0] not in ("slurm", "launch")] or ["x"]
     words = [f"{draw.choice(keys)}={draw.choice(draw.choice((NUMBERS, TEXTS)))}" for _ in range(draw.randint(1, 3))]
     if draw.random() < 0.1:

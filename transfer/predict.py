@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
 import os
@@ -24,7 +23,7 @@ from ..core.coco import encode_mask
 from ..core.config import ConfigError, DataError, MaeliftError
 from ..core.decoding import PixelFormat, image_of
 from ..core.distributed import Precision, autocast, choose_device
-from ..core.files import atomic_path, atomic_write_bytes, mark_output, output_folder, sync_tree
+from ..core.files import TableWriter, atomic_path, atomic_write_bytes, mark_output, output_folder, safe_cell, sync_tree
 from ..core.images import ImageSet, find_images, opened
 from ..core.plan import Plan
 from ..core.tracking import counting
@@ -210,14 +209,14 @@ class ClassWriter(Writer):
             # in UTF-8, with the names of files that are not UTF-8 as the system has them
             temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
         ):
-            self._table = csv.writer(file, lineterminator="\n")
+            self._table = TableWriter(file)
             self._table.writerow(["path", "predicted", *(f"probability_{name}" for name in self.classes)])
             yield
 
     def add(self, number: int, image: Shown, prediction: Classification) -> None:
         predicted = prediction.label if prediction.labels is None else "|".join(prediction.labels)
         shares = [f"{prediction.probabilities[name]:.6f}" for name in self.classes]
-        self._table.writerow([self.images.name(number), predicted, *shares])
+        self._table.writerow([self.images.name(number), safe_cell(predicted), *shares])
         self.count += 1
 
     def picture(self, image: Shown, prediction: Classification) -> Image.Image:

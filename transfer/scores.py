@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 from collections.abc import Mapping
@@ -10,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..core.files import atomic_write_text
+from ..core.files import TableWriter, atomic_write_text, safe_cell
 
 NOT_SHARES = ("nll",)
 """Metrics that are not shares: a log loss, in nats."""
@@ -47,9 +46,9 @@ class Scores:
     def write_confusion(self, path: Path) -> None:
         """Write the confusion matrix as CSV, the true class of each row first."""
         table = io.StringIO()
-        writer = csv.writer(table, lineterminator="\n")
-        writer.writerow(["true class (rows), predicted (columns), counts", *self.per_class])
-        writer.writerows([name, *row] for name, row in zip(self.per_class, self.confusion or (), strict=True))
+        writer, names = TableWriter(table), [safe_cell(name) for name in self.per_class]
+        writer.writerow(["true class (rows), predicted (columns), counts", *names])
+        writer.writerows([name, *row] for name, row in zip(names, self.confusion or (), strict=True))
         atomic_write_text(path, table.getvalue())
 
     @classmethod

@@ -35,7 +35,7 @@ from ..core.cost import training_memory, training_seconds
 from ..core.decoding import PixelFormat, background_colour
 from ..core.distributed import Precision, Ranks, choose_device
 from ..core.encoder import Encoder
-from ..core.files import atomic_path, output_folder
+from ..core.files import TableWriter, atomic_path, output_folder
 from ..core.labels import Images, SplitManifest, Splits, audited_splits, draw_labeled, draw_missing_splits
 from ..core.loop import Decay, Schedule, State, Upkeep, WeightAverage, evenly, train
 from ..core.optim import parameter_groups
@@ -674,7 +674,7 @@ def _too_few_steps(task: Task[Any, Any]) -> list[str]:
 def _write_splits(splits: Splits[Any], path: Path) -> None:
     """Write which image is in which split, drawn or given: those of val and test should be in no pretraining."""
     table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
+    writer = TableWriter(table)
     writer.writerow(["path", "split"])
     for name, part in splits.items():
         writer.writerows([part.images.name(index), name] for index in range(len(part)))
@@ -709,7 +709,7 @@ def _provenance(
 
 
 def _read_result(task: Task[Any, Any], folder: Path) -> TransferResult:
-    content = json.loads((folder / TEST_FILE).read_text(encoding="utf-8"))
+    content = json.loads((folder / TEST_FILE).read_text(encoding="utf-8", errors="surrogateescape"))
     validation = content["val"]
     return TransferResult(
         task.name,

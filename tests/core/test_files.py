@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import fcntl
+import io
 import os
 import socket
 import threading
@@ -14,11 +16,14 @@ from maelift.core.config import MaeliftError
 from maelift.core.files import (
     LOCK_FILE,
     NotRegularError,
+    TableWriter,
+    append_row,
     check_regular,
     exclusive,
     open_regular,
     read_regular,
     read_regular_text,
+    safe_cell,
 )
 
 
@@ -110,3 +115,25 @@ def test_a_regular_file_is_read_through_a_link_and_not_beyond_its_limit(tmp_path
         file.truncate(2**40)
     with pytest.raises(NotRegularError, match="1,099,511,627,776 bytes, more than the 4,294,967,296 that are read"):
         read_regular(tmp_path / "sparse")
+
+
+def test_cells_are_read_back_as_they_were_and_words_are_no_formulas(tmp_path: Path) -> None:
+    paths = ["=1+1.png", "a\rb", "a\nb", 'a"b,c', "\t", "", "b\udcff", "+x", "-"]
+    table = io.StringIO()
+    TableWriter(table).writerows([name, number] for number, name in enumerate(paths))
+    assert [row[0] for row in csv.reader(io.StringIO(table.getvalue(), newline=""))] == paths
+    assert "\r\n" not in table.getvalue()
+    for name in paths:
+        append_row(tmp_path / "table.csv", ("path",), (name, "x"))
+    with (tmp_path / "table.csv").open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        assert [row[0] for row in csv.reader(file)] == ["path", *paths]
+    words = {
+        "=1+1": "'=1+1",
+        "@SUM(A1)": "'@SUM(A1)",
+        "+x": "'+x",
+        "-cmd": "'-cmd",
+        "\tx": "'\tx",
+        "-1": "-1",
+        "+2e3": "+2e3",
+    }
+    assert {word: safe_cell(word) for word in (*words, "cat", "")} == {**words, "cat": "cat", "": ""}
