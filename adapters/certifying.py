@@ -140,8 +140,11 @@ def certify_config(framework: str, config: CertifyConfig, file: EncoderFile) -> 
     path = Path(config.model)
     if is_program(path):
         logger.info("running %s, a program in Python, in a process of its own", path)
-    request = Request(framework, config.model, config.encoder, tuple(config.overrides), config.step_seconds)
-    certificate = certificate_of(request, config.time_limit)
+    certificate = certificate_of(
+        Request(
+            framework, config.model, config.encoder, tuple(config.overrides), config.step_seconds, config.time_limit
+        )
+    )
     if certificate.encoder != file.content_hash or certificate.framework != framework:
         raise CheckpointError(f"{path}: no certificate: its process sent one of something else.")
     return certificate

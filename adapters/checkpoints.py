@@ -10,7 +10,7 @@ from urllib.parse import urlparse
 from torch import Tensor
 
 from ..core.config import CheckpointError
-from ..core.files import NotRegularError, open_regular
+from ..core.files import NotRegularError, check_regular, open_regular
 from ..core.weights import read_tensors, read_torch_file
 
 
@@ -88,3 +88,43 @@ def detectron2_checkpoint(name: str, *, key: str) -> dict[str, object]:
     if unknown := [word for word in words if not re.fullmatch(r"matching_heuristics=(True|False)", word)]:
         raise CheckpointError(f"{key}={name}: detectron2 knows no {unknown[0]!r} after a '?'. Leave it out.")
     return {"model": tensors, "matching_heuristics": "matching_heuristics=True" in words}
+
+
+def check_described(
+    config: Path, weights: Path, *, depth: object, width: object, mlp_ratio: object, patches: object, channels: object
+) -> None:
+    """Raise CheckpointError for a ViT described as larger than its weights are, before it is built.
+
+    ``patches``: positions, or None; numbers that a config doesn't give are None and pass. A file has at least a byte for
+    each parameter.
+    """
+    given = {"depth": depth, "width": width, "mlp_ratio": mlp_ratio, "patches": patches, "channels": channels}
+    numbers: dict[str, float] = {}
+    for name, value in given.items():
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+            raise CheckpointError(f"{config}: {name}={value!r}: expected a number above 0.")
+        numbers[name] = float(value)
+    dim, ratio = numbers.get("width", 1.0), numbers.get("mlp_ratio", 1.0)
+    parameters = numbers.get("depth", 1.0) * dim * dim * (4 + 2 * ratio)
+    parameters += dim * (numbers.get("patches", 0.0) + numbers.get("channels", 0.0))
+    try:
+        held = check_regular(weights).st_size
+    except OSError as error:
+        raise CheckpointError(f"{weights}: {(error.strerror or str(error)).lower()}. Expected weights.") from error
+    if parameters > held:
+        raise CheckpointError(
+            f"{config}: describes a model of {parameters:.3g} parameters or more, and {weights.name} has {held:,} bytes. "
+            "Expected the config that was written with these weights."
+        )
+
+
+def square_of(size: object, patch: object) -> object:
+    """The patches of an image of a size in pixels, one side or two, as far as a config gives numbers; None otherwise."""
+    sides = list(size) if isinstance(size, list | tuple) else [size, size]
+    steps = list(patch) if isinstance(patch, list | tuple) else [patch]
+    numbers = [float(number) for number in (*sides, *steps) if isinstance(number, int | float) and number > 0]
+    if len(sides) != 2 or len(numbers) != len(sides) + len(steps):
+        return None
+    return numbers[0] * numbers[1] / max(numbers[2:]) ** 2

@@ -11,6 +11,7 @@ import hmac
 import json
 import multiprocessing
 import os
+import resource
 import secrets
 import signal
 import sys
@@ -25,27 +26,31 @@ from typing import Any, NoReturn
 
 from ..core.config import CheckpointError, MaeliftError
 from .certificate import Certificate
+from .trial import available_memory
 
 PRELOADED = ["maelift.adapters.certifying"]
+LEAST_MEMORY = 4 * 2**30
+"""Bytes that a config's process may take at least; torch and a framework reserve more than they use."""
 LARGEST_ANSWER = 64 * 2**20
 """Bytes of a certificate; one of a ViT-H has some 100 kB."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What the process is asked for; ``step_seconds`` as in ``CertifyConfig``."""
+    """What the process is asked for; ``time_limit`` and ``step_seconds`` as in ``CertifyConfig``."""
 
     framework: str
     config: str
     encoder: str
     overrides: tuple[str, ...]
     step_seconds: float
+    time_limit: float
 
 
-def certificate_of(request: Request, time_limit: float) -> Certificate:
+def certificate_of(request: Request) -> Certificate:
     """Have a process run a config, and give the certificate that it sent.
 
-    Raises MaeliftError for what the process refused, and CheckpointError where it took longer than ``time_limit`` seconds
+    Raises MaeliftError for what the process refused, and CheckpointError where it took longer than its time limit
     or ended without a certificate.
     """
     start: Any = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
@@ -54,7 +59,7 @@ def certificate_of(request: Request, time_limit: float) -> Certificate:
     ours, theirs = start.Pipe(duplex=False)
     with tempfile.NamedTemporaryFile(prefix="maelift-certify-") as log:
         arguments = (theirs, token, request, log.name, dict(os.environ))
-        process = start.Process(target=_answer, args=arguments, daemon=True)
+        process = start.Process(target=_answer, args=arguments)
         main = sys.modules["__main__"]
         sys.modules["__main__"] = ModuleType("__main__")  # the process needs nothing of the caller's script
         try:
@@ -63,10 +68,10 @@ def certificate_of(request: Request, time_limit: float) -> Certificate:
             sys.modules["__main__"] = main
         theirs.close()
         try:
-            answer = _received(ours, process, time_limit)
+            answer = _received(ours, process, request.time_limit)
             if answer is None:
                 raise CheckpointError(
-                    f"{request.config}: not done after {time_limit:g} seconds; its process was stopped. Give a longer "
+                    f"{request.config}: not done after {request.time_limit:g} seconds; its process was stopped. Give a longer "
                     "time_limit if that is what it takes."
                 )
             if not answer:
@@ -133,6 +138,9 @@ def _seal(token: bytes, body: bytes) -> bytes:
 def _answer(pipe: Connection, token: bytes, request: Request, log: str, environment: Mapping[str, str]) -> NoReturn:
     """Be the process: run the config, and send the certificate or what was refused."""
     os.setsid()
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.alarm(int(min(request.time_limit, 1e9)) + 60)  # if nobody is left to end it
+    _limit_memory()
     os.environ.clear()
     os.environ.update(environment)
     out = os.open(log, os.O_WRONLY | os.O_APPEND)
@@ -144,6 +152,18 @@ def _answer(pipe: Connection, token: bytes, request: Request, log: str, environm
     pipe.send_bytes(_seal(token, body) + b"\n" + body)
     pipe.close()
     os._exit(0)
+
+
+def _limit_memory() -> None:
+    """Have this process fail, and not others, where a config takes more memory than is free."""
+    free = available_memory()
+    if free is not None:
+        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        limit = int(max(0.95 * free, LEAST_MEMORY))
+        with suppress(ValueError, OSError):
+            resource.setrlimit(
+                resource.RLIMIT_DATA, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard)
+            )
 
 
 def _outcome(certify: Callable[[], Certificate]) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from .bundle import (
     usual_global_blocks,
 )
 from .certificate import Candidate, Certificate, Level, Pixels, certificate_sizes, certify, compare_keys
-from .checkpoints import read_checkpoint
+from .checkpoints import check_described, read_checkpoint, square_of
 
 if TYPE_CHECKING:
     from timm.models import VisionTransformer
@@ -198,13 +198,24 @@ def load_folder(folder: Path) -> VisionTransformer:
             raise CheckpointError(
                 f"{folder}/config.json: model_args.{named[0]}: the weights are those in the folder. Leave it out."
             )
+        content = read_tensors(weights)[0] if weights.name == WEIGHTS[0] else _torch_state(weights)
+        check_described(
+            folder / "config.json",
+            weights,
+            depth=arguments.get("depth"),
+            width=arguments.get("embed_dim"),
+            mlp_ratio=arguments.get("mlp_ratio"),
+            patches=square_of(arguments.get("img_size"), arguments.get("patch_size", 16)),
+            channels=arguments.get("in_chans"),
+        )
         described = {key: value for key, value in settings["pretrained_cfg"].items() if key not in SOURCES}
         model: VisionTransformer = timm.create_model(name, pretrained=False, pretrained_cfg=described, **arguments)
-        content = read_tensors(weights)[0] if weights.name == WEIGHTS[0] else _torch_state(weights)
         model.load_state_dict(content)
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, AttributeError, AssertionError) as error:
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(f"{folder}: timm can't load it ({reason or type(error).__name__}).") from error
+    if not isinstance(model, timm.models.VisionTransformer):
+        raise CheckpointError(f"{folder}: timm's {name} is no plain Vision Transformer. Expected one.")
     return model.eval()
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..core.config import CheckpointError
 from ..core.encoder import Encoder
-from ..core.files import atomic_path, atomic_write_text
+from ..core.files import atomic_path, atomic_write_text, read_regular_text
 from ..core.frameworks import require
 from ..core.weights import EncoderFile
 from .bundle import (
@@ -42,7 +42,7 @@ from .certificate import (
     tiled,
     tokens_of,
 )
-from .checkpoints import read_checkpoint
+from .checkpoints import check_described, read_checkpoint, square_of
 
 if TYPE_CHECKING:
     from .plain_vit import SimpleFeaturePyramid
@@ -105,6 +105,19 @@ def export(file: EncoderFile, folder: Path, config: TorchvisionExport) -> Bundle
 def certify_folder(folder: Path, file: EncoderFile) -> Certificate:
     """Hold the backbone that the export's own module loads against the encoder."""
     content = read_checkpoint(folder / "backbone.pth", key="weights")
+    try:
+        settings = json.loads(read_regular_text(folder / "backbone.json"))["backbone"]
+        described = [
+            settings[key] for key in ("depth", "embed_dim", "mlp_ratio", "channels", "image_size", "patch_size")
+        ]
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{folder}/backbone.json: can't be read ({type(error).__name__}: {error}).") from error
+    check_described(
+        folder / "backbone.json",
+        folder / "backbone.pth",
+        **dict(zip(("depth", "width", "mlp_ratio", "channels"), described, strict=False)),
+        patches=square_of(*described[4:]),
+    )
     written = {name: value for name, value in content.items() if isinstance(value, Tensor)}
     try:
         backbone = plain_vit().load_backbone(folder)

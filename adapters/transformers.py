@@ -30,7 +30,7 @@ from ..core.weights import (
 )
 from .bundle import Bundle, ExportConfig, at_size, need_red_first, need_same_shape, usual_global_blocks
 from .certificate import Candidate, Certificate, Keys, Level, Pixels, certificate_sizes, certify, compare_keys
-from .checkpoints import read_checkpoint
+from .checkpoints import check_described, read_checkpoint, square_of
 
 if TYPE_CHECKING:
     from transformers import ViTImageProcessor, ViTMAEForPreTraining, ViTModel
@@ -293,6 +293,19 @@ def check_folder(folder: Path) -> None:
         )
     for path in sorted(folder.glob("*.bin")):
         read_checkpoint(path, key="weights")
+    weights = [path for path in (folder / "model.safetensors", folder / "pytorch_model.bin") if path.exists()]
+    width, hidden = config.get("hidden_size", 768), config.get("intermediate_size")
+    ratio = hidden / width if isinstance(hidden, int) and isinstance(width, int) and width > 0 else None
+    for path in weights[:1]:
+        check_described(
+            folder / "config.json",
+            path,
+            depth=config.get("num_hidden_layers"),
+            width=width,
+            mlp_ratio=ratio,
+            patches=square_of(config.get("image_size"), config.get("patch_size", 16)),
+            channels=config.get("num_channels"),
+        )
 
 
 def candidate(

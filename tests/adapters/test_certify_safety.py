@@ -182,7 +182,7 @@ BOMB = "a: &a [x,x,x,x,x,x,x,x,x,x]\n" + "".join(
         (BOMB, "with its aliases"),
         ("[1, 2]\n", "holds a list"),
         ("a: [1\n", "not YAML"),
-        ("a: " + "[" * 3000 + "\n", "not YAML"),
+        ("a: " + "[" * 1500 + "\n", "not YAML"),
     ],
 )  # fmt: skip
 def test_yacs_files_that_are_none_or_too_much_are_refused(text: str, expected: str, tmp_path: Path) -> None:
@@ -208,6 +208,15 @@ FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "timm: a folder": (lambda f: edit(f / "config.json", lambda c: c.update(architecture="local-dir:/x")), "a model of timm"),
     "timm: other weights": (
         lambda f: edit(f / "config.json", lambda c: c["model_args"].update(pretrained=True)), "model_args.pretrained"),
+    "timm: another kind of model": (
+        lambda f: edit(f / "config.json", lambda c: c.update(architecture="resnet10t", model_args={})), "timm can't load it"),
+    "timm: larger than its weights": (
+        lambda f: edit(f / "config.json", lambda c: c["model_args"].update(depth=10**12)), "parameters or more"),
+    "timm: no number": (lambda f: edit(f / "config.json", lambda c: c["model_args"].update(embed_dim="x")), "a number above 0"),
+    "transformers: larger than its weights": (
+        lambda f: edit(f / "config.json", lambda c: c.update(num_hidden_layers=10**12)), "parameters or more"),
+    "transformers: wider than its weights": (
+        lambda f: edit(f / "config.json", lambda c: c.update(hidden_size=10**9)), "parameters or more"),
     "timm: a pickle": (lambda f: bare_pickle(f / "model.safetensors", f / MARK), "pickle"),
     "timm: a pickle in a .bin": (
         code_in_a_bin, "which could run code"),
@@ -262,6 +271,7 @@ PROGRAMS = {
         "os._exit(0)",
         "sent something else",
     ),
+    "more memory than there is": ("import numpy; x = [numpy.empty(2**27) for _ in range(10**5)]", "MemoryError"),
     "an exception": ("raise ValueError('of mine')", "ValueError: of mine"),
     "a pickle": ("import pickle; pickle.load(open('w.pkl', 'rb'))", "a pickle was to be read"),
     "numpy's pickle": ("import numpy; numpy.load('w.npz', allow_pickle=True)['model']", "a pickle was to be read"),
@@ -367,9 +377,9 @@ def test_processes_are_ended_with_all_that_they_started(file: Path, tmp_path: Pa
         f"while not os.path.exists('{tmp_path}/pid'): time.sleep(0.01)\nraise SystemExit(3)\n"
     )
     (tmp_path / "mine.py").write_text(text)
-    request = Request("detectron2", str(tmp_path / "mine.py"), str(tmp_path / "e.safetensors"), (), 0)
+    request = Request("detectron2", str(tmp_path / "mine.py"), str(tmp_path / "e.safetensors"), (), 0, 60)
     with pytest.raises(CheckpointError, match="no certificate"):
-        certificate_of(request, 20)
+        certificate_of(request)
     status = Path(f"/proc/{(tmp_path / 'pid').read_text()}/stat")
     deadline = time.monotonic() + 30
     while status.exists() and status.read_text().split()[2] not in "ZX" and time.monotonic() < deadline:

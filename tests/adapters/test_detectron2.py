@@ -68,6 +68,7 @@ dataloader = model_zoo.get_config("common/data/coco.py").dataloader
 dataloader.train.dataset.names = "mine"
 dataloader.train.mapper.image_format = "RGB"
 dataloader.train.mapper.augmentations = [L(T.FixedSizeCrop)(crop_size=(64, 64), pad=False)]
+dataloader.test.mapper.augmentations = [L(T.ResizeShortestEdge)(short_edge_length=1024, max_size=1024)]
 dataloader.pop("evaluator")
 lr_multiplier = model_zoo.get_config("common/coco_schedule.py").lr_multiplier_1x
 optimizer = model_zoo.get_config("common/optim.py").AdamW
