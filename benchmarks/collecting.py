@@ -14,6 +14,7 @@ import torch
 from .. import __version__
 from ..core.config import to_dict, to_yaml
 from ..core.distributed import choose_device
+from ..core.public_names import public_config, public_name, public_text
 from ..pretrain.monitor import PICTURE_FILE
 from .arms import Context, Run, libraries
 from .examples import address, won_and_lost
@@ -60,7 +61,7 @@ def collect(context: Context, store: Path, results: Results, ended: Ended | None
         pool=len(pools.pool),
         guards=pools.findings,
         reconstructions=next((path for path in pictures if path.is_file()), None),
-        config_yaml=to_yaml(config),
+        config_yaml=to_yaml(public_config(to_dict(config))),
         versions=_versions(),
         machine=_machine(config),
         seconds_total=seconds_spent((run for state in comparisons for run in state.asked), results),
@@ -70,7 +71,9 @@ def collect(context: Context, store: Path, results: Results, ended: Ended | None
             for state in comparisons
             if not state.cells
         ),
-        failed=tuple(f"{run.title()}: {problem}" for run, problem in ended.failed.values()),
+        failed=tuple(
+            f"{run.title()}: {public_text(problem, [store.parent])}" for run, problem in ended.failed.values()
+        ),
         unspent=ended.unspent,
         axis=config.axis,
         published=config.published,
@@ -110,7 +113,7 @@ def _part(context: Context, task: str, comparisons: Sequence[Comparison]) -> Par
         tunings=tuple(state.tuning for state in comparisons if state.tuning is not None),
         checks=tuple(state.check for state in comparisons if state.check is not None),
         counts=context.pools.tasks[task].counts,
-        recipes={arm: to_dict(context.config.recipe(task, arm)) for arm in context.config.arms},
+        recipes={arm: public_config(to_dict(context.config.recipe(task, arm))) for arm in context.config.arms},
         short=design.short,
     )
 
@@ -132,11 +135,11 @@ def _way(config: BenchConfig, arm: ArmConfig) -> str:
         )
         return f"no pretraining: sees only the labelled examples{longer}"
     if arm.start == "mae":
-        begun = "" if arm.weights is None else f", begun with {arm.weights}"
+        begun = "" if arm.weights is None else f", begun with {public_name(arm.weights)}"
         return f"pretrained on {pool} without {'its' if arm.pool is None else 'their'} labels{begun}"
     if not arm.trains_encoder:
         how = "with labels" if arm.start == "supervised" else "without labels"
-        return f"begins with {arm.weights}, pretrained elsewhere {how}"
+        return f"begins with {public_name(arm.weights or '')}, pretrained elsewhere {how}"
     return f"pretrained with the labels of {pool}, which are those of the task itself: an upper bound, not a rival"
 
 

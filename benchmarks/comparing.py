@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from ..core.config import MaeliftError, show
-from ..core.files import atomic_write_text, output_folder
+from ..core.files import atomic_write_text, output_folder, read_regular_text
 from ..core.page import MINUS, Table, plain, render
 from ..core.plan import Plan
 from .compared import Compared, Comparison
@@ -75,13 +75,15 @@ def read_result(folder: Path) -> SuiteResult:
     """The result that a suite left in its folder."""
     path = folder / RESULT
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_regular_text(path)
+    except UnicodeDecodeError as error:
+        raise MaeliftError(f"{path}: not a suite's result (not UTF-8). Give a suite's out.") from error
     except OSError as error:
         raise MaeliftError(
             f"{path}: can't be read ({(error.strerror or str(error)).lower()}). Give a suite's out."
         ) from error
     try:
-        return SuiteResult.from_json(text)
+        return SuiteResult.from_json(text, path.parent)
     except MaeliftError as error:
         raise MaeliftError(f"{path}: {error}") from error
 

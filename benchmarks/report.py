@@ -56,7 +56,7 @@ def write_report(result: SuiteResult, out: Path) -> Report:
     atomic_write_text(report.csv, _csv(rows))
     if installed_version(["pyarrow"]) is not None:
         _write_parquet(rows, report.csv.with_suffix(".parquet"))
-    atomic_write_text(report.json, result.to_json())
+    atomic_write_text(report.json, result.to_json(Path(out)))
     sections, hours = _sections(found), _hours(found)
     atomic_write_text(report.markdown, _markdown(result, verdicts, sections, hours))
     atomic_write_text(report.latex, "\n".join(table.latex() for section in sections for table in section.tables))

@@ -222,13 +222,19 @@ class SuiteResult:
         """The arms that are compared with the baseline."""
         return [arm for arm in self.arms if arm.name != self.baseline]
 
-    def to_json(self) -> str:
-        """The result as text; ``from_json`` makes an equal one of it, to write its report again."""
-        return json.dumps(asdict(self), default=str, indent=1) + "\n"
+    def to_json(self, folder: Path | None = None) -> str:
+        """The result as text; ``from_json`` makes an equal one of it, to write its report again.
+
+        A picture in ``folder``, where the text is going to be, is named from there.
+        """
+        content, picture = asdict(self), self.reconstructions
+        if picture is not None and folder is not None and picture.is_relative_to(folder):
+            content["reconstructions"] = picture.relative_to(folder)
+        return json.dumps(content, default=str, indent=1) + "\n"
 
     @classmethod
-    def from_json(cls, text: str) -> SuiteResult:
-        """The result that ``to_json`` wrote; raises MaeliftError for any other text."""
+    def from_json(cls, text: str, folder: Path | None = None) -> SuiteResult:
+        """The result that ``to_json`` wrote, into a file of ``folder``; raises MaeliftError for any other text."""
         try:
             content = _tuples(json.loads(text))
             content["arms"] = tuple(Arm(**arm) for arm in content["arms"])
@@ -236,9 +242,9 @@ class SuiteResult:
             content["examples"] = tuple(Example(**example) for example in content["examples"])
             content["near"] = tuple(NearPair(**pair) for pair in content["near"])
             picture = content["reconstructions"]
-            content["reconstructions"] = None if picture is None else Path(picture)
+            content["reconstructions"] = None if picture is None else (folder or Path()) / picture
             return cls(**content)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
             keys = ", ".join(field.name for field in fields(cls))
             raise MaeliftError(f"not a suite's result ({error!r}): expected JSON with {keys}.") from error
 

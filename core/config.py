@@ -147,11 +147,11 @@ def format_help(schema: type, origin: Mapping[str, str] | None = None, *, skip: 
 
 def to_dict(config: Any) -> dict[str, Any]:
     """A configuration as nested dicts and lists that JSON and YAML can hold."""
-    return cast(dict[str, Any], _plain(dataclasses.asdict(config)))
+    return cast(dict[str, Any], _plain(config))
 
 
 def to_yaml(config: Any) -> str:
-    """A configuration as YAML."""
+    """A configuration, or a mapping of its kind, as YAML."""
     import yaml
     from omegaconf import OmegaConf
 

@@ -20,6 +20,7 @@ from typing import Any
 
 from .files import append_bytes, atomic_write_text
 from .frameworks import require
+from .public_names import public_config
 
 logger = logging.getLogger("maelift")
 
@@ -330,7 +331,7 @@ def _wandb_run(project: str, folder: Path, config: Mapping[str, Any]) -> Any:
         resume="allow",
         dir=str(folder),
         name=folder.name,
-        config=dict(config),
+        config=public_config(config),
     )
     run.define_metric("*", step_metric="step")  # W&B's own step never goes back, as a run that was killed does
     return run

@@ -21,6 +21,7 @@ from .contract import CHECKSUM, CONTENT_HASH, PROVENANCE, Metadata, content_hash
 from .encoder import LARGEST, LARGEST_EPS, PRESETS, Encoder, EncoderSpec, Preprocessing
 from .files import atomic_path
 from .foreign import Foreign, from_mm, rename, settle, settle_positions, without_heads
+from .public_names import public_name
 from .tensor_files import check_finite, check_safetensors, check_tensors, check_torch, first_bytes, names_the_file
 from .weight_facts import Facts, facts_of, facts_of_architecture
 from .weight_kinds import HEAD, refuse_other_kinds
@@ -324,7 +325,7 @@ def encoder_of(
     notes = (*chosen.notes, *foreign.notes, *converted, *_taken_from(said, given), *foreign.warnings)
     return EncoderFile(
         encoder,
-        Provenance(method=foreign.method, parent=source),
+        Provenance(method=foreign.method, parent=public_name(source)),
         content_hash(encoder.state_dict()),
         foreign=True,
         notes=notes,

@@ -25,6 +25,7 @@ from ..core.images import ImageSet
 from ..core.launching import Submitted, submit
 from ..core.loop import Schedule, State, Upkeep, WeightAverage, train
 from ..core.optim import parameter_groups
+from ..core.public_names import public_config
 from ..core.randomness import isolated, torch_stream
 from ..core.run_folder import RunFolder
 from ..core.sources import SeveralImages, find_sources
@@ -273,7 +274,7 @@ def _save(
     on_gpu = ranks.device.type == "cuda"
     provenance = Provenance(
         method="masked autoencoder",
-        config={key: value for key, value in _without_folders(config).items()},
+        config=public_config(_without_folders(config)),
         seed=config.seed,
         steps=schedule.steps,
         images_seen=schedule.steps * config.batch_size,

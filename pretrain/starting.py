@@ -15,6 +15,7 @@ from ..adapters.published import TIMM, timm_name
 from ..core.config import CheckpointError, ConfigError, show
 from ..core.contract import content_hash
 from ..core.encoder import PRESETS, Encoder, EncoderSpec, Preprocessing, channel_names, preset_spec
+from ..core.public_names import public_name
 from ..core.weight_facts import read_json
 from ..core.weight_parts import weights_file
 from ..core.weights import (
@@ -59,7 +60,7 @@ class Beginning:
         """What the encoder file will say of them."""
         if self.source.startswith(TIMM):
             return self.source
-        return f"{self.source} ({self.file.provenance.method}, sha256 {self.file.content_hash[:12]})"
+        return f"{public_name(self.source)} ({self.file.provenance.method}, sha256 {self.file.content_hash[:12]})"
 
     def preprocessing(self, channels: int, value_range: tuple[float, float] | None) -> Preprocessing | None:
         """How their images were prepared; None where these have other channels, or a value range of their own is given.

@@ -15,10 +15,11 @@ from markupsafe import Markup
 from PIL import Image
 
 from .. import __version__
-from ..core.config import flatten, to_dict
+from ..core.config import flatten, show, to_dict
 from ..core.files import atomic_write_bytes
 from ..core.frameworks import versions
 from ..core.page import LINES, Line, Table, data_url, draw_curves, in_words, keys_table, machine, points, render
+from ..core.public_names import public_config, public_name
 from ..core.tracking import EVENTS_FILE, METRICS_FILE, WAIT_LIMIT, Event, duration, read_events, read_metrics
 from ..core.weights import ENCODER_FILE, Provenance
 from .config import PretrainConfig
@@ -57,7 +58,7 @@ def write_summary(
     broken = _broken_images(folder)
     html = render(
         Path(__file__).with_name("summary.html.j2"),
-        title=f"Pretraining: {config.out}",
+        title=f"Pretraining: {public_name(config.out)}",
         headline=_headline(records, source),
         start=_start(config, source, provenance),
         probed=labeled is not None,
@@ -74,7 +75,7 @@ def write_summary(
         more_broken=max(0, len(broken) - LISTED),
         costs=_cost_table(records, provenance, seconds),
         steps_next=_next(config, folder / ENCODER_FILE),
-        keys=keys_table(dict(flatten(to_dict(config)))),
+        keys=keys_table(dict(flatten(public_config(to_dict(config))))),
         versions={"maelift": __version__, "python": platform.python_version(), **versions(*LIBRARIES)},
         machine=machine(),
     )
@@ -287,7 +288,7 @@ def _broken_images(folder: Path) -> list[tuple[str, str]]:
 
 def _data_table(source: Source, broken: Sequence[tuple[str, str]]) -> Table:
     rows = (
-        ("from", str(source.config.data)),
+        ("from", show(public_config({"data": source.config.data})["data"])),
         ("trained on", f"{len(source.pool):,}"),
         ("held out", f"{len(source.held_out):,}"),
         ("broken, left out", f"{len(broken):,}"),
@@ -315,7 +316,9 @@ def _cost_table(records: Sequence[Mapping[str, float]], provenance: Provenance, 
 
 
 def _next(config: PretrainConfig, encoder: Path) -> list[tuple[str, str]]:
-    """What to do next: in words, and as a command."""
+    """What to do next: in words, and as a command, to be given in the folder that the run's folder is in."""
+    if encoder.is_absolute():
+        encoder = Path(encoder.parent.name) / encoder.name
     file = shlex.quote(f"encoder={encoder}")
     return [
         ("Train a classifier on labelled images", f"maelift transfer classify {file} data=LABELLED_FOLDER out=FOLDER"),

@@ -13,6 +13,7 @@ from .. import __version__
 from ..core.files import atomic_write_bytes
 from ..core.frameworks import versions
 from ..core.page import LINES, Table, data_url, draw_curves, in_words, keys_table, machine, points, render
+from ..core.public_names import public_config
 from ..core.tracking import duration
 from .drawing import Picture
 from .scores import NOT_SHARES, Scores
@@ -45,9 +46,10 @@ def write_summary(
     ``config``: the run's keys; ``curves``: the records of its metrics.jsonl; ``notes``: what its reader should beware of;
     ``seconds`` of training.
     """
+    config = public_config(config)
     html = render(
         Path(__file__).with_name("summary.html.j2"),
-        title=f"{TITLES.get(task, task)}: {config.get('out', folder)}",
+        title=f"{TITLES.get(task, task)}: {config.get('out', folder.name)}",
         headline=_headline(scores),
         split=scores.split,
         notes=list(notes),

@@ -40,6 +40,7 @@ from ..core.labels import Images, SplitManifest, Splits, audited_splits, draw_la
 from ..core.loop import Decay, Schedule, State, Upkeep, WeightAverage, evenly, train
 from ..core.optim import parameter_groups
 from ..core.plan import Plan
+from ..core.public_names import public_config
 from ..core.randomness import isolated
 from ..core.run_folder import RunFolder
 from ..core.terminal import quoted
@@ -695,7 +696,9 @@ def _provenance(
     starting = source is not None and config.init != "scratch"
     return Provenance(
         method=f"supervised {config.task().name} with {labeled} labelled images, start: {config.init}",
-        config={key: value for key, value in to_dict(config).items() if key not in ("data", "out", "encoder")},
+        config=public_config(
+            {key: value for key, value in to_dict(config).items() if key not in ("data", "out", "encoder")}
+        ),
         seed=config.seed,
         steps=found.steps,
         images_seen=found.steps * config.batch_size,

@@ -28,6 +28,7 @@ import torch
 from maelift.benchmarks import arms, board, runner
 from maelift.benchmarks.arms import Context, Run, execute
 from maelift.benchmarks.board import Board
+from maelift.benchmarks.comparing import read_result
 from maelift.benchmarks.pools import Pools, read_pools
 from maelift.benchmarks.runner import plan
 from maelift.benchmarks.suite import BenchConfig
@@ -201,6 +202,19 @@ def test_a_suite_ends_with_verdicts_and_keeps_every_run(whole: Whole) -> None:
     assert len(trials) == 3 * len(LABELS) and set(trials.values()) == {RATES}
     assert len(list((whole.out / "runs").iterdir())) == len(runs)
     assert "looking through the images" in whole.shown and "runs to do, 2 at a time" in whole.shown
+
+
+def test_the_report_names_no_folders_but_by_their_last_names(whole: Whole, tmp_path: Path) -> None:
+    shutil.copytree(whole.out, tmp_path / "again")
+    words = [whole.home / "suite.yaml", f"out={tmp_path / 'again'}", f"data.path={whole.home / 'images'}"]
+    done = run_maelift("bench", *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for name in ("report.html", "report.md", "report.tex", "results.csv", "results.json"):
+        text = (tmp_path / "again" / name).read_text()
+        assert str(whole.home) not in text and str(tmp_path) not in text, name
+    result = read_result(tmp_path / "again")
+    assert result.reconstructions is not None and result.reconstructions.is_relative_to(tmp_path / "again")
+    assert "path: images" in result.config_yaml
 
 
 def test_an_image_in_pool_and_test_is_dropped_and_told_of(whole: Whole) -> None:
