@@ -37,6 +37,7 @@ from ..core.config import CheckpointError, ConfigError
 from ..core.frameworks import require, versions
 from ..core.plan import Plan
 from ..core.probing import AttentiveProbe, LinearProbe
+from ..core.terminal import printable
 from . import segmentors
 from .classify import Classifier
 from .models import MODEL_KEY, ModelFile, build_model, is_model, read_model
@@ -101,17 +102,25 @@ def _export_model(file: ModelFile, folder: Path, config: OnnxExport) -> Bundle:
     model = build_model(file)
     path = folder / GRAPH_FILE
     outputs = write_model_graph(file, model, path, config)
-    (folder / "classes.txt").write_text("".join(f"{name}\n" for name in file.classes), encoding="utf-8")
+    lines = [printable(name) for name in file.classes]
+    (folder / "classes.txt").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    (folder / "classes.json").write_text(json.dumps(list(file.classes)) + "\n", encoding="utf-8")
     files = {
         GRAPH_FILE: "the graph, its weights, and in its metadata task, classes and preprocessing",
-        "classes.txt": "the classes, in the order of the logits",
+        "classes.txt": "the classes, one a line, in the order of the logits",
+        "classes.json": "the same as a list",
     }
     if (data := onnx.data_file(path)).exists():
         files[data.name] = "weights; keep it beside the graph"
     usage = onnx.usage(
         USAGE, file.spec, file.preprocessing, list(outputs), None if config.normalize else "the metadata say"
     )
-    return Bundle(files, certify_graph(file, model, path, config), usage, _notes(model))
+    escaped = sum(line != name for line, name in zip(lines, file.classes, strict=True))
+    names = "1 class has" if escaped == 1 else f"{escaped} classes have"
+    told = (
+        f"{names} a name of letters that are no text of one line: escaped in classes.txt, as it is in classes.json",
+    )
+    return Bundle(files, certify_graph(file, model, path, config), usage, (*_notes(model), *(told if escaped else ())))
 
 
 def _notes(model: nn.Module) -> tuple[str, ...]:

@@ -151,6 +151,11 @@ def read_model(path: str | Path) -> ModelFile:
     classes = description.value("classes", tuple[str, ...])
     if not classes:
         raise description.error("classes=[]: expected at least one")
+    for name in classes:
+        try:
+            name.encode("utf-8", "surrogateescape")
+        except UnicodeEncodeError as error:
+            raise description.error(f"classes={shown(name)}: expected text that UTF-8 can hold") from error
     spec = description.dataclass(EncoderSpec, "spec", SPEC_FIELDS)
     preprocessing = description.dataclass(Preprocessing, "preprocessing", PREPROCESSING_FIELDS)
     if len(preprocessing.mean) != spec.channels:

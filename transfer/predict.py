@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 
 from ..core.audit import told_once, write_rejected
+from ..core.class_lists import read_class_list
 from ..core.coco import encode_mask
 from ..core.config import ConfigError, DataError, MaeliftError
 from ..core.decoding import PixelFormat, image_of
@@ -308,8 +309,7 @@ class MaskWriter(Writer):
     def writing(self, out: Path) -> Iterator[None]:
         with _staged(out) as folder:
             self._folder = cast(Path, folder)
-            names = [f"{name}, {value}\n" for name, value in zip(self.classes, self.values, strict=True)]
-            (self._folder / "classes.txt").write_text("".join(names), encoding="utf-8")
+            _write_classes(self._folder, dict(zip(self.values.tolist(), self.classes, strict=True)))
             yield
 
     def add(self, number: int, image: Shown, prediction: Segmentation) -> None:
@@ -326,6 +326,22 @@ class MaskWriter(Writer):
 
     def picture(self, image: Shown, prediction: Segmentation) -> Image.Image:
         return draw_segmentation(image, prediction)
+
+
+def _write_classes(folder: Path, names: Mapping[int, str]) -> None:
+    """Write a mask folder's names by value as ``classes.txt``; as ``classes.json`` where lines would not be read as these."""
+    path = folder / "classes.txt"
+    lines = "".join(f"{name}, {value}\n" for value, name in names.items())
+    path.write_bytes(lines.encode("utf-8", "backslashreplace"))
+    try:
+        found = read_class_list(folder)
+    except DataError:
+        found = None
+    if found is None or found.names != names:
+        path.unlink()
+        content = {name: value for value, name in names.items()}
+        path.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        logger.info("classes.json, not classes.txt, names the values of the masks: some names are no text of one line")
 
 
 def _writer(file: ModelFile, model: torch.nn.Module, config: PredictConfig, images: ImageSet, out: Path) -> Writer:

@@ -100,6 +100,7 @@ def test_other_versions_tasks_and_changed_metadata_are_refused(model: Path, tmp_
         ({"head": [1]}, r"head=\[1\]: expected mapping", "expected mapping"),
         ({"classes": ["a"]}, "of shape", changed),
         ({"classes": ["größer", "a", "<b>"]}, sealed, changed),
+        ({"classes": ["a", "b", "\ud800"]}, "expected text that UTF-8 can hold", "UTF-8"),
         ({"classes": []}, "at least one", "at least one"),
         ({"classes": [1, 2, 3]}, r"classes\[0\]=1: expected text", r"classes\[0\]=1"),
         ({"extra": 1}, "extra is no key of it", "extra is no key of it"),
