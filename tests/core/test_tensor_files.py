@@ -127,7 +127,7 @@ def _odd_tensors() -> dict[str, tuple[object, str]]:
         "nested": (torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]), "is nested"),
         "deep": (torch.zeros((1,) * 20), "of 20 dimensions"),
         "bytes": (_Calls(bytearray, 10**13), "torch file"),
-        "scalar": (torch.tensor(1.0), "has the shape ()"),
+        "scalar": (torch.tensor(1.0), "patch_embed.proj.weight has"),
         "empty": (torch.zeros(64, 0, 4, 4), "none of them 0"),
     }
 
