@@ -22,6 +22,9 @@ from .core.signals import GOES_ON, StopAsked, StopSignals
 from .core.system_errors import advice_for
 from .core.terminal import LineFormatter, printable
 
+LONGEST_MESSAGE = 1500
+"""Letters up to which an error is shown."""
+
 
 @dataclass(frozen=True)
 class Command:
@@ -424,8 +427,14 @@ def _fail(name: str, message: str, exit_code: int) -> int:
         traceback.print_exc()
     if _first_process():
         with suppress(OSError):  # the terminal may be gone
-            print(f"maelift {printable(name)}: {printable(message)}", file=sys.stderr)
+            print(f"maelift {printable(name)}: {_shortened(printable(message))}", file=sys.stderr)
     return exit_code
+
+
+def _shortened(text: str) -> str:
+    """A message that repeats a very long name, without the middle."""
+    half = LONGEST_MESSAGE // 2
+    return text if len(text) <= LONGEST_MESSAGE else f"{text[:half]} ... {text[-half:]}"
 
 
 def _os_error(error: OSError) -> str:

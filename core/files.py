@@ -208,7 +208,9 @@ def output_folder(path: str | Path) -> Path:
     """Make the folder ``path`` where needed; raise MaeliftError in one line when nothing can be written there."""
     folder = Path(path)
     if not str(folder).isascii() and str(folder) != os.fsencode(folder).decode("utf-8", "replace"):
-        raise MaeliftError(f"out={folder}: a name that isn't UTF-8, which safetensors can't open. Choose another folder.")
+        raise MaeliftError(
+            f"out={folder}: a name that isn't UTF-8, which safetensors can't open. Choose another folder."
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=".writable.", dir=folder)

@@ -148,14 +148,15 @@ def test_hostile_settings_are_taken_or_refused_in_a_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MAELIFT_DEBUG", raising=False)
-    assert set(RUNS) == set(COMMANDS)
     for folder in "ab":
         write_images(tmp_path / "photos" / folder, 4)
     draw, codes = random.Random(0), {0: 0, 2: 0}
     for number in range(SETTINGS):
-        name = list(RUNS)[number % len(RUNS)]
+        name = list(COMMANDS)[number % len(COMMANDS)]
         words = hostile_words(draw, name)
-        code = main([*name.split(), *RUNS[name], *words, "--dry-run"])  # an exception here is the failure looked for
+        code = main(
+            [*name.split(), *RUNS.get(name, ()), *words, "--dry-run"]
+        )  # an exception here is the failure looked for
         said = capsys.readouterr().err
         told = (name, [word[:80] for word in words], said[:500])
         assert code in codes, told
