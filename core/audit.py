@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from .cache import cache_file, keep, kept
 from .config import DataError
-from .decoding import PLAIN_FORMAT, Opened, Picture, PixelFormat
+from .decoding import FLAT_UNDERNEATH, PLAIN_FORMAT, Opened, Picture, PixelFormat, is_flat
 from .files import TableWriter, atomic_write_bytes, safe_cell
 from .images import ImageSet, check_channels, opened
 from .listing import RACY_SECONDS, packed, unpacked
@@ -393,12 +393,6 @@ def look_at(name: str, picture: Picture, found: Opened) -> Look:
     return Look(name, pixel_hash(picture), channels, (height, width), found.bits, notes)
 
 
-def is_flat(picture: Picture) -> bool:
-    """Whether all pixels (H, W, C) of an image are the same."""
-    first = picture[:1, :1]
-    return not (picture[::32, ::32] != first).any() and not (picture != first).any()
-
-
 def flat_text(clear: Sequence[str]) -> str:
     """What is told of an image of one colour; ``clear`` says what was made of its transparent pixels."""
     return FLAT_NOTE + (f" with {clear[0]}; another background may show what it holds" if clear else "")
@@ -412,7 +406,10 @@ def told_once(images: int, unusual: Sequence[tuple[str, str]]) -> list[str]:
     lines = []
     treated = Counter(note for _, notes in unusual for note in notes.split("; ") if note.startswith(TRANSPARENCY))
     for note, count in treated.items():
-        lines.append(f"{count} of {images} images have {note} (background=)")
+        if note == FLAT_UNDERNEATH:
+            lines.append(f"{count} of {images} images are {FLAT_NOTE} without their transparency")
+        else:
+            lines.append(f"{count} of {images} images have {note} (background=)")
     flat = [(name, notes) for name, notes in unusual if FLAT_NOTE in notes.split("; ")]
     if flat:
         clear = sum(TRANSPARENCY in notes for _, notes in flat)

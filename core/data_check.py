@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from . import unread
-from .audit import FLAT_IMAGE, TRANSPARENCY, TRANSPARENT, flat_text, is_flat, pixel_hash
+from .audit import FLAT_IMAGE, TRANSPARENCY, TRANSPARENT, flat_text, pixel_hash
 from .class_lists import has_class_list
 from .coco import DetectionLayout, parse_detection
 from .config import ConfigError, DataError
 from .dataset_format import FormatTask, identify, question
-from .decoding import PixelFormat, background_colour
+from .decoding import PixelFormat, background_colour, is_flat
 from .faults import MENDING, Fault
 from .files import atomic_write_bytes, output_folder
 from .images import FolderImages, ImageSet, opened

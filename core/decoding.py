@@ -84,6 +84,8 @@ HEAD = 512
 
 DEEP = np.float32(255 / 65535)
 """16 bits are brought to the scale of 8."""
+FLAT_UNDERNEATH = "transparency: one flat colour without it"
+"""A note on an image whose shapes are in its transparency alone."""
 EXIF_ORIENTATION = 0x0112
 ARRAY_START = b"\x93NUMPY"
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -310,6 +312,12 @@ def _deep_gray(image: Image.Image, form: PixelFormat, notes: list[str]) -> Pictu
     return _values(array, form)
 
 
+def is_flat(picture: Picture) -> bool:
+    """Whether all pixels (H, W, C) of an image are the same."""
+    first = picture[:1, :1]
+    return not (picture[::32, ::32] != first).any() and not (picture != first).any()
+
+
 def _on_background(
     colour: Picture, alpha: Picture, form: PixelFormat, notes: list[str], *, premultiplied: bool = False
 ) -> Picture:
@@ -324,6 +332,8 @@ def _on_background(
         notes.append("transparency: dropped")
         return colour
     notes.append(f"transparency: composited on {colour_name(form.background)}")
+    if is_flat(colour):
+        notes.append(FLAT_UNDERNEATH)
     low, high = form.value_range or (0.0, float(full))
     behind = [min(max(round(low + (high - low) * value / 255), 0), full) for value in form.background]
     if len(set(behind)) == 1:
@@ -384,6 +394,8 @@ def _what_it_is(path: Path, content: bytes | None) -> str:
             return f"{what}, not an image"
     if path.suffix.lower() in ARRAY_SUFFIXES:
         return "not an array of numpy, whatever its name says"
+    if content[4:8] == b"ftyp" and content[8:12] in HEIF_BRANDS:
+        return "a HEIC image that can't be decoded: damaged, or cut off"
     if content[4:8] == b"ftyp":
         return f"a video, or an image of a kind that isn't read ({content[8:12].decode('latin-1')}), whatever its name says"
     head = content[:HEAD].lstrip().lower()
