@@ -19,7 +19,7 @@ from ..core.config import CheckpointError
 from ..core.encoder import Encoder
 from .bundle import blue_first
 from .certificate import Step, pictures
-from .trial import Cost, Trial, cost_of, times, too_much
+from .trial import Cost, Trial, check_drop_path, cost_of, times, too_much
 from .vitdet import image_format
 
 DRAWS = 4
@@ -38,9 +38,15 @@ class Parts:
     optimizer: Callable[[Any], Any] | None = None
 
 
-def try_out(model: Any, vit: Any, parts: Parts, encoder: Encoder, step_seconds: float) -> tuple[Step, ...]:
-    """What comes of a config's parts, one by one; ``vit`` is the backbone in ``model``, which is trained for a step."""
+def try_out(
+    model: Any, vit: Any, parts: Parts, encoder: Encoder, step_seconds: float, *, certified: bool = True
+) -> tuple[Step, ...]:
+    """What comes of a config's parts, one by one.
+
+    ``vit`` is the backbone in ``model``, which is trained for a step, if it was ``certified`` before.
+    """
     trial = Trial()
+    check_drop_path(trial, vit, "model.backbone.net.drop_path_rate")
     samples: dict[str, list[dict[str, Any]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for part in ("train", "test"):
@@ -62,10 +68,10 @@ def try_out(model: Any, vit: Any, parts: Parts, encoder: Encoder, step_seconds: 
     trial.run("windows", partial(whole_windows, model, vit, [sample["image"] for sample in (*train, *test)]))
     if trial.failed:
         return tuple(trial.steps)
-    reason = not_to_be_trained(model) or too_much(cost(model, train[:2]), step_seconds)
+    reason = not_to_be_trained(model) if certified else "the certificate failed"
+    reason = reason or too_much(cost(model, train[:2]), step_seconds)
     if reason is not None:
-        for name in ("training step", "inference step"):
-            trial.note(name, "not run", f"{reason}; the sizes fit, as computed")
+        trial.leave_out(reason)
         return tuple(trial.steps)
     trial.run("training step", partial(train_step, model, train[:2], parts.optimizer))
     trial.run("inference step", partial(test_step, model, test[0]))

@@ -32,7 +32,6 @@ from .certificate import (
     Keys,
     Level,
     Pixels,
-    Step,
     certificate_sizes,
     certify,
     compare_keys,
@@ -49,6 +48,7 @@ from .mmseg_config import (
     loading,
     overrides,
     statistics,
+    usual_taps,
 )
 from .mmseg_trial import try_out
 
@@ -214,10 +214,8 @@ def certify_config(
 
     with one_line(config, "does not run"):
         found = certified(build, dict.fromkeys(sizes), file.content_hash)
-        if not found.passed:
-            return found.with_steps([Step("trial", "not run", "the certificate failed before")])
         with quietly():
-            return found.with_steps(try_out(loaded, model, encoder, step_seconds))
+            return found.with_steps(try_out(loaded, model, encoder, step_seconds, certified=found.passed))
 
 
 def load_framework() -> None:
@@ -373,7 +371,10 @@ def mae_keys(net: Any, encoder: Encoder, faults: Mapping[str, str]) -> Keys:
         shown = ", ".join(f"{found:g}" for found in epsilons)
         wrong["norm_cfg"] = f"eps {shown}, expected {eps:g}: set norm_cfg=dict(type='LN', eps={eps:g})"
     if not any(block in net.out_indices for block in range(encoder.spec.depth)):
-        raise CheckpointError(f"out_indices={list(net.out_indices)}: no block of 0 to {encoder.spec.depth - 1}.")
+        raise CheckpointError(
+            f"out_indices={list(net.out_indices)}: no block of 0 to {encoder.spec.depth - 1}. Set "
+            f"model.backbone.out_indices={usual_taps(encoder.spec.depth)}."
+        )
     return replace(keys, wrong={**wrong, **faults, **keys.wrong})
 
 

@@ -40,6 +40,11 @@ class Trial:
         if all(step.detail != detail for step in self.steps):
             self.note(name, "failed", detail)
 
+    def leave_out(self, reason: str) -> None:
+        """Write down why there is no training and no inference step."""
+        for name in ("training step", "inference step"):
+            self.note(name, "not run", f"{reason}; the sizes fit, as computed")
+
     def run(self, name: str, action: Callable[[], tuple[str, T]]) -> T | None:
         """Do a step, which gives what to write down and its result; None where it failed or an earlier one had."""
         if self.failed:
@@ -77,6 +82,16 @@ class _Bytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if isinstance(made, torch.Tensor) and not getattr(func, "is_view", False):
             self.total += made.numel() * made.element_size()
         return made
+
+
+def check_drop_path(trial: Trial, backbone: nn.Module, key: str) -> None:
+    """Note rates of drop path that are no probabilities, which the frameworks compute with all the same."""
+    rates = {
+        float(rate) for module in backbone.modules() if isinstance(rate := getattr(module, "drop_prob", None), float)
+    }
+    wrong = [rate for rate in rates if not 0 <= rate < 1]
+    if wrong:
+        trial.fault("drop path", f"{key}: rates up to {max(wrong, key=abs):g}. Set it to at least 0, and below 1")
 
 
 def cost_of(model: nn.Module, forward: Callable[[Any], object]) -> Cost | None:

@@ -111,6 +111,11 @@ DETECTORS: dict[str, tuple[list[str], str, list[str]]] = {
         r"model\.input_format is BGR, but images are read as RGB: set model\.input_format=RGB",
         ["model.input_format=RGB"],
     ),
+    "a drop path beyond 1": (
+        ["model.backbone.net.drop_path_rate=1.5"],
+        r"drop path: model\.backbone\.net\.drop_path_rate: rates up to 1\.5",
+        ["model.backbone.net.drop_path_rate=0.1"],
+    ),
     "a level that isn't there": (
         ["model.roi_heads.box_in_features=[p9]"],
         r"training step: (KeyError|AssertionError)",
@@ -142,6 +147,16 @@ SEGMENTORS: dict[str, tuple[list[str], str, list[str]]] = {
         ["train_dataloader.dataset.pipeline.3.crop_size=(48,48)"],
         r"backbone takes img_size=\(32, 32\) only\. Set train_dataloader\.dataset\.pipeline\.3\.crop_size=\(32, 32\)",
         ["train_dataloader.dataset.pipeline.3.crop_size=(32,32)"],
+    ),
+    "a backbone of another size": (
+        ["model.backbone.img_size=(48,48)"],
+        r"sliding window: model\.test_cfg\.crop_size=\(32, 32\): the backbone takes img_size=\(48, 48\) only",
+        ["model.backbone.img_size=(32,32)"],
+    ),
+    "a drop path beyond 1": (
+        ["model.backbone.drop_path_rate=1.5"],
+        r"drop path: model\.backbone\.drop_path_rate: rates up to 1\.5",
+        ["model.backbone.drop_path_rate=0.1"],
     ),
     "smaller crops": (
         ["model.data_preprocessor.size=(24,24)", "train_dataloader.dataset.pipeline.3.crop_size=(24,24)"],
