@@ -20,7 +20,16 @@ from ..core.config import DataError
 from ..core.copies import Copy, Thumbnails, find_copies, find_whole_copies
 from ..core.decoding import Picture, picture_of
 from ..core.images import ImageSet
-from ..core.labels import LabeledImages, LabelKeys, Splits, audited_splits, groups_of, match_group, single_label_parts
+from ..core.labels import (
+    LabeledImages,
+    LabelKeys,
+    Splits,
+    audited_splits,
+    groups_of,
+    keys_below,
+    match_group,
+    single_label_parts,
+)
 from ..core.randomness import stream
 from ..core.sources import find_sources
 from ..core.terminal import quoted
@@ -141,8 +150,11 @@ def read_pools(config: BenchConfig) -> Pools:
         pool = _unlabelled(data, guard)
         return guard.pools(pool, None, tasks)
     _need_folder(data.path)
-    parts = single_label_parts(data.path, LabelKeys(None, data.layout, data.label_column, data.group))
-    splits, manifest = audited_splits(parts, data.path, data.val, data.test, data.seed, data.broken, group=data.group)
+    with keys_below("data."):
+        parts = single_label_parts(data.path, LabelKeys(None, data.layout, data.label_column, data.group))
+        splits, manifest = audited_splits(
+            parts, data.path, data.val, data.test, data.seed, data.broken, group=data.group
+        )
     guard.tell_broken("", len(manifest.rejected))
     train, val, test = (_Part(part, manifest.splits[name].hashes, range(len(part))) for name, part in splits.items())
     val = guard.hold_back(CLASSIFY, val, test, data.group)
@@ -366,7 +378,8 @@ def _task(config: BenchConfig, name: str, guard: _Guard) -> TaskImages:
             f"maelift data fashion-scenes out={quoted(own.data)} pool=0."
         )
     recipe = config.transfer(name)
-    splits, manifest = recipe.chosen_task().read_audited(replace(recipe, max_rejected=config.data.broken))
+    with keys_below(f"tasks.{name}.recipe."):
+        splits, manifest = recipe.chosen_task().read_audited(replace(recipe, max_rejected=config.data.broken))
     guard.tell_broken(f"{name}: ", len(manifest.rejected))
     train, val, test = (_Part(part, manifest.splits[split].hashes, range(len(part))) for split, part in splits.items())
     val = guard.hold_back(name, val, test, recipe.group)

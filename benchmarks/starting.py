@@ -29,6 +29,8 @@ LOOKED_AT = 50
 """Images whose size tells which model fits."""
 PAPERS_DECODER = 512
 """Width of the paper's decoder (Table 1)."""
+SHOWN_CLASSES = 6
+"""Classes whose names are shown."""
 FEWEST, MOST = 20, 2000
 """Labelled images of the smaller label count: at least, and no more than."""
 
@@ -73,7 +75,7 @@ class _Found:
     task: str
     images: ImageSet
     train: int
-    classes: int
+    names: tuple[str, ...]
     splits: tuple[str, ...]
     root: str
     keys: Mapping[str, Any]
@@ -81,8 +83,14 @@ class _Found:
     @property
     def line(self) -> str:
         """What was found, in words."""
-        splits = ", ".join(self.splits)
-        return f"{self.task}: {self.train:,} training images, {self.classes} classes; splits there: {splits}"
+        splits, shown = ", ".join(self.splits), ", ".join(self.names[:SHOWN_CLASSES])
+        named = shown if self.classes <= SHOWN_CLASSES else f"{shown}, …"
+        return f"{self.task}: {self.train:,} training images, {self.classes} classes ({named}); splits there: {splits}"
+
+    @property
+    def classes(self) -> int:
+        """How many there are."""
+        return len(self.names)
 
 
 def init(config: InitConfig) -> Suite:
@@ -162,7 +170,7 @@ def _find(task: str, config: InitConfig) -> _Found:
         raise DataError(f"data={data}: no training images; found only {', '.join(sorted(parts))}.")
     train = parts["train"]
     root = str(getattr(train.images, "root", data))
-    return _Found(task, train.images, len(train), len(train.classes), tuple(sorted(parts)), root, keys)
+    return _Found(task, train.images, len(train), tuple(train.classes), tuple(sorted(parts)), root, keys)
 
 
 def _look(images: ImageSet) -> tuple[bool, int]:

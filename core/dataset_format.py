@@ -11,7 +11,7 @@ import re
 import tarfile
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
@@ -19,6 +19,7 @@ from .config import DataError
 from .decoding import ARRAY_SUFFIXES, SUFFIXES
 from .listing import list_files, list_images
 from .shards import LABEL_SUFFIXES, find_shards
+from .terminal import quoted
 
 SPLIT_NAMES: Mapping[str, tuple[str, ...]] = {
     "train": ("train", "training", "trn"),
@@ -80,6 +81,10 @@ VOC_FOLDERS = ("VOC20*", "VOCdevkit", "VOCdevkit/VOC20*")
 """Where the data sets of the challenge lie when they are unpacked."""
 SAME_NAMES = 0.5
 """Share of annotation files with the name of an image from which on they belong together."""
+PRETRAINS = (
+    "If they are images without labels, maelift pretrain takes them (task=pretrain in maelift data check; unlabelled= in "
+    "maelift init)."
+)
 PEEK = 20
 """Files of a kind that are opened to see what they are."""
 GENERIC = ("test", "testing", "images", "image", "img", "imgs", "unknown", "unlabelled", "unlabeled", "all", "data")
@@ -188,7 +193,8 @@ def identify(data: str | Path) -> tuple[FormatEvidence, ...]:
 
 def question(data: str | Path, found: FormatEvidence) -> DataError:
     """What a command asks where it isn't sure what the data is."""
-    return DataError(f"data={data}: {found.evidence}. {found.advice}")
+    end = "" if found.evidence.endswith("?") else "."
+    return DataError(f"data={data}: {found.evidence}{end} {found.advice}")
 
 
 def hint(data: str | Path, task: FormatTask) -> str:
@@ -199,7 +205,8 @@ def hint(data: str | Path, task: FormatTask) -> str:
         return ""
     if not found or any(one.task == task for one in found):
         return ""
-    return f" It looks as if it were for {COMMANDS[found[0].task]}: {found[0].evidence}."
+    evidence = found[0].evidence if found[0].evidence.endswith("?") else f"{found[0].evidence}."
+    return f" It looks as if it were for {COMMANDS[found[0].task]}: {evidence}"
 
 
 def _of_file(path: Path) -> FormatEvidence:
@@ -342,10 +349,12 @@ def _table(data: Path) -> FormatEvidence | None:
     """labels.csv, which the readers look for; other tables with a column of labels must be named."""
     if (data / "labels.csv").is_file():
         return FormatEvidence("table", "labels.csv is there")
-    for path in _files(data, (".csv", ".tsv")):
+    tables = _files(data, (".csv", ".tsv"))
+    # what Kaggle wants handed in looks like a table of labels too
+    for path in sorted(tables, key=lambda path: bool(re.search("sample|submission|test", path.stem.lower()))):
         columns = set(re.findall(r"[a-z0-9_]+", _head(path).split(b"\n")[0].decode("utf-8", "replace").lower()))
         if columns & {"label", "labels", "class", "target", "category"}:
-            advice = f"If it holds the labels, give data={path}."
+            advice = f"If it holds the labels, give {quoted(f'data={path}')}."
             if sum(_has_images(folder) for folder in _folders(data).values()) > 1:
                 advice += " If each folder is a class, give layout=class_folders."
             return FormatEvidence("table", f"{path.name} lies there, a table with a column of labels", False, advice)
@@ -548,6 +557,16 @@ def _doubts(data: Path, tops: Mapping[str, Sequence[str]]) -> tuple[FormatEviden
             return (_no_classes(named, f"named after {what}"),)
     if named := [folder for folder in folders if folder.lower() in UNSORTED_FOLDERS]:
         return (_no_classes(named, "named as one of images of any kind"),)
+    if shared := _shared_folders(tops):
+        return (
+            FormatEvidence(
+                "class_folders",
+                f"the folders {_listed(folders)} hold the same folders, {_listed(shared)}: which are the classes?",
+                False,
+                f"If {_listed(folders)} are, give layout=class_folders. If {_listed(shared)} are, move their images together, or "
+                "name them in a table path,label (data=labels.csv).",
+            ),
+        )
     digits = len(folders) >= 16 and all(re.fullmatch("[0-9a-f]{1,2}", folder) for folder in folders)
     if digits and not all(folder.isdecimal() for folder in folders):
         return (_no_classes(folders, "named after the first digits of hashes"),)
@@ -556,22 +575,36 @@ def _doubts(data: Path, tops: Mapping[str, Sequence[str]]) -> tuple[FormatEviden
     return ()
 
 
+def _shared_folders(tops: Mapping[str, Sequence[str]]) -> list[str]:
+    """Folders that all folders have in them, as DOMAIN/CLASS and DOMAIN/images/CLASS have; none where most differ."""
+    inside = [set(_classes(names)) for names in tops.values()]
+    if inside and all(found == inside[0] and len(found) == 1 for found in inside):
+        (only,) = inside[0]
+        below = [[name.split("/", 1)[1] for name in names if name.startswith(f"{only}/")] for names in tops.values()]
+        inside = [set(_classes(names)) for names in below]
+    shared, every = set.intersection(*inside), set.union(*inside)
+    return sorted(shared) if len(shared) > 1 and 2 * len(shared) >= len(every) else []
+
+
 def _no_classes(folders: Sequence[str], how: str) -> FormatEvidence:
     are = "is" if len(folders) == 1 else "are"
     return FormatEvidence(
         "unlabelled",
         f"the folder{'' if len(folders) == 1 else 's'} {_listed(folders)} {are} {how}: images without labels?",
         False,
-        "If each folder is a class, give layout=class_folders. If they are images without labels, maelift pretrain takes "
-        "them (task=pretrain in maelift data check; unlabelled= in maelift init).",
+        f"If each folder is a class, give layout=class_folders. {PRETRAINS}",
     )
 
 
 def _single(data: Path, folder: str, names: Sequence[str]) -> tuple[FormatEvidence, ...]:
     """A folder of images that is alone."""
     below = _classes(names)
+    inside = {name: [rest for _, _, rest in rows] for name, rows in _below(names)}
+    if len(below) > 1 and (doubts := _doubts(data / folder, inside)):
+        advice = f"If these are the classes, give {quoted(f'data={data / folder}')} layout=class_folders. {PRETRAINS}"
+        return (replace(doubts[0], evidence=f"in {folder}/ {doubts[0].evidence}", advice=advice),)
     if len(below) > 1:
-        advice = f"Give data={data / folder} if {_listed(below)} are the classes."
+        advice = f"Give {quoted(f'data={data / folder}')} if {_listed(below)} are the classes."
         return (FormatEvidence("class_folders", f"a single class folder ({folder}) with folders in it", False, advice),)
     if folder.lower() in UNSORTED_FOLDERS:
         return (FormatEvidence("unlabelled", f"images lie in {folder}/ alone"),)

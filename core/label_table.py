@@ -440,8 +440,8 @@ def _joined(path: Path, read: Sequence[LabeledFile], several: bool, unite: bool)
         if len(kinds_of) > 1 and not unite:
             shown = " and ".join(dict.fromkeys("|".join(row.labels) or "none" for row in same))
             raise DataError(
-                f"{where} has the labels {shown}. Expected one label an image, or multi_label=true, which takes them for "
-                "several labels of it."
+                f"{where} has the labels {shown}. Expected one label an image; multi_label=true of maelift transfer "
+                "classify and data check takes several."
             )
         labels = tuple(dict.fromkeys(label for row in same for label in row.labels))
         files.append(LabeledFile(first.path, lines, labels if several else first.labels, first.split, first.group))
@@ -519,6 +519,11 @@ def _found(path: Path, sheet: _Sheet, column: str) -> list[str]:
         tree = _Tree(root)
         for line, name in missing:
             found = tree.find(name)
+            if (
+                len(found) > 1
+            ):  # train.csv is of the images in train/ or train_images/, where there are others of these names
+                near = [one for one in found if path.stem.lower() in re.split(r"[^a-z0-9]+", one.split("/")[0].lower())]
+                found = near if len(near) == 1 else found
             if not found:
                 raise DataError(
                     f"{path} line {line}: no such file: {name} ({len(missing)} of {len(known)} aren't there). Paths are relative "

@@ -10,7 +10,8 @@ import logging
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Generic, Literal, Protocol, TypeAlias, TypeVar, cast
@@ -29,6 +30,7 @@ from .label_table import TABLE_SUFFIXES, LabeledFile, alike, read_label_table
 from .randomness import stream
 from .shards import find_shards, read_shards
 from .splits import ENOUGH, Strata, cluster, rare_classes, stratified_draw, stratified_folds, stratified_order
+from .terminal import quoted
 from .tracking import counting
 
 logger = logging.getLogger("maelift")
@@ -358,9 +360,18 @@ def _drawn(
             drawn = stratified_draw(
                 here, count, seed, name, own, everywhere=everywhere, later=later, all_of_a_class=spare
             )
+            if not drawn:
+                raise DataError(
+                    f"data={data}: no images for {name}, as each group of images that belong together holds all of a class. "
+                    "Expected a class in two groups or more, or splits in the data."
+                )
             if len(drawn) != count:
                 logger.warning(
-                    "data=%s: %d images for %s, not %d, as groups stay together", data, len(drawn), name, count
+                    "data=%s: %d images for %s, not %d, as groups and equal pictures stay together",
+                    data,
+                    len(drawn),
+                    name,
+                    count,
                 )
         found[name] = left[drawn].tolist()
         left = np.delete(left, drawn)
@@ -462,8 +473,20 @@ def _check_groups(parts: Mapping[str, Annotated], group: str, data: str | Path) 
         where = " and ".join(f"{split} ({image})" for split, image in places.items())
         raise DataError(
             f"data={data}: {len(shared)} groups are in two splits: {name} is in {where}. Expected one split for a group; "
-            f"maelift data check {data} group={group} lists them."
+            f"maelift data check {quoted(data)} {quoted(f'group={group}')} lists them."
         )
+
+
+_KEYS = re.compile(r"(?<![\w./])(layout|label_column|group|folds)=")
+
+
+@contextmanager
+def keys_below(prefix: str) -> Iterator[None]:
+    """Let errors about data name keys as they are called in a configuration that has them below ``prefix``, such as "data."."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(_KEYS.sub(rf"{prefix}\1=", str(error))) from error
 
 
 def audit_splits(
@@ -509,20 +532,21 @@ def audited_splits(
         name: look_through(part.images, form, progress=counting(f"looking through {name}"))
         for name, part in parts.items()
     }
-    manifests = {name: Manifest.of(looks[name], part.images) for name, part in parts.items()}
-    for name, found in manifests.items():
-        check_rejected(found.rejected, len(parts[name]), max_rejected)
-    sound = {
-        name: part.subset(manifests[name].kept) if manifests[name].rejected else part for name, part in parts.items()
-    }
-    contents = manifests["train"].hashes
-    drawn = _drawn(sound, data, val, test, seed, contents, group, folds, fold)
-    own, chosen = dict(sound), dict(manifests)
-    for name, numbers in drawn.items():
-        own[name] = sound["train"].subset(numbers)
-        kept = np.array(manifests["train"].kept, dtype=np.int64)[numbers]
-        rejected = manifests["train"].rejected if name == "train" else ()
-        chosen[name] = replace(Manifest.of(looks["train"], parts["train"].images, kept), rejected=rejected)
+    for name, part in parts.items():
+        check_rejected(Manifest.of(looks[name], part.images).rejected, len(part), max_rejected)
+    everything = np.arange(len(parts["train"]))
+    hashes = looks["train"].contents(everything)
+    contents = [None if looks["train"].told(number)[0] else hashes[number] for number in everything.tolist()]
+    # broken images are drawn too, and left out then: the others' splits are the same with and without them
+    drawn = _drawn(parts, data, val, test, seed, contents, group, folds, fold)
+    own: dict[str, Images] = {}
+    chosen: dict[str, Manifest] = {}
+    for name in {**parts, **drawn}:
+        origin = "train" if name in drawn else name
+        numbers = np.array(drawn[name] if name in drawn else range(len(parts[name])), dtype=np.int64)
+        chosen[name] = Manifest.of(looks[origin], parts[origin].images, numbers)
+        check_rejected(chosen[name].rejected, len(numbers), 1.0)
+        own[name] = parts[origin].subset(chosen[name].kept)
     labels = {name: tuple(part.label_text(index) for index in range(len(part))) for name, part in own.items()}
     manifest = SplitManifest(chosen, labels)
     _tell_equal(manifest, data)

@@ -71,7 +71,8 @@ def stratified_draw(
     whose classes lack most (iterative stratification, Sechidis et al. 2011, with the shares that are wanted). Of the classes
     ``everywhere`` (None: those in three clusters or more) at least one is drawn, where ``count`` allows it, and one is left
     for training and for each of ``later`` draws. ``all_of_a_class`` may be drawn where there is no other way to ``count``. Where
-    clusters are of several images, the number that is drawn is the nearest to ``count`` that was found.
+    clusters are of several images, the number that is drawn is the nearest to ``count`` that was found; none where each cluster
+    holds all of a class.
     """
     found = _Clusters.of(strata, clusters)
     wanted = {label for label, members in found.members.items() if len(members) >= ENOUGH}
@@ -148,20 +149,28 @@ class _Clusters:
     @classmethod
     def of(cls, strata: Strata, clusters: NDArray[np.int64] | None) -> _Clusters:
         numbers = np.arange(len(strata)) if clusters is None else clusters
-        counts: list[Counter[int]] = [Counter() for _ in range(int(numbers.max(initial=-1)) + 1)]
-        cardinalities: list[Counter[int]] = [Counter() for _ in counts]
-        sizes = [0] * len(counts)
+        sizes: list[int] = np.bincount(numbers, minlength=0).tolist()
+        shared: dict[tuple[int, ...], tuple[Counter[int], Counter[int]]] = {}
+        both = [(Counter[int](), Counter[int]()) if size > 1 else None for size in sizes]
         for labels, number in zip(strata, numbers.tolist(), strict=True):
-            sizes[number] += 1
-            counts[number].update(set(labels) or {-1})
-            cardinalities[number][-2 - len(set(labels))] += 1
+            classes = tuple(sorted(set(labels))) or (-1,)
+            cardinality = -2 - len(set(labels))
+            if (own := both[number]) is None:  # of millions of images, most are alone, and many have the same classes
+                if classes not in shared:
+                    shared[classes] = Counter(classes), Counter([cardinality])
+                both[number] = shared[classes]
+            else:
+                own[0].update(classes)
+                own[1][cardinality] += 1
+        counts = [own[0] for own in both if own is not None]
+        cardinalities = [own[1] for own in both if own is not None]
         members: dict[int, list[int]] = defaultdict(list)
         for number, found in enumerate(counts):
             for label in found:
                 members[label].append(number)
         simple = all(size == 1 and len(found) == 1 for size, found in zip(sizes, counts, strict=True))
-        labels = [min(found, default=-1) for found in strata]
-        return cls(numbers, sizes, counts, dict(members), cardinalities, simple, labels)
+        first = [min(labels, default=-1) for labels in strata]
+        return cls(numbers, sizes, counts, dict(members), cardinalities, simple, first)
 
     @cached_property
     def totals(self) -> Counter[int]:
@@ -316,6 +325,7 @@ class _Draw:
             while left > 0 and leave is not None and (chosen := best(queue_of_all, leave)) is not None:
                 take(chosen)
         if not drawn:
-            able = [one for one in queue_of_all if all(rest[label] > 1 for label in found.counts[one])] or queue_of_all
-            drawn.add(min(able, key=lambda one: found.sizes[one]))
+            able = [one for one in queue_of_all if all(rest[label] > 1 for label in found.counts[one] if label >= 0)]
+            able = able or (queue_of_all if self.all_of_a_class else [])
+            drawn.update(sorted(able, key=lambda one: found.sizes[one])[:1])
         return list(drawn)

@@ -17,7 +17,15 @@ from ..core.audit import audit
 from ..core.config import ConfigError
 from ..core.encoder import Encoder, Features
 from ..core.images import ImageSet
-from ..core.labels import LabeledImages, draw_labeled, read_splits
+from ..core.labels import (
+    ClassFolderLayout,
+    LabeledImages,
+    LabelKeys,
+    draw_labeled,
+    draw_missing_splits,
+    keys_below,
+    single_label_parts,
+)
 from ..core.optim import set_learning_rate, warmup_cosine
 from ..core.probing import L2_GRID, AttentiveProbe, LinearProbe, NearestNeighbours, linear_fits
 from ..core.randomness import isolated, torch_stream
@@ -52,6 +60,10 @@ class Probe:
     """knn, linear, attentive; knn and linear understate what fine-tuning makes of MAE (paper, Sec. 4.3)"""
     times: int = 5
     """times during the run, the last at its end"""
+    layout: ClassFolderLayout = "auto"
+    """class_folders: every folder of data is a class, whatever its name; auto: folders that may be something else are refused"""
+    label_column: str | tuple[str, ...] | None = None
+    """data's, a CSV's, column of labels, or [a,b,c]: its columns of 0 and 1, a class each; null: as the header says"""
 
     def __post_init__(self) -> None:
         for key in ("labels", "val", "times"):
@@ -80,7 +92,9 @@ def read_probe(config: Probe, max_rejected: float) -> ProbeImages | None:
     """The images of the probe that ``config`` asks for; raises DataError for data that has no labels."""
     if config.data is None:
         return None
-    splits = read_splits(config.data, seed=SPLIT_SEED)
+    with keys_below("probe."):
+        parts = single_label_parts(config.data, LabelKeys(None, config.layout, config.label_column))
+        splits = draw_missing_splits(parts, config.data, 0.1, 0.1, SPLIT_SEED)
     train = draw_labeled(splits.train, min(config.labels, len(splits.train)), SPLIT_SEED)
     order = splits.val.draw_order(SPLIT_SEED)
     sound, contents = _sound(train, max_rejected)

@@ -15,7 +15,7 @@ from maelift.benchmarks.suite import BenchConfig
 from maelift.core.config import DataError
 from maelift.core.data_check import DataCheckConfig, data_check, tasks_of
 from maelift.core.dataset_format import hint, identify
-from maelift.core.labels import read_parts, read_splits
+from maelift.core.labels import LabelKeys, read_parts, read_splits
 from PIL import Image
 
 
@@ -96,6 +96,8 @@ UNCERTAIN = [
     ("only",),
     ("images/cat", "images/dog"),
     ("train", "train_masks"),
+    ("art/cat", "art/dog", "photo/cat", "photo/dog"),
+    ("amazon/images/cat", "amazon/images/dog", "dslr/images/cat", "dslr/images/dog"),
 ]
 
 
@@ -106,7 +108,7 @@ def test_folders_that_may_be_something_else_are_asked_about(tmp_path: Path, fold
     for ask in (lambda: data_check(DataCheckConfig(str(tmp_path))), lambda: read_splits(tmp_path)):
         with pytest.raises(DataError) as error:
             ask()
-        assert "\n" not in str(error.value)
+        assert "\n" not in str(error.value) and "?." not in str(error.value)
         assert found.evidence in str(error.value) and found.advice in str(error.value)
     if "layout=class_folders" in found.advice:  # followed, it works
         classes = {folder.split("/")[0] for folder in folders}
@@ -194,8 +196,13 @@ def test_annotations_that_name_their_images(tmp_path: Path) -> None:
 def test_tables_and_shards(tmp_path: Path) -> None:
     data = tree(tmp_path / "kaggle", "train", "test")
     (data / "train.csv").write_text("image_id,label\n0,cat\n")
+    (data / "sample_submission.csv").write_text("image_id,label\n0,cat\n")
     (found,) = identify(data)
     assert not found.sure and f"give data={data / 'train.csv'}" in found.advice
+    (data / "train.csv").write_text("image_id,label\n0,cat\n1,dog\n2,cat\n")  # 0.png is in test/ too
+    assert [read_parts(data / "train.csv")["train"].images.name(n) for n in range(3)] == [
+        f"train/{n}.png" for n in range(3)
+    ]
     both = tree(tmp_path / "both", "train/cat", "train/dog")
     (both / "birds.csv").write_text("class id,filepaths,labels\n")
     assert identify(both)[0].format == "class_folders"  # class folders say it by themselves
@@ -205,6 +212,16 @@ def test_tables_and_shards(tmp_path: Path) -> None:
                 archive.addfile(tarfile.TarInfo(member))
     assert identify(tmp_path / "labelled.tar")[0].task == "classify"
     assert identify(tmp_path / "bare.tar")[0].task == "pretrain"
+
+
+def test_a_cameras_folders_are_found_below_dcim(tmp_path: Path) -> None:
+    tree(tmp_path, "DCIM/100APPLE", "DCIM/101APPLE")
+    with pytest.raises(
+        DataError, match=r"in DCIM/ the folders 100APPLE/, 101APPLE/ are named after a camera's numbering"
+    ):
+        tasks_of(DataCheckConfig(str(tmp_path)))
+    keys = LabelKeys(layout="class_folders")  # as the question says
+    assert read_parts(tmp_path / "DCIM", keys)["train"].classes == ("100APPLE", "101APPLE")
 
 
 def test_masks_beside_their_images_are_asked_about(tmp_path: Path) -> None:

@@ -223,3 +223,45 @@ def test_names_of_classes_that_are_nearly_the_same_are_named(root: Path, caplog:
     assert len(splits["train"].classes) == 4
     assert "differ in case or spaces only are different classes: 'Cat', 'cat'" in caplog.text
     assert "'golden  retriever', 'golden retriever'" in caplog.text
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_mangled_tables_are_read_or_refused_in_a_line(root: Path, seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    base = "path,label,split,patient\n" + "".join(
+        f"{name},{LABELS[n % 2]},{('train', 'val', 'test')[n % 3]},p{n % 4}\n"
+        for n, name in enumerate(NAMES[:2] + NAMES[4:8])
+    )
+    pieces = [
+        b"\x00",
+        b'"',
+        b",",
+        b";",
+        b"\n",
+        b"\r",
+        b"\xff\xfe",
+        b"\xef\xbb\xbf",
+        b"|",
+        b"../",
+        b"\x1b[2J",
+        b"=1+1",
+        b"[",
+        b"'",
+    ]
+    for _ in range(60):
+        content = base.encode()
+        for _ in range(int(generator.integers(1, 4))):
+            place, piece = int(generator.integers(len(content))), pieces[generator.integers(len(pieces))]
+            keep = place + int(generator.integers(0, 9))
+            content = content[:place] + piece + content[keep:]
+        (root / "labels.csv").write_bytes(content)
+        group = "patient" if generator.random() < 0.5 else None
+        multi_label = (None, True, False)[generator.integers(3)]
+        try:
+            parts = class_parts(root / "labels.csv", LabelKeys(multi_label, group=group))
+        except DataError as error:
+            assert str(error).strip() and len(str(error)) < 1500
+            continue
+        found = [part.images.name(number) for part in parts.values() for number in range(len(part))]
+        files = [os.stat(root / name).st_ino for name in found]
+        assert len(set(files)) == len(files)

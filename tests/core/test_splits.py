@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import logging
 from collections import Counter, defaultdict
+from dataclasses import replace
 from pathlib import Path
 from zlib import crc32
 
@@ -25,6 +26,7 @@ from maelift.core.labels import (
     read_parts,
 )
 from maelift.core.splits import cluster, stratified_draw, stratified_folds, stratified_order
+from maelift.pretrain.probing import Probe, read_probe
 from maelift.tests.support import noise_image
 from maelift.transfer.classify import ClassifyConfig
 from maelift.transfer.training import part_of_run
@@ -202,6 +204,9 @@ def test_groups_in_two_splits_are_refused_and_listed(tmp_path: Path) -> None:
     whole = draw_missing_splits({"train": parts["train"]}, tmp_path, 2, 2, 0, group=group)
     for _, part in whole.items():
         assert set(Counter(name.split("/")[1] for name in names_of(part)).values()) == {2}
+    with pytest.raises(DataError, match="each group of images that belong together holds all of a class"):
+        alone = replace(labeled([5, 5, 5]), groups=("p0",) * 5 + ("p1",) * 5 + ("p2",) * 5)
+        draw_missing_splits({"train": alone}, tmp_path, 2, 2, 0, group="patient")
     with pytest.raises(DataError, match="1 groups of images that belong together"):
         draw_missing_splits({"train": parts["train"]}, tmp_path, 2, 2, 0, group="patient")
 
@@ -272,3 +277,34 @@ def test_a_run_is_evaluated_on_the_splits_that_it_drew(tmp_path: Path) -> None:
         part_of_run(parts, config, "val")
     with pytest.raises(ConfigError, match="fold=5: expected 0 to 2, with folds=3"):
         ClassifyConfig.resolve({"data": "x", "out": "y", "encoder": "x", "folds": 3, "fold": 5})
+
+
+def test_a_broken_image_leaves_the_splits_of_the_others_as_they_are(tmp_path: Path) -> None:
+    for label in ("a", "b"):
+        (tmp_path / label).mkdir()
+        for number in range(30):
+            noise_image(crc32(f"{label}{number}".encode())).save(tmp_path / label / f"{number}.png")
+    before, _ = audited_splits(read_parts(tmp_path), tmp_path, 5, 5, 0)
+    (tmp_path / "b" / "7.png").write_bytes(b"broken")
+    after, manifest = audited_splits(read_parts(tmp_path), tmp_path, 5, 5, 0)
+    assert [name for name, _ in manifest.rejected] == ["b/7.png"]
+    for (_, one), (_, other) in zip(before.items(), after.items(), strict=True):
+        assert [name for name in names_of(one) if name != "b/7.png"] == names_of(other)
+    plain = draw_missing_splits(read_parts(tmp_path), tmp_path, 5, 5, 0)  # as a plan, and a probe, draw
+    assert names_of(plain.test) == names_of(before.test)
+
+
+def test_errors_name_the_keys_of_the_file_that_they_are_in(tmp_path: Path) -> None:
+    for label in ("2020", "2021"):
+        (tmp_path / "data" / label).mkdir(parents=True)
+        for number in range(9):
+            noise_image(crc32(f"{label}{number}".encode())).save(tmp_path / "data" / label / f"{number}.png")
+    text = SUITE.replace("DATA", str(tmp_path / "data")).replace("POOL", "null").replace('"p[0-9]+"', "null")
+    (tmp_path / "suite.yaml").write_text(text)
+    with pytest.raises(DataError, match=r"If each folder is a class, give data\.layout=class_folders"):
+        read_pools(BenchConfig.resolve({"suite": str(tmp_path / "suite.yaml"), "out": "x"}))
+    (tmp_path / "suite.yaml").write_text(text.replace("group: null", "layout: class_folders"))
+    assert read_pools(BenchConfig.resolve({"suite": str(tmp_path / "suite.yaml"), "out": "x"})).classify.train
+    with pytest.raises(DataError, match=r"give probe\.layout=class_folders"):
+        read_probe(Probe(str(tmp_path / "data")), 0.05)
+    assert read_probe(Probe(str(tmp_path / "data"), layout="class_folders"), 0.05)
