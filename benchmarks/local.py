@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import multiprocessing
 import os
@@ -24,6 +25,7 @@ from typing import Any, cast
 import torch
 from typing_extensions import Self
 
+from ..core.config import MaeliftError
 from ..core.signals import STOP_SIGNALS, Interrupted, StopAsked, stops_held
 from ..core.tracking import Progress
 from .arms import Context, Run, execute
@@ -49,10 +51,18 @@ class LocalProcesses(Executor):
         self._stalled: set[str] = set()
 
     def __enter__(self) -> Self:
-        self._messages: Queue[tuple[str, Progress]] = self._start.Queue()
-        self._end, self._line = self._start.Pipe(duplex=False)  # closed, it tells every worker to stop
-        facts = (self._context, self._store, self._messages, self._end, dict(os.environ))
-        self._pool = ProcessPoolExecutor(self._workers, self._start, _start_worker, facts)
+        try:
+            self._messages: Queue[tuple[str, Progress]] = self._start.Queue()
+            self._end, self._line = self._start.Pipe(duplex=False)  # closed, it tells every worker to stop
+            facts = (self._context, self._store, self._messages, self._end, dict(os.environ))
+            self._pool = ProcessPoolExecutor(self._workers, self._start, _start_worker, facts)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.ENOSYS, errno.EACCES, errno.EROFS):
+                raise
+            raise MaeliftError(
+                f"locks between processes can't be made in /dev/shm ({(error.strerror or str(error)).lower()}). Free some room "
+                "there, or give it more (Docker: --shm-size=1g); finished runs are kept."
+            ) from error
         self._wait_for_imports()
         return self
 

@@ -47,9 +47,9 @@ def advice_for(error: BaseException) -> str | None:
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that the machine's memory, not a GPU's, is used up."""
-    signs = ("can't allocate memory", "Cannot allocate memory", "not enough memory")
+    signs = ("can't allocate memory", "Cannot allocate memory", "not enough memory", "failed to map segment")
     return isinstance(error, MemoryError) or (
-        isinstance(error, (RuntimeError, OSError)) and any(sign in str(error) for sign in signs)
+        isinstance(error, (RuntimeError, OSError, ImportError)) and any(sign in str(error) for sign in signs)
     )
 
 
