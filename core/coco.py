@@ -516,7 +516,7 @@ def _categories(entries: Sequence[Any], faults: _Faults) -> tuple[tuple[int, ...
     for place, entry in enumerate(entries):
         where = f"categories[{place}]"
         id = _whole(entry.get("id")) if isinstance(entry, dict) else None
-        if id is None or not isinstance(entry.get("name"), str) or not entry["name"].strip():
+        if id is None or not _is_text(entry.get("name")):
             faults.add("broken entry", where, f"expected an int 'id' and a text 'name', found {_short(entry)}")
         elif id in names:
             faults.add("duplicate category id", where, f"id {id} is '{names[id]}' already. Give each its own id")
@@ -941,6 +941,17 @@ def _whole(value: object) -> int | None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 2**53:
         return None
     return int(value) if value == int(value) else None
+
+
+def _is_text(value: object) -> bool:
+    """Whether a value is a text that can be written to a file: "\\ud800" can't."""
+    if not isinstance(value, str) or not value.strip():
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _is_number(value: object) -> bool:

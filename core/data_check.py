@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -237,6 +238,9 @@ def data_check(config: DataCheckConfig) -> DataCheck:
     check = replace(check, unread=tuple(text for text in unread.told() if text not in before))
     if report is not None:
         text = json.dumps(_to_json(check), indent=1, ensure_ascii=False) + "\n"
+        text = re.sub(
+            "[\ud800-\udc7f\udd00-\udfff]", lambda found: f"\\u{ord(found[0]):04x}", text
+        )  # no UTF-8 can hold
         atomic_write_bytes(report, text.encode("utf-8", "surrogateescape"))
     return check
 
@@ -444,7 +448,12 @@ def _faults_of_images(part: _Part, looks: Mapping[str, _Look]) -> Iterator[Fault
         if part.sizes is not None and look.size != part.sizes[index]:
             there, said = (f"{width}×{height} px" for height, width in (look.size, part.sizes[index]))
             told = part.file.name if part.file else "the annotations"
-            yield Fault("size of image", Path(name), "", f"the image is {there} (upright), but {told} says {said}")
+            what = f"the image is {there} (upright), but {told} says {said}"
+            if look.turned and look.size == part.sizes[index][::-1]:
+                what += (
+                    ". Annotated as it is stored, before EXIF turns it? Annotate it upright, or save it without EXIF"
+                )
+            yield Fault("size of image", Path(name), "", what)
         elif look.turned and part.content.task != "classify":
             yield Fault(
                 "turned by EXIF", Path(name), "", "its pixels are stored in another orientation than it is shown in"

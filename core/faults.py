@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .config import DataError
-from .terminal import quoted
+from .terminal import printable, quoted
 
 logger = logging.getLogger("maelift")
 
@@ -61,7 +61,9 @@ def refuse(faults: Sequence[Fault], data: str | Path) -> None:
     serious = [fault for fault in faults if fault.kind not in MENDING]
     if serious:
         others = f" {len(serious) - 1:,} more faults are there." if len(serious) > 1 else ""
-        raise DataError(f"{serious[0].text()}.{others} 'maelift data check {quoted(data)}' lists what is wrong.")
+        raise DataError(
+            f"{printable(serious[0].text())}.{others} 'maelift data check {quoted(data)}' lists what is wrong."
+        )
     counts = Counter((fault.file, fault.kind) for fault in faults)
     for (file, kind), count in counts.items():
         logger.warning("%s: %d × %s (%s)", file, count, kind, MENDING[kind])

@@ -53,7 +53,7 @@ class SegmentConfig(Architecture, TransferConfig):
     layout: Literal["folders", "ade20k", "cityscapes"] = "folders"
     """how data is laid out: images/ and masks/ of one name each, with or without train/ val/ test/; or as published"""
     ignore: int | tuple[int, ...] | None = None
-    """values in the masks that mean nothing, beside 255; null: none, or the layout's own"""
+    """values in the masks that mean nothing, in place of 255; null: 255, unless it is a class, or the layout's own"""
     scale: tuple[float, float]
     """smallest and largest factor, drawn anew for each training image, on its size at short_side"""
     cat_max_ratio: float
