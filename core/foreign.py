@@ -163,7 +163,7 @@ def settle_positions(
                 f"{source}: image_size={list(image_size)} makes {patches} patches of {patch} pixels, and its positions are for "
                 f"{count - class_token}. Give the size that it was trained at; other sizes come where it is used."
             )
-        return Grid(image_size, _one_for_each(state, patches))
+        return Grid(image_size, _one_for_each(state, patches), _left_out(count, patches, class_token))
     side = math.isqrt(max(0, count - 1))
     if _is_square(count) and not class_token:
         side = math.isqrt(count)
@@ -176,9 +176,13 @@ def settle_positions(
     notes = [
         f"assumed: a square grid of {side}×{side} patches, {size[0]}×{size[1]} pixels; else give image_size=[height,width]"
     ]
-    if not class_token and count == side**2 + 1:
-        notes.append("the first position is taken for that of a class token, which the weights lack, and left out")
-    return Grid(size, _one_for_each(state, side**2), tuple(notes))
+    return Grid(size, _one_for_each(state, side**2), (*notes, *_left_out(count, side**2, class_token)))
+
+
+def _left_out(count: int, patches: int, class_token: bool) -> tuple[str, ...]:
+    if class_token or count == patches:
+        return ()
+    return ("the first position is taken for that of a class token, which the weights lack, and left out",)
 
 
 def _one_for_each(state: dict[str, Tensor], patches: int) -> dict[str, Tensor]:
@@ -222,17 +226,20 @@ def _factors(count: int) -> tuple[int, int]:
 
 def _fold_layer_scale(foreign: Foreign) -> Foreign:
     state, folded = dict(foreign.state), False
+    blocks = {found[1] for name in state if (found := re.match(r"blocks\.(\d+)\.", name))}
     width = state["pos_embed"].shape[-1] if "pos_embed" in state and state["pos_embed"].ndim else None
     for name in foreign.state:
         found = re.fullmatch(r"(blocks\.\d+\.)gamma_([12])", name)
         layer = f"{found[1]}{'attn.proj' if found[2] == '1' else 'mlp.fc2'}" if found else ""
         if f"{layer}.weight" not in state or f"{layer}.bias" not in state:
             continue
-        if width is None or any(
-            tuple(state[part].shape[:1]) != (width,) for part in (name, f"{layer}.weight", f"{layer}.bias")
-        ):
+        scale = state[name]
+        fits = tuple(scale.shape) == (width,) and scale.is_floating_point()
+        if not fits or any(tuple(state[f"{layer}.{part}"].shape[:1]) != (width,) for part in ("weight", "bias")):
             continue  # of another shape than its block: told with what else doesn't fit
-        scale = state.pop(name)
+        if found and sum(other.endswith(f".gamma_{found[2]}") for other in foreign.state) != len(blocks):
+            continue  # that of another block is lost
+        del state[name]
         if not torch.equal(scale, torch.ones_like(scale)):
             state[f"{layer}.weight"] = state[f"{layer}.weight"] * scale[:, None]
             state[f"{layer}.bias"] = state[f"{layer}.bias"] * scale

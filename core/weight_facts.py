@@ -82,7 +82,9 @@ def facts_beside(path: Path, method: str) -> Facts:
     if isinstance(config.get("architecture"), str):
         if method.startswith(("transformers", "torchvision")):
             return Facts()
-        facts = facts_of_timm(config["architecture"], config.get("model_args") or {}, "config.json beside the weights")
+        facts = facts_of_timm(
+            config["architecture"], _mapping(config.get("model_args")), "config.json beside the weights"
+        )
     elif isinstance(config.get("model_type"), str) and method.startswith("transformers"):
         facts = facts_of_transformers(config)
     else:

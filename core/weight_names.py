@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -115,7 +115,7 @@ def _rename(name: str, table: Iterable[tuple[str, str]]) -> str:
 def _shaped(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Tokens and positions with the dimensions that ours have: (1, N, D)."""
     for name, dimensions in (("cls_token", 1), ("pos_embed", 2)):
-        if name in state and 1 <= state[name].ndim <= dimensions:
+        if name in state and 1 <= state[name].ndim <= dimensions and state[name].numel():
             state[name] = state[name].reshape(1, -1, state[name].shape[-1])
     return state
 
@@ -124,20 +124,21 @@ def _shaped(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def merge_projections(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Query, key and value as one layer, biases that a model lacks in every block as zeros; and what to know of that."""
+    """Query, key and value as one layer, biases that a model lacks in every block as zeros; and what to know of that.
+
+    What doesn't fit together stays as it is, to be told with what else is no encoder's.
+    """
     merged = dict(state)
-    for name in [name for name in merged if name.endswith(".attn.query.weight")]:
-        block = name.removesuffix("query.weight")
-        parts = [f"{block}{part}" for part in ("query", "key", "value")]
-        if not all(f"{part}.weight" in merged for part in parts):
-            continue
-        merged[f"{block}qkv.weight"] = torch.cat([merged.pop(f"{part}.weight") for part in parts])
-        biases = [merged.pop(f"{part}.bias", None) for part in parts]
-        _join_biases(merged, f"{block}qkv", biases)
-    for name in [name for name in merged if name.endswith(".attn.q_bias")]:
-        block = name.removesuffix("q_bias")
-        if f"{block}v_bias" in merged and f"{block}qkv.bias" not in merged:
-            _join_biases(merged, f"{block}qkv", [merged.pop(f"{block}{part}_bias", None) for part in "qkv"])
+    for block in [name.removesuffix("query.weight") for name in state if name.endswith(".attn.query.weight")]:
+        _join(merged, block, [f"{part}.weight" for part in _PARTS], "qkv.weight", dimensions=2)
+    for names in ([f"{part}.bias" for part in _PARTS], ["q_bias", "k_bias", "v_bias"]):
+        ends = tuple(f".attn.{name}" for name in names)
+        blocks = dict.fromkeys(name[: name.rindex(".attn.") + 6] for name in state if name.endswith(ends))
+        # A bias that some blocks have and others lack is a tensor lost, and not one that the model hasn't.
+        usual = [name for name in names if any(f"{block}{name}" in state for block in blocks)]
+        for block in blocks:
+            if f"{block}qkv.bias" not in merged and all(f"{block}{name}" in state for name in usual):
+                _join(merged, block, names, "qkv.bias", dimensions=1)
     notes = []
     for layer in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"):
         weights = [name for name in merged if re.fullmatch(rf"blocks\.\d+\.{re.escape(layer)}\.weight", name)]
@@ -158,11 +159,21 @@ def merge_projections(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], t
     return merged, tuple(notes)
 
 
-def _join_biases(state: dict[str, Tensor], layer: str, biases: list[Tensor | None]) -> None:
-    """One bias of those of query, key and value, zeros for the one that isn't there; none where none is."""
-    there = next((bias for bias in biases if bias is not None), None)
-    if there is not None:
-        state[f"{layer}.bias"] = torch.cat([torch.zeros_like(there) if bias is None else bias for bias in biases])
+_PARTS = ("query", "key", "value")
+
+
+def _join(state: dict[str, Tensor], block: str, names: Sequence[str], joined: str, *, dimensions: int) -> None:
+    """Put the tensors of query, key and value in a block together, zeros for a bias that isn't there, if they fit."""
+    found = {name: state[block + name] for name in names if block + name in state}
+    if not all(tensor.is_floating_point() for tensor in found.values()):
+        return  # joined with others, integers would pass for real numbers
+    shapes = {tuple(tensor.shape) for tensor in found.values()}
+    if len(shapes) != 1 or len(next(iter(shapes))) != dimensions or (dimensions > 1 and len(found) < len(names)):
+        return
+    like = next(iter(found.values()))
+    state[block + joined] = torch.cat([found.get(name, torch.zeros_like(like)) for name in names])
+    for name in found:
+        del state[block + name]
 
 
 def flat_kernel(source: str, kernel: Tensor, width: int | None) -> Tensor:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import random
 import re
 import shlex
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from maelift.cli import main
 from maelift.core.config import CheckpointError, ConfigError, MaeliftError
 from maelift.core.encoder import Encoder, EncoderSpec
 from maelift.core.weight_facts import facts_of_architecture
-from maelift.core.weights import EncoderFile, load_encoder, read_encoder, read_tensors
+from maelift.core.weights import EncoderFile, load_encoder, read_encoder, read_tensors, to_transformers_names
 from maelift.tests.support import framework, random_encoder
 from safetensors.torch import save_file
 from torch import Tensor
@@ -48,6 +50,19 @@ def read(content: object, **keys: Any) -> EncoderFile:
 def same(found: EncoderFile, state: State) -> bool:
     ours = found.encoder.state_dict()
     return ours.keys() == state.keys() and all(torch.equal(ours[name], value) for name, value in state.items())
+
+
+def as_mmseg(state: State) -> State:
+    """The state under the names of mmsegmentation's ViTs."""
+    names = {"patch_embed.proj": "patch_embed.projection", "blocks.": "layers.", "mlp.fc1": "ffn.layers.0.0"}
+    names |= {"mlp.fc2": "ffn.layers.1", "norm1": "ln1", "norm2": "ln2"}
+    renamed = {}
+    for name, value in state.items():
+        theirs = "ln1" + name.removeprefix("norm") if name.startswith("norm.") else name
+        for ours, mm in names.items() if theirs == name else ():
+            theirs = theirs.replace(ours, mm)
+        renamed[theirs] = value
+    return renamed
 
 
 def wider(dim: int = 384, heads: int = 6, **settings: Any) -> State:
@@ -262,14 +277,7 @@ def test_the_config_in_a_checkpoint_of_mmengine_is_used_and_not_run(
     backbone: str, expected: tuple[int, float, str]
 ) -> None:
     text = f"import os\nopen('ran.txt', 'w')\nmodel = dict(type='X', backbone=dict({backbone}), n=os.getpid())\n"
-    names = {"patch_embed.proj": "patch_embed.projection", "blocks.": "layers.", "mlp.fc1": "ffn.layers.0.0"}
-    names |= {"mlp.fc2": "ffn.layers.1", "norm1": "ln1", "norm2": "ln2"}
-    state = {}
-    for name, value in wider().items():
-        theirs = "ln1" + name.removeprefix("norm") if name.startswith("norm.") else name
-        for ours, mm in names.items():
-            theirs = theirs.replace(ours, mm) if not name.startswith("norm.") else theirs
-        state[f"backbone.{theirs}"] = value
+    state = under("backbone.", as_mmseg(wider()))
     found = read({"meta": {"cfg": text}, "state_dict": state}).encoder.spec
     assert (found.num_heads, found.norm_eps, found.act) == expected and not Path("ran.txt").exists()
 
@@ -329,6 +337,36 @@ def test_layer_scale_and_missing_biases_leave_the_features_as_they_are() -> None
     assert (ours - theirs).abs().max() < 1e-5 * theirs.abs().max()
     assert any("layer scale is multiplied" in note for note in found.notes)
     assert any("attn.proj has no biases" in note for note in found.notes)
+
+
+@pytest.mark.parametrize(
+    "lost", ["blocks.1.ls2.gamma", "blocks.0.attn.qkv.bias", "blocks.1.gamma_1", "blocks.1.attn.v_bias"]
+)
+def test_a_tensor_that_one_block_lacks_is_lost_and_not_left_out_by_the_model(state: State, lost: str) -> None:
+    kind = lost.split(".", 2)[2]
+    scales = {
+        f"blocks.{block}.{part}": torch.full((64,), 0.5)
+        for block in range(3)
+        for part in (kind, kind.replace("2", "1"))
+    }
+    whole = {**state, **(scales if "gamma" in kind else {})}
+    if kind == "attn.v_bias":
+        for block in range(3):
+            whole[f"blocks.{block}.attn.q_bias"], _, whole[f"blocks.{block}.attn.v_bias"] = whole.pop(
+                f"blocks.{block}.attn.qkv.bias"
+            ).chunk(3)
+    del whole[lost]
+    with pytest.raises(CheckpointError, match=r"Missing \([13]\)|Unexpected \([125]\)"):
+        read({"head.weight": torch.ones(1), **as_mmseg(whole)} if kind in ("gamma_1", "attn.v_bias") else whole)
+
+
+def test_a_class_token_that_the_weights_lack_is_said(state: State) -> None:
+    del state["cls_token"]
+    found = read(state, image_size=32)
+    assert not found.encoder.spec.class_token
+    assert (
+        "the first position is taken for that of a class token, which the weights lack, and left out" in found.assumed
+    )
 
 
 def test_a_kernel_of_one_frame_is_taken_and_others_are_refused(state: State) -> None:
@@ -506,3 +544,63 @@ def test_a_wrong_activation_given_by_an_adapter_s_folder_is_read_back(tmp_path: 
     for name in ("timm", "transformers"):
         assert main(["export", "encoder.safetensors", "--to", name, f"out={name}", "--quiet"]) == 0
         assert load_encoder(name).spec == encoder.spec
+
+
+JUNK: tuple[Any, ...] = (None, 0, -1, 10**12, "x", [], {}, float("nan"), True, [1, 2], [[1]], {"a": 1})
+
+
+def mutated(state: State, draw: random.Random) -> State:
+    """The state with one tensor lost, of another shape or kind, under another name, or with one more beside it."""
+    changed, name = dict(state), draw.choice(sorted(state))
+    value, prefix = changed.pop(name), draw.choice(["module.", "backbone.", "teacher.", "x."])
+    more = draw.choice(
+        ["reg_token", "cls_token", "blocks.0.gamma_1", "blocks.0.attn.q_bias", "conv_proj.weight", "norm.weight"]
+    )
+    shape = [draw.randrange(4) for _ in range(draw.randrange(6))]
+    kinds = (torch.int8, torch.bool, torch.float64, torch.bfloat16, torch.complex64)
+    changes: list[Callable[[], State]] = [
+        lambda: {},
+        lambda: {name: value.flatten()},
+        lambda: {name: value.unsqueeze(draw.randrange(value.ndim + 1))},
+        lambda: {name: torch.zeros(shape)},
+        lambda: {prefix + name: value},
+        lambda: {name.replace("0", draw.choice(["7", "1000000000", "9" * 20])): value},
+        lambda: {name: value, more: torch.ones(shape)},
+        lambda: {name: value.to(draw.choice(kinds))},
+        lambda: {name: value[: len(value) - 1]},
+    ]
+    return {**changed, **draw.choice(changes)()}
+
+
+def test_mutated_weights_and_settings_are_read_or_refused_in_a_line_of_reasons(state: State) -> None:
+    draw, there = random.Random(0), Counter[str]()
+    theirs = to_transformers_names(state)
+    keys = (
+        "model_args",
+        "num_attention_heads",
+        "hidden_act",
+        "image_size",
+        "layer_norm_eps",
+        "vision_config",
+        "hidden_size",
+    )
+    for _ in range(200):
+        weights = mutated(draw.choice([state, theirs]), draw)
+        arguments = argparse.Namespace(model=draw.choice(["vit_tiny_patch16_224", 3]), img_size=draw.choice(JUNK))
+        arguments.model_kwargs = draw.choice(JUNK)
+        config = {
+            draw.choice(["architecture", "model_type"]): draw.choice(
+                ["vit_tiny_patch16_224", "vit", "siglip", 3, "resnet18"]
+            )
+        }
+        config |= {key: draw.choice(JUNK) for key in keys if draw.random() < 0.4}
+        Path("config.json").write_text(json.dumps(config))
+        try:
+            read(draw.choice([weights, {"model": weights, "args": arguments}, {"a": weights, "b": weights}]), log=False)
+            there["read"] += 1
+        except MaeliftError as error:
+            assert len(str(error).splitlines()) == 1 and "its tensors are not those of an encoder" not in str(error), (
+                error
+            )
+            there["refused"] += 1
+    assert there["read"] >= 10 and there["refused"] >= 50, there
