@@ -28,7 +28,7 @@ from .config import DataError
 from .dataset_format import identify
 from .decoding import ANY_FORMAT, Picture, PixelFormat
 from .faults import Fault, refuse
-from .images import FolderImages
+from .images import FolderImages, tell_unused
 from .labels import SPLIT_NAMES, Splits, draw_missing_splits, rarest_first_order
 from .names import Numbers
 from .splits import Strata
@@ -330,6 +330,7 @@ def parse_detection(data: str | Path, layout: DetectionLayout = "auto") -> dict[
         first = next(iter(parsed))
         more = [Fault("another kind of annotations", path, "", f"layout={other} reads these") for other in others]
         parsed[first] = replace(parsed[first], faults=(*parsed[first].faults, *more))
+    tell_unused(path, [part.data.images for part in parsed.values()], "annotation")
     train = parsed.get("train")
     if train is None:
         return parsed

@@ -85,7 +85,7 @@ def read_regular(path: str | Path, limit: int = LARGEST_READ) -> bytes:
                 return content
             size = len(content)
     raise NotRegularError(
-        errno.EFBIG, f"{size:,} bytes, more than the {limit:,} that are read of a file", os.fspath(path)
+        errno.EINVAL, f"{size:,} bytes, more than the {limit:,} that are read of a file", os.fspath(path)
     )
 
 

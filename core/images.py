@@ -7,7 +7,7 @@ import math
 import os
 import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal, Protocol, cast, runtime_checkable
@@ -30,12 +30,13 @@ from .decoding import (
     open_values,
     picture_of,
     plain_mode,
+    what_reads,
 )
 from .files import LARGEST_READ, check_regular, open_regular, read_regular
 from .listing import file_stamps, list_files, list_folder
 from .names import Names, Numbers
 from .randomness import stream
-from .unread import in_brackets, kind_of, tell, unread_text
+from .unread import in_brackets, kind_of, tell, tell_beside, unread_text
 
 ASPECT_RATIOS = (3 / 4, 4 / 3)
 REDUCTIONS = (8, 4, 2)
@@ -192,6 +193,7 @@ def find_images(data: str | Path, key: str = "data") -> ImageSet:
         return FolderImages(path, listing.names)
     idx = idx_file(path, "train", "images") or idx_file(path, "", "images")
     if idx is not None:
+        tell_beside(path, [idx], "idx file")
         return idx_images(idx)
     files = list_files(path)
     if not files:
@@ -207,6 +209,28 @@ def _few(names: Sequence[str]) -> str:
     """The first of some names, and how many more there are."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + more
+
+
+def tell_unused(data: Path, used: Iterable[ImageSet], annotated_by: str) -> None:
+    """Say how many images of a folder ``data`` aren't used, as no annotation names them, and which files would be images."""
+    if not data.is_dir():
+        return
+    listing = list_folder(data)
+    taken = {
+        os.path.relpath(os.path.join(part.root, name), data)
+        for part in used
+        if isinstance(part, FolderImages)
+        for name in part.paths
+    }
+    unused = [name for name in listing.names if name not in taken]
+    if unused:
+        tell(
+            f"{data}: {len(unused):,} of {len(listing.names):,} images are named by no {annotated_by} and aren't used, such as "
+            f"{unused[0]}"
+        )
+    images = {kind: count for kind, count in listing.unread.items() if what_reads(kind)}
+    if images:
+        tell(f"{data}: {unread_text(len(listing.names), images)}")
 
 
 def idx_file(folder: Path, split: str, content: str) -> Path | None:

@@ -25,7 +25,7 @@ from .config import DataError, nearest
 from .dataset_format import SPLIT_NAMES as SPLIT_NAMES
 from .dataset_format import ClassLayout, class_layout, identify, question, split_folders
 from .decoding import PixelFormat
-from .images import ArrayImages, FolderImages, ImageSet, find_images, idx_file, idx_images, read_idx
+from .images import ArrayImages, FolderImages, ImageSet, find_images, idx_file, idx_images, read_idx, tell_unused
 from .label_table import TABLE_SUFFIXES, LabeledFile, alike, read_label_table
 from .randomness import stream
 from .shards import find_shards, read_shards
@@ -639,7 +639,9 @@ def read_parts(data: str | Path, keys: LabelKeys = LabelKeys()) -> Mapping[str, 
             else f"data={data}: no such folder, CSV or shards."
         )
     if (folder / "labels.csv").is_file():
-        return _read_table(folder / "labels.csv", keys)
+        parts = _read_table(folder / "labels.csv", keys)
+        tell_unused(folder, [part.images for part in parts.values()], "row of labels.csv")
+        return parts
     if idx_file(folder, "train", "labels") is not None:
         return _read_idx_splits(folder)
     return _read_folder_splits(folder, keys.layout)

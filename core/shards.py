@@ -26,7 +26,7 @@ from .frameworks import require
 from .listing import FORMAT, KEPT_FROM, file_stamp, file_stamps, is_racy, packed, unpacked
 from .names import Names, Numbers
 from .tracking import counting
-from .unread import is_junk, kind_of, tell, unread_text
+from .unread import is_junk, kind_of, tell, tell_beside, unread_text
 
 logger = logging.getLogger("maelift")
 
@@ -124,7 +124,10 @@ def _shards_in(folder: Path) -> list[Path]:
     reasons = {path: reason for path in found if not path.is_dir() and (reason := _not_there(path))}
     for path, reason in reasons.items():
         tell(f"{path}: {reason}; it is left out")
-    return [path for path in found if path not in reasons and path.is_file()]
+    shards = [path for path in found if path not in reasons and path.is_file()]
+    if shards:
+        tell_beside(folder, shards, "shards", list(reasons))
+    return shards
 
 
 def _not_there(shard: Path) -> str:

@@ -25,7 +25,7 @@ from .images import FolderImages, ImageSet, find_images, is_idx_images
 from .listing import FORMAT, KEPT_FROM, file_stamp, file_stamps, is_racy, packed, tree_file, unpacked
 from .names import Names, Numbers
 from .shards import find_shards, index_shards, tables_file
-from .unread import in_brackets, kind_of, tell
+from .unread import in_brackets, kind_of, tell, tell_beside
 
 LISTS = (".txt", ".csv")
 PATH_COLUMNS = ("path", "file", "file_name", "filename", "image")
@@ -69,6 +69,7 @@ def find_source(data: str) -> ImageSet:
     if suffix == ".parquet" and is_file:
         return read_parquet([path])
     if path.is_dir() and (files := sorted(file for file in path.glob("*.parquet") if file.is_file())):
+        tell_beside(path, files, "Parquet files")
         return read_parquet(files)
     if shards := find_shards(data):
         return index_shards(shards)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from .decoding import what_reads
 
@@ -58,6 +60,21 @@ def tell(text: str) -> None:
     if text not in _told:
         _told[text] = None
         logger.info("%s", text)
+
+
+def tell_beside(folder: Path, files: Sequence[Path], what: str, named: Sequence[Path] = ()) -> None:
+    """Say what else lies in a folder of which only these ``files`` are read, ``what`` they are; ``named`` have been told of."""
+    taken = {file.name for file in (*files, *named)}
+    with os.scandir(folder) as entries:
+        others = [entry for entry in entries if entry.name not in taken and not entry.name.startswith(".")]
+        folders = sum(entry.is_dir(follow_symlinks=False) for entry in others)
+    kinds = Counter(kind_of(entry.name) for entry in others if not entry.is_dir(follow_symlinks=False))
+    kinds.update({"folders": folders} if folders else {})
+    left = sum(count for kind, count in kinds.items()) - sum(is_junk(entry.name) for entry in others)
+    if left > 0:
+        listed = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common(SHOWN_KINDS))
+        read = files[0].name if len(files) == 1 else f"{len(files):,} {what}"
+        tell(f"{folder}: only {read} {'is' if len(files) == 1 else 'are'} read, not what lies beside: {listed}")
 
 
 def told() -> Sequence[str]:
