@@ -396,9 +396,12 @@ def read_result(run: Run, store: Path) -> Mapping[str, Any] | None:
         content: Any = json.loads(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except ValueError:
+    except (ValueError, RecursionError):
         content = None
-    if not isinstance(content, dict) or not all(key in content for key in WRITES[run.kind]):
+    numbers = ("seconds", "steps", "val")
+    if not isinstance(content, dict) or not all(
+        key in content and (key not in numbers or type(content[key]) in (int, float)) for key in WRITES[run.kind]
+    ):
         raise MaeliftError(f"{path}: a damaged result")
     return content
 

@@ -176,7 +176,12 @@ def _noted(file: Path) -> Progress | None:
     """How far a run has noted that it is; None where it hasn't yet."""
     try:
         return Progress(**json.loads(file.read_text()))
-    except (OSError, ValueError, TypeError):  # not there yet; storage that is shared may show half of it
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        RecursionError,
+    ):  # not there yet; storage that is shared may show half of it
         return None
 
 

@@ -97,7 +97,7 @@ def again(words: Sequence[str]) -> str | None:
             return said
         found = _read(out / FINISHED, asked)
         return None if found is None else str(found["status" if about_status else "said"])
-    except (MaeliftError, OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (MaeliftError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None  # not there, damaged, or of another version
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .files import atomic_path
+from .files import atomic_path, check_regular
 
 logger = logging.getLogger("maelift")
 
@@ -61,7 +61,7 @@ def keep(file: Path, arrays: Arrays, about: Mapping[str, str]) -> None:
 def kept(file: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]] | None:
     """The arrays of a file, mapped into memory, and its metadata; None where it isn't there, or isn't whole."""
     try:
-        size = file.stat().st_size
+        size = check_regular(file).st_size
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
             header = json.loads(stream.read(length)) if length < size else {}
@@ -75,5 +75,5 @@ def kept(file: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]] | None:
             mapped = np.memmap(file, dtype, "r", begin, shape) if end > begin else np.empty(shape, dtype)
             arrays[name] = np.asarray(mapped)
         return arrays, about
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return None

@@ -25,13 +25,15 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
-from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorProperties, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from .config import CheckpointError
+from .contract import parse_json, shown
 from .distributed import Ranks
-from .files import atomic_write_text, sync_folder, sync_tree
+from .files import atomic_write_text, open_regular, read_regular_text, sync_folder, sync_tree
+from .tensor_files import ALLOWANCE, EXPANSION
 
 logger = logging.getLogger("maelift")
 warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process needs none
@@ -117,17 +119,27 @@ class Checkpoints:
 
     def shapes(self, step: int) -> dict[str, tuple[torch.Size, torch.dtype]]:
         """Shape and type of every tensor of the state after ``step`` steps, by name."""
-        described = {}
+        described, path = {}, self._path(step)
         for name, entry in self._reader(step).read_metadata().state_dict_metadata.items():
-            if not isinstance(entry, TensorStorageMetadata):
-                raise CheckpointError(f"{self._path(step)}: {name} is no tensor. Remove it to start anew.")
-            described[name] = (entry.size, entry.properties.dtype)
+            if not isinstance(entry, TensorStorageMetadata) or not isinstance(entry.properties, TensorProperties):
+                raise CheckpointError(f"{path}: {shown(name)} is no tensor. Remove it to start again.")
+            described[name] = (torch.Size(entry.size), entry.properties.dtype)
+        claimed = sum(size.numel() * kind.itemsize for size, kind in described.values())
+        there = sum(file.stat().st_size for file in path.iterdir() if file.is_file())
+        if claimed > EXPANSION * there + ALLOWANCE:  # room for them is made before they are read
+            raise CheckpointError(
+                f"{path}: its tensors claim {claimed:,} bytes in files of {there:,}. Remove it to start again."
+            )
         return described
 
     def load(self, step: int, into: Mapping[str, Tensor]) -> None:
         """Fill the tensors with those of the state after ``step`` steps, in place, whichever way they are sharded."""
         tensors = {name: tensor.detach() for name, tensor in into.items()}
-        load(tensors, storage_reader=self._reader(step), process_group=self._group)
+        try:
+            load(tensors, storage_reader=self._reader(step), process_group=self._group)
+        except CheckpointException as error:
+            path = self._path(step)
+            raise CheckpointError(f"{path}: can't be loaded ({_first(error)}). Remove it to start again.") from error
 
     def remove(self) -> None:
         """Remove them all: the run is done."""
@@ -195,8 +207,8 @@ class Checkpoints:
         try:
             files = _state(state)["files"]
             wrong = [name for name, digest in files.items() if _digest(state / name) != digest]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            return f"{type(error).__name__}: {error}"
+        except (OSError, ValueError) as error:
+            return shown(f"{type(error).__name__}: {error}")
         return f"{', '.join(wrong)} not as written" if wrong else None
 
     def _reader(self, step: int) -> FileSystemReader:
@@ -208,14 +220,20 @@ class _Reader(FileSystemReader):
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         try:
-            with (Path(self.path) / ".metadata").open("rb") as file:
+            with open_regular(Path(self.path) / ".metadata") as file:
                 metadata = _DescriptionOnly(file).load()
-        except (pickle.UnpicklingError, EOFError, AttributeError, IndexError, TypeError, ValueError) as error:
-            raise CheckpointError(f"{self.path}: not a checkpoint ({error}). Remove it to start anew.") from error
-        if getattr(metadata, "storage_meta", None) is None:
-            metadata.storage_meta = StorageMeta()
+            if not isinstance(metadata, Metadata) or not isinstance(metadata.state_dict_metadata, dict):
+                raise TypeError(f"a {type(metadata).__name__} without tensors")
+            if getattr(metadata, "storage_meta", None) is None:
+                metadata.storage_meta = StorageMeta()
+            if not isinstance(metadata.storage_meta, StorageMeta):
+                raise TypeError("no record of where its tensors stand")
+        except Exception as error:  # whatever a changed byte of a pickle leads to; nothing of it is run
+            raise CheckpointError(
+                f"{self.path}: not a checkpoint ({shown(str(error) or type(error).__name__)}). Remove it to start again."
+            ) from error
         metadata.storage_meta.load_id = self.load_id
-        return cast(Metadata, metadata)
+        return metadata
 
 
 class _DescriptionOnly(pickle.Unpickler):
@@ -261,21 +279,31 @@ def _cause(error: CheckpointException) -> BaseException:
             if isinstance(inner, OSError):
                 return inner
             inner = inner.__cause__ or inner.__context__
+    return CheckpointError(f"the state can't be saved: {_first(error)}.")
+
+
+def _first(error: CheckpointException) -> str:
+    """What the first of torch's failures says, in one line."""
     first = next(iter(error.failures.values()))[0]
-    return CheckpointError(f"the state can't be saved: {str(first).splitlines()[0] if str(first) else first!r}.")
+    return shown(str(first).partition("\n")[0] or repr(first)).rstrip(".")
 
 
 def _state(folder: Path) -> dict[str, Any]:
-    content = json.loads((folder / STATE_FILE).read_text())
+    content = parse_json(read_regular_text(folder / STATE_FILE))
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(f"{STATE_FILE} of another format")
+    files = content.get("files")
+    if not isinstance(content.get("facts"), dict) or not isinstance(files, dict) or ".metadata" not in files:
+        raise ValueError(f"{STATE_FILE} without facts or files")
+    if any(not isinstance(digest, str) or Path(name).name != name for name, digest in files.items()):
+        raise ValueError(f"{STATE_FILE} with files that aren't in the folder")
     return content
 
 
 def _digest(file: Path) -> str:
     """A hash of a file's content."""
     digest = hashlib.blake2b(digest_size=16)
-    with file.open("rb") as content:
+    with open_regular(file) as content:
         while block := content.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()

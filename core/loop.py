@@ -177,9 +177,14 @@ class State:
         checkpoints.load(step, own)
         if not checkpoints.is_main:
             self.best_weights = {}  # the main process judges: its are saved, and others' would grow old
-        for name in NUMBERS:
-            setattr(self, name, facts[name])
-        self.health, self.scale = Health.of(facts["health"]), LossScale(**facts["scale"])
+        try:
+            for name in NUMBERS:
+                setattr(self, name, type(getattr(self, name))(facts[name]))
+            self.health, self.scale = Health.of(facts["health"]), LossScale(**facts["scale"])
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(
+                f"{checkpoints.folder}: step {step} says of the run what can't be ({error!r}). Remove it to start again."
+            ) from error
         return True
 
     def _make_room(self, shapes: Mapping[str, tuple[torch.Size, torch.dtype]]) -> None:

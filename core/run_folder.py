@@ -13,7 +13,7 @@ import yaml
 
 from .config import MaeliftError, config_difference, to_dict, write_config
 from .distributed import Ranks
-from .files import atomic_write_text, exclusive
+from .files import NotRegularError, atomic_write_text, exclusive, read_regular_text
 
 FREE_KEYS = (
     *("out", "data", "encoder", "workers", "device", "accumulate", "launch", "slurm"),
@@ -48,7 +48,7 @@ class RunFolder:
         with ExitStack() as held:
             ranks.share(lambda: held.enter_context(exclusive(path)))
             if file.exists():
-                before = {**_usual(config), **_read(file)}  # a key that is newer than the run: its default
+                before = {**_usual(config), **read_run_config(file)}  # a key that is newer than the run: its default
                 differences = config_difference(_fixed(before), _fixed(to_dict(config)))
                 if differences:
                     raise MaeliftError(
@@ -65,7 +65,7 @@ class RunFolder:
         """
         file, new = self.path / "data.json", {"manifest": digest, "encoder": encoder}
         if file.exists():
-            old = _read(file)
+            old = read_run_config(file)
             for key, what in (("manifest", "on other images or labels"), ("encoder", "from another encoder")):
                 before, now = (str(content.get(key))[:12] for content in (old, new))
                 if old.get(key) != new[key]:
@@ -79,11 +79,11 @@ class RunFolder:
         ranks.barrier()
 
 
-def _read(file: Path) -> dict[str, Any]:
+def read_run_config(file: Path) -> dict[str, Any]:
     """The mapping in a YAML or JSON file of a run; raises MaeliftError for a file of another kind."""
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError):
+        content = yaml.safe_load(read_regular_text(file))
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError, NotRegularError):
         content = None
     if not isinstance(content, dict):
         raise MaeliftError(f"{file}: not that of a maelift run. Choose another out, or remove it.")

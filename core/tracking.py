@@ -311,12 +311,15 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:
-    records = []
-    for line in path.read_text().splitlines():
+    records: list[dict[str, Any]] = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            records.append(json.loads(line))
-        except ValueError:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
             break
+        if not isinstance(record, dict) or type(record.get("step")) not in (int, float):
+            break
+        records.append(record)
     return records
 
 

@@ -10,7 +10,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-import yaml
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -23,6 +22,7 @@ from ..core.files import atomic_path, mark_output, output_folder
 from ..core.images import FolderImages, ImageSet, find_images, opened, to_array
 from ..core.plan import Plan
 from ..core.randomness import torch_stream
+from ..core.run_folder import read_run_config
 from ..core.tracking import counting
 from ..core.weights import DECODER_FILE, read_decoder, read_encoder
 from .mae import MaskedAutoencoder, patchify
@@ -308,7 +308,7 @@ def _check_settings(config: ReconstructConfig, out: Path) -> None:
     if not file.exists():
         write_config(config, file)
         return
-    difference = config_difference(yaml.safe_load(file.read_text()), to_dict(config))
+    difference = config_difference(read_run_config(file), to_dict(config))
     if difference:
         raise MaeliftError(
             f"out={out} holds reconstructions with other settings ({'; '.join(difference)}). Choose another out."

@@ -24,7 +24,7 @@ from ..core.contract import content_hash
 from ..core.cost import encoder_flops
 from ..core.distributed import Precision, Ranks, autocast
 from ..core.encoder import Encoder
-from ..core.files import output_folder
+from ..core.files import check_regular, output_folder
 from ..core.images import ImageSet, fit_and_crop, random_resized_crop, to_array
 from ..core.labels import ClassImages, Splits
 from ..core.loader import load_in_order
@@ -128,8 +128,10 @@ def features(
     """
     path = folder / wanted.name(ranks.device)
     if wanted.manifest and path.exists():
-        logger.info("features of %s: %s is used again", what, path)
-        return _mapped(path)
+        if (kept := _mapped(path, wanted)) is not None:
+            logger.info("features of %s: %s is used again", what, path)
+            return kept
+        logger.warning("features of %s: %s is damaged, and written again", what, path)
     part = path.with_suffix(".part")
     if ranks.is_main:
         output_folder(folder)
@@ -148,11 +150,20 @@ def features(
     if ranks.is_main:
         part.replace(path)
     ranks.barrier()
-    return _mapped(path)
+    found = _mapped(path, wanted)
+    if found is None:
+        raise MaeliftError(f"features of {what}: {path} can't be read again. Give cache=FOLDER on another disk.")
+    return found
 
 
-def _mapped(path: Path) -> NDArray[np.generic]:
-    return cast("NDArray[np.generic]", np.load(path, mmap_mode="r"))
+def _mapped(path: Path, wanted: FeatureFile) -> NDArray[np.generic] | None:
+    """The features of a file; None where it isn't theirs, by its type, its shape and its length."""
+    try:
+        check_regular(path)
+        found: NDArray[np.generic] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError, SyntaxError, RecursionError, MemoryError):
+        return None
+    return found if found.shape == wanted.shape and found.dtype == wanted.dtype else None
 
 
 @torch.inference_mode()

@@ -42,7 +42,7 @@ from ..core.optim import parameter_groups
 from ..core.plan import Plan
 from ..core.public_names import public_config
 from ..core.randomness import isolated
-from ..core.run_folder import RunFolder
+from ..core.run_folder import RunFolder, read_run_config
 from ..core.terminal import quoted
 from ..core.tracking import Listener, Tracker, read_metrics
 from ..core.weights import EncoderFile, Provenance
@@ -623,7 +623,7 @@ def _finished_config(out: Path) -> dict[str, Any]:
     """The configuration of the run in ``out``; raises MaeliftError when there is no finished one."""
     if not (out / TEST_FILE).is_file() or not (out / "config.yaml").is_file():
         raise MaeliftError(f"out={out}: no finished run. --evaluate judges the model of one; run it without first.")
-    return cast(dict[str, Any], yaml.safe_load((out / "config.yaml").read_text(encoding="utf-8")))
+    return read_run_config(out / "config.yaml")
 
 
 def plan(config: TransferConfig) -> Plan:
