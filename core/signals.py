@@ -119,7 +119,7 @@ class StopSignals:
         os._exit(128 + number)
 
 
-GOES_ON = "Finished work is saved; the same command continues from it."
+GOES_ON = "Finished work is saved; give the same command again to go on."
 
 
 @contextmanager

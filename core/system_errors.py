@@ -6,10 +6,13 @@ import errno
 import re
 
 MEMORY = (
-    "not enough memory. Give fewer workers (workers=0 takes the least), a larger accumulate or a smaller batch_size; "
-    "finished work is saved."
+    "not enough memory. Free some, or in training give fewer workers (workers=0 takes the least) or a larger accumulate, with "
+    "which the same run goes on, or a smaller batch_size in another out; finished work is saved."
 )
-GPU_MEMORY = "the GPU's memory is too small. Give a larger accumulate or a smaller batch_size; finished work is saved."
+GPU_MEMORY = (
+    "the GPU's memory is too small. In training give a larger accumulate, with which the same run goes on, or a smaller "
+    "batch_size in another out; finished work is saved."
+)
 THREADS = (
     "the system starts no more processes or threads (ulimit -u, or a container's limit of pids). Raise the limit, or give "
     "workers=0; finished work is saved."

@@ -214,6 +214,18 @@ def fail_with(error: str, *, debug: bool = False, rank: str = "0") -> subprocess
         ("OSError(errno.ENOSPC, 'No space', 'a.bin')", 2, "maelift doctor: a.bin: no space left on the device."),
         ("PermissionError(errno.EACCES, 'Permission denied', 'a')", 2, "maelift doctor: a: permission denied."),
         ("OSError(errno.EROFS, 'Read-only file system', 'a')", 2, "maelift doctor: a: read-only file system."),
+        ("OSError(errno.EDQUOT, 'Quota', 'a')", 2, "maelift doctor: a: the disk quota is used up."),
+        (
+            "OSError(errno.EMFILE, 'Too many', 'a')",
+            2,
+            "maelift doctor: too many open files. Raise the limit (ulimit -n",
+        ),
+        (
+            'RuntimeError("can\'t start new thread")',
+            2,
+            "maelift doctor: the system starts no more processes or threads",
+        ),
+        ("MemoryError()", 2, "maelift doctor: not enough memory. Free some"),
         ("KeyboardInterrupt", 130, "maelift doctor: stopped (SIGINT)"),
     ],
 )

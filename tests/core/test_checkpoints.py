@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import pickle
 import shutil
 from pathlib import Path
@@ -133,3 +134,18 @@ def test_a_full_disk_is_told_of(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path / "c", ONE)
     with pytest.raises(OSError):
         checkpoints.save(1, {"a": torch.zeros(3)}, {}, wait=True)
+
+
+def test_a_state_that_the_disk_has_no_room_for_leaves_nothing_and_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints = Checkpoints(tmp_path, ONE)
+    checkpoints.save(1, {"a": torch.ones(3)}, {"step": 1}, wait=True)
+
+    def full(path: Path, text: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr("maelift.core.checkpoints.atomic_write_text", full)
+    with pytest.raises(OSError, match="No space left"):
+        checkpoints.save(2, {"a": torch.zeros(3)}, {"step": 2}, wait=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"] and checkpoints.newest() == 1

@@ -16,11 +16,12 @@ from maelift.core.batches import Batch, Batches, Order, Sample, each
 from maelift.core.checkpoints import Checkpoints
 from maelift.core.config import MaeliftError
 from maelift.core.distributed import Ranks
-from maelift.core.loop import Diverged, Objective, Schedule, State, Upkeep, WeightAverage, evenly, train
+from maelift.core.loop import Diverged, Objective, OutOfMemory, Schedule, State, Upkeep, WeightAverage, evenly, train
 from maelift.core.optim import warmup_cosine
 from maelift.core.recovery import Recovery
 from maelift.core.signals import Interrupted
 from maelift.core.tracking import Tracker, read_events, read_metrics
+from maelift.tests.support import has_checkpoint
 from torch import nn
 
 ONE = Ranks(0, 1, torch.device("cpu"))
@@ -263,6 +264,50 @@ def test_a_stop_does_not_wait_for_the_judgement_which_is_made_when_the_run_goes_
     expected = run(whole, upkeep=Upkeep(evaluate, evenly(12, 3), "val/top1", log_every=1))
     assert read_metrics(tmp_path / "metrics.jsonl") == expected
     assert torch.equal(weights(state.model), weights(whole.model)) and state.best_step == whole.best_step
+
+
+def test_a_stop_does_not_wait_for_images(tmp_path: Path) -> None:
+    def slow(index: int, draws: object) -> Sample:
+        if len(loaded) == 20:
+            os.kill(os.getpid(), signal.SIGTERM)
+            pytest.fail("the loading went on")
+        loaded.append(index)
+        return Sample(VALUES[index])
+
+    loaded: list[int] = []
+    state, upkeep = new_state(), Upkeep(checkpoints=Checkpoints(tmp_path / "checkpoints", ONE))
+    with (
+        Tracker(None, "test", total=12, images_per_step=4) as tracker,
+        pytest.raises(Interrupted, match="after step 5"),
+    ):
+        train(
+            state,
+            Batches(Order(6, 4, 0), each(slow), draws=1, ranks=ONE),
+            objective,
+            Schedule(12, 0.05),
+            seed=0,
+            ranks=ONE,
+            tracker=tracker,
+            upkeep=upkeep,
+        )
+    assert has_checkpoint(tmp_path)
+
+
+def test_a_step_without_memory_saves_those_before(tmp_path: Path) -> None:
+    def hungry(model: nn.Module, batch: Batch) -> torch.Tensor:
+        if batch.step == 5:
+            torch.empty(2**60)
+        return objective(model, batch)
+
+    whole, state = new_state(), new_state()
+    run(whole)
+    upkeep = Upkeep(checkpoints=Checkpoints(tmp_path / "checkpoints", ONE))
+    with pytest.raises(OutOfMemory, match=r"^step 6 of 12: not enough memory\. .*workers=0"):
+        run(state, hungry, upkeep=upkeep)
+    state = new_state()
+    assert state.load(Checkpoints(tmp_path / "checkpoints", ONE)) and state.step == 5
+    run(state)
+    assert torch.equal(weights(state.model), weights(whole.model))
 
 
 def test_a_stop_without_a_checkpoint_says_that_nothing_was_saved() -> None:
