@@ -18,6 +18,7 @@ from typing import Literal
 from .config import DataError
 from .decoding import ARRAY_SUFFIXES, SUFFIXES
 from .listing import list_files, list_images
+from .mask_names import mask_names
 from .shards import LABEL_SUFFIXES, find_shards
 from .terminal import quoted
 
@@ -324,6 +325,7 @@ def _pair(data: Path, images: Path, masks: Path, read: bool) -> FormatEvidence |
     if not stems or not others:
         return None
     share = sum(name in stems or MASK_ENDINGS.sub("", name) in stems for name in others) / len(others)
+    share = max(share, len(mask_names(sorted(stems), others)) / len(others))
     one, other = images.relative_to(data).as_posix(), masks.relative_to(data).as_posix()
     if share >= SAME_NAMES and read:
         return FormatEvidence("masks", f"{one}/ and {other}/ hold images of the same names")

@@ -364,12 +364,12 @@ def _ids(file: ModelFile, config: PredictConfig, images: ImageSet) -> Ids:
         trained = cast(Sequence[int], file.head.get("category_ids") or range(1, len(file.classes) + 1))
         return Ids({name: number for number, name in enumerate(names, start=1)}, trained)
     try:
-        content = json.loads(Path(config.coco).read_text(encoding="utf-8"))
+        content = json.loads(Path(config.coco).read_bytes())
         known = {str(image["file_name"]): int(image["id"]) for image in content["images"]}
         categories = {str(category["name"]): int(category["id"]) for category in content["categories"]}
     except OSError as error:
         raise DataError(f"coco={config.coco}: can't be read ({error.strerror or error}).") from error
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise DataError(f"coco={config.coco}: no COCO JSON with images and categories ({error}).") from error
     absent = [name for name in file.classes if name not in categories]
     if absent:

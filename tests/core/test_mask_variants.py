@@ -88,6 +88,9 @@ def test_masks_are_found_by_folders_and_names(tmp_path: Path, images: str, masks
     data = train(make(tmp_path, None, images, masks))
     assert len(data) == 4
     assert matches(data)
+    if not images.startswith("train/{}"):  # of which data check asks whether they are masks
+        result = data_check(DataCheckConfig(str(tmp_path), near=1))
+        assert result.error is None and [split.task for split in result.splits] == ["segment"]
 
 
 def test_a_name_with_more_is_not_another_images_mask(tmp_path: Path) -> None:

@@ -252,7 +252,7 @@ def test_settings_that_do_not_fit_are_refused(encoder: Path) -> None:
         ({"head": "cascade"}, "torchvision has no cascade. Give engine=detectron2."),
         ({"jitter": [2, 1]}, "two factors with 0 < smallest <= largest"),
         ({"jitter": [0, 1]}, "two factors with 0 < smallest <= largest"),
-        ({"max_detections": 0}, "at least 1"),
+        ({"max_detections": 0}, "at least 1|from 1 to"),
         ({"batch_size": 0}, "above 0"),
     ):
         with pytest.raises(ConfigError, match=message):
