@@ -82,7 +82,8 @@ def without_heads(
     unknown = [name for name, short in outside.items() if short not in left]
     heads = [name for name in state if NOT_ENCODER.fullmatch(name)]
     kept = {name: tensor for name, tensor in state.items() if name not in heads}
-    groups = Counter("decoder" if name.startswith("decoder") else name.split(".")[0] for name in [*left, *heads])
+    parts = [name.removeprefix("embeddings.") for name in [*left, *heads]]
+    groups = Counter("decoder" if name.startswith("decoder") else name.split(".")[0] for name in parts)
     notes = tuple(f"left out: {name} ({count} tensor{'s' if count > 1 else ''})" for name, count in groups.items())
     return kept, notes, unknown
 

@@ -297,8 +297,8 @@ def encoder_of(
     if doubt and said.act is None and not (act and doubt == SIGLIP):
         example = "vit_base_patch16_siglip_224" if doubt == SIGLIP else "eva_large_patch14_196"
         raise CheckpointError(
-            f"{source}: {doubt}, which tensors don't show. Give the name that timm has for it, as: "
-            f"{command(source, f'architecture={example}')}"
+            f"{source}: {doubt}, which tensors don't show. Give {'act, or ' if doubt == SIGLIP else ''}the name that timm has "
+            f"for it, as: {command(source, f'architecture={example}')}"
         )
     state = _with_flat_kernel(source, foreign.state)
     converted = need_real_numbers(source, state)
@@ -677,7 +677,7 @@ def _is_ours(name: str) -> bool:
     return _OURS.fullmatch(name) is not None
 
 
-SIGLIP = "it pools by attention, as SigLIP's ViTs do, of which some have the exact GELU and some its tanh form"
+SIGLIP = "it is like SigLIP's ViTs, of which some have the exact GELU (act=gelu) and some its tanh form (act=gelu_tanh)"
 _EVA = "its names are those of EVA and BEiT, whose blocks may norm after each layer or have rotary positions"
 _UNBIASED = "its queries and keys have no biases, as in some ViTs whose blocks norm after each layer"
 
@@ -708,6 +708,7 @@ def _to_our_names(source: str, chosen: Chosen) -> tuple[Foreign, bool, str | Non
     if any(name.startswith("embeddings.") for name in state):
         method = "transformers ViTMAE" if with_decoder else "transformers ViT"
         foreign = Foreign(method, from_transformers(state), notes)
+        doubt = SIGLIP if "embeddings.patch_embedding.bias" in state and "cls_token" not in foreign.state else None
     elif "patch_embed.projection.weight" in state:
         foreign, dense = from_mm(state, notes), True
     elif any(name.startswith("conv_proj.") for name in state):

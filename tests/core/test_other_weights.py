@@ -487,6 +487,10 @@ def eva() -> State:
         (lambda state: {**under("vit.", state), "other.weight": torch.ones(1)}, "Unexpected (1): other.weight"),
         (lambda state: eva(), "its names are those of EVA and BEiT"),
         (
+            lambda state: {**wider(768, 12, class_token=False), "attn_pool.latent": torch.ones(1)},
+            "it is like SigLIP's ViTs",
+        ),
+        (
             lambda state: {
                 **state,
                 "blocks.0.attn.rel_pos_h": torch.ones(15, 16),
