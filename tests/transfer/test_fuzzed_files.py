@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import pickle
 import random
 import shutil
 import struct
@@ -14,10 +16,11 @@ from typing import Any
 
 import pytest
 import torch
+from maelift.cli import main
 from maelift.core.config import MaeliftError
 from maelift.core.contract import sealed, sealed_hash
 from maelift.core.weights import DecoderFile, Provenance, read_decoder, read_encoder, save_decoder, save_encoder
-from maelift.tests.support import GOLDEN, bounded_memory, random_encoder
+from maelift.tests.support import GOLDEN, bounded_memory, random_encoder, rewrite_metadata, write_images
 from maelift.transfer.classify import Classifier, save_classifier
 from maelift.transfer.detectors import Architecture as DetectorArchitecture
 from maelift.transfer.detectors import Detector
@@ -258,3 +261,49 @@ def test_mutated_files_are_refused_in_a_line_or_read_as_what_they_say(
 def test_the_files_that_are_mutated_are_read(files: dict[str, Path]) -> None:
     for name, path in files.items():
         (check_decoder if "decoder" in name else check_encoder if name[0] in "ewo" else check_model)(path)
+
+
+COMMANDS = {
+    "predict": ["predict", "model={file}", "images={images}", "out={out}/p.csv"],
+    "export": ["export", "{file}", "--to", "torchvision", "out={out}/o"],
+    "export a graph": ["export", "{file}", "--to", "onnx", "out={out}/o"],
+    "certify": ["certify", "{folder}/weights.pth", "{file}"],
+    "reconstruct": ["reconstruct", "encoder={file}", "images={images}", "out={out}/r"],
+    "import": ["import", "{file}", "out={out}/i.safetensors", "num_heads=1"],
+    "transfer": ["transfer", "classify", "encoder={file}", "data={images}", "out={out}/t", "steps=1"],
+    "pretrain": ["pretrain", "data={images}", "out={out}/m", "init={file}", "epochs=1"],
+}
+
+
+@pytest.mark.parametrize("command", list(COMMANDS))
+def test_every_command_refuses_hostile_files_in_one_line(
+    command: str, files: dict[str, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    write_images(tmp_path / "images" / "a", 2)
+    shutil.copytree(files["encoder.safetensors"].parent, tmp_path / "whole")
+    shutil.copy(files["encoder.safetensors"], tmp_path / "encoder.safetensors")
+    hostile = {
+        name: tmp_path / f"{name}.safetensors" for name in ("nan", "cut", "spec", "deep", "pipe", "swapped", "number")
+    }
+    for name in ("spec", "swapped", "number", "nan"):
+        shutil.copy(files["classify.safetensors" if command == "predict" else "encoder.safetensors"], hostile[name])
+    hostile["cut"].write_bytes(files["classify.safetensors"].read_bytes()[:-9])
+    hostile["deep"].write_bytes(struct.pack("<Q", 10**6) + b"{" + b'"a":[' * 200_000)
+    os.mkfifo(hostile["pipe"])
+    rewrite_metadata(hostile["spec"], lambda content: content["spec"].update(depth=10**12))
+    rewrite_metadata(hostile["number"], lambda content: content["preprocessing"].update(std=["\n"] * 3))
+    rewrite_metadata(hostile["swapped"], lambda content: content["preprocessing"]["mean"].reverse(), seal=False)
+    ((key, text),), state = _opened(hostile["nan"])
+    state = {name: tensor * math.nan for name, tensor in state.items()}
+    content = json.loads(text)
+    hostile["nan"].write_bytes(save(state, {key: sealed(content, sealed_hash(content, state))}))
+    hostile["pickle"] = tmp_path / "w.pkl"
+    hostile["pickle"].write_bytes(pickle.dumps({"a": 1}))
+    for name, file in hostile.items():
+        out = tmp_path / f"out_{name}"
+        out.mkdir()
+        places = {"file": file, "images": tmp_path / "images", "out": out, "folder": tmp_path / "whole"}
+        assert main([word.format(**places) for word in COMMANDS[command]]) == 2, name
+        said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("maelift ")]
+        assert len(said) == 1 and str(file) in said[0], (name, said)
+        assert not [path for path in out.rglob("*") if path.is_file() and path.name != ".lock"], name
