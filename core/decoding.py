@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -414,6 +414,10 @@ def _open_image(path: Path, content: bytes, form: PixelFormat) -> Opened:
             return _open_tiff(content, form)
         raise
     notes = tuple(_notes(file, path, form))
+    if file.format == "PPM" and file.mode == "RGB" and _deep_ppm(file):
+        return _open_deep_ppm(content, file, form, notes)
+    if file.mode in ("RGB", "RGBA", "L", "LA") and (bits := _stored_bits(file, content)) > 8:
+        notes = (*notes, f"{bits} bits, of which {file.format} is read with 8: save it as PNG or TIFF to keep them")
     if file.format in ("JPEG", "MPO") and file.mode in ("L", "RGB"):
         return _open_jpeg(content, file, notes)
     if file.format == "PNG" and content[24] == 16 and content[25] in (2, 4, 6):  # IHDR: bit depth, colour type
@@ -435,6 +439,38 @@ def _open_image(path: Path, content: bytes, form: PixelFormat) -> Opened:
 
     all_notes = (*notes, *(("16 bits",) if deep else ()))
     return Opened(_upright(file), 16 if deep else 8, all_notes, load, decoded_notes, _orientation(file) != 1)
+
+
+def _deep_ppm(file: Image.Image) -> bool:
+    """Whether a PPM in colour has 16 bits a value, binary, of which PIL keeps 8."""
+    codec, _, _, arguments = cast(Any, file).tile[0]
+    return bool(codec == "ppm" and arguments[0] == "RGB" and arguments[-1] > 255)
+
+
+def _open_deep_ppm(content: bytes, file: Image.Image, form: PixelFormat, notes: tuple[str, ...]) -> Opened:
+    """A PPM in colour of 16 bits; its greatest value, which its header states, becomes that of 16 bits."""
+    _, _, begin, arguments = cast(Any, file).tile[0]
+    shape, most = (file.height, file.width, 3), int(arguments[-1])
+    if len(content) < begin + 2 * math.prod(shape):
+        raise DataError(f"cut off: {len(content) - begin} bytes of {2 * math.prod(shape)}")
+
+    def load(reduction: int) -> Picture:
+        values = np.frombuffer(content, dtype=">u2", count=math.prod(shape), offset=begin).reshape(shape)
+        if form.value_range is None and most != 65535:
+            values = np.rint(values.astype(np.float64) * (65535 / most)).clip(0, 65535)
+        return _values(values.astype(np.uint16), form)
+
+    return Opened((file.height, file.width), 16, (*notes, "16 bits"), load)
+
+
+def _stored_bits(file: Image.Image, content: bytes) -> int:
+    """Bits of a value in formats that PIL reads with 8 in colour; 8 where they aren't told."""
+    if file.format == "JPEG2000" and (begin := content.find(b"\xff\x4f\xff\x51")) >= 0:
+        return (content[begin + 42] & 0x7F) + 1  # Ssiz of the first component
+    if file.format == "AVIF" and (begin := content.find(b"av1C")) >= 0:
+        high, twelve = content[begin + 6] & 0x40, content[begin + 6] & 0x20
+        return 12 if high and twelve else 10 if high else 8
+    return int(file.info.get("bit_depth", 8)) if file.format == "HEIF" else 8
 
 
 def _notes(file: Image.Image, path: Path, form: PixelFormat) -> Iterator[str]:

@@ -181,6 +181,27 @@ def test_the_transparent_colour_of_16_bits_is_compared_with_all_its_bits() -> No
     assert (transfer[:, 0, 0] == 255).all() and np.allclose(transfer[:, 1], 1000 / 257)
 
 
+@pytest.mark.parametrize("most", [65535, 4095])
+def test_ppm_in_colour_of_16_bits_keeps_them(most: int) -> None:
+    array = noise((10, 12, 3), np.uint16) % np.uint16(most) if most < 65535 else noise((10, 12, 3), np.uint16)
+    content = b"P6\n12 10\n%d\n" % most + array.astype(">u2").tobytes()
+    pretraining, transfer = both(content, "a.ppm")
+    assert np.array_equal(pretraining, transfer) and transfer.dtype == np.float32
+    assert np.allclose(transfer, array.transpose(2, 0, 1) * (255 / most), atol=0.01)
+    stored = open_picture(Path("a.ppm"), content, PixelFormat(3, (0, most))).pixels()
+    assert np.array_equal(stored, array)
+    with pytest.raises(DataError, match=r"a.ppm: cut off"):
+        open_picture(Path("a.ppm"), content[:-1])
+
+
+def test_bits_that_are_not_read_are_noted() -> None:
+    heif, file = framework("pillow_heif"), io.BytesIO()
+    heif.encode("RGB;16", (16, 16), bytes(16 * 16 * 6), file, quality=90)
+    assert "10 bits, of which HEIF is read with 8" in open_picture(Path("a.heic"), file.getvalue()).notes[0]
+    for kind in ("JPEG2000", "AVIF"):
+        assert open_picture(Path("a.bin"), saved(COLOUR, kind)).notes == ()
+
+
 @pytest.mark.parametrize(("text", "colour"), [("white", 255), ("black", 0), ("#404040", 64)])
 def test_the_background_is_the_one_that_was_asked_for(text: str, colour: int) -> None:
     form = PixelFormat(background=background_colour(text))
