@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from maelift.cli import main
+from maelift.core.config import DataError
 from maelift.core.doctor import Diagnosis
 from maelift.pretrain.config import PretrainConfig
 from maelift.tests.support import TINY, environment, one_line_error, run_maelift, write_images
@@ -194,7 +197,7 @@ def test_defaults_that_a_recipe_or_a_suite_gives_are_told() -> None:
     assert "  suite  (text; needed)" in text and "  title  (text; default: the suite's)" in text
 
 
-def fail_with(error: str, *, debug: bool = False, rank: str = "0") -> subprocess.CompletedProcess[str]:
+def fail_with(error: str, *, rank: str = "0") -> subprocess.CompletedProcess[str]:
     """Run ``maelift doctor`` as a process in which looking at the machine raises ``error``, a Python expression."""
     code = (
         "import sys, errno, maelift.cli, maelift.core.doctor as doctor\n"
@@ -203,36 +206,48 @@ def fail_with(error: str, *, debug: bool = False, rank: str = "0") -> subprocess
         "doctor.doctor = fail\n"
         "sys.exit(maelift.cli.main(['doctor']))"
     )
-    environ = {**environment(), "RANK": rank, "MAELIFT_DEBUG": "1" if debug else ""}
+    environ = {**environment(), "RANK": rank}
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environ)
 
 
 @pytest.mark.parametrize(
     ("error", "exit_code", "message"),
     [
-        ("DataError('nothing there.')", 2, "maelift doctor: nothing there."),
-        ("OSError(errno.ENOSPC, 'No space', 'a.bin')", 2, "maelift doctor: a.bin: no space left on the device."),
-        ("PermissionError(errno.EACCES, 'Permission denied', 'a')", 2, "maelift doctor: a: permission denied."),
-        ("OSError(errno.EROFS, 'Read-only file system', 'a')", 2, "maelift doctor: a: read-only file system."),
-        ("OSError(errno.EDQUOT, 'Quota', 'a')", 2, "maelift doctor: a: the disk quota is used up."),
+        (DataError("nothing there."), 2, "maelift doctor: nothing there."),
+        (OSError(errno.ENOSPC, "No space", "a.bin"), 2, "maelift doctor: a.bin: no space left on the device."),
+        (PermissionError(errno.EACCES, "Permission denied", "a"), 2, "maelift doctor: a: permission denied."),
+        (OSError(errno.EROFS, "Read-only file system", "a"), 2, "maelift doctor: a: read-only file system."),
+        (OSError(errno.EDQUOT, "Quota", "a"), 2, "maelift doctor: a: the disk quota is used up."),
         (
-            "OSError(errno.EMFILE, 'Too many', 'a')",
+            OSError(errno.EMFILE, "Too many", "a"),
             2,
             "maelift doctor: too many open files. Raise the limit (ulimit -n",
         ),
         (
-            'RuntimeError("can\'t start new thread")',
+            RuntimeError("can't start new thread"),
             2,
             "maelift doctor: the system starts no more processes or threads",
         ),
-        ("MemoryError()", 2, "maelift doctor: not enough memory. Free some"),
-        ("KeyboardInterrupt", 130, "maelift doctor: stopped (SIGINT)"),
+        (MemoryError(), 2, "maelift doctor: not enough memory. Free some"),
+        (KeyboardInterrupt(), 130, "maelift doctor: stopped (SIGINT)"),
     ],
 )
-def test_what_goes_wrong_on_a_machine_ends_in_one_line(error: str, exit_code: int, message: str) -> None:
-    done = fail_with(error)
-    assert done.returncode == exit_code and done.stderr.startswith(message) and done.stderr.count("\n") == 1
-    assert "Traceback" in fail_with(error, debug=True).stderr
+def test_what_goes_wrong_on_a_machine_ends_in_one_line(
+    error: BaseException,
+    exit_code: int,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(config: object) -> None:
+        raise error
+
+    monkeypatch.setattr("maelift.core.doctor.doctor", fail)
+    assert main(["doctor"]) == exit_code
+    said = capsys.readouterr().err
+    assert said.startswith(message) and said.count("\n") == 1
+    monkeypatch.setenv("MAELIFT_DEBUG", "1")
+    assert main(["doctor"]) == exit_code and "Traceback" in capsys.readouterr().err
 
 
 def test_of_several_processes_one_speaks() -> None:

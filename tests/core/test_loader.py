@@ -72,6 +72,21 @@ def test_a_system_without_blocks_of_memory_loads_the_same(monkeypatch: pytest.Mo
     check(load_in_order(batch, COUNT, 2))
 
 
+def test_a_gpu_gets_the_same_in_page_locked_memory_one_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    pinned: list[int] = []
+
+    def pin_memory(self: Batch) -> Batch:
+        pinned.append(self.step)
+        return self
+
+    monkeypatch.setattr(Batch, "pin_memory", pin_memory)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    check(load_in_order(batch, COUNT, 2, pin_memory=True), 4, lambda: os.kill(workers()[0], signal.SIGKILL))
+    assert sorted(set(pinned)) == list(range(COUNT))
+    check(load_in_order(batch, COUNT, 0, pin_memory=True))
+
+
 def test_one_open_file_a_batch_is_enough() -> None:
     held = list(load_in_order(batch, COUNT, 2))
     opened = len(os.listdir("/proc/self/fd"))
