@@ -65,6 +65,7 @@ OTHERS: Mapping[str, tuple[Callable[[Floats], Floats], str]] = {
     "x1,y1,x2,y2": (_corners, "subtract x1 from x2 and y1 from y2"),
     "centre x, centre y, width, height": (_centres, "subtract half of width and height from the centre"),
     "y, x, height, width": (_swapped, "swap them"),
+    "y1,x1,y2,x2": (lambda boxes: boxes[:, [1, 0, 3, 2]], "swap them, and subtract x1 from x2 and y1 from y2"),
 }
 """Other conventions: their corners x1, y1, x2, y2 from the four numbers, and how to make COCO's of them."""
 

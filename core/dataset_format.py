@@ -584,6 +584,8 @@ def _shared_folders(tops: Mapping[str, Sequence[str]]) -> list[str]:
         (only,) = inside[0]
         below = [[name.split("/", 1)[1] for name in names if name.startswith(f"{only}/")] for names in tops.values()]
         inside = [set(_classes(names)) for names in below]
+    if not inside:
+        return []
     shared, every = set.intersection(*inside), set.union(*inside)
     return sorted(shared) if len(shared) > 1 and 2 * len(shared) >= len(every) else []
 

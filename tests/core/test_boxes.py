@@ -72,6 +72,11 @@ CONVENTIONS: dict[str, tuple[Callable[[Box], Box], str, str]] = {
         "boxes of another convention",
         r"centre x, centre y, width, height\? .*subtract half",
     ),
+    "swapped corners": (
+        lambda b: (b[1], b[0], b[1] + b[3], b[0] + b[2]),
+        "boxes of another convention",
+        r"y1,x1,y2,x2\? .*swap them, and subtract",
+    ),
     "swapped": (lambda b: (b[1], b[0], b[3], b[2]), "boxes of another convention", r"y, x, height, width\? .*swap"),
 }
 
