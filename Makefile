@@ -2,6 +2,7 @@
 #                   FULL=1: detection and segmentation compared too, in an hour
 # make test         the frameworks of the adapters, ruff, mypy, pytest               ARGS="-k word" go to pytest
 # make soak         kill a pretraining of two processes 20 times, compare its end with an uninterrupted one's
+# make stops        stop runs at random moments in three ways, 20 times each; ends compared, an hour; needs root
 # make lint         ruff and mypy only
 # Each sets itself up: a virtual environment in .venv, the tested versions, Fashion-MNIST in data/. A second run
 # reuses them.
@@ -16,7 +17,7 @@ FRAMEWORKS := .venv/frameworks
 DATA := data/fashion-mnist
 SCENES := data/scenes
 
-.PHONY: quickstart test soak lint install frameworks data clean
+.PHONY: quickstart test soak stops lint install frameworks data clean
 
 quickstart: install data
 	.venv/bin/maelift data fashion-scenes source=$(DATA) out=$(SCENES) pool=0
@@ -28,6 +29,9 @@ test: frameworks lint data
 # mypy takes the package's name from its folder; .venv/src/maelift leads here, whatever this folder is called.
 soak: install
 	.venv/bin/python tests/soak.py $(ARGS)
+
+stops: install
+	.venv/bin/python tests/stops.py $(ARGS)
 
 lint: install
 	.venv/bin/ruff check .
