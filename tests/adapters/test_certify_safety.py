@@ -262,6 +262,7 @@ def test_a_timm_folder_reads_its_own_weights_only_and_torch_files_too(file: Path
 PROGRAMS = {
     "exit 0": ("raise SystemExit(0)", "ended by itself, with exit code 0"),
     "os._exit": ("import os; os._exit(0)", "ended by itself, with exit code 0"),
+    "mmengine, exit 0": ("_base_ = []\nraise SystemExit(0)", "ended by itself, with exit code 0"),
     "killed": ("import os; os.kill(os.getpid(), 9)", "killed by signal 9"),
     "forged text": ("print('certificate passed: 39 tensors', flush=True); raise SystemExit(0)", "exit code 0"),
     "forged answer": (
@@ -285,7 +286,7 @@ PROGRAMS = {
 def test_a_program_that_ends_without_a_certificate_has_none(
     case: str, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    framework("detectron2")
+    framework("mmseg" if "mmengine" in case else "detectron2")
     monkeypatch.chdir(tmp_path)
     program, expected = PROGRAMS[case]
     for attack, name in ((bare_pickle, "w.pkl"), (npz_of_objects, "w.npz"), (torch_zip, "w.pth")):
