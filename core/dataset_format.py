@@ -580,7 +580,9 @@ def _doubts(data: Path, tops: Mapping[str, Sequence[str]]) -> tuple[FormatEviden
 def _shared_folders(tops: Mapping[str, Sequence[str]]) -> list[str]:
     """Folders that all folders have in them, as DOMAIN/CLASS and DOMAIN/images/CLASS have; none where most differ."""
     inside = [set(_classes(names)) for names in tops.values()]
-    if inside and all(found == inside[0] and len(found) == 1 for found in inside):
+    if not inside:
+        return []
+    if all(found == inside[0] and len(found) == 1 for found in inside):
         (only,) = inside[0]
         below = [[name.split("/", 1)[1] for name in names if name.startswith(f"{only}/")] for names in tops.values()]
         inside = [set(_classes(names)) for names in below]

@@ -224,6 +224,12 @@ def test_a_cameras_folders_are_found_below_dcim(tmp_path: Path) -> None:
     assert read_parts(tmp_path / "DCIM", keys)["train"].classes == ("100APPLE", "101APPLE")
 
 
+def test_an_empty_folder_is_left_to_its_reader(tmp_path: Path) -> None:
+    for ask in (lambda: data_check(DataCheckConfig(str(tmp_path))), lambda: read_splits(tmp_path)):
+        with pytest.raises(DataError, match="the folder is empty"):
+            ask()
+
+
 def test_masks_beside_their_images_are_asked_about(tmp_path: Path) -> None:
     for number in range(4):
         (tmp_path / f"{number}.png").write_bytes(PICTURES[number])
