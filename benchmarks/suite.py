@@ -12,8 +12,19 @@ from typing import Any, Literal, cast
 
 import yaml
 
-from ..core.config import ConfigError, MaeliftError, merged, nearest, raw_value, resolve
+from ..core.config import (
+    LARGEST_CONFIG,
+    ConfigError,
+    MaeliftError,
+    check_pairs,
+    merged,
+    nearest,
+    raw_value,
+    resolve,
+    yaml_values,
+)
 from ..core.encoder import EncoderSpec, ModelName, check_divisible, preset_spec
+from ..core.files import read_regular_text
 from ..core.labels import ClassFolderLayout
 from ..core.launching import Slurm
 from ..core.signals import Interrupted
@@ -609,17 +620,19 @@ def _layers(suite: str, above: tuple[Path, ...] = ()) -> list[tuple[Path, dict[s
 
 def _read_keys(path: Path) -> dict[str, Any]:
     """The keys of a YAML file, its numbers as in all of maelift's: 1e-3 is one."""
-    from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        content = OmegaConf.to_container(OmegaConf.create(path.read_text(encoding="utf-8")))
+        content, written = yaml_values(read_regular_text(path, "utf-8-sig", limit=LARGEST_CONFIG))
+    except RecursionError as error:
+        raise MaeliftError(f"{path}: nested too deeply. Expected keys and values.") from error
     except OSError as error:
         raise MaeliftError(f"{path}: can't be read ({(error.strerror or str(error)).lower()}).") from error
     except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
         raise MaeliftError(f"{path}: not YAML ({' '.join(str(error).split())}).") from error
     if not isinstance(content, dict) or not content or list(content.values()) == [None]:
         raise MaeliftError(f"{path}: expected keys and values, such as title, data, labels, seeds and arms.")
+    check_pairs(path, written)
     return {str(key): value for key, value in content.items()}
 
 

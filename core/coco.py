@@ -28,6 +28,7 @@ from .config import DataError
 from .dataset_format import identify
 from .decoding import ANY_FORMAT, Picture, PixelFormat
 from .faults import Fault, refuse
+from .files import read_regular
 from .images import FolderImages, tell_unused
 from .labels import SPLIT_NAMES, Splits, draw_missing_splits, rarest_first_order
 from .names import Numbers
@@ -483,7 +484,7 @@ class _Row:
 def _load(path: Path) -> dict[str, list[Any]]:
     """The JSON's lists; raises DataError when it is not COCO JSON as a whole."""
     try:
-        text = path.read_bytes()
+        text = read_regular(path)
     except OSError as error:
         raise DataError(f"{path}: can't be read ({(error.strerror or '').lower()}).") from error
     if text[:2] == b"\x1f\x8b":

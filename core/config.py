@@ -267,9 +267,9 @@ def _typed(kind: Any, value: str) -> Any:
         return _texts(listed[1:-1])
     if str in options:
         return value
-    content, written = _yaml_values(value)
+    content, written = yaml_values(value)
     if _joined_pairs(written):  # {30:40} is a single word in YAML, or a time of 30 minutes
-        content, written = _yaml_values(_JOINED_PAIR.sub(r"\1: ", value))
+        content, written = yaml_values(_JOINED_PAIR.sub(r"\1: ", value))
     if isinstance(written, str) and _SEXAGESIMAL.fullmatch(written):
         return written
     return _as_written(kind, content, written)
@@ -359,7 +359,7 @@ def _as_written(kind: Any, value: Any, written: Any) -> Any:
     return written if scalar and str in options else value
 
 
-def _yaml_values(text: str) -> tuple[Any, Any]:
+def yaml_values(text: str) -> tuple[Any, Any]:
     """What a YAML text holds: as OmegaConf reads it, and with all scalars as they are written.
 
     Raises what YAML and OmegaConf raise, RecursionError, and ValueError for one that would not end.
@@ -433,7 +433,7 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], Any]:
 
     try:
         text = read_regular_text(path, encoding="utf-8-sig", limit=LARGEST_CONFIG)
-        content, written = _yaml_values(text)
+        content, written = yaml_values(text)
     except FileNotFoundError as error:
         raise MaeliftError(f"{path}: no such configuration file.") from error
     except OSError as error:
@@ -451,12 +451,17 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], Any]:
     if not isinstance(content, dict):
         found = "a single value" if not isinstance(content, list) else "a list"
         raise MaeliftError(f"{path}: expected keys and values, found {found}.")
+    check_pairs(path, written)
+    return content, written
+
+
+def check_pairs(path: Path, written: Any) -> None:
+    """Raise MaeliftError for a mapping such as {30:40} in what a YAML file holds, of which YAML makes a single word."""
     if joined := _joined_pairs(written):
         spaced = joined[0].replace(":", ": ", 1)
         raise MaeliftError(
             f"{path}: {{{joined[0]}}}: a single word in YAML. Put a space after the colon: {{{spaced}}}."
         )
-    return content, written
 
 
 def _build(schema: type, content: Mapping[str, Any], prefix: str, top: type) -> Any:

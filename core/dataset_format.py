@@ -17,6 +17,7 @@ from typing import Literal
 
 from .config import DataError
 from .decoding import ARRAY_SUFFIXES, SUFFIXES
+from .files import open_regular, read_regular
 from .listing import list_files, list_images
 from .mask_names import mask_names
 from .shards import LABEL_SUFFIXES, find_shards
@@ -231,7 +232,7 @@ def _coco(data: Path) -> FormatEvidence | None:
         if split_of(folder.name) is not None:
             files += folder.glob("*.json")
     for path in sorted(files):
-        if path.is_file() and b'"annotations"' in path.read_bytes().replace(b"\0", b""):  # UTF-16 too
+        if b'"annotations"' in _content(path).replace(b"\0", b""):  # UTF-16 too
             return FormatEvidence("coco", f"{path.relative_to(data)} has annotations as COCO JSON has")
     return None
 
@@ -654,10 +655,18 @@ def _stem(name: str) -> str:
     return PurePosixPath(name).with_suffix("").as_posix()
 
 
+def _content(path: Path) -> bytes:
+    """The bytes of a regular file; none of one that can't be read."""
+    try:
+        return read_regular(path)
+    except OSError:
+        return b""
+
+
 def _head(path: Path) -> bytes:
     """The first bytes of a regular file; none of one that can't be read."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return file.read(65536)
     except OSError:
         return b""

@@ -177,7 +177,10 @@ def find_images(data: str | Path, key: str = "data") -> ImageSet:
         try:
             check_regular(path)
         except FileNotFoundError as error:
-            raise DataError(f"{key}={path}: no such folder. Expected a folder of images or an idx file.") from error
+            tilde = " A shell leaves ~ as it is in KEY=~/...: give $HOME/... instead." if str(path)[:1] == "~" else ""
+            raise DataError(
+                f"{key}={path}: no such folder. Expected a folder of images or an idx file.{tilde}"
+            ) from error
         except OSError as error:
             reason = error.strerror or str(error)
             raise DataError(f"{key}={path}: {reason}. Expected a folder of images or an idx file.") from error

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
+import os
 import random
+import shutil
 from pathlib import Path
 from typing import cast
 
 import pytest
+from maelift.benchmarks.suite import BenchConfig
 from maelift.cli import COMMANDS, main
-from maelift.core.config import describe
+from maelift.core.config import MaeliftError, describe
 from maelift.tests.support import write_images
 
 SETTINGS = 500
@@ -163,3 +167,42 @@ def test_hostile_settings_are_taken_or_refused_in_a_line(
         assert code == 0 or (said.count("\n") == 1 and said.startswith("maelift ") and len(said) < 2000), told
         codes[code] += 1
     assert min(codes.values()) > SETTINGS / 50, codes  # not all are refused for one reason
+
+
+def test_pairs_without_a_space_reach_an_arm(tmp_path: Path) -> None:
+    words = ["suite=quickstart", "out=x", "arms.mae.steps={30:40}"]
+    assert BenchConfig.resolve(words).arms["mae"]["steps"]["30"] == 40
+    file = tmp_path / "suite.yaml"
+    file.write_text("extends: quickstart\narms: {mae: {steps: {30:40}}}\n")
+    with pytest.raises(MaeliftError, match="Put a space after the colon"):
+        BenchConfig.resolve([f"suite={file}", "out=x"])
+
+
+def test_the_advice_about_files_works_when_it_is_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_images(tmp_path / "photos", 6)
+
+    def check(data: str, code: int) -> str:
+        assert main(["data", "pack", f"data={data}", "out=packed", "--dry-run"]) == code
+        return "".join(capsys.readouterr())
+
+    assert "give $HOME/... instead" in check("~/photos", 2)
+    check(os.path.expandvars("$HOME/photos"), 0)
+    shutil.make_archive("zipped", "zip", tmp_path / "photos")
+    assert "(unpack it)" in check("zipped.zip", 2)
+    shutil.unpack_archive("zipped.zip", "unpacked")
+    check("unpacked", 0)
+    shutil.make_archive("0", "tar", tmp_path / "photos")
+    assert "Give the folder that they lie in" in check("{0..999999}.tar", 2)
+    check("0.tar", 0)
+    header = bytes([0, 0, 8, 3, *(10**5).to_bytes(4, "big"), *(1000).to_bytes(4, "big"), 0, 0, 0, 1])
+    Path("blank-images-idx3-ubyte.gz").write_bytes(gzip.compress(header + bytes(10**8), 1))
+    assert "Unpack it with gunzip" in check("blank-images-idx3-ubyte.gz", 2)
+    with gzip.open("blank-images-idx3-ubyte.gz") as packed, Path("blank-images-idx3-ubyte").open("wb") as file:
+        shutil.copyfileobj(packed, file)
+    check("blank-images-idx3-ubyte", 0)
+    Path("packed.yaml").write_text("data: photos\nout: packed\nsize: {30:40}\n")
+    assert main(["data", "pack", "--config", "packed.yaml"]) == 2 and "{30: 40}" in capsys.readouterr().err

@@ -24,7 +24,16 @@ from ..core.coco import encode_mask
 from ..core.config import ConfigError, DataError, MaeliftError
 from ..core.decoding import PixelFormat, image_of
 from ..core.distributed import Precision, autocast, choose_device
-from ..core.files import TableWriter, atomic_path, atomic_write_bytes, mark_output, output_folder, safe_cell, sync_tree
+from ..core.files import (
+    TableWriter,
+    atomic_path,
+    atomic_write_bytes,
+    mark_output,
+    output_folder,
+    read_regular,
+    safe_cell,
+    sync_tree,
+)
 from ..core.images import ImageSet, find_images, opened
 from ..core.plan import Plan
 from ..core.tracking import counting
@@ -364,7 +373,7 @@ def _ids(file: ModelFile, config: PredictConfig, images: ImageSet) -> Ids:
         trained = cast(Sequence[int], file.head.get("category_ids") or range(1, len(file.classes) + 1))
         return Ids({name: number for number, name in enumerate(names, start=1)}, trained)
     try:
-        content = json.loads(Path(config.coco).read_bytes())
+        content = json.loads(read_regular(config.coco))
         known = {str(image["file_name"]): int(image["id"]) for image in content["images"]}
         categories = {str(category["name"]): int(category["id"]) for category in content["categories"]}
     except OSError as error:
