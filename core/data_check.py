@@ -232,10 +232,10 @@ def data_check(config: DataCheckConfig) -> DataCheck:
     report = Path(config.out) if config.out else None
     if report is not None:
         output_folder(report.parent)
-    tasks = tasks_of(config)
-    before = unread.told()
-    check = _check_pool(config, report) if tasks == ("pretrain",) else _check_annotated(config, tasks, report)
-    check = replace(check, unread=tuple(text for text in unread.told() if text not in before))
+    with unread.gathered() as texts:
+        tasks = tasks_of(config)
+        check = _check_pool(config, report) if tasks == ("pretrain",) else _check_annotated(config, tasks, report)
+    check = replace(check, unread=tuple(texts))
     if report is not None:
         text = json.dumps(_to_json(check), indent=1, ensure_ascii=False) + "\n"
         text = re.sub(

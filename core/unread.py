@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from .decoding import what_reads
@@ -25,6 +26,7 @@ _REASONS: Mapping[str, str] = {
 }
 
 _told: dict[str, None] = {}
+_gathering: list[list[str]] = []
 
 
 def kind_of(name: str) -> str:
@@ -56,10 +58,24 @@ def unread_text(images: int, unread: Mapping[str, int], things: str = "other fil
 
 
 def tell(text: str) -> None:
-    """Say, once a command, what isn't read."""
+    """Say, once a command, what isn't read; or add it to what is gathered."""
     if text not in _told:
         _told[text] = None
-        logger.info("%s", text)
+        for texts in _gathering:
+            texts.append(text)
+        if not _gathering:
+            logger.info("%s", text)
+
+
+@contextmanager
+def gathered() -> Iterator[list[str]]:
+    """A list of all that is told within the block, in place of the log: for a result that says it itself."""
+    texts: list[str] = []
+    _gathering.append(texts)
+    try:
+        yield texts
+    finally:
+        _gathering.pop()
 
 
 def tell_beside(folder: Path, files: Sequence[Path], what: str, named: Sequence[Path] = ()) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from maelift.core import unread
 from maelift.core.coco import detection_parts
+from maelift.core.data_check import DataCheckConfig, data_check
 from maelift.core.labels import read_parts
 from maelift.core.sources import find_source
 from maelift.tests.support import write_images
@@ -57,3 +58,17 @@ def test_what_lies_beside_shards_and_arrays_is_told(tmp_path: Path, caplog: pyte
     shutil.rmtree(tmp_path / "photos")
     said = told_by(lambda data: find_source(str(data)), tmp_path)
     assert said == ["only train-images-idx3-ubyte is read, not what lies beside: 1 no suffix"]
+
+
+def test_a_check_says_it_in_its_result_and_a_run_in_a_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_images(tmp_path, 3)
+    (tmp_path / "a.xyz").touch()
+    caplog.set_level("INFO", "maelift")
+    unread.forget()
+    check = data_check(DataCheckConfig(str(tmp_path)))
+    said = f"{tmp_path}: 3 images; 1 other file is not read: 1 .xyz"
+    assert check.unread == (said,) and said in check.summary() and said not in caplog.messages
+    unread.forget()
+    for _ in range(2):
+        find_source(str(tmp_path))
+    assert caplog.messages.count(said) == 1
