@@ -72,7 +72,7 @@ class EncoderSpec:
             raise ConfigError("act", self.act, f"one of {', '.join(ACTIVATIONS)}")
         for key, most in LARGEST.items():
             if not 1 <= getattr(self, key) <= most:
-                raise ConfigError(key, getattr(self, key), f"a whole number from 1 to {most}")
+                raise ConfigError(key, getattr(self, key), f"a whole number of at least 1, at most {most}")
         if not all(1 <= side <= LARGEST_SIDE for side in self.image_size):
             raise ConfigError("image_size", list(self.image_size), f"sides from 1 to {LARGEST_SIDE} pixels")
         if not (math.isfinite(self.mlp_ratio) and 1 <= int(self.embed_dim * self.mlp_ratio) <= LARGEST_MLP):

@@ -36,6 +36,8 @@ def first_bytes(path: Path, expected: str, count: int = 16) -> bytes:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise CheckpointError(f"{path}: no such file. Expected {expected}.") from error
     except OSError as error:
+        if path.is_dir():
+            raise CheckpointError(f"{path}: no such file (it is a folder). Expected {expected}.") from error
         reason = (error.strerror or str(error)).lower()
         raise CheckpointError(f"{path}: can't be read ({reason}). Expected {expected}.") from error
 

@@ -82,13 +82,13 @@ class Sizes:
     def __post_init__(self) -> None:
         for key in ("pyramid_channels", "head_channels", "fc_dim"):
             if not 1 <= getattr(self, key) <= WIDEST:
-                raise ConfigError(key, getattr(self, key), f"a whole number from 1 to {WIDEST}")
+                raise ConfigError(key, getattr(self, key), f"a whole number of at least 1, at most {WIDEST}")
         for key in ("proposals", "region_samples", "box_samples", "max_detections"):
             if not 1 <= getattr(self, key) <= MOST_REGIONS:
-                raise ConfigError(key, getattr(self, key), f"a whole number from 1 to {MOST_REGIONS}")
+                raise ConfigError(key, getattr(self, key), f"a whole number of at least 1, at most {MOST_REGIONS}")
         for key in ("box_convs", "mask_convs"):
             if not 0 <= getattr(self, key) <= MOST_CONVS:
-                raise ConfigError(key, getattr(self, key), f"a whole number from 0 to {MOST_CONVS}")
+                raise ConfigError(key, getattr(self, key), f"a whole number, 0 or more, at most {MOST_CONVS}")
         if not 0 <= self.score_threshold < 1:
             raise ConfigError("score_threshold", self.score_threshold, "a number from 0 to below 1")
         scales = self.pyramid_scales

@@ -63,7 +63,7 @@ class Architecture:
 
     def __post_init__(self) -> None:
         if self.head_channels is not None and not 1 <= self.head_channels <= WIDEST:
-            raise ConfigError("head_channels", self.head_channels, f"a whole number from 1 to {WIDEST}")
+            raise ConfigError("head_channels", self.head_channels, f"a whole number of at least 1, at most {WIDEST}")
         if self.window_size < 0:
             raise ConfigError("window_size", self.window_size, "0 or more")
         if self.engine == "mmseg" and self.head == "linear":
