@@ -31,6 +31,7 @@ from .faults import Fault, refuse
 from .files import read_regular
 from .images import FolderImages, tell_unused
 from .labels import SPLIT_NAMES, Splits, draw_missing_splits, rarest_first_order
+from .mask_images import find_mask_folders
 from .names import Numbers
 from .splits import Strata
 from .voc import read_voc
@@ -331,7 +332,8 @@ def parse_detection(data: str | Path, layout: DetectionLayout = "auto") -> dict[
         first = next(iter(parsed))
         more = [Fault("another kind of annotations", path, "", f"layout={other} reads these") for other in others]
         parsed[first] = replace(parsed[first], faults=(*parsed[first].faults, *more))
-    tell_unused(path, [part.data.images for part in parsed.values()], "annotation")
+    masks = [folder for _, folder in find_mask_folders(path).values()] if path.is_dir() else []
+    tell_unused(path, [part.data.images for part in parsed.values()], "annotation", masks)
     train = parsed.get("train")
     if train is None:
         return parsed

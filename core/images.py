@@ -214,8 +214,11 @@ def _few(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + more
 
 
-def tell_unused(data: Path, used: Iterable[ImageSet], annotated_by: str) -> None:
-    """Say how many images of a folder ``data`` aren't used, as no annotation names them, and which files would be images."""
+def tell_unused(data: Path, used: Iterable[ImageSet], annotated_by: str, masks: Iterable[Path] = ()) -> None:
+    """Say how many images of a folder ``data`` aren't used, as no annotation names them, and which files would be images.
+
+    What lies in the folders ``masks`` is none.
+    """
     if not data.is_dir():
         return
     listing = list_folder(data)
@@ -225,10 +228,12 @@ def tell_unused(data: Path, used: Iterable[ImageSet], annotated_by: str) -> None
         if isinstance(part, FolderImages)
         for name in part.paths
     }
-    unused = [name for name in listing.names if name not in taken]
+    without = tuple(f"{os.path.relpath(folder, data)}/" for folder in masks)
+    images_there = [name for name in listing.names if not name.startswith(without)]
+    unused = [name for name in images_there if name not in taken]
     if unused:
         tell(
-            f"{data}: {len(unused):,} of {len(listing.names):,} images are named by no {annotated_by} and aren't used, such as "
+            f"{data}: {len(unused):,} of {len(images_there):,} images are named by no {annotated_by} and aren't used, such as "
             f"{unused[0]}"
         )
     images = {kind: count for kind, count in listing.unread.items() if what_reads(kind)}

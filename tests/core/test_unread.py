@@ -38,6 +38,11 @@ def test_images_without_annotation_are_counted(tmp_path: Path) -> None:
         f"2 of 5 images are named by no annotation and aren't used, such as images/{names[0]}",
         "5 images; 1 other file is not read: 1 .cr2 (raw photos: develop to JPEG or TIFF)",
     ]
+    (tmp_path / "masks").mkdir()
+    for name in names[:3]:  # masks of the same images are no images that nothing names
+        shutil.copy(tmp_path / "images" / names[0], tmp_path / "masks" / name)
+    assert told_by(detection_parts, tmp_path)[0] == said[0]
+    shutil.rmtree(tmp_path / "masks")
     (tmp_path / "train.json").unlink()
     rows = [f"images/{name},{'cat' if number % 2 else 'dog'}" for number, name in enumerate(names[:4])]
     (tmp_path / "labels.csv").write_text("\n".join(["path,label", *rows]))
