@@ -131,6 +131,17 @@ def composited(array: np.ndarray, background: float, premultiplied: bool = False
     return (colour if premultiplied else colour * opacity) + background * (1 - opacity)
 
 
+@pytest.mark.parametrize("compression", ["lzw", "deflate", "zstd", "lzma", "packbits"])
+def test_deep_colour_tiff_is_read_however_it_is_compressed(compression: str) -> None:
+    tifffile = framework("tifffile")
+    framework("imagecodecs")
+    values, file = noise((10, 12, 3), np.uint16), io.BytesIO()
+    tifffile.imwrite(file, values, photometric="rgb", compression=compression)
+    pretraining, transfer = both(file.getvalue(), "a.tif")
+    assert np.array_equal(pretraining, transfer)
+    assert np.allclose(pretraining, values.transpose(2, 0, 1) / 257, atol=1e-4)
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 @pytest.mark.parametrize("premultiplied", [False, True])
