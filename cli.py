@@ -18,7 +18,7 @@ from typing import Any, cast
 from . import __version__
 from .core import unread
 from .core.config import MaeliftError, describe, format_help, nearest, resolve, to_dict, to_yaml
-from .core.signals import GOES_ON, StopAsked, StopSignals
+from .core.signals import GOES_ON, StopAsked, StopSignals, ignore_stops
 from .core.system_errors import advice_for
 from .core.terminal import LineFormatter, printable
 
@@ -188,10 +188,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             code = _answer(words, signals)
         except StopAsked as asked:
             code = _stopped(name, asked.number)
-    if argv is None and code > 128:  # what Python does at its end takes time, and hears signals that come again
-        with suppress(OSError):
-            sys.stdout.flush()
-        os._exit(code)
+    if argv is None:  # what Python does at its end takes time
+        ignore_stops()
+        if code > 128:
+            with suppress(OSError):
+                sys.stdout.flush()
+            os._exit(code)
     return code
 
 

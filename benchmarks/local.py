@@ -26,7 +26,7 @@ import torch
 from typing_extensions import Self
 
 from ..core.config import MaeliftError
-from ..core.signals import STOP_SIGNALS, Interrupted, StopAsked, stops_held
+from ..core.signals import STOP_SIGNALS, Interrupted, StopAsked, ignore_stops, stops_held
 from ..core.tracking import Progress
 from .arms import Context, Run, execute
 from .executors import DIED, FEWER, NO_MEMORY, STALLED, Executor, Hear, told
@@ -245,8 +245,7 @@ def _start_worker(
     _worker = _Worker(context, store, messages)
     messages.cancel_join_thread()  # a worker that ends waits for nobody to read on
     os.setpgrp()
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+    ignore_stops()
     signal.signal(signal.SIGTERM, _worker.stop)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     torch.set_num_threads(context.config.threads)

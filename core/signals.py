@@ -142,10 +142,15 @@ def stops_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def leave_stops_to_the_parent() -> None:
-    """In a worker process: ignore signals that ask for a stop, which go to the whole group, and end when the parent does."""
+def ignore_stops() -> None:
+    """Hear no more of signals that ask for a stop: another process does, or there is nothing left to stop."""
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+
+
+def leave_stops_to_the_parent() -> None:
+    """In a worker process: ignore signals that ask for a stop, which go to the whole group, and end when the parent does."""
+    ignore_stops()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     if sys.platform == "linux":
         import ctypes

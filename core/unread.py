@@ -9,8 +9,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from .decoding import what_reads
-
 logger = logging.getLogger("maelift")
 
 SYSTEM_FILES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx"})
@@ -36,6 +34,8 @@ def kind_of(name: str) -> str:
 
 def in_brackets(kind: str) -> str:
     """What reads files of a kind, or why they aren't read, after their count: " (unpack it)"; empty for others."""
+    from .decoding import what_reads  # it imports NumPy, which the command line's help can do without
+
     reason = _REASONS.get(kind) or what_reads(kind)
     return f" ({reason})" if reason else ""
 

@@ -183,6 +183,7 @@ def serve(place: str) -> None:
 def _command(line: socket.socket) -> NoReturn:
     """Be the command that was asked for."""
     from maelift.cli import main
+    from maelift.core.signals import ignore_stops
 
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     head, files, _, _ = socket.recv_fds(line, 4, 3)
@@ -203,6 +204,7 @@ def _command(line: socket.socket) -> NoReturn:
     code = 1
     try:
         code = _python(words) if words[:1] == [CODE] else main(words)
+        ignore_stops()
         atexit._run_exitfuncs()
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else 1
