@@ -55,6 +55,11 @@ ENCODER_FILE = "encoder.safetensors"
 DECODER_FILE = "decoder.safetensors"
 """What a decoder file is called, beside the encoder file of its pretraining."""
 DECODER_KEY = "maelift.decoder"
+_NO_ENCODERS = {
+    DECODER_KEY: "the decoder of a pretraining, whose encoder.safetensors lies beside it",
+    "maelift.model": "a trained model of maelift, made by transfer (of a classifier, encoder.safetensors lies beside it)",
+}
+"""What our other files are, by the key of their metadata."""
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 """What the tensors of an encoder may be."""
 DECODER_VERSION = 2
@@ -239,6 +244,9 @@ def read_encoder(
     content, metadata = read_checkpoint(path)
     if CONTRACT_KEY in metadata:
         return _read_contract(path, whole_state(str(path), content), metadata[CONTRACT_KEY], preprocessing)
+    for key, what in _NO_ENCODERS.items():
+        if key in metadata:
+            raise CheckpointError(f"{path}: not the weights of an encoder, but {what}. Expected an encoder file.")
     try:
         chosen = choose(str(path), content, weights_key)
         if not path.name.endswith(INDEX_SUFFIX):
