@@ -144,9 +144,12 @@ class Certificate:
         return not self.failures
 
     def with_steps(self, steps: Sequence[Step]) -> Certificate:
-        """The certificate with what was tried of its config; steps that failed are failures, before the others."""
+        """The certificate with what was tried of its config; steps that failed come behind what the config says wrongly."""
+        wrong = {f"{name}: {reason}" for name, reason in self.keys.wrong.items()}
+        said = tuple(failure for failure in self.failures if failure in wrong)
         failed = tuple(f"{step.name}: {step.detail}" for step in steps if step.outcome == "failed")
-        return replace(self, failures=(*failed, *self.failures), steps=(*self.steps, *steps))
+        others = tuple(failure for failure in self.failures if failure not in wrong)
+        return replace(self, failures=(*said, *failed, *others), steps=(*self.steps, *steps))
 
     def to_json(self) -> str:
         """The certificate as one JSON document."""
