@@ -97,12 +97,14 @@ _NUMBERED = (
     "img|image|images|photo|photos|dump|import|export|upload|download|backup|volume|vol|archive|"
     "album|day|week|fold"
 )
-_MONTHS = "jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec"
+_MONTHS = (
+    "jan(uary)?|feb(ruary)?|mar(ch)?|apr(il)?|may|june?|july?|aug(ust)?|sept?(ember)?|oct(ober)?|nov(ember)?|dec(ember)?"
+)
 _NO_CLASS: Mapping[str, re.Pattern[str]] = {
     "dates": re.compile(
         r"(19|20)\d\d|(19|20)\d\d[-_. ]?(0[1-9]|1[0-2])([-_. ]?([0-2]\d|3[01]))?([-_. T].*)?"
         r"|\d{1,2}[-_.]\d{1,2}[-_.]((19|20)?\d\d)"
-        rf"|({_MONTHS})[a-z]*([-_. ]?(19|20)?\d\d)?",
+        rf"|({_MONTHS})([-_. ]?(19|20)?\d\d)?",
         re.IGNORECASE,
     ),
     "a camera's numbering": re.compile(r"[1-9]\d\d[A-Z_][A-Z0-9_]{4}|(IMG|DSC|DSCN|DJI|GOPR|PXL|MVI)[-_]?\d+"),

@@ -50,6 +50,7 @@ CERTAIN = [
     (("animals/cats", "animals/dogs", "plants/roses"), "class_folders"),
     (("Acura RL Sedan 2012", "BMW M3 Coupe 2012"), "class_folders"),
     (("may be", "march hare"), "class_folders"),
+    (("junco", "marble", "mayfly", "octopus"), "class_folders"),
     ((".",), "unlabelled"),
     (("images",), "unlabelled"),
     (("train",), "unlabelled"),
