@@ -193,7 +193,7 @@ class _Guard:
             self._findings.append(f"{task}Broken images that were left out: {count}.")
 
     def hold_back(self, task: str, val: _Part, test: _Part, group: str | None) -> _Part:
-        """Take in what a task is judged by, and its groups; what is left of its validation."""
+        """Take in what a task is evaluated on, and its groups; what is left of its validation."""
         if group is not None:
             self._groups.append((group, {*groups_of(val.taken(), group), *groups_of(test.taken(), group)}))
         name = "validation" if task == CLASSIFY else f"{task}'s validation"

@@ -387,14 +387,14 @@ def look(images: ImageSet, number: int, form: PixelFormat | None = None) -> Look
 
 
 def look_at(name: str, picture: Picture, found: Opened) -> Look:
-    """What is told of a picture that is decoded; ``found`` is what it was decoded from."""
+    """What is reported of a picture that is decoded; ``found`` is what it was decoded from."""
     height, width, channels = picture.shape
     notes = (*found.notes, *found.decoded_notes, *((FLAT_NOTE,) if is_flat(picture) else ()))
     return Look(name, pixel_hash(picture), channels, (height, width), found.bits, notes)
 
 
 def flat_text(clear: Sequence[str]) -> str:
-    """What is told of an image of one colour; ``clear`` says what was made of its transparent pixels."""
+    """What is reported of an image of one colour; ``clear`` says what was made of its transparent pixels."""
     return FLAT_NOTE + (f" with {clear[0]}; another background may show what it holds" if clear else "")
 
 

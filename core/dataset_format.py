@@ -97,9 +97,7 @@ _NUMBERED = (
     "img|image|images|photo|photos|dump|import|export|upload|download|backup|volume|vol|archive|"
     "album|day|week|fold"
 )
-_MONTHS = (
-    "jan(uary)?|feb(ruary)?|mar(ch)?|apr(il)?|may|june?|july?|aug(ust)?|sept?(ember)?|oct(ober)?|nov(ember)?|dec(ember)?"
-)
+_MONTHS = "jan(uary)?|feb(ruary)?|mar(ch)?|apr(il)?|may|june?|july?|aug(ust)?|sept?(ember)?|oct(ober)?|nov(ember)?|dec(ember)?"
 _NO_CLASS: Mapping[str, re.Pattern[str]] = {
     "dates": re.compile(
         r"(19|20)\d\d|(19|20)\d\d[-_. ]?(0[1-9]|1[0-2])([-_. ]?([0-2]\d|3[01]))?([-_. T].*)?"

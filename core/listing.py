@@ -10,7 +10,7 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -67,7 +67,7 @@ class _Tree:
     outputs: Names
 
     def listing(self) -> Listing:
-        """What is told of it."""
+        """What is reported of it."""
         counts: Counter[str] = Counter()
         for text in self.unread:
             _, kind, count = text.split("\0")
@@ -129,6 +129,18 @@ def list_folder(root: Path) -> Listing:
 def tree_file(root: Path) -> Path:
     """Where the list of a folder's images is kept; another one where other suffixes are images."""
     return cache_file("trees", FORMAT, ",".join(sorted(SUFFIXES | ARRAY_SUFFIXES)), os.path.realpath(root))
+
+
+def folders_named(folder: Path, names: Container[str]) -> list[Path]:
+    """The folders in a folder that have one of the names, in any capitals."""
+    try:
+        return [
+            folder / entry
+            for entry in sorted(os.listdir(folder))
+            if entry.lower() in names and (folder / entry).is_dir()
+        ]
+    except OSError:
+        return []
 
 
 def list_files(root: Path) -> list[str]:

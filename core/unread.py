@@ -79,7 +79,7 @@ def gathered() -> Iterator[list[str]]:
 
 
 def tell_beside(folder: Path, files: Sequence[Path], what: str, named: Sequence[Path] = ()) -> None:
-    """Say what else lies in a folder of which only these ``files`` are read, ``what`` they are; ``named`` have been told of."""
+    """Say what else lies in a folder of which only these ``files`` are read, ``what`` they are; ``named`` have been reported."""
     taken = {file.name for file in (*files, *named)}
     with os.scandir(folder) as entries:
         others = [entry for entry in entries if entry.name not in taken and not entry.name.startswith(".")]

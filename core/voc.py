@@ -22,7 +22,7 @@ from .dataset_format import ANNOTATION_FOLDERS, IMAGE_FOLDERS, SPLIT_NAMES, VOC_
 from .decoding import SUFFIXES
 from .faults import Fault
 from .files import read_regular
-from .listing import list_files
+from .listing import folders_named, list_files
 
 DEEPEST = 100
 """Elements in one another; an annotation has five."""
@@ -72,10 +72,10 @@ def read_voc(data: Path) -> dict[str, CocoContent]:
 
 def _root(data: Path) -> Path:
     """The folder with Annotations/: this one, or the only VOC2007, VOC2012 and so on in it."""
-    if _children(data, ("annotations",)) or not data.is_dir():
+    if folders_named(data, ("annotations",)) or not data.is_dir():
         return data
     inside = [path for pattern in VOC_FOLDERS for path in data.glob(pattern)]
-    found = sorted(path for path in inside if _children(path, ("annotations",)))
+    found = sorted(path for path in inside if folders_named(path, ("annotations",)))
     if len(found) > 1:
         listed = " and ".join(str(path.relative_to(data)) for path in found)
         raise DataError(f"data={data}: {listed} are data sets of their own. Give one of them as data.")
@@ -84,18 +84,21 @@ def _root(data: Path) -> Path:
 
 def _splits(root: Path) -> dict[str, _Split]:
     places = [
-        (i, j) for i in _children(root, IMAGE_FOLDERS) for j in _children(root, ANNOTATION_FOLDERS) if _has_xml(j)
+        (i, j)
+        for i in folders_named(root, IMAGE_FOLDERS)
+        for j in folders_named(root, ANNOTATION_FOLDERS)
+        if _has_xml(j)
     ]
     if places:
         images, files = places[0]
-        sets = _children(root, ("imagesets",))
-        main = [path for folder in sets for path in _children(folder, ("main",))]
+        sets = folders_named(root, ("imagesets",))
+        main = [path for folder in sets for path in folders_named(folder, ("main",))]
         lists = _lists(main[0]) if main else {}
         if lists:
             return _by_lists(images, files, lists)
         by_split = {
             split_of(path.name): path
-            for path in _children(images, [n for names in SPLIT_NAMES.values() for n in names])
+            for path in folders_named(images, [n for names in SPLIT_NAMES.values() for n in names])
         }
         found = {
             split: (path, files / path.name)
@@ -105,31 +108,19 @@ def _splits(root: Path) -> dict[str, _Split]:
         return {split: _beside(*pair) for split, pair in found.items()} or {"train": _beside(images, files)}
     splits: dict[str, _Split] = {}
     for split, names in SPLIT_NAMES.items():
-        for own in _children(root, names):
-            inside = [(i, j) for i in _children(own, IMAGE_FOLDERS) for j in _children(own, ANNOTATION_FOLDERS)]
+        for own in folders_named(root, names):
+            inside = [(i, j) for i in folders_named(own, IMAGE_FOLDERS) for j in folders_named(own, ANNOTATION_FOLDERS)]
             for images, files in [*inside, (own, own)]:
                 if _has_xml(files):
                     splits.setdefault(split, _beside(images, files))
     if splits:
         return splits
-    one = next((path for path in (root, *_children(root, IMAGE_FOLDERS)) if _has_xml(path)), None)
+    one = next((path for path in (root, *folders_named(root, IMAGE_FOLDERS)) if _has_xml(path)), None)
     if one is None:
         raise DataError(
             f"data={root}: no XML annotations. Expected Annotations/ and JPEGImages/, or XML files beside images."
         )
     return {"train": _beside(one, one)}
-
-
-def _children(folder: Path, names: Sequence[str] | frozenset[str]) -> list[Path]:
-    """The folders in a folder that have one of the names, in any capitals."""
-    try:
-        return [
-            folder / entry
-            for entry in sorted(os.listdir(folder))
-            if entry.lower() in names and (folder / entry).is_dir()
-        ]
-    except OSError:
-        return []
 
 
 def _has_xml(folder: Path) -> bool:

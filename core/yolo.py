@@ -21,7 +21,7 @@ from .config import DataError
 from .dataset_format import ANNOTATION_FOLDERS, IMAGE_FOLDERS, SPLIT_NAMES, YOLO_FILES
 from .decoding import SUFFIXES
 from .faults import MENDING, Fault
-from .listing import list_files
+from .listing import folders_named, list_files
 
 BOX = 5
 """Numbers of a line with a box; an outline has three points or more behind the class."""
@@ -202,11 +202,11 @@ def _splits_of_folder(data: Path) -> dict[str, _Images]:
     splits = {}
     for split, names in SPLIT_NAMES.items():
         places = []
-        for images in _children(data, IMAGE_FOLDERS):
-            for labels in _children(data, ANNOTATION_FOLDERS):
-                places += [(own, labels / own.name) for own in _children(images, names)]
-        for own in _children(data, names):
-            inside = [(i, j) for i in _children(own, IMAGE_FOLDERS) for j in _children(own, ANNOTATION_FOLDERS)]
+        for images in folders_named(data, IMAGE_FOLDERS):
+            for labels in folders_named(data, ANNOTATION_FOLDERS):
+                places += [(own, labels / own.name) for own in folders_named(images, names)]
+        for own in folders_named(data, names):
+            inside = [(i, j) for i in folders_named(own, IMAGE_FOLDERS) for j in folders_named(own, ANNOTATION_FOLDERS)]
             places += inside or [(own, own)]
         if found := next((pair for pair in places if _has_texts(pair[1])), None):
             splits[split] = _mirrored(*found)
@@ -214,22 +214,12 @@ def _splits_of_folder(data: Path) -> dict[str, _Images]:
             splits[split] = _mirrored(*places[0])
     if splits:
         return splits
-    pairs = [(i, j) for i in _children(data, IMAGE_FOLDERS) for j in _children(data, ANNOTATION_FOLDERS)]
-    pairs += [(own, own) for own in (*_children(data, ("obj_train_data",)), *_children(data, IMAGE_FOLDERS), data)]
+    pairs = [(i, j) for i in folders_named(data, IMAGE_FOLDERS) for j in folders_named(data, ANNOTATION_FOLDERS)]
+    pairs += [
+        (own, own) for own in (*folders_named(data, ("obj_train_data",)), *folders_named(data, IMAGE_FOLDERS), data)
+    ]
     one = next((pair for pair in pairs if _has_texts(pair[1])), None)
     return {} if one is None else {"train": _mirrored(*one)}
-
-
-def _children(folder: Path, names: Sequence[str] | frozenset[str]) -> list[Path]:
-    """The folders in a folder that have one of the names, in any capitals."""
-    try:
-        return [
-            folder / entry
-            for entry in sorted(os.listdir(folder))
-            if entry.lower() in names and (folder / entry).is_dir()
-        ]
-    except OSError:
-        return []
 
 
 def _has_texts(folder: Path) -> bool:

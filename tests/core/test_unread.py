@@ -18,7 +18,7 @@ from maelift.tests.support import write_images
 
 
 def told_by(read: Callable[[Path], object], data: Path) -> list[str]:
-    """What is told of a folder, without its name."""
+    """What is reported of a folder, without its name."""
     unread.forget()
     read(data)
     return [text.removeprefix(f"{data}: ") for text in unread.told()]
