@@ -116,7 +116,7 @@ def test_the_page_of_detection_works_as_it_stands(desk: Path) -> None:
     assert json.loads((desk / "runs/detector/evaluation_val.json").read_text())["split"] == "val"
     predictions = json.loads((desk / "found.json").read_text())
     assert [image["file_name"] for image in predictions["images"]] == [f"IMG_{number:04d}.jpg" for number in range(3)]
-    assert len(list((desk / "found.pictures").iterdir())) == 3
+    assert len(list((desk / "found.pictures").glob("*.png"))) == 3
 
 
 def test_the_page_of_detection_works_with_detectron2(desk: Path) -> None:
@@ -141,7 +141,7 @@ def test_the_page_of_segmentation_works_as_it_stands(desk: Path) -> None:
         mask = mask_values(desk / "found" / f"IMG_{number:04d}.png")
         assert mask.shape == SIZES[(1000 + number) % len(SIZES)]
         assert {0, *VALUES} >= set(np.unique(mask).tolist())
-    assert len(list((desk / "found.pictures").iterdir())) == 3
+    assert len(list((desk / "found.pictures").glob("*.png"))) == 3
 
 
 def test_the_page_of_segmentation_works_with_mmseg(desk: Path) -> None:
