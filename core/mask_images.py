@@ -32,6 +32,8 @@ from .mask_names import mask_names
 from .splits import Strata
 from .threads import Threads
 from .tracking import counting
+from .unread import tell
+from .voc import image_sets
 
 Layout = Literal["folders", "ade20k", "cityscapes"]
 
@@ -459,7 +461,13 @@ def _folders(root: Path) -> dict[str, _Pairs]:
                 f"data={root}: no folder {folder.relative_to(root)}. Expected images/train and masks/train (and val, test), "
                 "train/images and train/masks, or images and masks."
             )
-    pairs = {split: _pairs(*folders) for split, folders in parts.items()}
+    lists = image_sets(root, "segmentation") if parts.keys() == {"train"} else {}
+    if lists:  # Pascal VOC's: few of its images have masks
+        pairs = {split: _pairs(*parts["train"], names) for split, names in lists.items()}
+        counts = ", ".join(f"{len(names):,} {split}" for split, names in lists.items())
+        tell(f"{root}: the images that ImageSets/Segmentation lists are read ({counts}), and no others")
+    else:
+        pairs = {split: _pairs(*folders) for split, folders in parts.items()}
     chosen = {masks for _, masks in parts.values()}
     others = [
         child for child in _mask_children(root) if not any(child == mask or child in mask.parents for mask in chosen)
@@ -512,16 +520,24 @@ def _cityscapes(root: Path) -> dict[str, _Pairs]:
     return parts
 
 
-def _pairs(images: Path, masks: Path) -> _Pairs:
-    """Images and masks of equal relative paths, but for the suffix and for a word that all names have."""
+def _pairs(images: Path, masks: Path, listed: Sequence[str] | None = None) -> _Pairs:
+    """Images and masks of equal relative paths, but for the suffix and for a word that all names have.
+
+    ``listed``: the images without their suffix, where not all are meant.
+    """
     found = find_images(images)
     if not isinstance(found, FolderImages):
         raise DataError(f"data={images}: expected image files.")
+    meant = None if listed is None else frozenset(listed)
+    if meant is not None:
+        chosen = [number for number, name in enumerate(found.paths) if _stem(name) in meant]
+        found = found.subset(np.array(chosen, dtype=np.int64))
     by_stem: dict[str, list[str]] = defaultdict(list)
     for name in list_files(masks) if masks.is_dir() else []:
-        if Path(name).suffix.lower() in MASK_SUFFIXES | LOSSY_SUFFIXES:
+        if Path(name).suffix.lower() in MASK_SUFFIXES | LOSSY_SUFFIXES and (meant is None or _stem(name) in meant):
             by_stem[_stem(name)].append(name)
-    faults: list[Fault] = []
+    gone = sorted((meant or frozenset()) - set(map(_stem, found.paths)))
+    faults = [Fault("listed image missing", images, "", f"no image {name}, which ImageSets/ lists") for name in gone]
     kept: list[str] = []
     files: list[Path] = []
     stems = Counter(map(_stem, found.paths))

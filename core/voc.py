@@ -91,10 +91,7 @@ def _splits(root: Path) -> dict[str, _Split]:
     ]
     if places:
         images, files = places[0]
-        sets = folders_named(root, ("imagesets",))
-        main = [path for folder in sets for path in folders_named(folder, ("main",))]
-        lists = _lists(main[0]) if main else {}
-        if lists:
+        if lists := image_sets(root, "main"):
             return _by_lists(images, files, lists)
         by_split = {
             split_of(path.name): path
@@ -127,8 +124,15 @@ def _has_xml(folder: Path) -> bool:
     return any(name.lower().endswith(".xml") for _, _, names in os.walk(folder) for name in names)
 
 
-def _lists(folder: Path) -> dict[str, list[str]]:
-    """The names of the images of each split: train.txt, or else trainval.txt or default.txt, val.txt, test.txt."""
+def image_sets(root: Path, task: str) -> dict[str, list[str]]:
+    """The names of the images of each split that ImageSets/ lists for a ``task`` (its folder there, in lower case), if it does.
+
+    They stand in train.txt, or else trainval.txt or default.txt, val.txt and test.txt.
+    """
+    folders = [path for sets in folders_named(root, ("imagesets",)) for path in folders_named(sets, (task,))]
+    folder = next(iter(folders), None)
+    if folder is None:
+        return {}
     lists = {}
     for split, names in SPLIT_NAMES.items():
         extra = ("trainval", "default") if split == "train" else ()

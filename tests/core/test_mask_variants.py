@@ -419,3 +419,23 @@ def test_lists_that_cant_be_read_say_why(tmp_path: Path, name: str, text: bytes,
     with pytest.raises(DataError, match=expected) as refused:
         read_class_list(tmp_path)
     assert "\n" not in str(refused.value)
+
+
+def test_of_pascal_voc_the_images_that_its_lists_name_are_read(tmp_path: Path) -> None:
+    make(tmp_path, images="JPEGImages/{}.png", masks="SegmentationClass/{}.png")
+    for number in range(6, 20):  # images of VOC's that have boxes only
+        noise_image(number, SIZE).save(tmp_path / "JPEGImages" / f"{number}.png")
+    lists = tmp_path / "ImageSets" / "Segmentation"
+    lists.mkdir(parents=True)
+    for name, text in (("train", "0\n3\n5\n"), ("val", "1\n2\n"), ("trainval", "0\n1\n2\n3\n5\n")):
+        (lists / f"{name}.txt").write_text(text)
+    found = parse_segmentation(tmp_path)
+    assert {split: list(part.data.images.paths) for split, part in found.items()} == {  # type: ignore[attr-defined]
+        "train": ["0.png", "3.png", "5.png"],
+        "val": ["1.png", "2.png"],
+    }
+    assert not any(part.faults for part in found.values())
+    assert matches(read_segmentation(tmp_path, test=1).val)
+    (lists / "val.txt").write_text("1\n99\n")
+    with pytest.raises(DataError, match=r"no image 99, which ImageSets/ lists"):
+        read_segmentation(tmp_path, test=1)
