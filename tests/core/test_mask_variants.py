@@ -430,7 +430,7 @@ def test_of_pascal_voc_the_images_that_its_lists_name_are_read(tmp_path: Path) -
     for name, text in (("train", "0\n3\n5\n"), ("val", "1\n2\n"), ("trainval", "0\n1\n2\n3\n5\n")):
         (lists / f"{name}.txt").write_text(text)
     found = parse_segmentation(tmp_path)
-    assert {split: list(part.data.images.paths) for split, part in found.items()} == {  # type: ignore[attr-defined]
+    assert {split: list(part.data.images.paths) for split, part in found.items()} == {
         "train": ["0.png", "3.png", "5.png"],
         "val": ["1.png", "2.png"],
     }
