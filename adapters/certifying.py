@@ -188,11 +188,11 @@ FOLDERS = {"torchvision": ("backbone.json",), "onnx": ("encoder.onnx",), "config
 
 def _of_config_json(path: Path) -> str:
     try:
-        content = json.loads(path.read_text())
-    except ValueError as error:
+        content = json.loads(read_regular_text(path))
+    except (ValueError, RecursionError) as error:
         raise MaeliftError(f"{path}: not JSON ({error}).") from error
     for key, name in (("model_type", "transformers"), ("architecture", "timm")):
-        if key in content:
+        if isinstance(content, dict) and key in content:
             return name
     raise MaeliftError(f"{path}: neither timm's nor transformers': it has no key architecture or model_type.")
 

@@ -12,6 +12,7 @@ import numpy as np
 from .. import __version__
 from ..core.config import ConfigError, DataError
 from ..core.encoder import Encoder, EncoderSpec, Preprocessing
+from ..core.files import read_regular
 from .bundle import ExportConfig, blue_first, usual_global_blocks
 
 TEMPLATES = Path(__file__).with_name("templates")
@@ -246,13 +247,13 @@ def read_coco(key: str, path: str | None, images: str | None) -> CocoFile | None
     file = Path(path).absolute()
     folder = Path(images).absolute() if images else file.parent
     try:
-        content = json.loads(file.read_bytes())
+        content = json.loads(read_regular(file))
         records, annotations = content["images"], [item for item in content["annotations"] if not item.get("iscrowd")]
         categories = tuple(sorted(int(item["id"]) for item in content["categories"]))
         first = folder / min(records, key=lambda item: item["id"])["file_name"]
         kinds = {type(item["segmentation"]) for item in annotations if item.get("segmentation")}
         annotated = {item["image_id"] for item in annotations}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise DataError(
             f"{key}={path}: not COCO-style annotations ({type(error).__name__}: {error}). Expected images, annotations and "
             "categories, as in instances_train2017.json."

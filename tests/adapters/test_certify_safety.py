@@ -24,7 +24,7 @@ from maelift.adapters.yacs_files import read_yacs
 from maelift.cli import main
 from maelift.core.config import CheckpointError, MaeliftError
 from maelift.core.weights import load_encoder
-from maelift.tests.support import encoder_file, framework, random_encoder
+from maelift.tests.support import encoder_file, framework, one_line_error, random_encoder, run_maelift
 from safetensors.torch import load_file, save_file
 
 MARK = "code-ran"
@@ -386,3 +386,10 @@ def test_processes_are_ended_with_all_that_they_started(file: Path, tmp_path: Pa
     while status.exists() and status.read_text().split()[2] not in "ZX" and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not status.exists() or status.read_text().split()[2] in "ZX"
+
+
+@pytest.mark.parametrize("text", ["[]", "3", '"timm"', "[" * 100_000])
+def test_a_config_json_of_any_content_is_refused_in_a_line(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.json").write_text(text)
+    words = ["certify", str(tmp_path), str(encoder_file(tmp_path / "encoder.safetensors"))]
+    one_line_error(run_maelift(*words), "config.json")
