@@ -25,7 +25,7 @@ from ..core.checkpoints import Checkpoints
 from ..core.config import ConfigError, MaeliftError, to_dict
 from ..core.cost import encoder_flops
 from ..core.distributed import Ranks, choose_device
-from ..core.encoder import Encoder, Preprocessing, channel_names
+from ..core.encoder import Encoder, EncoderSpec, Preprocessing, channel_names
 from ..core.files import atomic_write_text
 from ..core.images import ImageSet, channel_statistics
 from ..core.labels import Splits, draw_labeled
@@ -164,7 +164,7 @@ class Context:
         The number of threads is among it: it sets the order of sums. The place of the images and the number of workers
         are not. ``parts``: "pool", or task and split with a point between.
         """
-        own = {"spec": asdict(self.config.spec_of(arm)), "images": [self._digests[part] for part in parts]}
+        own = {"spec": _shape(self.config.spec_of(arm)), "images": [self._digests[part] for part in parts]}
         return json.dumps({**self._shared, **own, **more}, sort_keys=True)
 
     @cached_property
@@ -206,7 +206,7 @@ class Context:
             images = round(self._pretraining_flops(arm, config) / encoder_flops(self.config.spec))
             return Run("mae", arm, seed, 0, 0, config.peak_lr, text, self.facts(arm, "pool"), images=images)
         if not own.trains_encoder:
-            return Run("weights", arm, 0, 0, 0, 0.0, self.weights[arm], json.dumps(asdict(self.config.spec_of(arm))))
+            return Run("weights", arm, 0, 0, 0, 0.0, self.weights[arm], json.dumps(_shape(self.config.spec_of(arm))))
         supervised = self.config.supervised_recipe(arm)
         steps, lr = supervised.total_steps(count), supervised.peak_lr
         facts = self.facts(arm, "pool", f"{CLASSIFY}.val", evaluations=self.config.evaluations, **part)
@@ -349,6 +349,11 @@ class Context:
             return Preprocessing.default(channels)
         mean, std = channel_statistics(self.pools.pool, channels, seed=STATISTICS_SEED)
         return Preprocessing(channel_names(channels), mean, std, background="white")
+
+
+def _shape(spec: EncoderSpec) -> dict[str, object]:
+    """An encoder's spec in a run's key; the usual activation is left out, as keys had none before there were others."""
+    return {key: value for key, value in asdict(spec).items() if (key, value) != ("act", "gelu")}
 
 
 def _determining(recipe: Recipe) -> str:

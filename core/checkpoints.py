@@ -138,6 +138,8 @@ class Checkpoints:
         try:
             load(tensors, storage_reader=self._reader(step), process_group=self._group)
         except CheckpointException as error:
+            if (inner := _wrapped(error, (KeyboardInterrupt, MemoryError))) is not None:
+                raise inner from error  # a signal, or too little memory: the checkpoint is sound
             path = self._path(step)
             raise CheckpointError(f"{path}: can't be loaded ({_first(error)}). Remove it to start again.") from error
 
@@ -272,14 +274,20 @@ class _DescriptionOnly(pickle.Unpickler):
 
 
 def _cause(error: CheckpointException) -> BaseException:
-    """The failure of the disk that torch has wrapped, if there is one."""
+    """The signal or the failure of the disk that torch has wrapped, if there is one."""
+    found = _wrapped(error, (KeyboardInterrupt, MemoryError, OSError))
+    return found or CheckpointError(f"the state can't be saved: {_first(error)}.")
+
+
+def _wrapped(error: CheckpointException, kinds: tuple[type[BaseException], ...]) -> BaseException | None:
+    """The first error of these kinds among those that torch has wrapped, and those that led to them."""
     for failure in error.failures.values():
         inner: BaseException | None = failure[0]
         while inner is not None:
-            if isinstance(inner, OSError):
+            if isinstance(inner, kinds):
                 return inner
             inner = inner.__cause__ or inner.__context__
-    return CheckpointError(f"the state can't be saved: {_first(error)}.")
+    return None
 
 
 def _first(error: CheckpointException) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import pickle
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,9 @@ from maelift.core.checkpoints import Checkpoints
 from maelift.core.config import CheckpointError
 from maelift.core.distributed import Ranks
 from maelift.core.loop import State, WeightAverage
+from maelift.core.signals import StopAsked
 from torch import nn
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 
 ONE = Ranks(0, 1, torch.device("cpu"))
 
@@ -149,3 +152,24 @@ def test_a_state_that_the_disk_has_no_room_for_leaves_nothing_and_the_one_before
     with pytest.raises(OSError, match="No space left"):
         checkpoints.save(2, {"a": torch.zeros(3)}, {"step": 2}, wait=True)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"] and checkpoints.newest() == 1
+
+
+@pytest.mark.parametrize("error", [StopAsked(signal.SIGTERM), MemoryError()])
+def test_a_signal_or_too_little_memory_while_loading_is_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    """torch wraps whatever is raised within its loading and saving."""
+    checkpoints, into = saved(tmp_path, 1), {"a": torch.zeros(3, 2), "b": torch.tensor(0)}
+
+    def struck(*_: object) -> None:
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr(FileSystemReader, "read_data", struck)
+        with pytest.raises(type(error)):
+            checkpoints.load(1, into)
+        patched.setattr(FileSystemWriter, "write_data", struck)
+        with pytest.raises(type(error)):
+            checkpoints.save(2, into, {"step": 2}, wait=True)
+    checkpoints.load(1, into)
+    assert checkpoints.newest() == 1 and into["a"].eq(1).all()
