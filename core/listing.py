@@ -283,15 +283,8 @@ def _walk(root: Path, folders: Iterable[str], known: Iterable[str] = ()) -> Iter
         tell(f"{root}: folders behind more than {MOST_LINKS} links are left out, such as {far}")
 
 
-def is_output(folder: Path) -> bool:
-    """Whether maelift wrote a folder: that of a run, a suite, or of pictures."""
-    try:
-        return _is_output(set(os.listdir(folder)))
-    except OSError:
-        return False
-
-
 def _is_output(names: set[str]) -> bool:
+    """Whether maelift wrote a folder with these files: that of a run, a suite, or of pictures."""
     return OUTPUT_MARK in names or any(files <= names for files in RUN_FILES)
 
 

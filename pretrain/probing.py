@@ -98,10 +98,10 @@ def read_probe(config: Probe, max_rejected: float) -> ProbeImages | None:
     train = draw_labeled(splits.train, min(config.labels, len(splits.train)), SPLIT_SEED)
     order = splits.val.draw_order(SPLIT_SEED)
     sound, contents = _sound(train, max_rejected)
-    judged, others = _sound(splits.val.subset(order[: config.val]), max_rejected)
+    val, others = _sound(splits.val.subset(order[: config.val]), max_rejected)
     learned = set(contents)
     apart = [number for number, content in enumerate(others) if content not in learned]
-    return ProbeImages(sound, judged.subset(apart) if 0 < len(apart) < len(others) else judged)
+    return ProbeImages(sound, val.subset(apart) if 0 < len(apart) < len(others) else val)
 
 
 def _sound(labeled: LabeledImages, max_rejected: float) -> tuple[LabeledImages, tuple[str, ...]]:
