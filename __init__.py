@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
+from .version import __version__
 
 __all__ = [
     "CheckpointError",
@@ -32,17 +32,17 @@ __all__ = [
 
 if TYPE_CHECKING:
     from .api import bench, export, pretrain, reconstruct, transfer
-    from .core.config import CheckpointError, ConfigError, DataError, MaeliftError
-    from .core.encoder import Encoder, EncoderSpec
-    from .core.weights import load_encoder
-    from .transfer.models import load_model
+    from .core.errors import CheckpointError, ConfigError, DataError, MaeliftError
+    from .core.models.encoder import Encoder, EncoderSpec
+    from .core.models.encoder_file import load_encoder
+    from .transfer.model_file import load_model
 
 _HOMES = {
-    **dict.fromkeys(("MaeliftError", "ConfigError", "DataError", "CheckpointError"), "core.config"),
-    "Encoder": "core.encoder",
-    "EncoderSpec": "core.encoder",
-    "load_encoder": "core.weights",
-    "load_model": "transfer.models",
+    **dict.fromkeys(("MaeliftError", "ConfigError", "DataError", "CheckpointError"), "core.errors"),
+    "Encoder": "core.models.encoder",
+    "EncoderSpec": "core.models.encoder",
+    "load_encoder": "core.models.encoder_file",
+    "load_model": "transfer.model_file",
     "bench": "api",
     "export": "api",
     "reconstruct": "api",
@@ -54,7 +54,7 @@ def __getattr__(name: str) -> object:
     import importlib
 
     if name in ("pretrain", "transfer"):
-        return importlib.import_module(f".{name}", __name__)  # packages that can be called: see api.py
+        return importlib.import_module(f".{name}", __name__)  # packages that can be called: see callable_package.py
     if name in _HOMES:
         return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
-from .core.config import ConfigError
+from .core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from .adapters.exporting import ExportResult
+    from .adapters.export import ExportResult
     from .benchmarks.runner import BenchResult
     from .pretrain.config import PretrainConfig
     from .pretrain.reconstruct import ReconstructConfig, ReconstructResult
-    from .pretrain.stage import PretrainResult
-    from .transfer.training import TransferConfig, TransferResult
+    from .pretrain.train import PretrainResult
+    from .transfer.finetune import TransferConfig, TransferResult
 
 
 def pretrain(config: PretrainConfig | None = None, **keys: Any) -> PretrainResult:
@@ -23,7 +21,7 @@ def pretrain(config: PretrainConfig | None = None, **keys: Any) -> PretrainResul
     Raises MaeliftError for what a user can mend, with the message that the command would print.
     """
     from .pretrain.config import PretrainConfig
-    from .pretrain.stage import pretrain as run
+    from .pretrain.train import pretrain as run
 
     return run(config if config is not None else PretrainConfig.resolve(keys))
 
@@ -45,7 +43,7 @@ def transfer(
     Raises MaeliftError for what a user can mend, with the message that the command would print.
     """
     from .cli import COMMANDS
-    from .transfer.training import run
+    from .transfer.finetune import run
 
     tasks = [name.removeprefix("transfer ") for name in COMMANDS if name.startswith("transfer ")]
     if task not in tasks:
@@ -69,24 +67,7 @@ def export(encoder: str, to: str, out: str, **keys: Any) -> ExportResult:
 
     Raises MaeliftError for what a user can mend, with the message that the command would print.
     """
-    from .transfer.exporting import ExportCommand
-    from .transfer.exporting import export as run
+    from .transfer.export import ExportCommand
+    from .transfer.export import export as run
 
     return run(ExportCommand.resolve({"encoder": encoder, "to": to, "out": out, **keys}))
-
-
-class CallablePackage(ModuleType):
-    """A package that can be called by the function of its name.
-
-    ``maelift.pretrain`` is both the command as a function and the folder of the stage. Importing the folder would hide a
-    function of that name, in an order that nobody controls; so the folder itself is callable.
-    """
-
-    def __call__(self, *arguments: Any, **keys: Any) -> Any:
-        """Call the function of this package's name in ``api``."""
-        return globals()[self.__name__.rpartition(".")[2]](*arguments, **keys)
-
-
-def make_callable(package: str) -> None:
-    """Let the package, imported under this name, be called."""
-    sys.modules[package].__class__ = CallablePackage

@@ -15,12 +15,13 @@ from pathlib import Path
 from signal import SIGINT, Signals
 from typing import Any, cast
 
-from . import __version__
-from .core import unread
-from .core.config import MaeliftError, describe, format_help, nearest, resolve, to_dict, to_yaml
+from .core.config import describe, format_help, nearest, resolve, to_dict, to_yaml
+from .core.data import unread
+from .core.errors import MaeliftError
 from .core.signals import GOES_ON, StopAsked, StopSignals, ignore_stops
 from .core.system_errors import advice_for
 from .core.terminal import LineFormatter, printable
+from .version import __version__
 
 LONGEST_MESSAGE = 1500
 """Letters up to which an error is shown."""
@@ -71,16 +72,19 @@ def _of_the_suite(command: Command) -> dict[str, str]:
     return dict.fromkeys(keys - {"suite", "out"}, "default: the suite's")
 
 
+TASK_FOLDERS = {"classify": "classification", "detect": "detection", "segment": "segmentation"}
+
+
 def _transfer(task: str, schema: str, summary: str) -> Command:
     """The command of a task: its own file holds what is particular to it, training.py all the rest."""
     return Command(
-        f"transfer.{task}",
+        f"transfer.{TASK_FOLDERS[task]}.task",
         schema,
         "run_or_evaluate",
         summary,
         options=("evaluate",),
         optional="SPLIT",
-        home="transfer.training",
+        home="transfer.finetune",
     )
 
 
@@ -90,7 +94,7 @@ COMMANDS = {
         "PretrainConfig",
         "pretrain_or_submit",
         "images in, encoder file out (MAE)",
-        home="pretrain.stage",
+        home="pretrain.train",
     ),
     "reconstruct": Command(
         "pretrain.reconstruct",
@@ -114,24 +118,24 @@ COMMANDS = {
         positional=("suite",),
         defaults=_of_the_suite,
         flags={"--status": "status"},
-        memory="benchmarks.unchanged",
+        memory="benchmarks.answer_cache",
     ),
     "bench compare": Command(
-        "benchmarks.comparing",
+        "benchmarks.compare_suites",
         "CompareConfig",
         "compare_results",
         "two finished suites side by side",
         positional=("one", "two"),
     ),
     "init": Command(
-        "benchmarks.starting",
+        "benchmarks.init_suite",
         "InitConfig",
         "init",
         "a suite for your own images, made from what lies in a folder",
         positional=("data",),
     ),
     "export": Command(
-        "transfer.exporting",
+        "transfer.export",
         "ExportCommand",
         "export",
         "the encoder for timm, transformers, torchvision, detectron2, mmseg, onnx",
@@ -139,14 +143,14 @@ COMMANDS = {
         options=("to",),
     ),
     "import": Command(
-        "adapters.importing",
+        "adapters.import_weights",
         "ImportConfig",
         "import_encoder",
         "other weights (MAE, timm, transformers, mmseg, detectron2) to an encoder file",
         positional=("weights",),
     ),
     "certify": Command(
-        "adapters.certifying",
+        "adapters.certify",
         "CertifyConfig",
         "certify_model",
         "does a config or checkpoint of yours compute what the encoder computes?",
@@ -154,20 +158,27 @@ COMMANDS = {
         switches=("trust",),
     ),
     "data fashion-mnist": Command(
-        "core.datasets", "FashionMnistConfig", "fashion_mnist", "bring the data of the quickstart"
+        "core.tools.fashion_mnist", "FashionMnistConfig", "fashion_mnist", "bring the data of the quickstart"
     ),
     "data fashion-scenes": Command(
-        "core.scenes", "FashionScenesConfig", "fashion_scenes", "scenes of Fashion-MNIST items, with boxes and masks"
+        "core.tools.fashion_scenes",
+        "FashionScenesConfig",
+        "fashion_scenes",
+        "scenes of Fashion-MNIST items, with boxes and masks",
     ),
     "data check": Command(
-        "core.data_check",
+        "core.tools.check_data",
         "DataCheckConfig",
         "data_check",
         "what is wrong with images, with or without annotations?",
         positional=("data",),
     ),
-    "data pack": Command("core.packing", "PackConfig", "pack", "images into tar shards, which any storage reads fast"),
-    "doctor": Command("core.doctor", "DoctorConfig", "doctor", "versions, devices, frameworks, disk, data", json=True),
+    "data pack": Command(
+        "core.tools.pack_shards", "PackConfig", "pack", "images into tar shards, which any storage reads fast"
+    ),
+    "doctor": Command(
+        "core.tools.doctor", "DoctorConfig", "doctor", "versions, devices, frameworks, disk, data", json=True
+    ),
 }
 
 EXAMPLES = """\

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..core.config import CheckpointError, ConfigError, MaeliftError
-from ..core.encoder import Encoder, Preprocessing, check_divisible
+from ..core.errors import CheckpointError, ConfigError, MaeliftError
+from ..core.models.encoder import Encoder, check_divisible
+from ..core.models.preprocessing import Preprocessing
 from .certificate import Certificate
 
 
@@ -49,7 +50,7 @@ def at_size(encoder: Encoder, image_size: int | tuple[int, int] | None, patch_si
     if patch_size is not None:
         if patch_size < 1:
             raise ConfigError("patch_size", patch_size, "a whole number of at least 1")
-        encoder = encoder.repatched(patch_size)
+        encoder = encoder.with_patch_size(patch_size)
     if image_size is None:
         return encoder
     size = (image_size, image_size) if isinstance(image_size, int) else image_size

@@ -16,12 +16,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from .. import __version__
-from ..core.config import CheckpointError
-from ..core.encoder import Encoder, EncoderSpec
+from ..core.errors import CheckpointError
 from ..core.files import atomic_write_text
-from ..core.frameworks import versions
-from ..core.randomness import stream
+from ..core.models.encoder import Encoder, EncoderSpec
+from ..core.optional_imports import versions
+from ..core.seeding import stream
+from ..version import __version__
 
 CERTIFICATE_FILE = "certificate.json"
 LIMITS = {torch.float64: 1e-10, torch.float32: 1e-4}

@@ -9,9 +9,9 @@ from urllib.parse import urlparse
 
 from torch import Tensor
 
-from ..core.config import CheckpointError
+from ..core.errors import CheckpointError
 from ..core.files import NotRegularError, check_regular, open_regular
-from ..core.weights import read_tensors, read_torch_file
+from ..core.models.encoder_file import read_tensors, read_torch_file
 
 
 def local_file(name: str, *, key: str) -> Path:

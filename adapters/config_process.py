@@ -24,11 +24,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
-from ..core.config import CheckpointError, MaeliftError
+from ..core.errors import CheckpointError, MaeliftError
 from .certificate import Certificate
 from .trial import available_memory
 
-PRELOADED = ["maelift.adapters.certifying"]
+PRELOADED = ["maelift.adapters.certify"]
 LEAST_MEMORY = 4 * 2**30
 """Bytes that a config's process may take at least; torch and a framework reserve more than they use."""
 LARGEST_ANSWER = 64 * 2**20
@@ -175,7 +175,7 @@ def _outcome(certify: Callable[[], Certificate]) -> dict[str, Any]:
 
 
 def _certify(request: Request) -> Certificate:
-    from .exporting import adapter, read_for_export
+    from .export import adapter, read_for_export
 
     file = read_for_export(request.encoder)
     certificate: Certificate = adapter(request.framework).certify_config(

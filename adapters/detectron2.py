@@ -20,11 +20,12 @@ import yaml
 from PIL import Image
 from torch import Tensor, nn
 
-from ..core.config import CheckpointError, ConfigError, MaeliftError
-from ..core.encoder import ACTIVATIONS, Encoder, EncoderSpec, Preprocessing
+from ..core.errors import CheckpointError, ConfigError, MaeliftError
 from ..core.files import atomic_path, atomic_write_text
-from ..core.frameworks import require
-from ..core.weights import EncoderFile, load_encoder
+from ..core.models.encoder import ACTIVATIONS, Encoder, EncoderSpec
+from ..core.models.encoder_file import EncoderFile, load_encoder
+from ..core.models.preprocessing import Preprocessing
+from ..core.optional_imports import require
 from .bundle import (
     Bundle,
     at_size,
@@ -50,8 +51,7 @@ from .certificate import (
     tokens_of,
 )
 from .checkpoints import detectron2_checkpoint
-from .detectron2_trial import Parts, try_out
-from .vitdet import (
+from .detectron2_config import (
     Detectron2Export,
     config_texts,
     float32_numbers,
@@ -62,6 +62,7 @@ from .vitdet import (
     windowed_blocks,
     zoo_overrides,
 )
+from .detectron2_trial import Parts, try_out
 from .yacs_files import read_yacs
 
 DISTRIBUTIONS = ("detectron2", "sal-detectron2", "fvcore", "torchvision")
@@ -132,7 +133,7 @@ def certify_config(
     need_same_shape(
         config, file.encoder, channels=channels, embed_dim=net.patch_embed.proj.out_channels, depth=len(net.blocks)
     )
-    encoder = file.encoder.repatched(patch)
+    encoder = file.encoder.with_patch_size(patch)
     if encoder.spec.grid[0] != encoder.spec.grid[1] and net.pos_embed is not None:
         side = math.isqrt(net.pos_embed.shape[1]) * patch
         encoder = encoder.resized((side, side))

@@ -15,12 +15,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..core.config import CheckpointError
-from ..core.encoder import Encoder
+from ..core.errors import CheckpointError
+from ..core.models.encoder import Encoder
 from .bundle import blue_first
 from .certificate import Step, pictures
+from .detectron2_config import image_format
 from .trial import Cost, Trial, check_drop_path, cost_of, times, too_much
-from .vitdet import image_format
 
 DRAWS = 4
 """Random augmentations of each picture that sizes are read off."""

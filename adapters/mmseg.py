@@ -20,11 +20,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ..core.config import CheckpointError, MaeliftError
-from ..core.encoder import Encoder
+from ..core.errors import CheckpointError, MaeliftError
 from ..core.files import atomic_path, atomic_write_text
-from ..core.frameworks import require
-from ..core.weights import EncoderFile
+from ..core.models.encoder import Encoder
+from ..core.models.encoder_file import EncoderFile
+from ..core.optional_imports import require
 from .bundle import Bundle, at_size, blue_first
 from .certificate import (
     Candidate,

@@ -14,8 +14,8 @@ from mmseg.models import SegDataPreProcessor
 from mmseg.registry import MODELS, OPTIM_WRAPPER_CONSTRUCTORS
 from torch import Tensor, nn
 
-from ..core.optim import parameter_groups
-from ..core.weights import load_encoder
+from ..core.models.encoder_file import load_encoder
+from ..core.training.optimizers import parameter_groups
 from .bundle import usual_global_blocks
 from .mmseg_config import data_preprocessor, statistics
 from .plain_vit import PlainViT, load_weights

@@ -9,9 +9,9 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from ..core.config import ConfigError
-from ..core.encoder import Encoder, check_divisible
-from ..core.weights import load_encoder
+from ..core.errors import ConfigError
+from ..core.models.encoder import Encoder, check_divisible
+from ..core.models.encoder_file import load_encoder
 from .bundle import ExportConfig, blue_first
 
 TEMPLATES = Path(__file__).with_name("templates")

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..core.config import CheckpointError
-from ..core.encoder import Encoder
+from ..core.errors import CheckpointError
+from ..core.models.encoder import Encoder
 from .certificate import Step, pictures
 from .mmseg_config import usual_taps
 from .trial import Cost, Trial, check_drop_path, cost_of, times, too_much

@@ -16,10 +16,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..core.config import CheckpointError
-from ..core.encoder import Encoder, EncoderSpec, Preprocessing
-from ..core.frameworks import require
-from ..core.weights import CONTRACT_KEY, EncoderFile, Provenance, contract_text, encoder_hash, read_contract
+from ..core.errors import CheckpointError
+from ..core.models.encoder import Encoder, EncoderSpec
+from ..core.models.encoder_file import CONTRACT_KEY, EncoderFile, Provenance, contract_text, encoder_hash, read_contract
+from ..core.models.preprocessing import Preprocessing
+from ..core.optional_imports import require
 from .bundle import Bundle, ExportConfig, at_size
 from .certificate import Candidate, Certificate, Keys, Level, Pixels, certificate_sizes, certify, compare_keys
 

@@ -6,11 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..core.config import CheckpointError
-from ..core.encoder import Preprocessing, channel_names
-from ..core.weight_facts import facts_of_model
-from ..core.weight_parts import Chosen
-from ..core.weights import EncoderFile, Provenance, encoder_of
+from ..core.errors import CheckpointError
+from ..core.models.encoder_file import EncoderFile, Provenance, encoder_of
+from ..core.models.preprocessing import Preprocessing, channel_names
+from ..core.models.weight_hints import hints_of_model
+from ..core.models.weight_parts import Chosen
 
 TIMM = "timm:"
 
@@ -43,7 +43,7 @@ def from_timm(name: str, key: str) -> EncoderFile:
             "and the network; or fetch them elsewhere and give the file."
         ) from error
     settings = model.pretrained_cfg
-    said = replace(facts_of_model(model, "timm"), sources=("timm",))
+    said = replace(hints_of_model(model, "timm"), sources=("timm",))
     if said.refusal:
         raise CheckpointError(
             f"{key}={TIMM}{name}: not a plain ViT ({said.refusal.removeprefix('timm: ')}). Expected one, as "

@@ -15,11 +15,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ..core.config import CheckpointError, ConfigError, MaeliftError
-from ..core.encoder import Encoder, EncoderSpec
+from ..core.errors import CheckpointError, ConfigError, MaeliftError
 from ..core.files import atomic_path, atomic_write_text, read_regular_text
-from ..core.frameworks import require
-from ..core.weights import EncoderFile, read_tensors
+from ..core.models.encoder import Encoder, EncoderSpec
+from ..core.models.encoder_file import EncoderFile, read_tensors
+from ..core.optional_imports import require
 from .bundle import (
     Bundle,
     ExportConfig,

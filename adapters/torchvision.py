@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.config import CheckpointError
-from ..core.encoder import Encoder
+from ..core.errors import CheckpointError
 from ..core.files import atomic_path, atomic_write_text, read_regular_text
-from ..core.frameworks import require
-from ..core.weights import EncoderFile
+from ..core.models.encoder import Encoder
+from ..core.models.encoder_file import EncoderFile
+from ..core.optional_imports import require
 from .bundle import (
     Bundle,
     ExportConfig,

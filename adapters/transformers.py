@@ -16,11 +16,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..core.config import CheckpointError, ConfigError, MaeliftError
-from ..core.encoder import Encoder
+from ..core.errors import CheckpointError, ConfigError, MaeliftError
 from ..core.files import atomic_path, atomic_write_text, read_regular_text
-from ..core.frameworks import require
-from ..core.weights import (
+from ..core.models.encoder import Encoder
+from ..core.models.encoder_file import (
     DECODER_FILE,
     DecoderFile,
     EncoderFile,
@@ -28,6 +27,7 @@ from ..core.weights import (
     read_decoder,
     to_transformers_names,
 )
+from ..core.optional_imports import require
 from .bundle import Bundle, ExportConfig, at_size, need_red_first, need_same_shape, usual_global_blocks
 from .certificate import Candidate, Certificate, Keys, Level, Pixels, certificate_sizes, certify, compare_keys
 from .checkpoints import check_described, read_checkpoint, square_of

@@ -14,8 +14,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..core.config import MaeliftError
-from ..core.randomness import isolated
+from ..core.errors import MaeliftError
+from ..core.seeding import seeded_rng
 from .certificate import Step
 
 T = TypeVar("T")
@@ -51,7 +51,7 @@ class Trial:
             self.note(name, "not run", "an earlier step failed")
             return None
         try:
-            with isolated(0, "trial of a config"):
+            with seeded_rng(0, "trial of a config"):
                 detail, result = action()
         except MaeliftError as error:
             self.note(name, "failed", str(error))

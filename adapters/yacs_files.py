@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from ..core.config import MaeliftError
+from ..core.errors import MaeliftError
 from ..core.files import NotRegularError, read_regular_text
 
 BASE = "_BASE_"

@@ -10,9 +10,9 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator
 
-from ..core.page import COLOURS, DASHES, MARKERS, chart, svg
-from .compared import Compared, Comparison
-from .results import Arm, Part, SuiteResult
+from ..core.report.html import COLOURS, DASHES, MARKERS, chart, svg
+from .analysis import Comparison, Comparisons
+from .results import Arm, SuiteResult, TaskResult
 from .stats import mean_interval
 
 
@@ -25,7 +25,7 @@ class Chart:
     words: str
 
 
-def charts(compared: Compared, part: Part) -> list[Chart]:
+def charts(compared: Comparisons, part: TaskResult) -> list[Chart]:
     """The charts of a task, as far as there are runs."""
     result = compared.result
     if not part.cells:
@@ -41,7 +41,7 @@ def charts(compared: Compared, part: Part) -> list[Chart]:
     return [*found, *(_curves(result, part, labels) for labels in trained)]
 
 
-def _forest(compared: Compared, part: Part) -> list[Chart]:
+def _forest(compared: Comparisons, part: TaskResult) -> list[Chart]:
     """The differences from the baseline with their intervals, a row each."""
     result = compared.result
     shown = [one for one in compared.of(part) if one.difference is not None and one.difference.known]
@@ -83,7 +83,7 @@ def _points(one: Comparison) -> tuple[float, float, float]:
     return 100 * difference.mean, 100 * difference.low, 100 * difference.high
 
 
-def _row_name(one: Comparison, part: Part) -> str:
+def _row_name(one: Comparison, part: TaskResult) -> str:
     name = _short(one.arm.label)
     return f"{name}, {one.labels:,} labels" if len(part.label_counts) > 1 else name
 
@@ -92,7 +92,7 @@ def _short(label: str, most: int = 34) -> str:
     return label if len(label) <= most else f"{label[: most - 1]}…"
 
 
-def _over_labels(result: SuiteResult, part: Part) -> Chart:
+def _over_labels(result: SuiteResult, part: TaskResult) -> Chart:
     figure, axes = chart()
     words = []
     for number, arm in enumerate(result.arms):
@@ -116,7 +116,7 @@ def _over_labels(result: SuiteResult, part: Part) -> Chart:
     return Chart(caption, svg(figure, f"labels-{part.name}"), "; ".join(words))
 
 
-def _over_axis(result: SuiteResult, part: Part, labels: int) -> Chart:
+def _over_axis(result: SuiteResult, part: TaskResult, labels: int) -> Chart:
     """The arms along what they differ in, as the paper's Figure 5 has them; those without a place as lines across."""
     figure, axes = chart()
     placed = sorted((arm for arm in result.arms if arm.x is not None), key=lambda arm: arm.x or 0.0)
@@ -145,7 +145,7 @@ def _over_axis(result: SuiteResult, part: Part, labels: int) -> Chart:
     return Chart(caption, svg(figure, f"axis-{part.name}-{labels}"), "; ".join(words))
 
 
-def _means(part: Part, places: Sequence[tuple[float, str, int]]) -> list[tuple[float, float, float]]:
+def _means(part: TaskResult, places: Sequence[tuple[float, str, int]]) -> list[tuple[float, float, float]]:
     """(x, mean, half of its interval or 0) in percent, of (x, arm, labels) where there are runs."""
     found = []
     for x, arm, labels in places:
@@ -176,7 +176,7 @@ def _bars(axes: Axes, found: Sequence[tuple[float, float, float]], arm: Arm, num
     )
 
 
-def _curves(result: SuiteResult, part: Part, labels: int) -> Chart:
+def _curves(result: SuiteResult, part: TaskResult, labels: int) -> Chart:
     figure, axes = chart()
     words = []
     for number, arm in enumerate(result.arms):

@@ -9,19 +9,19 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..core.coco import DetectionImages
-from ..core.decoding import Picture
-from ..core.labels import Annotated
-from ..core.mask_images import SegmentationImages
-from ..core.page import MINUS, data_url
-from .pools import small_picture
-from .results import METRICS, Arm, Example, Part
+from ..core.data.classification import LabeledDataset
+from ..core.data.coco import DetectionImages
+from ..core.data.decode import Picture
+from ..core.data.segmentation import SegmentationImages
+from ..core.report.html import MINUS, data_url
+from .data import small_picture
+from .results import METRICS, Arm, Example, TaskResult
 
 SHOWN = 6
 """Images won and lost each, an arm."""
 
 
-def won_and_lost(part: Part, images: Annotated, arms: tuple[Arm, ...], baseline: str) -> Iterator[Example]:
+def won_and_lost(part: TaskResult, images: LabeledDataset, arms: tuple[Arm, ...], baseline: str) -> Iterator[Example]:
     """Where each arm differs most from the baseline at the fewest labels, where differences are largest.
 
     ``images`` are those of the test split; nothing comes of a part whose items aren't single images. Ties go by their order.
@@ -50,7 +50,7 @@ def won_and_lost(part: Part, images: Annotated, arms: tuple[Arm, ...], baseline:
                     )
 
 
-def _sums(part: Part, arm: str, labels: int, seeds: Sequence[int]) -> NDArray[np.float64]:
+def _sums(part: TaskResult, arm: str, labels: int, seeds: Sequence[int]) -> NDArray[np.float64]:
     """What each test item brings to the score, summed over the seeds; empty where that isn't known."""
     rows = [part.by_seed(arm, labels)[seed].item_scores() for seed in seeds]
     if len({len(row) for row in rows}) != 1:
@@ -68,7 +68,7 @@ def _outcome(kind: str, ours: NDArray[np.float64], theirs: NDArray[np.float64], 
     return f"brings {mine} of the {all_} points of {METRICS[kind][0][1]} (mean of {seeds} seeds)"
 
 
-def _shown(images: Annotated, index: int) -> str:
+def _shown(images: LabeledDataset, index: int) -> str:
     """What an image shows, in words: its label, or the classes that were annotated on it."""
     if isinstance(images, (SegmentationImages, DetectionImages)):
         return ", ".join(images.classes[number] for number in images.present[index]) or "nothing"

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from ..core.files import TableWriter, atomic_path, atomic_write_text, safe_cell
-from ..core.frameworks import installed_version
-from ..core.page import MINUS, Table, data_url, plain, render
-from ..core.tracking import duration
+from ..core.optional_imports import installed_version
+from ..core.progress import duration
+from ..core.report.html import MINUS, Table, data_url, plain, render
+from .analysis import ALPHA, Comparison, Comparisons
 from .charts import Chart, charts
-from .compared import ALPHA, Compared, Comparison
-from .results import METRICS, Arm, Cell, ConvergenceCheck, Part, SuiteResult
+from .results import METRICS, Arm, Cell, ConvergenceCheck, SuiteResult, TaskResult
 from .stats import POWER, SMALLEST_GAIN, Difference, labels_needed, mean_interval, units_needed
 from .suite import CLASSIFY, read_published
 
@@ -47,7 +47,7 @@ def write_report(result: SuiteResult, out: Path) -> Report:
     ``out`` is a folder that is there. Equal results give equal bytes. No table depends on timings but that of the section on
     time. ``results.json`` is what ``maelift bench compare`` reads.
     """
-    found = Compared(result)
+    found = Comparisons(result)
     verdicts = tuple(_verdicts(found))
     names = ("report.html", "report.md", "report.tex", "results.csv", "results.json")
     html, markdown, latex, table, json = (out / name for name in names)
@@ -77,7 +77,7 @@ class Section:
     recipes: Mapping[str, Mapping[str, object]]
 
 
-def _sections(found: Compared) -> list[Section]:
+def _sections(found: Comparisons) -> list[Section]:
     result = found.result
     return [
         Section(
@@ -93,13 +93,13 @@ def _sections(found: Compared) -> list[Section]:
     ]
 
 
-def _heading(part: Part) -> str:
+def _heading(part: TaskResult) -> str:
     what = {"classify": "Classification", "detect": "Detection", "segment": "Segmentation"}[part.kind]
     name = "" if part.name in (CLASSIFY, part.kind) else f" ({part.name})"
     return f"{what}{name}{': a short run, for a look only' if part.short else ''}"
 
 
-def _tables(found: Compared, part: Part) -> list[Table]:
+def _tables(found: Comparisons, part: TaskResult) -> list[Table]:
     """What came of a task."""
     result = found.result
     return _filled(
@@ -159,7 +159,7 @@ def _filled(*tables: Table) -> list[Table]:
 Row = dict[str, Any]
 
 
-def _row(part: Part, cell: Cell) -> Row:
+def _row(part: TaskResult, cell: Cell) -> Row:
     """A run as a row of a table, scores in percent; None where one could not be measured."""
     scores = {f"test_{name}_percent": _in_percent(cell.test.get(name)) for name, _ in METRICS[part.kind]}
     return {
@@ -221,7 +221,7 @@ def _title(result: SuiteResult) -> str:
     return f"{result.title} (partial result)" if result.missing else result.title
 
 
-def _verdicts(found: Compared) -> Iterator[str]:
+def _verdicts(found: Comparisons) -> Iterator[str]:
     """One sentence for each arm against the baseline, on each task at each label count."""
     result = found.result
     baseline = result.label(result.baseline)
@@ -242,12 +242,12 @@ def _verdicts(found: Compared) -> Iterator[str]:
                 yield f"{_where(part, one.labels)}, {sentence}{_reservation(result, one)}"
 
 
-def _where(part: Part, labels: int) -> str:
+def _where(part: TaskResult, labels: int) -> str:
     """The place of a comparison, at the beginning of a sentence."""
     return f"At {labels:,} labels" if part.name == CLASSIFY else f"On {part.name} at {labels:,} labels"
 
 
-def _short_lines(result: SuiteResult, part: Part) -> Iterator[str]:
+def _short_lines(result: SuiteResult, part: TaskResult) -> Iterator[str]:
     """What a short task shows, of which nothing is concluded."""
     for labels in part.label_counts:
         shown = [
@@ -318,7 +318,7 @@ def _forecast(difference: Difference) -> str:
     return f"About {seeds} would resolve a difference of this size with a chance of {100 * POWER:.0f} %."
 
 
-def _what_the_intervals_cover(result: SuiteResult, part: Part) -> str:
+def _what_the_intervals_cover(result: SuiteResult, part: TaskResult) -> str:
     if part.short:
         return "One rate, few steps, and no check whether more steps would help: this shows that it runs, and no more."
     most = max((len(seeds) for seeds in part.seeds.values()), default=0)
@@ -357,7 +357,7 @@ def _warnings(result: SuiteResult) -> list[str]:
     return warnings
 
 
-def _warnings_of(result: SuiteResult, part: Part) -> Iterator[str]:
+def _warnings_of(result: SuiteResult, part: TaskResult) -> Iterator[str]:
     """What is unequal or unfinished about the arms of a task."""
     task = "" if part.name == CLASSIFY else f" on {part.name}"
     for check in part.checks:
@@ -393,7 +393,7 @@ def _edge(chosen: float, rates: Sequence[float]) -> str:
     return {min(rates): "lowest", max(rates): "highest"}.get(chosen, "")
 
 
-def _score_table(result: SuiteResult, part: Part) -> Table:
+def _score_table(result: SuiteResult, part: TaskResult) -> Table:
     groups = product(part.label_counts, result.arms)
     shown = [
         (key, name) for key, name in METRICS[part.kind] if any(cell.test.get(key) is not None for cell in part.cells)
@@ -407,7 +407,7 @@ def _score_table(result: SuiteResult, part: Part) -> Table:
     )
 
 
-def _scores(part: Part, arm: Arm, labels: int, keys: Sequence[str]) -> tuple[str, ...]:
+def _scores(part: TaskResult, arm: Arm, labels: int, keys: Sequence[str]) -> tuple[str, ...]:
     cells = list(part.by_seed(arm.name, labels).values())
     if not cells:
         return (arm.label, f"{labels:,}", "missing", *[""] * (len(keys) - 1), "0")
@@ -420,7 +420,7 @@ def _scores(part: Part, arm: Arm, labels: int, keys: Sequence[str]) -> tuple[str
     )
 
 
-def _difference_table(found: Compared, part: Part) -> Table:
+def _difference_table(found: Comparisons, part: TaskResult) -> Table:
     """Every arm against the baseline, then the others against each other."""
     result = found.result
     names = [arm.name for arm in result.rivals]
@@ -460,7 +460,7 @@ def _difference_row(
     )
 
 
-def _savings_table(result: SuiteResult, part: Part) -> Table:
+def _savings_table(result: SuiteResult, part: TaskResult) -> Table:
     """How many labels the baseline needs for what each arm reaches."""
     counts = [labels for labels in part.label_counts if part.by_seed(result.baseline, labels)]
     curve = [_mean(part, result.baseline, labels) for labels in counts]
@@ -480,12 +480,12 @@ def _savings_table(result: SuiteResult, part: Part) -> Table:
     )
 
 
-def _mean(part: Part, arm: str, labels: int) -> float:
+def _mean(part: TaskResult, arm: str, labels: int) -> float:
     cells = part.by_seed(arm, labels).values()
     return sum(part.score(cell) for cell in cells) / len(cells)
 
 
-def _published_table(result: SuiteResult, part: Part) -> Table:
+def _published_table(result: SuiteResult, part: TaskResult) -> Table:
     """Published figures beside ours, where the suite follows their protocol."""
     protocol = read_published().get(result.published.get(part.name, ""))
     header = ("start", "published", "ours", "seeds", "within noise")
@@ -510,7 +510,7 @@ def _published_table(result: SuiteResult, part: Part) -> Table:
     )
 
 
-def _tuning_table(result: SuiteResult, part: Part) -> Table:
+def _tuning_table(result: SuiteResult, part: TaskResult) -> Table:
     seeds = ", ".join(str(seed) for seed in sorted({tuning.seed for tuning in part.tunings}))
     rows = tuple(
         (
@@ -534,11 +534,11 @@ def _tuning_table(result: SuiteResult, part: Part) -> Table:
     )
 
 
-def _score_word(part: Part) -> str:
+def _score_word(part: TaskResult) -> str:
     return "accuracy" if part.kind == "classify" else "score"
 
 
-def _convergence_table(result: SuiteResult, part: Part) -> Table:
+def _convergence_table(result: SuiteResult, part: TaskResult) -> Table:
     rows = tuple(
         (
             result.label(check.arm),
@@ -562,7 +562,7 @@ def _convergence_table(result: SuiteResult, part: Part) -> Table:
     )
 
 
-def _hours(found: Compared) -> Table:
+def _hours(found: Comparisons) -> Table:
     """Cost beside gain."""
     result, rows = found.result, []
     for arm in result.arms:

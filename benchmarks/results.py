@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..core.config import MaeliftError
+from ..core.errors import MaeliftError
 
 FIGURES = {"classify": "top-1 accuracy", "detect": "AP of boxes", "segment": "mIoU"}
 """What a task is judged by, by its kind."""
@@ -121,7 +121,7 @@ class ConvergenceCheck:
 
 
 @dataclass(frozen=True)
-class Part:
+class TaskResult:
     """A task of a suite, and what came of it.
 
     ``kind``: classify, detect or segment. ``seeds`` are those compared at each label count; ``counts`` are images by use
@@ -196,7 +196,7 @@ class SuiteResult:
     title: str
     baseline: str
     arms: tuple[Arm, ...]
-    parts: tuple[Part, ...]
+    parts: tuple[TaskResult, ...]
     pool: int
     guards: tuple[str, ...]
     reconstructions: Path | None
@@ -249,13 +249,13 @@ class SuiteResult:
             raise MaeliftError(f"not a suite's result ({error!r}): expected JSON with {keys}.") from error
 
 
-def _part(content: dict[str, Any]) -> Part:
+def _part(content: dict[str, Any]) -> TaskResult:
     content["seeds"] = {int(labels): seeds for labels, seeds in content["seeds"].items()}
     curves = [Curve(**cell.pop("curve")) for cell in content["cells"]]
     content["cells"] = tuple(Cell(**cell, curve=curve) for cell, curve in zip(content["cells"], curves, strict=True))
     content["tunings"] = tuple(TuningRecord(**tuning) for tuning in content["tunings"])
     content["checks"] = tuple(ConvergenceCheck(**check) for check in content["checks"])
-    return Part(**content)
+    return TaskResult(**content)
 
 
 def _tuples(value: Any) -> Any:

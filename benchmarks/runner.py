@@ -10,25 +10,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from ..core.config import MaeliftError, write_config
-from ..core.cost import training_memory
+from ..core.config import write_config
+from ..core.dry_run import Plan
+from ..core.errors import MaeliftError
 from ..core.files import exclusive, output_folder
-from ..core.plan import Plan
+from ..core.models.cost import training_memory
+from ..core.progress import duration
 from ..core.signals import Interrupted, StopSignals, stoppable
-from ..core.tracking import duration
-from .arms import PRETRAINING, Context, Run
-from .board import Board
-from .collecting import Ended, collect, device_of
-from .disk import bytes_held, bytes_left, encoder_parameters
-from .elsewhere import RayTasks, SlurmJobs
-from .executors import DIED, NO_ROOM, STALLED, Executor
-from .local import LocalProcesses
-from .pace import Measured, Pace
-from .pools import read_pools
+from .aggregate import RunOutcome, collect, device_of
+from .cluster_executors import RayTasks, SlurmJobs
+from .data import read_pools
+from .disk_estimate import bytes_held, bytes_left, encoder_parameters
+from .estimates import MeasuredCost, RuntimeHistory
+from .executor import DIED, NO_ROOM, STALLED, Executor
+from .local_executor import LocalProcesses
+from .progress import Board
+from .protocol import Results, compare, iter_cells, predict_runs, read_finished
 from .results import SuiteResult
-from .stages import Results, compare, foresee, places, read_finished
-from .standing import Status, standing
-from .suite import BenchConfig, Design
+from .runs import PRETRAINING, Context, Run
+from .status import Status, standing
+from .suite import BenchConfig, TaskDesign
 
 logger = logging.getLogger("maelift")
 
@@ -94,11 +95,11 @@ def plan(config: BenchConfig) -> Plan:
     """
     context = _look_through(config)
     pools, results = context.pools, read_finished(Path(config.out) / "runs")
-    foreseen = foresee(context, results)
+    foreseen = predict_runs(context, results)
     runs = {key: run for key, run in foreseen.items() if results(run) is None}
     device = device_of(config)
     workers = _workers(config)
-    pace, measured = Pace.of(foreseen.values(), results), Measured(context, device)
+    pace, measured = RuntimeHistory.of(foreseen.values(), results), MeasuredCost(context, device)
     shapes = [config.spec_of(arm, task) for task in config.designs for arm in config.arms]
     parameters = max(map(encoder_parameters, shapes))
     left, held = bytes_left(context, runs.values()), bytes_held(context, runs.values(), workers)
@@ -132,7 +133,7 @@ def plan(config: BenchConfig) -> Plan:
     )
 
 
-def _planned(design: Design, counts: Mapping[str, int]) -> str:
+def _planned(design: TaskDesign, counts: Mapping[str, int]) -> str:
     """A task in words."""
     images = ", ".join(f"{use} {count:,}" for use, count in counts.items())
     seeds = ", ".join(f"{len(design.seeds_at(labels))} paired seeds at {labels:,} labels" for labels in design.labels)
@@ -172,13 +173,13 @@ def _check_place(out: Path) -> None:
         raise MaeliftError(f"out={out}: holds something else than a suite's runs. Choose another folder.")
 
 
-def run_all(context: Context, store: Path, results: Results) -> Ended:
+def run_all(context: Context, store: Path, results: Results) -> RunOutcome:
     """Do whatever is missing, the costliest first, until nothing is, or the budget is spent.
 
     A run that fails doesn't keep the others from being done. Where a worker process dies, those that were at work are
     done again one by one, so that the one that kills it is told from the others.
     """
-    ended = Ended()
+    ended = RunOutcome()
     waiting = _missing(context, results, ended)
     if not waiting:
         logger.info("bench: every run is there already")
@@ -246,10 +247,10 @@ def _interrupted(count: int, number: int) -> Interrupted:
     return Interrupted(f"stopped with {count} runs finished; they are kept. The same command goes on.", number)
 
 
-def _missing(context: Context, results: Results, ended: Ended) -> list[Run]:
+def _missing(context: Context, results: Results, ended: RunOutcome) -> list[Run]:
     """What can be run now, pretraining first, then the costliest; each once, but for what failed."""
     found: dict[str, Run] = {}
-    for place in places(context.config):
+    for place in iter_cells(context.config):
         for run in compare(context, *place, results).missing:
             if run.key not in ended.failed:
                 found.setdefault(run.key, run)

@@ -12,35 +12,26 @@ from typing import Any, Literal, cast
 
 import yaml
 
-from ..core.config import (
-    LARGEST_CONFIG,
-    ConfigError,
-    MaeliftError,
-    check_pairs,
-    merged,
-    nearest,
-    raw_value,
-    resolve,
-    yaml_values,
-)
-from ..core.encoder import EncoderSpec, ModelName, check_divisible, preset_spec
+from ..core.config import LARGEST_CONFIG, check_pairs, merged, nearest, raw_value, resolve, yaml_values
+from ..core.data.classification import ClassFolderLayout
+from ..core.errors import ConfigError, MaeliftError
 from ..core.files import read_regular_text
-from ..core.labels import ClassFolderLayout
-from ..core.launching import Slurm
+from ..core.models.encoder import EncoderSpec, ModelName, check_divisible, preset_spec
 from ..core.signals import Interrupted
+from ..core.slurm import Slurm
 from ..pretrain.config import PretrainConfig
-from ..transfer.classify import ClassifyRecipe
-from ..transfer.detect import DetectConfig
-from ..transfer.segment import SegmentConfig
-from ..transfer.training import Recipe, TransferConfig, recipe_defaults
+from ..transfer.classification.task import ClassifyRecipe
+from ..transfer.detection.task import DetectConfig
+from ..transfer.finetune import Recipe, TransferConfig, recipe_defaults
+from ..transfer.segmentation.task import SegmentConfig
 
 SUITES = Path(__file__).parent / "suites"
 PUBLISHED = Path(__file__).with_name("published.yaml")
 
-Start = Literal["mae", "encoder", "supervised", "scratch"]
+ArmKind = Literal["mae", "encoder", "supervised", "scratch"]
 Kind = Literal["classify", "detect", "segment"]
 
-INITS: dict[Start, Literal["encoder", "supervised", "scratch"]] = {
+INITS: dict[ArmKind, Literal["encoder", "supervised", "scratch"]] = {
     "mae": "encoder",
     "encoder": "encoder",
     "supervised": "supervised",
@@ -90,7 +81,7 @@ class SuiteData:
 class ArmConfig:
     """One way to come by an encoder, and how it is fine-tuned."""
 
-    start: Start
+    start: ArmKind
     """mae: pretrained on the pool, without labels; supervised: with the pool's labels; encoder: as weights are; scratch"""
     label: str
     """the arm's name in the report"""
@@ -192,7 +183,7 @@ class Tuning:
 
 
 @dataclass(frozen=True)
-class Design:
+class TaskDesign:
     """What is compared on a task: label counts, seeds, and how every arm is tuned and judged; ``short``: it isn't tuned."""
 
     name: str
@@ -350,11 +341,11 @@ class BenchConfig:
         return preset_spec(model, image_size=spec.image_size, patch_size=spec.patch_size, channels=spec.channels)
 
     @cached_property
-    def designs(self) -> dict[str, Design]:
+    def designs(self) -> dict[str, TaskDesign]:
         """What is compared, by task: classification of the suite's own images first, where they have labels."""
         designs = {}
         if self.data.path is not None:
-            designs[CLASSIFY] = Design(CLASSIFY, "classify", self.labels, self.seeds, self.tuning, self.evaluations)
+            designs[CLASSIFY] = TaskDesign(CLASSIFY, "classify", self.labels, self.seeds, self.tuning, self.evaluations)
         for name, task in self._tasks.items():
             tuning = replace(
                 self.tuning,
@@ -362,7 +353,7 @@ class BenchConfig:
                 max_doublings=self.tuning.max_doublings if task.max_doublings is None else task.max_doublings,
             )
             often = self.evaluations if task.evaluations is None else task.evaluations
-            designs[name] = Design(name, task.task, task.labels, task.seeds, tuning, often, task.short)
+            designs[name] = TaskDesign(name, task.task, task.labels, task.seeds, tuning, often, task.short)
         return designs
 
     @cached_property

@@ -38,7 +38,7 @@ def cache_file(kind: str, *identity: str) -> Path:
     return cache_folder() / kind / f"{digest[:40]}.safetensors"
 
 
-def keep(file: Path, arrays: Arrays, about: Mapping[str, str]) -> None:
+def save(file: Path, arrays: Arrays, about: Mapping[str, str]) -> None:
     """Write arrays of uint8, int32, int64 or float64 as a safetensors file with ``about`` as its metadata.
 
     A folder that can't be written to is told of once: what is kept there is a convenience.
@@ -58,7 +58,7 @@ def keep(file: Path, arrays: Arrays, about: Mapping[str, str]) -> None:
             logger.info("%s; $MAELIFT_CACHE may name another folder", reason)
 
 
-def kept(file: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]] | None:
+def load(file: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]] | None:
     """The arrays of a file, mapped into memory, and its metadata; None where it isn't there, or isn't whole."""
     try:
         size = check_regular(file).st_size

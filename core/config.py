@@ -18,36 +18,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, cast
 
+from .errors import ConfigError, MaeliftError, _shortened, show
+
 T = TypeVar("T")
-SHOWN_LETTERS = 300
-"""Letters up to which a value is repeated in an error."""
 LARGEST_CONFIG = 16 * 2**20
 """Bytes up to which a configuration file is read."""
 MOST_VALUES = 1_000_000
 """Values that a YAML text may stand for; a few lines of anchors and aliases can stand for billions."""
 _MISSING = dataclasses.MISSING
-
-
-class MaeliftError(Exception):
-    """A user's mistake or a state of the world to be told in one line: exit code 2, no traceback."""
-
-    exit_code = 2
-
-
-class DataError(MaeliftError):
-    """Images or labels that are missing or not what they should be."""
-
-
-class CheckpointError(MaeliftError):
-    """Weights or checkpoints that are missing or not what they should be."""
-
-
-class ConfigError(MaeliftError):
-    """A value that a key can't have: names the key, the value, what was expected and what to do."""
-
-    def __init__(self, key: str, value: object, expected: str, advice: str = "") -> None:
-        self.key, self.value, self.expected, self.advice = key, value, expected, advice
-        super().__init__(f"{key}={_shortened(show(value))}: expected {expected}.{f' {advice}' if advice else ''}")
 
 
 @dataclass(frozen=True)
@@ -182,26 +160,6 @@ def nearest(word: str, words: Iterable[str]) -> str | None:
     """The word that was most likely meant, if any is near."""
     found = difflib.get_close_matches(word, list(words), n=1)
     return found[0] if found else None
-
-
-def show(value: object) -> str:
-    """A value as a user would type it."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, list | tuple):
-        return "[" + ",".join(show(item) for item in value) + "]"
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key}: {show(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, float):
-        short = f"{value:g}"
-        return short if float(short) == value else repr(value)
-    return str(value)
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= SHOWN_LETTERS else f"{text[:SHOWN_LETTERS]}... ({len(text):,} letters)"
 
 
 def type_name(kind: Any) -> str:

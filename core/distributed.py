@@ -9,7 +9,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -24,10 +24,10 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
-from .config import ConfigError, MaeliftError
+from .device import choose_device
+from .errors import MaeliftError
 
 T = TypeVar("T")
-Precision = Literal["auto", "float32", "bfloat16", "float16"]
 Parallel = Literal["ddp", "fsdp"]
 """How several processes share the work: each has the whole model (DDP), or a part of its parameters (FSDP2)."""
 
@@ -91,7 +91,7 @@ class Ranks:
             return flag
         return bool(self.mean(torch.tensor(float(flag), device=self.device)) > 0)
 
-    def share(self, find: Callable[[], T]) -> T:
+    def broadcast(self, find: Callable[[], T]) -> T:
         """What ``find`` gives on the main process, on all; its MaeliftError is raised on all."""
         if self.world_size == 1:
             return find()
@@ -106,7 +106,7 @@ class Ranks:
             raise told[1]
         return cast(T, told[0])
 
-    def gather(self, values: list[T]) -> list[T]:
+    def all_gather(self, values: list[T]) -> list[T]:
         """The values of all processes, one after the other."""
         if self.world_size == 1:
             return values
@@ -163,7 +163,7 @@ def is_sharded(model: nn.Module) -> bool:
     return isinstance(model, FSDPModule)
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """A tensor that may be spread over the processes, in one piece on each; all must ask for it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
@@ -181,7 +181,7 @@ def compile_blocks(blocks: Iterable[nn.Module]) -> None:
 
 
 @contextmanager
-def gradients_stay_here(model: nn.Module) -> Iterator[None]:
+def no_grad_sync(model: nn.Module) -> Iterator[None]:
     """Let the backward passes within the block add to the gradients of this process only: the last one sums over all."""
     if isinstance(model, DistributedDataParallel):
         with model.no_sync():
@@ -197,7 +197,7 @@ def gradients_stay_here(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def contact_required() -> Iterator[None]:
+def peer_failure_as_error() -> Iterator[None]:
     """Turn the error of a collective whose partner has died, or answers no more, into one that says so."""
     try:
         yield
@@ -209,28 +209,6 @@ def contact_required() -> Iterator[None]:
             f"another process of this run has ended or answers no more ({text.splitlines()[0][:200]}). "
             "See what it said; the same command goes on from the last checkpoint."
         ) from error
-
-
-def choose_device(device: str, local_rank: int = 0) -> torch.device:
-    """The device named "auto", "cpu" or "cuda"; raises ConfigError when there is no such device."""
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cpu":
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
-        raise ConfigError("device", device, "cpu or auto: this machine has no usable CUDA device")
-    torch.cuda.set_device(local_rank)
-    return torch.device("cuda", local_rank)
-
-
-def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
-    """Mixed precision for the forward pass: bfloat16 where the device is made for it, or what is asked for."""
-    if precision == "float16":
-        return torch.autocast(device.type, dtype=torch.float16)
-    wanted = precision == "bfloat16" or (
-        precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
-    )
-    return torch.autocast(device.type, dtype=torch.bfloat16) if wanted else nullcontext()
 
 
 class LostContact(MaeliftError):

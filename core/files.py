@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, BinaryIO, TextIO
 
-from .config import MaeliftError
+from .errors import MaeliftError
 from .system_errors import disk_errno
 
 LOCK_FILE = ".lock"

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
-from .config import MaeliftError
+from .errors import MaeliftError
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)
 """Ctrl-C; ``timeout``, systemd and schedulers; a closed terminal; schedulers some time before the limit."""

@@ -1,5 +1,5 @@
 """Masked autoencoding: images in, an encoder file out. ``maelift.pretrain(...)`` runs it."""
 
-from ..api import make_callable
+from ..callable_package import make_callable
 
 make_callable(__name__)

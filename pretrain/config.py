@@ -10,16 +10,18 @@ from typing import Any, Literal, cast
 
 import yaml
 
-from ..core.config import ConfigError, raw_value, resolve
-from ..core.decoding import PixelFormat, background_colour
-from ..core.distributed import Parallel, Precision
-from ..core.encoder import ModelName, preset_spec
-from ..core.launching import Slurm
-from ..core.recovery import Recovery
+from ..core.config import raw_value, resolve
+from ..core.data.decode import PixelFormat, background_colour
+from ..core.device import Precision
+from ..core.distributed import Parallel
+from ..core.errors import ConfigError
+from ..core.models.encoder import ModelName, preset_spec
+from ..core.slurm import Slurm
+from ..core.training.recovery import Recovery
+from .data import Crop
 from .mae import Decoder
 from .masking import Masking
-from .pool import Crop
-from .probing import Probe
+from .online_probe import Probe
 
 RECIPES = Path(__file__).parent / "recipes"
 

@@ -13,18 +13,18 @@ from timm.layers import Mlp
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from ..core.config import ConfigError, MaeliftError
-from ..core.encoder import (
+from ..core.errors import ConfigError, MaeliftError
+from ..core.models.encoder import (
     Encoder,
     EncoderSpec,
-    Preprocessing,
-    cut_patches,
+    gather_tokens,
     initialize_linear,
     sincos_positions,
-    take,
     transformer_blocks,
+    unfold_patches,
 )
-from ..core.weights import infer_spec, key_mismatch
+from ..core.models.encoder_file import infer_spec, key_mismatch
+from ..core.models.preprocessing import Preprocessing
 from .masking import Mask, check_mask_ratio, random_mask
 
 
@@ -86,11 +86,11 @@ class DecoderBlock(Block):  # type: ignore[misc]
         dim = tokens.shape[-1]
         normed = self.norm1(tokens)
         weight, bias = self.attn.qkv.weight, self.attn.qkv.bias
-        q = F.linear(take(normed, ids), weight[:dim], bias[:dim])
+        q = F.linear(gather_tokens(normed, ids), weight[:dim], bias[:dim])
         k, v = F.linear(normed, weight[dim:], bias[dim:]).chunk(2, dim=-1)
         q, k, v = (_split_heads(part, self.attn.num_heads) for part in (q, k, v))
         attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        chosen = take(tokens, ids) + self.attn.proj(attended)
+        chosen = gather_tokens(tokens, ids) + self.attn.proj(attended)
         return cast(Tensor, chosen + self.mlp(self.norm2(chosen)))
 
 
@@ -217,7 +217,7 @@ class MaskedAutoencoder(Encoder):
         if loss_only:
             ids = mask.some_hidden(noise, self.decoder_spec.predict)  # (B, M)
             pred = self.decode_at(latent, mask, ids)  # (B, M, p * p * C)
-            target = take(patchify(images, self.spec.patch_size), ids)
+            target = gather_tokens(patchify(images, self.spec.patch_size), ids)
             loss = F.mse_loss(pred.float(), self.normalized(target).float())
             return MaeOutput(loss, pred, mask.hidden, mask.ids_restore, ids)
         pred = self.decode(latent, mask)  # (B, N, p * p * C)
@@ -251,7 +251,7 @@ class MaskedAutoencoder(Encoder):
         if self.decoder_spec.attention == "cross":
             memory = self.decoder_embed(latent)  # (B, 1 + V, E)
             positions = self.decoder_pos_embed[:, prefix:].expand(len(ids), -1, -1)
-            queries = self.mask_token + take(positions, ids)  # (B, M, E)
+            queries = self.mask_token + gather_tokens(positions, ids)  # (B, M, E)
             for block in self.decoder_blocks:
                 queries = block(queries, memory)
             return cast(Tensor, self.decoder_pred(self.decoder_norm(queries)))
@@ -335,6 +335,6 @@ def _split_heads(tokens: Tensor, num_heads: int) -> Tensor:
 
 def patchify(images: Tensor, patch_size: int) -> Tensor:
     """Images (B, C, H, W) to patches (B, N, p * p * C), each in the order (row, column, channel), as the target is."""
-    patches = cut_patches(images, patch_size)
+    patches = unfold_patches(images, patch_size)
     split = patches.reshape(*patches.shape[:2], images.shape[1], patch_size**2)
     return split.transpose(-1, -2).flatten(-2)

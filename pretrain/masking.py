@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..core.config import ConfigError, MaeliftError
+from ..core.errors import ConfigError, MaeliftError
 
 BLOCK_ASPECT = 0.3
 """Blocks are between 0.3 times as high as wide and the reverse, as BEiT draws them (arXiv 2106.08254, Algorithm 1)."""

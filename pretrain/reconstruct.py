@@ -14,17 +14,18 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from ..core.audit import told_once, write_rejected
-from ..core.config import ConfigError, DataError, MaeliftError, config_difference, to_dict, write_config
-from ..core.decoding import DROPPED, SUFFIXES, PixelFormat, background_colour, image_file
-from ..core.distributed import choose_device
+from ..core.config import config_difference, to_dict, write_config
+from ..core.data.audit import told_once, write_rejected
+from ..core.data.decode import DROPPED, SUFFIXES, PixelFormat, background_colour, image_file
+from ..core.data.images import FolderImages, ImageSet, find_images, opened, to_array
+from ..core.device import choose_device
+from ..core.dry_run import Plan
+from ..core.errors import ConfigError, DataError, MaeliftError
 from ..core.files import atomic_path, mark_output, output_folder
-from ..core.images import FolderImages, ImageSet, find_images, opened, to_array
-from ..core.plan import Plan
-from ..core.randomness import torch_stream
-from ..core.run_folder import read_run_config
-from ..core.tracking import counting
-from ..core.weights import DECODER_FILE, read_decoder, read_encoder
+from ..core.models.encoder_file import DECODER_FILE, read_decoder, read_encoder
+from ..core.progress import progress_logger
+from ..core.seeding import torch_stream
+from ..core.training.run_dir import read_run_config
 from .mae import MaskedAutoencoder, patchify
 from .masking import Mask, Masking, mask_of, random_mask
 
@@ -108,7 +109,7 @@ def reconstruct(config: ReconstructConfig) -> ReconstructResult:
         background_colour(model.preprocessing.background or DROPPED),
     )
     unusual: dict[str, str] = {}
-    tell = counting("reconstruct")
+    tell = progress_logger("reconstruct")
     for number in range(len(images)):
         for draw in range(config.draws):
             path = out / (names[number] + (f".{draw + 1}" if config.draws > 1 else "") + ".png")

@@ -161,7 +161,7 @@ def serve(place: str) -> None:
     listener.bind(place)
     listener.listen(64)
     os.environ["OMP_NUM_THREADS"] = "1"
-    from maelift.benchmarks.local import PRELOADED
+    from maelift.benchmarks.local_executor import PRELOADED
     from maelift.cli import COMMANDS
 
     own = {module for command in COMMANDS.values() for module in (command.module, command.home or command.module)}

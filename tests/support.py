@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from maelift.core.contract import sealed, sealed_hash
-from maelift.core.encoder import Encoder, EncoderSpec, preset_spec
-from maelift.core.randomness import isolated
-from maelift.core.weights import Provenance, save_encoder
+from maelift.core.models.contract import sealed, sealed_hash
+from maelift.core.models.encoder import Encoder, EncoderSpec, preset_spec
+from maelift.core.models.encoder_file import Provenance, save_encoder
+from maelift.core.seeding import seeded_rng
 from maelift.tests.preloaded import CODE, Preloaded, Started
 from PIL import Image
 from safetensors import safe_open
@@ -130,7 +130,7 @@ def random_encoder(
 ) -> Encoder:
     """An encoder whose every parameter is random: none is zero or one by chance, so that none can be missed unseen."""
     spec = preset_spec(model, channels=channels, image_size=image_size) if isinstance(model, str) else model
-    with isolated(seed, "random encoder"):
+    with seeded_rng(seed, "random encoder"):
         encoder = Encoder(spec)
         for parameter in encoder.parameters():
             parameter.data += 0.05 * torch.randn_like(parameter)

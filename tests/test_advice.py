@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from importlib.metadata import metadata
 
-from maelift.adapters.exporting import ADAPTERS, config_class
+from maelift.adapters.export import ADAPTERS, config_class
 from maelift.cli import COMMANDS
 from maelift.core.config import describe
 from maelift.tests.support import ROOT

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 from maelift.cli import main
-from maelift.core.config import DataError
-from maelift.core.doctor import Diagnosis
+from maelift.core.errors import DataError
+from maelift.core.tools.doctor import Diagnosis
 from maelift.pretrain.config import PretrainConfig
 from maelift.tests.support import TINY, environment, one_line_error, run_maelift, write_images
 
@@ -200,7 +200,7 @@ def test_defaults_that_a_recipe_or_a_suite_gives_are_told() -> None:
 def fail_with(error: str, *, rank: str = "0") -> subprocess.CompletedProcess[str]:
     """Run ``maelift doctor`` as a process in which looking at the machine raises ``error``, a Python expression."""
     code = (
-        "import sys, errno, maelift.cli, maelift.core.doctor as doctor\n"
+        "import sys, errno, maelift.cli, maelift.core.tools.doctor as doctor\n"
         "from maelift.core.config import DataError\n"
         f"def fail(config): raise {error}\n"
         "doctor.doctor = fail\n"
@@ -242,7 +242,7 @@ def test_what_goes_wrong_on_a_machine_ends_in_one_line(
     def fail(config: object) -> None:
         raise error
 
-    monkeypatch.setattr("maelift.core.doctor.doctor", fail)
+    monkeypatch.setattr("maelift.core.tools.doctor.doctor", fail)
     assert main(["doctor"]) == exit_code
     said = capsys.readouterr().err
     assert said.startswith(message) and said.count("\n") == 1

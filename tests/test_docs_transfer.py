@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from maelift.core.encoder import EncoderSpec, Preprocessing
-from maelift.core.weights import Provenance, save_encoder
+from maelift.core.models.encoder import EncoderSpec
+from maelift.core.models.encoder_file import Provenance, save_encoder
+from maelift.core.models.preprocessing import Preprocessing
 from maelift.tests.support import ROOT, framework, noise_image, run_page, write_images
-from maelift.transfer.starts import fresh_encoder
+from maelift.transfer.init_weights import fresh_encoder
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 

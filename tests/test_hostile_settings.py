@@ -13,7 +13,8 @@ from typing import cast
 import pytest
 from maelift.benchmarks.suite import BenchConfig
 from maelift.cli import COMMANDS, main
-from maelift.core.config import MaeliftError, describe
+from maelift.core.config import describe
+from maelift.core.errors import MaeliftError
 from maelift.tests.support import write_images
 
 SETTINGS = 500

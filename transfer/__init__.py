@@ -1,5 +1,5 @@
 """Encoders put to use: labelled images in, a trained model out. ``maelift.transfer("classify", ...)`` runs it."""
 
-from ..api import make_callable
+from ..callable_package import make_callable
 
 make_callable(__name__)

@@ -18,12 +18,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..core.audit import told_once, write_rejected
-from ..core.class_lists import read_class_list
-from ..core.coco import encode_mask
-from ..core.config import ConfigError, DataError, MaeliftError
-from ..core.decoding import PixelFormat, image_of
-from ..core.distributed import Precision, autocast, choose_device
+from ..core.data.audit import told_once, write_rejected
+from ..core.data.class_lists import read_class_list
+from ..core.data.coco import encode_mask
+from ..core.data.decode import PixelFormat, image_of
+from ..core.data.images import ImageSet, find_images, opened
+from ..core.device import Precision, autocast, choose_device
+from ..core.dry_run import Plan
+from ..core.errors import ConfigError, DataError, MaeliftError
 from ..core.files import (
     TableWriter,
     atomic_path,
@@ -34,10 +36,10 @@ from ..core.files import (
     safe_cell,
     sync_tree,
 )
-from ..core.images import ImageSet, find_images, opened
-from ..core.plan import Plan
-from ..core.tracking import counting
-from .drawing import (
+from ..core.progress import progress_logger
+from .model_file import ModelFile, build_model, read_model
+from .predictions import Classification, Detections, Segmentation
+from .visualize import (
     LEAST_SCORE,
     Picture,
     Shown,
@@ -47,8 +49,6 @@ from .drawing import (
     draw_segmentation,
     pixels_of,
 )
-from .models import ModelFile, build_model, read_model
-from .predictions import Classification, Detections, Segmentation
 
 logger = logging.getLogger("maelift")
 
@@ -123,7 +123,7 @@ def predict(config: PredictConfig) -> PredictResult:
     rejected: list[tuple[str, str]] = []
     unusual: list[tuple[str, str]] = []
     own = {"precision": config.precision} if file.task == "classify" else {}
-    tell = counting("predict")
+    tell = progress_logger("predict")
     with writer.writing(out), _staged(pictures) as drawn:
         for start in range(0, len(images), config.batch_size):
             batch = range(start, min(start + config.batch_size, len(images)))

@@ -18,9 +18,10 @@ from dataclasses import dataclass
 from typing import Literal, cast, get_args
 
 import torch
-from maelift.core.config import ConfigError, MaeliftError, resolve
-from maelift.core.distributed import Precision, autocast, choose_device
-from maelift.core.encoder import ModelName, preset_spec
+from maelift.core.config import resolve
+from maelift.core.device import Precision, autocast, choose_device
+from maelift.core.errors import ConfigError, MaeliftError
+from maelift.core.models.encoder import ModelName, preset_spec
 from maelift.pretrain.mae import Decoder, MaskedAutoencoder
 from torch import Tensor
 

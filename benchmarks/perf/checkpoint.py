@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from maelift.core.checkpoints import Checkpoints
-from maelift.core.config import MaeliftError, resolve
+from maelift.core.config import resolve
 from maelift.core.distributed import Ranks
-from maelift.core.encoder import ModelName, preset_spec
+from maelift.core.errors import MaeliftError
+from maelift.core.models.encoder import ModelName, preset_spec
+from maelift.core.training.checkpoints import Checkpoints
 from maelift.pretrain.config import PretrainConfig
 from maelift.pretrain.mae import MaskedAutoencoder
 

@@ -24,9 +24,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from maelift.core.config import MaeliftError, resolve
-from maelift.core.cost import block_flops, encoder_flops
-from maelift.core.encoder import EncoderSpec
+from maelift.core.config import resolve
+from maelift.core.errors import MaeliftError
+from maelift.core.models.cost import block_flops, encoder_flops
+from maelift.core.models.encoder import EncoderSpec
 from maelift.pretrain.mae import Decoder, MaskedAutoencoder
 from maelift.pretrain.masking import num_visible
 

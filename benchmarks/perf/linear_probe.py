@@ -18,18 +18,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from maelift.core.config import MaeliftError, resolve
+from maelift.core.config import resolve
+from maelift.core.data.classification import Splits, draw_labeled, read_splits
+from maelift.core.data.images import opened
 from maelift.core.distributed import Ranks
-from maelift.core.encoder import Encoder, preset_spec
-from maelift.core.images import opened
-from maelift.core.labels import Splits, draw_labeled, read_splits
-from maelift.core.probing import pool
-from maelift.core.tracking import Tracker
-from maelift.core.weights import load_encoder
-from maelift.transfer.classify import Classifier, ClassifyConfig, score
-from maelift.transfer.probe import FeatureFile, ProbeTask, Rows
-from maelift.transfer.starts import fresh_encoder
-from maelift.transfer.training import fit
+from maelift.core.errors import MaeliftError
+from maelift.core.models.encoder import Encoder, preset_spec
+from maelift.core.models.encoder_file import load_encoder
+from maelift.core.models.probes import pool
+from maelift.core.training.tracker import Tracker
+from maelift.transfer.classification.probe import FeatureFile, ProbeTask, Rows
+from maelift.transfer.classification.task import Classifier, ClassifyConfig, score
+from maelift.transfer.finetune import fit
+from maelift.transfer.init_weights import fresh_encoder
 from torch import Tensor
 
 

@@ -25,14 +25,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from maelift.core.batches import Batches, Order, Sample, Uniforms
-from maelift.core.config import MaeliftError, resolve
-from maelift.core.decoding import PixelFormat
+from maelift.core.config import resolve
+from maelift.core.data.decode import PixelFormat
+from maelift.core.data.images import ImageSet, opened, random_crops, to_array
+from maelift.core.data.sampling import Batches, Sample, Sampler, Uniforms
+from maelift.core.data.sources import find_source
 from maelift.core.distributed import Ranks
-from maelift.core.encoder import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
-from maelift.core.images import ImageSet, opened, random_crops, to_array
-from maelift.core.packing import PackConfig, pack
-from maelift.core.sources import find_source
+from maelift.core.errors import MaeliftError
+from maelift.core.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from maelift.core.tools.pack_shards import PackConfig, pack
 from PIL import Image
 from torch import Tensor
 
@@ -143,7 +144,7 @@ def ours(images: ImageSet, batch_size: int, crops: int = 1) -> Iterator[Tensor]:
     def make(index: int, draws: Uniforms) -> list[Sample]:
         return [Sample(to_array(crop, 3)) for crop in random_crops(opened(images, index, form), SIZE, draws)]
 
-    order = Order(len(images), batch_size // crops, 0)
+    order = Sampler(len(images), batch_size // crops, 0)
     batches = Batches(order, make, draws=5, ranks=CPU, crops_per_image=crops)
     for (batch,) in batches.steps(0, len(images) // (batch_size // crops)):
         yield batch.pixels
@@ -189,7 +190,7 @@ def watch_memory(data: Path, folder: Path, count: int) -> None:
         return [Sample(to_array(crop, 3)) for crop in random_crops(opened(images, index, form), SIZE, draws)]
 
     steps = count // 50
-    batches = Batches(Order(len(images), 50, 0), make, draws=5, ranks=CPU, workers=1)
+    batches = Batches(Sampler(len(images), 50, 0), make, draws=5, ranks=CPU, workers=1)
     held: list[float] = []
     for step, _ in enumerate(batches.steps(0, steps)):
         if step % (steps // 10) == steps // 10 - 1:

@@ -22,14 +22,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from maelift.benchmarks.arms import PRETRAINING, RESULT_FILE, Context, Run, execute
-from maelift.benchmarks.local import PRELOADED
-from maelift.benchmarks.pools import read_pools
+from maelift.benchmarks.data import read_pools
+from maelift.benchmarks.local_executor import PRELOADED
+from maelift.benchmarks.protocol import Results, predict_runs, read_finished
 from maelift.benchmarks.runner import run_all
-from maelift.benchmarks.stages import Results, foresee, read_finished
-from maelift.benchmarks.standing import standing
+from maelift.benchmarks.runs import PRETRAINING, RESULT_FILE, Context, Run, execute
+from maelift.benchmarks.status import standing
 from maelift.benchmarks.suite import BenchConfig
-from maelift.core.config import MaeliftError, resolve
+from maelift.core.config import resolve
+from maelift.core.errors import MaeliftError
 
 SUITE = """
 title: What does the runner cost?
@@ -105,7 +106,7 @@ def suite_of(settings: Benchmark, seeds: int, out: Path) -> Context:
 
 def runs_of(context: Context, results: Results) -> list[Run]:
     """All runs, each after those that it needs."""
-    runs = foresee(context, results).values()
+    runs = predict_runs(context, results).values()
     return sorted(runs, key=lambda run: (run.kind not in PRETRAINING, run.kind == "test"))
 
 

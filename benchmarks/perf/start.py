@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from maelift.benchmarks.perf.loader import photographs
-from maelift.core.config import MaeliftError, resolve
+from maelift.core.config import resolve
+from maelift.core.errors import MaeliftError
 
 SOURCES = 60
 LIST_WITH_TORCHVISION = """

@@ -14,9 +14,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from maelift.core.config import MaeliftError, resolve
-from maelift.core.encoder import EncoderSpec
-from maelift.core.weights import from_transformers_names
+from maelift.core.config import resolve
+from maelift.core.errors import MaeliftError
+from maelift.core.models.encoder import EncoderSpec
+from maelift.core.models.encoder_file import from_transformers_names
 from maelift.pretrain.mae import Decoder, MaskedAutoencoder
 
 

@@ -19,8 +19,8 @@ from maelift.adapters.certificate import (
     reference_features,
 )
 from maelift.adapters.plain_vit import PlainViT, SimpleFeaturePyramid
-from maelift.core.config import CheckpointError
-from maelift.core.encoder import Encoder, preset_spec
+from maelift.core.errors import CheckpointError
+from maelift.core.models.encoder import Encoder, preset_spec
 from maelift.tests.support import random_encoder
 from torch import nn
 from torch.nn import functional as F

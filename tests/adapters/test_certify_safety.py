@@ -22,8 +22,8 @@ from maelift.adapters.timm import write_folder as write_timm
 from maelift.adapters.transformers import write_folder as write_transformers
 from maelift.adapters.yacs_files import read_yacs
 from maelift.cli import main
-from maelift.core.config import CheckpointError, MaeliftError
-from maelift.core.weights import load_encoder
+from maelift.core.errors import CheckpointError, MaeliftError
+from maelift.core.models.encoder_file import load_encoder
 from maelift.tests.support import encoder_file, framework, one_line_error, random_encoder, run_maelift
 from safetensors.torch import load_file, save_file
 

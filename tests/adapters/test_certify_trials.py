@@ -12,10 +12,10 @@ import maelift
 import pytest
 import torch
 from maelift.adapters.certificate import Certificate
-from maelift.adapters.exporting import adapter
+from maelift.adapters.export import adapter
 from maelift.adapters.trial import Cost, cost_of, speed, too_much
-from maelift.core.encoder import preset_spec
-from maelift.core.weights import EncoderFile, read_encoder
+from maelift.core.models.encoder import preset_spec
+from maelift.core.models.encoder_file import EncoderFile, read_encoder
 from maelift.tests.support import encoder_file, framework, random_encoder
 from torch import nn
 

@@ -17,11 +17,12 @@ import numpy as np
 import pytest
 import torch
 from maelift.adapters import detectron2 as adapter
-from maelift.adapters.vitdet import recipe
-from maelift.core.config import CheckpointError, ConfigError, DataError, MaeliftError
-from maelift.core.encoder import Encoder, EncoderSpec, Preprocessing
-from maelift.core.images import idx_file, read_idx
-from maelift.core.weights import load_encoder, read_encoder, read_tensors
+from maelift.adapters.detectron2_config import recipe
+from maelift.core.data.images import idx_file, read_idx
+from maelift.core.errors import CheckpointError, ConfigError, DataError, MaeliftError
+from maelift.core.models.encoder import Encoder, EncoderSpec
+from maelift.core.models.encoder_file import load_encoder, read_encoder, read_tensors
+from maelift.core.models.preprocessing import Preprocessing
 from maelift.tests.support import (
     ROOT,
     encoder_file,
@@ -311,7 +312,7 @@ SHAPES: dict[str, Callable[[], Encoder]] = {
     "without class token": lambda: Encoder(
         EncoderSpec((32, 32), 8, embed_dim=32, depth=5, num_heads=2, class_token=False)
     ),
-    "huge's patch": lambda: Encoder(EncoderSpec((42, 42), 14, embed_dim=32, depth=2, num_heads=2)).repatched(16),
+    "huge's patch": lambda: Encoder(EncoderSpec((42, 42), 14, embed_dim=32, depth=2, num_heads=2)).with_patch_size(16),
     "small": lambda: random_encoder("vit_small", image_size=64),
     "base": lambda: random_encoder("vit_base", image_size=48),
 }

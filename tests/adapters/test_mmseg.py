@@ -19,12 +19,13 @@ import numpy as np
 import pytest
 import torch
 from maelift.adapters import mmseg as adapter
-from maelift.adapters.exporting import ExportCommand, export
-from maelift.core.config import CheckpointError, MaeliftError
-from maelift.core.encoder import Encoder, EncoderSpec, Preprocessing, preset_spec
-from maelift.core.images import idx_file, read_idx
-from maelift.core.optim import parameter_groups
-from maelift.core.weights import Provenance, read_encoder, save_encoder
+from maelift.adapters.export import ExportCommand, export
+from maelift.core.data.images import idx_file, read_idx
+from maelift.core.errors import CheckpointError, MaeliftError
+from maelift.core.models.encoder import Encoder, EncoderSpec, preset_spec
+from maelift.core.models.encoder_file import Provenance, read_encoder, save_encoder
+from maelift.core.models.preprocessing import Preprocessing
+from maelift.core.training.optimizers import parameter_groups
 from maelift.tests.support import (
     ROOT,
     TINY,

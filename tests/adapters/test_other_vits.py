@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import timm
 import torch
-from maelift.core.config import CheckpointError
-from maelift.core.weights import EncoderFile, load_encoder, read_encoder
+from maelift.core.errors import CheckpointError
+from maelift.core.models.encoder_file import EncoderFile, load_encoder, read_encoder
 from maelift.tests.support import framework
 from torch import Tensor, nn
 

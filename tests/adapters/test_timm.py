@@ -16,8 +16,8 @@ import safetensors.torch
 import torch
 from maelift.adapters.certificate import Candidate, Certificate, certify
 from maelift.adapters.timm import candidate, certify_folder, load_folder, to_timm, write_folder
-from maelift.core.encoder import Encoder
-from maelift.core.weights import read_encoder
+from maelift.core.models.encoder import Encoder
+from maelift.core.models.encoder_file import read_encoder
 from maelift.tests.support import (
     ROOT,
     encoder_file,

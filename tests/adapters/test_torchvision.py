@@ -78,7 +78,7 @@ def test_the_pyramid_is_detectron2s() -> None:
     modeling = framework("detectron2.modeling")
     from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 
-    encoder = random_encoder("vit_nano", image_size=64).repatched(16)
+    encoder = random_encoder("vit_nano", image_size=64).with_patch_size(16)
     backbone = adapter.build_backbone(encoder, out_channels=16)
     net = modeling.ViT(
         patch_size=16,
@@ -110,7 +110,9 @@ def test_no_border_is_dropped_whatever_the_size() -> None:
     ("patch", "strides"), [(16, (4, 8, 16, 32)), (14, (7, 14, 28)), (6, (3, 6, 12)), (4, (1, 2, 4, 8))]
 )
 def test_boxes_are_pooled_from_where_they_are(patch: int, strides: tuple[int, ...]) -> None:
-    backbone = adapter.build_backbone(random_encoder("vit_nano").repatched(patch), image_size=(patch * 8, patch * 8))
+    backbone = adapter.build_backbone(
+        random_encoder("vit_nano").with_patch_size(patch), image_size=(patch * 8, patch * 8)
+    )
     assert backbone.strides == strides
     height, width = patch * 8, patch * 12
     columns = torch.arange(width).float()
@@ -150,7 +152,7 @@ def test_larger_encoders_get_windows_that_tile(tmp_path: Path) -> None:
 
 
 def test_a_patch_of_fourteen_is_resampled_to_sixteen(tmp_path: Path) -> None:
-    file = encoder_file(tmp_path / "e.safetensors", random_encoder("vit_nano", image_size=32).repatched(14))
+    file = encoder_file(tmp_path / "e.safetensors", random_encoder("vit_nano", image_size=32).with_patch_size(14))
     done = run_maelift("export", file, "--to", "torchvision", f"out={tmp_path}/o", "patch_size=16")
     assert done.returncode == 0, done.stderr
     kernel = torch.load(tmp_path / "o" / "backbone.pth", weights_only=True)["patch_embed.proj.weight"]

@@ -8,7 +8,16 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
-from maelift.benchmarks.results import Arm, Cell, ConvergenceCheck, Curve, Part, SuiteResult, TuningRecord, pack_items
+from maelift.benchmarks.results import (
+    Arm,
+    Cell,
+    ConvergenceCheck,
+    Curve,
+    SuiteResult,
+    TaskResult,
+    TuningRecord,
+    pack_items,
+)
 from maelift.benchmarks.stats import converged
 
 Accuracies = Mapping[tuple[str, int], tuple[float, ...]]
@@ -50,11 +59,11 @@ def made_up(accuracies: Accuracies = ACCURACIES, **changes: object) -> SuiteResu
     return replace(result, **changes)  # type: ignore[arg-type]
 
 
-def part(scores: Accuracies, kind: str = "classify") -> Part:
+def part(scores: Accuracies, kind: str = "classify") -> TaskResult:
     """A task with these test scores, one for each seed."""
     counts = tuple(sorted({labels for _, labels in scores}))
     arms = sorted({arm for arm, _ in scores})
-    return Part(
+    return TaskResult(
         name=kind,
         kind=kind,
         label_counts=counts,

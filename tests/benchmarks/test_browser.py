@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from maelift.benchmarks.comparing import CompareConfig, compare_results
+from maelift.benchmarks.compare_suites import CompareConfig, compare_results
 from maelift.benchmarks.report import write_report
 from maelift.benchmarks.results import Example, SuiteResult
-from maelift.core.page import data_url
+from maelift.core.report.html import data_url
 from maelift.tests.benchmarks.made_up import answered, made_up, part
 from maelift.tests.support import ROOT
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from maelift.benchmarks.examples import SHOWN, won_and_lost
 from maelift.benchmarks.results import pack_items, unpack_items
-from maelift.core.images import ArrayImages, FolderImages
-from maelift.core.labels import LabeledImages
-from maelift.core.mask_images import SegmentationImages
+from maelift.core.data.classification import LabeledImages
+from maelift.core.data.images import ArrayImages, FolderImages
+from maelift.core.data.segmentation import SegmentationImages
 from maelift.tests.benchmarks.made_up import ARMS, part
 from PIL import Image
 

@@ -12,11 +12,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from maelift.benchmarks.arms import Run
-from maelift.benchmarks.elsewhere import _Elsewhere, _noted, _noting
-from maelift.benchmarks.executors import STALLED
-from maelift.core.scenes import FashionScenesConfig, fashion_scenes
-from maelift.core.tracking import Progress
+from maelift.benchmarks.cluster_executors import _ClusterExecutor, _noted, _noting
+from maelift.benchmarks.executor import STALLED
+from maelift.benchmarks.runs import Run
+from maelift.core.progress import Progress
+from maelift.core.tools.fashion_scenes import FashionScenesConfig, fashion_scenes
 from maelift.tests.pretrain.test_slurm import slurm  # noqa: F401  (a fixture)
 from maelift.tests.support import environment, framework, one_line_error
 from typing_extensions import Self
@@ -98,7 +98,7 @@ def test_how_far_a_run_elsewhere_is_gets_heard(tmp_path: Path) -> None:
     assert _noted(note) is None
 
 
-class Hanging(_Elsewhere):
+class Hanging(_ClusterExecutor):
     """Runs that note one step, and no more; they are done once they are stopped, or told to be."""
 
     def __enter__(self) -> Self:

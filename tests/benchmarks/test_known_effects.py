@@ -11,10 +11,10 @@ import pytest
 import torch
 import yaml
 from maelift.benchmarks.runner import BenchResult
-from maelift.core.encoder import Encoder, preset_spec
-from maelift.core.weights import Provenance, save_encoder
+from maelift.core.models.encoder import Encoder, preset_spec
+from maelift.core.models.encoder_file import Provenance, save_encoder
 from maelift.tests.support import random_encoder
-from maelift.transfer.starts import fresh_encoder
+from maelift.transfer.init_weights import fresh_encoder
 from PIL import Image
 
 SEEDS = [0, 1, 2, 3]

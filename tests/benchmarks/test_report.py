@@ -13,8 +13,8 @@ import pytest
 from maelift.benchmarks.report import write_report
 from maelift.benchmarks.results import Example, NearPair, SuiteResult
 from maelift.benchmarks.stats import crossed_difference, holm, paired_difference
-from maelift.core.config import MaeliftError
-from maelift.core.page import MINUS
+from maelift.core.errors import MaeliftError
+from maelift.core.report.html import MINUS
 from maelift.tests.benchmarks.made_up import ACCURACIES, ARMS, Accuracies, Page, answered, check, made_up, tuning
 from PIL import Image
 

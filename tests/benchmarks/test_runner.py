@@ -25,18 +25,19 @@ import maelift
 import numpy as np
 import pytest
 import torch
-from maelift.benchmarks import arms, board, runner
-from maelift.benchmarks.arms import Context, Run, execute
-from maelift.benchmarks.board import Board
-from maelift.benchmarks.comparing import read_result
-from maelift.benchmarks.pools import Pools, read_pools
+from maelift.benchmarks import progress, runner
+from maelift.benchmarks import runs as runs_module
+from maelift.benchmarks.compare_suites import read_result
+from maelift.benchmarks.data import Pools, read_pools
+from maelift.benchmarks.progress import Board
 from maelift.benchmarks.runner import plan
+from maelift.benchmarks.runs import Context, Run, execute
 from maelift.benchmarks.suite import BenchConfig
-from maelift.core import loop
-from maelift.core.config import MaeliftError
-from maelift.core.tracking import Progress
+from maelift.core.errors import MaeliftError
+from maelift.core.progress import Progress
+from maelift.core.training import loop
 from maelift.tests.support import environment, one_line_error, run_maelift, start_maelift
-from maelift.transfer import training
+from maelift.transfer import finetune
 from PIL import Image
 from rich.console import Console
 
@@ -120,17 +121,17 @@ def resolved(whole: Whole, **keys: object) -> BenchConfig:
 def test_a_terminal_shows_the_runs_at_work_as_a_table(whole: Whole) -> None:
     config = resolved(whole)
     context = Context.of(config, read_pools(config))
-    board = Board(context, lambda run: None, 2)
+    progress = Board(context, lambda run: None, 2)
     one, other = (context.training("classify", "scratch", 6, seed, 3, 1e-3) for seed in (0, 1))
-    board._look_ahead()
-    assert "time left unknown yet" in board._summary([one, other])
-    board.hear(one.key, Progress(step=1, total=3, images_per_second=41.6, loss=1.5))
-    assert board._ahead([one, other]) is None  # its first steps tell nothing yet
-    board.hear(one.key, Progress(step=2, total=3, images_per_second=41.6, loss=1.25))
-    ahead = board._ahead([one, other])
-    assert ahead is not None and ahead > 0 and "left unless steps are doubled" in board._summary([one, other])
+    progress._look_ahead()
+    assert "time left unknown yet" in progress._summary([one, other])
+    progress.hear(one.key, Progress(step=1, total=3, images_per_second=41.6, loss=1.5))
+    assert progress._ahead([one, other]) is None  # its first steps tell nothing yet
+    progress.hear(one.key, Progress(step=2, total=3, images_per_second=41.6, loss=1.25))
+    ahead = progress._ahead([one, other])
+    assert ahead is not None and ahead > 0 and "left unless steps are doubled" in progress._summary([one, other])
     written = io.StringIO()
-    Console(file=written, width=110).print(board._table([one, other]))
+    Console(file=written, width=110).print(progress._table([one, other]))
     summary, head, *rows = written.getvalue().splitlines()
     assert summary.startswith("bench: 0 runs done in") and head.split() == ["run", "step", "loss", "images/s"]
     assert rows[0].split()[-3:] == ["2/3", "1.250", "42"] and rows[1].strip() == other.title()
@@ -301,7 +302,7 @@ def test_ctrl_c_ends_in_one_line(
         eventually(lambda: told.search(caplog.text) and list(tmp_path.glob("runs/*/result.json")))
         os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(board, "PLAIN_INTERVAL", 0.0)
+    monkeypatch.setattr(progress, "PLAIN_INTERVAL", 0.0)
     logger = logging.getLogger("maelift")
     monkeypatch.setattr(logger, "handlers", [caplog.handler])
     caplog.set_level(logging.INFO, "maelift")
@@ -585,7 +586,7 @@ def test_a_seed_is_one_draw_and_one_head_for_all_arms(
     config = resolved(whole)
     context = Context.of(config, read_pools(config))
     seen: list[tuple[str, int, tuple[str, ...], bytes, bytes]] = []
-    real_fit, real_train = training.fit, loop.train
+    real_fit, real_train = finetune.fit, loop.train
     names: list[tuple[str, ...]] = []
 
     def fit(task: Any, **keys: Any) -> Any:
@@ -598,8 +599,8 @@ def test_a_seed_is_one_draw_and_one_head_for_all_arms(
         seen.append((run.arm, run.seed, names[-1], head.detach().numpy().tobytes(), first.detach().numpy().tobytes()))
         real_train(state, *more, **keys)
 
-    monkeypatch.setattr(arms, "fit", fit)
-    monkeypatch.setattr(training, "train", train)
+    monkeypatch.setattr(runs_module, "fit", fit)
+    monkeypatch.setattr(finetune, "train", train)
     torch.manual_seed(5)
     runs: list[Run] = [context.training("classify", arm, 6, seed, 1, 2e-3) for seed in (0, 1) for arm in config.arms]
     for run in runs:

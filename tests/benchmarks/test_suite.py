@@ -14,11 +14,11 @@ import pytest
 import yaml
 from maelift.benchmarks.runner import plan
 from maelift.benchmarks.suite import SUITES, BenchConfig, keys_of
-from maelift.core.config import MaeliftError
-from maelift.core.encoder import Preprocessing
+from maelift.core.errors import MaeliftError
+from maelift.core.models.preprocessing import Preprocessing
 from maelift.core.signals import Interrupted
 from maelift.tests.support import one_line_error, run_maelift
-from maelift.transfer.classify import ClassifyRecipe
+from maelift.transfer.classification.task import ClassifyRecipe
 from PIL import Image
 
 SUITE = """
@@ -236,8 +236,8 @@ def test_class_folders_csv_and_idx(suite: Path, class_folders: Path, tmp_path: P
 def test_colour_is_normalised_by_imagenet_and_gray_by_the_pool(
     suite: Path, class_folders: Path, tmp_path: Path
 ) -> None:
-    from maelift.benchmarks.arms import Context
-    from maelift.benchmarks.pools import read_pools
+    from maelift.benchmarks.data import read_pools
+    from maelift.benchmarks.runs import Context
 
     def preprocessing(**keys: object) -> Preprocessing:
         config = BenchConfig.resolve({"suite": str(suite), "out": "x", **keys})

@@ -13,19 +13,19 @@ import maelift
 import pytest
 import torch
 import yaml
-from maelift.benchmarks.arms import Context
-from maelift.benchmarks.compared import Compared, difference_of
-from maelift.benchmarks.comparing import read_result
-from maelift.benchmarks.disk import bytes_held, bytes_left
-from maelift.benchmarks.pace import Measured
-from maelift.benchmarks.pools import read_pools
+from maelift.benchmarks.analysis import Comparisons, difference_of
+from maelift.benchmarks.compare_suites import read_result
+from maelift.benchmarks.data import read_pools
+from maelift.benchmarks.disk_estimate import bytes_held, bytes_left
+from maelift.benchmarks.estimates import MeasuredCost
+from maelift.benchmarks.protocol import compare, predict_runs, read_finished
 from maelift.benchmarks.report import write_report
 from maelift.benchmarks.runner import plan
-from maelift.benchmarks.stages import compare, foresee, read_finished
+from maelift.benchmarks.runs import Context
 from maelift.benchmarks.stats import paired_difference
 from maelift.benchmarks.suite import SUITES, BenchConfig
-from maelift.core.config import MaeliftError
-from maelift.core.scenes import FashionScenesConfig, fashion_scenes
+from maelift.core.errors import MaeliftError
+from maelift.core.tools.fashion_scenes import FashionScenesConfig, fashion_scenes
 from maelift.tests.benchmarks.made_up import Page, made_up, part
 from maelift.tests.support import one_line_error, run_maelift
 from PIL import Image
@@ -127,7 +127,7 @@ def test_single_items_add_up_to_the_score_and_carry_the_luck_of_the_test_images(
     segment = result.parts[1]
     difference = difference_of(segment, "mae", "scratch", 8)
     assert difference is not None and difference.items == 10
-    short = [one for one in Compared(result).comparisons if one.part.name == "find"]
+    short = [one for one in Comparisons(result).comparisons if one.part.name == "find"]
     assert all(one.p is None and one.verdict == "not resolved" for one in short)
 
 
@@ -171,7 +171,7 @@ def test_a_dry_run_and_the_status_name_the_tasks(home: Path, whole: Path) -> Non
 def test_a_plan_tells_what_the_runs_leave_on_the_disk(home: Path, whole: Path) -> None:
     config = resolved(home)
     context = Context.of(config, read_pools(config))
-    found = foresee(context, read_finished(whole / "runs"))
+    found = predict_runs(context, read_finished(whole / "runs"))
     kept = {path: path.stat().st_size for path in whole.glob("runs/*/*.safetensors")}
     assert sum(kept.values()) == pytest.approx(bytes_left(context, found.values()), rel=0.05)
     models = {path.parent.name for path in kept if path.name == "model.safetensors"}
@@ -205,7 +205,7 @@ def test_a_plan_tells_the_time_by_finished_runs_and_by_steps_that_it_measures(
     )  # of two arms, two workers
     config = resolved(home, out=str(home / "new"))
     context = Context.of(config, read_pools(config))
-    measured = Measured(context, torch.device("cpu"))
+    measured = MeasuredCost(context, torch.device("cpu"))
     train, other = context.training("find", "mae", 8, 0, 2, 1e-3), context.training("segment", "scratch", 8, 0, 2, 1e-3)
     pretrain, test = context.pretraining("mae", 0), context.testing(train)
     assert pretrain is not None
@@ -280,7 +280,7 @@ def test_verdicts_of_all_tasks_are_corrected_together(tmp_path: Path) -> None:
     ]
     assert "points of test AP of boxes compared with" in verdicts[1] and "points of test mIoU" in verdicts[2]
     alone = paired_difference(clear["mae", 100], clear["scratch", 100]).p
-    assert [one.p for one in Compared(several).comparisons] == [pytest.approx(3 * alone)] * 3
+    assert [one.p for one in Comparisons(several).comparisons] == [pytest.approx(3 * alone)] * 3
     page = Page(tmp_path / "report.html")
     assert len(page.values("id")) == len(set(page.values("id")))
 

@@ -11,14 +11,14 @@ import maelift
 import pytest
 import torch
 import yaml
-from maelift.benchmarks import pools as pools_of_suites
-from maelift.benchmarks.arms import Context
-from maelift.benchmarks.pools import read_pools
+from maelift.benchmarks import data as pools_of_suites
+from maelift.benchmarks.data import read_pools
+from maelift.benchmarks.runs import Context
 from maelift.benchmarks.suite import BenchConfig
-from maelift.core.config import MaeliftError
-from maelift.core.encoder import preset_spec
-from maelift.core.weights import Provenance, read_encoder, save_encoder
-from maelift.pretrain.starting import fitted_encoder
+from maelift.core.errors import MaeliftError
+from maelift.core.models.encoder import preset_spec
+from maelift.core.models.encoder_file import Provenance, read_encoder, save_encoder
+from maelift.pretrain.init_weights import fitted_encoder
 from maelift.tests.support import random_encoder, write_images
 from PIL import Image
 

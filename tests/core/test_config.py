@@ -8,17 +8,8 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
-from maelift.core.config import (
-    ConfigError,
-    MaeliftError,
-    config_difference,
-    describe,
-    format_help,
-    resolve,
-    to_dict,
-    to_yaml,
-    write_config,
-)
+from maelift.core.config import config_difference, describe, format_help, resolve, to_dict, to_yaml, write_config
+from maelift.core.errors import ConfigError, MaeliftError
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from maelift.core.config import MaeliftError
+from maelift.core.errors import MaeliftError
 from maelift.core.files import (
     LOCK_FILE,
     NotRegularError,

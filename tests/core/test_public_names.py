@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 from maelift.cli import main
+from maelift.core.models.encoder_file import read_encoder
 from maelift.core.public_names import FULL_PATHS, public_config, public_name, public_text
-from maelift.core.weights import read_encoder
 from maelift.tests.support import TINY, write_images
 
 SECRET = "anna_mueller_kunde_7"

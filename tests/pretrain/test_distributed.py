@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from maelift.core.tracking import read_metrics
+from maelift.core.training.tracker import read_metrics
 from maelift.tests.soak import KEYS, soak
 from maelift.tests.support import TINY, environment, has_checkpoint, run_ranks, start_ranks, torchrun, write_images
 from safetensors.torch import load_file

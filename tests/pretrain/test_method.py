@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from maelift.core.config import ConfigError, MaeliftError
-from maelift.core.encoder import EncoderSpec
-from maelift.core.tracking import read_metrics
-from maelift.core.weights import read_decoder, read_encoder
+from maelift.core.errors import ConfigError, MaeliftError
+from maelift.core.models.encoder import EncoderSpec
+from maelift.core.models.encoder_file import read_decoder, read_encoder
+from maelift.core.training.tracker import read_metrics
 from maelift.pretrain.mae import Decoder, MaskedAutoencoder
 from maelift.pretrain.masking import Masking, random_mask
 from maelift.tests.support import TINY, one_line_error, run_maelift

@@ -12,11 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from maelift.core.config import ConfigError, DataError, resolve
-from maelift.core.tracking import Progress, read_events
-from maelift.core.weights import read_encoder
+from maelift.core.config import resolve
+from maelift.core.errors import ConfigError, DataError
+from maelift.core.models.encoder_file import read_encoder
+from maelift.core.progress import Progress
+from maelift.core.training.tracker import read_events
 from maelift.pretrain.config import PretrainConfig
-from maelift.pretrain.stage import pretrain
+from maelift.pretrain.train import pretrain
 from maelift.tests.support import (
     ROOT,
     TINY,

@@ -17,16 +17,23 @@ from typing import Any
 import pytest
 import torch
 from maelift.cli import main
-from maelift.core.config import MaeliftError
-from maelift.core.contract import sealed, sealed_hash
-from maelift.core.weights import DecoderFile, Provenance, read_decoder, read_encoder, save_decoder, save_encoder
+from maelift.core.errors import MaeliftError
+from maelift.core.models.contract import sealed, sealed_hash
+from maelift.core.models.encoder_file import (
+    DecoderFile,
+    Provenance,
+    read_decoder,
+    read_encoder,
+    save_decoder,
+    save_encoder,
+)
 from maelift.tests.support import GOLDEN, bounded_memory, random_encoder, rewrite_metadata, write_images
-from maelift.transfer.classify import Classifier, save_classifier
-from maelift.transfer.detectors import Architecture as DetectorArchitecture
-from maelift.transfer.detectors import Detector
-from maelift.transfer.models import build_model, read_model
-from maelift.transfer.segmentors import Architecture as SegmentorArchitecture
-from maelift.transfer.segmentors import Segmentor
+from maelift.transfer.classification.task import Classifier, save_classifier
+from maelift.transfer.detection.model import Architecture as DetectorArchitecture
+from maelift.transfer.detection.model import Detector
+from maelift.transfer.model_file import build_model, read_model
+from maelift.transfer.segmentation.model import Architecture as SegmentorArchitecture
+from maelift.transfer.segmentation.model import Segmentor
 from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from maelift.cli import main
-from maelift.core.class_lists import read_class_list
-from maelift.core.weights import Provenance, read_encoder
+from maelift.core.data.class_lists import read_class_list
+from maelift.core.models.encoder_file import Provenance, read_encoder
 from maelift.tests.support import GOLDEN, framework, noise_image, write_images
-from maelift.transfer.classify import Classifier, save_classifier
-from maelift.transfer.models import MODEL_KEY, load_model, read_model
-from maelift.transfer.segmentors import Architecture, Segmentor
+from maelift.transfer.classification.task import Classifier, save_classifier
+from maelift.transfer.model_file import MODEL_KEY, load_model, read_model
+from maelift.transfer.segmentation.model import Architecture, Segmentor
 from PIL import Image
 
 ODD = (

@@ -12,20 +12,21 @@ import numpy as np
 import pytest
 import torch
 from maelift.cli import main
-from maelift.core.coco import Objects
-from maelift.core.decoding import ANY_FORMAT, PixelFormat
-from maelift.core.encoder import EncoderSpec, Preprocessing
-from maelift.core.images import ImageSet
-from maelift.core.weights import read_encoder
+from maelift.core.data.coco import Objects
+from maelift.core.data.decode import ANY_FORMAT, PixelFormat
+from maelift.core.data.images import ImageSet
+from maelift.core.models.encoder import EncoderSpec
+from maelift.core.models.encoder_file import read_encoder
+from maelift.core.models.preprocessing import Preprocessing
 from maelift.pretrain.config import PretrainConfig
-from maelift.pretrain.pool import Source
+from maelift.pretrain.data import Source
 from maelift.tests.support import TINY, encoder_file, noise_image, rewrite_metadata
-from maelift.transfer.classify import ClassificationTask, pixel_batches
-from maelift.transfer.detect import DetectionTask
-from maelift.transfer.detectors import Canvas
-from maelift.transfer.models import load_model, read_model
-from maelift.transfer.segment import SegmentationTask
-from maelift.transfer.segmentors import Inference
+from maelift.transfer.classification.task import ClassificationTask, pixel_batches
+from maelift.transfer.detection.model import Canvas
+from maelift.transfer.detection.task import DetectionTask
+from maelift.transfer.model_file import load_model, read_model
+from maelift.transfer.segmentation.model import Inference
+from maelift.transfer.segmentation.task import SegmentationTask
 from PIL import Image
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -14,15 +14,16 @@ from typing import Any
 import maelift
 import numpy as np
 import pytest
-from maelift.core.config import DataError, MaeliftError, resolve
-from maelift.core.weights import Provenance
+from maelift.core.config import resolve
+from maelift.core.errors import DataError, MaeliftError
+from maelift.core.models.encoder_file import Provenance
 from maelift.tests.support import framework, noise_image, one_line_error, random_encoder, run_maelift, write_images
-from maelift.transfer.detectors import Architecture as DetectorArchitecture
-from maelift.transfer.detectors import Detector
-from maelift.transfer.drawing import class_colours
+from maelift.transfer.detection.model import Architecture as DetectorArchitecture
+from maelift.transfer.detection.model import Detector
+from maelift.transfer.finetune import TransferResult
 from maelift.transfer.predict import PredictConfig, PredictResult, predict
-from maelift.transfer.segmentors import Architecture, Segmentor
-from maelift.transfer.training import TransferResult
+from maelift.transfer.segmentation.model import Architecture, Segmentor
+from maelift.transfer.visualize import class_colours
 from PIL import Image
 
 CLASSES = ["dark", "light", "middle"]

@@ -1,0 +1,154 @@
+"""The command ``maelift export``: an encoder file in, a folder for another framework out, or a refusal."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, cast
+
+from ..core.config import format_help, nearest, raw_value, resolve
+from ..core.dry_run import Plan
+from ..core.errors import CheckpointError, ConfigError, MaeliftError
+from ..core.files import sync_tree
+from ..core.models.encoder_file import EncoderFile, read_encoder
+from ..core.terminal import quoted
+from .bundle import Bundle, ExportConfig
+from .certificate import CERTIFICATE_FILE
+
+logger = logging.getLogger("maelift")
+
+ADAPTERS = {
+    "timm": "TimmExport",
+    "transformers": "TransformersExport",
+    "torchvision": "TorchvisionExport",
+    "detectron2": "Detectron2Export",
+    "mmseg": "MmsegExport",
+    "onnx": "OnnxExport",
+}
+"""The adapters, each a file of this folder, and the class of its keys; each has ``export(file, folder, config)``."""
+
+
+class ExportCommand:
+    """The keys of ``maelift export``, which depend on ``to``."""
+
+    @staticmethod
+    def resolve(overrides: Sequence[str] | Mapping[str, object] = (), file: Path | None = None) -> ExportConfig:
+        """The configuration for the framework that ``to`` names, of that adapter's own class."""
+        name = raw_value("to", overrides, file)
+        if name is None:
+            raise MaeliftError(f"to: needed. Expected --to with one of {', '.join(ADAPTERS)}.")
+        if name not in ADAPTERS:
+            close = nearest(str(name), list(ADAPTERS))
+            raise ConfigError("to", name, f"one of {', '.join(ADAPTERS)}", f"Did you mean {close}?" if close else "")
+        return cast(ExportConfig, resolve(config_class(str(name)), overrides, file))
+
+    @staticmethod
+    def help() -> str:
+        """Every key: those of all exports, and those of each framework."""
+        common = format_help(ExportConfig)
+        own = [
+            f"  with --to {name}:\n{format_help(config_class(name), skip=ExportConfig)}".rstrip() for name in ADAPTERS
+        ]
+        return "\n\n".join([common, *own])
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """What ``maelift export`` wrote, and where."""
+
+    folder: Path
+    bundle: Bundle
+
+    def summary(self) -> str:
+        """Files, the certificate's line, and what to do next."""
+        width = max(map(len, self.bundle.files))
+        lines = [f"{self.folder}:", *(f"  {name:<{width}}  {text}" for name, text in self.bundle.files.items())]
+        lines += [self.bundle.certificate.line()]
+        lines += [f"note: {note}" for note in self.bundle.notes]
+        return "\n".join([*lines, "", self.bundle.usage])
+
+
+def export(config: ExportConfig) -> ExportResult:
+    """Write the encoder for ``config.to``: the whole folder, or nothing.
+
+    Raises MaeliftError: an encoder file without preprocessing, a folder in use, a framework that is missing or too old,
+    or a certificate that failed.
+    """
+    file = read_for_export(config.encoder)
+    return write_folder(Path(config.out), lambda folder: adapter(config.to).export(file, folder, config))
+
+
+def write_folder(target: Path, write: Callable[[Path], Bundle]) -> ExportResult:
+    """Have an export written into a folder beside ``target``, which takes its place if the certificate passed.
+
+    Raises MaeliftError for a folder in use, and for a certificate that failed.
+    """
+    check_free(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
+    try:
+        bundle = write(folder)
+        if not bundle.certificate.passed:
+            logger.warning(bundle.certificate.text())
+        bundle.certificate.check(" Nothing was written.")
+        bundle.certificate.write(folder)
+        folder.chmod(0o755)
+        sync_tree(folder)
+        folder.replace(target)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    files = {**bundle.files, CERTIFICATE_FILE: "what was compared, and how well it agrees"}
+    placed = Bundle(files, bundle.certificate, bundle.usage.replace("{out}", str(target)), bundle.notes)
+    return ExportResult(target, placed)
+
+
+def plan(config: ExportConfig) -> Plan:
+    """What ``maelift export`` would do."""
+    file = read_for_export(config.encoder)
+    check_free(Path(config.out))
+    spec = file.encoder.spec
+    return Plan(
+        (
+            (
+                "encoder",
+                f"{spec.image_size[0]}×{spec.image_size[1]} pixels, patch {spec.patch_size}, {spec.channels} channels",
+            ),
+            ("writes", f"a folder for {config.to}, if its certificate passes"),
+        ),
+        parameters=sum(parameter.numel() for parameter in file.encoder.parameters()),
+    )
+
+
+def read_for_export(path: str) -> EncoderFile:
+    """An encoder file with its contract; raises CheckpointError for weights that don't say how images are prepared."""
+    file = read_encoder(path)
+    if file.foreign:
+        raise CheckpointError(
+            f"{path}: {file.provenance.method} weights, which don't say how images must be prepared for them. Make an encoder "
+            f"file of them first: maelift import {quoted(path)} out=encoder.safetensors mean=[...] std=[...]"
+        )
+    return file
+
+
+def check_free(target: Path) -> None:
+    """Raise MaeliftError when something stands at ``target`` already."""
+    if target.is_dir() and not any(target.iterdir()):
+        return
+    if target.exists() or target.is_symlink():
+        raise MaeliftError(f"out={target}: is there already. Choose a new folder, or remove this one first.")
+
+
+def config_class(name: str) -> type[Any]:
+    """The dataclass of an adapter's keys."""
+    return cast(type[Any], getattr(adapter(name), ADAPTERS[name]))
+
+
+def adapter(name: str) -> ModuleType:
+    """The adapter's module; its framework is not imported by that."""
+    return importlib.import_module(f".{name}", __package__)

@@ -1,0 +1,158 @@
+"""What a suite's report says, put together from its finished runs."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..core.config import to_dict, to_yaml
+from ..core.device import choose_device
+from ..core.public_names import public_config, public_name, public_text
+from ..pretrain.evaluation import PICTURE_FILE
+from ..version import __version__
+from .data import Pools
+from .examples import address, won_and_lost
+from .protocol import Comparison, Results, compare, encoder_runs, iter_cells, seconds_spent
+from .results import Arm, Example, NearPair, SuiteResult, TaskResult
+from .runs import Context, Run, libraries
+from .suite import CLASSIFY, ArmConfig, BenchConfig
+
+
+@dataclass
+class RunOutcome:
+    """How a suite ended: runs that ``failed``, by key, with what went wrong; and why others were not begun."""
+
+    failed: dict[str, tuple[Run, str]] = field(default_factory=dict)
+    unspent: str = ""
+
+
+def collect(context: Context, store: Path, results: Results, ended: RunOutcome | None = None) -> SuiteResult:
+    """Put together what the report says from the finished runs, and how the suite ``ended``."""
+    ended = RunOutcome() if ended is None else ended
+    config, pools = context.config, context.pools
+    comparisons = [compare(context, *place, results) for place in iter_cells(config)]
+    encoders = {arm: _encoders(context, arm, results) for arm in config.arms}
+    pictures = [store / run.key / PICTURE_FILE for arm in config.arms for run, _ in encoders[arm] if run.kind == "mae"]
+    parts = tuple(
+        _part(context, task, [state for state in comparisons if state.task == task]) for task in config.designs
+    )
+    arms = tuple(
+        Arm(
+            name,
+            config.arm(name).label,
+            _note(config, name),
+            sum(float(result["seconds"]) for run, result in encoders[name] if run.kind != "weights"),
+            config.arm(name).x,
+        )
+        for name in config.arms
+    )
+    return SuiteResult(
+        name=Path(config.suite).stem,
+        title=config.title,
+        baseline=config.baseline,
+        arms=arms,
+        parts=parts,
+        pool=len(pools.pool),
+        guards=pools.findings,
+        reconstructions=next((path for path in pictures if path.is_file()), None),
+        config_yaml=to_yaml(public_config(to_dict(config))),
+        versions=_versions(),
+        machine=_machine(config),
+        seconds_total=seconds_spent((run for state in comparisons for run in state.asked), results),
+        pretraining_seeds=len(config.pretrain_seeds),
+        missing=tuple(
+            f"{state.arm}{'' if state.task == CLASSIFY else f', {state.task},'} at {state.labels} labels"
+            for state in comparisons
+            if not state.cells
+        ),
+        failed=tuple(
+            f"{run.title()}: {public_text(problem, [store.parent])}" for run, problem in ended.failed.values()
+        ),
+        unspent=ended.unspent,
+        axis=config.axis,
+        published=config.published,
+        examples=tuple(_examples(context, parts, arms)),
+        near=tuple(_near(pools)),
+    )
+
+
+def _encoders(context: Context, arm: str, results: Results) -> list[tuple[Run, Mapping[str, Any]]]:
+    return [(run, found) for run in encoder_runs(context, arm) if (found := results(run)) is not None]
+
+
+def _examples(context: Context, parts: Sequence[TaskResult], arms: tuple[Arm, ...]) -> Iterator[Example]:
+    """Test images that arms win and lose, of every task that is compared."""
+    for part in parts:
+        if part.cells and not part.short:
+            test = context.pools.tasks[part.name].splits.test
+            yield from won_and_lost(part, test, arms, context.config.baseline)
+
+
+def _near(pools: Pools) -> Iterator[NearPair]:
+    """What the guard left out as nearly the same, with pictures."""
+    for pair in pools.pairs:
+        first, second = (address(picture) for picture in pair.pictures)
+        yield NearPair(pair.part, pair.name, pair.other, pair.likeness, (first, second))
+
+
+def _part(context: Context, task: str, comparisons: Sequence[Comparison]) -> TaskResult:
+    """A task with what came of it."""
+    design = context.config.designs[task]
+    return TaskResult(
+        name=task,
+        kind=design.kind,
+        label_counts=design.labels,
+        seeds={labels: design.seeds_at(labels) for labels in design.labels},
+        cells=tuple(cell for state in comparisons for cell in state.cells),
+        tunings=tuple(state.tuning for state in comparisons if state.tuning is not None),
+        checks=tuple(state.check for state in comparisons if state.check is not None),
+        counts=context.pools.tasks[task].counts,
+        recipes={arm: public_config(to_dict(context.config.recipe(task, arm))) for arm in context.config.arms},
+        short=design.short,
+    )
+
+
+def _note(config: BenchConfig, name: str) -> str:
+    arm = config.arm(name)
+    shape = "" if arm.model is None else f"{arm.model}: "
+    return shape + _way(config, arm)
+
+
+def _way(config: BenchConfig, arm: ArmConfig) -> str:
+    """How an arm comes by its encoder, in words."""
+    pool = "the pool"
+    if arm.pool is not None:
+        pool = f"{arm.pool:,} images of the pool" if isinstance(arm.pool, int) else f"{100 * arm.pool:g} % of the pool"
+    if arm.start == "scratch":
+        longer = (
+            "" if arm.compute_of is None else f", trained longer by the compute that pretraining {arm.compute_of} took"
+        )
+        return f"no pretraining: sees only the labelled examples{longer}"
+    if arm.start == "mae":
+        begun = "" if arm.weights is None else f", begun with {public_name(arm.weights)}"
+        return f"pretrained on {pool} without {'its' if arm.pool is None else 'their'} labels{begun}"
+    if not arm.trains_encoder:
+        how = "with labels" if arm.start == "supervised" else "without labels"
+        return f"begins with {public_name(arm.weights or '')}, pretrained elsewhere {how}"
+    return f"pretrained with the labels of {pool}, which are those of the task itself: an upper bound, not a rival"
+
+
+def _versions() -> dict[str, str]:
+    return {"maelift": __version__, "python": platform.python_version(), **libraries()}
+
+
+def _machine(config: BenchConfig) -> str:
+    device = device_of(config)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return f"{device.type} ({name}), {os.cpu_count()} cores, {config.threads} threads a run"
+
+
+def device_of(config: BenchConfig) -> torch.device:
+    """What runs are done on; where they are done elsewhere, what this machine has."""
+    return choose_device(config.device if config.executor == "local" else "auto")

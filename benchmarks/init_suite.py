@@ -1,0 +1,227 @@
+"""The first step of a benchmark on one's own images: a suite file, made from what lies in a folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from ..core.data.classification import ClassFolderLayout, LabelKeys, single_label_parts
+from ..core.data.coco import detection_parts
+from ..core.data.images import ImageSet, opened
+from ..core.data.segmentation import segmentation_parts
+from ..core.data.sources import find_source
+from ..core.dry_run import Plan
+from ..core.errors import DataError, MaeliftError
+from ..core.files import atomic_write_text, output_folder
+from ..core.models.encoder import PRESETS
+from ..core.terminal import quoted
+from ..core.tools.check_data import DataCheckConfig, detection_layout, mask_layout, tasks_of
+from .suite import BenchConfig
+
+TEMPLATE = Path(__file__).with_name("own_images.yaml.j2")
+LOOKED_AT = 50
+"""Images whose size tells which model fits."""
+PAPERS_DECODER = 512
+"""Width of the paper's decoder (Table 1)."""
+SHOWN_CLASSES = 6
+"""Classes whose names are shown."""
+FEWEST, MOST = 20, 2000
+"""Labelled images of the smaller label count: at least, and no more than."""
+
+
+@dataclass(frozen=True)
+class InitConfig:
+    """Write a suite for your own images: open it, read it, then run it with maelift bench."""
+
+    data: str
+    """folder of labelled images: class folders or a CSV, COCO JSON, or images/ and masks/"""
+    unlabelled: str | None = None
+    """more images to pretrain on, as maelift pretrain takes them; null: a part of data, without its labels"""
+    out: str = "suite.yaml"
+    """the suite file; it must not be there yet"""
+    layout: Literal["auto", "class_folders", "folders", "ade20k", "cityscapes", "coco", "yolo", "voc"] = "auto"
+    """class_folders: every folder of data is a class; coco, yolo, voc: how boxes are written; folders, ade20k, cityscapes: how
+    images and masks lie in their folders; auto: as found"""
+    label_column: str | tuple[str, ...] | None = None
+    """the CSV's column of labels, or [a,b,c]: its columns of 0 and 1, a class each; null: as the header says"""
+    group: str | None = None
+    """what stays in one part, a patient, video or flight: a column of the CSV, or a regular expression over the images' paths"""
+
+
+@dataclass(frozen=True)
+class Suite:
+    """The suite file that was written, and what it compares."""
+
+    file: Path
+    lines: tuple[str, ...]
+
+    def summary(self) -> str:
+        """What was found, and what to do next."""
+        return "\n".join(
+            [*self.lines, f"suite: {self.file}", f"next: maelift bench {quoted(self.file)} out=FOLDER --dry-run"]
+        )
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Annotated images of a task: how many there are to learn from, of how many classes, and where its images lie."""
+
+    task: str
+    images: ImageSet
+    train: int
+    names: tuple[str, ...]
+    splits: tuple[str, ...]
+    root: str
+    keys: Mapping[str, Any]
+
+    @property
+    def line(self) -> str:
+        """What was found, in words."""
+        splits, shown = ", ".join(self.splits), ", ".join(self.names[:SHOWN_CLASSES])
+        named = shown if self.classes <= SHOWN_CLASSES else f"{shown}, …"
+        return f"{self.task}: {self.train:,} training images, {self.classes} classes ({named}); splits there: {splits}"
+
+    @property
+    def classes(self) -> int:
+        """How many there are."""
+        return len(self.names)
+
+
+def init(config: InitConfig) -> Suite:
+    """Look into a folder and write a suite for what is there; raises MaeliftError where nothing can be compared."""
+    file = Path(config.out)
+    if file.exists():
+        raise MaeliftError(
+            f"out={file}: is there already, and may have been changed by hand. Give another name, or remove it."
+        )
+    found = [_find(task, config) for task in tasks_of(DataCheckConfig(config.data, layout=config.layout))]
+    pool = config.unlabelled or (None if found[0].task == "classify" else found[0].root)
+    images = found[0].images if pool is None else find_source(pool)
+    gray, side = _look(images)
+    model, image_size = _model_for(side)
+    values = {
+        "data": config.data,
+        "tasks": found,
+        "classify": found[0] if found[0].task == "classify" else None,
+        "pool": pool,
+        "labelled_pool": pool is None,
+        "gray": gray,
+        "model": model,
+        "image_size": image_size,
+        "patch_size": PRESETS[model].patch_size,
+        "decoder": _decoder_width(model),
+        "epochs": _epochs(len(images)),
+        "batch_size": _batch_size(len(images)),
+        "labels": {one.task: _labels(one, pool is None) for one in found},
+    }
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATE.parent),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["yaml"] = _in_yaml
+    text = environment.get_template(TEMPLATE.name).render(**values)
+    output_folder(file.parent)
+    atomic_write_text(file, text)
+    BenchConfig.resolve({"suite": str(file), "out": "out"})  # a suite that can't be read would be our mistake
+    kind = "gray" if gray else "colour"
+    lines = (*(one.line for one in found), f"pool: {len(images):,} images, {kind}, about {side} pixels a side")
+    return Suite(file, (*lines, f"model: {model} at {image_size} pixels, patch {values['patch_size']}"))
+
+
+def plan(config: InitConfig) -> Plan:
+    """What ``init`` would look at."""
+    tasks = tasks_of(DataCheckConfig(config.data, layout=config.layout))
+    return Plan((("data", config.data), ("as", ", ".join(tasks)), ("suite", config.out)))
+
+
+def _find(task: str, config: InitConfig) -> _Found:
+    """The annotated images of a task; raises DataError where there are none."""
+    data = config.data
+    if task == "pretrain":
+        raise DataError(
+            f"data={data}: images without labels. A benchmark needs some with: class folders, a CSV with path,label, COCO "
+            "JSON, or masks. Give these as data, and this folder as unlabelled."
+        )
+    keys: dict[str, Any] = {} if config.group is None else {"group": config.group}
+    if task == "classify":
+        folders: ClassFolderLayout = "class_folders" if config.layout == "class_folders" else "auto"
+        given_keys = {"layout": folders, "label_column": config.label_column}
+        keys |= {key: value for key, value in given_keys.items() if value not in ("auto", None)}
+        read = LabelKeys(None, folders, config.label_column, config.group)
+        parts: Mapping[str, Any] = single_label_parts(data, read)
+    elif task == "detect":
+        boxes = detection_layout(config.layout)
+        keys |= {} if boxes == "auto" else {"layout": boxes}
+        parts = detection_parts(data, boxes)
+    else:
+        layout = mask_layout(Path(data), config.layout)
+        keys |= {} if layout == "folders" else {"layout": layout}
+        parts = segmentation_parts(data, layout)
+    if "train" not in parts:
+        raise DataError(f"data={data}: no training images; found only {', '.join(sorted(parts))}.")
+    train = parts["train"]
+    root = str(getattr(train.images, "root", data))
+    return _Found(task, train.images, len(train), tuple(train.classes), tuple(sorted(parts)), root, keys)
+
+
+def _look(images: ImageSet) -> tuple[bool, int]:
+    """Whether the first images are gray, and the usual length of their shorter side in pixels."""
+    sizes, gray = [], True
+    for number in range(min(LOOKED_AT, len(images))):
+        try:
+            picture = opened(images, number)
+            gray = gray and picture.pixels().shape[2] == 1
+        except DataError:
+            continue
+        sizes.append(min(picture.size))
+    if not sizes:
+        raise DataError(f"none of the first {LOOKED_AT} images can be read. See maelift data check.")
+    return gray, int(median(sizes))
+
+
+def _model_for(side: int) -> tuple[str, int]:
+    """A model for images of this size, and the multiple of its patch that is nearest to them."""
+    model = "vit_nano" if side <= 40 else "vit_micro" if side <= 96 else "vit_small"
+    patch = PRESETS[model].patch_size
+    return model, max(2, round(min(side, 224) / patch)) * patch
+
+
+def _decoder_width(model: str) -> int | None:
+    """Of a decoder for a small encoder; None for the paper's. It should cost little beside the encoder (paper, Section 3)."""
+    width = PRESETS[model].embed_dim
+    return width if width < PAPERS_DECODER // 2 else None
+
+
+def _epochs(images: int) -> int:
+    """Of pretraining: some 20 million images seen, within what is usual."""
+    return max(20, min(800, 20_000_000 // max(images, 1)))
+
+
+def _batch_size(images: int) -> int:
+    """Of pretraining: the usual one, or such that an epoch has some steps."""
+    return max(8, min(256, 1 << (max(images, 64) // 16).bit_length()))
+
+
+def _labels(found: _Found, pool_of_it: bool) -> Sequence[int]:
+    """Two label counts: some for each class, and ten times as many or as many as there are."""
+    left = found.train if "test" in found.splits else int(0.9 * found.train)
+    left = left if "val" in found.splits else int(0.9 * left)
+    left = int(0.2 * left) if pool_of_it and found.task == "classify" else left
+    fewer = max(FEWEST, min(MOST, 10 * found.classes))
+    if left < 2 * fewer:
+        return [max(found.classes, left // 2)]
+    return [fewer, min(10 * fewer, int(0.95 * left))]
+
+
+def _in_yaml(value: object) -> str:
+    """A value as YAML reads it back, whatever is in it: JSON."""
+    return json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,220 @@
+"""The metadata of our own files: JSON that is checked field by field on reading, and hashes that tie it to the tensors."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor
+
+from ..config import from_plain
+from ..errors import CheckpointError, ConfigError, MaeliftError, show
+
+T = TypeVar("T")
+
+CONTENT_HASH = "content_hash"
+"""sha256 over the tensors and all that says how they are used; the identity of a file's content."""
+CHECKSUM = "checksum"
+"""sha256 over the metadata, provenance and ``content_hash`` with them."""
+PROVENANCE = "provenance"
+DEEPEST = 64
+"""Levels that metadata are nested at most; ours have five."""
+SHOWN = 120
+"""Characters of a wrong value that an error shows at most."""
+
+
+def content_hash(state: Mapping[str, Tensor]) -> str:
+    """sha256 over the names, dtypes, shapes and bytes of tensors, in the order of their names."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def sealed_hash(content: Mapping[str, Any], state: Mapping[str, Tensor]) -> str:
+    """sha256 over tensors and metadata; provenance, whose hours differ between equal runs, is left out."""
+    stated = {key: value for key, value in content.items() if key not in (CONTENT_HASH, CHECKSUM, PROVENANCE)}
+    return hashlib.sha256(f"{_canonical(stated)}\n{content_hash(state)}".encode()).hexdigest()
+
+
+def checksum(content: Mapping[str, Any]) -> str:
+    """sha256 over everything in metadata but the checksum itself."""
+    stated = {key: value for key, value in content.items() if key != CHECKSUM}
+    return hashlib.sha256(_canonical(stated).encode()).hexdigest()
+
+
+def sealed(content: Mapping[str, Any], digest: str) -> str:
+    """Metadata as JSON, with its content hash ``digest`` and its checksum."""
+    stated = {**content, CONTENT_HASH: digest}
+    return json.dumps({**stated, CHECKSUM: checksum(stated)})
+
+
+class Metadata:
+    """Metadata of a file, read under ``key``: each value is checked for its type and range where it is taken.
+
+    Everything raises CheckpointError in one line, which names the file, the field and what was expected.
+    """
+
+    def __init__(self, path: str | Path, key: str, content: Mapping[str, Any]) -> None:
+        self.path, self.key, self.content = path, key, content
+
+    @classmethod
+    def parse(cls, path: str | Path, key: str, text: str) -> Metadata:
+        """The metadata in JSON."""
+        empty = cls(path, key, {})
+        try:
+            content = parse_json(text)
+        except ValueError as error:
+            raise empty.error(str(error)) from error
+        if not isinstance(content, dict):
+            raise empty.error(f"a {type(content).__name__}, where a mapping was expected")
+        return cls(path, key, content)
+
+    def error(self, reason: str) -> CheckpointError:
+        """The error for metadata that can't be used."""
+        said = " ".join(reason.split()).rstrip(".")
+        return CheckpointError(
+            f"{self.path}: its '{self.key}' metadata can't be read ({said}). Get the file again, or write it again with "
+            "maelift."
+        )
+
+    def version(self, newest: int) -> int:
+        """The version of the metadata, from 1 to ``newest``."""
+        found = self.content.get("version")
+        if not isinstance(found, int) or isinstance(found, bool) or found < 1:
+            raise self.error(f"version={shown(found)}: expected a whole number of at least 1")
+        if found > newest:
+            raise CheckpointError(
+                f"{self.path}: version {shown(found)} of '{self.key}', and this maelift reads versions 1 to {newest}. "
+                "Update maelift."
+            )
+        return found
+
+    def check_keys(self, needed: Iterable[str], possible: Collection[str] = ()) -> None:
+        """Refuse metadata that lack a key, or have one that is not known."""
+        self._check_names(self.content, needed, possible, "")
+
+    def value(self, name: str, kind: Any) -> Any:
+        """The value under a key, of a type as annotations have them."""
+        return self._checked("", lambda: from_plain(kind, self.content[name], name))
+
+    def dataclass(self, schema: type[T], name: str, needed: Iterable[str] = ()) -> T:
+        """The dataclass that ``dataclasses.asdict`` turned into the mapping under ``name``.
+
+        ``needed``: the fields that every file has; those that are missing of the others have their defaults.
+        """
+        stated = self.content[name]
+        if not isinstance(stated, Mapping):
+            raise self.error(f"{name}={shown(stated)}: expected a mapping")
+        known = [field.name for field in dataclasses.fields(cast(Any, schema))]
+        self._check_names(stated, needed, known, f"{name}.")
+        return cast(T, self._checked(name, lambda: from_plain(schema, stated, name)))
+
+    def check_tensors(self, state: Mapping[str, Tensor], *, tensors_only: bool) -> str:
+        """The content hash, once it is that of these tensors, and but for ``tensors_only`` of the metadata with them."""
+        stated = self.hash_under(CONTENT_HASH)
+        found = content_hash(state) if tensors_only else sealed_hash(self.content, state)
+        if found != stated:
+            parts = "tensors" if tensors_only else "tensors or metadata"
+            raise self.changed(f"{parts} (content hash {found[:12]}, expected {stated[:12]})")
+        if not tensors_only:
+            self.check_checksum()
+        return found
+
+    @property
+    def intact(self) -> bool:
+        """Whether the metadata are as they were written, by their checksum."""
+        return self.content.get(CHECKSUM) == checksum(self.content)
+
+    def check_checksum(self) -> None:
+        """Refuse metadata that were changed since they were written."""
+        if not self.intact:
+            raise self.changed("metadata (checksum)")
+
+    def changed(self, what: str) -> CheckpointError:
+        """The error for content that isn't what was written."""
+        return CheckpointError(
+            f"{self.path}: the {what} are not those that the file was written with. The file was changed or damaged; get it "
+            "again."
+        )
+
+    def hash_under(self, name: str) -> str:
+        """The hash that stands under a key."""
+        found = self.content.get(name)
+        if not isinstance(found, str) or not re.fullmatch(r"[0-9a-f]{64}", found):
+            raise self.error(f"{name}={shown(found)}: expected a sha256 in hexadecimal")
+        return found
+
+    def _check_names(
+        self, content: Mapping[str, Any], needed: Iterable[str], possible: Collection[str], prefix: str
+    ) -> None:
+        names = list(needed)
+        for name in names:
+            if name not in content:
+                raise self.error(f"{prefix}{name} is missing")
+        for name in content:
+            if name not in names and name not in possible:
+                raise self.error(f"{prefix}{shown(name)} is no key of it; it may be of a newer maelift")
+
+    def _checked(self, name: str, build: Callable[[], object]) -> Any:
+        try:
+            return build()
+        except ConfigError as error:
+            raise self.error(f"{error.key}={shown(error.value)}: expected {error.expected}") from error
+        except (MaeliftError, ValueError, TypeError, ArithmeticError) as error:  # of a dataclass's own checks
+            raise self.error(f"{name}: {shown(str(error))}") from error
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The content of JSON; raises ValueError, in one line, for other text, a key given twice, and nesting without end."""
+    try:
+        content = json.loads(text, object_pairs_hook=_once_each)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON: {error}") from error
+    level, depth = [content], 0
+    while level:
+        if depth > DEEPEST:
+            raise ValueError(f"nested deeper than {DEEPEST} levels")
+        level = [inner for outer in level for inner in _inside(outer)]
+        depth += 1
+    return content
+
+
+def _inside(value: Any) -> Collection[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
+
+
+def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) != len(pairs):
+        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        raise ValueError(f"the key {shown(twice)} is given twice")
+    return content
+
+
+def _canonical(content: object) -> str:
+    """JSON of which there is one for equal content."""
+    return json.dumps(content, sort_keys=True, separators=(",", ":"))
+
+
+def shown(value: object) -> str:
+    """A value as a user would type it, in one line that isn't long, and that a terminal can take."""
+    try:
+        text = show(value)
+    except (RecursionError, ValueError):  # numbers of too many digits
+        text = f"a {type(value).__name__}"
+    text = "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text[: SHOWN + 1])
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"

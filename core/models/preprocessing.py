@@ -1,0 +1,110 @@
+"""From the pixels of an image to an encoder's input: channels, value range, mean and deviation, interpolation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..data.decode import DROPPED, PixelFormat, background_colour
+from ..errors import ConfigError, MaeliftError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+INTERPOLATIONS = ("bicubic", "bilinear", "nearest")
+"""How images are resized for an encoder; names of Pillow's and torch's."""
+SMALLEST_STD, LARGEST_STD = 1e-6, 1e3
+"""Deviations, on the scale where stored values run from 0 to 1: a sixteenth of a step of 16 bits and up."""
+LARGEST_VALUE = 1e15
+"""Stored values at most, and means on their scale of 0 to 1."""
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What an encoder expects of its input: stored values are scaled from ``value_range`` to [0, 1], then normalised.
+
+    ``mean`` and ``std`` are per channel, on the [0, 1] scale, in the order of ``channel_names``. ``background``: the colour
+    that transparent pixels are composited on (``background_colour``); None, of files that don't say: they were dropped.
+    """
+
+    channel_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    value_range: tuple[float, float] = (0.0, 255.0)
+    bit_depth: int = 8
+    interpolation: str = "bicubic"
+    background: str | None = None
+
+    def __post_init__(self) -> None:
+        if not len(self.channel_names) == len(self.mean) == len(self.std) > 0:
+            raise MaeliftError(
+                f"preprocessing names {len(self.channel_names)} channels, but has {len(self.mean)} means and "
+                f"{len(self.std)} standard deviations: expected one of each a channel."
+            )
+        if not all(SMALLEST_STD <= std <= LARGEST_STD for std in self.std):
+            raise ConfigError("std", list(self.std), f"numbers from {SMALLEST_STD:g} to {LARGEST_STD:g}")
+        if not all(abs(mean) <= LARGEST_VALUE for mean in self.mean):
+            raise ConfigError("mean", list(self.mean), "finite numbers, on the scale from 0 to 1 of the stored values")
+        low, high = self.value_range
+        if not -LARGEST_VALUE <= low < high <= LARGEST_VALUE:
+            raise ConfigError("value_range", list(self.value_range), "[lowest,highest], the lowest first")
+        if not 1 <= self.bit_depth <= 64:
+            raise ConfigError("bit_depth", self.bit_depth, "a whole number from 1 to 64")
+        if self.interpolation not in INTERPOLATIONS:
+            raise ConfigError("interpolation", self.interpolation, f"one of {', '.join(INTERPOLATIONS)}")
+        if self.background is not None:
+            background_colour(self.background)
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Preprocessing:
+        """The preprocessing that ``dataclasses.asdict`` turned into JSON; raises TypeError for other content."""
+        fields: dict[str, Any] = {key: tuple(item) if isinstance(item, list) else item for key, item in content.items()}
+        return cls(**fields)
+
+    @classmethod
+    def default(cls, channels: int) -> Preprocessing:
+        """ImageNet's statistics for three channels (the paper's); mean and deviation of 0.5 for any other count."""
+        if channels == 3:
+            return cls(("red", "green", "blue"), IMAGENET_MEAN, IMAGENET_STD, background="white")
+        return cls(channel_names(channels), (0.5,) * channels, (0.5,) * channels, background="white")
+
+    @property
+    def pixel_mean(self) -> tuple[float, ...]:
+        """The mean of each channel in stored values, those of ``value_range``."""
+        low, high = self.value_range
+        return tuple(low + (high - low) * mean for mean in self.mean)
+
+    @property
+    def pixel_std(self) -> tuple[float, ...]:
+        """The standard deviation of each channel in stored values."""
+        low, high = self.value_range
+        return tuple((high - low) * std for std in self.std)
+
+    @property
+    def reading(self) -> PixelFormat:
+        """What is made of image files for this encoder: gray or colour, transparency as ``background`` says."""
+        return PixelFormat(background=background_colour(self.background or DROPPED), plain=True)
+
+    def normalize(self, pixels: Tensor) -> Tensor:
+        """Stored pixel values (B, C, H, W), any dtype, in ``value_range``, to the encoder's float32 input."""
+        low, high = self.value_range
+        mean = torch.tensor(self.mean, device=pixels.device).view(-1, 1, 1)
+        std = torch.tensor(self.std, device=pixels.device).view(-1, 1, 1)
+        scaled = pixels.to(torch.float32, copy=True)  # changed in place: large batches are bound by memory
+        return scaled.sub_(low + (high - low) * mean).div_((high - low) * std)
+
+    def denormalize(self, images: Tensor) -> Tensor:
+        """The inverse of ``normalize``: float32 (B, C, H, W) in ``value_range``, not clipped."""
+        low, high = self.value_range
+        mean = torch.tensor(self.mean, device=images.device).view(-1, 1, 1)
+        std = torch.tensor(self.std, device=images.device).view(-1, 1, 1)
+        return images.float() * ((high - low) * std) + (low + (high - low) * mean)
+
+
+def channel_names(channels: int) -> tuple[str, ...]:
+    """The names of the channels of grayscale, colour and other images."""
+    known = {1: ("gray",), 3: ("red", "green", "blue")}
+    return known.get(channels, tuple(f"channel{index}" for index in range(channels)))

@@ -1,0 +1,365 @@
+"""Which tensors of a checkpoint are the encoder's: its states, averages and branches, wrappers' prefixes, files in parts."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import shlex
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..errors import CheckpointError
+from .weight_hints import read_json
+
+INDEX_SUFFIX = ".index.json"
+WEIGHTS_IN_FOLDER = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "encoder.safetensors",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+    "backbone.pth",
+    "weights.pth",
+)
+"""What stands for a folder of timm, transformers, or of an export."""
+_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".pkl")
+
+STATES = (
+    "model",
+    "state_dict",
+    "module",
+    "model_state_dict",
+    "model_state",
+    "network",
+    "net",
+    "weights",
+    "params",
+    "target_encoder",
+    "teacher",
+    "encoder",
+    "backbone",
+    "student",
+    "model_ema",
+    "state_dict_ema",
+    "ema",
+    "ema_state_dict",
+    "model_ema_state_dict",
+)
+"""Where checkpoints keep their tensors; of several, the first of these is taken, and that is said."""
+_NOT_STATES = re.compile(
+    r".*(optim|scheduler|scaler|loss|message_hub|amp|rng|callback|loops|head|predictor).*", re.IGNORECASE
+)
+BRANCHES = (
+    "backbone",
+    "base_encoder",
+    "teacher",
+    "target_encoder",
+    "encoder_q",
+    "online_encoder",
+    "online_network",
+    "encoder",
+    "model",
+    "vision_model",
+    "student",
+    "momentum_encoder",
+    "encoder_k",
+    "target_network",
+    "model_ema",
+    "ema_model",
+    "ema",
+)
+"""Modules of which several in one state have patches to embed: the first of these is taken, and that is said."""
+_WRAPPERS = ("module.", "_orig_mod.", "model.", "encoder.", "backbone.")
+_ANCHORS = (
+    "patch_embed.proj.weight",
+    "patch_embed.projection.weight",
+    "embeddings.patch_embeddings.projection.weight",
+    "embeddings.patch_embedding.weight",
+    "conv_proj.weight",
+)
+"""The kernel of the patch embedding, as plain ViTs call it."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The tensors that were taken of a checkpoint.
+
+    ``outside``: names that are not in the module taken, as they are and without what they share with its prefix;
+    ``records``: what the checkpoint holds beside tensors; ``notes``: what was chosen, one line each; ``prefix``: what the
+    names taken began with.
+    """
+
+    state: Mapping[str, Tensor]
+    outside: Mapping[str, str] = field(default_factory=dict)
+    records: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    prefix: str = ""
+
+
+def command(source: str, key: str) -> str:
+    """The command that reads weights with one key more, as an error advises it."""
+    return f"maelift import {shlex.quote(source)} out=encoder.safetensors {key}"
+
+
+# ---- folders and files in parts
+
+
+def weights_file(path: Path) -> Path:
+    """The weights in a folder of timm or transformers, or of an export; a file is that itself."""
+    if not path.is_dir():
+        return path
+    for name in WEIGHTS_IN_FOLDER:
+        if (path / name).is_file():
+            return path / name
+    there = sorted(entry.name for entry in path.iterdir() if entry.suffix in _SUFFIXES)
+    if there:
+        more = f" and {len(there) - 3} more" if len(there) > 3 else ""
+        advice = f" It has {', '.join(there[:3])}{more}: name the file itself, as {path / there[0]}."
+    else:
+        advice = ""
+    raise CheckpointError(
+        f"{path}: a folder without weights. Expected one of {', '.join(WEIGHTS_IN_FOLDER)} in it.{advice}"
+    )
+
+
+def parts_of(index: Path) -> list[Path]:
+    """The files that an index names, as transformers and timm write it; raises CheckpointError for one that is not there."""
+    table = read_json(index).get("weight_map")
+    names = sorted({str(name) for name in table.values()}) if isinstance(table, Mapping) else []
+    if not names:
+        raise CheckpointError(
+            f"{index}: not an index of weights. Expected JSON with a weight_map from tensors to files."
+        )
+    outside = [name for name in names if Path(name).name != name or name.endswith(INDEX_SUFFIX)]
+    if outside:
+        raise CheckpointError(f"{index}: names {outside[0]!r}. Expected files of weights in the same folder.")
+    missing = [name for name in names if not index.with_name(name).is_file()]
+    if missing:
+        raise CheckpointError(
+            f"{index}: {len(missing)} of the {len(names)} files that it names are not there ({missing[0]}). Fetch them "
+            "into the same folder."
+        )
+    return [index.with_name(name) for name in names]
+
+
+def part_advice(path: Path) -> str:
+    """What to do where a file is one of several that hold weights together; empty where it isn't."""
+    if not re.search(r"-\d+-of-\d+\.\w+$", path.name):
+        return ""
+    return f" This is one of several files: give their folder, with its index, as {path.parent}."
+
+
+# ---- states of a checkpoint
+
+
+def choose(source: str, content: object, weights_key: str | None = None) -> Chosen:
+    """The encoder's tensors in a checkpoint, without the prefix of their module.
+
+    ``weights_key`` names a state (model_ema) or a module in it (teacher), dots between what is nested. Raises
+    CheckpointError where nothing is there, or where several are and nothing says which.
+    """
+    state, records, notes, rest = _state(source, content, weights_key)
+    chosen = _branch(source, state, rest)
+    return replace(chosen, records=records, notes=(*notes, *chosen.notes))
+
+
+def whole_state(source: str, content: object) -> dict[str, Tensor]:
+    """The tensors of a checkpoint's state, all of them, under the names that they have."""
+    return _state(source, content, None)[0]
+
+
+def without_wrappers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state without the modules of wrappers (module., model., encoder., backbone.) that all names begin with."""
+    common = "".join(itertools.takewhile(_WRAPPERS.__contains__, _common_prefix(state)))
+    return {name.removeprefix(common): value for name, value in state.items()}
+
+
+def _state(
+    source: str, content: object, weights_key: str | None
+) -> tuple[dict[str, Tensor], dict[str, Any], tuple[str, ...], str | None]:
+    """A checkpoint's tensors, its records, what was chosen, and what of ``weights_key`` names a module."""
+    records: dict[str, Any] = {}
+    notes: list[str] = []
+    rest, path = weights_key, ""
+    while isinstance(content, Mapping):
+        states = {str(key): value for key, value in content.items() if _holds_tensors(value)}
+        own = any(isinstance(value, Tensor) for value in content.values())
+        records |= {
+            str(key): value for key, value in content.items() if not isinstance(value, Tensor) and key not in states
+        }
+        named = next((key for key in states if rest == key or (rest or "").startswith(f"{key}.")), None)
+        if named is not None and rest is not None:
+            content, path, rest = states[named], f"{path}{named}.", rest.removeprefix(named).removeprefix(".") or None
+            continue
+        others = [key for key in states if not _NOT_STATES.fullmatch(key)]
+        if own or not others:
+            break
+        taken = next((key for key in STATES if key in others), others[0] if len(others) == 1 else None)
+        if taken is None:
+            shown = ", ".join(others[:8])
+            raise CheckpointError(
+                f"{source}: holds several states ({shown}), and none is called model or state_dict. Say which: "
+                f"{command(source, f'weights_key={path}{others[0]}')}"
+            )
+        beside = [key for key in others if key != taken]
+        if beside:
+            notes.append(
+                f"'{path}{taken}' is taken; beside it lie {', '.join(beside)}: weights_key={path}{beside[0]} takes that"
+            )
+        content, path = states[taken], f"{path}{taken}."
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{source}: holds {_article(type(content).__name__)}. Expected a state dict of tensors.")
+    state = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+    if not state:
+        raise CheckpointError(f"{source}: holds no tensors. Expected a state dict.")
+    return state, records, tuple(notes), rest
+
+
+def _holds_tensors(value: object) -> bool:
+    """Whether a value is a state dict, or a mapping of such."""
+    if not isinstance(value, Mapping):
+        return False
+    return any(
+        isinstance(item, Tensor) or (isinstance(item, Mapping) and any(isinstance(x, Tensor) for x in item.values()))
+        for item in value.values()
+    ) and all(isinstance(key, str) for key in value)
+
+
+def _article(word: str) -> str:
+    return f"{'an' if word[0] in 'aeiou' else 'a'} {word}"
+
+
+# ---- modules within a state
+
+
+def _branch(source: str, state: Mapping[str, Tensor], wanted: str | None) -> Chosen:
+    """The tensors of the module that embeds patches, under their names in it.
+
+    Other such modules are left out and counted; names outside of any are told apart, for they may be heads.
+    """
+    if wanted is not None:
+        inside = _inside(state, wanted)
+        if not inside:
+            first = sorted({name.split(".")[0] for name in state})
+            raise CheckpointError(
+                f"{source}: weights_key={wanted}: nothing of that name. Expected a state or a module of it, as "
+                f"{', '.join(first[:8])}."
+            )
+        rest = len(state) - len(inside)
+        said = (f"left out: {rest} tensor{'s' if rest > 1 else ''} outside {wanted}",) if rest else ()
+        found = _branch(source, inside, None)
+        return replace(found, notes=(*said, *found.notes), prefix=f"{wanted}.{found.prefix}")
+    prefixes = _prefixes(state)
+    if not prefixes:
+        return Chosen(without_wrappers(state))
+    taken = _preferred(prefixes)
+    inside = {name.removeprefix(taken): value for name, value in state.items() if name.startswith(taken)}
+    others = sorted((prefix for prefix in prefixes if prefix != taken), key=len, reverse=True)
+    roots = {_root(other, taken) for other in others if other}
+    left: Counter[str] = Counter()
+    outside: dict[str, str] = {}
+    for name in state:
+        if name.startswith(taken) and not any(name.startswith(root) for root in roots):
+            continue
+        root = next((root for root in roots if name.startswith(root)), None)
+        if root is not None:
+            left[root.removesuffix(".")] += 1
+        else:
+            outside[name] = _without_shared(name, taken)
+    inside = {
+        name: value for name, value in inside.items() if not any((taken + name).startswith(root) for root in roots)
+    }
+    what = taken.removesuffix(".") or "the model itself"
+    notes = [
+        f"{what} is taken, {other} left out ({count} tensors): weights_key={other} takes that"
+        for other, count in left.items()
+    ]
+    return Chosen(inside, outside, {}, tuple(notes), taken)
+
+
+def _inside(state: Mapping[str, Tensor], module: str) -> dict[str, Tensor]:
+    """The tensors of a module, also where wrappers stand before it (module.teacher. for teacher)."""
+    start = f"{module}."
+    inside = {name.removeprefix(start): value for name, value in state.items() if name.startswith(start)}
+    if inside:
+        return inside
+    start = "".join(_common_prefix(state)) + start
+    return {name.removeprefix(start): value for name, value in state.items() if name.startswith(start)}
+
+
+def _prefixes(state: Iterable[str]) -> list[str]:
+    """What stands before the patch embedding in the names, each once; not those of decoders, necks and target generators."""
+    found: dict[str, None] = {}
+    for name in state:
+        for anchor in _ANCHORS:
+            before = name.removesuffix(anchor)
+            whole = name.endswith(anchor) and (not before or before.endswith("."))
+            if whole and not re.match(r"(.*\.)?(decoder|neck|head|target_generator|text_model)\.", before):
+                found[before] = None
+    return list(found)
+
+
+def _preferred(prefixes: list[str]) -> str:
+    """Of several modules that embed patches the one to take: by BRANCHES, averages last, else the first."""
+    shared = set.intersection(*(set(prefix.split(".")) for prefix in prefixes))
+
+    def rank(prefix: str) -> tuple[int, int]:
+        words = [word for word in prefix.split(".") if word not in shared]
+        known = [BRANCHES.index(word) for word in words if word in BRANCHES]
+        average = any(re.search(r"ema|momentum|average|swa", word) for word in words)
+        return (min(known, default=len(BRANCHES) if average else 0), len(prefix))
+
+    return min(prefixes, key=rank)
+
+
+def _without_shared(name: str, taken: str) -> str:
+    """A name without the modules that it shares with the prefix that is taken."""
+    words, others = name.split("."), taken.split(".")
+    same = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(words, others, strict=False)))
+    return ".".join(words[same:])
+
+
+def _root(prefix: str, taken: str) -> str:
+    """The part of a name up to where it leaves the one that is taken: teacher. of teacher.backbone., beside student."""
+    words, others = prefix.split("."), taken.split(".")
+    for count, word in enumerate(words, start=1):
+        if count > len(others) or word != others[count - 1]:
+            return ".".join(words[:count]) + "."
+    return prefix
+
+
+def _common_prefix(state: Iterable[str]) -> list[str]:
+    """The modules that all names begin with, each with its dot."""
+    common: list[str] | None = None
+    for name in state:
+        words = name.split(".")[:-1]
+        if common is None:
+            common = words
+        else:
+            pairs = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(common, words, strict=False))
+            common = [word for word, _ in pairs]
+    return [f"{word}." for word in common or ()]
+
+
+# ---- tensors that no encoder can hold
+
+
+def need_real_numbers(source: str, state: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """Raise CheckpointError for quantised weights and others that are no real numbers; what becomes of those that are.
+
+    float16, bfloat16 and float64 become float32, as the encoder has it; that is the line returned.
+    """
+    kinds = {name: str(value.dtype).removeprefix("torch.") for name, value in state.items()}
+    for name, kind in kinds.items():
+        if kind not in ("float32", "float16", "bfloat16", "float64"):
+            raise CheckpointError(
+                f"{source}: {name} is {kind}: quantised weights, or none at all. Expected float32, float16 or bfloat16: get the "
+                "weights before they were quantised."
+            )
+    other = sorted(set(kinds.values()) - {"float32"})
+    return (f"{' and '.join(other)} weights become float32",) if other else ()

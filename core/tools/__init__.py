@@ -1,0 +1,1 @@
+"""The commands that look at data and at this machine."""

@@ -1,0 +1,317 @@
+"""The states that a run can go on from: written beside and renamed, by all processes, while training goes on.
+
+Each is a folder ``step-NNNNNNNN`` of torch.distributed.checkpoint with a ``state.json`` beside the tensors, which holds what
+isn't a tensor and a hash of every file: a folder under its name is whole, and whether it still is can be told. All
+processes must see the same folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import pickle
+import re
+import shutil
+import warnings
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorProperties, TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+
+from ..distributed import Ranks
+from ..errors import CheckpointError
+from ..files import atomic_write_text, open_regular, read_regular_text, sync_folder, sync_tree
+from ..models.contract import parse_json, shown
+from ..models.tensor_files import ALLOWANCE, EXPANSION
+
+logger = logging.getLogger("maelift")
+warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process needs none
+
+STATE_FILE = "state.json"
+FORMAT = 1
+Facts = Mapping[str, Any]
+"""What isn't a tensor: numbers, texts, lists and mappings of them, as JSON holds them."""
+
+
+class Checkpoints:
+    """The last ``keep`` states of a run in ``folder``; made and used by all processes together.
+
+    Nothing is written before the first ``save``.
+    """
+
+    def __init__(self, folder: Path, ranks: Ranks, keep: int = 3) -> None:
+        self.folder, self.keep = folder, keep
+        self._ranks = ranks
+        # Collectives of its own: they run beside those of the training.
+        self._group: Any = dist.new_group(backend="gloo") if ranks.world_size > 1 else None
+        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._pending: Future[None] | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether a state is being written by any process."""
+        return self._ranks.any(self._pending is not None and not self._pending.done())
+
+    def save(self, step: int, tensors: Mapping[str, Tensor], facts: Facts, *, wait: bool = False) -> None:
+        """Write the state after ``step`` steps; it appears under its name once it is whole.
+
+        The tensors are copied to the CPU at once and written by a thread, for which ``wait`` waits. Raises what kept the
+        one before from being written, or with ``wait`` this one.
+        """
+        self.finish()
+        copies = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+        self._pending = self._writer.submit(self._write, step, copies, dict(facts))
+        if wait:
+            self.finish()
+            # A launcher ends all processes when the first has ended: that must not be before the state has its name.
+            self._ranks.barrier()
+
+    def finish(self) -> None:
+        """Wait for the state that is being written; raises what kept it from being written."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def newest(self) -> int | None:
+        """The step of the newest state that is whole; None where none was ever written.
+
+        Tells of damaged ones; raises CheckpointError when all are.
+        """
+        return self._ranks.broadcast(self._newest_sound)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the process that writes what all have alike."""
+        return self._ranks.is_main
+
+    def _newest_sound(self) -> int | None:
+        for step in self._steps(r"\.step-(\d+)\.part"):  # killed between whole and named
+            part = self._part(step)
+            if self._damage(part) is None:
+                shutil.rmtree(self._path(step), ignore_errors=True)
+                os.replace(part, self._path(step))
+        found = self._steps()
+        for step in reversed(found):
+            damage = self._damage(self._path(step))
+            if damage is None:
+                return step
+            logger.warning("%s: damaged (%s); looking for the one before", self._path(step), damage)
+        if found:
+            raise CheckpointError(
+                f"{self.folder}: no checkpoint in it is whole ({self._damage(self._path(found[-1]))}). Remove it to start anew."
+            )
+        return None
+
+    def facts(self, step: int) -> dict[str, Any]:
+        """What isn't a tensor of the state after ``step`` steps."""
+        return cast(dict[str, Any], _state(self._path(step))["facts"])
+
+    def shapes(self, step: int) -> dict[str, tuple[torch.Size, torch.dtype]]:
+        """Shape and type of every tensor of the state after ``step`` steps, by name."""
+        described, path = {}, self._path(step)
+        for name, entry in self._reader(step).read_metadata().state_dict_metadata.items():
+            if not isinstance(entry, TensorStorageMetadata) or not isinstance(entry.properties, TensorProperties):
+                raise CheckpointError(f"{path}: {shown(name)} is no tensor. Remove it to start again.")
+            described[name] = (torch.Size(entry.size), entry.properties.dtype)
+        claimed = sum(size.numel() * kind.itemsize for size, kind in described.values())
+        there = sum(file.stat().st_size for file in path.iterdir() if file.is_file())
+        if claimed > EXPANSION * there + ALLOWANCE:  # room for them is made before they are read
+            raise CheckpointError(
+                f"{path}: its tensors claim {claimed:,} bytes in files of {there:,}. Remove it to start again."
+            )
+        return described
+
+    def load(self, step: int, into: Mapping[str, Tensor]) -> None:
+        """Fill the tensors with those of the state after ``step`` steps, in place, whichever way they are sharded."""
+        tensors = {name: tensor.detach() for name, tensor in into.items()}
+        try:
+            load(tensors, storage_reader=self._reader(step), process_group=self._group)
+        except CheckpointException as error:
+            if (inner := _wrapped(error, (KeyboardInterrupt, MemoryError))) is not None:
+                raise inner from error  # a signal, or too little memory: the checkpoint is sound
+            path = self._path(step)
+            raise CheckpointError(f"{path}: can't be loaded ({_first(error)}). Remove it to start again.") from error
+
+    def remove(self) -> None:
+        """Remove them all: the run is done."""
+        self.finish()
+        self._ranks.barrier()
+        if self._ranks.is_main:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        self._ranks.barrier()
+
+    def _write(self, step: int, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        path, part = self._path(step), self._part(step)
+        if self._ranks.is_main:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for leftover in self.folder.glob(".*.part"):
+                shutil.rmtree(leftover, ignore_errors=True)
+            part.mkdir()
+        if self._group is not None:
+            dist.barrier(self._group)
+        try:
+            self._fill(part, tensors, facts)
+        except BaseException:
+            if self._ranks.is_main:
+                shutil.rmtree(part, ignore_errors=True)  # of a full disk it would be a part for good
+            raise
+        if not self._ranks.is_main:
+            return
+        shutil.rmtree(path, ignore_errors=True)  # there where it is written anew after going back
+        os.replace(part, path)
+        sync_folder(self.folder)
+        steps = self._steps()
+        # Later ones are damaged, or of a future that was given up: the run has gone on from before them.
+        done = steps.index(step) + 1
+        for old in (*steps[: max(0, done - self.keep)], *steps[done:]):
+            shutil.rmtree(self._path(old), ignore_errors=True)
+
+    def _fill(self, part: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        """Write a state into the folder ``part``, and have it reach the disk."""
+        try:
+            save(tensors, storage_writer=FileSystemWriter(part), process_group=self._group)
+        except CheckpointException as error:
+            raise _cause(error) from error
+        if not self._ranks.is_main:
+            return
+        files = {file.name: _digest(file) for file in sorted(part.iterdir())}
+        atomic_write_text(part / STATE_FILE, json.dumps({"format": FORMAT, "facts": facts, "files": files}) + "\n")
+        sync_tree(part)
+
+    def _path(self, step: int) -> Path:
+        return self.folder / f"step-{step:08d}"
+
+    def _part(self, step: int) -> Path:
+        """Where a state is written before it gets its name."""
+        return self.folder / f".{self._path(step).name}.part"
+
+    def _steps(self, name: str = r"step-(\d+)") -> list[int]:
+        """The steps that there is a state of, in order."""
+        if not self.folder.is_dir():
+            return []
+        names = (re.fullmatch(name, path.name) for path in self.folder.iterdir())
+        return sorted(int(found[1]) for found in names if found)
+
+    @staticmethod
+    def _damage(state: Path) -> str | None:
+        """What is wrong with a state, if anything is."""
+        try:
+            files = _state(state)["files"]
+            wrong = [name for name, digest in files.items() if _digest(state / name) != digest]
+        except (OSError, ValueError) as error:
+            return shown(f"{type(error).__name__}: {error}")
+        return f"{', '.join(wrong)} not as written" if wrong else None
+
+    def _reader(self, step: int) -> FileSystemReader:
+        return _Reader(self._path(step))
+
+
+class _Reader(FileSystemReader):
+    """torch's, which would run whatever code the description of the tensors, a pickle, asks for."""
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        try:
+            with open_regular(Path(self.path) / ".metadata") as file:
+                metadata = _DescriptionOnly(file).load()
+            if not isinstance(metadata, Metadata) or not isinstance(metadata.state_dict_metadata, dict):
+                raise TypeError(f"a {type(metadata).__name__} without tensors")
+            if getattr(metadata, "storage_meta", None) is None:
+                metadata.storage_meta = StorageMeta()
+            if not isinstance(metadata.storage_meta, StorageMeta):
+                raise TypeError("no record of where its tensors stand")
+        except Exception as error:  # whatever a changed byte of a pickle leads to; nothing of it is run
+            raise CheckpointError(
+                f"{self.path}: not a checkpoint ({shown(str(error) or type(error).__name__)}). Remove it to start again."
+            ) from error
+        metadata.storage_meta.load_id = self.load_id
+        return metadata
+
+
+class _DescriptionOnly(pickle.Unpickler):
+    """Reads torch.distributed.checkpoint's description of tensors, and nothing else that a pickle may hold."""
+
+    ALLOWED = frozenset(
+        {
+            ("torch", "Size"),
+            ("torch.serialization", "_get_layout"),
+            ("pathlib", "PosixPath"),
+            ("pathlib", "WindowsPath"),
+            ("pathlib._local", "PosixPath"),  # Python 3.13
+            ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
+            *(
+                ("torch.distributed.checkpoint.metadata", name)
+                for name in (
+                    "ChunkStorageMetadata",
+                    "Metadata",
+                    "MetadataIndex",
+                    "StorageMeta",
+                    "TensorProperties",
+                    "TensorStorageMetadata",
+                    "_MEM_FORMAT_ENCODING",
+                )
+            ),
+        }
+    )
+
+    def find_class(self, module: str, name: str) -> Any:
+        allowed = (module, name) in self.ALLOWED
+        if not allowed and module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
+            allowed = True
+        if not allowed:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        return super().find_class(module, name)
+
+
+def _cause(error: CheckpointException) -> BaseException:
+    """The signal or the failure of the disk that torch has wrapped, if there is one."""
+    found = _wrapped(error, (KeyboardInterrupt, MemoryError, OSError))
+    return found or CheckpointError(f"the state can't be saved: {_first(error)}.")
+
+
+def _wrapped(error: CheckpointException, kinds: tuple[type[BaseException], ...]) -> BaseException | None:
+    """The first error of these kinds among those that torch has wrapped, and those that led to them."""
+    for failure in error.failures.values():
+        inner: BaseException | None = failure[0]
+        while inner is not None:
+            if isinstance(inner, kinds):
+                return inner
+            inner = inner.__cause__ or inner.__context__
+    return None
+
+
+def _first(error: CheckpointException) -> str:
+    """What the first of torch's failures says, in one line."""
+    first = next(iter(error.failures.values()))[0]
+    return shown(str(first).partition("\n")[0] or repr(first)).rstrip(".")
+
+
+def _state(folder: Path) -> dict[str, Any]:
+    content = parse_json(read_regular_text(folder / STATE_FILE))
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise ValueError(f"{STATE_FILE} of another format")
+    files = content.get("files")
+    if not isinstance(content.get("facts"), dict) or not isinstance(files, dict) or ".metadata" not in files:
+        raise ValueError(f"{STATE_FILE} without facts or files")
+    if any(not isinstance(digest, str) or Path(name).name != name for name, digest in files.items()):
+        raise ValueError(f"{STATE_FILE} with files that aren't in the folder")
+    return content
+
+
+def _digest(file: Path) -> str:
+    """A hash of a file's content."""
+    digest = hashlib.blake2b(digest_size=16)
+    with open_regular(file) as content:
+        while block := content.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

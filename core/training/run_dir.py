@@ -1,0 +1,105 @@
+"""The folder of a run: its configuration beside its output, and whether another run may go on in it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..config import config_difference, to_dict, write_config
+from ..distributed import Ranks
+from ..errors import MaeliftError
+from ..files import NotRegularError, atomic_write_text, exclusive, read_regular_text
+
+FREE_KEYS = (
+    *("out", "data", "encoder", "workers", "device", "accumulate", "launch", "slurm"),
+    *("parallel", "activation_checkpointing", "compile"),
+    *("checkpoint_minutes", "checkpoints", "log_every", "probe", "wandb", "reindex", "background"),
+)
+"""Keys that may differ between a run and its continuation: they do not change the result, but for rounding. The contents of
+data and encoder are compared themselves, images as they are seen on a background."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """``path`` holds config.yaml, data.json (what was trained on), and ``checkpoints`` while the run isn't finished."""
+
+    path: Path
+    config: Any
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the states that an unfinished run goes on from."""
+        return self.path / "checkpoints"
+
+    @classmethod
+    @contextmanager
+    def open(cls, path: Path, config: Any, ranks: Ranks) -> Iterator[RunFolder]:
+        """The folder for this configuration, for one command at a time; raise MaeliftError when it holds a run of another one.
+
+        Nothing but a lock is written before ``check_data``, so that a mistake found until then can be mended in the same
+        folder.
+        """
+        file = path / "config.yaml"
+        with ExitStack() as held:
+            ranks.broadcast(lambda: held.enter_context(exclusive(path)))
+            if file.exists():
+                before = {**_usual(config), **read_run_config(file)}  # a key that is newer than the run: its default
+                differences = config_difference(_fixed(before), _fixed(to_dict(config)))
+                if differences:
+                    raise MaeliftError(
+                        f"out={path} holds a run of another configuration ({'; '.join(differences)}). "
+                        "Choose another out, or give that configuration to go on with it."
+                    )
+            ranks.barrier()
+            yield cls(path, config)
+
+    def check_data(self, digest: str, ranks: Ranks, encoder: str | None = None) -> None:
+        """Raise MaeliftError when the run in this folder was made on other images, or from another encoder.
+
+        Both are told by hashes of their contents. The first time, they are written down, and the configuration.
+        """
+        file, new = self.path / "data.json", {"manifest": digest, "encoder": encoder}
+        if file.exists():
+            old = read_run_config(file)
+            for key, what in (("manifest", "on other images or labels"), ("encoder", "from another encoder")):
+                before, now = (str(content.get(key))[:12] for content in (old, new))
+                if old.get(key) != new[key]:
+                    raise MaeliftError(
+                        f"out={self.path} holds a run {what} ({key} {before}, now {now}). "
+                        "Choose another out, or bring back what it was made from to go on."
+                    )
+        elif ranks.is_main:
+            write_config(self.config, self.path / "config.yaml")
+            atomic_write_text(file, json.dumps(new) + "\n")
+        ranks.barrier()
+
+
+def read_run_config(file: Path) -> dict[str, Any]:
+    """The mapping in a YAML or JSON file of a run; raises MaeliftError for a file of another kind."""
+    try:
+        content = yaml.safe_load(read_regular_text(file))
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError, NotRegularError):
+        content = None
+    if not isinstance(content, dict):
+        raise MaeliftError(f"{file}: not that of a maelift run. Choose another out, or remove it.")
+    return content
+
+
+def _usual(config: Any) -> dict[str, Any]:
+    """The keys of a configuration that are as they are by default."""
+    plain, found = to_dict(config), {}
+    for field in fields(config):
+        default = field.default if field.default_factory is MISSING else field.default_factory()
+        if default is not MISSING and getattr(config, field.name) == default:
+            found[field.name] = plain[field.name]
+    return found
+
+
+def _fixed(config: Any) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key not in FREE_KEYS}

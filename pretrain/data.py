@@ -1,0 +1,249 @@
+"""The images of a pretraining: the pool to train on, those held out, and the crops that are made of them."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..core.cache import cache_file, load, save
+from ..core.data.audit import (
+    FORMAT,
+    KEPT_SECONDS,
+    FileBacked,
+    Manifest,
+    audit,
+    check_rejected,
+    common_channels,
+    scan_images,
+    told_once,
+    write_rejected,
+)
+from ..core.data.decode import PixelFormat
+from ..core.data.images import (
+    ImageSet,
+    channel_statistics,
+    fit_and_crop,
+    opened,
+    random_crops,
+    statistics_sample,
+    to_array,
+)
+from ..core.data.sampling import Sample, Uniforms
+from ..core.data.sources import find_sources
+from ..core.data.string_table import StringTable
+from ..core.distributed import Ranks
+from ..core.errors import ConfigError, DataError
+from ..core.models.encoder import preset_spec
+from ..core.models.preprocessing import Preprocessing, channel_names
+from ..core.progress import duration, progress_logger
+from ..core.seeding import stream
+
+if TYPE_CHECKING:
+    from .config import PretrainConfig
+
+logger = logging.getLogger("maelift")
+
+CROP_DRAWS = 5
+FULL_AUDIT = 200_000
+"""Images up to which each is opened before training unasked: it takes minutes, and is done once."""
+SAMPLE = 512
+"""Images beside those held out that are opened to tell channels and bits, where not all are."""
+
+
+@dataclass(frozen=True)
+class Crop:
+    """The only augmentation that MAE needs: a random resized crop and a flip (paper Table 1e)."""
+
+    scale: tuple[float, float] = (0.2, 1.0)
+    """smallest and largest area of a crop, as shares of the image"""
+    flip: bool = True
+    """mirror every second image left to right, at random"""
+    reduced_decoding: bool = True
+    """decode JPEGs at 1/2, 1/4 or 1/8 where their crops still have twice the pixels a side: faster, values differ by 1 of 255"""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise ConfigError("scale", list(self.scale), "two shares with 0 < smallest <= largest <= 1")
+
+
+@dataclass(frozen=True)
+class Source:
+    """The images of a run: the pool to train on, those held out, and the crops that are made of them."""
+
+    pool: ImageSet
+    held_out: ImageSet
+    manifest: Manifest
+    config: PretrainConfig
+    size: tuple[int, int]
+    channels: int
+
+    @property
+    def form(self) -> PixelFormat:
+        """What is made of the values in the files."""
+        return self.config.form(self.channels)
+
+    def crops(self, index: int, draws: Uniforms) -> list[Sample]:
+        """Random crops of an image of the pool, one a row of ``draws`` (K, 5)."""
+        crop = self.config.crop
+        flips = draws if crop.flip else np.column_stack([draws[:, :4], np.ones(len(draws))])
+        image = opened(self.pool, index, self.form)
+        crops = random_crops(image, self.size, flips, crop.scale, reduced=crop.reduced_decoding)
+        return [Sample(to_array(crop, self.channels)) for crop in crops]
+
+    def whole(self, index: int, draws: Uniforms) -> Sample:
+        """A held-out image, its centre fitted to the size."""
+        return self.fitted(self.held_out, index)
+
+    def shown(self, index: int, draws: Uniforms) -> Sample:
+        """An image for the pictures of reconstructions: a held-out one or, where none is held out, one of the pool."""
+        return self.fitted(self.held_out if len(self.held_out) else self.pool, index)
+
+    def fitted(self, images: ImageSet, index: int) -> Sample:
+        """An image of any set, its centre fitted to the size; or the next sound one, as some may have broken meanwhile."""
+        reason = DataError("no images")
+        for tried in range(len(images)):
+            try:
+                image = opened(images, (index + tried) % len(images), self.form).pixels()
+                return Sample(to_array(fit_and_crop(image, self.size), self.channels))
+            except DataError as error:
+                logger.warning("pretrain: %s; another image takes its place in evaluation", error)
+                reason = error
+        raise reason
+
+
+def find_pool(config: PretrainConfig, ranks: Ranks) -> ImageSet:
+    """The images of the run's sources; raises DataError where the processes don't find the same.
+
+    The main process goes first, so that the others find what is kept of a long list.
+    """
+    if ranks.world_size == 1:
+        return find_sources(config.data, config.reindex)
+    ranks.broadcast(lambda: len(find_sources(config.data, config.reindex)))
+    images = find_sources(config.data)
+    found = f"{len(images)} {images.listed().digest if isinstance(images, FileBacked) else ''}"
+    if len(set(ranks.all_gather([found]))) > 1:
+        raise DataError(
+            f"data={config.sources}: the processes find different images there. Expected one storage for all."
+        )
+    return images
+
+
+def read_source(config: PretrainConfig, images: ImageSet, folder: Path, ranks: Ranks) -> Source:
+    """Look through the images once, all or a few of them as ``config.audit`` says, and set some apart."""
+    begin = time.monotonic()
+    light = config.audit == "light" or (config.audit == "auto" and len(images) > FULL_AUDIT)
+    pool, held_out, manifest = (_few if light else _all)(config, images, ranks)
+    if ranks.is_main:
+        if manifest.rejected:
+            write_rejected(folder / "rejected.csv", manifest.rejected)
+            logger.warning(
+                "pretrain: %d of %d images are broken and left out; see %s",
+                len(manifest.rejected),
+                len(manifest.rejected) + len(manifest.kept),
+                folder / "rejected.csv",
+            )
+        if manifest.unusual:
+            write_rejected(folder / "unusual.csv", manifest.unusual, "note")
+            logger.info("pretrain: %d images are unusual, but read; see unusual.csv", len(manifest.unusual))
+            for line in told_once(len(manifest.kept), manifest.unusual):
+                logger.warning("pretrain: %s", line)
+        looked = len(manifest.kept) + len(manifest.rejected)
+        logger.info("pretrain: %d images looked through in %s", looked, duration(time.monotonic() - begin))
+        if light:
+            logger.info(
+                "pretrain: the other %d are opened when they are trained on; the broken ones will stand in quarantine.csv "
+                "(audit=full opens all beforehand)",
+                len(images) - looked,
+            )
+    channels = config.channels or common_channels(manifest.channels)
+    spec = preset_spec(config.model, image_size=config.image_size, patch_size=config.patch_size)
+    return Source(pool, held_out, manifest, config, spec.image_size, channels)
+
+
+def _all(config: PretrainConfig, images: ImageSet, ranks: Ranks) -> tuple[ImageSet, ImageSet, Manifest]:
+    """The sound images to train on and to hold out, where each is opened."""
+    form = config.form()
+    progress = progress_logger("pretrain: looking through")
+    sound, manifest = audit(images, config.max_rejected, progress, form, ranks=ranks, forget=config.reindex)
+    check_split(config, len(sound), ranks.world_size)
+    held_out = config.held_out_count(len(sound))
+    order = stream(config.seed, "held out").permutation(len(sound))
+    return sound.subset(np.sort(order[held_out:])), sound.subset(np.sort(order[:held_out])), manifest
+
+
+def _few(config: PretrainConfig, images: ImageSet, ranks: Ranks) -> tuple[ImageSet, ImageSet, Manifest]:
+    """The same, where those held out are opened and as many others as tell what the images are like."""
+    form = config.form()
+    held_out = config.held_out_count(len(images))
+    order = stream(config.seed, "held out").permutation(len(images))
+    looked = order[: held_out + max(SAMPLE, math.ceil(config.max_rejected * held_out))]
+    progress = progress_logger("pretrain: looking through")
+    looks = scan_images(images, form, looked, progress=progress, ranks=ranks, forget=config.reindex)
+    listed = (
+        images.listed().digest if isinstance(images, FileBacked) else StringTable.of(map(images.name, order)).digest
+    )
+    manifest = Manifest.of(looks, images, looked, listed)
+    check_rejected(manifest.rejected, len(looked), config.max_rejected)
+    kept = np.array(manifest.kept[:held_out], dtype=np.int64)
+    pool = np.ones(len(images), dtype=bool)
+    pool[looked] = False
+    pool[list(manifest.kept)] = True
+    pool[kept] = False
+    check_split(config, len(kept) + int(pool.sum()), ranks.world_size)
+    return images.subset(np.flatnonzero(pool)), images.subset(np.sort(kept)), manifest
+
+
+def data_preprocessing(config: PretrainConfig, source: Source) -> Preprocessing:
+    usual_range = config.value_range in (None, (0.0, 255.0))
+    if config.statistics == "imagenet" or (config.statistics == "auto" and source.channels == 3 and usual_range):
+        usual = Preprocessing.default(source.channels)
+    else:
+        usual = Preprocessing(channel_names(source.channels), *_statistics(config, source))
+    return replace(
+        usual,
+        value_range=config.value_range or usual.value_range,
+        bit_depth=source.manifest.bits,
+        background=config.background,
+    )
+
+
+def _statistics(config: PretrainConfig, source: Source) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of the pool's channels; known from before, where the same images were measured."""
+    pool, file = source.pool, None
+    if isinstance(pool, FileBacked) and (origin := pool.origin()) is not None:
+        sample = statistics_sample(len(pool), seed=config.seed)
+        seen = (pool.listed().subset(sample).digest, str(pool.stamps(sample).tolist()))
+        file = cache_file("statistics", FORMAT, origin, *seen, repr(source.form))
+    found = None if config.reindex or file is None else load(file)
+    if found is None:
+        began = time.monotonic()
+        mean, std = channel_statistics(pool, source.channels, seed=config.seed, form=source.form)
+        if file is not None and time.monotonic() - began > KEPT_SECONDS:
+            save(file, {"statistics": np.array([mean, std])}, {"kind": "statistics"})
+        return mean, std
+    mean, std = (tuple(float(value) for value in row) for row in found[0]["statistics"])
+    return mean, std
+
+
+def check_split(config: PretrainConfig, images: int, world_size: int) -> None:
+    """Raise unless the images suffice for a batch and the batch can be split."""
+    parts = world_size * config.passes
+    if config.batch_size % parts:
+        raise ConfigError(
+            "batch_size",
+            config.batch_size,
+            f"a multiple of {parts} ({world_size} processes × accumulate={config.accumulate})",
+        )
+    pool = images - config.held_out_count(images)
+    if pool < config.batch_size:
+        raise DataError(
+            f"batch_size={config.batch_size}, but only {max(pool, 0)} images to train on "
+            f"({images} in {config.sources}, {config.held_out_count(images)} held out). "
+            "Use a smaller batch_size or more images."
+        )

@@ -1,0 +1,152 @@
+"""What a pretraining would do and cost, before it is run."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import torch
+
+from ..core.data.images import ImageSet, opened, random_crops
+from ..core.data.sources import find_sources
+from ..core.device import autocast, choose_device
+from ..core.dry_run import Plan
+from ..core.errors import DataError
+from ..core.models.cost import (
+    FLOAT_BYTES,
+    MOST_FLOPS,
+    block_flops,
+    checkpoint_bytes,
+    encoder_flops,
+    measured_images,
+    seconds_an_image,
+    training_memory,
+    training_seconds,
+)
+from ..core.models.encoder import EncoderSpec, preset_spec
+from ..core.models.encoder_file import ENCODER_FILE
+from ..core.seeding import seeded_rng, stream
+from .config import PretrainConfig
+from .data import check_split
+from .mae import MaskedAutoencoder
+from .masking import num_visible
+
+LOADED = 24
+"""Images that are loaded to tell how fast that is."""
+
+
+def plan(config: PretrainConfig) -> Plan:
+    """What ``pretrain`` would do and roughly cost; writes nothing and opens only a few images."""
+    images = find_sources(config.data)
+    on_slurm = config.launch == "slurm"
+    check_split(config, len(images), config.slurm.processes if on_slurm else 1)
+    channels = config.channels or 3
+    spec = preset_spec(config.model, image_size=config.image_size, patch_size=config.patch_size, channels=channels)
+    device = choose_device(config.device)
+    model = _on_meta(config, spec)
+    visible = num_visible(spec.num_patches, config.masking.ratio)
+    width, depth = config.decoder.embed_dim, config.decoder.depth
+    held_out = config.held_out_count(len(images))
+    pool = len(images) - held_out
+    steps = config.steps(pool)
+    encoder_parameters = sum(p.numel() for name, p in model.named_parameters() if not name.startswith(("dec", "mask")))
+    activations = (visible + 1) * spec.embed_dim * spec.depth + (spec.num_patches + 1) * width * depth
+    parameters = sum(p.numel() for p in model.parameters())
+    checkpoints = checkpoint_bytes(parameters, config.checkpoints, averaged=config.ema_decay is not None)
+    disk = (checkpoints + FLOAT_BYTES * parameters) / 2**30
+    processes = config.slurm.processes if on_slurm else 1
+    measured = None if on_slurm else _measured(config, spec, device)
+    loading = None if on_slurm else loading_seconds(config, images, spec)
+    seconds = (
+        training_seconds(forward_flops(config, spec), steps * config.batch_size, device)
+        if measured is None
+        else measured * steps * config.batch_size
+    )
+    return Plan(
+        lines=(
+            (
+                "images",
+                f"{len(images)} found in {config.sources}: {pool} to train on, {held_out} held out (unchecked yet)",
+            ),
+            ("encoder", f"{config.model}, {spec.image_size[0]}×{spec.image_size[1]} px, patch {spec.patch_size} px"),
+            ("patches", f"{visible} of {spec.num_patches} visible to the encoder"),
+            ("encoder alone", f"{encoder_parameters:,} parameters"),
+            ("learning rate", f"{config.peak_lr:.3g} after warm-up"),
+            ("device", str(device)),
+            *([("step, measured", f"{1000 * measured:.3g} ms an image, one process")] if measured is not None else []),
+            *([("loading, measured", f"{1000 * loading:.3g} ms an image and worker")] if loading is not None else []),
+            ("disk", f"{disk:.2f} GiB, {config.checkpoints} checkpoints and the files"),
+            *(
+                [("job", f"{config.slurm.processes} processes on {config.slurm.nodes} machines of SLURM")]
+                if on_slurm
+                else []
+            ),
+            ("result", str(Path(config.out) / ENCODER_FILE)),
+        ),
+        parameters=parameters,
+        steps=steps,
+        seconds=seconds,
+        memory_bytes=training_memory(parameters, activations, config.batch_size // (config.passes * processes)),
+    )
+
+
+def training_seconds_an_image(config: PretrainConfig, spec: EncoderSpec, device: torch.device) -> float:
+    """Seconds of training an image that is loaded: measured, or of large models by counting operations."""
+    measured = _measured(config, spec, device)
+    return training_seconds(forward_flops(config, spec), 1, device) if measured is None else measured
+
+
+def forward_flops(config: PretrainConfig, spec: EncoderSpec) -> float:
+    """Floating-point operations on an image, forward: the encoder on what is visible, the decoder and its ends on all."""
+    visible, decoder, patches = num_visible(spec.num_patches, config.masking.ratio), config.decoder, spec.num_patches
+    ends = 2 * patches * decoder.embed_dim * (spec.embed_dim + spec.channels * spec.patch_size**2)
+    return encoder_flops(spec, visible) + decoder.depth * block_flops(patches + 1, decoder.embed_dim) + ends
+
+
+def _measured(config: PretrainConfig, spec: EncoderSpec, device: torch.device) -> float | None:
+    """Seconds of training an image, measured on a few steps with random pixels; None of large models."""
+    flops = forward_flops(config, spec)
+    if 3 * flops > MOST_FLOPS:
+        return None
+    with seeded_rng(config.seed, "plan"):
+        model = MaskedAutoencoder(spec, config.decoder, masks_in_encoder=config.masking.in_encoder).to(device)
+        images = measured_images(flops, config.batch_size // config.passes, device)
+        pixels = torch.randn(images, spec.channels, *spec.image_size, device=device)
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(trained, fused=True)
+
+        def step() -> None:
+            noise = config.masking.arrange(torch.rand(images, spec.num_patches), spec.grid).to(device)
+            with autocast(device, config.precision):
+                loss = model(pixels, config.masking.ratio, noise, loss_only=True).loss
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+        return seconds_an_image(step, images, device)
+
+
+def loading_seconds(config: PretrainConfig, images: ImageSet, spec: EncoderSpec) -> float | None:
+    """Seconds of a worker to load and crop an image, measured on a few; None where none of them could be read."""
+    draws = stream(config.seed, "plan").random((LOADED, 5))
+    numbers = stream(config.seed, "plan", 1).integers(len(images), size=LOADED)
+    began, loaded = time.perf_counter(), 0
+    for number, row in zip(numbers, draws, strict=True):
+        try:
+            image = opened(images, int(number), config.form())
+            random_crops(image, spec.image_size, row[None], config.crop.scale, reduced=config.crop.reduced_decoding)
+        except DataError:
+            continue
+        loaded += 1
+    return (time.perf_counter() - began) / loaded if loaded else None
+
+
+def mae_parameters(config: PretrainConfig, spec: EncoderSpec) -> int:
+    """How many parameters the encoder and its decoder have."""
+    return sum(parameter.numel() for parameter in _on_meta(config, spec).parameters())
+
+
+def _on_meta(config: PretrainConfig, spec: EncoderSpec) -> MaskedAutoencoder:
+    """The model without its values."""
+    with torch.device("meta"):
+        return MaskedAutoencoder(spec, config.decoder, masks_in_encoder=config.masking.in_encoder)

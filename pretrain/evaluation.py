@@ -1,0 +1,192 @@
+"""Looking at a masked autoencoder: the held-out masked loss on fixed masks, pictures of reconstructions, and probes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..core.data.images import ImageSet, Pixels
+from ..core.data.sampling import MakeSample
+from ..core.files import atomic_path
+from ..core.models.preprocessing import Preprocessing
+from ..core.seeding import torch_stream
+from ..core.training.loop import evenly
+from .config import PretrainConfig
+from .data import Source
+from .mae import MaeOutput, MaskedAutoencoder
+from .masking import Masking
+from .online_probe import ProbeImages, probe
+
+PICTURE_FILE = "reconstruction.png"
+PICTURES = "reconstructions"
+SUMMARY_FILE = "summary.html"
+SHOWN = 8
+"""Images whose reconstructions are shown."""
+PICTURE_SIDE = 112
+"""Images smaller than this many pixels are enlarged in pictures."""
+GAP = 4
+EIGHT_BITS = (0.0, 255.0)
+STRETCH = (0.01, 0.99)
+"""Shares of an image's values that are black and white in its picture, where values aren't those of eight bits."""
+
+
+@dataclass(frozen=True)
+class Monitor:
+    """What is looked at while ``source`` is trained on; pictures go to ``folder``, labelled images are those of the probe."""
+
+    source: Source
+    folder: Path
+    labeled: ProbeImages | None
+    steps: int
+
+    @property
+    def looks_at(self) -> frozenset[int]:
+        """The steps after which there is something to look at."""
+        return self._evaluated | self._probed
+
+    @property
+    def _evaluated(self) -> frozenset[int]:
+        return evenly(self.steps, self.source.config.evaluations)
+
+    @property
+    def _probed(self) -> frozenset[int]:
+        return evenly(self.steps, self.source.config.probe.times) if self.labeled is not None else frozenset()
+
+    def look(self, model: MaskedAutoencoder, step: int) -> dict[str, float]:
+        """What a model shows after ``step`` steps, as named metrics; the pictures of its reconstructions are written."""
+        source, config, metrics = self.source, self.source.config, {}
+        if step in self._evaluated:
+            self._draw(model, step)
+            if (count := len(source.held_out)) > 0:
+                metrics["held_out/loss"] = held_out_loss(model, source.whole, count, config)
+        if step in self._probed and self.labeled is not None:
+            metrics |= probe(model, self.labeled, config.probe.kinds, self._pixels, config.seed)
+        return metrics
+
+    def _pixels(self, images: ImageSet, index: int) -> Pixels:
+        return self.source.fitted(images, index).pixels
+
+    def _draw(self, model: MaskedAutoencoder, step: int) -> None:
+        picture = reconstruction_picture(model, self.source.shown, shown_count(self.source), self.source.config)
+        pictures = self.folder / PICTURES
+        pictures.mkdir(exist_ok=True)
+        for path in (pictures / f"step-{step:08d}.png", self.folder / PICTURE_FILE):
+            with atomic_path(path) as temporary:
+                picture.save(temporary, format="PNG")
+
+
+def shown_count(source: Source) -> int:
+    """How many images the pictures show."""
+    return min(SHOWN, len(source.held_out) or len(source.pool))
+
+
+def fixed_noise(seed: int, count: int, masking: Masking, grid: tuple[int, int]) -> Tensor:
+    """The noise behind the held-out masks, (count, N): the same at every evaluation of a run."""
+    noise = torch.rand(count, grid[0] * grid[1], generator=torch_stream(seed, "held-out masks"))
+    return masking.arrange(noise, grid)
+
+
+@torch.no_grad()
+def held_out_loss(
+    model: MaskedAutoencoder, make: MakeSample, count: int, config: PretrainConfig, batch_size: int = 128
+) -> float:
+    """The mean loss over ``count`` held-out images under fixed masks, in the units of the training loss."""
+    noise = fixed_noise(config.seed, count, config.masking, model.spec.grid)
+    total = 0.0
+    for start, images in _batches(model, make, count, batch_size):
+        total += float(_masked(model, images, noise[start : start + len(images)], config).loss) * len(images)
+    return total / count
+
+
+@torch.no_grad()
+def reconstruction_picture(
+    model: MaskedAutoencoder, make: MakeSample, count: int, config: PretrainConfig
+) -> Image.Image:
+    """A picture with a row an image: the original, what the encoder sees, and the reconstruction.
+
+    Visible patches of the reconstruction are the original's. With a normalised target each hidden patch is given the
+    brightness and contrast of the true one, since the model does not predict them. Of more than three channels the first
+    three are shown, of two the first. Deeper values than eight bits' are stretched, alike in the whole row.
+    """
+    images = next(_batches(model, make, count, count))[1]
+    output = _masked(model, images, fixed_noise(config.seed, count, config.masking, model.spec.grid), config)
+    hidden = model.unpatchify(output.mask.unsqueeze(-1).expand(-1, -1, model.spec.patch_size**2 * model.spec.channels))
+    original = model.preprocessing.denormalize(images)
+    rebuilt = model.preprocessing.denormalize(model.reconstruct(images, output))
+    shown = 3 if model.spec.channels >= 3 else 1
+    low, high = _black_and_white(original[:, :shown], model.preprocessing)
+    seen, made = (((values[:, :shown] - low) / (high - low)).clamp(0, 1) for values in (original, rebuilt))
+    masked = torch.where(hidden[:, :shown] > 0, torch.full_like(seen, 0.5), seen)
+    return _sheet(torch.stack([seen, masked, made], dim=1))  # (B, 3, 1 or 3, H, W)
+
+
+def picture_columns(sheet: Image.Image, rows: int) -> list[list[Image.Image]]:
+    """The tiles of a picture of ``rows`` reconstructions: the originals, what the encoder saw, the reconstructions."""
+    width, height = (sheet.width - 2 * GAP) // 3, (sheet.height - (rows - 1) * GAP) // rows
+    corners = [[(column * (width + GAP), row * (height + GAP)) for row in range(rows)] for column in range(3)]
+    return [[sheet.crop((x, y, x + width, y + height)) for x, y in column] for column in corners]
+
+
+def loading_advice(config: PretrainConfig, workers: int) -> str:
+    """What to change when the steps wait for their images."""
+    cores = os.cpu_count() or 1
+    ways = []
+    if workers == 0:
+        ways.append(
+            f"workers=0: the training process itself loads them, between its steps; set workers=N (of {cores} cores)"
+        )
+    elif workers < cores:
+        ways.append(f"set more workers (now {workers}, of {cores} cores)")
+    else:
+        ways.append(f"all {cores} cores load images already (workers={workers})")
+    if workers and config.device != "cuda" and not torch.cuda.is_available() and torch.get_num_threads() > 1:
+        ways.append(
+            f"leave them cores: torch trains with {torch.get_num_threads()} threads, OMP_NUM_THREADS=N gives it fewer"
+        )
+    ways.append("pack the images into shards on a fast disk (maelift data pack)")
+    if config.crops_per_image == 1:
+        ways.append("train on several crops of each image that is decoded (crops_per_image=4)")
+    return f"What helps: {'; '.join(ways)}."
+
+
+def _masked(model: MaskedAutoencoder, images: Tensor, noise: Tensor, config: PretrainConfig) -> MaeOutput:
+    output: MaeOutput = model(images, config.masking.ratio, noise.to(images.device))
+    return output
+
+
+def _black_and_white(original: Tensor, preprocessing: Preprocessing) -> tuple[Tensor, Tensor]:
+    """The values of images (B, C, H, W) that are shown as black and as white, each (B, 1, 1, 1)."""
+    low, high = preprocessing.value_range
+    ends = original.new_tensor(preprocessing.value_range).expand(len(original), 2)
+    if preprocessing.bit_depth > 8 or preprocessing.value_range != EIGHT_BITS:
+        ends = torch.quantile(original.float().flatten(1), original.new_tensor(STRETCH).float(), dim=1).T
+    black, white = ends[:, :1, None, None], ends[:, 1:, None, None]
+    return black, torch.maximum(white, black + 1e-6 * (high - low))
+
+
+def _batches(model: MaskedAutoencoder, make: MakeSample, count: int, batch_size: int) -> Iterator[tuple[int, Tensor]]:
+    for start in range(0, count, batch_size):
+        pixels = np.stack([make(index, np.empty(0)).pixels for index in range(start, min(start + batch_size, count))])
+        device = model.pos_embed.device
+        yield start, model.preprocessing.normalize(torch.from_numpy(pixels).to(device))
+
+
+def _sheet(rows: Tensor) -> Image.Image:
+    """Images (rows, columns, 1 or 3, H, W) in [0, 1] side by side on white."""
+    values = (rows.expand(-1, -1, 3, -1, -1).float().cpu().numpy() * 255).round().astype(np.uint8)
+    values = values.transpose(0, 1, 3, 4, 2)
+    height, width = values.shape[2:4]
+    scale = max(1, -(-PICTURE_SIDE // max(height, width)))
+    step_down, step_right = height * scale + GAP, width * scale + GAP
+    sheet = Image.new("RGB", (values.shape[1] * step_right - GAP, values.shape[0] * step_down - GAP), "white")
+    for row, column in np.ndindex(values.shape[:2]):
+        tile = Image.fromarray(values[row, column]).resize((width * scale, height * scale), Image.Resampling.NEAREST)
+        sheet.paste(tile, (column * step_right, row * step_down))
+    return sheet

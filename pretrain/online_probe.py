@@ -1,0 +1,214 @@
+"""How well a few labels can be told by the encoder while it is pretrained; the weights that are trained never see them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Literal, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..core.data.audit import audit
+from ..core.data.classification import (
+    ClassFolderLayout,
+    LabeledImages,
+    LabelKeys,
+    draw_labeled,
+    draw_missing_splits,
+    keys_below,
+    single_label_parts,
+)
+from ..core.data.images import ImageSet
+from ..core.errors import ConfigError
+from ..core.models.encoder import Encoder, Features
+from ..core.models.probes import L2_GRID, AttentiveProbe, LinearProbe, NearestNeighbours, linear_fits
+from ..core.progress import progress_logger
+from ..core.seeding import seeded_rng, torch_stream
+from ..core.training.optimizers import set_learning_rate, warmup_cosine
+
+logger = logging.getLogger("maelift")
+
+Kind = Literal["knn", "linear", "attentive"]
+UNDERSTATES = "linear and kNN probes understate what fine-tuning makes of a masked autoencoder (paper, Sec. 4.3)"
+SPLIT_SEED = 0
+"""As transfer has it, so that the images that it tests on are not looked at here."""
+BATCH = 128
+NEIGHBOURS, TEMPERATURE = 20, 0.07
+TOLERANCE = 1e-4
+"""Of the linear probe's fit; its figure is rounded by far more."""
+CHOOSING = 5
+"""Every so many labelled images one is kept out while the strength of the linear probe's penalty is chosen."""
+ATTENTIVE_STEPS, ATTENTIVE_LR = 300, 1e-3
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Judging the encoder by a few labels during the run; it does not change the weights."""
+
+    data: str | None = None
+    """labelled images, as transfer classify reads them: class folders, CSV, folder of idx files, tar shards; null: no probe"""
+    labels: int = 1000
+    """labelled images that a probe learns from, as many of each class as can be; all where there are fewer"""
+    val: int = 2000
+    """validation images that it is judged on; all where there are fewer"""
+    kinds: tuple[Kind, ...] = field(default=("knn", "linear"))
+    """knn, linear, attentive; knn and linear understate what fine-tuning makes of MAE (paper, Sec. 4.3)"""
+    times: int = 5
+    """times during the run, the last at its end"""
+    layout: ClassFolderLayout = "auto"
+    """class_folders: every folder of data is a class, whatever its name; auto: folders that may be something else are refused"""
+    label_column: str | tuple[str, ...] | None = None
+    """data's, a CSV's, column of labels, or [a,b,c]: its columns of 0 and 1, a class each; null: as the header says"""
+
+    def __post_init__(self) -> None:
+        for key in ("labels", "val", "times"):
+            if getattr(self, key) < 1:
+                raise ConfigError(key, getattr(self, key), "a whole number of at least 1")
+        if not self.kinds or len(set(self.kinds)) < len(self.kinds):
+            raise ConfigError("kinds", list(self.kinds), "one or more of knn, linear and attentive, each once")
+
+
+@dataclass(frozen=True)
+class ProbeImages:
+    """The labelled images of a run's probes: ``train`` to learn from, ``val`` to judge on; they share their classes."""
+
+    train: LabeledImages
+    val: LabeledImages
+
+    def words(self) -> str:
+        """What figures are of, for a reader."""
+        return (
+            f"{len(self.train):,} labels of {len(self.train.classes):,} classes, judged on {len(self.val):,} validation "
+            "images, 1 seed"
+        )
+
+
+def read_probe(config: Probe, max_rejected: float) -> ProbeImages | None:
+    """The images of the probe that ``config`` asks for; raises DataError for data that has no labels."""
+    if config.data is None:
+        return None
+    with keys_below("probe."):
+        parts = single_label_parts(config.data, LabelKeys(None, config.layout, config.label_column))
+        splits = draw_missing_splits(parts, config.data, 0.1, 0.1, SPLIT_SEED)
+    train = draw_labeled(splits.train, min(config.labels, len(splits.train)), SPLIT_SEED)
+    order = splits.val.draw_order(SPLIT_SEED)
+    sound, contents = _sound(train, max_rejected)
+    val, others = _sound(splits.val.subset(order[: config.val]), max_rejected)
+    learned = set(contents)
+    apart = [number for number, content in enumerate(others) if content not in learned]
+    return ProbeImages(sound, val.subset(apart) if 0 < len(apart) < len(others) else val)
+
+
+def _sound(labeled: LabeledImages, max_rejected: float) -> tuple[LabeledImages, tuple[str, ...]]:
+    """Images without the broken ones, and the hashes of their pixels."""
+    _, manifest = audit(labeled.images, max_rejected, progress_logger("probe: looking through"))
+    return labeled.subset(manifest.kept) if manifest.rejected else labeled, manifest.hashes
+
+
+def probe(
+    encoder: Encoder,
+    images: ProbeImages,
+    kinds: tuple[Kind, ...],
+    pixels: Callable[[ImageSet, int], NDArray[np.generic]],
+    seed: int,
+) -> dict[str, float]:
+    """The share of validation images that each kind of probe puts into their class, as probe/KIND_top1_val.
+
+    ``pixels`` gives an image (C, H, W) as the encoder takes it. Neither the encoder nor torch's generators are changed.
+    """
+    tokens = "attentive" in kinds
+    with torch.no_grad():
+        train = _Found.of(encoder, images.train.images, pixels, tokens)
+        val = _Found.of(encoder, images.val.images, pixels, tokens)
+    labels, truth = torch.from_numpy(images.train.targets()), torch.from_numpy(images.val.targets())
+    classes = len(images.train.classes)
+    figures = {}
+    with torch.enable_grad(), seeded_rng(seed, "probe"):  # a run judges its model without gradients
+        for kind in kinds:
+            logits = _PROBES[kind](train, val, labels, classes, encoder)
+            figures[f"probe/{kind}_top1_val"] = float((logits.argmax(dim=1).cpu() == truth).double().mean())
+    said = ", ".join(f"{name.split('/')[1].split('_')[0]} {100 * value:.1f} %" for name, value in figures.items())
+    logger.info("pretrain: probe: top-1 %s (%s; %s)", said, images.words(), UNDERSTATES)
+    return figures
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Features of images: ``pooled`` (n, D) float32 on the CPU; ``tokens`` (n, N, D) float16, where they are wanted."""
+
+    pooled: Tensor
+    tokens: Tensor | None
+
+    @classmethod
+    def of(
+        cls, encoder: Encoder, images: ImageSet, pixels: Callable[[ImageSet, int], NDArray[np.generic]], tokens: bool
+    ) -> _Found:
+        found = list(_features(encoder, images, pixels))
+        pooled = torch.cat([features.pooled().float().cpu() for features in found])
+        return cls(pooled, torch.cat([features.tokens.half().cpu() for features in found]) if tokens else None)
+
+
+def _features(
+    encoder: Encoder, images: ImageSet, pixels: Callable[[ImageSet, int], NDArray[np.generic]]
+) -> Iterator[Features]:
+    for start in range(0, len(images), BATCH):
+        stored = np.stack([pixels(images, number) for number in range(start, min(start + BATCH, len(images)))])
+        batch = torch.from_numpy(stored).to(encoder.pos_embed.device)
+        yield encoder.forward_features(encoder.preprocessing.normalize(batch))
+
+
+def _nearest(train: _Found, val: _Found, labels: Tensor, classes: int, encoder: Encoder) -> Tensor:
+    model = NearestNeighbours(
+        train.pooled.shape[1], classes, len(labels), k=NEIGHBOURS, temperature=TEMPERATURE, multi_label=False
+    )
+    model.fill(train.pooled, F.one_hot(labels, classes))
+    with torch.no_grad():
+        return cast(Tensor, model(val.pooled))
+
+
+def _linear(train: _Found, val: _Found, labels: Tensor, classes: int, encoder: Encoder) -> Tensor:
+    """Logistic regression; labelled images that are kept out choose its penalty, so that validation images judge only."""
+    model = LinearProbe(train.pooled.shape[1], classes).eval()
+    out = torch.arange(len(labels)) % CHOOSING == CHOOSING - 1
+    best = L2_GRID[0]
+    if out.any():
+        losses = {}
+        for l2 in linear_fits(model, train.pooled[~out], labels[~out], tolerance=TOLERANCE):
+            with torch.no_grad():
+                losses[l2] = float(F.cross_entropy(model(train.pooled[out]), labels[out]))
+        best = min(losses, key=lambda l2: losses[l2])
+    for _ in linear_fits(model, train.pooled, labels, (best,), tolerance=TOLERANCE):
+        pass
+    with torch.no_grad():
+        return cast(Tensor, model(val.pooled))
+
+
+def _attentive(train: _Found, val: _Found, labels: Tensor, classes: int, encoder: Encoder) -> Tensor:
+    assert train.tokens is not None and val.tokens is not None
+    device, count = encoder.pos_embed.device, len(labels)
+    model = AttentiveProbe(encoder.spec.embed_dim, classes, encoder.spec.num_heads).to(device)
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.1)
+    for step in range(ATTENTIVE_STEPS):
+        set_learning_rate(
+            optimizer, warmup_cosine(step, lr=ATTENTIVE_LR, warmup=0.05 * ATTENTIVE_STEPS, total=ATTENTIVE_STEPS)
+        )
+        chosen = torch.randperm(count, generator=torch_stream(SPLIT_SEED, "attentive probe", step))[: 2 * BATCH]
+        optimizer.zero_grad()
+        logits = model(train.tokens[chosen].to(device).float())
+        F.cross_entropy(logits, labels[chosen].to(device)).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    model.eval()
+    with torch.no_grad():
+        return torch.cat([model(part.to(device).float()).cpu() for part in torch.split(val.tokens, BATCH)])
+
+
+_PROBES: dict[Kind, Callable[[_Found, _Found, Tensor, int, Encoder], Tensor]] = {
+    "knn": _nearest,
+    "linear": _linear,
+    "attentive": _attentive,
+}

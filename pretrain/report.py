@@ -1,0 +1,332 @@
+"""summary.html: what a pretraining was, how its losses ran and what it fills in, in one file."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import platform
+import shlex
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from markupsafe import Markup
+from PIL import Image
+
+from ..core.config import flatten, to_dict
+from ..core.errors import show
+from ..core.files import atomic_write_bytes
+from ..core.models.encoder_file import ENCODER_FILE, Provenance
+from ..core.optional_imports import versions
+from ..core.progress import duration
+from ..core.public_names import public_config, public_name
+from ..core.report.html import LINES, Line, Table, data_url, draw_curves, in_words, keys_table, machine, points, render
+from ..core.training.tracker import EVENTS_FILE, METRICS_FILE, WAIT_LIMIT, Event, read_events, read_metrics
+from ..version import __version__
+from .config import PretrainConfig
+from .data import Source
+from .evaluation import PICTURES, SUMMARY_FILE, picture_columns, shown_count
+from .online_probe import UNDERSTATES, ProbeImages
+
+LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow")
+TIMES = 6
+"""Moments of the run whose reconstructions are shown."""
+ACROSS = 4
+"""Images side by side in a picture."""
+STRIP_WIDTH = 640
+"""Pixels that a picture is at most wide."""
+GAP = 4
+LISTED = 50
+"""Events, and broken images, that are listed; of more, the number is told."""
+FALLING = 0.02
+"""Share by which the held-out loss falls over the last quarter of its evaluations from which longer training is worth a try."""
+FEW_IMAGES = 10_000
+
+
+def write_summary(
+    folder: Path,
+    source: Source,
+    provenance: Provenance,
+    labeled: ProbeImages | None = None,
+    seconds: float | None = None,
+) -> Path:
+    """Write summary.html into the folder of a finished run, all at once; it needs nothing from elsewhere.
+
+    ``labeled``: the images of the run's probes; ``seconds`` of training in all its sittings, where they are known.
+    """
+    config = source.config
+    records, events = read_metrics(folder / METRICS_FILE), read_events(folder / EVENTS_FILE)
+    broken = _broken_images(folder)
+    html = render(
+        Path(__file__).with_name("report.html.j2"),
+        title=f"Pretraining: {public_name(config.out)}",
+        headline=_headline(records, source),
+        start=_start(config, source, provenance),
+        probed=labeled is not None,
+        understates=UNDERSTATES,
+        notes=_notes(records, events, source, broken),
+        figures=_figures(records, source, labeled),
+        charts=_charts(records, source, labeled),
+        pictures=_pictures(folder, source),
+        shown=_shown(source),
+        events=_event_table(events),
+        kinds=dict(Counter(event.kind for event in events)),
+        data=_data_table(source, broken),
+        broken=broken[:LISTED],
+        more_broken=max(0, len(broken) - LISTED),
+        costs=_cost_table(records, provenance, seconds),
+        steps_next=_next(config, folder / ENCODER_FILE),
+        keys=keys_table(dict(flatten(public_config(to_dict(config))))),
+        versions={"maelift": __version__, "python": platform.python_version(), **versions(*LIBRARIES)},
+        machine=machine(),
+    )
+    path = folder / SUMMARY_FILE
+    atomic_write_bytes(path, html.encode("utf-8", "replace"))  # file names need not be UTF-8
+    return path
+
+
+def _last(records: Sequence[Mapping[str, float]], name: str) -> float | None:
+    found = points(records, name)
+    return found[-1][1] if found else None
+
+
+def _headline(records: Sequence[Mapping[str, float]], source: Source) -> str:
+    loss = _last(records, "held_out/loss")
+    if loss is not None:
+        return f"Held-out masked loss {loss:.4f} on {len(source.held_out):,} images that were never trained on"
+    training = _last(records, "train/loss")
+    if training is None:
+        return "No loss was recorded."
+    return f"Training loss {training:.4f} at the end; no images were held out to compare it with"
+
+
+def _start(config: PretrainConfig, source: Source, provenance: Provenance) -> str:
+    height, width = source.size
+    return (
+        f"{config.model} at {height}×{width} pixels in {_channels(source.channels)}, {provenance.steps:,} steps of "
+        f"{config.batch_size:,} images: {provenance.images_seen:,} seen, {len(source.pool):,} different ones, with "
+        f"{config.masking.ratio:.0%} of the patches hidden."
+    )
+
+
+def _channels(count: int) -> str:
+    return {1: "gray", 3: "colour"}.get(count, f"{count} channels")
+
+
+def _unit(config: PretrainConfig) -> str:
+    scale = "patches of mean 0 and deviation 1" if config.norm_pix_loss else "normalised pixels"
+    return f"mean squared error of hidden patches, in {scale}"
+
+
+def _notes(
+    records: Sequence[Mapping[str, float]], events: Sequence[Event], source: Source, broken: Sequence[tuple[str, str]]
+) -> list[str]:
+    """What the reader should beware of."""
+    notes = []
+    counts = Counter(event.kind for event in events)
+    if not len(source.held_out):
+        notes.append(
+            "No images were held out (holdout): whether the model learnt more than its own images can't be told."
+        )
+    if counts["rewind"]:
+        notes.append(
+            f"The loss was not finite: the run went back to a checkpoint {_times(counts['rewind'])}; see Events."
+        )
+    elif counts["skip"]:
+        notes.append(
+            f"{counts['skip']:,} steps were skipped, as their loss or gradient was not to be trusted; see Events."
+        )
+    share = _mean(records, "data_wait_share")
+    if share is not None and share > WAIT_LIMIT:
+        helps = (
+            "the warnings under Events say"
+            if counts["loader"]
+            else "workers, maelift data pack, crops_per_image: that is"
+        )
+        notes.append(f"{share:.0%} of the training time was spent waiting for images; {helps} what helps.")
+    if broken:
+        what = "image is broken and was" if len(broken) == 1 else "images are broken and were"
+        notes.append(f"{len(broken):,} {what} left out; see Data.")
+    if len(source.pool) < FEW_IMAGES:
+        notes.append(
+            f"{len(source.pool):,} images are few to pretrain on: compare with a public encoder and with training from "
+            "nothing before you rely on this one (maelift bench)."
+        )
+    held_out = [value for _, value in points(records, "held_out/loss")]
+    if len(held_out) >= 8 and held_out[-1] < (1 - FALLING) * held_out[-1 - len(held_out) // 4]:
+        notes.append("The held-out loss was still falling at the end: longer training (epochs) is worth a try.")
+    if len(held_out) >= 4 and held_out[-1] > 1.02 * min(held_out):
+        notes.append(
+            "The held-out loss has risen again from its lowest: the images are seen too often for their number."
+        )
+    return notes
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
+
+
+def _mean(records: Sequence[Mapping[str, float]], name: str) -> float | None:
+    found = [value for _, value in points(records, name)]
+    return sum(found) / len(found) if found else None
+
+
+def _figures(records: Sequence[Mapping[str, float]], source: Source, labeled: ProbeImages | None) -> Table:
+    """The last figures: what they are of and in which unit stands in each row."""
+    unit, rows = _unit(source.config), []
+    wanted = [
+        ("held-out loss", "held_out/loss", f"{len(source.held_out):,} held-out images, fixed masks", unit, 1.0, ".4f"),
+        ("training loss", "train/loss", "one training batch, drawn masks", unit, 1.0, ".4f"),
+    ]
+    if labeled is not None:
+        names = {"knn": "kNN probe", "linear": "linear probe", "attentive": "attentive probe"}
+        of = f"{len(labeled.val):,} validation images, {len(labeled.train):,} labels"
+        for kind in source.config.probe.kinds:
+            wanted.append((names[kind], f"probe/{kind}_top1_val", of, "top-1 accuracy in %", 100.0, ".2f"))
+    for title, name, of, measure, factor, form in wanted:
+        value = _last(records, name)
+        if value is not None:
+            rows.append((title, format(factor * value, form), of, measure))
+    return Table("Figures at the end of the run (1 seed)", ("figure", "value", "of", "unit"), tuple(rows))
+
+
+def _charts(
+    records: Sequence[Mapping[str, float]], source: Source, labeled: ProbeImages | None
+) -> list[tuple[str, str, Markup]]:
+    """The curves as (caption, what they show in words, inline SVG)."""
+    held_out = f"; held_out/loss: {len(source.held_out):,} images, fixed masks" if len(source.held_out) else ""
+    probed = "" if labeled is None else f" ({labeled.words()}; {UNDERSTATES})"
+    metrics = list(dict.fromkeys(name for record in records for name in record))
+    drawn = []
+    for key, caption, label, chosen, factor in (
+        ("loss", f"Loss: {_unit(source.config)} (1 seed{held_out})", "loss", ["train/loss", "held_out/loss"], 1.0),
+        ("probe", f"Probes of the encoder{probed}", "top-1 accuracy in %", _with(metrics, "probe/"), 100.0),
+        ("rate", "Learning rate", "learning rate", ["lr"], 1.0),
+        ("gradient", "Norm of the gradient of the whole model, before clipping", "norm", ["gradient_norm"], 1.0),
+        ("speed", "Throughput of training, without evaluations", "images/s", ["images_per_second"], 1.0),
+        ("wait", "Share of the training time spent waiting for images", "%", ["data_wait_share"], 100.0),
+        ("memory", "Most memory taken so far (CPU: the main process alone)", "MiB", _with(metrics, "memory/"), 1.0),
+    ):
+        lines: list[Line] = [(name, found) for name in chosen[:LINES] if (found := points(records, name, factor))]
+        if lines:
+            logarithmic = key == "gradient" and all(value > 0 for _, found in lines for _, value in found)
+            drawn.append((caption, in_words(lines), draw_curves(lines, label, key, logarithmic=logarithmic)))
+    return drawn
+
+
+def _with(names: Sequence[str], prefix: str) -> list[str]:
+    return [name for name in names if name.startswith(prefix)]
+
+
+def _pictures(folder: Path, source: Source) -> list[tuple[str, str]]:
+    """Pictures as (address, caption): the originals, what the encoder saw, reconstructions from the first to the last."""
+    found = {int(path.stem.removeprefix("step-")): path for path in sorted((folder / PICTURES).glob("step-*.png"))}
+    steps = sorted(found)
+    if not steps:
+        return []
+    chosen = sorted({steps[round(number * (len(steps) - 1) / max(1, TIMES - 1))] for number in range(TIMES)})
+    strips: list[tuple[str, str]] = []
+    for step in chosen:
+        with Image.open(found[step]) as file:
+            originals, masked, rebuilt = picture_columns(file.convert("RGB"), shown_count(source))
+        if not strips:
+            hidden = f"{source.config.masking.ratio:.0%} hidden"
+            strips += [(_strip(originals), "The originals"), (_strip(masked), f"What the encoder sees ({hidden})")]
+        strips.append((_strip(rebuilt), f"Filled in after {step:,} steps"))
+    return strips
+
+
+def _strip(tiles: Sequence[Image.Image]) -> str:
+    """Tiles in rows on white, as an address that holds the picture."""
+    across = min(ACROSS, len(tiles))
+    width, height = tiles[0].size
+    scale = min(1.0, (STRIP_WIDTH - (across - 1) * GAP) / (across * width))
+    width, height = max(1, round(scale * width)), max(1, round(scale * height))
+    down = math.ceil(len(tiles) / across)
+    sheet = Image.new("RGB", (across * (width + GAP) - GAP, down * (height + GAP) - GAP), "white")
+    for number, tile in enumerate(tiles):
+        row, column = divmod(number, across)
+        small = tile if scale == 1 else tile.resize((width, height), Image.Resampling.BICUBIC)
+        sheet.paste(small, (column * (width + GAP), row * (height + GAP)))
+    buffer = io.BytesIO()
+    sheet.save(buffer, format="JPEG", quality=88)
+    return data_url(buffer.getvalue(), "jpeg")
+
+
+def _shown(source: Source) -> str:
+    """What the pictures are of."""
+    which = f"{shown_count(source)} images that were never trained on"
+    if not len(source.held_out):
+        which = f"{shown_count(source)} of the images that were trained on, as none were held out"
+    text = f"{which}, the same masks each time. Visible patches are the original's."
+    if source.config.norm_pix_loss:
+        text += " Each hidden patch is given the true one's brightness and contrast, which the model does not predict."
+    if source.channels not in (1, 3):
+        text += (
+            f" Of {source.channels} channels {'the first three are' if source.channels > 3 else 'the first is'} shown."
+        )
+    return text
+
+
+def _event_table(events: Sequence[Event]) -> Table | None:
+    if not events:
+        return None
+    more = f" (the last {LISTED} of {len(events):,}; all are in {EVENTS_FILE})" if len(events) > LISTED else ""
+    rows = tuple((f"{event.step:,}", event.kind, event.text) for event in events[-LISTED:])
+    return Table(f"What happened beside the steps{more}", ("after step", "kind", "what"), rows)
+
+
+def _broken_images(folder: Path) -> list[tuple[str, str]]:
+    """The images that were left out, before training or in it, with the reasons."""
+    found: dict[str, str] = {}
+    for name in ("rejected.csv", "quarantine.csv"):
+        path = folder / name
+        if path.exists():
+            with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+                found |= {row[0]: row[1] for row in list(csv.reader(file))[1:] if len(row) > 1}
+    return list(found.items())
+
+
+def _data_table(source: Source, broken: Sequence[tuple[str, str]]) -> Table:
+    rows = (
+        ("from", show(public_config({"data": source.config.data})["data"])),
+        ("trained on", f"{len(source.pool):,}"),
+        ("held out", f"{len(source.held_out):,}"),
+        ("broken, left out", f"{len(broken):,}"),
+        ("channels", _channels(source.channels)),
+    )
+    return Table("The images", ("what", "number"), rows)
+
+
+def _cost_table(records: Sequence[Mapping[str, float]], provenance: Provenance, seconds: float | None) -> Table:
+    on_gpu = provenance.gpu_hours > 0
+    hours = provenance.gpu_hours if on_gpu else provenance.cpu_hours
+    rows = [(f"{'GPU' if on_gpu else 'CPU'} hours, over all processes", f"{hours:.3f}")]
+    if seconds is not None:
+        rows.insert(0, ("time, evaluations among it", duration(seconds)))
+    for title, name, factor, unit in (
+        ("throughput of training, mean", "images_per_second", 1.0, "images/s"),
+        ("time waiting for images, mean", "data_wait_share", 100.0, "%"),
+    ):
+        if (mean := _mean(records, name)) is not None:
+            rows.append((f"{title} ({unit})", f"{factor * mean:,.1f}"))
+    for title, name in (("main process", "memory/cpu_peak_mib"), ("GPU", "memory/cuda_peak_mib")):
+        if (peak := max((value for _, value in points(records, name)), default=None)) is not None:
+            rows.append((f"most memory, {title} (MiB)", f"{peak:,.0f}"))
+    return Table("What it took", ("what", "value"), tuple(rows))
+
+
+def _next(config: PretrainConfig, encoder: Path) -> list[tuple[str, str]]:
+    """What to do next: in words, and as a command, to be given in the folder that the run's folder is in."""
+    if encoder.is_absolute():
+        encoder = Path(encoder.parent.name) / encoder.name
+    file = shlex.quote(f"encoder={encoder}")
+    return [
+        ("Train a classifier on labelled images", f"maelift transfer classify {file} data=LABELLED_FOLDER out=FOLDER"),
+        ("Train a detector", f"maelift transfer detect {file} data=COCO_FOLDER out=FOLDER"),
+        ("Train a segmentor", f"maelift transfer segment {file} data=MASKS_FOLDER out=FOLDER"),
+        ("Fill in hidden parts of your own images", f"maelift reconstruct {file} images=IMAGES out=FOLDER"),
+        ("Load it in another framework", f"maelift export {shlex.quote(str(encoder))} --to timm out=FOLDER"),
+        ("Learn whether pretraining was worth it, with error bars", "maelift bench SUITE.yaml out=FOLDER"),
+    ]

@@ -1,0 +1,326 @@
+"""Pretraining: a folder of images in, an encoder file out (MAE, Appendix A.1, Table 8)."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from ..core.config import resolve, to_dict
+from ..core.data.images import ImageSet
+from ..core.data.sampling import Batch, Batches, MixedSampler, Quarantine, Sampler
+from ..core.data.sources import ConcatImages, find_sources
+from ..core.distributed import Ranks, compile_blocks, recompute_activations
+from ..core.files import output_folder
+from ..core.models.encoder import preset_spec
+from ..core.models.encoder_file import (
+    DECODER_FILE,
+    ENCODER_FILE,
+    DecoderFile,
+    Provenance,
+    encoder_hash,
+    read_encoder,
+    save_decoder,
+    save_encoder,
+)
+from ..core.models.preprocessing import Preprocessing
+from ..core.optional_imports import require
+from ..core.progress import Listener, duration
+from ..core.public_names import public_config
+from ..core.seeding import seeded_rng, torch_stream
+from ..core.slurm import Submitted, submit
+from ..core.terminal import quoted
+from ..core.training.checkpoints import Checkpoints
+from ..core.training.loop import Callbacks, Schedule, State, WeightAverage, train
+from ..core.training.optimizers import parameter_groups
+from ..core.training.run_dir import RunFolder
+from ..core.training.tracker import Tracker, read_metrics
+from ..version import __version__
+from .auto_accumulate import passes_that_fit
+from .config import PretrainConfig
+from .data import CROP_DRAWS, Source, check_split, data_preprocessing, find_pool, read_source
+from .dry_run import plan
+from .evaluation import SUMMARY_FILE, Monitor, loading_advice
+from .init_weights import InitWeights, load_init_weights, read_init_weights
+from .mae import MaskedAutoencoder
+from .online_probe import ProbeImages, read_probe
+
+__all__ = ["PretrainResult", "plan", "pretrain", "pretrain_or_submit"]
+
+logger = logging.getLogger("maelift")
+
+
+@dataclass(frozen=True)
+class PretrainResult:
+    """What pretraining leaves: ``encoder`` is the file, losses are means over the images named."""
+
+    encoder: Path
+    steps: int
+    images: int
+    held_out_loss: float | None
+    held_out_images: int
+    seconds: float | None
+    """that training took, in all its sittings; None where it was done before"""
+
+    def summary(self) -> str:
+        """The result in a few lines."""
+        loss = (
+            "no images were held out"
+            if self.held_out_loss is None
+            else f"held-out masked loss {self.held_out_loss:.4f} ({self.held_out_images} images, fixed masks, 1 seed)"
+        )
+        took = "" if self.seconds is None else f" in {duration(self.seconds)}"
+        return (
+            f"encoder: {self.encoder}\n{self.steps} steps on {self.images} images{took}; {loss}\n"
+            f"curves and pictures: {self.encoder.with_name(SUMMARY_FILE)}\n"
+            f"next: maelift transfer classify encoder={quoted(self.encoder)} data=LABELLED_FOLDER out=FOLDER"
+        )
+
+
+def pretrain_or_submit(config: PretrainConfig) -> PretrainResult | Submitted:
+    """What the command does: ``pretrain``, or with launch=slurm hand that to SLURM."""
+    if config.launch == "here":
+        return pretrain(config)
+    check_split(config, len(find_sources(config.data)), config.slurm.processes)
+    keys = {
+        **to_dict(config),
+        "launch": "here",
+        "data": _resolved(config.data),
+        "out": str(Path(config.out).resolve()),
+    }
+    return submit(_pretrain_keys, keys, config.slurm, config.out, "maelift-pretrain")
+
+
+def _resolved(data: str | tuple[str, ...]) -> str | list[str]:
+    """Sources by absolute paths: a job may begin in another folder."""
+    return str(Path(data).absolute()) if isinstance(data, str) else [str(Path(part).absolute()) for part in data]
+
+
+def _pretrain_keys(keys: Mapping[str, Any]) -> PretrainResult:
+    return pretrain(resolve(PretrainConfig, keys))
+
+
+def pretrain(
+    config: PretrainConfig,
+    *,
+    images: ImageSet | None = None,
+    preprocessing: Preprocessing | None = None,
+    listener: Listener | None = None,
+) -> PretrainResult:
+    """Pretrain as ``config`` says, or go on where the same run was stopped; under torchrun, on all its processes.
+
+    ``images`` take the place of those found in ``config.data``, ``preprocessing`` that of the statistics which the
+    configuration names. ``listener`` hears of progress in place of the terminal. Raises MaeliftError for what a user
+    can mend, Interrupted when asked to stop.
+    """
+    with Ranks.here(config.device) as ranks, ExitStack() as held:
+        beginning = read_init_weights(config)
+        images = images if images is not None else find_pool(config, ranks)
+        check_split(config, len(images), ranks.world_size)
+        if config.wandb is not None:
+            require("wandb")
+        labeled = read_probe(config.probe, config.max_rejected)
+        folder = held.enter_context(RunFolder.open(output_folder(config.out), config, ranks))
+        source = read_source(config, images, folder.path, ranks)
+        folder.check_data(source.manifest.digest, ranks, None if beginning is None else beginning.digest)
+        done = folder.path / ENCODER_FILE
+        if done.exists():
+            logger.info("pretrain: %s is there already; nothing was done again", done)
+            Checkpoints(folder.checkpoints, ranks).remove()  # left by a kill between the two
+            if ranks.is_main and not (folder.path / SUMMARY_FILE).exists():  # it was killed between the two
+                _summarise(folder.path, source, labeled)
+            return _result(folder.path, source, config)
+        state, batches, schedule = _prepare(config, source, beginning, preprocessing, ranks, folder.path)
+        checkpoints = Checkpoints(folder.checkpoints, ranks, config.checkpoints)
+        if state.load(checkpoints):
+            logger.info("pretrain: going on from step %d of %d", state.step, schedule.steps)
+        monitor = Monitor(source, folder.path, labeled, schedule.steps)
+        with Tracker(
+            folder.path,
+            "pretrain",
+            total=schedule.steps,
+            images_per_step=config.batch_size,
+            active=ranks.is_main,
+            listener=listener,
+            loading_advice=loading_advice(config, batches.workers),
+            wandb=config.wandb,
+            config=to_dict(config),
+        ) as tracker:
+            if batches.quarantine is not None:
+                batches.quarantine.tell = lambda step, text: tracker.event(step, "quarantine", text)
+            train(
+                state,
+                batches,
+                lambda wrapped, batch: _objective(wrapped, batch, cast(MaskedAutoencoder, state.model), config),
+                schedule,
+                seed=config.seed,
+                ranks=ranks,
+                tracker=tracker,
+                upkeep=Callbacks(
+                    evaluate=lambda judged, step: monitor.look(cast(MaskedAutoencoder, judged), step),
+                    evaluate_at=monitor.looks_at,
+                    checkpoints=checkpoints,
+                    checkpoint_seconds=60 * config.checkpoint_minutes,
+                    log_every=config.log_every,
+                    recovery=config.recovery,
+                    names=lambda indices: [source.pool.name(index) for index in indices.tolist()],
+                ),
+                precision=config.precision,
+                clip_grad=config.clip_grad,
+            )
+        model = cast(MaskedAutoencoder, state.judged)
+        if ranks.is_main:
+            _save(model, config, source, beginning, schedule, state, ranks, done)
+            _summarise(folder.path, source, labeled, state.seconds)
+        checkpoints.remove()
+        return _result(folder.path, source, config, state.seconds)
+
+
+def _objective(wrapped: nn.Module, batch: Batch, model: MaskedAutoencoder, config: PretrainConfig) -> torch.Tensor:
+    """The masked loss; the noise of the global batch belongs to (seed, step), so any split of it sees the same masks."""
+    generator = torch_stream(config.seed, "masks", batch.step)
+    noise = torch.rand(config.batch_size, model.spec.num_patches, generator=generator)[slice(*batch.rows)]
+    images = model.preprocessing.normalize(batch.pixels)
+    noise = config.masking.arrange(noise, model.spec.grid).to(images.device)
+    loss: torch.Tensor = wrapped(images, config.masking.ratio, noise, loss_only=True).loss
+    return loss
+
+
+def _prepare(
+    config: PretrainConfig,
+    source: Source,
+    beginning: InitWeights | None,
+    preprocessing: Preprocessing | None,
+    ranks: Ranks,
+    folder: Path,
+) -> tuple[State, Batches, Schedule]:
+    spec = preset_spec(
+        config.model, image_size=config.image_size, patch_size=config.patch_size, channels=source.channels
+    )
+    if preprocessing is None and beginning is not None and config.statistics == "auto":
+        preprocessing = beginning.preprocessing(source.channels, config.value_range)
+    preprocessing = preprocessing or data_preprocessing(config, source)
+    with seeded_rng(config.seed, "weights"):
+        model = MaskedAutoencoder(
+            spec,
+            config.decoder,
+            norm_pix_loss=config.norm_pix_loss,
+            masks_in_encoder=config.masking.in_encoder,
+            preprocessing=preprocessing,
+        )
+    if beginning is not None:
+        for note in load_init_weights(model, beginning):
+            logger.info("pretrain: %s: %s", config.init, note)
+    model.to(ranks.device)
+    average = None if config.ema_decay is None else WeightAverage(model, config.ema_decay)
+    plain = None
+    if config.parallel == "fsdp" and ranks.world_size > 1:
+        plain = copy.deepcopy(model)
+        ranks.shard(model, model.all_blocks())
+        if average is not None:
+            ranks.shard(average.module, cast(MaskedAutoencoder, average.module).all_blocks())
+    if config.activation_checkpointing:
+        recompute_activations(model.all_blocks())
+    if config.compile:
+        compile_blocks(model.all_blocks())
+    steps = config.steps(len(source.pool))
+    warmup = 0.05 * config.epochs if config.warmup_epochs is None else config.warmup_epochs
+    schedule = Schedule(steps, config.peak_lr, warmup=steps * warmup / config.epochs)
+    groups = parameter_groups(
+        model.named_parameters(),
+        weight_decay=config.weight_decay,
+        depth=spec.depth,
+        layer_decay=config.layer_decay,
+        no_decay=(),
+    )
+    optimizer = torch.optim.AdamW(groups, lr=config.peak_lr, betas=config.betas, fused=True)
+    batches = Batches(
+        _order(config, source.pool),
+        source.crops,
+        draws=CROP_DRAWS,
+        ranks=ranks,
+        accumulate=passes_that_fit(model, config, ranks) if config.accumulate == "auto" else config.accumulate,
+        workers=source.pool.default_workers() if config.workers is None else config.workers,
+        crops_per_image=config.crops_per_image,
+        quarantine=Quarantine(folder / "quarantine.csv", len(source.pool), source.pool.name, config.max_rejected),
+    )
+    return State(model, optimizer, average, plain), batches, schedule
+
+
+def _order(config: PretrainConfig, pool: ImageSet) -> Sampler:
+    """Which images come in which step."""
+    images = config.batch_size // config.crops_per_image
+    if config.mix is None or not isinstance(pool, ConcatImages):
+        return Sampler(len(pool), images, config.seed)
+    return MixedSampler(pool.groups(), config.mix, images, config.seed)
+
+
+def _save(
+    model: MaskedAutoencoder,
+    config: PretrainConfig,
+    source: Source,
+    beginning: InitWeights | None,
+    schedule: Schedule,
+    state: State,
+    ranks: Ranks,
+    path: Path,
+) -> None:
+    hours = state.seconds / 3600 * ranks.world_size
+    on_gpu = ranks.device.type == "cuda"
+    provenance = Provenance(
+        method="masked autoencoder",
+        config=public_config(_without_folders(config)),
+        seed=config.seed,
+        steps=schedule.steps,
+        images_seen=schedule.steps * config.batch_size,
+        cpu_hours=0.0 if on_gpu else round(hours, 6),
+        gpu_hours=round(hours, 6) if on_gpu else 0.0,
+        data_manifest=source.manifest.digest,
+        parent=None if beginning is None else beginning.parent,
+        licence=None if beginning is None else beginning.file.provenance.licence,
+        tool_version=__version__,
+    )
+    encoder = model.encoder().cpu()
+    # The encoder file says that a run is done, so the decoder goes first.
+    save_decoder(
+        DecoderFile(
+            state=model.decoder_state(),
+            num_heads=model.decoder_spec.num_heads,
+            norm_eps=model.spec.norm_eps,
+            norm_pix_loss=model.norm_pix_loss,
+            encoder=encoder_hash(encoder),
+        ),
+        path.with_name(DECODER_FILE),
+    )
+    save_encoder(encoder, path, provenance)
+
+
+def _summarise(folder: Path, source: Source, labeled: ProbeImages | None, seconds: float | None = None) -> None:
+    """Write the page of a finished run; ``seconds`` of training in all its sittings, where they are known."""
+    from .report import write_summary  # it draws charts, which nothing else here needs
+
+    write_summary(folder, source, read_encoder(folder / ENCODER_FILE).provenance, labeled, seconds)
+
+
+def _without_folders(config: PretrainConfig) -> dict[str, Any]:
+    return {key: value for key, value in to_dict(config).items() if key not in ("data", "out", "launch", "slurm")}
+
+
+def _result(folder: Path, source: Source, config: PretrainConfig, seconds: float | None = None) -> PretrainResult:
+    provenance = read_encoder(folder / ENCODER_FILE).provenance
+    losses = [record["held_out/loss"] for record in read_metrics(folder / "metrics.jsonl") if "held_out/loss" in record]
+    return PretrainResult(
+        encoder=folder / ENCODER_FILE,
+        steps=provenance.steps,
+        images=len(source.pool),
+        held_out_loss=losses[-1] if losses else None,
+        held_out_images=len(source.held_out),
+        seconds=seconds,
+    )

@@ -1,0 +1,150 @@
+"""Copies that were planted among real images are found, and few others: saved anew, resized, mirrored, cropped."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from maelift.core.data.images import ArrayImages, find_images, idx_images
+from maelift.core.data.near_duplicates import SIDE, Copy, Thumbnails, find_copies, find_whole_copies
+from maelift.core.tools.fashion_scenes import FashionScenesConfig, fashion_scenes
+from maelift.tests.support import noise_image, write_images
+from PIL import Image
+
+Change = Callable[[Image.Image, np.random.Generator], Image.Image]
+Find = Callable[[Thumbnails, Thumbnails], list[Copy]]
+
+
+def saved_anew(image: Image.Image, draw: np.random.Generator) -> Image.Image:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=75)
+    return Image.open(buffer)
+
+
+def mirrored(image: Image.Image, draw: np.random.Generator) -> Image.Image:
+    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+
+
+def half_the_size(image: Image.Image, draw: np.random.Generator) -> Image.Image:
+    return image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+
+
+def larger(image: Image.Image, draw: np.random.Generator) -> Image.Image:
+    return image.resize((image.width * 3 // 2, image.height * 3 // 2), Image.Resampling.BICUBIC)
+
+
+def cropped(image: Image.Image, draw: np.random.Generator) -> Image.Image:
+    """A tenth of each side is gone, somewhere."""
+    width, height = round(0.9 * image.width), round(0.9 * image.height)
+    left, top = (
+        int(draw.integers(0, whole - part + 1)) for whole, part in ((image.width, width), (image.height, height))
+    )
+    return image.crop((left, top, left + width, top + height))
+
+
+def cropped_and_resized(image: Image.Image, draw: np.random.Generator) -> Image.Image:
+    return cropped(image, draw).resize(image.size, Image.Resampling.BICUBIC)
+
+
+OF_WHOLES: tuple[Change, ...] = (saved_anew, mirrored, half_the_size, larger)
+CHANGES: tuple[Change, ...] = (*OF_WHOLES, cropped, cropped_and_resized)
+
+
+def planted(images: list[Image.Image], change: Change, folder: Path) -> Thumbnails:
+    """Thumbnails of changed images, which were written to a folder and read back."""
+    folder.mkdir(parents=True)
+    draw = np.random.default_rng(len(change.__name__))
+    for number, image in enumerate(images):
+        change(image, draw).save(folder / f"{number:04d}.png")
+    return Thumbnails.of(find_images(folder))
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory, fashion_mnist: Path) -> tuple[list[Image.Image], Thumbnails]:
+    """Test scenes, and the thumbnails of a pool that has none of them."""
+    folder = tmp_path_factory.mktemp("scenes") / "scenes"
+    fashion_scenes(FashionScenesConfig(str(folder), str(fashion_mnist), train=1, val=1, test=100, pool=1000))
+    test, pool = find_images(folder / "images" / "test"), find_images(folder / "pool")
+    return [test.open(number) for number in range(len(test))], Thumbnails.of(pool)  # type: ignore[misc]
+
+
+def test_no_scene_is_taken_for_a_copy_of_another(scenes: tuple[list[Image.Image], Thumbnails], tmp_path: Path) -> None:
+    images, pool = scenes
+    own = planted(images, lambda image, draw: image, tmp_path / "own")
+    assert len(find_copies(own, pool)) <= 0.01 * len(images)
+
+
+def all_but_few_are_found(
+    images_and_pool: tuple[list[Image.Image], Thumbnails], change: Change, folder: Path, find: Find = find_copies
+) -> None:
+    """95 % of the images are found among the pool and their changed copies, and next to none is taken for another's."""
+    images, pool = images_and_pool
+    own = planted(images, lambda image, draw: image, folder / "own")
+    mixed = Thumbnails.row([pool, planted(images, change, folder / "copies")])
+    found = {copy.number: copy.original - len(pool) for copy in find(own, mixed)}
+    assert sum(found.get(number) == number for number in range(len(images))) >= 0.95 * len(images)
+    assert sum(original != number for number, original in found.items()) <= 0.01 * len(images)
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def test_copies_of_scenes_are_found(
+    scenes: tuple[list[Image.Image], Thumbnails], change: Change, tmp_path: Path
+) -> None:
+    all_but_few_are_found(scenes, change, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def items(fashion_mnist: Path) -> tuple[list[Image.Image], Thumbnails]:
+    """Items of Fashion-MNIST, and the thumbnails of a pool that has none of them."""
+    test = idx_images(fashion_mnist / "t10k-images-idx3-ubyte.gz").subset(range(100, 200))
+    pool = idx_images(fashion_mnist / "train-images-idx3-ubyte.gz").subset(range(2000))
+    return [test.open(number) for number in range(len(test))], Thumbnails.of(pool)
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def test_copies_of_centred_items_are_found(
+    items: tuple[list[Image.Image], Thumbnails], change: Change, tmp_path: Path
+) -> None:
+    """Fashion-MNIST's items are nearly alike: of thousands of T-shirts, some differ by little more than a crop."""
+    all_but_few_are_found(items, change, tmp_path)
+
+
+@pytest.mark.parametrize("change", OF_WHOLES, ids=lambda change: change.__name__)
+def test_copies_that_are_not_cropped_are_found_by_a_quick_look_too(
+    scenes: tuple[list[Image.Image], Thumbnails],
+    items: tuple[list[Image.Image], Thumbnails],
+    change: Change,
+    tmp_path: Path,
+) -> None:
+    all_but_few_are_found(scenes, change, tmp_path / "scenes", find_whole_copies)
+    all_but_few_are_found(items, change, tmp_path / "items", find_whole_copies)
+
+
+def test_a_quick_look_finds_none_among_none() -> None:
+    some = Thumbnails(np.zeros((2, SIDE, SIDE), dtype=np.uint8), np.full(2, SIDE, dtype=np.uint8))
+    none = Thumbnails(some.pixels[:0], some.grain[:0])
+    assert find_whole_copies(some, none) == find_whole_copies(none, some) == []
+    assert find_whole_copies(some, some) == []  # black images are like nothing
+
+
+def test_flat_broken_and_tiny_sets_are_no_copies(tmp_path: Path) -> None:
+    flat = Thumbnails(np.full((3, SIDE, SIDE), 90, dtype=np.uint8), np.full(3, SIDE, dtype=np.uint8))
+    none = Thumbnails(flat.pixels[:0], flat.grain[:0])
+    assert find_copies(flat, flat) == find_copies(none, flat) == find_copies(flat, none) == []
+    one = Thumbnails(np.asarray(noise_image(1, (SIDE, SIDE), "L"))[None], flat.grain[:1])
+    (only,) = find_copies(one, one)
+    assert (only.number, only.original) == (0, 0) and only.likeness == pytest.approx(1, abs=1e-4)
+    write_images(tmp_path / "some", 3)
+    (tmp_path / "some" / "image001.png").write_bytes(b"no picture")
+    stack = Thumbnails.of(find_images(tmp_path / "some"))
+    assert stack.pixels.shape == (3, SIDE, SIDE) and not stack.pixels[1].any() and stack.pixels[0].std() > 5
+    assert stack.grain.tolist() == [20, SIDE, 20]
+
+
+def test_thumbnails_are_those_of_arrays_and_deep_images_too() -> None:
+    values = np.random.default_rng(0).integers(0, 256, (2, 64, 64), dtype=np.uint8)
+    stack = Thumbnails.of(ArrayImages(values, Path("noise"), np.arange(2))).pixels
+    assert stack[0].tolist() == np.clip(values[0].reshape(32, 2, 32, 2).mean((1, 3)), 0, 255).astype(np.uint8).tolist()

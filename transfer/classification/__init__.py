@@ -1,0 +1,1 @@
+"""Classification: a class, or several, for each image."""

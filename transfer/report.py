@@ -1,0 +1,201 @@
+"""summary.html: what a finished transfer was, how well it does and what its predictions look like, in one file."""
+
+from __future__ import annotations
+
+import math
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from markupsafe import Markup
+
+from ..core.files import atomic_write_bytes
+from ..core.optional_imports import versions
+from ..core.progress import duration
+from ..core.public_names import public_config
+from ..core.report.html import LINES, Table, data_url, draw_curves, in_words, keys_table, machine, points, render
+from ..version import __version__
+from .metrics import NOT_SHARES, Scores
+from .visualize import Picture
+
+SUMMARY_FILE = "summary.html"
+TITLES = {"classify": "Classification", "detect": "Detection", "segment": "Segmentation", "probe": "Probe"}
+LIBRARIES = ("torch", "torchvision", "timm", "torchmetrics", "numpy", "pillow", "detectron2", "onedl-mmsegmentation")
+MOST_IN_MATRIX = 30
+"""Classes that a confusion matrix is shown for as a table; of more, the commonest confusions are listed alone."""
+CONFUSIONS = 10
+FOLDED_FROM = 40
+"""Rows from which a table is folded away."""
+COUNTS = ("count", "images", "objects", "pixels", "boxes", "instances")
+"""Figures of a class that are numbers of something, not shares."""
+
+
+def write_summary(
+    folder: Path,
+    *,
+    task: str,
+    config: Mapping[str, object],
+    scores: Scores,
+    curves: Sequence[Mapping[str, float]] = (),
+    pictures: Sequence[Picture] = (),
+    notes: Sequence[str] = (),
+    seconds: float | None = None,
+) -> Path:
+    """Write summary.html into a folder, all at once; it needs nothing from elsewhere.
+
+    ``config``: the run's keys; ``curves``: the records of its metrics.jsonl; ``notes``: what its reader should beware of;
+    ``seconds`` of training.
+    """
+    config = public_config(config)
+    html = render(
+        Path(__file__).with_name("report.html.j2"),
+        title=f"{TITLES.get(task, task)}: {config.get('out', folder.name)}",
+        headline=_headline(scores),
+        split=scores.split,
+        notes=list(notes),
+        start=_start(config),
+        figures=_metrics_table(scores),
+        classes=_class_table(scores),
+        empty=_without_examples(scores),
+        matrix=_matrix(scores),
+        confusions=_confusions(scores),
+        charts=_charts(curves),
+        pictures=[
+            (heading, nothing, [(data_url(picture.data, picture.kind), picture.caption) for picture in shown])
+            for heading, nothing, shown in _sorted(pictures)
+        ],
+        recipe=keys_table(config),
+        versions={"maelift": __version__, "python": platform.python_version(), **versions(*LIBRARIES)},
+        machine=machine(),
+        spent=None if seconds is None else duration(seconds),
+        folded_from=FOLDED_FROM,
+    )
+    path = folder / SUMMARY_FILE
+    atomic_write_bytes(path, html.encode("utf-8", "replace"))  # file names need not be UTF-8
+    return path
+
+
+def _headline(scores: Scores) -> str:
+    measured = [(name, value) for name, value in scores.metrics.items() if value is not None]
+    where = f"{scores.count:,} {scores.split} images"
+    if not measured:
+        return f"There was nothing to measure on the {where}."
+    name, value = measured[0]
+    return f"{name} {_percent(value)} % on the {where}"
+
+
+def _start(config: Mapping[str, object]) -> str:
+    """What training began with, in a sentence."""
+    if config.get("init") == "scratch":
+        return "Trained from nothing, with random weights."
+    kind = {"supervised": "weights that were trained with labels", "encoder": "a pretrained encoder"}
+    name = config.get("encoder")
+    begun = kind.get(str(config.get("init")), "an encoder")
+    return f"Trained from {begun}: {name}." if name else f"Trained from {begun}."
+
+
+def _metrics_table(scores: Scores) -> Table:
+    rows = tuple(
+        (f"{name} (not a share)", f"{value:.3f}")
+        if name in NOT_SHARES and value is not None
+        else (name, _percent(value))
+        for name, value in scores.metrics.items()
+    )
+    return Table(f"Figures in % on the {scores.count:,} {scores.split} images (1 seed)", ("figure", "value"), rows)
+
+
+def _class_table(scores: Scores) -> Table | None:
+    if not scores.per_class:
+        return None
+    figures = list(dict.fromkeys(name for values in scores.per_class.values() for name in values))
+    rows = tuple(
+        (name, *(_cell(figure, values.get(figure)) for figure in figures)) for name, values in scores.per_class.items()
+    )
+    caption = f"Each class on the {scores.count:,} {scores.split} images, shares in % (1 seed)"
+    return Table(caption, ("class", *figures), rows)
+
+
+def _cell(figure: str, value: float | None) -> str:
+    if value is not None and math.isfinite(value) and figure in COUNTS:
+        return f"{round(value):,}"
+    return _percent(value)
+
+
+def _without_examples(scores: Scores) -> list[str]:
+    """The classes that nothing could be measured of."""
+    names = list(scores.per_class)
+    if scores.confusion is not None and len(scores.confusion) == len(names):
+        return [name for name, row in zip(names, scores.confusion, strict=True) if not sum(row)]
+    return [
+        name
+        for name, values in scores.per_class.items()
+        if not any(value is not None and math.isfinite(value) for key, value in values.items() if key not in COUNTS)
+    ]
+
+
+def _class_names(scores: Scores) -> list[str]:
+    count = len(scores.confusion or ())
+    names = list(scores.per_class)
+    return names if len(names) == count else [f"class {number}" for number in range(count)]
+
+
+def _matrix(scores: Scores) -> list[tuple[str, list[tuple[int, float]]]]:
+    """For each true class its name, and of each predicted class the count and its share of the row."""
+    if scores.confusion is None or len(scores.confusion) > MOST_IN_MATRIX:
+        return []
+    names = _class_names(scores)
+    return [
+        (name, [(count, count / max(1, sum(row))) for count in row])
+        for name, row in zip(names, scores.confusion, strict=True)
+    ]
+
+
+def _confusions(scores: Scores) -> list[str]:
+    """The commonest confusions, in words."""
+    if scores.confusion is None:
+        return []
+    names = _class_names(scores)
+    pairs = [
+        (count, sum(row), true, taken)
+        for true, row in enumerate(scores.confusion)
+        for taken, count in enumerate(row)
+        if count and true != taken
+    ]
+    pairs.sort(key=lambda pair: (-pair[0], pair[2:]))
+    return [
+        f"{names[true]} taken for {names[taken]}: {count:,} of {total:,}"
+        for count, total, true, taken in pairs[:CONFUSIONS]
+    ]
+
+
+def _sorted(pictures: Sequence[Picture]) -> list[tuple[str, str, list[Picture]]]:
+    """The pictures under two headings, the wrong ones first: they tell more."""
+    if not pictures:
+        return []
+    wrong, right = ([picture for picture in pictures if picture.right is which] for which in (False, True))
+    return [
+        ("Wrong predictions", "None among the images that were looked at.", wrong),
+        ("Right predictions", "None among the images that were looked at.", right),
+    ]
+
+
+def _charts(curves: Sequence[Mapping[str, float]]) -> list[tuple[str, str, Markup]]:
+    """The curves as (caption, what they show in words, inline SVG)."""
+    names = list(dict.fromkeys(name for record in curves for name in record if name != "step"))
+    losses = [name for name in names if "loss" in name]
+    figures = [name for name in names if name.startswith("val/") and "loss" not in name]
+    drawn = []
+    for key, caption, label, chosen, factor in (
+        ("loss", "Loss while training", "loss", losses, 1.0),
+        ("validation", "Figures of the validation images while training", "%", figures, 100.0),
+        ("rate", "Learning rate", "learning rate", [name for name in names if name == "lr"], 1.0),
+    ):
+        lines = [(name, found) for name in chosen[:LINES] if (found := points(curves, name, factor))]
+        if lines:
+            left_out = f" (the first {LINES} of {len(chosen)})" if len(chosen) > LINES else ""
+            drawn.append((caption + left_out, in_words(lines), draw_curves(lines, label, key)))
+    return drawn
+
+
+def _percent(share: float | None) -> str:
+    return "none" if share is None or not math.isfinite(share) else f"{100 * share:.2f}"
