@@ -201,7 +201,7 @@ def fail_with(error: str, *, rank: str = "0") -> subprocess.CompletedProcess[str
     """Run ``maelift doctor`` as a process in which looking at the machine raises ``error``, a Python expression."""
     code = (
         "import sys, errno, maelift.cli, maelift.core.tools.doctor as doctor\n"
-        "from maelift.core.config import DataError\n"
+        "from maelift.core.errors import DataError\n"
         f"def fail(config): raise {error}\n"
         "doctor.doctor = fail\n"
         "sys.exit(maelift.cli.main(['doctor']))"
