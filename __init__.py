@@ -55,6 +55,8 @@ def __getattr__(name: str) -> object:
 
     if name in ("pretrain", "transfer"):
         return importlib.import_module(f".{name}", __name__)  # packages that can be called: see callable_package.py
+    if _HOMES.get(name) == "api":
+        return importlib.import_module(".api", __name__).function(name)
     if name in _HOMES:
         return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -18,6 +18,7 @@ import pytest
 import torch
 from maelift.adapters import detectron2 as adapter
 from maelift.adapters.detectron2_config import recipe
+from maelift.api_keys import ExportKeys
 from maelift.core.data.images import idx_file, read_idx
 from maelift.core.errors import CheckpointError, ConfigError, DataError, MaeliftError
 from maelift.core.models.encoder import Encoder, EncoderSpec
@@ -322,8 +323,8 @@ SHAPES: dict[str, Callable[[], Encoder]] = {
 def test_the_backbone_that_detectron2_builds_is_the_encoder(shape: str, tmp_path: Path) -> None:
     encoder = SHAPES[shape]()
     file = encoder_file(tmp_path / "encoder.safetensors", encoder)
-    keys = {"window_size": 0} if shape == "base" else {}
-    result = maelift.export(str(file), "detectron2", str(tmp_path / "out"), out_channels=16, **keys)
+    keys: ExportKeys = {"out_channels": 16, **({"window_size": 0} if shape == "base" else {})}
+    result = maelift.export(str(file), "detectron2", str(tmp_path / "out"), **keys)
     certificate = json.loads((tmp_path / "out" / "certificate.json").read_text())
     assert certificate["passed"] and len(certificate["keys"]["used"]) == 3 + 12 * encoder.spec.depth
     assert ("cls_token" in certificate["keys"]["unused"]) == encoder.spec.class_token
@@ -542,7 +543,7 @@ def test_four_channels_run_length_masks_and_boxes_alone(
     write_scenes(tmp_path / "data", fashion_mnist, 4, mode=mode, masks=masks)
     file = encoder_file(tmp_path / "encoder.safetensors", random_encoder("vit_nano", channels=len(mode), image_size=32))
     labels = str(tmp_path / "data" / "labels.json")
-    keys = {"image_size": 64, "out_channels": 32, "batch_size": 2, "train_json": labels, "val_json": labels}
+    keys: ExportKeys = {"image_size": 64, "out_channels": 32, "batch_size": 2, "train_json": labels, "val_json": labels}
     maelift.export(str(file), "detectron2", str(tmp_path / "out"), **keys)
     slim = [word for word in SLIM if masks != "none" or "mask_head" not in word]
     cfg = LazyConfig.apply_overrides(LazyConfig.load(str(tmp_path / "out" / "mask_rcnn.py")), slim)

@@ -25,6 +25,7 @@ import maelift
 import numpy as np
 import pytest
 import torch
+from maelift.api_keys import SuiteDataKeys
 from maelift.benchmarks import progress, runner
 from maelift.benchmarks import runs as runs_module
 from maelift.benchmarks.compare_suites import read_result
@@ -503,7 +504,7 @@ def test_a_change_runs_only_what_it_touches(whole: Whole, tmp_path: Path) -> Non
 
     def bench(**keys: Any) -> float:
         """The compute that the report names."""
-        images = {"path": str(whole.home / "images")}
+        images: SuiteDataKeys = {"path": str(whole.home / "images")}
         return maelift.api.bench(str(whole.home / "suite.yaml"), out=str(out), data=images, **keys).result.seconds_total
 
     spent = bench(arms={"scratch": {"label": "from nothing"}, "mae": {"label": "masked"}})

@@ -161,4 +161,4 @@ def test_numbers_that_cannot_be_are_refused(key: str) -> None:
 
 def test_an_unknown_task_is_named_with_those_that_are() -> None:
     with pytest.raises(MaeliftError, match="classify or detect or segment"):
-        maelift.transfer("count", data="x", out="y")  # type: ignore[arg-type]
+        maelift.transfer("count", data="x", out="y")  # type: ignore[call-overload]

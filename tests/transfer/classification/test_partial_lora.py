@@ -97,11 +97,12 @@ def test_a_run_changes_what_it_trains_and_leaves_an_ordinary_model(
         framework("peft")
     spec = EncoderSpec(image_size=(16, 16), patch_size=4, embed_dim=32, depth=2, num_heads=2)
     start = encoder_file(tmp_path / "encoder.safetensors", random_encoder(spec))
-    nested = {"lora": {name.removeprefix("lora."): value for name, value in keys.items()}} if method == "lora" else keys
-    out = tmp_path / "out"
-    result = maelift.transfer(
-        "classify", data=class_folders, out=out, encoder=start, method=method, **{**KEYS, **nested}
+    nested: dict[str, Any] = (
+        {"lora": {name.removeprefix("lora."): value for name, value in keys.items()}} if method == "lora" else keys
     )
+    out = tmp_path / "out"
+    nested = {**KEYS, **nested, "method": method}
+    result = maelift.transfer("classify", data=class_folders, out=out, encoder=start, **nested)
     before = read_encoder(start).encoder.state_dict()
     after = read_encoder(out / "encoder.safetensors").encoder.state_dict()
     assert before.keys() == after.keys()

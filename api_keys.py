@@ -1,0 +1,431 @@
+"""The keys of the functions in api.py as types, for type checkers and editors; written by tests/write_api_keys.py."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from typing import Literal, TypedDict
+
+Text = str | PathLike[str]
+"""A text, or a path."""
+
+
+class MaskingKeys(TypedDict, total=False):
+    """Keys of Masking."""
+
+    strategy: Literal["random", "block", "grid"]
+    ratio: float
+    in_encoder: bool
+
+
+class DecoderKeys(TypedDict, total=False):
+    """Keys of Decoder."""
+
+    embed_dim: int
+    depth: int
+    num_heads: int
+    attention: Literal["self", "cross"]
+    predict: float
+
+
+class CropKeys(TypedDict, total=False):
+    """Keys of Crop."""
+
+    scale: Sequence[float]
+    flip: bool
+    reduced_decoding: bool
+
+
+class RecoveryKeys(TypedDict, total=False):
+    """Keys of Recovery."""
+
+    skips: int
+    rewinds: int
+    slow_down: float
+    spike: float | None
+
+
+class SlurmKeys(TypedDict, total=False):
+    """Keys of Slurm."""
+
+    nodes: int
+    processes_per_node: int
+    gpus_per_node: int
+    cpus_per_process: int
+    memory_gb: float | None
+    minutes: int
+    save_seconds: int
+    partition: Text | None
+    account: Text | None
+    qos: Text | None
+    constraint: Text | None
+
+
+class ProbeKeys(TypedDict, total=False):
+    """Keys of Probe."""
+
+    data: Text | None
+    labels: int
+    val: int
+    kinds: Sequence[Literal["knn", "linear", "attentive"]]
+    times: int
+    layout: Literal["auto", "class_folders"]
+    label_column: Text | Sequence[Text] | None
+
+
+class PretrainKeys(TypedDict, total=False):
+    """Keys of ``maelift pretrain``."""
+
+    data: Text | Sequence[Text]
+    out: Text
+    mix: Sequence[float] | None
+    model: Literal["vit_nano", "vit_micro", "vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge"]
+    image_size: int | Sequence[int] | None
+    patch_size: int | None
+    channels: int | None
+    value_range: Sequence[float] | None
+    background: Text
+    statistics: Literal["auto", "imagenet", "data"]
+    masking: MaskingKeys
+    decoder: DecoderKeys
+    crop: CropKeys
+    init: Text | None
+    init_decoder: Literal["auto", "new"]
+    norm_pix_loss: bool
+    epochs: float
+    batch_size: int
+    accumulate: int | Literal["auto"]
+    crops_per_image: int
+    base_lr: float
+    lr: float | None
+    warmup_epochs: float | None
+    weight_decay: float
+    betas: Sequence[float]
+    layer_decay: float
+    ema_decay: float | None
+    clip_grad: float | None
+    precision: Literal["auto", "float32", "bfloat16", "float16"]
+    parallel: Literal["ddp", "fsdp"]
+    compile: bool
+    activation_checkpointing: bool
+    recovery: RecoveryKeys
+    device: Literal["auto", "cpu", "cuda"]
+    launch: Literal["here", "slurm"]
+    slurm: SlurmKeys
+    workers: int | None
+    holdout: int | float
+    evaluations: int
+    probe: ProbeKeys
+    log_every: int
+    wandb: Text | None
+    checkpoint_minutes: float
+    checkpoints: int
+    max_rejected: float
+    audit: Literal["auto", "full", "light"]
+    reindex: bool
+    seed: int
+    recipe: Text | None
+
+
+class ReconstructKeys(TypedDict, total=False):
+    """Keys of ``maelift reconstruct``."""
+
+    encoder: Text
+    images: Text
+    out: Text
+    mask: Text | None
+    masking: MaskingKeys
+    draws: int
+    keep_visible: bool
+    brightness: Literal["neighbours", "truth"]
+    compare: bool
+    seed: int
+    device: Literal["auto", "cpu", "cuda"]
+
+
+class LoraKeys(TypedDict, total=False):
+    """Keys of Lora."""
+
+    rank: int
+    alpha: float
+    dropout: float
+    targets: Sequence[Text]
+
+
+class ClassifyKeys(TypedDict, total=False):
+    """Keys of ``maelift transfer classify``."""
+
+    data: Text
+    out: Text
+    encoder: Text | None
+    init: Literal["encoder", "supervised", "scratch"]
+    model: Literal["vit_nano", "vit_micro", "vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge"]
+    image_size: int | Sequence[int] | None
+    patch_size: int | None
+    background: Text | None
+    seed: int
+    epochs: float
+    steps: int | None
+    batch_size: int
+    base_lr: float
+    lr: float | None
+    layer_decay: float
+    weight_decay: float
+    betas: Sequence[float]
+    warmup: float
+    schedule: Literal["cosine", "linear", "steps"]
+    drop_path: float
+    ema_decay: float | None
+    clip_grad: float | None
+    label_smoothing: float
+    mixup: float
+    cutmix: float
+    random_erasing: float
+    crop_scale: Sequence[float]
+    flip: bool
+    recipe: Literal["paper", "small"]
+    labels: int | float | None
+    val: int | float
+    test: int | float
+    split_seed: int
+    group: Text | None
+    folds: int | None
+    fold: int
+    accumulate: int
+    evaluations: int
+    patience: int | None
+    precision: Literal["auto", "float32", "bfloat16", "float16"]
+    device: Literal["auto", "cpu", "cuda"]
+    workers: int | None
+    checkpoint_minutes: float
+    max_rejected: float
+    evaluate: Literal["train", "val", "test"] | None
+    method: Literal["full", "partial", "lora", "linear", "attentive", "knn"]
+    multi_label: bool | None
+    layout: Literal["auto", "class_folders"]
+    label_column: Text | Sequence[Text] | None
+    blocks: float
+    lora: LoraKeys
+    features: Literal["mean", "class_token", "both"]
+    crops: int
+    cache: Text | None
+    solver: Literal["lars", "lbfgs"]
+    l2: float | None
+    probe_heads: int | None
+    neighbours: int
+    temperature: float | None
+
+
+class DetectKeys(TypedDict, total=False):
+    """Keys of ``maelift transfer detect``."""
+
+    data: Text
+    out: Text
+    encoder: Text | None
+    init: Literal["encoder", "supervised", "scratch"]
+    model: Literal["vit_nano", "vit_micro", "vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge"]
+    image_size: int | Sequence[int] | None
+    patch_size: int | None
+    background: Text | None
+    seed: int
+    epochs: float
+    steps: int | None
+    batch_size: int
+    base_lr: float
+    lr: float | None
+    layer_decay: float
+    weight_decay: float
+    betas: Sequence[float]
+    warmup: float
+    schedule: Literal["cosine", "linear", "steps"]
+    drop_path: float
+    ema_decay: float | None
+    clip_grad: float | None
+    recipe: Literal["paper", "small"]
+    labels: int | float | None
+    val: int | float
+    test: int | float
+    split_seed: int
+    group: Text | None
+    folds: int | None
+    fold: int
+    accumulate: int
+    evaluations: int
+    patience: int | None
+    precision: Literal["auto", "float32", "bfloat16", "float16"]
+    device: Literal["auto", "cpu", "cuda"]
+    workers: int | None
+    checkpoint_minutes: float
+    max_rejected: float
+    evaluate: Literal["train", "val", "test"] | None
+    relative_positions: bool
+    pyramid_channels: int
+    pyramid_scales: Sequence[float] | None
+    head_channels: int
+    box_convs: int
+    fc_dim: int
+    mask_convs: int
+    anchor_scale: float
+    anchor_sizes: Sequence[float] | None
+    proposals: int
+    region_samples: int
+    box_samples: int
+    score_threshold: float
+    max_detections: int
+    layout: Literal["auto", "coco", "yolo", "voc"]
+    engine: Literal["torchvision", "detectron2"]
+    head: Literal["auto", "faster", "mask", "cascade"]
+    window_size: int | None
+    jitter: Sequence[float]
+    flip: bool
+
+
+class SegmentKeys(TypedDict, total=False):
+    """Keys of ``maelift transfer segment``."""
+
+    data: Text
+    out: Text
+    encoder: Text | None
+    init: Literal["encoder", "supervised", "scratch"]
+    model: Literal["vit_nano", "vit_micro", "vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge"]
+    image_size: int | Sequence[int] | None
+    patch_size: int | None
+    background: Text | None
+    seed: int
+    epochs: float
+    steps: int | None
+    batch_size: int
+    base_lr: float
+    lr: float | None
+    layer_decay: float
+    weight_decay: float
+    betas: Sequence[float]
+    warmup: float
+    schedule: Literal["cosine", "linear", "steps"]
+    drop_path: float
+    ema_decay: float | None
+    clip_grad: float | None
+    recipe: Literal["paper", "small"]
+    labels: int | float | None
+    val: int | float
+    test: int | float
+    split_seed: int
+    group: Text | None
+    folds: int | None
+    fold: int
+    accumulate: int
+    evaluations: int
+    patience: int | None
+    precision: Literal["auto", "float32", "bfloat16", "float16"]
+    device: Literal["auto", "cpu", "cuda"]
+    workers: int | None
+    checkpoint_minutes: float
+    max_rejected: float
+    evaluate: Literal["train", "val", "test"] | None
+    engine: Literal["torch", "mmseg"]
+    head: Literal["linear", "conv", "upernet"]
+    head_channels: int | None
+    window_size: int
+    relative_positions: bool
+    layout: Literal["folders", "ade20k", "cityscapes"]
+    ignore: int | Sequence[int] | None
+    scale: Sequence[float]
+    cat_max_ratio: float
+    flip: bool
+    distort: bool
+    inference: Literal["slide", "whole"]
+    stride: int | Sequence[int] | None
+    short_side: int | None
+
+
+class SuiteDataKeys(TypedDict, total=False):
+    """Keys of SuiteData."""
+
+    path: Text | None
+    layout: Literal["auto", "class_folders"]
+    label_column: Text | Sequence[Text] | None
+    unlabelled: Text | Sequence[Text] | None
+    pool: int | float | None
+    val: int | float
+    test: int | float
+    seed: int
+    group: Text | None
+    near: Literal["auto", "full", "off"]
+    broken: float
+
+
+class TuningKeys(TypedDict, total=False):
+    """Keys of Tuning."""
+
+    rates: Sequence[float]
+    seed: int
+    check_seeds: int
+    max_doublings: int
+
+
+class BudgetKeys(TypedDict, total=False):
+    """Keys of Budget."""
+
+    hours: float | None
+    money: float | None
+    price: float | None
+
+
+class BenchKeys(TypedDict, total=False):
+    """Keys of ``maelift bench``."""
+
+    out: Text
+    title: Text
+    data: SuiteDataKeys
+    labels: Sequence[int]
+    seeds: Sequence[int] | Mapping[str, Sequence[int]]
+    tasks: Mapping[str, Mapping[str, object]]
+    pretrain_seeds: Sequence[int]
+    model: Literal["vit_nano", "vit_micro", "vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge"]
+    image_size: int | Sequence[int] | None
+    patch_size: int | None
+    channels: int
+    arms: Mapping[str, Mapping[str, object]]
+    axis: Text | None
+    published: Mapping[str, Text]
+    baseline: Text
+    tuning: TuningKeys
+    budget: BudgetKeys
+    evaluations: int
+    device: Literal["auto", "cpu", "cuda"]
+    executor: Literal["local", "slurm", "ray"]
+    slurm: SlurmKeys
+    workers: int | None
+    threads: int
+    stall_minutes: float
+
+
+class ExportKeys(TypedDict, total=False):
+    """Keys of ``maelift export``."""
+
+    image_size: int | Sequence[int] | None
+    patch_size: int | None
+    global_pool: Literal["avg", "token"]
+    decoder: Text | None
+    window_size: int | None
+    out_channels: int
+    num_classes: int | None
+    batch_size: int
+    epochs: int | None
+    train_json: Text | None
+    train_images: Text | None
+    val_json: Text | None
+    val_images: Text | None
+    crop_size: int | Sequence[int] | None
+    head_channels: int | None
+    data: Text
+    train_masks: Text
+    val_masks: Text
+    image_suffix: Text | None
+    classes: Sequence[Text]
+    ignore_index: int
+    reduce_zero_label: bool
+    iterations: int
+    workers: int
+    dynamic_size: bool
+    normalize: bool
