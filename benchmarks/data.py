@@ -16,18 +16,13 @@ from PIL import Image
 
 from ..core.cache import cache_file, load, save
 from ..core.data.audit import audit
-from ..core.data.classification import (
-    LabeledImages,
-    LabelKeys,
-    Splits,
-    audited_splits,
-    groups_of,
-    keys_below,
-    match_group,
-    single_label_parts,
-)
+from ..core.data.classification import LabeledImages, LabelKeys, keys_below
+from ..core.data.classification_reader import single_label_parts
 from ..core.data.decode import Picture, picture_of
+from ..core.data.groups import groups_of, match_group
 from ..core.data.images import ImageSet
+from ..core.data.labeled_dataset import Splits
+from ..core.data.missing_splits import audited_splits
 from ..core.data.near_duplicates import Copy, Thumbnails, find_copies, find_whole_copies
 from ..core.data.sources import find_sources
 from ..core.errors import DataError

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..core.data.classification import Splits, draw_labeled
+from ..core.data.labeled_dataset import Splits, draw_labeled
 from ..core.data.sampling import Batches, Sampler, each
 from ..core.device import autocast
 from ..core.distributed import Ranks

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..core.data.classification import LabeledDataset
-from ..core.data.coco import DetectionImages
 from ..core.data.decode import Picture
+from ..core.data.detection import DetectionImages
+from ..core.data.labeled_dataset import LabeledDataset
 from ..core.data.segmentation import SegmentationImages
 from ..core.report.html import MINUS, data_url
 from .data import small_picture

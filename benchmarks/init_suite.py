@@ -11,10 +11,11 @@ from typing import Any, Literal
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from ..core.data.classification import ClassFolderLayout, LabelKeys, single_label_parts
-from ..core.data.coco import detection_parts
+from ..core.data.classification import ClassFolderLayout, LabelKeys
+from ..core.data.classification_reader import single_label_parts
+from ..core.data.detection_reader import detection_parts
 from ..core.data.images import ImageSet, opened
-from ..core.data.segmentation import segmentation_parts
+from ..core.data.segmentation_reader import segmentation_parts
 from ..core.data.sources import find_source
 from ..core.dry_run import Plan
 from ..core.errors import DataError, MaeliftError

@@ -21,8 +21,8 @@ from torch import nn
 
 from ..adapters.pretrained import read_parent
 from ..core.config import to_dict
-from ..core.data.classification import Splits, draw_labeled
 from ..core.data.images import ImageSet, channel_statistics
+from ..core.data.labeled_dataset import Splits, draw_labeled
 from ..core.device import choose_device
 from ..core.distributed import Ranks
 from ..core.errors import ConfigError, MaeliftError

@@ -14,16 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..core.data.audit import audit
-from ..core.data.classification import (
-    ClassFolderLayout,
-    LabeledImages,
-    LabelKeys,
-    draw_labeled,
-    draw_missing_splits,
-    keys_below,
-    single_label_parts,
-)
+from ..core.data.classification import ClassFolderLayout, LabeledImages, LabelKeys, keys_below
+from ..core.data.classification_reader import single_label_parts
 from ..core.data.images import ImageSet
+from ..core.data.labeled_dataset import draw_labeled
+from ..core.data.missing_splits import draw_missing_splits
 from ..core.errors import ConfigError
 from ..core.models.encoder import Encoder, Features
 from ..core.models.probes import L2_GRID, AttentiveProbe, LinearProbe, NearestNeighbours, linear_fits
@@ -96,7 +91,7 @@ def read_probe(config: Probe, max_rejected: float) -> ProbeImages | None:
         parts = single_label_parts(config.data, LabelKeys(None, config.layout, config.label_column))
         splits = draw_missing_splits(parts, config.data, 0.1, 0.1, SPLIT_SEED)
     train = draw_labeled(splits.train, min(config.labels, len(splits.train)), SPLIT_SEED)
-    order = splits.val.draw_order(SPLIT_SEED)
+    order = splits.val.label_sampling_order(SPLIT_SEED)
     sound, contents = _sound(train, max_rejected)
     val, others = _sound(splits.val.subset(order[: config.val]), max_rejected)
     learned = set(contents)

@@ -28,8 +28,9 @@ from typing_extensions import Self
 
 from ..core.config import format_help, raw_value, resolve, to_dict
 from ..core.data.audit import audit, told_once, write_rejected
-from ..core.data.classification import Images, SplitManifest, Splits, audited_splits, draw_labeled, draw_missing_splits
 from ..core.data.decode import PixelFormat, background_colour
+from ..core.data.labeled_dataset import Images, Splits, draw_labeled
+from ..core.data.missing_splits import SplitManifest, audited_splits, draw_missing_splits
 from ..core.data.sampling import Batch, Batches, Sample, Sampler, Uniforms, each
 from ..core.device import Precision, choose_device
 from ..core.distributed import Ranks

@@ -20,7 +20,7 @@ from PIL import Image
 
 from ..core.data.audit import told_once, write_rejected
 from ..core.data.class_lists import read_class_list
-from ..core.data.coco import encode_mask
+from ..core.data.coco_masks import encode_mask
 from ..core.data.decode import PixelFormat, image_of
 from ..core.data.images import ImageSet, find_images, opened
 from ..core.device import Precision, autocast, choose_device

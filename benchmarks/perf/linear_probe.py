@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 import torch
 from maelift.core.config import resolve
-from maelift.core.data.classification import Splits, draw_labeled, read_splits
+from maelift.core.data.classification_reader import read_splits
 from maelift.core.data.images import opened
+from maelift.core.data.labeled_dataset import Splits, draw_labeled
 from maelift.core.distributed import Ranks
 from maelift.core.errors import MaeliftError
 from maelift.core.models.encoder import Encoder, preset_spec

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-ConventionFault = Literal[
+ConventionIssue = Literal[
     "boxes from 0 to 1",
     "boxes below one pixel",
     "boxes of another convention",
@@ -18,13 +18,13 @@ ConventionFault = Literal[
 ]
 Floats = NDArray[np.float64]
 
-NEARLY_ALL = 0.9
+MOST = 0.9
 """Share of the boxes that speaks for a whole file."""
-FEW, MANY = 0.1, 0.5
+SHARE_OF_TEN, SHARE_OF_FEW = 0.1, 0.5
 """Shares of boxes beyond their images from which another convention is looked for: among ten boxes and more, among fewer."""
-FITS = 0.95
+MIN_FIT = 0.95
 """Share of the boxes that must lie on their images in the other convention."""
-SLACK = 1.5
+TOLERANCE = 1.5
 """Pixels by which a box may differ from what it is compared with."""
 
 
@@ -61,7 +61,7 @@ def _swapped(boxes: Floats) -> Floats:
     return _coco(boxes[:, [1, 0, 3, 2]])
 
 
-OTHERS: Mapping[str, tuple[Callable[[Floats], Floats], str]] = {
+OTHER_CONVENTIONS: Mapping[str, tuple[Callable[[Floats], Floats], str]] = {
     "x1,y1,x2,y2": (_corners, "subtract x1 from x2 and y1 from y2"),
     "centre x, centre y, width, height": (_centres, "subtract half of width and height from the centre"),
     "y, x, height, width": (_swapped, "swap them"),
@@ -70,18 +70,18 @@ OTHERS: Mapping[str, tuple[Callable[[Floats], Floats], str]] = {
 """Other conventions: their corners x1, y1, x2, y2 from the four numbers, and how to make COCO's of them."""
 
 
-def convention_fault(raw: RawBoxes) -> tuple[ConventionFault, str] | None:
+def convention_issue(raw: RawBoxes) -> tuple[ConventionIssue, str] | None:
     """What all boxes of a file have in common that can hardly be meant, in words; None where they may be as they say."""
     if not len(raw):
         return None
     boxes, count = raw.boxes, len(raw)
     large = raw.sizes.max() > 2  # on an image of two pixels a box from 0 to 1 is one
     shares = (np.abs(boxes) <= 1).all(axis=1)
-    if large and shares.mean() >= NEARLY_ALL:
+    if large and shares.mean() >= MOST:
         how = "Multiply x and width by the image's width, y and height by its height (YOLO's x, y are of centres)"
         return "boxes from 0 to 1", f"{shares.sum():,} of {count:,} boxes from 0 to 1? Expected pixels. {how}"
     tiny = (boxes[:, 2:] < 1).any(axis=1)
-    if large and tiny.mean() >= NEARLY_ALL:
+    if large and tiny.mean() >= MOST:
         return "boxes below one pixel", f"{tiny.sum():,} of {count:,} boxes are below one pixel: expected pixels"
     outlined = ~np.isnan(raw.extents[:, 0])
     if large and outlined.any() and (np.abs(raw.extents[outlined]) <= 1).all():
@@ -90,16 +90,16 @@ def convention_fault(raw: RawBoxes) -> tuple[ConventionFault, str] | None:
     return _another_convention(raw) or _another_size(raw)
 
 
-def _another_convention(raw: RawBoxes) -> tuple[ConventionFault, str] | None:
+def _another_convention(raw: RawBoxes) -> tuple[ConventionIssue, str] | None:
     """Whether the boxes fit their images, outlines or areas in another order only."""
     as_coco = _coco(raw.boxes)
     beyond = ~_on_image(as_coco, raw.sizes)
-    least = FEW if len(raw) >= 10 else MANY
-    for name, (corners, how) in OTHERS.items():
+    least = SHARE_OF_TEN if len(raw) >= 10 else SHARE_OF_FEW
+    for name, (corners, how) in OTHER_CONVENTIONS.items():
         other = corners(raw.boxes)
         advice = f"COCO's are x, y, width, height: {how}"
         fits = _on_image(other, raw.sizes) & (other[:, 2:] > other[:, :2]).all(axis=1)
-        if beyond.mean() >= least and fits.mean() >= FITS:
+        if beyond.mean() >= least and fits.mean() >= MIN_FIT:
             what = (
                 f"{beyond.sum():,} of {len(raw):,} boxes reach beyond their images, though as {name} they lie on them"
             )
@@ -107,20 +107,20 @@ def _another_convention(raw: RawBoxes) -> tuple[ConventionFault, str] | None:
         for thing, agrees in (("outlines", _like_outlines), ("areas", _like_areas)):
             with np.errstate(invalid="ignore"):
                 mine, others = agrees(as_coco, raw), agrees(other, raw)
-            if len(mine) >= 3 and mine.mean() <= 1 - NEARLY_ALL and others.mean() >= NEARLY_ALL:
+            if len(mine) >= 3 and mine.mean() <= 1 - MOST and others.mean() >= MOST:
                 what = f"as {name} {others.sum():,} of {len(others):,} boxes agree with their {thing}"
                 return "boxes of another convention", f"{name}? {what}, as COCO's {mine.sum():,}. {advice}"
     return None
 
 
-def _another_size(raw: RawBoxes) -> tuple[ConventionFault, str] | None:
+def _another_size(raw: RawBoxes) -> tuple[ConventionIssue, str] | None:
     """Whether most boxes lie mostly beside their images."""
     as_coco = _coco(raw.boxes)
     limits = np.concatenate([raw.sizes, raw.sizes], axis=1)
     seen = np.clip(as_coco, 0, limits)
     area = (seen[:, 2:] - seen[:, :2]).prod(axis=1)
     mostly_beside = area < 0.5 * raw.boxes[:, 2:].prod(axis=1)
-    if len(raw) >= 10 and mostly_beside.mean() > MANY:
+    if len(raw) >= 10 and mostly_beside.mean() > SHARE_OF_FEW:
         what = f"{mostly_beside.sum():,} of {len(raw):,} boxes lie mostly beside their images"
         return "boxes of another image size", f"{what}: made for images of another size? Scale boxes with their images"
     return None
@@ -128,7 +128,7 @@ def _another_size(raw: RawBoxes) -> tuple[ConventionFault, str] | None:
 
 def _on_image(corners: Floats, sizes: Floats) -> NDArray[np.bool_]:
     """(n,): whether a box lies on its image."""
-    inside = (corners[:, :2] >= -SLACK).all(axis=1) & (corners[:, 2:] <= sizes + SLACK).all(axis=1)
+    inside = (corners[:, :2] >= -TOLERANCE).all(axis=1) & (corners[:, 2:] <= sizes + TOLERANCE).all(axis=1)
     return np.asarray(inside, dtype=bool)
 
 
@@ -136,7 +136,7 @@ def _like_outlines(corners: Floats, raw: RawBoxes) -> NDArray[np.bool_]:
     """Of each object with polygons, whether the box is the one around them."""
     there = ~np.isnan(raw.extents[:, 0])
     sides = (raw.extents[there, 2:] - raw.extents[there, :2]).max(axis=1, keepdims=True)
-    near = (np.abs(corners[there] - raw.extents[there]) <= SLACK + 0.02 * sides).all(axis=1)
+    near = (np.abs(corners[there] - raw.extents[there]) <= TOLERANCE + 0.02 * sides).all(axis=1)
     return np.asarray(near, dtype=bool)
 
 
@@ -148,22 +148,22 @@ def _like_areas(corners: Floats, raw: RawBoxes) -> NDArray[np.bool_]:
     return np.asarray(np.abs(areas - raw.areas[there]) <= 0.01 * raw.areas[there], dtype=bool)
 
 
-YOLO_OTHERS: Mapping[str, tuple[Callable[[Floats], Floats], str]] = {
+OTHER_YOLO_CONVENTIONS: Mapping[str, tuple[Callable[[Floats], Floats], str]] = {
     "x1 y1 x2 y2": (_corners, "the centre is half of the sum of the corners, the width x2 - x1, the height y2 - y1"),
     "x y width height from the upper left corner": (_coco, "add half of width and height to x and y"),
     "y x height width": (lambda boxes: _centres(boxes[:, [1, 0, 3, 2]]), "swap them"),
 }
 
 
-def yolo_fault(raw: RawBoxes) -> tuple[ConventionFault, str] | None:
+def yolo_convention_issue(raw: RawBoxes) -> tuple[ConventionIssue, str] | None:
     """The same of YOLO's boxes, their shares times the images' sizes: other conventions that fit where centres don't."""
     if not len(raw):
         return None
     beyond = ~_on_image(_centres(raw.boxes), raw.sizes)
-    for name, (corners, how) in YOLO_OTHERS.items():
+    for name, (corners, how) in OTHER_YOLO_CONVENTIONS.items():
         other = corners(raw.boxes)
         fits = _on_image(other, raw.sizes) & (other[:, 2:] > other[:, :2]).all(axis=1)
-        if beyond.mean() >= (FEW if len(raw) >= 10 else MANY) and fits.mean() >= FITS:
+        if beyond.mean() >= (SHARE_OF_TEN if len(raw) >= 10 else SHARE_OF_FEW) and fits.mean() >= MIN_FIT:
             what = (
                 f"{beyond.sum():,} of {len(raw):,} boxes reach beyond their images, though as {name} they lie on them"
             )

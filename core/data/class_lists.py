@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from ..errors import DataError
 from ..files import read_regular
 
-VALUES = 2**16
+NUM_MASK_VALUES = 2**16
 """A mask has 8 or 16 bits."""
-UNKNOWN_COLOUR = VALUES - 1
+UNKNOWN_COLOUR = NUM_MASK_VALUES - 1
 """The value of a pixel whose colour isn't listed."""
-LARGEST = 2**22
+MAX_BYTES = 2**22
 """Bytes of a list of classes."""
 
 COLOUR_FILES = (
@@ -105,7 +105,7 @@ def has_class_list(root: Path) -> bool:
 def _text(path: Path) -> str:
     """UTF-8 or, as Windows' tools write it with its mark, UTF-16."""
     try:
-        content = read_regular(path, LARGEST)
+        content = read_regular(path, MAX_BYTES)
         return content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not a text in UTF-8 (byte {error.start}). Save it as UTF-8.") from error
@@ -238,8 +238,8 @@ def _from_json(path: Path) -> ClassList:
 def _checked(pairs: Iterable[tuple[int, str]], path: Path) -> dict[int, str]:
     names: dict[int, str] = {}
     for value, name in pairs:
-        if not 0 <= value < VALUES:
-            raise DataError(f"{path}: {name} has the value {value}. Expected 0 to {VALUES - 1}.")
+        if not 0 <= value < NUM_MASK_VALUES:
+            raise DataError(f"{path}: {name} has the value {value}. Expected 0 to {NUM_MASK_VALUES - 1}.")
         if value in names:
             raise DataError(f"{path}: {names[value]} and {name} both have the value {value}.")
         if name in names.values() or not name:

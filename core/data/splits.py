@@ -329,3 +329,33 @@ class _Draw:
             able = able or (queue_of_all if self.all_of_a_class else [])
             drawn.update(sorted(able, key=lambda one: found.sizes[one])[:1])
         return list(drawn)
+
+
+def rarest_first_order(labels: Sequence[Sequence[int]], seed: int, name: str) -> list[int]:
+    """All images, each with any number of classes, in an order whose every beginning has all classes about as often.
+
+    Each time an image is drawn of the class that has come least so far and has images left (iterative stratification,
+    Sechidis et al. 2011, with even shares); images without a class are taken for a class of their own.
+    """
+    generator = stream(seed, name)
+    none = max((label for image in labels for label in image), default=-1) + 1
+    members: list[list[int]] = [[] for _ in range(none + 1)]
+    for index in generator.permutation(len(labels)):
+        for label in labels[index] or (none,):
+            members[label].append(int(index))
+    # a share of one draw breaks ties between classes, so that none is always first
+    came = generator.random(none + 1) / 2
+    drawn = np.zeros(len(labels), dtype=bool)
+    order: list[int] = []
+    while len(order) < len(labels):
+        label = int(came.argmin())
+        while members[label] and drawn[members[label][-1]]:
+            members[label].pop()
+        if not members[label]:
+            came[label] = np.inf
+            continue
+        index = members[label].pop()
+        drawn[index] = True
+        order.append(index)
+        came[list(labels[index]) or [none]] += 1
+    return order

@@ -18,7 +18,7 @@ from xml.parsers import expat
 
 from ..errors import DataError
 from ..files import read_regular
-from .coco_content import LARGEST_TEXT, CocoContent, below, sizes_of
+from .coco_content import MAX_TEXT_BYTES, CocoContent, image_sizes, relative_posix_path
 from .dataset_format import ANNOTATION_FOLDERS, IMAGE_FOLDERS, SPLIT_NAMES, VOC_FOLDERS, split_of
 from .decode import SUFFIXES
 from .file_index import folders_named, list_files
@@ -138,7 +138,7 @@ def image_sets(root: Path, task: str) -> dict[str, list[str]]:
         extra = ("trainval", "default") if split == "train" else ()
         path = next((folder / f"{name}.txt" for name in (*names, *extra) if (folder / f"{name}.txt").is_file()), None)
         if path is not None:
-            text = read_regular(path, LARGEST_TEXT).decode("utf-8-sig", "replace")
+            text = read_regular(path, MAX_TEXT_BYTES).decode("utf-8-sig", "replace")
             lists[split] = [line.split()[0] for line in text.splitlines() if line.strip()]
     return lists
 
@@ -229,7 +229,7 @@ def _parse(file: Path) -> ElementTree.Element:
     parser.StartElementHandler, parser.EndElementHandler = start, end
     parser.CharacterDataHandler, parser.StartDoctypeDeclHandler = builder.data, doctype
     try:
-        parser.Parse(read_regular(file, LARGEST_TEXT), True)
+        parser.Parse(read_regular(file, MAX_TEXT_BYTES), True)
         root = builder.close()
     except (expat.ExpatError, LookupError, ValueError, AssertionError) as error:
         raise DataError(f"{file}: not valid XML ({error})") from error
@@ -265,7 +265,7 @@ def _objects(file: Path, folder: Path, faults: list[DataIssue]) -> list[_Object]
             continue
         difficult = (element.findtext("difficult") or "").strip() in ("1", "true", "True")
         x1, y1, x2, y2 = corners
-        found.append(_Object(name, (x1, y1, x2, y2), difficult, f"{below(file, folder)} {where}"))
+        found.append(_Object(name, (x1, y1, x2, y2), difficult, f"{relative_posix_path(file, folder)} {where}"))
     return found
 
 
@@ -288,13 +288,13 @@ def _content(
     difficult = 0
     first = 0.0 if from_zero else 1.0
     for number, ((image, objects), size) in enumerate(
-        zip(rows, sizes_of([image for image, _ in rows], split), strict=True)
+        zip(rows, image_sizes([image for image, _ in rows], split), strict=True)
     ):
         if isinstance(size, str):
             part.faults.append(DataIssue("image that can't be opened", image, "", size))
             continue
         height, width = size
-        images.append({"id": number, "file_name": below(image, root), "height": height, "width": width})
+        images.append({"id": number, "file_name": relative_posix_path(image, root), "height": height, "width": width})
         for one in objects:
             x1, y1, x2, y2 = one.box
             x1, y1 = x1 - first, y1 - first

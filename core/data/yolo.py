@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import DataError
-from .box_conventions import RawBoxes, yolo_fault
-from .coco_content import CocoContent, below, read_text, sizes_of
+from .box_conventions import RawBoxes, yolo_convention_issue
+from .coco_content import CocoContent, image_sizes, read_text, relative_posix_path
 from .dataset_format import ANNOTATION_FOLDERS, IMAGE_FOLDERS, SPLIT_NAMES, YOLO_FILES
 from .decode import SUFFIXES
 from .file_index import folders_named, list_files
@@ -252,7 +252,7 @@ def _content(split: str, images: _Images, faults: list[DataIssue], names: Sequen
     raw: list[tuple[float, ...]] = []
     root = Path(os.path.commonpath([path.parent for path in images.paths])) if images.paths else Path()
     folder = images.folders[0] if images.folders else root
-    sizes = sizes_of(images.paths, split)
+    sizes = image_sizes(images.paths, split)
     used: set[Path] = set()
     stems: dict[Path, Path] = {}
     for number, (path, size, labels) in enumerate(zip(images.paths, sizes, images.labels, strict=True)):
@@ -266,7 +266,7 @@ def _content(split: str, images: _Images, faults: list[DataIssue], names: Sequen
             faults.append(DataIssue("two images of one label file", path, "", f"{text} is that of {stems[text]} too"))
             continue
         height, width = size
-        listed.append({"id": number, "file_name": below(path, root), "height": height, "width": width})
+        listed.append({"id": number, "file_name": relative_posix_path(path, root), "height": height, "width": width})
         if text is None:
             continue
         try:
@@ -289,7 +289,7 @@ def _content(split: str, images: _Images, faults: list[DataIssue], names: Sequen
             row = _row(len(rows) + 1, number, category, numbers, width, height)
             if len(numbers) == BOX - 1:
                 raw.append((*numbers, width, height))
-            places[row["id"]] = f"{below(text, folder)} line {line}"
+            places[row["id"]] = f"{relative_posix_path(text, folder)} line {line}"
             rows.append(row)
     if (strange := _convention(raw)) is not None:
         faults.append(DataIssue(strange[0], folder, "", strange[1]))
@@ -343,7 +343,7 @@ def _convention(raw: Sequence[tuple[float, ...]]) -> tuple[str, str] | None:
     table = np.array(raw, dtype=np.float64).reshape(-1, 6)
     sizes = table[:, 4:]
     nothing = np.full((len(table), 4), np.nan)
-    return yolo_fault(RawBoxes(table[:, :4] * np.tile(sizes, 2), sizes, nothing[:, 0], nothing))
+    return yolo_convention_issue(RawBoxes(table[:, :4] * np.tile(sizes, 2), sizes, nothing[:, 0], nothing))
 
 
 def _unused(images: _Images, used: set[Path]) -> list[DataIssue]:

@@ -19,13 +19,17 @@ from typing import Any, Literal, TypeVar
 from ..data import unread
 from ..data.audit import FLAT_IMAGE, TRANSPARENCY, TRANSPARENT, flat_text, pixel_hash
 from ..data.class_lists import has_class_list
-from ..data.classification import ClassFolderLayout, LabeledImages, LabelKeys, groups_by_path, read_parts
-from ..data.coco import DetectionLayout, parse_detection
+from ..data.classification import ClassFolderLayout, LabeledImages, LabelKeys
+from ..data.classification_reader import read_parts
 from ..data.dataset_format import SPLIT_NAMES, FormatTask, identify, question
 from ..data.decode import PixelFormat, background_colour, is_flat
+from ..data.detection_reader import DetectionLayout, parse_detection
+from ..data.groups import groups_by_path
 from ..data.images import FolderImages, ImageSet, opened
 from ..data.issues import AUTO_FIXES, DataIssue
-from ..data.segmentation import Layout, SegmentationImages, parse_segmentation
+from ..data.segmentation import SegmentationImages
+from ..data.segmentation_layouts import MaskLayout
+from ..data.segmentation_reader import parse_segmentation
 from ..data.sources import find_source
 from ..data.thumbnails import Thumbnail, best_matches, descriptors, threshold, thumbnail
 from ..dry_run import Plan
@@ -328,13 +332,13 @@ def detection_layout(layout: str) -> DetectionLayout:
     return next((one for one in DETECTION_LAYOUTS if one == layout), "auto")
 
 
-def mask_layout(data: Path, layout: str) -> Layout:
+def mask_layout(data: Path, layout: str) -> MaskLayout:
     """How masks are laid out, of any layout that a command was given, or as found."""
-    names: tuple[Layout, ...] = ("folders", "ade20k", "cityscapes")
+    names: tuple[MaskLayout, ...] = ("folders", "ade20k", "cityscapes")
     return next((one for one in names if one == layout), layout_of(data))
 
 
-def layout_of(data: Path) -> Layout:
+def layout_of(data: Path) -> MaskLayout:
     """How masks are laid out in a folder."""
     if (data / "leftImg8bit").is_dir():
         return "cityscapes"

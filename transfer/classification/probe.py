@@ -18,8 +18,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ...core.data.classification import ClassImages, Splits
+from ...core.data.classification import ClassImages
 from ...core.data.images import ImageSet, fit_and_crop, random_resized_crop, to_array
+from ...core.data.labeled_dataset import Splits
 from ...core.data.sampling import Batch, Sample, Uniforms
 from ...core.device import Precision, autocast
 from ...core.distributed import Ranks

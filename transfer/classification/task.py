@@ -17,17 +17,11 @@ from timm.data.mixup import Mixup
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor, nn
 
-from ...core.data.classification import (
-    ClassFolderLayout,
-    ClassImages,
-    LabeledImages,
-    LabelKeys,
-    MultiLabeledImages,
-    Splits,
-    class_parts,
-)
+from ...core.data.classification import ClassFolderLayout, ClassImages, LabeledImages, LabelKeys, MultiLabeledImages
+from ...core.data.classification_reader import class_parts
 from ...core.data.decode import PLAIN_FORMAT, PixelFormat
 from ...core.data.images import ImageSet, as_image, fit_and_crop, random_resized_crop, to_array
+from ...core.data.labeled_dataset import Splits
 from ...core.data.sampling import Batch, Sample, Uniforms
 from ...core.device import Precision, autocast
 from ...core.distributed import Ranks

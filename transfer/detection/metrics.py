@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...core.data.coco import encode_mask
+from ...core.data.coco_masks import encode_mask
 from ...core.files import atomic_write_text
 from ..metrics import Scores
 from ..predictions import Detections

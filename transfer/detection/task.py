@@ -17,10 +17,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ...adapters.bundle import usual_window
-from ...core.data.classification import Splits
-from ...core.data.coco import DetectionImages, Objects, Polygons, detection_parts, draw_mask
+from ...core.data.coco_masks import Polygons, draw_mask
 from ...core.data.dataset_format import hint
+from ...core.data.detection import DetectionImages, Objects
+from ...core.data.detection_reader import detection_parts
 from ...core.data.images import to_array
+from ...core.data.labeled_dataset import Splits
 from ...core.data.sampling import Batch, Sample, Uniforms
 from ...core.device import autocast
 from ...core.distributed import Ranks

@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from ...core.data.classification import Splits
 from ...core.data.dataset_format import hint
 from ...core.data.decode import PLAIN_FORMAT, PixelFormat
 from ...core.data.images import resized_part, to_array
+from ...core.data.labeled_dataset import Splits
 from ...core.data.sampling import Batch, Sample, Uniforms
-from ...core.data.segmentation import SegmentationImages, segmentation_parts
+from ...core.data.segmentation import SegmentationImages
+from ...core.data.segmentation_reader import segmentation_parts
 from ...core.device import autocast
 from ...core.distributed import Ranks
 from ...core.errors import ConfigError, DataError

@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from maelift.core.data.coco import DetectionImages, detection_parts, parse_detection
-from maelift.core.data.segmentation import parse_segmentation, segmentation_parts
+from maelift.core.data.detection import DetectionImages
+from maelift.core.data.detection_reader import detection_parts, parse_detection
+from maelift.core.data.segmentation_reader import parse_segmentation, segmentation_parts
 from maelift.core.errors import MaeliftError
 from maelift.core.tools.check_data import DataCheck, DataCheckConfig, data_check
 from maelift.tests.core.data.test_yolo_and_voc import write_voc, write_yolo, yaml_of

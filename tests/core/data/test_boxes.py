@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from maelift.core.data.coco import Parsed, parse_detection, read_detection
+from maelift.core.data.coco import ParsedDetection
+from maelift.core.data.detection_reader import parse_detection, read_detection
 from maelift.core.errors import DataError
 from maelift.tests.support import framework, noise_image
 
@@ -43,7 +44,7 @@ def write(folder: Path, content: dict[str, Any]) -> Path:
     return folder
 
 
-def train(folder: Path) -> Parsed:
+def train(folder: Path) -> ParsedDetection:
     return parse_detection(folder)["train"]
 
 

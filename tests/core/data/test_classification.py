@@ -8,16 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from maelift.core.data.classification import (
-    LabeledImages,
-    MultiLabeledImages,
-    audit_splits,
-    draw_labeled,
-    draw_missing_splits,
-    read_class_splits,
-    read_splits,
-)
+from maelift.core.data.classification import LabeledImages, MultiLabeledImages
+from maelift.core.data.classification_reader import read_class_splits, read_splits
 from maelift.core.data.images import FolderImages
+from maelift.core.data.labeled_dataset import draw_labeled
+from maelift.core.data.missing_splits import audit_splits, draw_missing_splits
 from maelift.core.errors import DataError
 from maelift.tests.support import noise_image, write_images
 
@@ -182,7 +177,7 @@ def test_draws_of_several_labels_are_even_and_nested() -> None:
     sets = [tuple(np.flatnonzero(row)) for row in generator.random((400, 5)) < [0.5, 0.3, 0.1, 0.05, 0.02]]
     images = FolderImages(Path(), tuple(f"{n}.png" for n in range(400)))
     many = MultiLabeledImages(images, tuple(tuple(map(int, labels)) for labels in sets), tuple("abcde"))
-    assert many.least_train == 5
+    assert many.min_train == 5
     draws = [draw_labeled(many, count, 3) for count in (5, 20, 60)]
     for smaller, larger in pairwise(draws):
         assert names(smaller) < names(larger)

@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from maelift.core.data.classification import audit_splits, draw_labeled
-from maelift.core.data.coco import DetectionImages, parse_detection, read_detection
+from maelift.core.data.detection import DetectionImages
+from maelift.core.data.detection_reader import parse_detection, read_detection
+from maelift.core.data.labeled_dataset import draw_labeled
+from maelift.core.data.missing_splits import audit_splits
 from maelift.core.errors import DataError
 from maelift.tests.support import framework, noise_image
 from PIL import Image

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from maelift.benchmarks.init_suite import InitConfig, init
 from maelift.benchmarks.suite import BenchConfig
-from maelift.core.data.classification import LabelKeys, read_parts, read_splits
+from maelift.core.data.classification import LabelKeys
+from maelift.core.data.classification_reader import read_parts, read_splits
 from maelift.core.data.dataset_format import hint, identify
 from maelift.core.errors import DataError
 from maelift.core.tools.check_data import DataCheckConfig, data_check, tasks_of

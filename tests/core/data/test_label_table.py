@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from maelift.core.data.classification import LabelKeys, MultiLabeledImages, class_parts
+from maelift.core.data.classification import LabelKeys, MultiLabeledImages
+from maelift.core.data.classification_reader import class_parts
 from maelift.core.data.label_table import LabelTable, read_label_table
 from maelift.core.errors import DataError
 from maelift.tests.support import noise_image

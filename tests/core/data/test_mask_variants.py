@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 from maelift.core.data.class_lists import read_class_list
-from maelift.core.data.segmentation import SegmentationImages, parse_segmentation, read_mask, read_segmentation
+from maelift.core.data.mask_files import read_mask
+from maelift.core.data.segmentation import SegmentationImages
+from maelift.core.data.segmentation_reader import parse_segmentation, read_segmentation
 from maelift.core.errors import DataError
 from maelift.core.tools.check_data import DataCheckConfig, data_check
 from maelift.tests.support import noise_image

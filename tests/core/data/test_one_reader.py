@@ -23,7 +23,7 @@ from maelift.core.data.decode import (
     what_reads,
 )
 from maelift.core.data.images import as_image, find_images, opened, stored_pixels, to_array
-from maelift.core.data.segmentation import image_size
+from maelift.core.data.segmentation_reader import image_size
 from maelift.core.errors import ConfigError, DataError
 from maelift.core.models.preprocessing import Preprocessing
 from maelift.tests.support import deep_png, framework, noise_image

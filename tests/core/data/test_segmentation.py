@@ -8,14 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from maelift.core.data.classification import draw_labeled
-from maelift.core.data.segmentation import (
-    CITYSCAPES,
-    SegmentationImages,
-    parse_segmentation,
-    read_mask,
-    read_segmentation,
-)
+from maelift.core.data.labeled_dataset import draw_labeled
+from maelift.core.data.mask_classes import CITYSCAPES
+from maelift.core.data.mask_files import read_mask
+from maelift.core.data.segmentation import SegmentationImages
+from maelift.core.data.segmentation_reader import parse_segmentation, read_segmentation
 from maelift.core.errors import ConfigError, DataError
 from maelift.tests.support import noise_image
 from PIL import Image

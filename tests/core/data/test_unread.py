@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from maelift.core.data import unread
-from maelift.core.data.classification import read_parts
-from maelift.core.data.coco import detection_parts
+from maelift.core.data.classification_reader import read_parts
+from maelift.core.data.detection_reader import detection_parts
 from maelift.core.data.sources import find_source
 from maelift.core.tools.check_data import DataCheckConfig, data_check
 from maelift.tests.support import write_images

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from maelift.core.data.coco import DetectionImages, parse_detection, read_detection
+from maelift.core.data.detection import DetectionImages
+from maelift.core.data.detection_reader import parse_detection, read_detection
 from maelift.core.errors import ConfigError, DataError
 from maelift.core.tools.check_data import DataCheckConfig, data_check, tasks_of
 from maelift.tests.support import noise_image

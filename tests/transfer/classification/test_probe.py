@@ -12,7 +12,7 @@ import maelift
 import numpy as np
 import pytest
 import torch
-from maelift.core.data.classification import read_splits
+from maelift.core.data.classification_reader import read_splits
 from maelift.core.data.images import find_images
 from maelift.core.distributed import Ranks
 from maelift.core.errors import ConfigError, MaeliftError

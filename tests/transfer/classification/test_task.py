@@ -18,7 +18,7 @@ import maelift
 import pytest
 import torch
 import yaml
-from maelift.core.data.classification import read_splits
+from maelift.core.data.classification_reader import read_splits
 from maelift.core.distributed import Ranks
 from maelift.core.errors import MaeliftError
 from maelift.core.models.encoder import EncoderSpec

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from maelift.core.data.coco import read_detection
+from maelift.core.data.detection_reader import read_detection
 from maelift.transfer.detection.metrics import (
     coco_influences,
     coco_results,

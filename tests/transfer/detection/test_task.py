@@ -12,7 +12,9 @@ import maelift
 import numpy as np
 import pytest
 import torch
-from maelift.core.data.coco import Objects, Segmentation, read_detection
+from maelift.core.data.coco_masks import Segmentation
+from maelift.core.data.detection import Objects
+from maelift.core.data.detection_reader import read_detection
 from maelift.core.distributed import Ranks
 from maelift.core.errors import ConfigError, DataError
 from maelift.core.models.encoder import EncoderSpec

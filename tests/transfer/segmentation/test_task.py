@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from maelift.core.data.segmentation import read_segmentation
+from maelift.core.data.segmentation_reader import read_segmentation
 from maelift.core.distributed import Ranks
 from maelift.core.errors import MaeliftError
 from maelift.core.models.encoder import Encoder, EncoderSpec

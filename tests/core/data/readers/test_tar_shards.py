@@ -13,13 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from maelift.core.data import unread
-from maelift.core.data.classification import (
-    LabeledImages,
-    MultiLabeledImages,
-    audit_splits,
-    read_class_splits,
-    read_splits,
-)
+from maelift.core.data.classification import LabeledImages, MultiLabeledImages
+from maelift.core.data.classification_reader import read_class_splits, read_splits
+from maelift.core.data.missing_splits import audit_splits
 from maelift.core.data.readers.tar_shards import read_shards
 from maelift.core.data.sources import find_source
 from maelift.core.errors import DataError

@@ -1,0 +1,254 @@
+"""Where the images and masks of a segmentation data set lie: folders, ADE20K and Cityscapes."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from ..errors import DataError
+from .dataset_format import ANNOTATION_FOLDERS, IMAGE_FOLDERS, SPLIT_NAMES
+from .file_index import list_files
+from .images import FolderImages, find_images
+from .issues import DataIssue
+from .mask_files import LOSSY_SUFFIXES, MASK_SUFFIXES
+from .mask_names import mask_names
+from .unread import tell
+from .voc import image_sets
+
+MaskLayout = Literal["folders", "ade20k", "cityscapes"]
+
+MAX_SUGGESTIONS = 20
+"""Images without mask of which the message names a mask that may be theirs."""
+
+IMAGES_FIRST = ("images", "jpegimages", "image", "imgs", "img")
+
+MASKS_FIRST = ("masks", "mask", "segmentationclass", "labels", "annotations")
+"""Names of folders, in any capitals, that are looked for before the others of ``dataset_format``."""
+
+SPLIT_ENDINGS = ("_labels", "_masks", "_mask", "_label", "labels", "masks", "annot", "_annot", "_gt")
+"""What the folder of a split's masks has behind the name of the split: train/ and train_labels/."""
+
+
+@dataclass(frozen=True)
+class MaskPairs:
+    """The images of a split with their mask files."""
+
+    folder: Path
+    images: FolderImages
+    masks: tuple[Path, ...]
+    faults: tuple[DataIssue, ...] = ()
+
+
+def find_mask_folders(root: Path) -> dict[str, tuple[Path, Path]]:
+    """The folders of images and of masks of each split; empty where there are none. A single pair is the training split."""
+    parts: dict[str, tuple[Path, Path]] = {}
+    for split, names in SPLIT_NAMES.items():
+        for images, masks in _candidate_folders(root, names):
+            if images.is_dir() and (masks.is_dir() or split == "train"):
+                parts.setdefault(split, (images, masks))
+    if not parts and (pairs := [(images, masks) for images in _image_children(root) for masks in _mask_children(root)]):
+        parts["train"] = pairs[0]
+    return parts
+
+
+def _candidate_folders(root: Path, names: Sequence[str]) -> list[tuple[Path, Path]]:
+    """Where the images and the masks of a split of these names may lie, the likeliest first."""
+    found = []
+    for images in _image_children(root):
+        for folder in _children(images, names):
+            of_it = [mask for masks in _mask_children(root) for mask in _children(masks, [folder.name.lower()])]
+            found += [(folder, mask) for mask in of_it]
+            if not of_it and (root / "masks").is_dir():
+                found.append((folder, root / "masks" / folder.name))
+    for own in _children(root, names):
+        images_of = _image_children(own)
+        found += [(images, masks) for images in images_of for masks in _mask_children(own)]
+        beside = [root / f"{own.name}{ending}" for ending in SPLIT_ENDINGS]
+        found += [(own, masks) for masks in beside if not images_of and _holds_masks(masks)]
+        found += [(images, own / "masks") for images in images_of if not _mask_children(own)]
+    return found
+
+
+def _children(folder: Path, names: Sequence[str]) -> list[Path]:
+    """The folders in a folder that have one of the names, in any capitals; in the order of names."""
+    try:
+        there = [entry for entry in sorted(os.listdir(folder)) if (folder / entry).is_dir()]
+    except OSError:
+        return []
+    return [folder / entry for name in names for entry in there if entry.lower() == name]
+
+
+def _image_children(folder: Path) -> list[Path]:
+    """The folders of images in a folder."""
+    return _children(folder, list(dict.fromkeys([*IMAGES_FIRST, *sorted(IMAGE_FOLDERS)])))
+
+
+def _mask_children(folder: Path) -> list[Path]:
+    """The folders of masks in a folder; other names than "masks" count where there are files that may be some."""
+    names = list(dict.fromkeys([*MASKS_FIRST, *sorted(ANNOTATION_FOLDERS)]))
+    return [child for child in _children(folder, names) if child.name.lower() == "masks" or _holds_masks(child)]
+
+
+def _holds_masks(folder: Path) -> bool:
+    """Whether a folder has a file that may be a mask: labels/ may be YOLO's, annotations/ COCO's or VOC's."""
+    for _, folders, names in os.walk(folder):
+        folders.sort()
+        if any(os.path.splitext(name)[1].lower() in MASK_SUFFIXES | LOSSY_SUFFIXES for name in names):
+            return True
+    return False
+
+
+def folder_pairs(root: Path) -> dict[str, MaskPairs]:
+    parts = find_mask_folders(root) or {"train": (root / "images", root / "masks")}
+    for folder in (path for pair in parts.values() for path in pair):
+        if not folder.is_dir():
+            raise DataError(
+                f"data={root}: no folder {folder.relative_to(root)}. Expected images/train and masks/train (and val, test), "
+                "train/images and train/masks, or images and masks."
+            )
+    lists = image_sets(root, "segmentation") if parts.keys() == {"train"} else {}
+    if lists:  # Pascal VOC's: few of its images have masks
+        pairs = {split: _pair_masks(*parts["train"], names) for split, names in lists.items()}
+        counts = ", ".join(f"{len(names):,} {split}" for split, names in lists.items())
+        tell(f"{root}: the images that ImageSets/Segmentation lists are read ({counts}), and no others")
+    else:
+        pairs = {split: _pair_masks(*folders) for split, folders in parts.items()}
+    chosen = {masks for _, masks in parts.values()}
+    others = [
+        child for child in _mask_children(root) if not any(child == mask or child in mask.parents for mask in chosen)
+    ]
+    first = next(iter(pairs))
+    more = [
+        DataIssue("another folder of masks", folder, "", f"masks are read from {parts[first][1]}") for folder in others
+    ]
+    return {**pairs, first: replace(pairs[first], faults=(*pairs[first].faults, *more))}
+
+
+def ade20k_pairs(root: Path) -> dict[str, MaskPairs]:
+    parts = {"train": "training", "val": "validation"}
+    for folder in (root / "images" / "training", root / "annotations" / "training"):
+        if not folder.is_dir():
+            raise DataError(
+                f"data={root}: no folder {folder.relative_to(root)}. layout=ade20k is ADEChallengeData2016's."
+            )
+    return {
+        split: _pair_masks(root / "images" / name, root / "annotations" / name)
+        for split, name in parts.items()
+        if (root / "images" / name).is_dir()
+    }
+
+
+def cityscapes_pairs(root: Path) -> dict[str, MaskPairs]:
+    parts: dict[str, MaskPairs] = {}
+    for split in ("train", "val"):
+        images, labels = root / "leftImg8bit" / split, root / "gtFine" / split
+        if split == "train":
+            for folder in (images, labels):
+                if not folder.is_dir():
+                    raise DataError(
+                        f"data={root}: no folder {folder.relative_to(root)}. layout=cityscapes is leftImg8bit and gtFine."
+                    )
+        if not images.is_dir():
+            continue
+        names = [name for name in list_files(images) if name.endswith("_leftImg8bit.png")]
+        if not names:
+            raise DataError(f"data={root}: no *_leftImg8bit.png in {images.relative_to(root)}.")
+        kept, masks, faults = [], [], []
+        for name in names:
+            stem = name.removesuffix("_leftImg8bit.png")
+            candidates = [labels / f"{stem}_gtFine_{kind}.png" for kind in ("labelTrainIds", "labelIds")]
+            there = [path for path in candidates if path.is_file()]
+            if there:
+                kept.append(name)
+                masks.append(there[0])
+            else:
+                faults.append(
+                    DataIssue("image without mask", images / name, "", f"no {candidates[0]}, nor its labelIds")
+                )
+        parts[split] = MaskPairs(images, FolderImages(images, tuple(kept)), tuple(masks), tuple(faults))
+    return parts
+
+
+def _pair_masks(images: Path, masks: Path, listed: Sequence[str] | None = None) -> MaskPairs:
+    """Images and masks of equal relative paths, but for the suffix and for a word that all names have.
+
+    ``listed``: the images without their suffix, where not all are meant.
+    """
+    found = find_images(images)
+    if not isinstance(found, FolderImages):
+        raise DataError(f"data={images}: expected image files.")
+    meant = None if listed is None else frozenset(listed)
+    if meant is not None:
+        chosen = [number for number, name in enumerate(found.paths) if _stem(name) in meant]
+        found = found.subset(np.array(chosen, dtype=np.int64))
+    by_stem: dict[str, list[str]] = defaultdict(list)
+    for name in list_files(masks) if masks.is_dir() else []:
+        if Path(name).suffix.lower() in MASK_SUFFIXES | LOSSY_SUFFIXES and (meant is None or _stem(name) in meant):
+            by_stem[_stem(name)].append(name)
+    gone = sorted((meant or frozenset()) - set(map(_stem, found.paths)))
+    faults = [
+        DataIssue("listed image missing", images, "", f"no image {name}, which ImageSets/ lists") for name in gone
+    ]
+    kept: list[str] = []
+    files: list[Path] = []
+    stems = Counter(map(_stem, found.paths))
+    of_image = mask_names(list(stems), list(by_stem))
+    used = set(of_image.values())
+    unused = [stem for stem in by_stem if stem not in used]
+    for name in found.paths:
+        stem = _stem(name)
+        candidates = by_stem.get(of_image.get(stem, stem), [])
+        exact = [path for path in candidates if Path(path).suffix.lower() in MASK_SUFFIXES]
+        if stems[stem] > 1:
+            faults.append(
+                DataIssue("two images of one mask", images / name, "", f"{stems[stem]} images are called {stem}")
+            )
+        elif len(exact) > 1:
+            faults.append(DataIssue("two masks of one image", images / name, "", f"{' and '.join(exact)} in {masks}"))
+        elif exact:
+            kept.append(name)
+            files.append(masks / exact[0])
+        elif candidates:
+            what = "JPEG and WebP change the values of pixels. Save masks as PNG, from the source"
+            faults.append(DataIssue("broken mask", masks / candidates[0], "", what))
+        else:
+            near = _similar_stem(stem, unused) if len(faults) < MAX_SUGGESTIONS else None
+            there = f" (there is {by_stem[near][0]})" if near is not None else ""
+            faults.append(DataIssue("image without mask", images / name, "", f"no {masks / stem}.png{there}"))
+    renamed = [(image, mask) for image, mask in of_image.items() if image != mask]
+    if renamed:
+        what = f"{len(renamed):,} masks are named otherwise than their images, as {renamed[0][1]} of {renamed[0][0]}"
+        faults.append(DataIssue("masks by another name", masks, "", what))
+    images_of = {mask: image for image, mask in of_image.items()}
+    for stem in sorted(by_stem.keys() - used):
+        begin = next((stem[:end] for end in _prefix_ends(stem) if stem[:end] in images_of), None)
+        if begin is None:
+            what = f"no image {stem} in {images}"
+            faults.append(DataIssue("mask without image", masks / by_stem[stem][0], "", what))
+        else:
+            what = f"a further mask of the image {images_of[begin]}, which has {begin} already. Merge them into one"
+            faults.append(DataIssue("two masks of one image", masks / by_stem[stem][0], "", what))
+    return MaskPairs(images, FolderImages(images, tuple(kept)), tuple(files), tuple(faults))
+
+
+def _stem(name: str) -> str:
+    """A relative path without its suffix."""
+    return name[: len(name) - len(Path(name).suffix)]
+
+
+def _prefix_ends(stem: str) -> list[int]:
+    """Where a name may have ended before something was added: before each mark in it, the last one first."""
+    return [place for place in range(len(stem) - 1, 0, -1) if not stem[place].isalnum() and stem[place] != "/"]
+
+
+def _similar_stem(stem: str, others: Sequence[str]) -> str | None:
+    """The name that an image's mask may have been given."""
+    within = [other for other in others if stem and stem in other]
+    return min(within, key=len) if within else next(iter(get_close_matches(stem, others[:1000], 1, 0.8)), None)
