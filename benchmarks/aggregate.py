@@ -21,7 +21,8 @@ from .examples import address, won_and_lost
 from .protocol import Comparison, Results, compare, encoder_runs, iter_cells, seconds_spent
 from .results import Arm, Example, NearPair, SuiteResult, TaskResult
 from .runs import Context, Run, libraries
-from .suite import CLASSIFY, ArmConfig, BenchConfig
+from .suite import ArmConfig, BenchConfig
+from .task_design import CLASSIFY
 
 
 @dataclass

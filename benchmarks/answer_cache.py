@@ -56,7 +56,7 @@ class RunningNote:
     """How far a suite is, written into its folder while it runs; for commands only, as another is known by its words."""
 
     def __init__(self, config: BenchConfig) -> None:
-        from .suite import suite_files
+        from .suite_file import suite_files
 
         self._file, self._asked, self._written = Path(config.out) / RUNNING, _at_work.get(), -NOTED_EVERY
         self._rests_on = {} if self._asked is None else _stamps([*suite_files(config.suite), *CODE])[0]
@@ -110,7 +110,7 @@ def remember(words: Sequence[str], began: int, config: BenchConfig, result: Benc
     whole = result.result
     if (asked := _asked(words)) is None or whole.missing or whole.failed or whole.unspent:
         return
-    from .suite import suite_files
+    from .suite_file import suite_files
 
     out, images = Path(config.out), _image_folders(config)
     if not all(path.is_dir() for path in images):

@@ -29,7 +29,8 @@ from ..core.errors import DataError
 from ..core.progress import progress_logger
 from ..core.seeding import stream
 from ..core.terminal import quoted
-from .suite import CLASSIFY, BenchConfig, SuiteData
+from .suite import BenchConfig, SuiteData
+from .task_design import CLASSIFY
 
 MOST_PAIRS = 2 * 10**7
 """Pairs of images that are compared unasked for crops too: 2,000 with 10,000 take 40 seconds on two cores, more with fewer others

@@ -22,7 +22,7 @@ from ..transfer.classification.task import ClassificationTask
 from ..transfer.finetune import Recipe, Task
 from .protocol import Results
 from .runs import Context, Run, task_of
-from .suite import CLASSIFY
+from .task_design import CLASSIFY
 
 JUDGED = 32
 """Images that are judged to tell how long that takes."""

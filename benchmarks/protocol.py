@@ -12,7 +12,8 @@ from ..core.errors import MaeliftError
 from .results import METRICS, Cell, ConvergenceCheck, Curve, TuningRecord
 from .runs import Context, Run, read_result
 from .stats import converged
-from .suite import BenchConfig, TaskDesign
+from .suite import BenchConfig
+from .task_design import TaskDesign
 
 logger = logging.getLogger("maelift")
 

@@ -104,6 +104,11 @@ class TuningRecord:
     steps: int
     seed: int
 
+    @property
+    def edge(self) -> str:
+        """Which end of the rates tried the chosen one is, "lowest" or "highest"; empty for none."""
+        return {min(self.rates): "lowest", max(self.rates): "highest"}.get(self.chosen, "")
+
 
 @dataclass(frozen=True)
 class ConvergenceCheck:
@@ -151,6 +156,11 @@ class TaskResult:
     def by_seed(self, arm: str, labels: int) -> dict[int, Cell]:
         """The runs of an arm at a label count."""
         return {cell.seed: cell for cell in self.cells if cell.arm == arm and cell.labels == labels}
+
+    def mean_score(self, arm: str, labels: int) -> float:
+        """The mean test score of an arm at a label count; at least one run must be there."""
+        cells = self.by_seed(arm, labels).values()
+        return sum(self.score(cell) for cell in cells) / len(cells)
 
 
 @dataclass(frozen=True)

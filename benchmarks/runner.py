@@ -29,7 +29,8 @@ from .protocol import Results, compare, iter_cells, predict_runs, read_finished
 from .results import SuiteResult
 from .runs import PRETRAINING, Context, Run
 from .status import Status, standing
-from .suite import BenchConfig, TaskDesign
+from .suite import BenchConfig
+from .task_design import TaskDesign
 
 logger = logging.getLogger("maelift")
 

@@ -48,7 +48,8 @@ from ..transfer.model_file import MODEL_FILE, load_model
 from ..version import __version__
 from .data import Pools, count_of
 from .results import pack_items
-from .suite import CLASSIFY, BenchConfig, keys_of
+from .suite import BenchConfig, key_prefix
+from .task_design import CLASSIFY
 
 RESULT_FILE = "result.json"
 STATISTICS_SEED = 0
@@ -159,7 +160,7 @@ class Context:
             for labels in design.labels:
                 draw_labeled(self.pools.tasks[task].splits.train, labels, design.tuning.seed)
             if task != CLASSIFY:
-                with keys_of(f"tasks.{task}.recipe."):
+                with key_prefix(f"tasks.{task}.recipe."):
                     self._built(task)
 
     def facts(self, arm: str, *parts: str, **more: object) -> str:

@@ -10,12 +10,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import yaml
-
-from ..core.config import LARGEST_CONFIG, check_pairs, merged, nearest, raw_value, resolve, yaml_values
+from ..core.config import nearest, resolve
 from ..core.data.classification import ClassFolderLayout
 from ..core.errors import ConfigError, MaeliftError
-from ..core.files import read_regular_text
 from ..core.models.encoder import EncoderSpec, ModelName, check_divisible, preset_spec
 from ..core.signals import Interrupted
 from ..core.slurm import Slurm
@@ -24,12 +21,11 @@ from ..transfer.classification.task import ClassifyRecipe
 from ..transfer.detection.task import DetectConfig
 from ..transfer.finetune import Recipe, TransferConfig, recipe_defaults
 from ..transfer.segmentation.task import SegmentConfig
-
-SUITES = Path(__file__).parent / "suites"
-PUBLISHED = Path(__file__).with_name("published.yaml")
+from .published import read_published
+from .suite_file import named_suite, read_suite
+from .task_design import CLASSIFY, TaskConfig, TaskDesign, Tuning, check_distinct
 
 ArmKind = Literal["mae", "encoder", "supervised", "scratch"]
-Kind = Literal["classify", "detect", "segment"]
 
 INITS: dict[ArmKind, Literal["encoder", "supervised", "scratch"]] = {
     "mae": "encoder",
@@ -38,9 +34,6 @@ INITS: dict[ArmKind, Literal["encoder", "supervised", "scratch"]] = {
     "scratch": "scratch",
 }
 """Whose recipe, in transfer/recipes/, an arm is fine-tuned with, by its start."""
-
-CLASSIFY = "classify"
-"""What the task of the suite's own labelled images is called."""
 
 
 @dataclass(frozen=True)
@@ -118,102 +111,6 @@ class ArmConfig:
     def trains_encoder(self) -> bool:
         """Whether the suite pretrains it: on the pool, with or without labels."""
         return self.start == "mae" or (self.start == "supervised" and self.weights is None)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TaskConfig:
-    """Another task that the same arms are compared on, with annotated images of its own."""
-
-    task: Literal["detect", "segment"]
-    """what is trained: see maelift transfer detect -h, segment -h"""
-    data: str
-    """annotated images, as maelift transfer takes them: COCO JSON, or masks"""
-    labels: tuple[int, ...]
-    """numbers of annotated training images"""
-    seeds: tuple[int, ...] | dict[str, tuple[int, ...]]
-    """for all label counts, or for each; a seed is one draw of annotated images, one head and one order, for all arms"""
-    val: int | float = 0.1
-    """validation images where the data has no such split, a count or a share"""
-    test: int | float = 0.1
-    """test images where the data has no such split, a count or a share"""
-    seed: int = 0
-    """seeds the split"""
-    image_size: int | tuple[int, int] | None = None
-    """pixels, one side or [height,width]; null: the suite's"""
-    recipe: dict[str, Any] = field(default_factory=dict)
-    """keys of maelift transfer for all arms, recipe: small among them"""
-    arms: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """keys of maelift transfer that an arm has in place of those"""
-    steps: int | dict[str, int] | None = None
-    """steps of training, or those of each label count; doubled for as long as that helps; null: the recipe's epochs"""
-    rates: tuple[float, ...] | None = None
-    """learning rates tried; null: those of tuning"""
-    max_doublings: int | None = None
-    """how often an arm's steps may be doubled; null: as tuning says"""
-    evaluations: int | None = None
-    """times that a run is judged on validation images, which in detection costs much; null: the suite's"""
-    short: bool = False
-    """one run a seed at the recipe's own rate: nothing is tuned or checked, and no verdict is drawn"""
-
-
-@dataclass(frozen=True)
-class Tuning:
-    """What every arm gets at every label count, on validation only."""
-
-    rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2)
-    """learning rates tried"""
-    seed: int = 1000
-    """seed of the trials; none of the seeds that are compared"""
-    check_seeds: int = 2
-    """how many of the seeds are also trained for twice the steps, to see whether an arm still gains"""
-    max_doublings: int = 3
-    """how often an arm's steps may be doubled"""
-
-    def __post_init__(self) -> None:
-        if len(self.rates) < 4 or len(set(self.rates)) < len(self.rates):
-            raise ConfigError("rates", list(self.rates), "at least 4 rates, all different")
-        if min(self.rates) <= 0:
-            raise ConfigError("rates", list(self.rates), "rates above 0")
-        if self.seed < 0:
-            raise ConfigError("seed", self.seed, "0 or more")
-        if self.check_seeds < 1:
-            raise ConfigError("check_seeds", self.check_seeds, "1 or more")
-        if self.max_doublings < 0:
-            raise ConfigError("max_doublings", self.max_doublings, "0 or more")
-
-
-@dataclass(frozen=True)
-class TaskDesign:
-    """What is compared on a task: label counts, seeds, and how every arm is tuned and judged; ``short``: it isn't tuned."""
-
-    name: str
-    kind: Kind
-    labels: tuple[int, ...]
-    seeds: tuple[int, ...] | dict[str, tuple[int, ...]]
-    tuning: Tuning
-    evaluations: int
-    short: bool = False
-
-    def seeds_at(self, labels: int) -> tuple[int, ...]:
-        """The seeds that are compared at a label count."""
-        return self.seeds[str(labels)] if isinstance(self.seeds, dict) else self.seeds
-
-    def check(self) -> None:
-        """Raise ConfigError for what can't be compared."""
-        _check_different("labels", self.labels)
-        if min(self.labels) < 1:
-            raise ConfigError("labels", list(self.labels), "counts of at least 1")
-        if self.evaluations < 1:
-            raise ConfigError("evaluations", self.evaluations, "1 or more")
-        for labels in self.labels:
-            if isinstance(self.seeds, dict) and str(labels) not in self.seeds:
-                raise ConfigError("seeds", self.seeds, f"seeds for {labels} labels too")
-            seeds = self.seeds_at(labels)
-            _check_different("seeds", seeds)
-            if self.tuning.seed in seeds:
-                raise ConfigError("tuning.seed", self.tuning.seed, f"none of the compared seeds {list(seeds)}")
-            if self.tuning.check_seeds > len(seeds) and not self.short:
-                raise ConfigError("tuning.check_seeds", self.tuning.check_seeds, f"at most the {len(seeds)} seeds")
 
 
 @dataclass(frozen=True)
@@ -300,7 +197,7 @@ class BenchConfig:
         if self.channels not in (1, 3):
             raise ConfigError("channels", self.channels, "1 or 3")
         _ = self.spec  # checks model, image_size and patch_size
-        _check_different("pretrain_seeds", self.pretrain_seeds)
+        check_distinct("pretrain_seeds", self.pretrain_seeds)
         if not self.arms:
             raise ConfigError("arms", self.arms, "at least one arm, with its start and label")
         for name in self.arms:
@@ -325,7 +222,7 @@ class BenchConfig:
     @classmethod
     def resolve(cls, overrides: Sequence[str] | Mapping[str, object] = (), file: Path | None = None) -> BenchConfig:
         """The suite named in the overrides or the file, with what they say on top."""
-        suite = _named_suite(overrides, file)
+        suite = named_suite(overrides, file)
         return resolve(cls, overrides, file, read_suite(suite))
 
     @property
@@ -462,7 +359,7 @@ class BenchConfig:
             raise MaeliftError(
                 f"arms.{name}: no such arm. Did you mean arms.{close}? (A new arm needs start and label.)"
             )
-        with keys_of(f"arms.{name}."):
+        with key_prefix(f"arms.{name}."):
             for labels, steps in resolve(ArmConfig, keys).steps.items():
                 if not labels.isdigit() or steps < 1:
                     raise ConfigError(f"steps.{labels}", steps, "a count of labels with 1 or more steps")
@@ -473,15 +370,15 @@ class BenchConfig:
         if arm.compute_of is not None and (arm.compute_of not in self.arms or self.arm(arm.compute_of).start != "mae"):
             raise ConfigError(f"arms.{name}.compute_of", arm.compute_of, "the name of an arm with start=mae")
         if CLASSIFY in self.designs:
-            with keys_of(f"arms.{name}.recipe."):
+            with key_prefix(f"arms.{name}.recipe."):
                 _refuse_rates(arm.recipe)
                 resolve(ClassifyRecipe, arm.recipe, defaults=self._classify_defaults(name)).check_passes(1)
         for task in self._tasks:
-            with keys_of(f"tasks.{task}.recipe."):
+            with key_prefix(f"tasks.{task}.recipe."):
                 self._transfer(task, name, {})
-            with keys_of(f"tasks.{task}.arms.{name}."):
+            with key_prefix(f"tasks.{task}.arms.{name}."):
                 self._transfer(task, name, self.task(task).arms.get(name, {})).check_passes(1)
-        with keys_of(f"arms.{name}.pretrain."):
+        with key_prefix(f"arms.{name}.pretrain."):
             if arm.start == "mae":
                 for key in sorted(self._given(name, 0, "").keys() & arm.pretrain.keys()):
                     raise ConfigError(key, arm.pretrain[key], "no value here, as the suite gives one to all arms")
@@ -503,7 +400,7 @@ class BenchConfig:
         for name, keys in self.tasks.items():
             if name == CLASSIFY or not name.isidentifier():
                 raise ConfigError("tasks", name, f"names of letters, digits and _, other than {CLASSIFY}")
-            with keys_of(f"tasks.{name}."):
+            with key_prefix(f"tasks.{name}."):
                 task = resolve(TaskConfig, keys)
                 for arm in task.arms:
                     if arm not in self.arms:
@@ -517,7 +414,7 @@ class BenchConfig:
                     if steps is not None and steps < 1:
                         raise ConfigError("steps", task.steps, "1 or more")
         for name, design in self.designs.items():
-            with keys_of("" if name == CLASSIFY else f"tasks.{name}."):
+            with key_prefix("" if name == CLASSIFY else f"tasks.{name}."):
                 design.check()
                 _ = self.spec_at(name)  # checks image_size
         if not self.designs:
@@ -548,12 +445,6 @@ GIVEN = (
 CONFIGS: dict[str, type[TransferConfig]] = {"detect": DetectConfig, "segment": SegmentConfig}
 
 
-def read_published() -> dict[str, dict[str, Any]]:
-    """Published figures by protocol, each with its source, noise and rows."""
-    content: dict[str, dict[str, Any]] = yaml.safe_load(PUBLISHED.read_text(encoding="utf-8"))
-    return content
-
-
 def _refuse_rates(recipe: Mapping[str, Any], short: bool = False) -> None:
     for key in ("lr", "base_lr") if not short else ():
         if recipe.get(key) is not None:
@@ -561,7 +452,7 @@ def _refuse_rates(recipe: Mapping[str, Any], short: bool = False) -> None:
 
 
 @contextmanager
-def keys_of(prefix: str) -> Iterator[None]:
+def key_prefix(prefix: str) -> Iterator[None]:
     """Let errors within name their key in full."""
     try:
         yield
@@ -571,66 +462,3 @@ def keys_of(prefix: str) -> Iterator[None]:
         raise
     except MaeliftError as error:
         raise MaeliftError(f"{prefix}{error}") from error
-
-
-def _check_different(key: str, values: tuple[int, ...]) -> None:
-    if not values or len(set(values)) != len(values) or min(values) < 0:
-        raise ConfigError(key, list(values), "one or more whole numbers from 0 up, all different")
-
-
-def read_suite(suite: str) -> dict[str, Any]:
-    """The keys of a shipped suite or of a YAML file; with ``extends``, over those of another."""
-    keys: dict[str, Any] = {}
-    for _, own in _layers(suite):
-        keys = merged(keys, own)
-    return keys
-
-
-def suite_files(suite: str) -> list[Path]:
-    """The files that a suite is read from: its own last, before it those that it extends."""
-    return [path for path, _ in _layers(suite)]
-
-
-def _layers(suite: str, above: tuple[Path, ...] = ()) -> list[tuple[Path, dict[str, Any]]]:
-    """The files of a suite with their keys; ``above``: those that extend this one."""
-    path = SUITES / f"{suite}.yaml"
-    if not path.is_file():
-        path = Path(suite)
-    if not path.is_file():
-        names = sorted(file.stem for file in SUITES.glob("*.yaml"))
-        close = nearest(suite, names)
-        raise ConfigError(
-            "suite", suite, f"a YAML file or one of {', '.join(names)}", f"Did you mean {close}?" if close else ""
-        )
-    keys = _read_keys(path)
-    base = keys.pop("extends", None)
-    if base is not None and path in above:
-        raise MaeliftError(f"{path}: extends leads back to it ({base}). Expected another suite.")
-    return [*([] if base is None else _layers(str(base), (*above, path))), (path, keys)]
-
-
-def _read_keys(path: Path) -> dict[str, Any]:
-    """The keys of a YAML file, its numbers as in all of maelift's: 1e-3 is one."""
-    from omegaconf.errors import OmegaConfBaseException
-
-    try:
-        content, written = yaml_values(read_regular_text(path, "utf-8-sig", limit=LARGEST_CONFIG))
-    except RecursionError as error:
-        raise MaeliftError(f"{path}: nested too deeply. Expected keys and values.") from error
-    except OSError as error:
-        raise MaeliftError(f"{path}: can't be read ({(error.strerror or str(error)).lower()}).") from error
-    except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
-        raise MaeliftError(f"{path}: not YAML ({' '.join(str(error).split())}).") from error
-    if not isinstance(content, dict) or not content or list(content.values()) == [None]:
-        raise MaeliftError(f"{path}: expected keys and values, such as title, data, labels, seeds and arms.")
-    check_pairs(path, written)
-    return {str(key): value for key, value in content.items()}
-
-
-def _named_suite(overrides: Sequence[str] | Mapping[str, object], file: Path | None) -> str:
-    named = raw_value("suite", overrides)
-    if named is None and file is not None:
-        named = _read_keys(file).get("suite")
-    if named is None:
-        raise MaeliftError("suite: needed (name of a shipped suite, or a YAML file). Give maelift bench SUITE out=DIR.")
-    return str(named)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from maelift.benchmarks.suite import SUITES, BenchConfig, read_suite
+from maelift.benchmarks.suite import BenchConfig
+from maelift.benchmarks.suite_file import SUITES, read_suite
 from maelift.tests.support import ROOT, run_maelift, write_images
 
 PAGE = ROOT / "docs" / "benchmark.md"

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import yaml
 from maelift.benchmarks.runner import plan
-from maelift.benchmarks.suite import SUITES, BenchConfig, keys_of
+from maelift.benchmarks.suite import BenchConfig, key_prefix
+from maelift.benchmarks.suite_file import SUITES
 from maelift.core.errors import MaeliftError
 from maelift.core.models.preprocessing import Preprocessing
 from maelift.core.signals import Interrupted
@@ -269,7 +270,7 @@ def test_every_shipped_suite_is_whole_and_gives_its_arms_the_same_effort(name: s
 
 
 def test_a_signal_is_no_mistake_of_a_key() -> None:
-    with pytest.raises(Interrupted, match=r"^stopped$"), keys_of("tasks.detect."):
+    with pytest.raises(Interrupted, match=r"^stopped$"), key_prefix("tasks.detect."):
         raise Interrupted("stopped", 15)
-    with pytest.raises(MaeliftError, match=r"^tasks\.detect\.steps: too few$"), keys_of("tasks.detect."):
+    with pytest.raises(MaeliftError, match=r"^tasks\.detect\.steps: too few$"), key_prefix("tasks.detect."):
         raise MaeliftError("steps: too few")

@@ -23,7 +23,8 @@ from maelift.benchmarks.report import write_report
 from maelift.benchmarks.runner import plan
 from maelift.benchmarks.runs import Context
 from maelift.benchmarks.stats import paired_difference
-from maelift.benchmarks.suite import SUITES, BenchConfig
+from maelift.benchmarks.suite import BenchConfig
+from maelift.benchmarks.suite_file import SUITES
 from maelift.core.errors import MaeliftError
 from maelift.core.tools.fashion_scenes import FashionScenesConfig, fashion_scenes
 from maelift.tests.benchmarks.made_up import Page, made_up, part

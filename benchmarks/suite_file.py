@@ -1,0 +1,73 @@
+"""A suite's YAML file: its keys over those of the suites that it extends."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..core.config import LARGEST_CONFIG, check_pairs, merged, nearest, raw_value, yaml_values
+from ..core.errors import ConfigError, MaeliftError
+from ..core.files import read_regular_text
+
+SUITES = Path(__file__).parent / "suites"
+
+
+def read_suite(suite: str) -> dict[str, Any]:
+    """The keys of a shipped suite or of a YAML file; with ``extends``, over those of another."""
+    keys: dict[str, Any] = {}
+    for _, own in _layers(suite):
+        keys = merged(keys, own)
+    return keys
+
+
+def suite_files(suite: str) -> list[Path]:
+    """The files that a suite is read from: its own last, before it those that it extends."""
+    return [path for path, _ in _layers(suite)]
+
+
+def _layers(suite: str, above: tuple[Path, ...] = ()) -> list[tuple[Path, dict[str, Any]]]:
+    """The files of a suite with their keys; ``above``: those that extend this one."""
+    path = SUITES / f"{suite}.yaml"
+    if not path.is_file():
+        path = Path(suite)
+    if not path.is_file():
+        names = sorted(file.stem for file in SUITES.glob("*.yaml"))
+        close = nearest(suite, names)
+        raise ConfigError(
+            "suite", suite, f"a YAML file or one of {', '.join(names)}", f"Did you mean {close}?" if close else ""
+        )
+    keys = _read_keys(path)
+    base = keys.pop("extends", None)
+    if base is not None and path in above:
+        raise MaeliftError(f"{path}: extends leads back to it ({base}). Expected another suite.")
+    return [*([] if base is None else _layers(str(base), (*above, path))), (path, keys)]
+
+
+def _read_keys(path: Path) -> dict[str, Any]:
+    """The keys of a YAML file, its numbers as in all of maelift's: 1e-3 is one."""
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        content, written = yaml_values(read_regular_text(path, "utf-8-sig", limit=LARGEST_CONFIG))
+    except RecursionError as error:
+        raise MaeliftError(f"{path}: nested too deeply. Expected keys and values.") from error
+    except OSError as error:
+        raise MaeliftError(f"{path}: can't be read ({(error.strerror or str(error)).lower()}).") from error
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
+        raise MaeliftError(f"{path}: not YAML ({' '.join(str(error).split())}).") from error
+    if not isinstance(content, dict) or not content or list(content.values()) == [None]:
+        raise MaeliftError(f"{path}: expected keys and values, such as title, data, labels, seeds and arms.")
+    check_pairs(path, written)
+    return {str(key): value for key, value in content.items()}
+
+
+def named_suite(overrides: Sequence[str] | Mapping[str, object], file: Path | None) -> str:
+    named = raw_value("suite", overrides)
+    if named is None and file is not None:
+        named = _read_keys(file).get("suite")
+    if named is None:
+        raise MaeliftError("suite: needed (name of a shipped suite, or a YAML file). Give maelift bench SUITE out=DIR.")
+    return str(named)

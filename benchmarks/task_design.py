@@ -1,0 +1,114 @@
+"""What is compared on a task of a suite: label counts, seeds, and how every arm is tuned."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ..core.errors import ConfigError
+
+Kind = Literal["classify", "detect", "segment"]
+
+CLASSIFY = "classify"
+"""What the task of the suite's own labelled images is called."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskConfig:
+    """Another task that the same arms are compared on, with annotated images of its own."""
+
+    task: Literal["detect", "segment"]
+    """what is trained: see maelift transfer detect -h, segment -h"""
+    data: str
+    """annotated images, as maelift transfer takes them: COCO JSON, or masks"""
+    labels: tuple[int, ...]
+    """numbers of annotated training images"""
+    seeds: tuple[int, ...] | dict[str, tuple[int, ...]]
+    """for all label counts, or for each; a seed is one draw of annotated images, one head and one order, for all arms"""
+    val: int | float = 0.1
+    """validation images where the data has no such split, a count or a share"""
+    test: int | float = 0.1
+    """test images where the data has no such split, a count or a share"""
+    seed: int = 0
+    """seeds the split"""
+    image_size: int | tuple[int, int] | None = None
+    """pixels, one side or [height,width]; null: the suite's"""
+    recipe: dict[str, Any] = field(default_factory=dict)
+    """keys of maelift transfer for all arms, recipe: small among them"""
+    arms: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """keys of maelift transfer that an arm has in place of those"""
+    steps: int | dict[str, int] | None = None
+    """steps of training, or those of each label count; doubled for as long as that helps; null: the recipe's epochs"""
+    rates: tuple[float, ...] | None = None
+    """learning rates tried; null: those of tuning"""
+    max_doublings: int | None = None
+    """how often an arm's steps may be doubled; null: as tuning says"""
+    evaluations: int | None = None
+    """times that a run is judged on validation images, which in detection costs much; null: the suite's"""
+    short: bool = False
+    """one run a seed at the recipe's own rate: nothing is tuned or checked, and no verdict is drawn"""
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What every arm gets at every label count, on validation only."""
+
+    rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2)
+    """learning rates tried"""
+    seed: int = 1000
+    """seed of the trials; none of the seeds that are compared"""
+    check_seeds: int = 2
+    """how many of the seeds are also trained for twice the steps, to see whether an arm still gains"""
+    max_doublings: int = 3
+    """how often an arm's steps may be doubled"""
+
+    def __post_init__(self) -> None:
+        if len(self.rates) < 4 or len(set(self.rates)) < len(self.rates):
+            raise ConfigError("rates", list(self.rates), "at least 4 rates, all different")
+        if min(self.rates) <= 0:
+            raise ConfigError("rates", list(self.rates), "rates above 0")
+        if self.seed < 0:
+            raise ConfigError("seed", self.seed, "0 or more")
+        if self.check_seeds < 1:
+            raise ConfigError("check_seeds", self.check_seeds, "1 or more")
+        if self.max_doublings < 0:
+            raise ConfigError("max_doublings", self.max_doublings, "0 or more")
+
+
+@dataclass(frozen=True)
+class TaskDesign:
+    """What is compared on a task: label counts, seeds, and how every arm is tuned and judged; ``short``: it isn't tuned."""
+
+    name: str
+    kind: Kind
+    labels: tuple[int, ...]
+    seeds: tuple[int, ...] | dict[str, tuple[int, ...]]
+    tuning: Tuning
+    evaluations: int
+    short: bool = False
+
+    def seeds_at(self, labels: int) -> tuple[int, ...]:
+        """The seeds that are compared at a label count."""
+        return self.seeds[str(labels)] if isinstance(self.seeds, dict) else self.seeds
+
+    def check(self) -> None:
+        """Raise ConfigError for what can't be compared."""
+        check_distinct("labels", self.labels)
+        if min(self.labels) < 1:
+            raise ConfigError("labels", list(self.labels), "counts of at least 1")
+        if self.evaluations < 1:
+            raise ConfigError("evaluations", self.evaluations, "1 or more")
+        for labels in self.labels:
+            if isinstance(self.seeds, dict) and str(labels) not in self.seeds:
+                raise ConfigError("seeds", self.seeds, f"seeds for {labels} labels too")
+            seeds = self.seeds_at(labels)
+            check_distinct("seeds", seeds)
+            if self.tuning.seed in seeds:
+                raise ConfigError("tuning.seed", self.tuning.seed, f"none of the compared seeds {list(seeds)}")
+            if self.tuning.check_seeds > len(seeds) and not self.short:
+                raise ConfigError("tuning.check_seeds", self.tuning.check_seeds, f"at most the {len(seeds)} seeds")
+
+
+def check_distinct(key: str, values: tuple[int, ...]) -> None:
+    if not values or len(set(values)) != len(values) or min(values) < 0:
+        raise ConfigError(key, list(values), "one or more whole numbers from 0 up, all different")

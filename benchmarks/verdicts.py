@@ -1,0 +1,178 @@
+"""The sentences of a report: verdicts, warnings, and what the intervals cover."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from .analysis import ALPHA, Comparison, Comparisons
+from .results import ConvergenceCheck, SuiteResult, TaskResult
+from .score_text import confidence, interval, percent, signed
+from .stats import POWER, Difference, units_needed
+from .task_design import CLASSIFY
+
+
+def verdict_sentences(found: Comparisons) -> Iterator[str]:
+    """One sentence for each arm against the baseline, on each task at each label count."""
+    result = found.result
+    baseline = result.label(result.baseline)
+    if not any(cell.arm == result.baseline for part in result.parts for cell in part.cells):
+        yield f"Nothing can be said yet: there are no runs of {baseline}, which the others are compared with."
+        return
+    if not result.rivals:
+        yield f"Nothing is compared: {baseline} is the only arm."
+    for part in result.parts:
+        if part.short:
+            yield from _short_lines(result, part)
+            continue
+        for one in found.of(part):
+            if one.difference is None or one.p is None:
+                yield f"{_where(part, one.labels)}, runs are missing to compare {one.arm.label} with {baseline}."
+            else:
+                sentence = _sentence(result, one, one.difference, one.p)
+                yield f"{_where(part, one.labels)}, {sentence}{_reservation(result, one)}"
+
+
+def _where(part: TaskResult, labels: int) -> str:
+    """The place of a comparison, at the beginning of a sentence."""
+    return f"At {labels:,} labels" if part.name == CLASSIFY else f"On {part.name} at {labels:,} labels"
+
+
+def _short_lines(result: SuiteResult, part: TaskResult) -> Iterator[str]:
+    """What a short task shows, of which nothing is concluded."""
+    for labels in part.label_counts:
+        shown = [
+            f"{arm.label} {percent(part.mean_score(arm.name, labels))} %"
+            for arm in result.arms
+            if part.by_seed(arm.name, labels)
+        ]
+        if shown:
+            seeds = len(part.seeds[labels])
+            yield (
+                f"{_where(part, labels)}, a short run for a look only, nothing tuned and nothing concluded: test {part.figure} "
+                f"{', '.join(shown)} ({seeds} seed{'' if seeds == 1 else 's'} each, {part.counts['test']:,} test images)."
+            )
+
+
+def _sentence(result: SuiteResult, one: Comparison, difference: Difference, p: float) -> str:
+    part, arm = one.part, one.arm
+    what = "accuracy" if part.kind == "classify" else part.figure
+    points = f"{signed(difference.mean)} points of test {what} compared with {result.label(result.baseline)}"
+    unresolved = f"whether {arm.label} helps is not resolved: {points}"
+    images = f"{part.counts['test']:,} test images"
+    if difference.units == 1:
+        return f"{unresolved} (1 seed, {images}). One seed gives no interval; add more."
+    units = _units(result, one, difference)
+    if not difference.known:
+        return (
+            f"{unresolved} ({units}, {images}). Every seed gave the same difference, which says nothing of its spread, "
+            "so there is no interval; add more seeds."
+        )
+    numbers = f"{points} ({confidence(difference)} interval {interval(difference)}; {_p(p)}; {units}, {images})"
+    if one.verdict != "not resolved":
+        return f"{arm.label} {one.verdict}: {numbers}."
+    counted = (
+        " The interval by itself excludes 0, but several comparisons were made."
+        if difference.verdict != one.verdict
+        else ""
+    )
+    return f"whether {arm.label} helps is not resolved: {numbers}.{counted} {_forecast(difference)}"
+
+
+def _units(result: SuiteResult, one: Comparison, difference: Difference) -> str:
+    """What the differences are over, in words."""
+    part, labels = one.part, one.labels
+    seeds = len(part.by_seed(one.arm.name, labels).keys() & part.by_seed(result.baseline, labels).keys())
+    return f"{seeds} paired seeds" + (f" on {difference.units} encoders" if difference.units < seeds else "")
+
+
+def _p(p: float) -> str:
+    return "adjusted p below 0.001" if p < 0.001 else f"adjusted p = {p:.2g}"
+
+
+def _reservation(result: SuiteResult, one: Comparison) -> str:
+    """What takes from a verdict: that one of its two arms could still be trained on."""
+    unfinished = [
+        result.label(check.arm)
+        for check in one.part.checks
+        if check.labels == one.labels and check.arm in (one.arm.name, result.baseline) and not check.converged
+    ]
+    return f" Not final: more steps still improve {' and '.join(unfinished)}." if unfinished else ""
+
+
+def _forecast(difference: Difference) -> str:
+    needed = units_needed(difference)
+    if needed is None:
+        return "No realistic number of seeds would resolve so small a difference on these test images."
+    more = max(1, needed - difference.units)
+    seeds = "1 more seed" if more == 1 else f"{more:,} more seeds"
+    return f"About {seeds} would resolve a difference of this size with a chance of {100 * POWER:.0f} %."
+
+
+def interval_coverage(result: SuiteResult, part: TaskResult) -> str:
+    if part.short:
+        return "One rate, few steps, and no check whether more steps would help: this shows that it runs, and no more."
+    most = max((len(seeds) for seeds in part.seeds.values()), default=0)
+    encoders = result.pretraining_seeds
+    if encoders < 2:
+        luck = "They do not cover the luck of pretraining: each encoder was pretrained once, with 1 seed."
+    elif encoders < most:
+        luck = (
+            f"They also cover the luck of pretraining: {encoders} pretrained encoders an arm are shared by up to {most} "
+            "seeds, and count as the independent draws where an arm is pretrained."
+        )
+    else:
+        luck = f"They also cover the luck of pretraining: there are as many encoders as seeds ({encoders})."
+    counts = ", ".join(f"{len(seeds)} at {labels:,} labels" for labels, seeds in part.seeds.items())
+    drawn = "test images, as if they were drawn anew"
+    if part.kind == "detect":
+        drawn += " (by leaving out groups of them)"
+    items = f" and that of the {drawn}" if all(cell.items for cell in part.cells) else ""
+    return (
+        f"Intervals are 95 % intervals of the mean over seeds ({counts}), by Student's t on paired "
+        "differences. A seed is one draw of the labelled images, one initial head, one order of the images "
+        f"and one set of augmentation draws, the same for every arm. The intervals cover that luck{items}. {luck} "
+        "Verdicts are corrected for there being several comparisons with the baseline, those of all tasks (Holm): where no arm "
+        f"has an effect, the chance of any false verdict is at most {100 * ALPHA:.0f} %. The intervals themselves are not "
+        "corrected."
+    )
+
+
+def warnings_of(result: SuiteResult) -> list[str]:
+    warnings = [f"This result is partial. Missing: {'; '.join(result.missing)}."] if result.missing else []
+    if result.unspent:
+        warnings.append(result.unspent)
+    warnings += [f"A run failed, and is not among the results: {failure}" for failure in result.failed]
+    for part in result.parts:
+        warnings += _warnings_of(result, part)
+    return warnings
+
+
+def _warnings_of(result: SuiteResult, part: TaskResult) -> Iterator[str]:
+    """What is unequal or unfinished about the arms of a task."""
+    task = "" if part.name == CLASSIFY else f" on {part.name}"
+    for check in part.checks:
+        if not check.converged:
+            yield _still_gaining(result, check, task)
+    for labels in part.label_counts:
+        trials = {len(tuning.rates) for tuning in part.tunings if tuning.labels == labels}
+        if len(trials) > 1:
+            yield f"At {labels:,} labels{task} the arms had different numbers of learning rates to try."
+    for tuning in part.tunings:
+        if edge := tuning.edge:
+            yield (
+                f"{result.label(tuning.arm)}{task} at {tuning.labels:,} labels did best at the {edge} learning "
+                f"rate tried ({tuning.chosen:g}); one beyond it might do better (tuning.rates)."
+            )
+
+
+def _still_gaining(result: SuiteResult, check: ConvergenceCheck, task: str) -> str:
+    consequence = (
+        "As it is the baseline, what the others gain over it is overstated"
+        if check.arm == result.baseline
+        else "Its result is too low"
+    )
+    return (
+        f"{result.label(check.arm)} still gains{task} at {check.labels:,} labels: twice the {check.steps:,} "
+        f"steps bring {signed(check.gain)} points on validation (noise {percent(check.noise)}). "
+        f"{consequence}; raise tuning.max_doublings."
+    )
