@@ -23,6 +23,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: the t
 LONGEST = (
     "adapters/test_detectron2.py",
     "benchmarks/test_runner.py",
+    "test_numbers.py",
     "test_docs_transfer.py",
     "pretrain/test_distributed.py",
     "pretrain/test_slurm.py",
