@@ -2,7 +2,7 @@
 
 They are computed through what users have (commands, the functions of ``maelift``, the files that are left behind), so that they
 can be computed before and after any change within. ``tests/golden/numbers.json`` holds them with the machine they are of;
-``test_numbers.py`` computes them again. A change that is meant to move some records them anew, and says why:
+``test_numbers.py`` computes them again. A change that is meant to move some records them again, and says why:
 
     python tests/figures.py tests/golden/numbers.json
 """
@@ -83,7 +83,7 @@ SMALL_EXPORT: Mapping[str, Keys] = {
 """Keys that make an export's certificate a matter of seconds; the other frameworks need none."""
 
 SUITE = """
-title: Can dark, middle and light be told apart?
+title: Can dark, middle and light be lines apart?
 data: {path: images, pool: 30, val: 12}
 labels: [6, 12]
 seeds: [0, 1]
@@ -555,9 +555,11 @@ def compute(name: str, inputs: Inputs) -> Mapping[str, Figure]:
 def machine() -> dict[str, str]:
     """What the bits of the figures depend on beside the code."""
     cpu = Path("/proc/cpuinfo")
-    named = re.search(r"^model name\s*:\s*(.*)$", cpu.read_text(), re.MULTILINE) if cpu.exists() else None
+    lines = re.findall(
+        r"^(?:model name|cpu family|model|stepping)\s*:\s*(.*)$", cpu.read_text() if cpu.exists() else "", re.MULTILINE
+    )
     return {
-        "cpu": named[1] if named else platform.processor(),
+        "cpu": ", ".join(lines[:4]) or platform.processor(),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "torch": torch.__version__,
     }

@@ -1,6 +1,6 @@
 """The figures of record come out again: to the bit on the machine that they are of, nearly so on others.
 
-A change that is meant to move some records them anew: ``python tests/figures.py tests/golden/numbers.json``.
+A change that is meant to move some records them again: ``python tests/figures.py tests/golden/numbers.json``.
 """
 
 from __future__ import annotations
