@@ -33,8 +33,9 @@ __all__ = [
 if TYPE_CHECKING:
     from .api import bench, export, pretrain, reconstruct, transfer
     from .core.errors import CheckpointError, ConfigError, DataError, MaeliftError
-    from .core.models.encoder import Encoder, EncoderSpec
+    from .core.models.encoder import Encoder
     from .core.models.encoder_file import load_encoder
+    from .core.models.encoder_spec import EncoderSpec
     from .transfer.model_file import load_model
 
 _HOMES = {

@@ -10,7 +10,8 @@ from pathlib import Path
 from torch import Tensor
 
 from ..core.errors import CheckpointError, ConfigError, MaeliftError
-from ..core.models.encoder import Encoder, check_divisible
+from ..core.models.encoder import Encoder
+from ..core.models.encoder_spec import check_divisible
 from ..core.models.preprocessing import Preprocessing
 from .certificate import Certificate
 

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from ..core.errors import CheckpointError
 from ..core.files import atomic_write_text
-from ..core.models.encoder import Encoder, EncoderSpec
+from ..core.models.encoder import Encoder
+from ..core.models.encoder_spec import EncoderSpec
 from ..core.optional_imports import versions
 from ..core.seeding import stream
 from ..version import __version__

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..core.errors import CheckpointError
 from ..core.files import NotRegularError, check_regular, open_regular
-from ..core.models.encoder_file import read_tensors, read_torch_file
+from ..core.models.tensor_files import read_tensors, read_torch_file
 
 
 def local_file(name: str, *, key: str) -> Path:

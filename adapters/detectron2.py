@@ -22,8 +22,9 @@ from torch import Tensor, nn
 
 from ..core.errors import CheckpointError, ConfigError, MaeliftError
 from ..core.files import atomic_path, atomic_write_text
-from ..core.models.encoder import ACTIVATIONS, Encoder, EncoderSpec
+from ..core.models.encoder import ACTIVATIONS, Encoder
 from ..core.models.encoder_file import EncoderFile, load_encoder
+from ..core.models.encoder_spec import EncoderSpec
 from ..core.models.preprocessing import Preprocessing
 from ..core.optional_imports import require
 from .bundle import (

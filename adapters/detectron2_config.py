@@ -11,7 +11,8 @@ import numpy as np
 
 from ..core.errors import ConfigError, DataError
 from ..core.files import read_regular
-from ..core.models.encoder import Encoder, EncoderSpec
+from ..core.models.encoder import Encoder
+from ..core.models.encoder_spec import EncoderSpec
 from ..core.models.preprocessing import Preprocessing
 from ..version import __version__
 from .bundle import ExportConfig, blue_first, usual_global_blocks

@@ -11,11 +11,10 @@ from ..core.data.images import Interpolation
 from ..core.dry_run import Plan
 from ..core.errors import ConfigError, MaeliftError
 from ..core.files import output_folder
-from ..core.models.encoder import Activation, EncoderSpec
 from ..core.models.encoder_file import EncoderFile, Provenance, read_encoder, save_encoder
+from ..core.models.encoder_spec import Activation, EncoderSpec
 from ..core.models.preprocessing import Preprocessing
-from ..core.models.weight_hints import read_json
-from ..core.models.weight_parts import weights_file
+from ..core.models.weight_files import read_json, weights_file
 from ..version import __version__
 from .published import TIMM, from_timm, timm_name
 

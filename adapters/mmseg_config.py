@@ -10,8 +10,9 @@ from string import Template
 from typing import Any
 
 from ..core.errors import ConfigError
-from ..core.models.encoder import Encoder, check_divisible
+from ..core.models.encoder import Encoder
 from ..core.models.encoder_file import load_encoder
+from ..core.models.encoder_spec import check_divisible
 from .bundle import ExportConfig, blue_first
 
 TEMPLATES = Path(__file__).with_name("templates")

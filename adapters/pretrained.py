@@ -9,7 +9,7 @@ from pathlib import Path
 from ..core.models.encoder import Encoder
 from ..core.models.encoder_file import EncoderFile, read_encoder
 from ..core.models.preprocessing import Preprocessing
-from ..core.models.weight_parts import weights_file
+from ..core.models.weight_files import weights_file
 from .import_weights import licence_beside, preprocessing_beside
 from .published import from_timm, timm_name
 

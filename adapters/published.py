@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import CheckpointError
-from ..core.models.encoder_file import EncoderFile, Provenance, encoder_of
+from ..core.models.config_hints import hints_of_model
+from ..core.models.convert_weights import convert_encoder
+from ..core.models.encoder_file import EncoderFile, Provenance
 from ..core.models.preprocessing import Preprocessing, channel_names
-from ..core.models.weight_hints import hints_of_model
-from ..core.models.weight_parts import Chosen
+from ..core.models.state_dicts import SelectedState
 
 TIMM = "timm:"
 
@@ -52,6 +53,8 @@ def from_timm(name: str, key: str) -> EncoderFile:
     usual = Preprocessing(channel_names(3), tuple(settings["mean"]), tuple(settings["std"]))
     if settings.get("interpolation") in ("bilinear", "nearest"):
         usual = replace(usual, interpolation=settings["interpolation"])
-    file = encoder_of(Chosen(dict(model.state_dict())), f"{TIMM}{name}", said=said, preprocessing=usual)
+    source = f"{TIMM}{name}"
+    selected = SelectedState(dict(model.state_dict()))
+    file = EncoderFile.of_converted(convert_encoder(selected, source, hints=said, preprocessing=usual), source)
     provenance = Provenance(method=f"timm {name}", parent=f"{TIMM}{name}", licence=settings.get("license"))
     return replace(file, provenance=provenance)

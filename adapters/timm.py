@@ -17,8 +17,10 @@ from torch import Tensor, nn
 
 from ..core.errors import CheckpointError, ConfigError, MaeliftError
 from ..core.files import atomic_path, atomic_write_text, read_regular_text
-from ..core.models.encoder import Encoder, EncoderSpec
-from ..core.models.encoder_file import EncoderFile, read_tensors
+from ..core.models.encoder import Encoder
+from ..core.models.encoder_file import EncoderFile
+from ..core.models.encoder_spec import EncoderSpec
+from ..core.models.tensor_files import read_tensors
 from ..core.optional_imports import require
 from .bundle import (
     Bundle,

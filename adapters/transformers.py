@@ -18,15 +18,10 @@ from torch import Tensor
 
 from ..core.errors import CheckpointError, ConfigError, MaeliftError
 from ..core.files import atomic_path, atomic_write_text, read_regular_text
+from ..core.models.decoder_file import DECODER_FILE, DecoderFile, read_decoder
 from ..core.models.encoder import Encoder
-from ..core.models.encoder_file import (
-    DECODER_FILE,
-    DecoderFile,
-    EncoderFile,
-    from_transformers_names,
-    read_decoder,
-    to_transformers_names,
-)
+from ..core.models.encoder_file import EncoderFile
+from ..core.models.weight_names import from_transformers_names, to_transformers_names
 from ..core.optional_imports import require
 from .bundle import Bundle, ExportConfig, at_size, need_red_first, need_same_shape, usual_global_blocks
 from .certificate import Candidate, Certificate, Keys, Level, Pixels, certificate_sizes, certify, compare_keys

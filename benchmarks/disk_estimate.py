@@ -8,7 +8,8 @@ from functools import cache
 import torch
 
 from ..core.models.cost import FLOAT_BYTES, checkpoint_bytes
-from ..core.models.encoder import Encoder, EncoderSpec
+from ..core.models.encoder import Encoder
+from ..core.models.encoder_spec import EncoderSpec
 from ..pretrain.dry_run import mae_parameters
 from .runs import PRETRAINING, Context, Run
 

@@ -20,7 +20,7 @@ from ..core.data.sources import find_source
 from ..core.dry_run import Plan
 from ..core.errors import DataError, MaeliftError
 from ..core.files import atomic_write_text, output_folder
-from ..core.models.encoder import PRESETS
+from ..core.models.encoder_spec import PRESETS
 from ..core.terminal import quoted
 from ..core.tools.check_data import DataCheckConfig, detection_layout, mask_layout, tasks_of
 from .suite import BenchConfig

@@ -28,8 +28,9 @@ from ..core.distributed import Ranks
 from ..core.errors import ConfigError, MaeliftError
 from ..core.files import atomic_write_text
 from ..core.models.cost import encoder_flops
-from ..core.models.encoder import Encoder, EncoderSpec
+from ..core.models.encoder import Encoder
 from ..core.models.encoder_file import ENCODER_FILE, Provenance, load_encoder, read_encoder, save_encoder
+from ..core.models.encoder_spec import EncoderSpec
 from ..core.models.preprocessing import Preprocessing, channel_names
 from ..core.progress import Listener
 from ..core.seeding import stream

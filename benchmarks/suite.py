@@ -13,7 +13,7 @@ from typing import Any, Literal, cast
 from ..core.config import nearest, resolve
 from ..core.data.classification import ClassFolderLayout
 from ..core.errors import ConfigError, MaeliftError
-from ..core.models.encoder import EncoderSpec, ModelName, check_divisible, preset_spec
+from ..core.models.encoder_spec import EncoderSpec, ModelName, check_divisible, preset_spec
 from ..core.signals import Interrupted
 from ..core.slurm import Slurm
 from ..pretrain.config import PretrainConfig

@@ -15,7 +15,7 @@ from ..core.data.decode import PixelFormat, background_colour
 from ..core.device import Precision
 from ..core.distributed import Parallel
 from ..core.errors import ConfigError
-from ..core.models.encoder import ModelName, preset_spec
+from ..core.models.encoder_spec import ModelName, preset_spec
 from ..core.slurm import Slurm
 from ..core.training.recovery import Recovery
 from .data import Crop

@@ -39,7 +39,7 @@ from ..core.data.sources import find_sources
 from ..core.data.string_table import StringTable
 from ..core.distributed import Ranks
 from ..core.errors import ConfigError, DataError
-from ..core.models.encoder import preset_spec
+from ..core.models.encoder_spec import preset_spec
 from ..core.models.preprocessing import Preprocessing, channel_names
 from ..core.progress import duration, progress_logger
 from ..core.seeding import stream

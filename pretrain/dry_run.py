@@ -23,8 +23,8 @@ from ..core.models.cost import (
     training_memory,
     training_seconds,
 )
-from ..core.models.encoder import EncoderSpec, preset_spec
 from ..core.models.encoder_file import ENCODER_FILE
+from ..core.models.encoder_spec import EncoderSpec, preset_spec
 from ..core.seeding import seeded_rng, stream
 from .config import PretrainConfig
 from .data import check_split

@@ -14,11 +14,14 @@ from ..adapters.pretrained import read_parent, red_first
 from ..adapters.published import TIMM, timm_name
 from ..core.errors import CheckpointError, ConfigError, show
 from ..core.models.contract import content_hash
-from ..core.models.encoder import PRESETS, Encoder, EncoderSpec, preset_spec
-from ..core.models.encoder_file import DECODER_FILE, EncoderFile, from_transformers_names, read_decoder, read_tensors
+from ..core.models.decoder_file import DECODER_FILE, read_decoder
+from ..core.models.encoder import Encoder
+from ..core.models.encoder_file import EncoderFile
+from ..core.models.encoder_spec import PRESETS, EncoderSpec, preset_spec
 from ..core.models.preprocessing import Preprocessing, channel_names
-from ..core.models.weight_hints import read_json
-from ..core.models.weight_parts import weights_file
+from ..core.models.tensor_files import read_tensors
+from ..core.models.weight_files import read_json, weights_file
+from ..core.models.weight_names import from_transformers_names
 from ..core.public_names import public_name
 from .config import PretrainConfig
 from .mae import MaskedAutoencoder

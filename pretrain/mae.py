@@ -14,16 +14,10 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from ..core.errors import ConfigError, MaeliftError
-from ..core.models.encoder import (
-    Encoder,
-    EncoderSpec,
-    gather_tokens,
-    initialize_linear,
-    sincos_positions,
-    transformer_blocks,
-    unfold_patches,
-)
-from ..core.models.encoder_file import infer_spec, key_mismatch
+from ..core.models.encoder import Encoder, gather_tokens, initialize_linear, transformer_blocks, unfold_patches
+from ..core.models.encoder_shapes import infer_spec, key_mismatch
+from ..core.models.encoder_spec import EncoderSpec
+from ..core.models.position_embeddings import sincos_positions
 from ..core.models.preprocessing import Preprocessing
 from .masking import Mask, check_mask_ratio, random_mask
 

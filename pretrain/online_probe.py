@@ -21,7 +21,8 @@ from ..core.data.labeled_dataset import draw_labeled
 from ..core.data.missing_splits import draw_missing_splits
 from ..core.errors import ConfigError
 from ..core.models.encoder import Encoder, Features
-from ..core.models.probes import L2_GRID, AttentiveProbe, LinearProbe, NearestNeighbours, linear_fits
+from ..core.models.logistic_regression import L2_GRID, fit_linear_probe
+from ..core.models.probes import AttentiveProbe, LinearProbe, NearestNeighbours
 from ..core.progress import progress_logger
 from ..core.seeding import seeded_rng, torch_stream
 from ..core.training.optimizers import set_learning_rate, warmup_cosine
@@ -173,11 +174,11 @@ def _linear(train: _Found, val: _Found, labels: Tensor, classes: int, encoder: E
     best = L2_GRID[0]
     if out.any():
         losses = {}
-        for l2 in linear_fits(model, train.pooled[~out], labels[~out], tolerance=TOLERANCE):
+        for l2 in fit_linear_probe(model, train.pooled[~out], labels[~out], tolerance=TOLERANCE):
             with torch.no_grad():
                 losses[l2] = float(F.cross_entropy(model(train.pooled[out]), labels[out]))
         best = min(losses, key=lambda l2: losses[l2])
-    for _ in linear_fits(model, train.pooled, labels, (best,), tolerance=TOLERANCE):
+    for _ in fit_linear_probe(model, train.pooled, labels, (best,), tolerance=TOLERANCE):
         pass
     with torch.no_grad():
         return cast(Tensor, model(val.pooled))

@@ -22,7 +22,8 @@ from ..core.device import choose_device
 from ..core.dry_run import Plan
 from ..core.errors import ConfigError, DataError, MaeliftError
 from ..core.files import atomic_path, mark_output, output_folder
-from ..core.models.encoder_file import DECODER_FILE, read_decoder, read_encoder
+from ..core.models.decoder_file import DECODER_FILE, read_decoder
+from ..core.models.encoder_file import read_encoder
 from ..core.progress import progress_logger
 from ..core.seeding import torch_stream
 from ..core.training.run_dir import read_run_config

@@ -19,17 +19,9 @@ from ..core.data.sampling import Batch, Batches, MixedSampler, Quarantine, Sampl
 from ..core.data.sources import ConcatImages, find_sources
 from ..core.distributed import Ranks, compile_blocks, recompute_activations
 from ..core.files import output_folder
-from ..core.models.encoder import preset_spec
-from ..core.models.encoder_file import (
-    DECODER_FILE,
-    ENCODER_FILE,
-    DecoderFile,
-    Provenance,
-    encoder_hash,
-    read_encoder,
-    save_decoder,
-    save_encoder,
-)
+from ..core.models.decoder_file import DECODER_FILE, DecoderFile, save_decoder
+from ..core.models.encoder_file import ENCODER_FILE, Provenance, encoder_hash, read_encoder, save_encoder
+from ..core.models.encoder_spec import preset_spec
 from ..core.models.preprocessing import Preprocessing
 from ..core.optional_imports import require
 from ..core.progress import Listener, duration

@@ -22,8 +22,9 @@ import numpy as np
 import pytest
 import torch
 from maelift.core.models.contract import sealed, sealed_hash
-from maelift.core.models.encoder import Encoder, EncoderSpec, preset_spec
+from maelift.core.models.encoder import Encoder
 from maelift.core.models.encoder_file import Provenance, save_encoder
+from maelift.core.models.encoder_spec import EncoderSpec, preset_spec
 from maelift.core.seeding import seeded_rng
 from maelift.tests.preloaded import CODE, Preloaded, Started
 from PIL import Image

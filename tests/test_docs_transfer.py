@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from maelift.core.models.encoder import EncoderSpec
 from maelift.core.models.encoder_file import Provenance, save_encoder
+from maelift.core.models.encoder_spec import EncoderSpec
 from maelift.core.models.preprocessing import Preprocessing
 from maelift.tests.support import ROOT, framework, noise_image, run_page, write_images
 from maelift.transfer.init_weights import fresh_encoder

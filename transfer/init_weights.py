@@ -10,8 +10,9 @@ from ..adapters.pretrained import read_parent, red_first
 from ..core.data.decode import background_colour
 from ..core.data.images import ImageSet, channel_statistics
 from ..core.errors import ConfigError, DataError
-from ..core.models.encoder import Encoder, EncoderSpec, ModelName, check_divisible, preset_spec
+from ..core.models.encoder import Encoder
 from ..core.models.encoder_file import EncoderFile
+from ..core.models.encoder_spec import EncoderSpec, ModelName, check_divisible, preset_spec
 from ..core.models.preprocessing import Preprocessing
 from ..core.seeding import seeded_rng
 

@@ -27,18 +27,12 @@ from ..core.models.contract import (
     sealed_hash,
     shown,
 )
-from ..core.models.encoder import EncoderSpec
-from ..core.models.encoder_file import (
-    CONTRACT_KEY,
-    DECODER_KEY,
-    PREPROCESSING_FIELDS,
-    SPEC_FIELDS,
-    Provenance,
-    key_mismatch,
-    read_tensors,
-)
+from ..core.models.decoder_file import DECODER_KEY
+from ..core.models.encoder_file import CONTRACT_KEY, PREPROCESSING_FIELDS, SPEC_FIELDS, Provenance
+from ..core.models.encoder_shapes import key_mismatch
+from ..core.models.encoder_spec import EncoderSpec
 from ..core.models.preprocessing import Preprocessing
-from ..core.models.tensor_files import check_finite, check_safetensors, first_bytes
+from ..core.models.tensor_files import check_finite, check_safetensors, first_bytes, read_tensors
 
 MODEL_FILE = "model.safetensors"
 """What the model file is called in the folder of its run."""

@@ -21,7 +21,7 @@ import torch
 from maelift.core.config import resolve
 from maelift.core.device import Precision, autocast, choose_device
 from maelift.core.errors import ConfigError, MaeliftError
-from maelift.core.models.encoder import ModelName, preset_spec
+from maelift.core.models.encoder_spec import ModelName, preset_spec
 from maelift.pretrain.mae import Decoder, MaskedAutoencoder
 from torch import Tensor
 

@@ -19,7 +19,7 @@ import torch
 from maelift.core.config import resolve
 from maelift.core.distributed import Ranks
 from maelift.core.errors import MaeliftError
-from maelift.core.models.encoder import ModelName, preset_spec
+from maelift.core.models.encoder_spec import ModelName, preset_spec
 from maelift.core.training.checkpoints import Checkpoints
 from maelift.pretrain.config import PretrainConfig
 from maelift.pretrain.mae import MaskedAutoencoder

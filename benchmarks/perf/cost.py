@@ -27,7 +27,7 @@ import torch
 from maelift.core.config import resolve
 from maelift.core.errors import MaeliftError
 from maelift.core.models.cost import block_flops, encoder_flops
-from maelift.core.models.encoder import EncoderSpec
+from maelift.core.models.encoder_spec import EncoderSpec
 from maelift.pretrain.mae import Decoder, MaskedAutoencoder
 from maelift.pretrain.masking import num_visible
 

@@ -24,8 +24,9 @@ from maelift.core.data.images import opened
 from maelift.core.data.labeled_dataset import Splits, draw_labeled
 from maelift.core.distributed import Ranks
 from maelift.core.errors import MaeliftError
-from maelift.core.models.encoder import Encoder, preset_spec
+from maelift.core.models.encoder import Encoder
 from maelift.core.models.encoder_file import load_encoder
+from maelift.core.models.encoder_spec import preset_spec
 from maelift.core.models.probes import pool
 from maelift.core.training.tracker import Tracker
 from maelift.transfer.classification.probe import FeatureFile, ProbeTask, Rows

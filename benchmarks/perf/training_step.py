@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import torch
 from maelift.core.config import resolve
 from maelift.core.errors import MaeliftError
-from maelift.core.models.encoder import EncoderSpec
-from maelift.core.models.encoder_file import from_transformers_names
+from maelift.core.models.encoder_spec import EncoderSpec
+from maelift.core.models.weight_names import from_transformers_names
 from maelift.pretrain.mae import Decoder, MaskedAutoencoder
 
 

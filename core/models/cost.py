@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-from .encoder import EncoderSpec
+from .encoder_spec import EncoderSpec
 
 UTILISATION = 0.5
 """Share of the speed of large matrix products that training reaches: 0.55 to 0.75 was measured for ViTs on a CPU, without

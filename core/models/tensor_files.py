@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import argparse
 import functools
 import os
+import pickle
+import re
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
+import safetensors.torch
 import torch
 from torch import Tensor
 
 from ..errors import CheckpointError, ConfigError, MaeliftError
 from ..files import open_regular
 from .contract import parse_json, shown
+from .file_signatures import SIGNATURE_BYTES, check_file_type
+from .state_dicts import full_state, strip_wrappers
+from .weight_files import INDEX_SUFFIX, shard_files
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -109,7 +116,7 @@ def check_tensors(path: Path, state: Mapping[str, Tensor]) -> None:
         )
 
 
-def names_the_file(read: Callable[P, R]) -> Callable[P, R]:
+def name_file_in_errors(read: Callable[P, R]) -> Callable[P, R]:
     """A function that reads the weights at ``path``, its first argument: every error is one line that begins with the path.
 
     Tensors of others may have any shape and name, so whatever reading them leads to is a CheckpointError. A ConfigError for a
@@ -175,3 +182,127 @@ def _most(size: int) -> int:
 
 def _damaged(path: Path, reason: str) -> CheckpointError:
     return CheckpointError(f"{path}: a damaged safetensors file ({reason}). Get it again.")
+
+
+def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the metadata of a ``.safetensors`` or torch file; raises CheckpointError, never runs code."""
+    path = Path(path)
+    content, metadata = read_checkpoint(path)
+    state = _all_tensors(path, content)
+    return (state if _is_safetensors(path) else strip_wrappers(state)), metadata
+
+
+def read_checkpoint(path: str | Path) -> tuple[object, dict[str, str]]:
+    """What a ``.safetensors`` or torch file holds, or an index of such, and its metadata; never runs code.
+
+    Raises CheckpointError for another kind of file, saying which it is, and for tensors that are not plain.
+    """
+    path = Path(path)
+    if path.name.endswith(INDEX_SUFFIX):
+        parts = [_all_tensors(part, read_checkpoint(part)[0]) for part in shard_files(path)]
+        return {name: tensor for part in parts for name, tensor in part.items()}, {}
+    head = first_bytes(path, "encoder weights (.safetensors or .pth)")
+    if len(head) >= 9 and head[8:9] == b"{":
+        return _read_safetensors(path)
+    return read_torch_file(path), {}
+
+
+def read_torch_file(path: Path) -> object:
+    """The content of a torch file as it lies there, told by its first bytes; raises CheckpointError, never runs code.
+
+    Tensors and plain values are as they were saved; the few records that mmengine saves beside them are left empty.
+    """
+    head = first_bytes(path, "weights that torch.save wrote", SIGNATURE_BYTES)
+    check_file_type(path, head)
+    if head[:2] == b"PK" or head.startswith(_TORCH_BEFORE_ZIP):
+        return _read_torch(path)
+    if head[:1] == b"\x80":
+        raise CheckpointError(
+            f"{path}: a bare pickle, as detectron2's .pkl are, which could run code when read; nothing was run. Where you "
+            "trust it, write its arrays with torch.save as a dict of tensors, and give that file."
+        )
+    raise CheckpointError(f"{path}: not a weights file. Expected .safetensors, or a .pth written by torch.save.")
+
+
+def _all_tensors(path: Path, content: object) -> dict[str, Tensor]:
+    """The tensors of a file's state under the names that they have; raises CheckpointError for those that are not plain."""
+    state = full_state(str(path), content)
+    if not path.name.endswith(INDEX_SUFFIX):  # which is smaller than what it stands for
+        check_tensors(path, state)
+    return state
+
+
+def _is_safetensors(path: Path) -> bool:
+    if path.name.endswith(INDEX_SUFFIX):
+        return True
+    return first_bytes(path, "encoder weights")[8:9] == b"{"
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    check_safetensors(path)
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            metadata = dict(file.metadata() or {})
+    except (safetensors.SafetensorError, ValueError, KeyError, RuntimeError, OverflowError, AttributeError) as error:
+        raise CheckpointError(f"{path}: a damaged safetensors file ({shown(str(error))}).") from error
+    check_tensors(path, state)
+    return state, metadata
+
+
+class _Inert:
+    """Stands for records that training scripts keep beside the weights: takes whatever they hold, and does nothing."""
+
+    def __new__(cls, *_: object) -> _Inert:
+        return super().__new__(cls)
+
+    def __setstate__(self, _: object) -> None:
+        pass
+
+
+_TORCH_BEFORE_ZIP = b"\x80\x02\x8a\nl\xfc\x9cF"
+"""How files of torch.save began before they were zip archives: a pickle of torch's magic number."""
+
+_RECORDS = (
+    "mmengine.logging.history_buffer.HistoryBuffer",
+    "mmengine.config.config.ConfigDict",
+    "numpy.dtype",
+    "numpy.ndarray",
+    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
+    "builtins.getattr",
+)
+"""What mmengine's checkpoints hold beside tensors: losses of the training. None of it is built, _Inert takes its place."""
+
+
+def _read_torch(path: Path) -> object:
+    check_torch(path)
+    try:
+        # Parsed arguments are a plain record, safe to build.
+        known = torch.serialization.safe_globals([argparse.Namespace, *((_Inert, name) for name in _RECORDS)])
+        with known, path.open("rb") as file:  # given a path, newer versions of torch go by its suffix
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        raise CheckpointError(
+            f"{path}: holds more than tensors{f' ({found[1]})' if found else ''}, which could run code when read; nothing "
+            "was run. Save only the state dict: torch.save(model.state_dict(), ...)."
+        ) from error
+    except Exception as error:  # whatever a changed byte leads to: this reads what others wrote, and runs none of it
+        reason = shown(str(error).splitlines()[0] if str(error) else type(error).__name__)
+        raise CheckpointError(f"{path}: a damaged or foreign torch file ({reason}).") from error
+
+
+def check_float_dtypes(source: str, state: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """Raise CheckpointError for quantised weights and others that are no real numbers; what becomes of those that are.
+
+    float16, bfloat16 and float64 become float32, as the encoder has it; that is the line returned.
+    """
+    kinds = {name: str(value.dtype).removeprefix("torch.") for name, value in state.items()}
+    for name, kind in kinds.items():
+        if kind not in ("float32", "float16", "bfloat16", "float64"):
+            raise CheckpointError(
+                f"{source}: {name} is {kind}: quantised weights, or none at all. Expected float32, float16 or bfloat16: get the "
+                "weights before they were quantised."
+            )
+    other = sorted(set(kinds.values()) - {"float32"})
+    return (f"{' and '.join(other)} weights become float32",) if other else ()

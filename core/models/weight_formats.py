@@ -1,28 +1,28 @@
-"""Weights of others under our names: what their parts are called, and what of them an encoder has no place for."""
+"""Formats of other libraries' weights: which one a state dict has, and its tensors normalized to an encoder's."""
 
 from __future__ import annotations
 
-import itertools
-import math
 import re
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
-from .encoder import check_divisible
-from .weight_parts import command
+from .encoder_shapes import is_our_name, key_mismatch
+from .state_dicts import SelectedState
+from .weight_files import import_command
+from .weight_names import MM_NAMES, from_timm, from_torchvision, from_transformers, rename, without_heads
 
 
 @dataclass(frozen=True)
 class ForeignWeights:
     """Tensors of others under our names.
 
-    ``method``: what kind of weights they are; ``notes``: what was left out, ``warnings``: what the features owe to that;
-    ``final_norm``: whether there was one.
+    ``method``: which library's weights they are; ``notes``: what was left out; ``warnings``: how that changes the features;
+    ``final_norm``: whether there was one; ``dense``: they are the backbone of a detector or segmentor; ``ambiguity``: what
+    the tensors leave open about the model.
     """
 
     method: str
@@ -30,68 +30,17 @@ class ForeignWeights:
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     final_norm: bool = True
+    dense: bool = False
+    ambiguity: str | None = None
 
 
-NOT_ENCODER = re.compile(
-    r"(decoder_.*|decoder\..*|(embeddings\.)?mask_token|head\..*|head_drop.*|fc_norm\..*|pooler\..*|classifier\..*"
-    r"|attn_pool\..*|pre_logits\..*|heads\..*|fc\..*|dino_head\..*|ibot_head\..*|projector\..*|projection_head\..*"
-    r"|predictor\..*)"
-)
-"""Decoders of masked autoencoders, classifiers and poolers, with the norms that those have of their own."""
-_HEADS = re.compile(
-    r"((decode_head|auxiliary_head|neck|head|data_preprocessor|target_generator|rpn_head|roi_head|bbox_head|mask_head"
-    r"|proposal_generator|roi_heads|rpn|sem_seg_head|simfp_\d+|top_block|text_model|text|lm_head|text_projection"
-    r"|visual_projection|criterion)\..*|pixel_mean|pixel_std|logit_scale|logit_bias)"
-)
-"""What segmentors, detectors and models of text and images have beside their ViT."""
 _RELATIVE = re.compile(r"blocks\.\d+\.attn\.(relative_position_bias_table|rel_pos_h|rel_pos_w)")
-_MM_NAMES = (
-    ("patch_embed.projection.*", "patch_embed.proj.*"),
-    *((f"layers.*.{norm}{number}.*", f"blocks.*.norm{number}.*") for norm in ("ln", "norm") for number in (1, 2)),
-    *((f"layers.*.attn.{layer}.*", f"blocks.*.attn.{layer}.*") for layer in ("qkv", "proj")),
-    ("layers.*.attn.attn.in_proj_*", "blocks.*.attn.qkv.*"),
-    ("layers.*.attn.attn.out_proj.*", "blocks.*.attn.proj.*"),
-    ("layers.*.ffn.layers.0.0.*", "blocks.*.mlp.fc1.*"),
-    ("layers.*.ffn.layers.1.*", "blocks.*.mlp.fc2.*"),
-    *((f"layers.*.{name}", f"blocks.*.{name}") for name in ("gamma_1", "gamma_2", "attn.q_bias", "attn.v_bias")),
-    ("layers.*.attn.relative_position_*", "blocks.*.attn.relative_position_*"),
-    ("ln1.*", "norm.*"),
-    ("norm1.*", "norm.*"),
-)
-"""The names of mmsegmentation's and mmpretrain's MAE, BEiT and VisionTransformer, and ours."""
-
-
-def rename(name: str, table: Iterable[tuple[str, str]]) -> str:
-    """The name by the first row (pattern, replacement) that fits it, "*" standing for the same words; else as it is."""
-    for pattern, replacement in table:
-        if found := re.fullmatch(re.escape(pattern).replace(r"\*", r"(\w+)"), name):
-            return "".join(
-                itertools.chain(*itertools.zip_longest(replacement.split("*"), found.groups(), fillvalue=""))
-            )
-    return name
-
-
-def without_heads(
-    state: Mapping[str, Tensor], outside: Mapping[str, str]
-) -> tuple[dict[str, Tensor], tuple[str, ...], list[str]]:
-    """The encoder's tensors of a model, what was left out, and the names outside of its module that are of no known head.
-
-    ``outside``: names that are not in the module that embeds patches, and what they are called beside it.
-    """
-    left = [short for short in outside.values() if _HEADS.fullmatch(short) or NOT_ENCODER.fullmatch(short)]
-    unknown = [name for name, short in outside.items() if short not in left]
-    heads = [name for name in state if NOT_ENCODER.fullmatch(name)]
-    kept = {name: tensor for name, tensor in state.items() if name not in heads}
-    parts = [name.removeprefix("embeddings.") for name in [*left, *heads]]
-    groups = Counter("decoder" if name.startswith("decoder") else name.split(".")[0] for name in parts)
-    notes = tuple(f"left out: {name} ({count} tensor{'s' if count > 1 else ''})" for name, count in groups.items())
-    return kept, notes, unknown
 
 
 def from_mm(state: Mapping[str, Tensor], notes: Iterable[str]) -> ForeignWeights:
     """Tensors of mmsegmentation or mmpretrain under our names; those that it doesn't know stay as they are."""
     classifier = [name for name in state if re.fullmatch(r"(ln2|norm2)\..*", name)]  # norms the mean of the tokens
-    ours = {rename(name, _MM_NAMES): tensor for name, tensor in state.items() if name not in classifier}
+    ours = {rename(name, MM_NAMES): tensor for name, tensor in state.items() if name not in classifier}
     kernel = ours.get("patch_embed.proj.weight")
     if kernel is not None and "patch_embed.proj.bias" not in ours and any(".attn.attn." in name for name in state):
         ours["patch_embed.proj.bias"] = kernel.new_zeros(len(kernel))
@@ -102,28 +51,23 @@ def from_mm(state: Mapping[str, Tensor], notes: Iterable[str]) -> ForeignWeights
         method = "mmpretrain MAE"
     else:
         method = "mmseg or mmpretrain ViT"
-    return ForeignWeights(method, ours, tuple(notes), final_norm=_has_norm(ours))
+    return ForeignWeights(method, ours, tuple(notes), final_norm=_has_norm(ours), dense=True)
 
 
 def normalize_weights(
-    source: str,
-    foreign: ForeignWeights,
-    *,
-    dense: bool,
-    drop_relative_positions: bool,
-    final_norm_said: bool | None = None,
+    source: str, foreign: ForeignWeights, *, drop_relative_positions: bool, final_norm_hint: bool | None = None
 ) -> ForeignWeights:
-    """Bring what our encoder lacks into it, where that leaves the features as they are, else refuse.
+    """Fold parts that our encoder lacks into the tensors that it has, where that leaves the features as they are.
 
     Layer scale is multiplied into the layers before it. Relative positions of zero are left out; others only with
-    ``drop_relative_positions``, else CheckpointError. ``dense``: the weights are a backbone's, which may have no final
-    norm; then one without weights takes its place. ``final_norm_said``: False where a file says that there is none.
+    ``drop_relative_positions``, else CheckpointError. A ``dense`` backbone may have no final norm; then an identity norm is
+    added. ``final_norm_hint``: False where a config states that there is none.
     """
     foreign = _without_relative_positions(source, _fold_layer_scale(foreign), drop_relative_positions)
     state = foreign.state
     final_norm = _has_norm(state)
     pooled = any(re.search(r"left out: (fc_norm|pooler)\b", note) for note in foreign.notes)
-    if final_norm or not (dense or pooled or final_norm_said is False):
+    if final_norm or not (foreign.dense or pooled or final_norm_hint is False):
         return replace(foreign, final_norm=final_norm)
     dim = state["pos_embed"].shape[-1] if "pos_embed" in state else 0
     plain = {"norm.weight": torch.ones(dim), "norm.bias": torch.zeros(dim)}
@@ -132,97 +76,6 @@ def normalize_weights(
         "file"
     )
     return replace(foreign, state={**state, **plain}, warnings=(*foreign.warnings, warning), final_norm=False)
-
-
-@dataclass(frozen=True)
-class Grid:
-    """What positions were read as: the image size (height, width) in pixels, the tensors, and what was assumed."""
-
-    image_size: tuple[int, int]
-    state: dict[str, Tensor]
-    notes: tuple[str, ...] = ()
-
-
-def normalize_positions(
-    source: str, state: dict[str, Tensor], image_size: tuple[int, int] | None, *, patch: int, dense: bool
-) -> Grid:
-    """The positions as one for each patch, after one for the class token where there is one.
-
-    ``image_size`` (height, width) in pixels decides, where it is known. Without it a grid is taken to be square where that
-    is the one reading; n² positions with a class token may as well be those of n - 1 rows and n + 1 columns and the token:
-    then CheckpointError asks. ``dense``: the weights are a backbone's, which may have a position for a token that it lacks.
-    """
-    positions, class_token = state["pos_embed"], "cls_token" in state
-    if positions.ndim != 3 or len(positions) != 1:
-        raise CheckpointError(f"{source}: pos_embed has shape {list(positions.shape)}. Expected (1, positions, width).")
-    count = positions.shape[1]
-    if image_size is not None:
-        check_divisible(image_size, patch)
-        patches = (image_size[0] // patch) * (image_size[1] // patch)
-        if count not in (patches, patches + 1):
-            raise CheckpointError(
-                f"{source}: image_size={list(image_size)} makes {patches} patches of {patch} pixels, and its positions are for "
-                f"{count - class_token}. Give the size that it was trained at; other sizes come where it is used."
-            )
-        return Grid(image_size, _one_for_each(state, patches), _left_out(count, patches, class_token))
-    side = math.isqrt(max(0, count - 1))
-    if _is_square(count) and not class_token:
-        side = math.isqrt(count)
-    elif not _is_square(count - 1) or not (class_token or dense):
-        raise CheckpointError(
-            f"{source}: {_why_no_grid(count, class_token)} Say the size in pixels: "
-            f"{_sizes(source, count, class_token, patch)}"
-        )
-    size = (side * patch, side * patch)
-    notes = [
-        f"assumed: a square grid of {side}×{side} patches, {size[0]}×{size[1]} pixels; else give image_size=[height,width]"
-    ]
-    return Grid(size, _one_for_each(state, side**2), (*notes, *_left_out(count, side**2, class_token)))
-
-
-def _left_out(count: int, patches: int, class_token: bool) -> tuple[str, ...]:
-    if class_token or count == patches:
-        return ()
-    return ("the first position is taken for that of a class token, which the weights lack, and left out",)
-
-
-def _one_for_each(state: dict[str, Tensor], patches: int) -> dict[str, Tensor]:
-    """The state with one position for each patch, and before them one for the class token where there is one.
-
-    timm can leave the class token without a position of its own, which equals a position of zero.
-    """
-    positions, class_token = state["pos_embed"], "cls_token" in state
-    if class_token and positions.shape[1] == patches:
-        positions = torch.cat([torch.zeros_like(positions[:, :1]), positions], dim=1)
-    if not class_token and positions.shape[1] == patches + 1:
-        positions = positions[:, 1:]
-    return {**state, "pos_embed": positions}
-
-
-def _why_no_grid(count: int, class_token: bool) -> str:
-    if class_token and _is_square(count):
-        side = math.isqrt(count)
-        return (
-            f"{count} positions and a class token are {side}×{side} patches and none for the token, or {count - 1} patches "
-            f"(as {_factors(count - 1)[0]}×{_factors(count - 1)[1]}) and one for it."
-        )
-    return f"{count - class_token} patches{' and a class token' if class_token else ''} are no square grid."
-
-
-def _sizes(source: str, count: int, class_token: bool, patch: int) -> str:
-    """Commands with the sizes that positions may be for."""
-    grids = [_factors(count - 1)] if class_token else [_factors(count)]
-    if class_token and _is_square(count):
-        grids.insert(0, (math.isqrt(count), math.isqrt(count)))
-    first, *others = (f"image_size=[{rows * patch},{columns * patch}]" for rows, columns in grids)
-    turned = f"image_size=[{grids[-1][1] * patch},{grids[-1][0] * patch}]"
-    return f"{command(source, first)} (or {', '.join([*others, turned])}; height first)."
-
-
-def _factors(count: int) -> tuple[int, int]:
-    """Rows and columns of a grid of so many patches, as near to a square as it can be."""
-    rows = next(side for side in range(math.isqrt(max(1, count)), 0, -1) if count % side == 0)
-    return rows, count // rows
 
 
 def _fold_layer_scale(foreign: ForeignWeights) -> ForeignWeights:
@@ -271,7 +124,7 @@ def _without_relative_positions(source: str, foreign: ForeignWeights, drop: bool
         more = f" and {len(learned) - 1} more" if len(learned) > 1 else ""
         raise CheckpointError(
             f"{source}: its attention has relative positions ({learned[0]}{more}), which a plain ViT has not: without them "
-            f"the features are others. To do without: {command(source, 'drop_relative_positions=true')}"
+            f"the features are others. To do without: {import_command(source, 'drop_relative_positions=true')}"
         )
     warning = (
         f"relative positions are left out ({len(learned)} tensors): the features are not those of the file's model"
@@ -283,5 +136,145 @@ def _has_norm(state: Mapping[str, Tensor]) -> bool:
     return "norm.weight" in state or "norm.bias" in state
 
 
-def _is_square(count: int) -> bool:
-    return count > 0 and math.isqrt(count) ** 2 == count
+def merge_projections(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Query, key and value as one layer, biases that a model lacks in every block as zeros; and what to know of that.
+
+    What doesn't fit together stays as it is, to be told with what else is no encoder's.
+    """
+    merged = dict(state)
+    for block in [name.removesuffix("query.weight") for name in state if name.endswith(".attn.query.weight")]:
+        _join(merged, block, [f"{part}.weight" for part in _PARTS], "qkv.weight", dimensions=2)
+    for names in ([f"{part}.bias" for part in _PARTS], ["q_bias", "k_bias", "v_bias"]):
+        ends = tuple(f".attn.{name}" for name in names)
+        blocks = dict.fromkeys(name[: name.rindex(".attn.") + 6] for name in state if name.endswith(ends))
+        # A bias that some blocks have and others lack is a tensor lost, and not one that the model hasn't.
+        usual = [name for name in names if any(f"{block}{name}" in state for block in blocks)]
+        for block in blocks:
+            if f"{block}qkv.bias" not in merged and all(f"{block}{name}" in state for name in usual):
+                _join(merged, block, names, "qkv.bias", dimensions=1)
+    notes = []
+    for layer in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"):
+        weights = [name for name in merged if re.fullmatch(rf"blocks\.\d+\.{re.escape(layer)}\.weight", name)]
+        biases_of = [name.replace(".weight", ".bias") for name in weights]
+        if (
+            weights
+            and not any(name in merged for name in biases_of)
+            and all(merged[name].ndim == 2 for name in weights)
+        ):
+            merged |= {
+                bias: merged[name].new_zeros(len(merged[name])) for name, bias in zip(weights, biases_of, strict=True)
+            }
+            notes.append(f"{layer} has no biases: zeros take their place")
+    kernel = merged.get("patch_embed.proj.weight")
+    if kernel is not None and kernel.ndim > 1 and "patch_embed.proj.bias" not in merged:
+        merged["patch_embed.proj.bias"] = kernel.new_zeros(len(kernel))
+        notes.append("the patch embedding has no bias: zeros take its place")
+    return merged, tuple(notes)
+
+
+_PARTS = ("query", "key", "value")
+
+
+def _join(state: dict[str, Tensor], block: str, names: Sequence[str], joined: str, *, dimensions: int) -> None:
+    """Put the tensors of query, key and value in a block together, zeros for a bias that isn't there, if they fit."""
+    found = {name: state[block + name] for name in names if block + name in state}
+    if not all(tensor.is_floating_point() for tensor in found.values()):
+        return  # joined with others, integers would pass for real numbers
+    shapes = {tuple(tensor.shape) for tensor in found.values()}
+    if len(shapes) != 1 or len(next(iter(shapes))) != dimensions or (dimensions > 1 and len(found) < len(names)):
+        return
+    like = next(iter(found.values()))
+    state[block + joined] = torch.cat([found.get(name, torch.zeros_like(like)) for name in names])
+    for name in found:
+        del state[block + name]
+
+
+def _kernel_4d(source: str, kernel: Tensor, width: int | None) -> Tensor:
+    """The kernel of the patch embedding with its four dimensions (D, C, p, p); ``width``: that of the tokens, if known.
+
+    A kernel of one frame is taken without its time; raises CheckpointError for others, saying what they are.
+    """
+    shape = tuple(kernel.shape)
+    if kernel.ndim == 5 and shape[2] == 1:
+        return kernel.squeeze(2)
+    if kernel.ndim == 5:
+        raise CheckpointError(
+            f"{source}: patches of {'×'.join(map(str, shape[2:]))} (video, volumes): an encoder has those of two dimensions only."
+        )
+    if kernel.ndim == 2:
+        raise CheckpointError(
+            f"{source}: its patch embedding is a linear layer on flattened patches ({shape[0]}×{shape[1]}), in an order of "
+            "pixels that is not said. Expected a convolution's kernel (width, channels, patch, patch): reshape it so, and save."
+        )
+    if kernel.ndim != 4:
+        raise CheckpointError(
+            f"{source}: patch_embed.proj.weight has shape {list(shape)}. Expected (width, channels, patch, patch)."
+        )
+    if width is not None and shape[0] != width and shape[-1] == width:
+        raise CheckpointError(
+            f"{source}: the kernel of the patch embedding has shape {list(shape)}: the order of TensorFlow and Flax (height, "
+            "width, channels, features). Convert the whole model to PyTorch, with its library's converter, and give that file."
+        )
+    return kernel
+
+
+SIGLIP = "it is like SigLIP's ViTs, of which some have the exact GELU (act=gelu) and some its tanh form (act=gelu_tanh)"
+
+_EVA = "its names are those of EVA and BEiT, whose blocks may norm after each layer or have rotary positions"
+
+_UNBIASED = "its queries and keys have no biases, as in some ViTs whose blocks norm after each layer"
+
+
+def _ambiguity_of_timm_names(state: Mapping[str, Tensor]) -> str | None:
+    """What tensors under timm's names leave open about a model; None if they are those of a plain ViT."""
+    if any(re.fullmatch(r"blocks\.\d+\.(attn\.[qv]_bias|attn\.q_proj\.weight|gamma_[12])", name) for name in state):
+        return _EVA
+    if "blocks.0.attn.qkv.weight" in state and not any(name.endswith(".attn.qkv.bias") for name in state):
+        return _UNBIASED
+    return SIGLIP if any(name.startswith("attn_pool.") for name in state) else None
+
+
+def to_our_names(source: str, selected: SelectedState) -> ForeignWeights:
+    """The tensors of another library under our names, without decoders, classifiers and other heads.
+
+    Raises CheckpointError for tensors beside the ViT that are those of no known head.
+    """
+    state, prefix = dict(selected.state), selected.prefix
+    with_decoder = any(name.startswith("decoder") for name in (*state, *selected.outside.values()))
+    state, notes, unknown = without_heads(state, selected.outside)
+    if unknown:
+        raise CheckpointError(
+            f"{key_mismatch(source, [], unknown, 'an encoder')} To leave them out, take only the module with the ViT: "
+            f"{import_command(source, 'weights_key=' + prefix.removesuffix('.'))}"
+        )
+    if any(name.startswith("embeddings.") for name in state):
+        method = "transformers ViTMAE" if with_decoder else "transformers ViT"
+        renamed = from_transformers(state)
+        siglip = "embeddings.patch_embedding.bias" in state and "cls_token" not in renamed
+        foreign = ForeignWeights(method, renamed, notes, ambiguity=SIGLIP if siglip else None)
+    elif "patch_embed.projection.weight" in state:
+        foreign = from_mm(state, notes)
+    elif any(name.startswith("conv_proj.") for name in state):
+        foreign = ForeignWeights("torchvision ViT", from_torchvision(state), notes)
+    elif prefix.endswith("net.") and "backbone" in prefix:
+        foreign = ForeignWeights("detectron2 ViT", state, notes, dense=True)
+    else:
+        bare = "cls_token" not in state and "norm.weight" not in state
+        momentum = re.search(r"(base_encoder|momentum_encoder)\.", prefix)
+        method = "reference MAE" if with_decoder else "MoCo v3" if momentum else "plain ViT" if bare else "timm ViT"
+        dense = bare or "backbone." in prefix
+        foreign = ForeignWeights(
+            method, from_timm(state), notes, dense=dense, ambiguity=_ambiguity_of_timm_names(selected.state)
+        )
+    merged, more = merge_projections(foreign.state)
+    return replace(foreign, state=merged, notes=(*foreign.notes, *more))
+
+
+def with_4d_kernel(source: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The state with the patch kernel as (D, C, p, p); raises CheckpointError where kernel or positions are missing."""
+    needed = ["patch_embed.proj.weight", "pos_embed"]
+    if absent := [name for name in needed if name not in state]:
+        raise key_mismatch(source, absent, [name for name in state if not is_our_name(name)], "an encoder")
+    positions = state["pos_embed"]
+    kernel = _kernel_4d(source, state[needed[0]], positions.shape[-1] if positions.ndim else None)
+    return {**state, needed[0]: kernel}

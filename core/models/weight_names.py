@@ -2,28 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
-
-from ..errors import CheckpointError
-from .weight_hints import (
-    DETECTION_TOKENS,
-    DISTILLED,
-    GATED,
-    GATED_ATTENTION,
-    INNER_NORM,
-    NO_POSITIONS,
-    PARALLEL,
-    PRE_NORM,
-    QK_NORM,
-    REGISTERS,
-    RMS_NORM,
-    ROTARY,
-    STEM,
-)
 
 _LAYER = r"(?:encoder\.)?layers?\.(\d+)\."
 _TRANSFORMERS = (
@@ -120,153 +105,116 @@ def _shaped(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return state
 
 
-# ---- projections and biases
-
-
-def merge_projections(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Query, key and value as one layer, biases that a model lacks in every block as zeros; and what to know of that.
-
-    What doesn't fit together stays as it is, to be told with what else is no encoder's.
-    """
-    merged = dict(state)
-    for block in [name.removesuffix("query.weight") for name in state if name.endswith(".attn.query.weight")]:
-        _join(merged, block, [f"{part}.weight" for part in _PARTS], "qkv.weight", dimensions=2)
-    for names in ([f"{part}.bias" for part in _PARTS], ["q_bias", "k_bias", "v_bias"]):
-        ends = tuple(f".attn.{name}" for name in names)
-        blocks = dict.fromkeys(name[: name.rindex(".attn.") + 6] for name in state if name.endswith(ends))
-        # A bias that some blocks have and others lack is a tensor lost, and not one that the model hasn't.
-        usual = [name for name in names if any(f"{block}{name}" in state for block in blocks)]
-        for block in blocks:
-            if f"{block}qkv.bias" not in merged and all(f"{block}{name}" in state for name in usual):
-                _join(merged, block, names, "qkv.bias", dimensions=1)
-    notes = []
-    for layer in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"):
-        weights = [name for name in merged if re.fullmatch(rf"blocks\.\d+\.{re.escape(layer)}\.weight", name)]
-        biases_of = [name.replace(".weight", ".bias") for name in weights]
-        if (
-            weights
-            and not any(name in merged for name in biases_of)
-            and all(merged[name].ndim == 2 for name in weights)
-        ):
-            merged |= {
-                bias: merged[name].new_zeros(len(merged[name])) for name, bias in zip(weights, biases_of, strict=True)
-            }
-            notes.append(f"{layer} has no biases: zeros take their place")
-    kernel = merged.get("patch_embed.proj.weight")
-    if kernel is not None and kernel.ndim > 1 and "patch_embed.proj.bias" not in merged:
-        merged["patch_embed.proj.bias"] = kernel.new_zeros(len(kernel))
-        notes.append("the patch embedding has no bias: zeros take its place")
-    return merged, tuple(notes)
-
-
-_PARTS = ("query", "key", "value")
-
-
-def _join(state: dict[str, Tensor], block: str, names: Sequence[str], joined: str, *, dimensions: int) -> None:
-    """Put the tensors of query, key and value in a block together, zeros for a bias that isn't there, if they fit."""
-    found = {name: state[block + name] for name in names if block + name in state}
-    if not all(tensor.is_floating_point() for tensor in found.values()):
-        return  # joined with others, integers would pass for real numbers
-    shapes = {tuple(tensor.shape) for tensor in found.values()}
-    if len(shapes) != 1 or len(next(iter(shapes))) != dimensions or (dimensions > 1 and len(found) < len(names)):
-        return
-    like = next(iter(found.values()))
-    state[block + joined] = torch.cat([found.get(name, torch.zeros_like(like)) for name in names])
-    for name in found:
-        del state[block + name]
-
-
-def flat_kernel(source: str, kernel: Tensor, width: int | None) -> Tensor:
-    """The kernel of the patch embedding with its four dimensions (D, C, p, p); ``width``: that of the tokens, if known.
-
-    A kernel of one frame is taken without its time; raises CheckpointError for others, saying what they are.
-    """
-    shape = tuple(kernel.shape)
-    if kernel.ndim == 5 and shape[2] == 1:
-        return kernel.squeeze(2)
-    if kernel.ndim == 5:
-        raise CheckpointError(
-            f"{source}: patches of {'×'.join(map(str, shape[2:]))} (video, volumes): an encoder has those of two dimensions only."
-        )
-    if kernel.ndim == 2:
-        raise CheckpointError(
-            f"{source}: its patch embedding is a linear layer on flattened patches ({shape[0]}×{shape[1]}), in an order of "
-            "pixels that is not said. Expected a convolution's kernel (width, channels, patch, patch): reshape it so, and save."
-        )
-    if kernel.ndim != 4:
-        raise CheckpointError(
-            f"{source}: patch_embed.proj.weight has shape {list(shape)}. Expected (width, channels, patch, patch)."
-        )
-    if width is not None and shape[0] != width and shape[-1] == width:
-        raise CheckpointError(
-            f"{source}: the kernel of the patch embedding has shape {list(shape)}: the order of TensorFlow and Flax (height, "
-            "width, channels, features). Convert the whole model to PyTorch, with its library's converter, and give that file."
-        )
-    return kernel
-
-
-# ---- what has no place in an encoder
-
-
-def _some(pattern: str) -> Callable[[Mapping[str, Tensor]], str | None]:
-    return lambda state: next((name for name in state if re.search(pattern, name)), None)
-
-
-def _registers(state: Mapping[str, Tensor]) -> str | None:
-    return next(
-        (name for name in state if re.fullmatch(r"reg_tokens?|register_tokens?", name) and state[name].numel()), None
-    )
-
-
-def _gated(state: Mapping[str, Tensor]) -> str | None:
-    """A layer of a gated MLP: by its name, or by one half of fc1's outputs going into fc2."""
-    named = _some(r"\.mlp\.(fc1_[gx]|w1|w2|w3|w12|weights_in|gate_proj|up_proj)\.")(state)
-    first, second = (state.get(f"blocks.0.mlp.{layer}.weight") for layer in ("fc1", "fc2"))
-    if named or first is None or second is None or first.ndim != 2 or second.ndim != 2:
-        return named
-    return "blocks.0.mlp.fc1.weight" if len(first) == 2 * second.shape[1] else None
-
-
-def _without_biases(state: Mapping[str, Tensor]) -> str | None:
-    norms = [name for name in state if re.fullmatch(r"(blocks\.\d+\.norm[12]|norm)\.weight", name)]
-    biased = any(name.replace(".weight", ".bias") in state for name in norms)
-    return norms[0] if norms and not biased else None
-
-
-def _no_positions(state: Mapping[str, Tensor]) -> str | None:
-    plain = "patch_embed.proj.weight" in state and "blocks.0.mlp.fc1.weight" in state and "pos_embed" not in state
-    return "pos_embed is not there" if plain else None
-
-
-_HAS_NO_PLACE: tuple[tuple[Callable[[Mapping[str, Tensor]], str | None], str], ...] = (
-    (_some(r"^(dist_token|head_dist)|\.dist_token$|distillation_token"), DISTILLED),
-    (_registers, REGISTERS),
-    (_some(r"^detection_tokens$|mid_position_embeddings"), DETECTION_TOKENS),
-    (_some(r"(^|\.)(norm_pre|pre_layrnorm|pre_layernorm|ln_pre)\."), PRE_NORM),
-    (_some(r"patch_embed\.backbone\.|patch_embed\.(proj\.)?\d+\.|patch_embed\.conv\d|conv_proj\.\d"), STEM),
-    (_some(r"\.attn\.(q_norm|k_norm)\.|\.(q_norm|k_norm|q_layernorm|k_layernorm)\.weight$"), QK_NORM),
-    (_some(r"\.attn\.(norm|inner_attn_ln)\.|\.mlp\.(norm|ffn_ln)\."), INNER_NORM),
-    (_some(r"\.attn\.gate\."), GATED_ATTENTION),
-    (_gated, GATED),
-    (_some(r"^blocks\.\d+\.(in_proj|mlp_out_proj|attn_out_proj|attns|ffns)\."), PARALLEL),
-    (_some(r"(^|\.)(rope|rotary|rope_embed|freqs|freqs_cis|inv_freq)(\.|$)"), ROTARY),
-    (
-        _some(r"\blora_[AB]\b|\.lora_"),
-        "low-rank adapters (LoRA) beside the weights: merge them into these, and save again",
-    ),
-    (_some(r"(^|\.)visual\.(conv1|class_embedding)|^conv1\.weight$.*class_embedding"), PRE_NORM),
-    (_without_biases, RMS_NORM),
-    (
-        _some(r"rel_pos|relative_position"),
-        "relative positions in its attention, where an encoder adds positions to the patches",
-    ),
-    (_no_positions, NO_POSITIONS),
+_LAYER_NAMES = (
+    ("norm1.*", "layernorm_before.*", "layernorm_before.*"),
+    ("norm2.*", "layernorm_after.*", "layernorm_after.*"),
+    ("attn.query.*", "attention.attention.query.*", "attention.q_proj.*"),
+    ("attn.key.*", "attention.attention.key.*", "attention.k_proj.*"),
+    ("attn.value.*", "attention.attention.value.*", "attention.v_proj.*"),
+    ("attn.proj.*", "attention.output.dense.*", "attention.o_proj.*"),
+    ("mlp.fc1.*", "intermediate.dense.*", "mlp.fc1.*"),
+    ("mlp.fc2.*", "output.dense.*", "mlp.fc2.*"),
 )
-"""Parts of other ViTs, found by their names or shapes, and what they are; the first that is found is said."""
+
+_TRANSFORMERS_NAMES = (
+    ("cls_token", "embeddings.cls_token", "embeddings.cls_token"),
+    ("pos_embed", "embeddings.position_embeddings", "embeddings.position_embeddings"),
+    ("patch_embed.proj.*", "embeddings.patch_embeddings.projection.*", "embeddings.patch_embeddings.projection.*"),
+    ("norm.*", "layernorm.*", "layernorm.*"),
+    *((f"blocks.*.{ours}", f"encoder.layer.*.{old}", f"layers.*.{new}") for ours, old, new in _LAYER_NAMES),
+    *(
+        (f"decoder_blocks.*.{ours}", f"decoder.decoder_layers.*.{old}", f"decoder.decoder_layers.*.{new}")
+        for ours, old, new in _LAYER_NAMES
+    ),
+    *(
+        (f"decoder_blocks.*.{ours}", f"decoder.decoder_encoder.layer.*.{old}", f"decoder.decoder_encoder.layer.*.{new}")
+        for ours, old, new in _LAYER_NAMES  # as 5.x saves them
+    ),
+    *((name, f"decoder.{name}", f"decoder.{name}") for name in ("mask_token", "decoder_pos_embed")),
+    *(
+        (f"{name}.*", f"decoder.{name}.*", f"decoder.{name}.*")
+        for name in ("decoder_embed", "decoder_norm", "decoder_pred")
+    ),
+)
+"""Our names, and transformers' as 4.x and as 5.x have them; "*" stands for a block's number, and for weight or bias."""
 
 
-def refuse_what_has_no_place(source: str, state: Mapping[str, Tensor]) -> None:
-    """Raise CheckpointError, naming the part, for the weights of a ViT that is not plain."""
-    for find, reason in _HAS_NO_PLACE:
-        if (name := find(state)) is not None:
-            raise CheckpointError(f"{source}: not a plain ViT ({name}): {reason}.")
+def to_transformers_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """An encoder's tensors, and a decoder's, under the names of transformers 4.x, which 5.x reads as well."""
+    table = [(ours, old) for ours, old, _ in _TRANSFORMERS_NAMES]
+    renamed: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        parts = {name: tensor}
+        if ".attn.qkv." in name:
+            split = zip(("query", "key", "value"), tensor.chunk(3), strict=True)
+            parts = {name.replace(".qkv.", f".{part}."): piece.contiguous() for part, piece in split}
+        renamed |= {rename(ours, table): piece for ours, piece in parts.items()}
+    return renamed
+
+
+def from_transformers_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of ``to_transformers_names``, for the names of 4.x and of 5.x; those that it doesn't know stay."""
+    table = [(theirs, ours) for ours, old, new in _TRANSFORMERS_NAMES for theirs in (old, new)]
+    renamed = {rename(name.removeprefix("vit."), table): tensor for name, tensor in state.items()}
+    for name in [name for name in renamed if ".attn.query." in name]:
+        parts = [name, name.replace(".query.", ".key."), name.replace(".query.", ".value.")]
+        if all(part in renamed for part in parts):
+            renamed[name.replace(".query.", ".qkv.")] = torch.cat([renamed.pop(part) for part in parts])
+    return renamed
+
+
+NOT_ENCODER = re.compile(
+    r"(decoder_.*|decoder\..*|(embeddings\.)?mask_token|head\..*|head_drop.*|fc_norm\..*|pooler\..*|classifier\..*"
+    r"|attn_pool\..*|pre_logits\..*|heads\..*|fc\..*|dino_head\..*|ibot_head\..*|projector\..*|projection_head\..*"
+    r"|predictor\..*)"
+)
+"""Decoders of masked autoencoders, classifiers and poolers, with the norms that those have of their own."""
+
+_HEADS = re.compile(
+    r"((decode_head|auxiliary_head|neck|head|data_preprocessor|target_generator|rpn_head|roi_head|bbox_head|mask_head"
+    r"|proposal_generator|roi_heads|rpn|sem_seg_head|simfp_\d+|top_block|text_model|text|lm_head|text_projection"
+    r"|visual_projection|criterion)\..*|pixel_mean|pixel_std|logit_scale|logit_bias)"
+)
+"""What segmentors, detectors and models of text and images have beside their ViT."""
+
+MM_NAMES = (
+    ("patch_embed.projection.*", "patch_embed.proj.*"),
+    *((f"layers.*.{norm}{number}.*", f"blocks.*.norm{number}.*") for norm in ("ln", "norm") for number in (1, 2)),
+    *((f"layers.*.attn.{layer}.*", f"blocks.*.attn.{layer}.*") for layer in ("qkv", "proj")),
+    ("layers.*.attn.attn.in_proj_*", "blocks.*.attn.qkv.*"),
+    ("layers.*.attn.attn.out_proj.*", "blocks.*.attn.proj.*"),
+    ("layers.*.ffn.layers.0.0.*", "blocks.*.mlp.fc1.*"),
+    ("layers.*.ffn.layers.1.*", "blocks.*.mlp.fc2.*"),
+    *((f"layers.*.{name}", f"blocks.*.{name}") for name in ("gamma_1", "gamma_2", "attn.q_bias", "attn.v_bias")),
+    ("layers.*.attn.relative_position_*", "blocks.*.attn.relative_position_*"),
+    ("ln1.*", "norm.*"),
+    ("norm1.*", "norm.*"),
+)
+"""The names of mmsegmentation's and mmpretrain's MAE, BEiT and VisionTransformer, and ours."""
+
+
+def rename(name: str, table: Iterable[tuple[str, str]]) -> str:
+    """The name by the first row (pattern, replacement) that fits it, "*" standing for the same words; else as it is."""
+    for pattern, replacement in table:
+        if found := re.fullmatch(re.escape(pattern).replace(r"\*", r"(\w+)"), name):
+            return "".join(
+                itertools.chain(*itertools.zip_longest(replacement.split("*"), found.groups(), fillvalue=""))
+            )
+    return name
+
+
+def without_heads(
+    state: Mapping[str, Tensor], outside: Mapping[str, str]
+) -> tuple[dict[str, Tensor], tuple[str, ...], list[str]]:
+    """The encoder's tensors of a model, what was left out, and the names outside of its module that are of no known head.
+
+    ``outside``: names that are not in the module that embeds patches, and what they are called beside it.
+    """
+    left = [short for short in outside.values() if _HEADS.fullmatch(short) or NOT_ENCODER.fullmatch(short)]
+    unknown = [name for name, short in outside.items() if short not in left]
+    heads = [name for name in state if NOT_ENCODER.fullmatch(name)]
+    kept = {name: tensor for name, tensor in state.items() if name not in heads}
+    parts = [name.removeprefix("embeddings.") for name in [*left, *heads]]
+    groups = Counter("decoder" if name.startswith("decoder") else name.split(".")[0] for name in parts)
+    notes = tuple(f"left out: {name} ({count} tensor{'s' if count > 1 else ''})" for name, count in groups.items())
+    return kept, notes, unknown

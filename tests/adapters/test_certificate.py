@@ -20,7 +20,8 @@ from maelift.adapters.certificate import (
 )
 from maelift.adapters.plain_vit import PlainViT, SimpleFeaturePyramid
 from maelift.core.errors import CheckpointError
-from maelift.core.models.encoder import Encoder, preset_spec
+from maelift.core.models.encoder import Encoder
+from maelift.core.models.encoder_spec import preset_spec
 from maelift.tests.support import random_encoder
 from torch import nn
 from torch.nn import functional as F

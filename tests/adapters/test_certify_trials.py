@@ -14,8 +14,8 @@ import torch
 from maelift.adapters.certificate import Certificate
 from maelift.adapters.export import adapter
 from maelift.adapters.trial import Cost, cost_of, speed, too_much
-from maelift.core.models.encoder import preset_spec
 from maelift.core.models.encoder_file import EncoderFile, read_encoder
+from maelift.core.models.encoder_spec import preset_spec
 from maelift.tests.support import encoder_file, framework, random_encoder
 from torch import nn
 

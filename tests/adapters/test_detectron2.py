@@ -21,9 +21,11 @@ from maelift.adapters.detectron2_config import recipe
 from maelift.api_keys import ExportKeys
 from maelift.core.data.images import idx_file, read_idx
 from maelift.core.errors import CheckpointError, ConfigError, DataError, MaeliftError
-from maelift.core.models.encoder import Encoder, EncoderSpec
-from maelift.core.models.encoder_file import load_encoder, read_encoder, read_tensors
+from maelift.core.models.encoder import Encoder
+from maelift.core.models.encoder_file import load_encoder, read_encoder
+from maelift.core.models.encoder_spec import EncoderSpec
 from maelift.core.models.preprocessing import Preprocessing
+from maelift.core.models.tensor_files import read_tensors
 from maelift.tests.support import (
     ROOT,
     encoder_file,

@@ -15,8 +15,9 @@ from maelift.adapters.export import ADAPTERS, ExportCommand, export
 from maelift.cli import main
 from maelift.core.errors import CheckpointError, MaeliftError
 from maelift.core.models.encoder import Encoder
-from maelift.core.models.encoder_file import load_encoder, read_tensors
+from maelift.core.models.encoder_file import load_encoder
 from maelift.core.models.preprocessing import Preprocessing
+from maelift.core.models.tensor_files import read_tensors
 from maelift.core.optional_imports import FRAMEWORKS, Framework, require
 from maelift.tests.support import (
     GOLDEN,

@@ -22,8 +22,9 @@ from maelift.adapters import mmseg as adapter
 from maelift.adapters.export import ExportCommand, export
 from maelift.core.data.images import idx_file, read_idx
 from maelift.core.errors import CheckpointError, MaeliftError
-from maelift.core.models.encoder import Encoder, EncoderSpec, preset_spec
+from maelift.core.models.encoder import Encoder
 from maelift.core.models.encoder_file import Provenance, read_encoder, save_encoder
+from maelift.core.models.encoder_spec import EncoderSpec, preset_spec
 from maelift.core.models.preprocessing import Preprocessing
 from maelift.core.training.optimizers import parameter_groups
 from maelift.tests.support import (

@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from maelift.adapters import onnx as adapter
 from maelift.cli import main
 from maelift.core.errors import CheckpointError
-from maelift.core.models.encoder import Encoder, EncoderSpec
+from maelift.core.models.encoder import Encoder
 from maelift.core.models.encoder_file import CONTRACT_KEY, Provenance, contract_text, read_encoder
+from maelift.core.models.encoder_spec import EncoderSpec
 from maelift.core.models.preprocessing import Preprocessing
 from maelift.tests.support import (
     ROOT,

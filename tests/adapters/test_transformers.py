@@ -17,15 +17,10 @@ import safetensors.torch
 import torch
 from maelift.adapters.certificate import Certificate, certify
 from maelift.adapters.transformers import candidate, certify_folder, to_transformers, write_folder, write_mae_folder
-from maelift.core.models.encoder import Encoder, preset_spec
-from maelift.core.models.encoder_file import (
-    DecoderFile,
-    Provenance,
-    load_encoder,
-    read_encoder,
-    save_decoder,
-    save_encoder,
-)
+from maelift.core.models.decoder_file import DecoderFile, save_decoder
+from maelift.core.models.encoder import Encoder
+from maelift.core.models.encoder_file import Provenance, load_encoder, read_encoder, save_encoder
+from maelift.core.models.encoder_spec import preset_spec
 from maelift.pretrain.mae import Decoder, MaskedAutoencoder
 from maelift.tests.support import (
     ROOT,

@@ -11,8 +11,9 @@ import pytest
 import torch
 import yaml
 from maelift.benchmarks.runner import BenchResult
-from maelift.core.models.encoder import Encoder, preset_spec
+from maelift.core.models.encoder import Encoder
 from maelift.core.models.encoder_file import Provenance, save_encoder
+from maelift.core.models.encoder_spec import preset_spec
 from maelift.tests.support import random_encoder
 from maelift.transfer.init_weights import fresh_encoder
 from PIL import Image

@@ -16,8 +16,8 @@ from maelift.benchmarks.data import read_pools
 from maelift.benchmarks.runs import Context
 from maelift.benchmarks.suite import BenchConfig
 from maelift.core.errors import MaeliftError
-from maelift.core.models.encoder import preset_spec
 from maelift.core.models.encoder_file import Provenance, read_encoder, save_encoder
+from maelift.core.models.encoder_spec import preset_spec
 from maelift.pretrain.init_weights import fitted_encoder
 from maelift.tests.support import random_encoder, write_images
 from PIL import Image

@@ -9,7 +9,7 @@ import torch
 from maelift.core.config import resolve
 from maelift.core.distributed import Ranks
 from maelift.core.errors import ConfigError, MaeliftError
-from maelift.core.models.encoder import preset_spec
+from maelift.core.models.encoder_spec import preset_spec
 from maelift.pretrain.auto_accumulate import _fits, fewest_passes, passes_that_fit
 from maelift.pretrain.config import PretrainConfig
 from maelift.pretrain.mae import MaeOutput, MaskedAutoencoder

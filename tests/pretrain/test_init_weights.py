@@ -12,7 +12,8 @@ import pytest
 import torch
 import yaml
 from maelift.core.errors import ConfigError, MaeliftError
-from maelift.core.models.encoder_file import Provenance, read_decoder, read_encoder, save_encoder
+from maelift.core.models.decoder_file import read_decoder
+from maelift.core.models.encoder_file import Provenance, read_encoder, save_encoder
 from maelift.core.models.preprocessing import Preprocessing
 from maelift.pretrain.config import RECIPES, PretrainConfig
 from maelift.pretrain.init_weights import to_channels

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 from maelift.core.errors import ConfigError, MaeliftError
-from maelift.core.models.encoder import EncoderSpec
-from maelift.core.models.encoder_file import read_decoder, read_encoder
+from maelift.core.models.decoder_file import read_decoder
+from maelift.core.models.encoder_file import read_encoder
+from maelift.core.models.encoder_spec import EncoderSpec
 from maelift.core.training.tracker import read_metrics
 from maelift.pretrain.mae import Decoder, MaskedAutoencoder
 from maelift.pretrain.masking import Masking, random_mask

@@ -15,7 +15,8 @@ import maelift
 import pytest
 import torch
 from maelift.core.errors import MaeliftError
-from maelift.core.models.encoder_file import read_decoder, read_encoder
+from maelift.core.models.decoder_file import read_decoder
+from maelift.core.models.encoder_file import read_encoder
 from maelift.core.training.tracker import read_metrics
 from maelift.tests.support import (
     TINY,

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 from maelift.cli import main
-from maelift.core.models.encoder import EncoderSpec
 from maelift.core.models.encoder_file import Provenance
+from maelift.core.models.encoder_spec import EncoderSpec
 from maelift.core.models.probes import AttentiveProbe
 from maelift.tests.support import framework, random_encoder
 from maelift.transfer.classification.task import Classifier, save_classifier

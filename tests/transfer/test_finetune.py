@@ -10,7 +10,7 @@ import maelift
 import pytest
 import yaml
 from maelift.core.errors import ConfigError, DataError, MaeliftError
-from maelift.core.models.encoder import EncoderSpec
+from maelift.core.models.encoder_spec import EncoderSpec
 from maelift.core.training.tracker import read_metrics
 from maelift.tests.support import (
     ROOT,

@@ -19,14 +19,8 @@ import torch
 from maelift.cli import main
 from maelift.core.errors import MaeliftError
 from maelift.core.models.contract import sealed, sealed_hash
-from maelift.core.models.encoder_file import (
-    DecoderFile,
-    Provenance,
-    read_decoder,
-    read_encoder,
-    save_decoder,
-    save_encoder,
-)
+from maelift.core.models.decoder_file import DecoderFile, read_decoder, save_decoder
+from maelift.core.models.encoder_file import Provenance, read_encoder, save_encoder
 from maelift.tests.support import GOLDEN, bounded_memory, random_encoder, rewrite_metadata, write_images
 from maelift.transfer.classification.task import Classifier, save_classifier
 from maelift.transfer.detection.model import Architecture as DetectorArchitecture

@@ -12,8 +12,9 @@ import timm
 import torch
 from maelift.core.data.images import FolderImages
 from maelift.core.errors import CheckpointError, ConfigError, DataError
-from maelift.core.models.encoder import Encoder, EncoderSpec
+from maelift.core.models.encoder import Encoder
 from maelift.core.models.encoder_file import Provenance, read_encoder, save_encoder
+from maelift.core.models.encoder_spec import EncoderSpec
 from maelift.core.models.preprocessing import Preprocessing
 from maelift.tests.support import encoder_file, random_encoder, write_images
 from maelift.transfer.init_weights import Start, read_start, start_encoder

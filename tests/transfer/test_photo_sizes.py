@@ -15,8 +15,8 @@ from maelift.cli import main
 from maelift.core.data.decode import ANY_FORMAT, PixelFormat
 from maelift.core.data.detection import Objects
 from maelift.core.data.images import ImageSet
-from maelift.core.models.encoder import EncoderSpec
 from maelift.core.models.encoder_file import read_encoder
+from maelift.core.models.encoder_spec import EncoderSpec
 from maelift.core.models.preprocessing import Preprocessing
 from maelift.pretrain.config import PretrainConfig
 from maelift.pretrain.data import Source

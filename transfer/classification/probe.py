@@ -29,16 +29,8 @@ from ...core.files import check_regular, output_folder
 from ...core.models.contract import content_hash
 from ...core.models.cost import encoder_flops
 from ...core.models.encoder import Encoder
-from ...core.models.probes import (
-    L2_GRID,
-    AttentiveProbe,
-    LinearProbe,
-    NearestNeighbours,
-    Pooling,
-    linear_fits,
-    pool,
-    pooled_dim,
-)
+from ...core.models.logistic_regression import L2_GRID, fit_linear_probe
+from ...core.models.probes import AttentiveProbe, LinearProbe, NearestNeighbours, Pooling, pool, pooled_dim
 from ...core.progress import progress_logger
 from ...core.seeding import stream
 from ...core.training.loader import load_in_order
@@ -342,7 +334,7 @@ class ProbeTask(ClassificationTask):
             targets = targets.repeat_interleave(self.probe.crops, dim=0)
         found: list[tuple[float, float, dict[str, Tensor]]] = []  # figure, log loss below zero, weights
         strengths = L2_GRID if self.probe.l2 is None else (self.probe.l2,)
-        for l2 in linear_fits(model, rows, targets, strengths, device=device):
+        for l2 in fit_linear_probe(model, rows, targets, strengths, device=device):
             logits = self._val_logits(model.eval())
             value = validation_figures(logits, self.val_targets)[self.metric()]
             logger.info("linear probe: l2=%g: %s %.2f %%", l2, self.metric(), 100 * value)

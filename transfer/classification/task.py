@@ -26,8 +26,9 @@ from ...core.data.sampling import Batch, Sample, Uniforms
 from ...core.device import Precision, autocast
 from ...core.distributed import Ranks
 from ...core.errors import ConfigError
-from ...core.models.encoder import Encoder, EncoderSpec
+from ...core.models.encoder import Encoder
 from ...core.models.encoder_file import Provenance, save_encoder
+from ...core.models.encoder_spec import EncoderSpec
 from ...core.models.preprocessing import Preprocessing
 from ...core.models.probes import AttentiveProbe, NearestNeighbours, Pooling, pool, pooled_dim
 from ...core.optional_imports import require

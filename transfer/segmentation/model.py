@@ -23,8 +23,9 @@ from ...adapters.torchvision import backbone_settings
 from ...core.data.images import stored_pixels
 from ...core.data.segmentation import ignore_index
 from ...core.errors import ConfigError, DataError, MaeliftError
-from ...core.models.encoder import LARGEST_SIDE, Encoder, EncoderSpec
+from ...core.models.encoder import Encoder
 from ...core.models.encoder_file import Provenance
+from ...core.models.encoder_spec import LARGEST_SIDE, EncoderSpec
 from ..model_file import ModelFile, write_model
 from ..predictions import Segmentation
 

@@ -11,8 +11,9 @@ from maelift.adapters.plain_vit import PlainViT
 from maelift.adapters.torchvision import backbone_settings
 from maelift.cli import main
 from maelift.core.errors import ConfigError
-from maelift.core.models.encoder import ACTIVATIONS, Encoder, preset_spec
+from maelift.core.models.encoder import ACTIVATIONS, Encoder
 from maelift.core.models.encoder_file import read_encoder
+from maelift.core.models.encoder_spec import preset_spec
 from maelift.tests.support import GOLDEN, encoder_file, framework, random_encoder, rewrite_metadata
 
 OTHERS = sorted(set(ACTIVATIONS) - {"gelu"})

@@ -15,18 +15,11 @@ import torch
 from maelift.core.distributed import Ranks
 from maelift.core.errors import CheckpointError, ConfigError
 from maelift.core.models.contract import content_hash, parse_json
-from maelift.core.models.encoder import Encoder, EncoderSpec
-from maelift.core.models.encoder_file import (
-    CONTRACT_KEY,
-    DECODER_KEY,
-    Provenance,
-    encoder_hash,
-    encoder_shapes,
-    read_decoder,
-    read_encoder,
-    save_decoder,
-    save_encoder,
-)
+from maelift.core.models.decoder_file import DECODER_KEY, read_decoder, save_decoder
+from maelift.core.models.encoder import Encoder
+from maelift.core.models.encoder_file import CONTRACT_KEY, Provenance, encoder_hash, read_encoder, save_encoder
+from maelift.core.models.encoder_shapes import encoder_shapes
+from maelift.core.models.encoder_spec import EncoderSpec
 from maelift.core.models.preprocessing import Preprocessing
 from maelift.core.training.checkpoints import Checkpoints
 from maelift.tests.support import GOLDEN, encoder_file, random_encoder, rewrite_metadata

@@ -12,8 +12,9 @@ import timm
 import torch
 import torch.nn.functional as F
 from maelift.core.errors import CheckpointError, ConfigError, MaeliftError
-from maelift.core.models.encoder import PRESETS, Encoder, EncoderSpec, preset_spec
+from maelift.core.models.encoder import Encoder
 from maelift.core.models.encoder_file import CONTRACT_KEY, Provenance, load_encoder, read_encoder, save_encoder
+from maelift.core.models.encoder_spec import PRESETS, EncoderSpec, preset_spec
 from maelift.core.models.preprocessing import Preprocessing
 from maelift.pretrain.mae import Decoder, MaskedAutoencoder
 from maelift.tests.support import framework, random_encoder

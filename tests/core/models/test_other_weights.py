@@ -18,15 +18,12 @@ import timm
 import torch
 from maelift.cli import main
 from maelift.core.errors import CheckpointError, ConfigError, MaeliftError
-from maelift.core.models.encoder import Encoder, EncoderSpec
-from maelift.core.models.encoder_file import (
-    EncoderFile,
-    load_encoder,
-    read_encoder,
-    read_tensors,
-    to_transformers_names,
-)
-from maelift.core.models.weight_hints import hints_of_architecture
+from maelift.core.models.config_hints import hints_of_architecture
+from maelift.core.models.encoder import Encoder
+from maelift.core.models.encoder_file import EncoderFile, load_encoder, read_encoder
+from maelift.core.models.encoder_spec import EncoderSpec
+from maelift.core.models.tensor_files import read_tensors
+from maelift.core.models.weight_names import to_transformers_names
 from maelift.tests.support import framework, random_encoder
 from safetensors.torch import save_file
 from torch import Tensor
@@ -208,7 +205,7 @@ def test_timm_s_own_facts_are_taken_of_the_architecture_that_is_named(caplog: py
     with caplog.at_level(logging.INFO, "maelift"):
         found = read_encoder(folder_of("given", state, config)).encoder.spec
     assert (found.num_heads, found.act, found.norm_eps) == (6, "quick_gelu", 1e-6)
-    assert "num_heads 6, norm_eps 1e-06, act quick_gelu: said by timm's vit_base_patch16_gap_224" in caplog.text
+    assert "num_heads 6, norm_eps 1e-06, act quick_gelu: from timm's vit_base_patch16_gap_224" in caplog.text
     own = {**config, "model_args": arguments}
     assert load_encoder(folder_of("own", state, own)).spec.num_heads == 16  # the architecture's, not the usual 3
     assert load_encoder("own", num_heads=3, act="gelu").spec.num_heads == 3  # what the user says goes first
@@ -234,7 +231,7 @@ def test_a_config_of_another_model_or_a_broken_one_is_not_used_in_silence(
 ) -> None:
     config = {"architecture": "vit_base_patch16_gap_224"}
     assert load_encoder(folder_of("other", state, config)).spec.num_heads == 4
-    assert "says a width of 768, and the weights have 64: nothing of it is used" in caplog.text
+    assert "says a width of 768, and the weights have 64: it is ignored" in caplog.text
     (Path("other") / "config.json").write_text('{"architecture": "vit')
     assert load_encoder("other").spec.num_heads == 4
     assert "config.json: can't be read as JSON" in caplog.text

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 import torch
 from maelift.core.errors import CheckpointError
-from maelift.core.models.encoder_file import load_encoder, read_tensors
+from maelift.core.models.encoder_file import load_encoder
+from maelift.core.models.tensor_files import read_tensors
 from maelift.tests.support import bounded_memory, encoder_file, random_encoder
 from safetensors.torch import load_file, save_file
 

@@ -10,8 +10,8 @@ import maelift
 import pytest
 import torch
 from maelift.core.errors import ConfigError, MaeliftError
-from maelift.core.models.encoder import EncoderSpec
 from maelift.core.models.encoder_file import read_encoder
+from maelift.core.models.encoder_spec import EncoderSpec
 from maelift.tests.support import encoder_file, framework, random_encoder
 from maelift.transfer.classification.partial_lora import Lora, add_lora, merged, train_last_blocks
 

@@ -16,9 +16,10 @@ from maelift.core.data.classification_reader import read_splits
 from maelift.core.data.images import find_images
 from maelift.core.distributed import Ranks
 from maelift.core.errors import ConfigError, MaeliftError
-from maelift.core.models.encoder import EncoderSpec
 from maelift.core.models.encoder_file import read_encoder
-from maelift.core.models.probes import AttentiveProbe, LinearProbe, NearestNeighbours, logistic_regression
+from maelift.core.models.encoder_spec import EncoderSpec
+from maelift.core.models.logistic_regression import logistic_regression
+from maelift.core.models.probes import AttentiveProbe, LinearProbe, NearestNeighbours
 from maelift.core.training.optimizers import Lars, set_learning_rate, warmup_cosine
 from maelift.tests.support import encoder_file, has_checkpoint, random_encoder, run_maelift, start_maelift
 from maelift.transfer.classification import probe as probe_module

@@ -21,8 +21,8 @@ import yaml
 from maelift.core.data.classification_reader import read_splits
 from maelift.core.distributed import Ranks
 from maelift.core.errors import MaeliftError
-from maelift.core.models.encoder import EncoderSpec
 from maelift.core.models.encoder_file import Provenance, read_encoder, save_encoder
+from maelift.core.models.encoder_spec import EncoderSpec
 from maelift.core.models.preprocessing import Preprocessing
 from maelift.core.training.run_dir import RunFolder
 from maelift.core.training.tracker import read_metrics

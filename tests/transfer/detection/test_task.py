@@ -17,8 +17,8 @@ from maelift.core.data.detection import Objects
 from maelift.core.data.detection_reader import read_detection
 from maelift.core.distributed import Ranks
 from maelift.core.errors import ConfigError, DataError
-from maelift.core.models.encoder import EncoderSpec
 from maelift.core.models.encoder_file import Provenance, save_encoder
+from maelift.core.models.encoder_spec import EncoderSpec
 from maelift.core.models.preprocessing import Preprocessing
 from maelift.core.training.tracker import read_metrics
 from maelift.tests.support import framework, has_checkpoint, one_line_error, run_maelift, run_ranks, start_maelift

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 from maelift.core.errors import ConfigError, DataError
-from maelift.core.models.encoder import EncoderSpec
 from maelift.core.models.encoder_file import Provenance
+from maelift.core.models.encoder_spec import EncoderSpec
 from maelift.tests.support import framework, random_encoder
 from maelift.transfer.model_file import load_model
 from maelift.transfer.segmentation import model

@@ -14,8 +14,9 @@ import torch
 from maelift.core.data.segmentation_reader import read_segmentation
 from maelift.core.distributed import Ranks
 from maelift.core.errors import MaeliftError
-from maelift.core.models.encoder import Encoder, EncoderSpec
+from maelift.core.models.encoder import Encoder
 from maelift.core.models.encoder_file import Provenance, read_encoder, save_encoder
+from maelift.core.models.encoder_spec import EncoderSpec
 from maelift.core.models.preprocessing import Preprocessing
 from maelift.core.seeding import stream
 from maelift.tests.support import framework, has_checkpoint, run_maelift, start_maelift

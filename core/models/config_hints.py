@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import difflib
-import json
 import logging
 import re
 from collections.abc import Mapping
@@ -16,8 +15,9 @@ import torch
 from torch import nn
 
 from ..errors import ConfigError
-from ..files import read_regular_text
 from .encoder import ACTIVATIONS
+from .plain_vit_checks import PRE_NORM, why_not_plain
+from .weight_files import read_json
 
 logger = logging.getLogger("maelift")
 
@@ -231,7 +231,7 @@ def hints_of_model(model: nn.Module, said: str) -> ConfigHints:
 
     ``said``: the beginning of a refusal's sentence, as "config.json names timm's swin_tiny_patch4_window7_224".
     """
-    reason = _why_not_plain(model)
+    reason = why_not_plain(model)
     if reason:
         return ConfigHints(refusal=f"{said}: {reason}")
     net: Any = model
@@ -251,42 +251,6 @@ def hints_of_model(model: nn.Module, said: str) -> ConfigHints:
     )
 
 
-def _why_not_plain(model: Any) -> str | None:
-    """Why a model of timm is none that an encoder can be; None for a plain ViT."""
-    from timm.layers import Attention, Mlp, PatchEmbed
-    from timm.models.eva import Eva, EvaAttention, EvaBlock
-    from timm.models.vision_transformer import Block, VisionTransformer
-
-    if not isinstance(model, VisionTransformer | Eva):
-        return f"a {type(model).__name__}, not a plain ViT"
-    block: Any = model.blocks[0]
-    attention = getattr(block, "attn", None)
-    parts = [
-        (getattr(model, "dist_token", None) is not None, DISTILLED),
-        (getattr(model, "reg_token", None) is not None, REGISTERS),
-        (getattr(model, "rope", None) is not None, ROTARY),
-        (not isinstance(model.norm_pre, nn.Identity), PRE_NORM),
-        (type(model.patch_embed) is not PatchEmbed, STEM),
-        (model.pos_embed is None, NO_POSITIONS),
-        (
-            type(block) not in (Block, EvaBlock),
-            f"its blocks are {type(block).__name__}, not the pre-norm ones of a plain ViT",
-        ),
-        (type(attention) not in (Attention, EvaAttention), f"its attention is {type(attention).__name__}"),
-        (not _is_identity(attention, "q_norm"), QK_NORM),
-        (not _is_identity(attention, "norm"), INNER_NORM),
-        (getattr(attention, "gate", None) is not None, GATED_ATTENTION),
-        (type(getattr(block, "mlp", None)) is not Mlp, GATED),
-        (not _is_identity(getattr(block, "mlp", None), "norm"), INNER_NORM),
-        (not isinstance(getattr(block, "norm1", None), nn.LayerNorm), RMS_NORM),
-    ]
-    return next((reason for found, reason in parts if found), None)
-
-
-def _is_identity(module: Any, name: str) -> bool:
-    return isinstance(getattr(module, name, nn.Identity()), nn.Identity)
-
-
 def _activation_of(module: nn.Module) -> str | None:
     """The name of an activation by what it computes, whatever its class is called."""
     values = torch.linspace(-4, 4, 33)
@@ -295,20 +259,6 @@ def _activation_of(module: nn.Module) -> str | None:
 
 
 # ---- why a model is none that an encoder can be
-
-DISTILLED = "a distilled DeiT: its distillation token has no place in an encoder"
-REGISTERS = "register tokens, which have no place in an encoder"
-DETECTION_TOKENS = "detection tokens (YOLOS), which have no place in an encoder"
-ROTARY = "rotary positions (RoPE) in its attention, where an encoder adds positions to the patches"
-PRE_NORM = "a norm before the blocks (as CLIP's ViTs have), which has no place in an encoder"
-STEM = "a stem of convolutions before the patches (a hybrid ViT), where an encoder has one linear projection"
-NO_POSITIONS = "no position embeddings, which an encoder needs"
-QK_NORM = "norms of queries and keys (qk-norm), which have no place in an encoder"
-INNER_NORM = "norms within attention or MLP, which have no place in an encoder"
-GATED_ATTENTION = "gates in its attention, which have no place in an encoder"
-GATED = "gated MLPs (SwiGLU), where an encoder has two plain layers"
-RMS_NORM = "norms without biases (RMSNorm), where an encoder has LayerNorms"
-PARALLEL = "attention and MLP side by side in a block (parallel blocks), where an encoder has one after the other"
 
 
 # ---- records within a checkpoint
@@ -417,17 +367,6 @@ def _literal(node: ast.expr) -> object:
 
 
 # ---- values as JSON and records have them
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; empty where there is no such file, or it holds something else."""
-    try:
-        content = json.loads(read_regular_text(path)) if path.is_file() else {}
-    except (ValueError, OSError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:120]
-        logger.warning("%s: can't be read as JSON (%s); nothing of it is used", path, reason)
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _mapping(value: object) -> Mapping[str, Any]:

@@ -4,32 +4,17 @@ from __future__ import annotations
 
 import itertools
 import re
-import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from ..errors import CheckpointError
-from .weight_hints import read_json
+from .weight_files import import_command
 
-INDEX_SUFFIX = ".index.json"
-WEIGHTS_IN_FOLDER = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "encoder.safetensors",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-    "backbone.pth",
-    "weights.pth",
-)
-"""What stands for a folder of timm, transformers, or of an export."""
-_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".pkl")
-
-STATES = (
+STATE_KEYS = (
     "model",
     "state_dict",
     "module",
@@ -86,7 +71,7 @@ _ANCHORS = (
 
 
 @dataclass(frozen=True)
-class Chosen:
+class SelectedState:
     """The tensors that were taken of a checkpoint.
 
     ``outside``: names that are not in the module taken, as they are and without what they share with its prefix;
@@ -101,63 +86,10 @@ class Chosen:
     prefix: str = ""
 
 
-def command(source: str, key: str) -> str:
-    """The command that reads weights with one key more, as an error advises it."""
-    return f"maelift import {shlex.quote(source)} out=encoder.safetensors {key}"
-
-
-# ---- folders and files in parts
-
-
-def weights_file(path: Path) -> Path:
-    """The weights in a folder of timm or transformers, or of an export; a file is that itself."""
-    if not path.is_dir():
-        return path
-    for name in WEIGHTS_IN_FOLDER:
-        if (path / name).is_file():
-            return path / name
-    there = sorted(entry.name for entry in path.iterdir() if entry.suffix in _SUFFIXES)
-    if there:
-        more = f" and {len(there) - 3} more" if len(there) > 3 else ""
-        advice = f" It has {', '.join(there[:3])}{more}: name the file itself, as {path / there[0]}."
-    else:
-        advice = ""
-    raise CheckpointError(
-        f"{path}: a folder without weights. Expected one of {', '.join(WEIGHTS_IN_FOLDER)} in it.{advice}"
-    )
-
-
-def parts_of(index: Path) -> list[Path]:
-    """The files that an index names, as transformers and timm write it; raises CheckpointError for one that is not there."""
-    table = read_json(index).get("weight_map")
-    names = sorted({str(name) for name in table.values()}) if isinstance(table, Mapping) else []
-    if not names:
-        raise CheckpointError(
-            f"{index}: not an index of weights. Expected JSON with a weight_map from tensors to files."
-        )
-    outside = [name for name in names if Path(name).name != name or name.endswith(INDEX_SUFFIX)]
-    if outside:
-        raise CheckpointError(f"{index}: names {outside[0]!r}. Expected files of weights in the same folder.")
-    missing = [name for name in names if not index.with_name(name).is_file()]
-    if missing:
-        raise CheckpointError(
-            f"{index}: {len(missing)} of the {len(names)} files that it names are not there ({missing[0]}). Fetch them "
-            "into the same folder."
-        )
-    return [index.with_name(name) for name in names]
-
-
-def part_advice(path: Path) -> str:
-    """What to do where a file is one of several that hold weights together; empty where it isn't."""
-    if not re.search(r"-\d+-of-\d+\.\w+$", path.name):
-        return ""
-    return f" This is one of several files: give their folder, with its index, as {path.parent}."
-
-
 # ---- states of a checkpoint
 
 
-def choose(source: str, content: object, weights_key: str | None = None) -> Chosen:
+def select_state(source: str, content: object, weights_key: str | None = None) -> SelectedState:
     """The encoder's tensors in a checkpoint, without the prefix of their module.
 
     ``weights_key`` names a state (model_ema) or a module in it (teacher), dots between what is nested. Raises
@@ -168,12 +100,12 @@ def choose(source: str, content: object, weights_key: str | None = None) -> Chos
     return replace(chosen, records=records, notes=(*notes, *chosen.notes))
 
 
-def whole_state(source: str, content: object) -> dict[str, Tensor]:
+def full_state(source: str, content: object) -> dict[str, Tensor]:
     """The tensors of a checkpoint's state, all of them, under the names that they have."""
     return _state(source, content, None)[0]
 
 
-def without_wrappers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def strip_wrappers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A state without the modules of wrappers (module., model., encoder., backbone.) that all names begin with."""
     common = "".join(itertools.takewhile(_WRAPPERS.__contains__, _common_prefix(state)))
     return {name.removeprefix(common): value for name, value in state.items()}
@@ -199,12 +131,12 @@ def _state(
         others = [key for key in states if not _NOT_STATES.fullmatch(key)]
         if own or not others:
             break
-        taken = next((key for key in STATES if key in others), others[0] if len(others) == 1 else None)
+        taken = next((key for key in STATE_KEYS if key in others), others[0] if len(others) == 1 else None)
         if taken is None:
             shown = ", ".join(others[:8])
             raise CheckpointError(
                 f"{source}: holds several states ({shown}), and none is called model or state_dict. Say which: "
-                f"{command(source, f'weights_key={path}{others[0]}')}"
+                f"{import_command(source, f'weights_key={path}{others[0]}')}"
             )
         beside = [key for key in others if key != taken]
         if beside:
@@ -237,7 +169,7 @@ def _article(word: str) -> str:
 # ---- modules within a state
 
 
-def _branch(source: str, state: Mapping[str, Tensor], wanted: str | None) -> Chosen:
+def _branch(source: str, state: Mapping[str, Tensor], wanted: str | None) -> SelectedState:
     """The tensors of the module that embeds patches, under their names in it.
 
     Other such modules are left out and counted; names outside of any are told apart, for they may be heads.
@@ -256,7 +188,7 @@ def _branch(source: str, state: Mapping[str, Tensor], wanted: str | None) -> Cho
         return replace(found, notes=(*said, *found.notes), prefix=f"{wanted}.{found.prefix}")
     prefixes = _prefixes(state)
     if not prefixes:
-        return Chosen(without_wrappers(state))
+        return SelectedState(strip_wrappers(state))
     taken = _preferred(prefixes)
     inside = {name.removeprefix(taken): value for name, value in state.items() if name.startswith(taken)}
     others = sorted((prefix for prefix in prefixes if prefix != taken), key=len, reverse=True)
@@ -279,7 +211,7 @@ def _branch(source: str, state: Mapping[str, Tensor], wanted: str | None) -> Cho
         f"{what} is taken, {other} left out ({count} tensors): weights_key={other} takes that"
         for other, count in left.items()
     ]
-    return Chosen(inside, outside, {}, tuple(notes), taken)
+    return SelectedState(inside, outside, {}, tuple(notes), taken)
 
 
 def _inside(state: Mapping[str, Tensor], module: str) -> dict[str, Tensor]:
@@ -344,22 +276,3 @@ def _common_prefix(state: Iterable[str]) -> list[str]:
             pairs = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(common, words, strict=False))
             common = [word for word, _ in pairs]
     return [f"{word}." for word in common or ()]
-
-
-# ---- tensors that no encoder can hold
-
-
-def need_real_numbers(source: str, state: Mapping[str, Tensor]) -> tuple[str, ...]:
-    """Raise CheckpointError for quantised weights and others that are no real numbers; what becomes of those that are.
-
-    float16, bfloat16 and float64 become float32, as the encoder has it; that is the line returned.
-    """
-    kinds = {name: str(value.dtype).removeprefix("torch.") for name, value in state.items()}
-    for name, kind in kinds.items():
-        if kind not in ("float32", "float16", "bfloat16", "float64"):
-            raise CheckpointError(
-                f"{source}: {name} is {kind}: quantised weights, or none at all. Expected float32, float16 or bfloat16: get the "
-                "weights before they were quantised."
-            )
-    other = sorted(set(kinds.values()) - {"float32"})
-    return (f"{' and '.join(other)} weights become float32",) if other else ()

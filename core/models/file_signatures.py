@@ -1,4 +1,4 @@
-"""Files that are given for weights and are something else: said by name, with what to do."""
+"""File signatures: names the type of a file that was given as weights and is something else."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 
 from ..errors import CheckpointError
 
-HEAD = 512
-"""Bytes of a file that tell its kind."""
+SIGNATURE_BYTES = 512
+"""Bytes at the beginning of a file that show its type."""
 _SAVE = "Save the state dict: torch.save(model.state_dict(), ...), and give that file."
 _MAGIC = (
     (b"version https://git-lfs", "a pointer of Git LFS, not the weights themselves. Fetch them: git lfs pull"),
@@ -28,11 +28,11 @@ _MAGIC = (
     (b"\x28\xb5\x2f\xfd", "a zstd file: unpack it, and give the weights in it"),
     (b"7z\xbc\xaf", "a 7z archive: unpack it, and give the weights in it"),
 )
-"""What files of other kinds begin with."""
+"""Magic numbers, and the file types that begin with them."""
 
 
-def refuse_other_kinds(path: Path, head: bytes) -> None:
-    """Raise CheckpointError where a file's first bytes (``HEAD`` of them) say that it is no weights, naming what it is."""
+def check_file_type(path: Path, head: bytes) -> None:
+    """Raise CheckpointError, naming the file's type, where its first ``SIGNATURE_BYTES`` bytes are not those of weights."""
     kind = next((text for magic, text in _MAGIC if head.startswith(magic)), None)
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
