@@ -17,7 +17,7 @@ from ..core.data.sampling import MakeSample
 from ..core.files import atomic_path
 from ..core.models.preprocessing import Preprocessing
 from ..core.seeding import torch_stream
-from ..core.training.loop import evenly
+from ..core.training.schedule import evenly_spaced_steps
 from .config import PretrainConfig
 from .data import Source
 from .mae import MaeOutput, MaskedAutoencoder
@@ -53,11 +53,13 @@ class Monitor:
 
     @property
     def _evaluated(self) -> frozenset[int]:
-        return evenly(self.steps, self.source.config.evaluations)
+        return evenly_spaced_steps(self.steps, self.source.config.evaluations)
 
     @property
     def _probed(self) -> frozenset[int]:
-        return evenly(self.steps, self.source.config.probe.times) if self.labeled is not None else frozenset()
+        return (
+            evenly_spaced_steps(self.steps, self.source.config.probe.times) if self.labeled is not None else frozenset()
+        )
 
     def look(self, model: MaskedAutoencoder, step: int) -> dict[str, float]:
         """What a model shows after ``step`` steps, as named metrics; the pictures of its reconstructions are written."""

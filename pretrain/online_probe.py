@@ -25,7 +25,8 @@ from ..core.models.logistic_regression import L2_GRID, fit_linear_probe
 from ..core.models.probes import AttentiveProbe, LinearProbe, NearestNeighbours
 from ..core.progress import progress_logger
 from ..core.seeding import seeded_rng, torch_stream
-from ..core.training.optimizers import set_learning_rate, warmup_cosine
+from ..core.training.optimizers import set_learning_rate
+from ..core.training.schedule import warmup_cosine
 
 logger = logging.getLogger("maelift")
 

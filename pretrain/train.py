@@ -30,9 +30,12 @@ from ..core.seeding import seeded_rng, torch_stream
 from ..core.slurm import Submitted, submit
 from ..core.terminal import quoted
 from ..core.training.checkpoints import Checkpoints
-from ..core.training.loop import Callbacks, Schedule, State, WeightAverage, train
+from ..core.training.ema import WeightAverage
+from ..core.training.loop import Callbacks, train
 from ..core.training.optimizers import parameter_groups
 from ..core.training.run_dir import RunFolder
+from ..core.training.schedule import Schedule
+from ..core.training.state import State
 from ..core.training.tracker import Tracker, read_metrics
 from ..version import __version__
 from .auto_accumulate import passes_that_fit

@@ -45,9 +45,12 @@ from ..core.public_names import public_config
 from ..core.seeding import seeded_rng
 from ..core.terminal import quoted
 from ..core.training.checkpoints import Checkpoints
-from ..core.training.loop import Callbacks, Decay, Schedule, State, WeightAverage, evenly, train
+from ..core.training.ema import WeightAverage
+from ..core.training.loop import Callbacks, train
 from ..core.training.optimizers import parameter_groups
 from ..core.training.run_dir import RunFolder, read_run_config
+from ..core.training.schedule import Decay, Schedule, evenly_spaced_steps
+from ..core.training.state import State
 from ..core.training.tracker import Tracker, read_metrics
 from ..version import __version__
 from .init_weights import Start, background_of, read_start, start_encoder
@@ -454,7 +457,7 @@ def fit(
         tracker=tracker,
         upkeep=Callbacks(
             evaluate=lambda judged, step: task.validate(judged),
-            evaluate_at=evenly(steps, evaluations),
+            evaluate_at=evenly_spaced_steps(steps, evaluations),
             best_metric=task.metric(),
             patience=patience,
             checkpoints=checkpoints,

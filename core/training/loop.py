@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -17,14 +15,16 @@ from torch import Tensor, nn
 from ..data.sampling import Batch, Batches
 from ..device import Precision, autocast
 from ..distributed import Ranks, full_tensor, no_grad_sync, peer_failure_as_error
-from ..errors import CheckpointError, MaeliftError
+from ..errors import MaeliftError
 from ..progress import duration
 from ..seeding import reseed, seeded_rng
 from ..signals import Interrupted, StopAsked, StopSignals
 from ..system_errors import MEMORY, out_of_memory
 from .checkpoints import Checkpoints
-from .optimizers import set_learning_rate, warmup_cosine
-from .recovery import DivergenceMonitor, GradScaler, Recovery
+from .optimizers import set_learning_rate
+from .recovery import GradScaler, Recovery
+from .schedule import Schedule
+from .state import State
 from .tracker import EVENTS_FILE, Tracker
 
 logger = logging.getLogger("maelift")
@@ -47,31 +47,6 @@ class Diverged(MaeliftError):
     """A loss or a gradient that is not finite; the weights are those of the step before."""
 
 
-Decay = Literal["cosine", "linear", "steps"]
-"""How the learning rate falls after warm-up: half a cosine, a line, or by 10 after 8/9 and 26/27 of all steps (ViTDet, A.2)."""
-DROPS = (8 / 9, 26 / 27)
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """How long, and at which learning rate: linear warm-up, then ``decay``, in steps of the optimiser."""
-
-    steps: int
-    lr: float
-    warmup: float = 0.0
-    min_lr: float = 0.0
-    decay: Decay = "cosine"
-
-    def lr_at(self, step: int) -> float:
-        """The rate with which step number ``step``, from 0, is made."""
-        if self.decay == "cosine" or step < self.warmup:
-            return warmup_cosine(step, lr=self.lr, warmup=self.warmup, total=self.steps, min_lr=self.min_lr)
-        if self.decay == "steps":
-            return max(self.min_lr, self.lr * 0.1 ** sum(step >= share * self.steps for share in DROPS))
-        left = 1 - (step - self.warmup) / max(1e-9, self.steps - self.warmup)
-        return self.min_lr + (self.lr - self.min_lr) * left
-
-
 @dataclass(frozen=True)
 class Callbacks:
     """What happens beside the steps.
@@ -91,139 +66,6 @@ class Callbacks:
     log_every: int = 50
     recovery: Recovery | None = None
     names: Callable[[Tensor], list[str]] | None = None
-
-
-NUMBERS = ("step", "best_value", "best_step", "waited", "judged_at", "seconds")
-"""What a state holds beside tensors, health and scale."""
-
-
-@dataclass
-class State:
-    """All that changes during a run; with the seed and the configuration it determines what follows.
-
-    ``plain`` is a copy of a model whose parameters are spread over processes, which is filled to be judged and kept.
-    """
-
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    average: WeightAverage | None = None
-    plain: nn.Module | None = None
-    step: int = 0
-    best_value: float = -math.inf
-    best_step: int = 0
-    best_weights: dict[str, Tensor] = field(default_factory=dict)
-    waited: int = 0
-    """evaluations since the best one"""
-    judged_at: int = 0
-    """the step after which the model was judged last"""
-    seconds: float = 0.0
-    health: DivergenceMonitor = field(default_factory=DivergenceMonitor)
-    scale: GradScaler = field(default_factory=GradScaler)
-
-    @property
-    def judged(self) -> nn.Module:
-        """The model that is evaluated and kept: that with the average of the weights, where there is one.
-
-        Where parameters are spread over processes, a copy in one piece; then all must ask for it.
-        """
-        model = self.average.module if self.average is not None else self.model
-        if self.plain is None:
-            return model
-        self.plain.load_state_dict({name: full_tensor(value) for name, value in model.state_dict().items()})
-        return self.plain
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Every tensor of the state, by name: those that training goes on with, not copies."""
-        named = {f"model.{name}": value for name, value in self.model.state_dict().items()}
-        if self.average is not None:
-            named |= {f"average.{name}": value for name, value in self.average.module.state_dict().items()}
-        named |= {f"best.{name}": value for name, value in self.best_weights.items()}
-        for name, parameter in self.model.named_parameters():
-            for slot, value in self.optimizer.state.get(parameter, {}).items():
-                named[f"optimizer.{name}.{slot}"] = value
-        return named
-
-    def facts(self) -> dict[str, Any]:
-        """All else of the state, as JSON holds it."""
-        return {
-            **{name: getattr(self, name) for name in NUMBERS},
-            "health": self.health.facts(),
-            "scale": asdict(self.scale),
-        }
-
-    def load(self, checkpoints: Checkpoints) -> bool:
-        """Go back to the newest state that is whole; False where there is none.
-
-        Raises CheckpointError for the state of another model.
-        """
-        step = checkpoints.newest()
-        if step is None:
-            return False
-        facts, shapes = checkpoints.facts(step), checkpoints.shapes(step)
-        self.best_weights = {
-            name.removeprefix("best."): torch.empty(size, dtype=kind)
-            for name, (size, kind) in shapes.items()
-            if name.startswith("best.")
-        }
-        self._make_room(shapes)
-        own = self.tensors()
-        different = sorted(
-            {name for name in own if name not in shapes or own[name].shape != shapes[name][0]}
-            | (shapes.keys() - own.keys())
-        )
-        if different:
-            raise CheckpointError(
-                f"{checkpoints.folder}: not a checkpoint of this run ({len(different)} tensors differ, {different[0]} for "
-                "one). Remove it to start anew."
-            )
-        checkpoints.load(step, own)
-        if not checkpoints.is_main:
-            self.best_weights = {}  # the main process judges: its are saved, and others' would grow old
-        try:
-            for name in NUMBERS:
-                setattr(self, name, type(getattr(self, name))(facts[name]))
-            self.health, self.scale = DivergenceMonitor.of(facts["health"]), GradScaler(**facts["scale"])
-        except (LookupError, TypeError, ValueError, AttributeError) as error:
-            raise CheckpointError(
-                f"{checkpoints.folder}: step {step} says of the run what can't be ({error!r}). Remove it to start again."
-            ) from error
-        return True
-
-    def _make_room(self, shapes: Mapping[str, tuple[torch.Size, torch.dtype]]) -> None:
-        """Give the optimiser the tensors that the saved one had for each parameter, to be filled."""
-        parameters = dict(self.model.named_parameters())
-        self.optimizer.state.clear()
-        for name, (size, kind) in shapes.items():
-            owner, _, slot = name.removeprefix("optimizer.").rpartition(".")
-            if not name.startswith("optimizer.") or owner not in parameters:
-                continue
-            parameter = parameters[owner]
-            alike = size == parameter.shape
-            room = torch.zeros_like(parameter) if alike else torch.zeros(size, dtype=kind, device=parameter.device)
-            self.optimizer.state[parameter][slot] = room.detach()
-
-
-class WeightAverage(nn.Module):
-    """An exponential moving average of a model's weights: ``average = decay * average + (1 - decay) * weights``."""
-
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        super().__init__()
-        self.module = copy.deepcopy(model).requires_grad_(False)
-        self.decay = decay
-
-    @torch.no_grad()
-    def update(self, model: nn.Module, step: int) -> None:
-        """Take in the weights after ``step`` steps; early on the decay is smaller, so that the start is forgotten."""
-        decay = min(self.decay, (1 + step) / (10 + step))
-        own, new = self.module.state_dict(), model.state_dict()
-        for name, value in own.items():
-            if value.is_floating_point():
-                value.lerp_(new[name], 1 - decay)
-            else:
-                value.copy_(new[name])
-
-    def forward(self, *inputs: Any) -> Any:
-        return self.module(*inputs)
 
 
 def train(
@@ -509,12 +351,6 @@ class _Run:
             return []
         names = self.upkeep.names(torch.cat([batch.indices for batch in micro_batches]))
         return list(dict.fromkeys(self.ranks.all_gather(names)))
-
-
-def evenly(steps: int, times: int) -> frozenset[int]:
-    """``times`` steps spread evenly over 1 to ``steps``, the last among them; every step where there are fewer."""
-    times = min(times, steps)
-    return frozenset(round(steps * (number + 1) / times) for number in range(times))
 
 
 def _some(images: Sequence[str]) -> str:

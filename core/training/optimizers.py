@@ -1,8 +1,7 @@
-"""Parameter groups with layer-wise learning-rate decay, warm-up + cosine, LARS (MAE, Appendix A)."""
+"""Parameter groups with layer-wise learning-rate decay, and LARS (MAE, Appendix A)."""
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
@@ -51,17 +50,6 @@ def parameter_groups(
         group["names"].append(name)
         group["params"].append(parameter)
     return list(groups.values())
-
-
-def warmup_cosine(at: float, *, lr: float, warmup: float, total: float, min_lr: float = 0.0) -> float:
-    """The learning rate at ``at``: linear from 0 during ``warmup``, then half a cosine down to ``min_lr`` at ``total``.
-
-    All three in one unit, epochs or steps; ``at`` may be fractional (MAE, Appendix A.1).
-    """
-    if at < warmup:
-        return lr * at / warmup
-    progress = (at - warmup) / (total - warmup) if total > warmup else 1.0
-    return min_lr + (lr - min_lr) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -9,7 +9,8 @@ from dataclasses import replace
 import pytest
 import torch
 from maelift.core.models.position_embeddings import resize_positions, sincos_positions
-from maelift.core.training.optimizers import Lars, parameter_groups, warmup_cosine
+from maelift.core.training.optimizers import Lars, parameter_groups
+from maelift.core.training.schedule import warmup_cosine
 from maelift.pretrain.mae import MaskedAutoencoder, patchify
 from maelift.pretrain.masking import random_mask
 from maelift.tests.support import GOLDEN

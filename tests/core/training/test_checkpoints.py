@@ -14,7 +14,8 @@ from maelift.core.distributed import Ranks
 from maelift.core.errors import CheckpointError
 from maelift.core.signals import StopAsked
 from maelift.core.training.checkpoints import Checkpoints
-from maelift.core.training.loop import State, WeightAverage
+from maelift.core.training.ema import WeightAverage
+from maelift.core.training.state import State
 from torch import nn
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 

@@ -17,19 +17,11 @@ from maelift.core.distributed import Ranks
 from maelift.core.errors import MaeliftError
 from maelift.core.signals import Interrupted
 from maelift.core.training.checkpoints import Checkpoints
-from maelift.core.training.loop import (
-    Callbacks,
-    Diverged,
-    Objective,
-    OutOfMemory,
-    Schedule,
-    State,
-    WeightAverage,
-    evenly,
-    train,
-)
-from maelift.core.training.optimizers import warmup_cosine
+from maelift.core.training.ema import WeightAverage
+from maelift.core.training.loop import Callbacks, Diverged, Objective, OutOfMemory, train
 from maelift.core.training.recovery import Recovery
+from maelift.core.training.schedule import Schedule, evenly_spaced_steps, warmup_cosine
+from maelift.core.training.state import State
 from maelift.core.training.tracker import Tracker, read_events, read_metrics
 from maelift.tests.support import has_checkpoint
 from torch import nn
@@ -118,7 +110,7 @@ def test_the_schedule_at_its_ends() -> None:
 
 @pytest.mark.parametrize(("steps", "times"), [(100, 4), (7, 3), (3, 20), (1, 1)])
 def test_evaluations_are_spread_evenly_with_one_at_the_end(steps: int, times: int) -> None:
-    chosen = sorted(evenly(steps, times))
+    chosen = sorted(evenly_spaced_steps(steps, times))
     assert len(chosen) == min(steps, times) and chosen[-1] == steps and chosen[0] >= 1
     gaps = np.diff([0, *chosen])
     assert max(gaps) - min(gaps) <= 1
@@ -149,7 +141,7 @@ def test_the_weights_of_the_best_evaluation_are_kept(average: float | None) -> N
         seen[step] = weights(model)
         return {"val/top1": scores[step]}
 
-    record = run(state, upkeep=Callbacks(evaluate, evenly(12, 4), "val/top1"))
+    record = run(state, upkeep=Callbacks(evaluate, evenly_spaced_steps(12, 4), "val/top1"))
     assert state.best_step == 6 and state.best_value == 0.8
     assert torch.equal(torch.cat([value.flatten() for value in state.best_weights.values()]), seen[6])
     assert not torch.equal(seen[6], seen[12])
@@ -229,7 +221,7 @@ def test_a_stopped_run_ends_as_if_it_never_stopped(tmp_path: Path, number: signa
 
     whole = new_state(average=0.9)
     checkpoints = Checkpoints(tmp_path / "checkpoints", ONE)
-    upkeep = Callbacks(evaluate, evenly(12, 6), "val/top1", checkpoints=checkpoints, log_every=1)
+    upkeep = Callbacks(evaluate, evenly_spaced_steps(12, 6), "val/top1", checkpoints=checkpoints, log_every=1)
     expected = run(whole, upkeep=upkeep)
     checkpoints.remove()
     with pytest.raises(Interrupted, match=r"stopped after step 5 of 12 .* saved") as caught:
@@ -259,7 +251,7 @@ def test_a_stop_does_not_wait_for_the_judgement_which_is_made_when_the_run_goes_
         return {"val/top1": float(weights(model).sum())}
 
     checkpoints = Checkpoints(tmp_path / "checkpoints", ONE)
-    upkeep = Callbacks(evaluate, evenly(12, 3), "val/top1", checkpoints=checkpoints, log_every=1)
+    upkeep = Callbacks(evaluate, evenly_spaced_steps(12, 3), "val/top1", checkpoints=checkpoints, log_every=1)
     for step in (8, 12):
         state = new_state()
         state.load(checkpoints)
@@ -271,7 +263,7 @@ def test_a_stop_does_not_wait_for_the_judgement_which_is_made_when_the_run_goes_
     assert asked == [4, 8, 8, 12, 12]
     asked[:] = [0]
     whole = new_state()
-    expected = run(whole, upkeep=Callbacks(evaluate, evenly(12, 3), "val/top1", log_every=1))
+    expected = run(whole, upkeep=Callbacks(evaluate, evenly_spaced_steps(12, 3), "val/top1", log_every=1))
     assert read_metrics(tmp_path / "metrics.jsonl") == expected
     assert torch.equal(weights(state.model), weights(whole.model)) and state.best_step == whole.best_step
 

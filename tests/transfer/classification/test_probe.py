@@ -20,7 +20,8 @@ from maelift.core.models.encoder_file import read_encoder
 from maelift.core.models.encoder_spec import EncoderSpec
 from maelift.core.models.logistic_regression import logistic_regression
 from maelift.core.models.probes import AttentiveProbe, LinearProbe, NearestNeighbours
-from maelift.core.training.optimizers import Lars, set_learning_rate, warmup_cosine
+from maelift.core.training.optimizers import Lars, set_learning_rate
+from maelift.core.training.schedule import warmup_cosine
 from maelift.tests.support import encoder_file, has_checkpoint, random_encoder, run_maelift, start_maelift
 from maelift.transfer.classification import probe as probe_module
 from maelift.transfer.classification.probe import FeatureFile, Rows, features
