@@ -36,14 +36,14 @@ if TYPE_CHECKING:
     from .core.models.encoder import Encoder
     from .core.models.encoder_file import load_encoder
     from .core.models.encoder_spec import EncoderSpec
-    from .transfer.model_file import load_model
+    from .transfer.trained_model import load_model
 
 _HOMES = {
     **dict.fromkeys(("MaeliftError", "ConfigError", "DataError", "CheckpointError"), "core.errors"),
     "Encoder": "core.models.encoder",
     "EncoderSpec": "core.models.encoder",
     "load_encoder": "core.models.encoder_file",
-    "load_model": "transfer.model_file",
+    "load_model": "transfer.trained_model",
     "bench": "api",
     "export": "api",
     "reconstruct": "api",

@@ -7,8 +7,6 @@ import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from .core.errors import ConfigError
-
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
@@ -20,8 +18,9 @@ if TYPE_CHECKING:
     from .pretrain.train import PretrainResult
     from .transfer.classification.task import ClassifyConfig
     from .transfer.detection.task import DetectConfig
-    from .transfer.finetune import TransferConfig, TransferResult
+    from .transfer.finetune import TransferResult
     from .transfer.segmentation.task import SegmentConfig
+    from .transfer.task import TransferConfig
 
 
 def pretrain(config: PretrainConfig | None = None, **keys: Unpack[PretrainKeys]) -> PretrainResult:
@@ -64,13 +63,11 @@ def transfer(task: str, config: TransferConfig | None = None, **keys: object) ->
 
     Raises MaeliftError for what a user can fix, with the message that the command would print.
     """
-    from .cli import COMMANDS
+    from .transfer import tasks
     from .transfer.finetune import run
 
-    tasks = [name.removeprefix("transfer ") for name in COMMANDS if name.startswith("transfer ")]
-    if task not in tasks:
-        raise ConfigError("task", task, " or ".join(tasks))
-    return run(config if config is not None else COMMANDS[f"transfer {task}"].config_type().resolve(keys))
+    config_type = tasks.entry(task).config_type()
+    return run(config if config is not None else config_type.resolve(keys))
 
 
 def bench(suite: str, **keys: Unpack[BenchKeys]) -> BenchResult:

@@ -21,6 +21,7 @@ from .core.errors import MaeliftError
 from .core.signals import GOES_ON, StopAsked, StopSignals, ignore_stops
 from .core.system_errors import advice_for
 from .core.terminal import LineFormatter, printable
+from .transfer import tasks
 from .version import __version__
 
 LONGEST_MESSAGE = 1500
@@ -33,11 +34,11 @@ class Command:
 
     The words without "=" are the values of ``positional``, in this order; keys in ``options`` may also be given as
     ``--key value``, and may be left out where ``optional`` has a word for the value; those in ``switches`` as ``--key`` for
-    true. ``home`` is the module of the
-    functions, where it isn't the schema's. ``defaults`` tells of keys without a default in the schema where their values
-    come from. ``json``: the result has a ``to_json``. ``flags``: options that call another function of the module, by its name,
-    for a result with a ``text``. ``memory``: a module whose ``again`` knows what to answer to words without doing anything, whose
-    ``asking`` is told the words of the command at work, and whose ``remember`` notes one that is done.
+    true. ``home`` is the module of the functions, where it isn't the schema's; ``external``: ``module`` is one of another
+    package. ``defaults`` says of keys without a default in the schema where their values come from. ``json``: the result has a
+    ``to_json``. ``flags``: options that call another function of the module, by its name, for a result with a ``text``.
+    ``memory``: a module whose ``again`` knows what to answer to words without doing anything, whose ``asking`` is given the
+    words of the command at work, and whose ``remember`` notes one that is done.
     """
 
     module: str
@@ -53,10 +54,12 @@ class Command:
     json: bool = False
     flags: Mapping[str, str] = field(default_factory=dict)
     memory: str | None = None
+    external: bool = False
 
     def config_type(self) -> Any:
         """The schema."""
-        return getattr(importlib.import_module(f".{self.module}", __package__), self.schema)
+        module = self.module if self.external else f".{self.module}"
+        return getattr(importlib.import_module(module, __package__), self.schema)
 
     def remembered(self) -> Any:
         """The module that remembers what was done; None for commands that need none."""
@@ -72,19 +75,18 @@ def _of_the_suite(command: Command) -> dict[str, str]:
     return dict.fromkeys(keys - {"suite", "out"}, "default: the suite's")
 
 
-TASK_FOLDERS = {"classify": "classification", "detect": "detection", "segment": "segmentation"}
-
-
-def _transfer(task: str, schema: str, summary: str) -> Command:
-    """The command of a task: its own file holds what is particular to it, training.py all the rest."""
+def _transfer(task: tasks.TaskEntry) -> Command:
+    """The command of a task: its row says where what is particular to it stands, finetune.py holds all the rest."""
+    module, _, schema = task.config.partition(":")
     return Command(
-        f"transfer.{TASK_FOLDERS[task]}.task",
+        f"transfer{module}" if module.startswith(".") else module,
         schema,
         "run_or_evaluate",
-        summary,
+        task.summary,
         options=("evaluate",),
         optional="SPLIT",
         home="transfer.finetune",
+        external=not module.startswith("."),
     )
 
 
@@ -102,11 +104,7 @@ COMMANDS = {
         "reconstruct",
         "fill in hidden parts of images (encoder and decoder)",
     ),
-    "transfer classify": _transfer("classify", "ClassifyConfig", "labelled images and an encoder in, classifier out"),
-    "transfer detect": _transfer(
-        "detect", "DetectConfig", "boxes or masks (COCO JSON) and an encoder in, detector out"
-    ),
-    "transfer segment": _transfer("segment", "SegmentConfig", "masks and an encoder in, segmentor out"),
+    **{f"transfer {name}": _transfer(tasks.entry(name)) for name in tasks.BUILT_IN},
     "predict": Command(
         "transfer.predict", "PredictConfig", "predict", "what a trained model says of images, and pictures of it"
     ),
@@ -193,6 +191,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] == ["help"]:
         words = [*words[1:], "--help"]
+    if not words or words[0].startswith("-") or (words[0] == "transfer" and " ".join(words[:2]) not in COMMANDS):
+        _add_tasks_of_other_packages()
     name = _name_of(words)
     with StopSignals.noted(f"maelift {name}", raising=True) as signals:
         try:
@@ -206,6 +206,11 @@ def main(argv: Sequence[str] | None = None) -> int:
                 sys.stdout.flush()
             os._exit(code)
     return code
+
+
+def _add_tasks_of_other_packages() -> None:
+    for name in tasks.names():
+        COMMANDS.setdefault(f"transfer {name}", _transfer(tasks.entry(name)))
 
 
 def _name_of(words: Sequence[str]) -> str:

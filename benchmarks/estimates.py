@@ -19,7 +19,8 @@ from ..core.models.encoder import Encoder
 from ..core.seeding import seeded_rng
 from ..pretrain.dry_run import loading_seconds, training_seconds_an_image
 from ..transfer.classification.task import ClassificationTask
-from ..transfer.finetune import Recipe, Task
+from ..transfer.recipe import Recipe
+from ..transfer.task import Task
 from .protocol import Results
 from .runs import Context, Run, task_of
 from .task_design import CLASSIFY

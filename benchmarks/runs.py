@@ -43,9 +43,12 @@ from ..pretrain.dry_run import forward_flops
 from ..pretrain.init_weights import fitted_encoder
 from ..pretrain.train import pretrain
 from ..transfer.classification.task import ClassificationTask, Classifier, save_classifier
-from ..transfer.finetune import Fit, Recipe, Task, fit
+from ..transfer.finetune import Fit, fit
 from ..transfer.init_weights import fresh_encoder
-from ..transfer.model_file import MODEL_FILE, load_model
+from ..transfer.model_file import MODEL_FILE
+from ..transfer.recipe import Recipe
+from ..transfer.task import Task
+from ..transfer.trained_model import load_model
 from ..version import __version__
 from .data import Pools, count_of
 from .results import pack_items

@@ -19,8 +19,9 @@ from ..core.slurm import Slurm
 from ..pretrain.config import PretrainConfig
 from ..transfer.classification.task import ClassifyRecipe
 from ..transfer.detection.task import DetectConfig
-from ..transfer.finetune import Recipe, TransferConfig, recipe_defaults
+from ..transfer.recipe import Recipe, recipe_defaults
 from ..transfer.segmentation.task import SegmentConfig
+from ..transfer.task import TransferConfig
 from .published import read_published
 from .suite_file import named_suite, read_suite
 from .task_design import CLASSIFY, TaskConfig, TaskDesign, Tuning, check_distinct

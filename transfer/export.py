@@ -40,9 +40,10 @@ from ..core.optional_imports import require, versions
 from ..core.terminal import printable
 from ..version import __version__
 from .classification.task import Classifier
-from .model_file import MODEL_KEY, ModelFile, build_model, is_model, read_model
+from .model_file import MODEL_KEY, ModelFile, is_model, read_model
 from .segmentation import model
 from .segmentation.model import Segmentor
+from .trained_model import build_model
 
 __all__ = ["ExportCommand", "export", "plan"]
 

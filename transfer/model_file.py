@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, Protocol, TypeVar
 
 import safetensors
 import safetensors.torch
-import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from ..core.errors import CheckpointError, ConfigError
+from ..core.errors import CheckpointError
 from ..core.files import atomic_path
 from ..core.models.contract import (
     CHECKSUM,
@@ -39,14 +35,10 @@ MODEL_FILE = "model.safetensors"
 MODEL_KEY = "maelift.model"
 MODEL_VERSION = 3
 """Version 1 was a classifier's only; it had neither a head nor a content hash, which in version 2 was the tensors' alone."""
-HOMES = {"classify": "classification.task", "detect": "detection.model", "segment": "segmentation.model"}
-"""The module of each task whose ``load(file)`` builds the model of a model file."""
 
 _KEYS_1 = ("version", "task", "classes", "spec", "preprocessing", PROVENANCE)
 _KEYS = {1: _KEYS_1, 2: (*_KEYS_1, "head", CONTENT_HASH), 3: (*_KEYS_1, "head", CONTENT_HASH, CHECKSUM)}
 """What the metadata of each version consist of."""
-_WIDTHS = ("pyramid_channels", "head_channels", "fc_dim")
-"""Fields of a head's architecture that are widths of its layers."""
 M = TypeVar("M", bound=nn.Module)
 T = TypeVar("T")
 
@@ -80,7 +72,7 @@ class ModelFile:
             raise Metadata(self.source, MODEL_KEY, {}).error(reason)
 
     def fill(self, model: M) -> M:
-        """Put the tensors into the model that they were taken from, and set it to judge; CheckpointError if they don't fit."""
+        """Load the tensors into the model that they were taken from, in eval mode; CheckpointError if they don't fit."""
         self.compare(model)
         if all(parameter.device.type != "meta" for parameter in model.parameters()):  # else only compared
             model.load_state_dict(self.state)
@@ -105,8 +97,8 @@ class ModelFile:
             raise key_mismatch(self.source, missing, unexpected, f"the model ({self.task}) that it describes")
 
 
-class Trained(Protocol):
-    """What every trained model tells of itself."""
+class TrainedModel(Protocol):
+    """What every trained model says of itself."""
 
     @property
     def classes(self) -> tuple[str, ...]: ...
@@ -121,9 +113,9 @@ class Trained(Protocol):
 
 
 def write_model(
-    path: str | Path, model: Trained, *, task: str, head: Mapping[str, object], provenance: Provenance
+    path: str | Path, model: TrainedModel, *, task: str, head: Mapping[str, object], provenance: Provenance
 ) -> None:
-    """Write a trained model, all at once or not at all; ``head`` is what JSON can hold, and ``task`` one of ``HOMES``."""
+    """Write a trained model, all at once or not at all; ``head`` is what JSON can hold, ``task`` the task's name."""
     state = _apart(model.state_dict())
     description = {
         "version": MODEL_VERSION,
@@ -146,11 +138,6 @@ def read_model(path: str | Path) -> ModelFile:
         raise CheckpointError(f"{path}: {_what_else(path, metadata)}")
     description = Metadata.parse(path, MODEL_KEY, metadata[MODEL_KEY])
     version = description.version(MODEL_VERSION)
-    task = description.content.get("task")
-    if not isinstance(task, str) or task not in HOMES:
-        raise CheckpointError(
-            f"{path}: a model for the task {shown(task)}, and this maelift knows {', '.join(HOMES)}. Update maelift."
-        )
     description.check_keys(_KEYS[version])
     classes = description.value("classes", tuple[str, ...])
     if not classes:
@@ -167,7 +154,7 @@ def read_model(path: str | Path) -> ModelFile:
             f"preprocessing is for {len(preprocessing.mean)} channels, and spec for {spec.channels}"
         )
     file = ModelFile(
-        task=task,
+        task=description.value("task", str),
         classes=classes,
         spec=spec,
         preprocessing=preprocessing,
@@ -193,89 +180,6 @@ def is_model(path: str | Path) -> bool:
             return MODEL_KEY in (file.metadata() or {})
     except (OSError, safetensors.SafetensorError, CheckpointError):
         return False
-
-
-def load_model(path: str | Path) -> Any:
-    """The trained model of a file, set to judge: a Classifier, Detector or Segmentor, each with ``predict(images)``.
-
-    Raises CheckpointError for a file that is none.
-    """
-    return build_model(read_model(path))
-
-
-def build_model(file: ModelFile) -> nn.Module:
-    """The model that a file describes, by the ``load`` of its task's module.
-
-    Nothing is made that is much larger than the file: modules of our own are built without memory first and compared.
-    """
-    home = importlib.import_module(f".{HOMES[file.task]}", __package__)
-    try:
-        _check_sizes(file)
-        with _no_more_parameters(file):
-            if _architecture(file).get("engine") not in ("detectron2", "mmseg"):  # theirs read values while building
-                with torch.device("meta"):
-                    home.load(file)
-            return cast(nn.Module, home.load(file))
-    except ConfigError as error:
-        reason = f"{error.key}={shown(error.value)}: expected {error.expected}"
-        raise Metadata(file.source, MODEL_KEY, {}).error(reason) from error
-    except (ValueError, TypeError, LookupError, RuntimeError, AssertionError, ArithmeticError) as error:
-        reason = f"it describes a model that can't be built: {shown(str(error) or type(error).__name__)}"
-        raise Metadata(file.source, MODEL_KEY, {}).error(reason) from error
-
-
-def _architecture(file: ModelFile) -> Mapping[str, Any]:
-    found = file.head.get("architecture")
-    return found if isinstance(found, Mapping) else {}
-
-
-def _check_sizes(file: ModelFile) -> None:
-    """Raise CheckpointError where the metadata describe wider layers or more of them than the tensors can be."""
-    largest = max((side for tensor in file.state.values() for side in tensor.shape), default=0)
-    widths = {"spec.embed_dim": file.spec.embed_dim, "spec.patch_size": file.spec.patch_size}
-    widths |= {f"head.{key}": value for key in _WIDTHS if isinstance(value := _architecture(file).get(key), int)}
-    most = {
-        **dict.fromkeys(widths, largest),
-        "spec.depth": len(file.state),
-        "spec.image_size": 4 * largest + 4096,  # patches, of which positions may have been resized
-        "classes": largest,
-    }
-    found = {
-        **widths,
-        "spec.depth": file.spec.depth,
-        "spec.image_size": file.spec.num_patches,
-        "classes": len(file.classes),
-    }
-    for key, value in found.items():
-        if value > most[key]:
-            raise CheckpointError(
-                f"{file.source}: its '{MODEL_KEY}' metadata describe a larger model than its tensors are ({key}: {value}, and "
-                f"at most {most[key]} fit). Get the file again."
-            )
-
-
-@contextmanager
-def _no_more_parameters(file: ModelFile) -> Iterator[None]:
-    """Raise CheckpointError as soon as modules have many more parameters than the file: it describes a larger model.
-
-    An encoder is built and copied into a backbone, and modules are replaced: several times the file's number is usual.
-    """
-    most, made = 8 * len(file.state) + 1000, 0
-
-    def count(module: nn.Module, name: str, parameter: object) -> None:
-        nonlocal made
-        made += 1
-        if made > most:
-            raise CheckpointError(
-                f"{file.source}: describes a model of more parameters than the {len(file.state)} tensors in it. Get the file "
-                "again."
-            )
-
-    hook = register_module_parameter_registration_hook(count)
-    try:
-        yield
-    finally:
-        hook.remove()
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -37,8 +37,9 @@ from ..core.files import (
     sync_tree,
 )
 from ..core.progress import progress_logger
-from .model_file import ModelFile, build_model, read_model
+from .model_file import ModelFile, read_model
 from .predictions import Classification, Detections, Segmentation
+from .trained_model import build_model, task_entry
 from .visualize import (
     LEAST_SCORE,
     Picture,
@@ -52,7 +53,6 @@ from .visualize import (
 
 logger = logging.getLogger("maelift")
 
-USUAL_OUT = {"classify": "predictions.csv", "detect": "predictions.json", "segment": "masks"}
 PALETTE = 256
 """Class numbers below it fit a mask PNG with a palette; others need 16 bits."""
 
@@ -113,7 +113,7 @@ def predict(config: PredictConfig) -> PredictResult:
     file = read_model(config.model)
     model = build_model(file).to(device)
     images = find_images(config.images, "images")
-    out = Path(config.out or USUAL_OUT[file.task])
+    out = Path(config.out or task_entry(file).out)
     writer = _writer(file, model, config, images, out)
     writer.check(out)
     pictures = pictures_folder(out) if config.draw else None
@@ -151,7 +151,7 @@ def plan(config: PredictConfig) -> Plan:
     """What ``predict`` would do; writes nothing."""
     file = read_model(config.model)
     count = len(find_images(config.images, "images"))
-    out = Path(config.out or USUAL_OUT[file.task])
+    out = Path(config.out or task_entry(file).out)
     drawn = (("pictures", str(pictures_folder(out))),) if config.draw else ()
     return Plan(
         (

@@ -19,7 +19,6 @@ from .metrics import NOT_SHARES, Scores
 from .visualize import Picture
 
 SUMMARY_FILE = "summary.html"
-TITLES = {"classify": "Classification", "detect": "Detection", "segment": "Segmentation", "probe": "Probe"}
 LIBRARIES = ("torch", "torchvision", "timm", "torchmetrics", "numpy", "pillow", "detectron2", "onedl-mmsegmentation")
 MOST_IN_MATRIX = 30
 """Classes that a confusion matrix is shown for as a table; of more, the commonest confusions are listed alone."""
@@ -33,7 +32,7 @@ COUNTS = ("count", "images", "objects", "pixels", "boxes", "instances")
 def write_summary(
     folder: Path,
     *,
-    task: str,
+    title: str,
     config: Mapping[str, object],
     scores: Scores,
     curves: Sequence[Mapping[str, float]] = (),
@@ -43,13 +42,13 @@ def write_summary(
 ) -> Path:
     """Write summary.html into a folder, all at once; it needs nothing from elsewhere.
 
-    ``config``: the run's keys; ``curves``: the records of its metrics.jsonl; ``notes``: what its reader should beware of;
-    ``seconds`` of training.
+    ``title``: what was done; ``config``: the run's keys; ``curves``: the records of its metrics.jsonl; ``notes``: what its
+    reader should beware of; ``seconds`` of training.
     """
     config = public_config(config)
     html = render(
         Path(__file__).with_name("report.html.j2"),
-        title=f"{TITLES.get(task, task)}: {config.get('out', folder.name)}",
+        title=f"{title}: {config.get('out', folder.name)}",
         headline=_headline(scores),
         split=scores.split,
         notes=list(notes),

@@ -17,8 +17,8 @@ from maelift.tests.support import framework, random_encoder
 from maelift.transfer.classification.task import Classifier, save_classifier
 from maelift.transfer.detection.model import Architecture as DetectorArchitecture
 from maelift.transfer.detection.model import Detector
-from maelift.transfer.model_file import load_model
 from maelift.transfer.segmentation.model import Architecture, Segmentor
+from maelift.transfer.trained_model import load_model
 from torch import nn
 
 framework("onnx")

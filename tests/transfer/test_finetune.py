@@ -22,8 +22,8 @@ from maelift.tests.support import (
     run_page,
 )
 from maelift.transfer.classification.task import ClassifyConfig
-from maelift.transfer.finetune import Recipe, recipe_defaults
 from maelift.transfer.metrics import Scores
+from maelift.transfer.recipe import Recipe, recipe_defaults
 
 SPEC = EncoderSpec(image_size=(16, 16), patch_size=4, embed_dim=32, depth=2, num_heads=2)
 KEYS: dict[str, Any] = {

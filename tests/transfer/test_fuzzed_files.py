@@ -25,9 +25,10 @@ from maelift.tests.support import GOLDEN, bounded_memory, random_encoder, rewrit
 from maelift.transfer.classification.task import Classifier, save_classifier
 from maelift.transfer.detection.model import Architecture as DetectorArchitecture
 from maelift.transfer.detection.model import Detector
-from maelift.transfer.model_file import build_model, read_model
+from maelift.transfer.model_file import read_model
 from maelift.transfer.segmentation.model import Architecture as SegmentorArchitecture
 from maelift.transfer.segmentation.model import Segmentor
+from maelift.transfer.trained_model import build_model
 from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor

@@ -20,8 +20,9 @@ from maelift.core.models.contract import content_hash
 from maelift.core.models.encoder_file import Provenance
 from maelift.tests.support import GOLDEN, encoder_file, noise_image, random_encoder, rewrite_metadata
 from maelift.transfer.classification.task import Classifier, save_classifier
-from maelift.transfer.model_file import MODEL_KEY, load_model, read_model, write_model
+from maelift.transfer.model_file import MODEL_KEY, read_model, write_model
 from maelift.transfer.segmentation.model import Architecture, Segmentor
+from maelift.transfer.trained_model import load_model
 from torch import nn
 
 CLASSES = ("a", "größer", "<b>")
@@ -93,7 +94,7 @@ def test_other_versions_tasks_and_changed_metadata_are_refused(model: Path, tmp_
     changes: tuple[tuple[dict[str, Any], str, str], ...] = (
         ({"version": 4}, "Update maelift", "Update maelift"),
         ({"version": True}, "version=true: expected a whole number", "version=true"),
-        ({"task": "caption"}, "classify, detect, segment", "classify, detect, segment"),
+        ({"task": "caption"}, "classify, detect, segment", changed),
         ({"spec": {"nonsense": 1}}, "spec.image_size is missing", "spec.image_size is missing"),
         ({"head": {"kind": "oracle"}}, "kind=oracle: expected one of linear", changed),
         ({"head": {"kind": "knn", "k": 3}}, "count=null: expected a number above 0", changed),

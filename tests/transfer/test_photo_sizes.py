@@ -24,9 +24,10 @@ from maelift.tests.support import TINY, encoder_file, noise_image, rewrite_metad
 from maelift.transfer.classification.task import ClassificationTask, pixel_batches
 from maelift.transfer.detection.model import Canvas
 from maelift.transfer.detection.task import DetectionTask
-from maelift.transfer.model_file import load_model, read_model
+from maelift.transfer.model_file import read_model
 from maelift.transfer.segmentation.model import Inference
 from maelift.transfer.segmentation.task import SegmentationTask
+from maelift.transfer.trained_model import load_model
 from PIL import Image
 
 pytestmark = pytest.mark.usefixtures("one_thread")

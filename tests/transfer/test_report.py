@@ -47,7 +47,7 @@ def page(folder: Path, **changes: Any) -> Page:
         Picture.of(noise_image(number), f"image \udce9 {number} {EVIL}", right=number < 2) for number in range(3)
     ]
     values: dict[str, Any] = {
-        "task": "classify",
+        "title": "Classification",
         "config": {"out": "runs/x", "encoder": "e.safetensors", "init": "encoder", "lr": None, "betas": (0.9, 0.95)},
         "scores": SCORES,
         "curves": CURVES,
@@ -111,7 +111,7 @@ def test_wrong_pictures_come_first_and_none_is_said(tmp_path: Path) -> None:
 def test_other_tasks_many_classes_and_nothing_measured(tmp_path: Path) -> None:
     names = [f"class {number}" for number in range(60)]
     many = Scores("val", 9, {"AP": 0.5}, {name: {"AP": 0.5, "count": 3} for name in names})
-    found = page(tmp_path, task="detect", scores=many)
+    found = page(tmp_path, title="Detection", scores=many)
     assert (
         "Detection: runs/x" in found.text and "Figures of each class" in found.text and "confusions" not in found.text
     )

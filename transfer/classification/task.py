@@ -32,10 +32,11 @@ from ...core.models.encoder_spec import EncoderSpec
 from ...core.models.preprocessing import Preprocessing
 from ...core.models.probes import AttentiveProbe, NearestNeighbours, Pooling, pool, pooled_dim
 from ...core.optional_imports import require
-from ..finetune import Recipe, Task, TransferConfig
 from ..metrics import Scores
 from ..model_file import ModelFile, write_model
 from ..predictions import Classification
+from ..recipe import Recipe
+from ..task import Task, TransferConfig
 from ..visualize import Picture, draw_classification
 from .metrics import mean_average_precision, multi_label_scores, single_label_scores
 from .partial_lora import Lora, add_lora, check_blocks, merged, train_last_blocks

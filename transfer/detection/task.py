@@ -29,9 +29,9 @@ from ...core.distributed import Ranks
 from ...core.errors import ConfigError, DataError
 from ...core.models.encoder import Encoder
 from ...core.models.encoder_file import Provenance
-from ..finetune import Task, TransferConfig
 from ..metrics import Scores
 from ..predictions import Detections
+from ..task import Task, TransferConfig
 from ..visualize import Picture, draw_detections, side_by_side
 from .metrics import Result, coco_influences, coco_results, coco_scores, write_detections
 from .model import AT_ONCE, ENCODER_PREFIX, Architecture, Canvas, Detector, Engine, Head, Sizes, blank, resample

@@ -26,9 +26,9 @@ from ...core.distributed import Ranks
 from ...core.errors import ConfigError, DataError
 from ...core.models.encoder import Encoder
 from ...core.models.encoder_file import Provenance
-from ..finetune import Task, TransferConfig
 from ..metrics import Scores
 from ..predictions import Segmentation as Prediction
+from ..task import Task, TransferConfig
 from ..visualize import Picture, draw_segmentation, side_by_side
 from .metrics import Counts, PixelCounts
 from .model import ENCODER_PREFIX, IMAGES_AT_ONCE, Architecture, Inference, Segmentor

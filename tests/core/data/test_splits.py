@@ -25,7 +25,7 @@ from maelift.core.tools.check_data import DataCheckConfig, data_check
 from maelift.pretrain.online_probe import Probe, read_probe
 from maelift.tests.support import noise_image
 from maelift.transfer.classification.task import ClassifyConfig
-from maelift.transfer.finetune import part_of_run
+from maelift.transfer.run_folder import split_of_run
 from PIL import Image
 
 FAST = settings(max_examples=60, deadline=None, derandomize=True, database=None)
@@ -264,13 +264,12 @@ def test_groups_stay_in_one_part_of_a_suite(tmp_path: Path) -> None:
 def test_a_run_is_evaluated_on_the_splits_that_it_drew(tmp_path: Path) -> None:
     parts = {"train": labeled([8, 8])}
     (tmp_path / "splits.csv").write_text("path,split\n0.png,val\n9.png,test\n3.png,train\n")
-    config = ClassifyConfig.resolve({"data": "x", "out": str(tmp_path), "encoder": "x"})
-    assert names_of(part_of_run(parts, config, "val")) == ["0.png"]
-    assert names_of(part_of_run(parts, config, "test")) == ["9.png"]
-    assert len(part_of_run(parts, config, "train")) == 14
+    assert names_of(split_of_run(parts, "x", tmp_path, "val")) == ["0.png"]
+    assert names_of(split_of_run(parts, "x", tmp_path, "test")) == ["9.png"]
+    assert len(split_of_run(parts, "x", tmp_path, "train")) == 14
     (tmp_path / "splits.csv").write_text("path,split\n99.png,val\n")
     with pytest.raises(DataError, match=r"1 images of the run's val split aren't there, such as 99.png"):
-        part_of_run(parts, config, "val")
+        split_of_run(parts, "x", tmp_path, "val")
     with pytest.raises(ConfigError, match="fold=5: expected 0 to 2, with folds=3"):
         ClassifyConfig.resolve({"data": "x", "out": "y", "encoder": "x", "folds": 3, "fold": 5})
 

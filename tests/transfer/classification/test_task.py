@@ -39,7 +39,7 @@ from maelift.transfer.classification.task import ClassifyConfig, _MixupOfSets, s
 from maelift.transfer.finetune import TransferResult
 from maelift.transfer.finetune import run as run_transfer
 from maelift.transfer.init_weights import fresh_encoder
-from maelift.transfer.model_file import load_model
+from maelift.transfer.trained_model import load_model
 from PIL import Image
 from safetensors.torch import load_file, save_file
 

@@ -16,7 +16,8 @@ from maelift.core.models.preprocessing import Preprocessing
 from maelift.core.seeding import seeded_rng
 from maelift.tests.support import framework, noise_image, random_encoder
 from maelift.transfer.detection.model import ENCODER_PREFIX, Architecture, Canvas, Detector, load, paste_masks
-from maelift.transfer.model_file import load_model, read_model
+from maelift.transfer.model_file import read_model
+from maelift.transfer.trained_model import load_model
 from PIL import Image
 from torch import Tensor
 

@@ -26,8 +26,8 @@ from maelift.transfer.detection.model import Detector
 from maelift.transfer.detection.task import DetectConfig, DetectionTask, View, agrees, box_around, targets
 from maelift.transfer.finetune import TransferResult
 from maelift.transfer.init_weights import fresh_encoder
-from maelift.transfer.model_file import load_model
 from maelift.transfer.predictions import Detections
+from maelift.transfer.trained_model import load_model
 from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as coco_mask

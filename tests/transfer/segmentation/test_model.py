@@ -12,9 +12,9 @@ from maelift.core.errors import ConfigError, DataError
 from maelift.core.models.encoder_file import Provenance
 from maelift.core.models.encoder_spec import EncoderSpec
 from maelift.tests.support import framework, random_encoder
-from maelift.transfer.model_file import load_model
 from maelift.transfer.segmentation import model
 from maelift.transfer.segmentation.model import ENCODER_PREFIX, Architecture, Inference, Segmentor, likeliest, slide
+from maelift.transfer.trained_model import load_model
 from PIL import Image
 from torch import Tensor
 

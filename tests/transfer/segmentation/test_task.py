@@ -23,9 +23,9 @@ from maelift.tests.support import framework, has_checkpoint, run_maelift, start_
 from maelift.transfer.finetune import TransferResult
 from maelift.transfer.finetune import run as run_transfer
 from maelift.transfer.init_weights import fresh_encoder
-from maelift.transfer.model_file import load_model
 from maelift.transfer.segmentation.model import ENCODER_PREFIX, Segmentor
 from maelift.transfer.segmentation.task import SegmentationTask, SegmentConfig, distorted, padded, random_crop
+from maelift.transfer.trained_model import load_model
 from PIL import Image
 from safetensors.torch import load_file
 

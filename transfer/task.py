@@ -1,0 +1,266 @@
+"""The contract of a task: what a new task writes, and the configuration that all tasks share."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Literal, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+from typing_extensions import Self
+
+from ..core.config import format_help, raw_value, resolve
+from ..core.data.decode import PixelFormat
+from ..core.data.labeled_dataset import Images, Splits
+from ..core.data.missing_splits import SplitManifest, audited_splits, draw_missing_splits
+from ..core.data.sampling import Batch, Sample, Uniforms
+from ..core.device import Precision
+from ..core.distributed import Ranks
+from ..core.errors import ConfigError, show
+from ..core.models.encoder import Encoder
+from ..core.models.encoder_file import Provenance
+from ..core.training.optimizers import parameter_groups
+from .init_weights import Start
+from .metrics import Scores
+from .recipe import Recipe, recipe_defaults
+from .run_folder import finished_config
+from .visualize import Picture
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paths:
+    """What a run reads and where it writes."""
+
+    data: str
+    """the annotated images: see the docs page of the task"""
+    out: str
+    """folder for the model, its test results and metrics"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransferConfig(Recipe, Start, Paths):
+    """The keys that the commands of all tasks share."""
+
+    recipe: Literal["paper", "small"] = "paper"
+    """paper: as published for the start, for large images and many labels; small: for small images and few labels"""
+    labels: int | float | None = None
+    """labelled images to train on, a count or a share, the smaller draw in the larger; null: all"""
+    val: int | float = 0.1
+    """validation images where the data has no such split, a count or a share of the training images"""
+    test: int | float = 0.1
+    """test images where the data has no such split, a count or a share of the training images"""
+    split_seed: int = 0
+    """seeds the draws of validation, test and labelled images"""
+    group: str | None = None
+    """what stays in one split, a patient, video or flight: a column of the CSV, or a regular expression over the images' paths
+    ("(patient[0-9]+)")"""
+    folds: int | None = None
+    """parts that the images are cut into for cross-validation; one of them is the test split, in place of a draw by test"""
+    fold: int = 0
+    """which of the folds is tested with, from 0"""
+    accumulate: int = 1
+    """passes that a step is split into, to save memory; what is drawn within the model is drawn anew in each"""
+    evaluations: int = 20
+    """times that the validation images are judged; the best of these weights are kept"""
+    patience: int | None = None
+    """evaluations without a better one after which training ends; null: it goes on to the last step"""
+    precision: Precision = "auto"
+    """of the forward pass; auto: bfloat16 on a GPU that has it, else float32"""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """where to train; auto: a GPU when there is one"""
+    workers: int | None = None
+    """processes that load images; null: one a core, none for idx files"""
+    checkpoint_minutes: float = 5.0
+    """minutes between two checkpoints"""
+    max_rejected: float = 0.05
+    """largest share of broken images that is put up with"""
+    evaluate: Literal["train", "val", "test"] | None = None
+    """--evaluate SPLIT: score the finished model in out on this split of data (its own, if data is not given)"""
+
+    def __post_init__(self) -> None:
+        Recipe.__post_init__(self)
+        Start.__post_init__(self)
+        for key in ("accumulate", "evaluations", "patience", "checkpoint_minutes"):
+            value = getattr(self, key)
+            if value is not None and value <= 0:
+                raise ConfigError(key, value, "a number above 0")
+        if self.workers is not None and self.workers < 0:
+            raise ConfigError("workers", self.workers, "0 or more")
+        if self.folds is not None and self.folds < 2:
+            raise ConfigError("folds", self.folds, "2 or more, or null")
+        if not 0 <= self.fold < (self.folds or 1):
+            raise ConfigError("fold", self.fold, f"0 to {(self.folds or 1) - 1}, with folds={show(self.folds)}")
+        self.check_passes(self.accumulate)
+
+    @classmethod
+    def task(cls) -> type[Task[Any, Any]]:
+        """The task that this configures."""
+        raise NotImplementedError
+
+    def chosen_task(self) -> type[Task[Any, Any]]:
+        """The task as this very configuration wants it done, where there are several ways."""
+        return self.task()
+
+    def recipe_name(self) -> str:
+        """The file in transfer/recipes/, without its ending, whose numbers stand beneath what the user says."""
+        return f"{self.task().name}_{self.init}" + ("_small" if self.recipe == "small" else "")
+
+    @classmethod
+    def resolve(cls, overrides: Sequence[str] | Mapping[str, object] = (), file: Path | None = None) -> Self:
+        """The configuration: what the user says, over the recipe that it names or the finished run that it is to judge."""
+        # any recipe that goes with what the user says: the right one is known only when that is
+        likely = [name for key, name in cls.recipes().items() if _says(key, overrides, file)]
+        usual = recipe_defaults([f"{cls.task().name}_encoder", *likely][-1])
+        first = resolve(cls, overrides, file, {**usual, "encoder": "any", "data": "any"})
+        if first.evaluate is not None:
+            return resolve(cls, overrides, file, finished_config(Path(first.out)))
+        return resolve(cls, overrides, file, recipe_defaults(first.recipe_name()))
+
+    @classmethod
+    def help(cls) -> str:
+        """Every key, those of the recipe with their value for each start."""
+        usual, *others = [(chosen, recipe_defaults(name)) for chosen, name in cls.recipes().items()]
+        texts = {}
+        for key, value in usual[1].items():
+            different = [f"with {chosen} {show(own[key])}" for chosen, own in others if own.get(key, value) != value]
+            texts[key] = ", ".join([f"default {show(value)}", *different])
+        return format_help(cls, texts)
+
+    @classmethod
+    def recipes(cls) -> dict[str, str]:
+        """The recipes by the key that chooses them, the usual one first."""
+        return {f"init={init}": f"{cls.task().name}_{init}" for init in ("encoder", "supervised", "scratch")}
+
+
+def _says(key_value: str, overrides: Sequence[str] | Mapping[str, object], file: Path | None) -> bool:
+    key, _, value = key_value.partition("=")
+    return raw_value(key, overrides, file) == value
+
+
+Config = TypeVar("Config", bound=Recipe)
+
+
+class Task(ABC, Generic[Config, Images]):
+    """What is particular to a task. A new task is one file with such a class, its recipes, and a line in cli.py and models.py.
+
+    ``encoder`` holds the weights of the start, at the image size of the run; ``splits`` the images that are trained on,
+    chosen by and judged by.
+    """
+
+    name: ClassVar[str]
+    """the word after maelift transfer"""
+    best_metric: ClassVar[str]
+    """the validation metric whose best weights are kept, "val/top1", say; higher is better"""
+    draws: ClassVar[int]
+    """uniform draws in [0, 1) that a training sample takes: all of its randomness"""
+    encoder_prefix: ClassVar[str] = "encoder."
+    """what the names of the encoder's parameters begin with in the model, before timm's names"""
+    manifest: str = ""
+    """hash of what the images of ``splits`` contain, where a run has looked through them"""
+
+    def __init__(self, config: Config, encoder: Encoder, splits: Splits[Images], ranks: Ranks) -> None:
+        self.config, self.encoder, self.splits, self.ranks = config, encoder, splits, ranks
+
+    @classmethod
+    @abstractmethod
+    def read_parts(cls, config: Any) -> Mapping[str, Images]:
+        """The splits of annotated images that ``config.data`` has, by name; a whole without splits is "train"."""
+
+    @classmethod
+    def read(cls, config: Any) -> Splits[Images]:
+        """Three splits: those that the data has, and the missing ones drawn from the training images, none of them opened."""
+        keys = {"group": config.group, "folds": config.folds, "fold": config.fold}
+        parts = cls.read_parts(config)
+        return draw_missing_splits(parts, config.data, config.val, config.test, config.split_seed, **keys)
+
+    @classmethod
+    def read_audited(cls, config: Any, form: PixelFormat | None = None) -> tuple[Splits[Images], SplitManifest]:
+        """The same of images that are opened first: without the broken ones, and with equal pictures in one split.
+
+        ``form``: what is made of the values in their files; see ``audit.audit``.
+        """
+        keys = {"group": config.group, "folds": config.folds, "fold": config.fold, "form": form}
+        parts, rejected = cls.read_parts(config), config.max_rejected
+        return audited_splits(parts, config.data, config.val, config.test, config.split_seed, rejected, **keys)
+
+    @abstractmethod
+    def build_model(self) -> nn.Module:
+        """The encoder under a new head. What the head draws must not depend on the encoder: pairs share their heads."""
+
+    @abstractmethod
+    def sample(self, index: int, draws: Uniforms) -> Sample:
+        """Training image number ``index``, augmented as ``draws`` (draws,) say, with its target."""
+
+    @abstractmethod
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The mean loss over a micro-batch. ``model`` may be wrapped: it must be called as a whole."""
+
+    @abstractmethod
+    def validate(self, model: nn.Module) -> Mapping[str, float]:
+        """Figures of the validation images, ``best_metric`` among them."""
+
+    @abstractmethod
+    def score(self, model: nn.Module, images: Images, split: str) -> Scores:
+        """All figures of a trained model on a split."""
+
+    def score_items(self, model: nn.Module, images: Images, split: str) -> tuple[Scores, NDArray[np.float64] | None]:
+        """``score``, and what each item brings to its first figure, the items' mean (items,); None where it isn't known.
+
+        An item is an image or a group of images: what of a test set was drawn by itself.
+        """
+        return self.score(model, images, split), None
+
+    @abstractmethod
+    def save(self, model: nn.Module, path: Path, provenance: Provenance) -> None:
+        """Write the model file."""
+
+    @abstractmethod
+    def pictures(self, model: nn.Module, images: Images, split: str) -> list[Picture]:
+        """Some right and some wrong predictions."""
+
+    def metric(self) -> str:
+        """``best_metric``, or another where the data want it."""
+        return self.best_metric
+
+    @torch.no_grad()
+    def flops(self, model: nn.Module) -> float:
+        """Floating-point operations of the model on one image of the encoder's size, forward: counted on an empty one."""
+        with FlopCounterMode(display=False) as counter:
+            model.eval()(torch.zeros(1, self.encoder.spec.channels, *self.encoder.spec.image_size))
+        return float(counter.get_total_flops())
+
+    def steps(self) -> int:
+        """Steps of the optimiser; 0: the model is finished when it has begun."""
+        return self.config.total_steps(len(self.splits.train))
+
+    def images_seen(self) -> float:
+        """Images that go through the encoder forward and back; those that go forward only count a third."""
+        return self.steps() * self.config.batch_size
+
+    def loaders(self, wanted: int | None) -> int:
+        """Processes that load training samples; ``wanted`` None: as many as the images take."""
+        return self.splits.train.images.default_workers() if wanted is None else wanted
+
+    def begin(self, model: nn.Module) -> None:
+        """What comes before the first step, on every process."""
+
+    def finished(self, model: nn.Module) -> nn.Module:
+        """The trained model as it is scored and kept."""
+        return model
+
+    def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        """AdamW with layer-wise learning-rate decay."""
+        groups = parameter_groups(
+            model.named_parameters(),
+            weight_decay=self.config.weight_decay,
+            depth=self.encoder.spec.depth,
+            layer_decay=self.config.layer_decay,
+            prefix=self.encoder_prefix,
+        )
+        return torch.optim.AdamW(groups, lr=self.config.peak_lr, betas=self.config.betas, fused=True)

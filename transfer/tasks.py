@@ -1,0 +1,186 @@
+"""The table of tasks: a row each, read by the command line, the API, model files, prediction, suites, reports and data check.
+
+A task is one folder (its configuration, ``Task``, model and recipes) and one row here. Rows of other packages are added by
+``register``, or by an entry point of the group ``maelift.tasks`` whose value names a ``TaskEntry``: with it the task is known in
+every process, on the command line and in suites too (docs/new_task.md).
+
+What stands in a row are words and references to code, "module:name"; a module's name that begins with a dot is below
+``maelift.transfer``. A module is imported when it is first used, so that ``maelift --help`` imports none.
+
+How other parts read it:
+
+- ``tasks.names()``: every task; ``tasks.entry("detect")``: its row, ConfigError for an unknown one.
+- ``entry.config_type()``: its ``TransferConfig``; ``entry.task_type(config)``: the ``Task`` that a configuration trains with.
+- ``entry.build_model(file)``: the model of a model file (``trained_model.load_model`` calls it).
+- ``entry.title``: the heading in reports; ``entry.scores``: the scores that suites report, and the one verdicts go by.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from typing import TYPE_CHECKING, Any, cast
+
+from ..core.errors import ConfigError, MaeliftError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from .model_file import ModelFile
+    from .task import Task, TransferConfig
+
+ENTRY_POINTS = "maelift.tasks"
+"""The group of entry points by which packages add tasks of their own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportedScores:
+    """The scores of a task that suites report, all shares from 0 to 1, higher is better."""
+
+    labels: Mapping[str, str]
+    """what each score is called in tables, by its key in ``Scores.metrics``; the first is the one that verdicts go by"""
+    figure: str
+    """the first in words, in a sentence: "AP of boxes" """
+    is_accuracy: bool = False
+    """the first is an accuracy: the share of the test images that are right, and an image brings 1 or 0"""
+    defaults: Mapping[str, float] = field(default_factory=dict)
+    """values of scores that a data set is too small to measure, by key"""
+    interval_note: str = ""
+    """how an interval covers the choice of test images where they aren't drawn singly: "by leaving out groups of them" """
+
+    @property
+    def key(self) -> str:
+        """The key of the score that verdicts go by."""
+        return next(iter(self.labels))
+
+    @property
+    def label(self) -> str:
+        """What the score that verdicts go by is called in tables."""
+        return self.labels[self.key]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskEntry:
+    """A row of the table."""
+
+    name: str
+    """the word after ``maelift transfer``, in model files and in suites"""
+    title: str
+    """the heading in reports"""
+    summary: str
+    """a line for ``maelift --help``"""
+    config: str
+    """reference to the task's ``TransferConfig``"""
+    load: str
+    """reference to the function that builds the model of a ``ModelFile``"""
+    out: str
+    """where ``maelift predict`` writes without ``out=``: a file or a folder"""
+    scores: ReportedScores
+
+    def config_type(self) -> type[TransferConfig]:
+        """The task's configuration."""
+        return cast("type[TransferConfig]", _resolve(self.config))
+
+    def task_type(self, config: TransferConfig) -> type[Task[Any, Any]]:
+        """The ``Task`` that trains as ``config`` says."""
+        return config.chosen_task()
+
+    def build_model(self, file: ModelFile) -> nn.Module:
+        """The model that a file of this task describes, its tensors in it; raises CheckpointError where they don't fit."""
+        return cast("nn.Module", _resolve(self.load)(file))
+
+
+_ENTRIES: dict[str, TaskEntry] = {}
+
+
+def register(entry: TaskEntry) -> None:
+    """Add a task of another package, in this process; raises ValueError for a name that another task has."""
+    if _ENTRIES.setdefault(entry.name, entry) != entry:
+        raise ValueError(f"task {entry.name!r} is registered already, with another row")
+
+
+def entry(name: str) -> TaskEntry:
+    """The row of a task; raises ConfigError for a name that no task has."""
+    if name not in _ENTRIES:
+        _register_entry_points()
+    if name not in _ENTRIES:
+        raise ConfigError("task", name, " or ".join(_ENTRIES))
+    return _ENTRIES[name]
+
+
+def names() -> tuple[str, ...]:
+    """The tasks that there are: maelift's own, then those of other packages."""
+    _register_entry_points()
+    return tuple(_ENTRIES)
+
+
+@cache
+def _register_entry_points() -> None:
+    from importlib.metadata import entry_points  # 70 ms, which commands on maelift's own tasks don't spend
+
+    for point in entry_points(group=ENTRY_POINTS):
+        try:
+            register(cast(TaskEntry, point.load()))
+        except (ImportError, AttributeError, ValueError) as error:
+            raise MaeliftError(
+                f"the entry point {point.name} = {point.value} of {ENTRY_POINTS} can't be used ({error}). Repair that package, "
+                "or uninstall it."
+            ) from error
+
+
+def _resolve(reference: str) -> Any:
+    """The object that "module:name" names."""
+    module, _, name = reference.partition(":")
+    return getattr(importlib.import_module(module, __package__), name)
+
+
+register(
+    TaskEntry(
+        name="classify",
+        title="Classification",
+        summary="labelled images and an encoder in, classifier out",
+        config=".classification.task:ClassifyConfig",
+        load=".classification.task:load",
+        out="predictions.csv",
+        scores=ReportedScores(
+            labels={"top1": "top-1", "top5": "top-5", "balanced": "balanced"},
+            figure="top-1 accuracy",
+            is_accuracy=True,
+            defaults={"top5": 1.0},  # five classes or fewer
+        ),
+    )
+)
+register(
+    TaskEntry(
+        name="detect",
+        title="Detection",
+        summary="boxes or masks (COCO JSON) and an encoder in, detector out",
+        config=".detection.task:DetectConfig",
+        load=".detection.model:load",
+        out="predictions.json",
+        scores=ReportedScores(
+            labels={"AP": "AP", "AP50": "AP50", "mask_AP": "AP of masks"},
+            figure="AP of boxes",
+            interval_note="by leaving out groups of them",
+        ),
+    )
+)
+register(
+    TaskEntry(
+        name="segment",
+        title="Segmentation",
+        summary="masks and an encoder in, segmentor out",
+        config=".segmentation.task:SegmentConfig",
+        load=".segmentation.model:load",
+        out="masks",
+        scores=ReportedScores(
+            labels={"mIoU": "mIoU", "aAcc": "pixel accuracy", "mAcc": "mean class accuracy"},
+            figure="mIoU",
+        ),
+    )
+)
+
+BUILT_IN = tuple(_ENTRIES)
+"""maelift's own tasks: those that need no look for other packages."""

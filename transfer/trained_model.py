@@ -1,0 +1,115 @@
+"""A trained model from its file, of whatever task: the table of tasks says who builds it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+
+from ..core.errors import CheckpointError, ConfigError
+from ..core.models.contract import Metadata, shown
+from . import tasks
+from .model_file import MODEL_KEY, ModelFile, read_model
+from .tasks import TaskEntry
+
+_WIDTHS = ("pyramid_channels", "head_channels", "fc_dim")
+"""Fields of a head's architecture that are widths of its layers."""
+
+
+def load_model(path: str | Path) -> Any:
+    """The trained model of a file, in eval mode: a Classifier, Detector or Segmentor, each with ``predict(images)``.
+
+    Raises CheckpointError for a file that is none.
+    """
+    return build_model(read_model(path))
+
+
+def task_entry(file: ModelFile) -> TaskEntry:
+    """The row of the task that a model file is of; raises CheckpointError for a task that isn't known here."""
+    if file.task not in tasks.names():
+        known = ", ".join(tasks.names())
+        raise CheckpointError(
+            f"{file.source}: a model for the task {shown(file.task)}, and this maelift knows {known}. Update maelift, or install "
+            "the package that brings the task."
+        )
+    return tasks.entry(file.task)
+
+
+def build_model(file: ModelFile) -> nn.Module:
+    """The model that a file describes, by the ``load`` of its task's row.
+
+    Nothing is made that is much larger than the file: modules of our own are built without memory first and compared.
+    """
+    entry = task_entry(file)
+    try:
+        _check_sizes(file)
+        with _no_more_parameters(file):
+            if _architecture(file).get("engine") not in ("detectron2", "mmseg"):  # theirs read values while building
+                with torch.device("meta"):
+                    entry.build_model(file)
+            return entry.build_model(file)
+    except ConfigError as error:
+        reason = f"{error.key}={shown(error.value)}: expected {error.expected}"
+        raise Metadata(file.source, MODEL_KEY, {}).error(reason) from error
+    except (ValueError, TypeError, LookupError, RuntimeError, AssertionError, ArithmeticError) as error:
+        reason = f"it describes a model that can't be built: {shown(str(error) or type(error).__name__)}"
+        raise Metadata(file.source, MODEL_KEY, {}).error(reason) from error
+
+
+def _architecture(file: ModelFile) -> Mapping[str, Any]:
+    found = file.head.get("architecture")
+    return found if isinstance(found, Mapping) else {}
+
+
+def _check_sizes(file: ModelFile) -> None:
+    """Raise CheckpointError where the metadata describe wider layers or more of them than the tensors can be."""
+    largest = max((side for tensor in file.state.values() for side in tensor.shape), default=0)
+    widths = {"spec.embed_dim": file.spec.embed_dim, "spec.patch_size": file.spec.patch_size}
+    widths |= {f"head.{key}": value for key in _WIDTHS if isinstance(value := _architecture(file).get(key), int)}
+    most = {
+        **dict.fromkeys(widths, largest),
+        "spec.depth": len(file.state),
+        "spec.image_size": 4 * largest + 4096,  # patches, of which positions may have been resized
+        "classes": largest,
+    }
+    found = {
+        **widths,
+        "spec.depth": file.spec.depth,
+        "spec.image_size": file.spec.num_patches,
+        "classes": len(file.classes),
+    }
+    for key, value in found.items():
+        if value > most[key]:
+            raise CheckpointError(
+                f"{file.source}: its '{MODEL_KEY}' metadata describe a larger model than its tensors are ({key}: {value}, and "
+                f"at most {most[key]} fit). Get the file again."
+            )
+
+
+@contextmanager
+def _no_more_parameters(file: ModelFile) -> Iterator[None]:
+    """Raise CheckpointError as soon as modules have many more parameters than the file: it describes a larger model.
+
+    An encoder is built and copied into a backbone, and modules are replaced: several times the file's number is usual.
+    """
+    most, made = 8 * len(file.state) + 1000, 0
+
+    def count(module: nn.Module, name: str, parameter: object) -> None:
+        nonlocal made
+        made += 1
+        if made > most:
+            raise CheckpointError(
+                f"{file.source}: describes a model of more parameters than the {len(file.state)} tensors in it. Get the file "
+                "again."
+            )
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()
