@@ -15,12 +15,14 @@ from pathlib import Path
 from signal import SIGINT, Signals
 from typing import Any, cast
 
-from .core.config import describe, format_help, nearest, resolve, to_dict, to_yaml
+from .core.config import resolve
+from .core.config_keys import describe, format_help, nearest
 from .core.data import unread
 from .core.errors import MaeliftError
 from .core.signals import GOES_ON, StopAsked, StopSignals, ignore_stops
 from .core.system_errors import advice_for
 from .core.terminal import LineFormatter, printable
+from .core.yaml_files import to_dict, to_yaml
 from .transfer import tasks
 from .version import __version__
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
 
-from ..core.config import format_help, nearest, raw_value, resolve
+from ..core.config import raw_value, resolve
+from ..core.config_keys import format_help, nearest
 from ..core.dry_run import Plan
 from ..core.errors import CheckpointError, ConfigError, MaeliftError
 from ..core.files import sync_tree

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from ..core.config import to_dict, to_yaml
 from ..core.device import choose_device
 from ..core.public_names import public_config, public_name, public_text
+from ..core.yaml_files import to_dict, to_yaml
 from ..pretrain.evaluation import PICTURE_FILE
 from ..version import __version__
 from .data import Pools

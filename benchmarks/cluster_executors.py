@@ -16,12 +16,13 @@ from typing import Any
 import torch
 from typing_extensions import Self
 
-from ..core.config import resolve, to_dict
+from ..core.config import resolve
 from ..core.files import atomic_write_text
 from ..core.optional_imports import require
 from ..core.progress import Listener, Progress
 from ..core.signals import Interrupted
 from ..core.slurm import slurm_executor
+from ..core.yaml_files import to_dict
 from .data import read_pools
 from .executor import DIED, FEWER, NO_MEMORY, STALLED, Executor, Hear, told
 from .runs import Context, Run, execute

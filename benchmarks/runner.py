@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from ..core.config import write_config
 from ..core.dry_run import Plan
 from ..core.errors import MaeliftError
 from ..core.files import exclusive, output_folder
 from ..core.models.cost import training_memory
 from ..core.progress import duration
 from ..core.signals import Interrupted, StopSignals, stoppable
+from ..core.yaml_files import write_config
 from .aggregate import RunOutcome, collect, device_of
 from .cluster_executors import RayTasks, SlurmJobs
 from .data import read_pools

@@ -20,7 +20,6 @@ import torch
 from torch import nn
 
 from ..adapters.pretrained import read_parent
-from ..core.config import to_dict
 from ..core.data.images import ImageSet, channel_statistics
 from ..core.data.labeled_dataset import Splits, draw_labeled
 from ..core.device import choose_device
@@ -38,6 +37,7 @@ from ..core.training.checkpoints import Checkpoints
 from ..core.training.loop import Diverged
 from ..core.training.run_dir import FREE_KEYS
 from ..core.training.tracker import Tracker
+from ..core.yaml_files import to_dict
 from ..pretrain.config import PretrainConfig
 from ..pretrain.dry_run import forward_flops
 from ..pretrain.init_weights import fitted_encoder

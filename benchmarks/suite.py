@@ -10,7 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from ..core.config import nearest, resolve
+from ..core.config import resolve
+from ..core.config_keys import nearest
 from ..core.data.classification import ClassFolderLayout
 from ..core.errors import ConfigError, MaeliftError
 from ..core.models.encoder_spec import EncoderSpec, ModelName, check_divisible, preset_spec

@@ -8,9 +8,11 @@ from typing import Any
 
 import yaml
 
-from ..core.config import LARGEST_CONFIG, check_pairs, merged, nearest, raw_value, yaml_values
+from ..core.config import raw_value
+from ..core.config_keys import nearest
 from ..core.errors import ConfigError, MaeliftError
 from ..core.files import read_regular_text
+from ..core.yaml_files import LARGEST_CONFIG, check_pairs, merged, yaml_values
 
 SUITES = Path(__file__).parent / "suites"
 

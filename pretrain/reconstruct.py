@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from ..core.config import config_difference, to_dict, write_config
+from ..core.config import config_difference
 from ..core.data.audit import told_once, write_rejected
 from ..core.data.decode import DROPPED, SUFFIXES, PixelFormat, background_colour, image_file
 from ..core.data.images import FolderImages, ImageSet, find_images, opened, to_array
@@ -27,6 +27,7 @@ from ..core.models.encoder_file import read_encoder
 from ..core.progress import progress_logger
 from ..core.seeding import torch_stream
 from ..core.training.run_dir import read_run_config
+from ..core.yaml_files import to_dict, write_config
 from .mae import MaskedAutoencoder, patchify
 from .masking import Mask, Masking, mask_of, random_mask
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from markupsafe import Markup
 from PIL import Image
 
-from ..core.config import flatten, to_dict
 from ..core.errors import show
 from ..core.files import atomic_write_bytes
 from ..core.models.encoder_file import ENCODER_FILE, Provenance
@@ -23,6 +22,7 @@ from ..core.progress import duration
 from ..core.public_names import public_config, public_name
 from ..core.report.html import LINES, Line, Table, data_url, draw_curves, in_words, keys_table, machine, points, render
 from ..core.training.tracker import EVENTS_FILE, METRICS_FILE, WAIT_LIMIT, Event, read_events, read_metrics
+from ..core.yaml_files import flatten, to_dict
 from ..version import __version__
 from .config import PretrainConfig
 from .data import Source

@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from ..core.config import resolve, to_dict
+from ..core.config import resolve
 from ..core.data.images import ImageSet
 from ..core.data.sampling import Batch, Batches, MixedSampler, Quarantine, Sampler
 from ..core.data.sources import ConcatImages, find_sources
@@ -37,6 +37,7 @@ from ..core.training.run_dir import RunFolder
 from ..core.training.schedule import Schedule
 from ..core.training.state import State
 from ..core.training.tracker import Tracker, read_metrics
+from ..core.yaml_files import to_dict
 from ..version import __version__
 from .auto_accumulate import passes_that_fit
 from .config import PretrainConfig

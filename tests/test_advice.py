@@ -10,7 +10,7 @@ from importlib.metadata import metadata
 
 from maelift.adapters.export import ADAPTERS, config_class
 from maelift.cli import COMMANDS
-from maelift.core.config import describe
+from maelift.core.config_keys import describe
 from maelift.tests.support import ROOT
 
 FOLDERS = ("core", "pretrain", "adapters", "transfer", "benchmarks")

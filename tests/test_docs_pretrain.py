@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from maelift.core.config import describe
+from maelift.core.config_keys import describe
 from maelift.pretrain.config import PretrainConfig
 from maelift.tests.support import ROOT, framework, run_page, write_images
 

@@ -13,7 +13,7 @@ from typing import cast
 import pytest
 from maelift.benchmarks.suite import BenchConfig
 from maelift.cli import COMMANDS, main
-from maelift.core.config import describe
+from maelift.core.config_keys import describe
 from maelift.core.errors import MaeliftError
 from maelift.tests.support import write_images
 

@@ -16,7 +16,6 @@ from typing import Any
 
 from torch import nn
 
-from ..core.config import to_dict
 from ..core.data.audit import audit, told_once, write_rejected
 from ..core.data.decode import PixelFormat, background_colour
 from ..core.data.labeled_dataset import Images, Splits, draw_labeled
@@ -41,6 +40,7 @@ from ..core.training.run_dir import RunFolder
 from ..core.training.schedule import Schedule, evenly_spaced_steps
 from ..core.training.state import State
 from ..core.training.tracker import Tracker, read_metrics
+from ..core.yaml_files import to_dict
 from ..version import __version__
 from . import tasks
 from .init_weights import background_of, read_start, start_encoder

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from typing_extensions import Self
 
-from ..core.config import format_help, raw_value, resolve
+from ..core.config import raw_value, resolve
+from ..core.config_keys import format_help
 from ..core.data.decode import PixelFormat
 from ..core.data.labeled_dataset import Images, Splits
 from ..core.data.missing_splits import SplitManifest, audited_splits, draw_missing_splits

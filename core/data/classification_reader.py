@@ -14,7 +14,7 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from ..config import nearest
+from ..config_keys import nearest
 from ..errors import DataError
 from .classification import ClassFolderLayout, ClassImages, LabeledImages, LabelKeys, MultiLabeledImages
 from .dataset_format import SPLIT_NAMES, ClassLayout, class_layout, identify, question, split_folders

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from ..config import nearest
+from ..config_keys import nearest
 from ..errors import DataError
 from ..files import read_regular
 from .dataset_format import split_of

@@ -11,10 +11,11 @@ from typing import Any
 
 import yaml
 
-from ..config import config_difference, to_dict, write_config
+from ..config import config_difference
 from ..distributed import Ranks
 from ..errors import MaeliftError
 from ..files import NotRegularError, atomic_write_text, exclusive, read_regular_text
+from ..yaml_files import to_dict, write_config
 
 FREE_KEYS = (
     *("out", "data", "encoder", "workers", "device", "accumulate", "launch", "slurm"),

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
-from maelift.core.config import config_difference, describe, format_help, resolve, to_dict, to_yaml, write_config
+from maelift.core.config import config_difference, resolve
+from maelift.core.config_keys import describe, format_help
 from maelift.core.errors import ConfigError, MaeliftError
+from maelift.core.yaml_files import to_dict, to_yaml, write_config
 
 
 @dataclass(frozen=True)

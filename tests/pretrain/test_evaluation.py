@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from maelift.cli import COMMANDS
-from maelift.core.config import describe
+from maelift.core.config_keys import describe
 from maelift.core.training.tracker import Tracker, read_events, read_metrics
 from maelift.pretrain.evaluation import picture_columns
 from maelift.tests.support import TINY, environment, noise_image, one_line_error, run_maelift, write_images
