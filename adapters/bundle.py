@@ -10,9 +10,9 @@ from pathlib import Path
 from torch import Tensor
 
 from ..core.errors import CheckpointError, ConfigError, MaeliftError
+from ..core.models.adapt_encoder import is_bgr
 from ..core.models.encoder import Encoder
 from ..core.models.encoder_spec import check_divisible
-from ..core.models.preprocessing import Preprocessing
 from .certificate import Certificate
 
 
@@ -69,14 +69,9 @@ def need_8_bit_pixels(encoder: Encoder, framework: str) -> None:
         )
 
 
-def blue_first(preprocessing: Preprocessing) -> bool:
-    """Whether an encoder's contract names its colours as blue, green, red."""
-    return preprocessing.channel_names == ("blue", "green", "red")
-
-
 def need_red_first(encoder: Encoder, framework: str) -> None:
     """Raise MaeliftError for an encoder of blue, green, red, for frameworks whose pictures are red, green, blue."""
-    if blue_first(encoder.preprocessing):
+    if is_bgr(encoder.preprocessing):
         raise MaeliftError(
             f"the encoder's channels are blue, green, red, and {framework} reads pictures as red, green, blue. Nothing was "
             "written. Export to detectron2 or mmseg, which read either, or to torchvision or onnx, which take arrays."

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from ..core.errors import CheckpointError, ConfigError, MaeliftError
 from ..core.files import atomic_path, atomic_write_text
+from ..core.models.adapt_encoder import is_bgr
 from ..core.models.encoder import ACTIVATIONS, Encoder
 from ..core.models.encoder_file import EncoderFile, load_encoder
 from ..core.models.encoder_spec import EncoderSpec
@@ -30,7 +31,6 @@ from ..core.optional_imports import require
 from .bundle import (
     Bundle,
     at_size,
-    blue_first,
     check_window,
     detector_state,
     fitting_sizes,
@@ -414,7 +414,7 @@ def candidate(loaded: Loaded, encoder: Encoder, image_size: tuple[int, int], scr
         if image_format(encoder.preprocessing) is None:
             return stored
         for number, picture in enumerate(stored):
-            drawn = picture[..., ::-1] if blue_first(encoder.preprocessing) else picture  # files are red, green, blue
+            drawn = picture[..., ::-1] if is_bgr(encoder.preprocessing) else picture  # files are red, green, blue
             Image.fromarray(drawn.squeeze(2) if drawn.shape[2] == 1 else drawn).save(scratch / f"{number}.png")
         return [read_image(str(scratch / f"{number}.png"), loaded.formats[0]) for number in range(len(stored))]
 

@@ -11,11 +11,12 @@ import numpy as np
 
 from ..core.errors import ConfigError, DataError
 from ..core.files import read_regular
+from ..core.models.adapt_encoder import is_bgr
 from ..core.models.encoder import Encoder
 from ..core.models.encoder_spec import EncoderSpec
 from ..core.models.preprocessing import Preprocessing
 from ..version import __version__
-from .bundle import ExportConfig, blue_first, usual_global_blocks
+from .bundle import ExportConfig, usual_global_blocks
 
 TEMPLATES = Path(__file__).with_name("templates")
 FORMATS = {1: "L", 3: "RGB", 4: "RGBA"}
@@ -272,7 +273,7 @@ def image_format(preprocessing: Preprocessing) -> str | None:
     """detectron2's name for the encoder's images; None when it can't read them (other channel counts, not 8 bits)."""
     if preprocessing.value_range != (0.0, 255.0):
         return None
-    if blue_first(preprocessing):
+    if is_bgr(preprocessing):
         return "BGR"
     return FORMATS.get(len(preprocessing.mean))
 

@@ -16,8 +16,8 @@ from PIL import Image
 from torch import Tensor
 
 from ..core.errors import CheckpointError
+from ..core.models.adapt_encoder import is_bgr
 from ..core.models.encoder import Encoder
-from .bundle import blue_first
 from .certificate import Step, pictures
 from .detectron2_config import image_format
 from .trial import Cost, Trial, check_drop_path, cost_of, times, too_much
@@ -172,7 +172,7 @@ def write_record(encoder: Encoder, size: tuple[int, int], folder: Path, name: st
 
     height, width = size
     picture = pictures(size, encoder.spec.channels)[0]
-    drawn = picture[..., ::-1] if blue_first(encoder.preprocessing) else picture
+    drawn = picture[..., ::-1] if is_bgr(encoder.preprocessing) else picture
     path = folder / f"{name}.png"
     Image.fromarray(np.ascontiguousarray(drawn.squeeze(2) if drawn.shape[2] == 1 else drawn)).save(path)
     annotations = []

@@ -22,10 +22,11 @@ from torch import Tensor, nn
 
 from ..core.errors import CheckpointError, MaeliftError
 from ..core.files import atomic_path, atomic_write_text
+from ..core.models.adapt_encoder import is_bgr
 from ..core.models.encoder import Encoder
 from ..core.models.encoder_file import EncoderFile
 from ..core.optional_imports import require
-from .bundle import Bundle, at_size, blue_first
+from .bundle import Bundle, at_size
 from .certificate import (
     Candidate,
     Certificate,
@@ -419,7 +420,7 @@ def preprocessing_faults(config: Any, encoder: Encoder) -> dict[str, str]:
         if has is None or len(has) != len(due) or not np.allclose(has, due, rtol=1e-5, atol=1e-4):
             shown = "not given" if has is None else [round(value, 3) for value in has]
             found[f"model.data_preprocessor.{key}"] = f"{shown}, expected {[round(value, 3) for value in due]}"
-    if encoder.spec.channels == 3 and (turned := exchanges_colours(module)) == blue_first(encoder.preprocessing):
+    if encoder.spec.channels == 3 and (turned := exchanges_colours(module)) == is_bgr(encoder.preprocessing):
         found["model.data_preprocessor.bgr_to_rgb"] = f"{turned}, expected {not turned}: mmcv reads blue first"
     return found
 
@@ -487,7 +488,7 @@ def write_picture(picture: Pixels, encoder: Encoder, path: Path) -> str:
     channels = picture.shape[2]
     if channels not in (1, 3):
         return write_tiff(picture, path.with_suffix(".tif"))
-    rgb = picture[:, :, ::-1] if blue_first(encoder.preprocessing) else picture
+    rgb = picture[:, :, ::-1] if is_bgr(encoder.preprocessing) else picture
     low, high = encoder.preprocessing.value_range
     file = path.with_suffix(".png")
     if picture.dtype == np.uint8:

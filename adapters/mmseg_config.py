@@ -10,10 +10,11 @@ from string import Template
 from typing import Any
 
 from ..core.errors import ConfigError
+from ..core.models.adapt_encoder import is_bgr
 from ..core.models.encoder import Encoder
 from ..core.models.encoder_file import load_encoder
 from ..core.models.encoder_spec import check_divisible
-from .bundle import ExportConfig, blue_first
+from .bundle import ExportConfig
 
 TEMPLATES = Path(__file__).with_name("templates")
 HEADS = {"upernet": "UPerNet with an auxiliary FCN head", "fcn": "a light FCN head on the last block"}
@@ -290,7 +291,7 @@ def statistics(encoder: Encoder) -> dict[str, list[float]]:
 
 def read_as_bgr(encoder: Encoder) -> bool:
     """Whether what mmcv reads, colours as blue, green, red, must be turned round for the encoder."""
-    return encoder.spec.channels == 3 and not blue_first(encoder.preprocessing)
+    return encoder.spec.channels == 3 and not is_bgr(encoder.preprocessing)
 
 
 def overrides(encoder: Encoder, crop: tuple[int, int]) -> str:

@@ -33,17 +33,6 @@ def read_parent(source: str, key: str) -> EncoderFile:
     return replace(file, encoder=_prepared(file.encoder, preprocessing), provenance=provenance)
 
 
-def red_first(encoder: Encoder) -> Encoder:
-    """The same function of images whose channels come as red, green, blue."""
-    old = encoder.preprocessing
-    turned = replace(old, channel_names=("red", "green", "blue"), mean=old.mean[::-1], std=old.std[::-1])
-    state = encoder.state_dict()
-    state["patch_embed.proj.weight"] = state["patch_embed.proj.weight"].flip(1)
-    result = Encoder(encoder.spec, preprocessing=turned)
-    result.load_state_dict(state)
-    return result
-
-
 def _prepared(encoder: Encoder, preprocessing: Preprocessing) -> Encoder:
     result = Encoder(encoder.spec, preprocessing=preprocessing)
     result.load_state_dict(encoder.state_dict())

@@ -26,6 +26,7 @@ from ..core.device import choose_device
 from ..core.distributed import Ranks
 from ..core.errors import ConfigError, MaeliftError
 from ..core.files import atomic_write_text
+from ..core.models.adapt_encoder import adapt_encoder
 from ..core.models.cost import encoder_flops
 from ..core.models.encoder import Encoder
 from ..core.models.encoder_file import ENCODER_FILE, Provenance, load_encoder, read_encoder, save_encoder
@@ -40,7 +41,6 @@ from ..core.training.tracker import Tracker
 from ..core.yaml_files import to_dict
 from ..pretrain.config import PretrainConfig
 from ..pretrain.dry_run import forward_flops
-from ..pretrain.init_weights import fitted_encoder
 from ..pretrain.train import pretrain
 from ..transfer.classification.task import ClassificationTask, Classifier, save_classifier
 from ..transfer.finetune import Fit, fit
@@ -146,7 +146,7 @@ class Context:
         for name in config.arms:
             if (source := config.arm(name).weights) is not None:
                 file = read_parent(source, f"arms.{name}.weights")
-                fitted_encoder(file, config.spec_of(name), source, f"arms.{name}.weights")
+                adapt_encoder(file.encoder, config.spec_of(name), source, f"arms.{name}.weights")
                 hashes[name] = file.content_hash
         return cls(config, pools, hashes)
 
@@ -426,7 +426,8 @@ def _pretrain(
     source, preprocessing = context.config.arm(run.arm).weights, context.preprocessing
     if source is not None:
         key = f"arms.{run.arm}.weights"
-        encoder, _ = fitted_encoder(read_parent(source, key), context.config.spec_of(run.arm), source, key)
+        spec = context.config.spec_of(run.arm)
+        encoder, _ = adapt_encoder(read_parent(source, key).encoder, spec, source, key)
         preprocessing = encoder.preprocessing
     result = pretrain(
         replace(context.config.mae_config(run.arm, run.seed, str(folder)), checkpoint_minutes=0.5),
@@ -464,7 +465,7 @@ def _take_weights(
     began, key = time.monotonic(), f"arms.{run.arm}.weights"
     source = cast(str, context.config.arm(run.arm).weights)
     file = read_parent(source, key)
-    encoder, notes = fitted_encoder(file, context.config.spec_of(run.arm), source, key)
+    encoder, notes = adapt_encoder(file.encoder, context.config.spec_of(run.arm), source, key)
     save_encoder(encoder, folder / ENCODER_FILE, replace(file.provenance, parent=file.content_hash))
     return {"seconds": time.monotonic() - began, "steps": 0, "notes": notes}
 

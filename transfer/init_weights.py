@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from ..adapters.bundle import blue_first
-from ..adapters.pretrained import read_parent, red_first
+from ..adapters.pretrained import read_parent
 from ..core.data.decode import background_colour
 from ..core.data.images import ImageSet, channel_statistics
 from ..core.errors import ConfigError, DataError
+from ..core.models.adapt_encoder import is_bgr, to_rgb
 from ..core.models.encoder import Encoder
 from ..core.models.encoder_file import EncoderFile
 from ..core.models.encoder_spec import EncoderSpec, ModelName, check_divisible, preset_spec
@@ -72,8 +72,8 @@ def start_encoder(start: Start, source: EncoderFile | None, images: ImageSet, gr
     if start.patch_size not in (None, encoder.spec.patch_size):
         raise ConfigError("patch_size", start.patch_size, f"null, or the encoder's {encoder.spec.patch_size}")
     _need_image_channels(start, encoder)
-    if blue_first(encoder.preprocessing):
-        encoder = red_first(encoder)
+    if is_bgr(encoder.preprocessing):
+        encoder = to_rgb(encoder)
         notes.append(
             "the encoder's channels are blue, green, red: its patch kernel was turned round for red, green, blue"
         )

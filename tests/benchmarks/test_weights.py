@@ -16,9 +16,9 @@ from maelift.benchmarks.data import read_pools
 from maelift.benchmarks.runs import Context
 from maelift.benchmarks.suite import BenchConfig
 from maelift.core.errors import MaeliftError
+from maelift.core.models.adapt_encoder import adapt_encoder
 from maelift.core.models.encoder_file import Provenance, read_encoder, save_encoder
 from maelift.core.models.encoder_spec import preset_spec
-from maelift.pretrain.init_weights import fitted_encoder
 from maelift.tests.support import random_encoder, write_images
 from PIL import Image
 
@@ -180,8 +180,8 @@ def test_an_encoder_of_other_channels_sees_gray_as_it_saw_gray_three_times(tmp_p
     equal = parent.preprocessing
     save_encoder(parent, path, Provenance("colour"))
     spec = preset_spec("vit_nano", image_size=16, channels=1)
-    encoder, notes = fitted_encoder(read_encoder(path), spec, str(path), "weights")
-    assert notes == ["the patch kernel was fitted from 3 to 1 channels"]
+    encoder, notes = adapt_encoder(read_encoder(path).encoder, spec, str(path), "weights")
+    assert notes == ["the patch kernel was adapted from 3 to 1 channels"]
     gray = torch.rand(2, 1, 16, 16)
     colour = gray.expand(-1, 3, -1, -1)
     assert torch.allclose(encoder.forward_features(gray).tokens, parent.forward_features(colour).tokens, atol=1e-5)

@@ -12,11 +12,11 @@ import pytest
 import torch
 import yaml
 from maelift.core.errors import ConfigError, MaeliftError
+from maelift.core.models.adapt_encoder import adapt_input_channels, adapt_output_channels
 from maelift.core.models.decoder_file import read_decoder
 from maelift.core.models.encoder_file import Provenance, read_encoder, save_encoder
 from maelift.core.models.preprocessing import Preprocessing
 from maelift.pretrain.config import RECIPES, PretrainConfig
-from maelift.pretrain.init_weights import to_channels
 from maelift.tests.support import (
     TINY,
     encoder_file,
@@ -72,19 +72,19 @@ def test_other_sizes_and_channels_are_fitted(
     assert (
         "from 3 to 1 channels" in caplog.text
         and "16×16 to 24×24" in caplog.text
-        and "decoder was taken over" in caplog.text
+        and "decoder was loaded" in caplog.text
     )
 
 
 def test_channels_of_a_weight() -> None:
     weight = torch.randn(5, 3, 2, 2)
     gray = torch.randn(1, 1, 2, 2)
-    one = to_channels(weight, 1, dim=1, inputs=True)
+    one = adapt_input_channels(weight, 1, dim=1)
     assert torch.allclose((one * gray).sum(), (weight * gray.expand(1, 3, 2, 2)).sum(), atol=1e-5)
-    three = to_channels(one, 3, dim=1, inputs=True)
+    three = adapt_input_channels(one, 3, dim=1)
     assert torch.allclose(three.sum(1, keepdim=True), one, atol=1e-6)
-    assert to_channels(weight, 4, dim=1, inputs=False).shape == (5, 4, 2, 2)
-    assert torch.equal(to_channels(weight, 4, dim=1, inputs=False)[:, 3], weight[:, 0])
+    assert adapt_output_channels(weight, 4, dim=1).shape == (5, 4, 2, 2)
+    assert torch.equal(adapt_output_channels(weight, 4, dim=1)[:, 3], weight[:, 0])
 
 
 def test_public_weights_in_the_reference_s_layout(tmp_path: Path) -> None:

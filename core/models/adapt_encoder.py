@@ -1,0 +1,101 @@
+"""An encoder adapted to another image size, number of channels or order of colours, with the same features."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError
+from .encoder import Encoder
+from .encoder_spec import PRESETS, EncoderSpec
+from .preprocessing import Preprocessing, channel_names
+
+
+def adapt_encoder(encoder: Encoder, spec: EncoderSpec, source: str, key: str) -> tuple[Encoder, list[str]]:
+    """An encoder of shape ``spec`` with the weights of ``encoder``, and notes on what was adapted.
+
+    It keeps the preprocessing; for other channels, with the mean of the statistics. Raises ConfigError, which names the
+    user's ``key`` and ``source``, for weights of another architecture.
+    """
+    check_architecture(spec, encoder.spec, source, key)
+    parent = to_rgb(encoder) if is_bgr(encoder.preprocessing) else encoder
+    prepared, channels = parent.preprocessing, spec.channels
+    if parent.spec.channels != channels:
+        mean, std = (sum(values) / len(values) for values in (prepared.mean, prepared.std))
+        prepared = replace(
+            prepared, channel_names=channel_names(channels), mean=(mean,) * channels, std=(std,) * channels
+        )
+    state, notes = adapt_state(parent, spec)
+    adapted = Encoder(spec, preprocessing=prepared)
+    adapted.load_state_dict(state)
+    return adapted, notes
+
+
+def adapt_state(encoder: Encoder, spec: EncoderSpec) -> tuple[dict[str, Tensor], list[str]]:
+    """An encoder's tensors for another image size and other channels, and notes on what was adapted."""
+    notes = []
+    if encoder.spec.grid != spec.grid:
+        was, now = ("×".join(map(str, shape.image_size)) for shape in (encoder.spec, spec))
+        notes.append(f"position embeddings were resized from {was} to {now} pixels")
+        encoder = encoder.resized(spec.image_size)
+    state = dict(encoder.state_dict())
+    if encoder.spec.channels != spec.channels:
+        kernel = "patch_embed.proj.weight"
+        state[kernel] = adapt_input_channels(state[kernel], spec.channels, dim=1)
+        notes.append(f"the patch kernel was adapted from {encoder.spec.channels} to {spec.channels} channels")
+    return state, notes
+
+
+def adapt_input_channels(weight: Tensor, channels: int, *, dim: int) -> Tensor:
+    """A weight for another number of input channels along ``dim``: summed to one, else repeated in turn.
+
+    Repeated channels are scaled so that their sum stays the same: an image with equal channels gives the same output.
+    """
+    if channels == 1:
+        return weight.sum(dim, keepdim=True)
+    return _repeat(weight, channels, dim) * (weight.shape[dim] / channels)
+
+
+def adapt_output_channels(weight: Tensor, channels: int, *, dim: int) -> Tensor:
+    """A weight for another number of output channels along ``dim``: averaged to one, else repeated; each keeps its scale."""
+    return weight.mean(dim, keepdim=True) if channels == 1 else _repeat(weight, channels, dim)
+
+
+def _repeat(weight: Tensor, channels: int, dim: int) -> Tensor:
+    return weight.index_select(dim, torch.arange(channels, device=weight.device) % weight.shape[dim])
+
+
+def check_architecture(model: EncoderSpec, parent: EncoderSpec, source: str, key: str) -> None:
+    """Raise ConfigError, which names the user's ``key``, unless weights have the architecture of ``model``."""
+    names = ("patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "norm_eps", "class_token", "act")
+    different = [name for name in names if getattr(model, name) != getattr(parent, name)]
+    if not different:
+        return
+    said = ", ".join(f"{name} {getattr(parent, name)}, not {getattr(model, name)}" for name in different)
+    advice = next(
+        (
+            f" Give model={name} patch_size={parent.patch_size}."
+            for name, preset in PRESETS.items()
+            if (preset.embed_dim, preset.depth, preset.num_heads) == (parent.embed_dim, parent.depth, parent.num_heads)
+        ),
+        "",
+    )
+    raise ConfigError(key, source, f"an encoder of the model's architecture; this one has {said}", advice.strip())
+
+
+def is_bgr(preprocessing: Preprocessing) -> bool:
+    """Whether an encoder takes the channels blue, green, red, in this order."""
+    return preprocessing.channel_names == ("blue", "green", "red")
+
+
+def to_rgb(encoder: Encoder) -> Encoder:
+    """The same encoder for images whose channels are red, green, blue."""
+    old = encoder.preprocessing
+    turned = replace(old, channel_names=("red", "green", "blue"), mean=old.mean[::-1], std=old.std[::-1])
+    state = encoder.state_dict()
+    state["patch_embed.proj.weight"] = state["patch_embed.proj.weight"].flip(1)
+    result = Encoder(encoder.spec, preprocessing=turned)
+    result.load_state_dict(state)
+    return result
