@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from maelift.adapters import onnx as adapter
+from maelift.adapters import onnx_graph
 from maelift.cli import main
 from maelift.core.errors import CheckpointError
 from maelift.core.models.encoder import Encoder
@@ -159,7 +160,7 @@ def test_sixteen_bits_many_channels_and_no_class_token(tmp_path: Path) -> None:
 
 
 def test_large_weights_go_beside_the_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(adapter, "INLINE_BYTES", 100_000)
+    monkeypatch.setattr(onnx_graph, "INLINE_BYTES", 100_000)
     encoder = random_encoder()
     (tmp_path / "made").mkdir()
     assert adapter.to_onnx(encoder, tmp_path / "made" / "model.onnx").passed
@@ -174,7 +175,7 @@ def test_large_weights_go_beside_the_graph(tmp_path: Path, monkeypatch: pytest.M
 def written(tmp_path: Path, encoder: Encoder, **settings: bool) -> Path:
     path = tmp_path / "encoder.onnx"
     contract = contract_text(encoder, Provenance(method="test"), "")
-    adapter.write_graph(encoder, path, contract, **{"normalize": True, "dynamic_size": True, **settings})
+    onnx_graph.write_graph(encoder, path, contract, **{"normalize": True, "dynamic_size": True, **settings})
     return path
 
 
@@ -273,7 +274,7 @@ def test_a_class_token_left_out_fails(tmp_path: Path) -> None:
 
 
 def test_nothing_is_left_behind_by_a_certificate_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(adapter, "gelu", lambda nodes, value: nodes.add("Relu", [value]))
+    monkeypatch.setattr(onnx_graph, "gelu", lambda nodes, value: nodes.add("Relu", [value]))
     with pytest.raises(CheckpointError, match="the certificate for onnx failed"):
         adapter.to_onnx(random_encoder(), tmp_path / "encoder.onnx")
     assert not list(tmp_path.iterdir())

@@ -76,7 +76,7 @@ def test_an_export_carries_the_activation_and_is_certified(tmp_path: Path, name:
 def test_an_onnx_graph_has_each_activation(act: str) -> None:
     onnxruntime, helper = framework("onnxruntime"), framework("onnx").helper
     numpy_helper = framework("onnx").numpy_helper
-    from maelift.adapters.onnx import Nodes, activation
+    from maelift.adapters.onnx_graph import Nodes, activation
 
     nodes = Nodes({})
     out = activation(nodes, "x", act)
