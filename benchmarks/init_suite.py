@@ -11,18 +11,19 @@ from typing import Any, Literal
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from ..core.data.classification import ClassFolderLayout, LabelKeys
+from ..core.data.classification import LabelKeys
 from ..core.data.classification_reader import single_label_parts
 from ..core.data.detection_reader import detection_parts
 from ..core.data.images import ImageSet, opened
 from ..core.data.segmentation_reader import segmentation_parts
 from ..core.data.sources import find_source
+from ..core.data.task_data import BUILT_IN_TASKS, AnnotationKeys, box_layout, class_folder_layout, mask_layout
 from ..core.dry_run import Plan
 from ..core.errors import DataError, MaeliftError
 from ..core.files import atomic_write_text, output_folder
 from ..core.models.encoder_spec import PRESETS
 from ..core.terminal import quoted
-from ..core.tools.check_data import DataCheckConfig, detection_layout, mask_layout, tasks_of
+from ..core.tools.check_data import DataCheckConfig, tasks_of
 from .suite import BenchConfig
 
 TEMPLATE = Path(__file__).with_name("own_images.yaml.j2")
@@ -152,21 +153,16 @@ def _find(task: str, config: InitConfig) -> _Found:
             f"data={data}: images without labels. A benchmark needs some with: class folders, a CSV with path,label, COCO "
             "JSON, or masks. Give these as data, and this folder as unlabelled."
         )
-    keys: dict[str, Any] = {} if config.group is None else {"group": config.group}
+    given = AnnotationKeys(config.layout, None, config.label_column, config.group)
+    described = next(one for one in BUILT_IN_TASKS if one.name == task)
+    keys = {**({} if config.group is None else {"group": config.group}), **described.transfer_keys(data, given)}
     if task == "classify":
-        folders: ClassFolderLayout = "class_folders" if config.layout == "class_folders" else "auto"
-        given_keys = {"layout": folders, "label_column": config.label_column}
-        keys |= {key: value for key, value in given_keys.items() if value not in ("auto", None)}
-        read = LabelKeys(None, folders, config.label_column, config.group)
+        read = LabelKeys(None, class_folder_layout(given), config.label_column, config.group)
         parts: Mapping[str, Any] = single_label_parts(data, read)
     elif task == "detect":
-        boxes = detection_layout(config.layout)
-        keys |= {} if boxes == "auto" else {"layout": boxes}
-        parts = detection_parts(data, boxes)
+        parts = detection_parts(data, box_layout(given))
     else:
-        layout = mask_layout(Path(data), config.layout)
-        keys |= {} if layout == "folders" else {"layout": layout}
-        parts = segmentation_parts(data, layout)
+        parts = segmentation_parts(data, mask_layout(data, given))
     if "train" not in parts:
         raise DataError(f"data={data}: no training images; found only {', '.join(sorted(parts))}.")
     train = parts["train"]

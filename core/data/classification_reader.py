@@ -16,8 +16,11 @@ from numpy.typing import NDArray
 
 from ..config_keys import nearest
 from ..errors import DataError
+from .class_folders import ClassLayout, class_layout
 from .classification import ClassFolderLayout, ClassImages, LabeledImages, LabelKeys, MultiLabeledImages
-from .dataset_format import SPLIT_NAMES, ClassLayout, class_layout, identify, question, split_folders
+from .dataset_format import identify
+from .folder_names import SPLIT_NAMES, split_folders
+from .format_evidence import FORMATS, question
 from .images import ArrayImages, FolderImages, ImageSet, find_images, idx_file, idx_images, read_idx, tell_unused
 from .label_table import TABLE_SUFFIXES, LabeledFile, alike, read_label_table
 from .labeled_dataset import Splits
@@ -28,13 +31,6 @@ logger = logging.getLogger("maelift")
 
 AS_FOUND = LabelKeys()
 """Nothing said: labels are read as the data has them."""
-
-_COMMAND_HINTS = {
-    "classify": "",
-    "detect": "maelift transfer detect reads boxes.",
-    "segment": "maelift transfer segment reads masks.",
-    "pretrain": "maelift pretrain takes images without labels.",
-}
 
 
 def read_splits(
@@ -151,10 +147,9 @@ def _class_layout(data: Path, names: Sequence[str]) -> ClassLayout:
     """How class folders lie; raises DataError where the folders may mean something else."""
     for found in identify(data):
         if found.format != "class_folders" or not found.sure:
-            advice = (
-                found.advice or f"{_COMMAND_HINTS[found.task]} If each folder is a class, give layout=class_folders."
-            )
-            raise question(data, replace(found, advice=advice))
+            known = FORMATS[found.format]
+            advice = f"{known.command} reads {known.holds}. If each folder is a class, give layout=class_folders."
+            raise question(data, replace(found, advice=found.advice or advice))
     return class_layout(data, names)
 
 

@@ -36,17 +36,17 @@ class ParsedDetection:
 
     file: Path
     data: DetectionImages
-    faults: tuple[DataIssue, ...]
+    issues: tuple[DataIssue, ...]
 
 
 def parse_coco_json(path: Path, data: Path) -> ParsedDetection:
     content = load_coco_json(path)
-    faults = IssueCollector(path)
-    category_ids, classes = _parse_categories(content["categories"], faults)
-    images, unclear = _parse_images(content["images"], faults)
-    root, paths = locate_images(path, data, images, faults)
+    issues = IssueCollector(path)
+    category_ids, classes = _parse_categories(content["categories"], issues)
+    images, unclear = _parse_images(content["images"], issues)
+    root, paths = locate_images(path, data, images, issues)
     numbers = {category: number for number, category in enumerate(category_ids)}
-    rows = _parse_annotations(content["annotations"], images, unclear, numbers, faults)
+    rows = _parse_annotations(content["annotations"], images, unclear, numbers, issues)
     there = [image for image in images.values() if image.id in paths]
     data_set = DetectionImages(
         images=SizedImages(root, tuple(paths[image.id] for image in there), tuple(image.size for image in there)),
@@ -54,19 +54,19 @@ def parse_coco_json(path: Path, data: Path) -> ParsedDetection:
         classes=classes,
         category_ids=category_ids,
         image_ids=tuple(image.id for image in there),
-        has_masks=_has_masks(rows, faults),
+        has_masks=_has_masks(rows, issues),
     )
-    return ParsedDetection(path, data_set, tuple(faults.found))
+    return ParsedDetection(path, data_set, tuple(issues.found))
 
 
 def parse_coco_content(content: CocoContent) -> ParsedDetection:
     """Annotations of another layout, by the same rules."""
-    faults = IssueCollector(content.file, content.places)
-    faults.found += content.faults
-    category_ids, classes = _parse_categories(content.categories, faults)
-    images, unclear = _parse_images(content.images, faults)
+    issues = IssueCollector(content.file, content.places)
+    issues.found += content.issues
+    category_ids, classes = _parse_categories(content.categories, issues)
+    images, unclear = _parse_images(content.images, issues)
     numbers = {category: number for number, category in enumerate(category_ids)}
-    rows = _parse_annotations(content.annotations, images, unclear, numbers, faults)
+    rows = _parse_annotations(content.annotations, images, unclear, numbers, issues)
     data_set = DetectionImages(
         images=SizedImages(
             content.root,
@@ -77,9 +77,9 @@ def parse_coco_content(content: CocoContent) -> ParsedDetection:
         classes=classes,
         category_ids=category_ids,
         image_ids=tuple(images),
-        has_masks=_has_masks(rows, faults),
+        has_masks=_has_masks(rows, issues),
     )
-    return ParsedDetection(content.file, data_set, tuple(faults.found))
+    return ParsedDetection(content.file, data_set, tuple(issues.found))
 
 
 @dataclass(frozen=True)
@@ -95,16 +95,16 @@ class _Annotation:
     segmentation: Segmentation | None
 
 
-def _parse_categories(entries: Sequence[Any], faults: IssueCollector) -> tuple[tuple[int, ...], tuple[str, ...]]:
+def _parse_categories(entries: Sequence[Any], issues: IssueCollector) -> tuple[tuple[int, ...], tuple[str, ...]]:
     """Ids and names, by id; equal names are told apart by their ids."""
     names: dict[int, str] = {}
     for place, entry in enumerate(entries):
         where = f"categories[{place}]"
         id = as_integer(entry.get("id")) if isinstance(entry, dict) else None
         if id is None or not is_text(entry.get("name")):
-            faults.add("broken entry", where, f"expected an int 'id' and a text 'name', found {short_text(entry)}")
+            issues.add("broken entry", where, f"expected an int 'id' and a text 'name', found {short_text(entry)}")
         elif id in names:
-            faults.add("duplicate category id", where, f"id {id} is '{names[id]}' already. Give each its own id")
+            issues.add("duplicate category id", where, f"id {id} is '{names[id]}' already. Give each its own id")
         else:
             names[id] = entry["name"]
     ids = tuple(sorted(names))
@@ -112,12 +112,12 @@ def _parse_categories(entries: Sequence[Any], faults: IssueCollector) -> tuple[t
     for name, count in counts.items():
         if count > 1:
             same = ", ".join(str(id) for id in ids if names[id] == name)
-            faults.add("equal category names", f"categories {same}", f"all are called '{name}'")
+            issues.add("equal category names", f"categories {same}", f"all are called '{name}'")
     return ids, tuple(names[id] if counts[names[id]] == 1 else f"{names[id]} ({id})" for id in ids)
 
 
-def _parse_images(entries: Sequence[Any], faults: IssueCollector) -> tuple[dict[int, CocoImage], frozenset[int]]:
-    """The sound images by id, and the ids of the others, whose annotations are no faults of their own."""
+def _parse_images(entries: Sequence[Any], issues: IssueCollector) -> tuple[dict[int, CocoImage], frozenset[int]]:
+    """The sound images by id, and the ids of the others, whose annotations are no issues of their own."""
     images: dict[int, CocoImage] = {}
     ids: set[int] = set()
     files: dict[str, int] = {}
@@ -125,24 +125,24 @@ def _parse_images(entries: Sequence[Any], faults: IssueCollector) -> tuple[dict[
         id = as_integer(entry.get("id")) if isinstance(entry, dict) else None
         if id is None:
             found = f", found {short_text(entry.get('id'))}" if isinstance(entry, dict) else ""
-            faults.add("broken entry", f"images[{place}]", f"expected an int 'id'{found}")
+            issues.add("broken entry", f"images[{place}]", f"expected an int 'id'{found}")
             continue
         ids.add(id)
         where = f"image {id}"
         name = entry.get("file_name")
         if not isinstance(name, str) or not name:
-            faults.add("broken entry", where, f"expected a text 'file_name', found {short_text(name)}")
+            issues.add("broken entry", where, f"expected a text 'file_name', found {short_text(name)}")
             continue
         height, width = as_integer(entry.get("height")), as_integer(entry.get("width"))
         if height is None or width is None or not (0 < height <= MAX_SIDE and 0 < width <= MAX_SIDE):
             found = f"found {short_text(entry.get('width'))} and {short_text(entry.get('height'))}"
-            faults.add("broken entry", where, f"expected 'width' and 'height' in pixels, {found}")
+            issues.add("broken entry", where, f"expected 'width' and 'height' in pixels, {found}")
             continue
         name = name.replace("\\", "/")
         if id in images:
-            faults.add("duplicate image id", where, f"both {images[id].name} and {name} have this id")
+            issues.add("duplicate image id", where, f"both {images[id].name} and {name} have this id")
         elif name in files:
-            faults.add("duplicate image file", where, f"{name} is image {files[name]} already")
+            issues.add("duplicate image file", where, f"{name} is image {files[name]} already")
         else:
             images[id] = CocoImage(id, name, (height, width))
             files[name] = id
@@ -154,7 +154,7 @@ def _parse_annotations(
     images: Mapping[int, CocoImage],
     unclear: frozenset[int],
     numbers: Mapping[int, int],
-    faults: IssueCollector,
+    issues: IssueCollector,
 ) -> dict[int, list[_Annotation]]:
     """The annotations of each image that have a clear meaning and an area, each object once."""
     rows: dict[int, list[_Annotation]] = defaultdict(list)
@@ -164,35 +164,35 @@ def _parse_annotations(
         id = as_integer(entry.get("id")) if isinstance(entry, dict) else None
         if id is None:
             found = f", found {short_text(entry.get('id'))}" if isinstance(entry, dict) else ""
-            faults.add("broken entry", f"annotations[{place}]", f"expected an int 'id'{found}")
+            issues.add("broken entry", f"annotations[{place}]", f"expected an int 'id'{found}")
             continue
-        where = faults.place(id)
+        where = issues.place(id)
         if id in seen:
             what = f"annotations[{place}] has the id of one before it. Give each its own id"
-            faults.add("duplicate annotation id", where, what)
+            issues.add("duplicate annotation id", where, what)
             continue
         seen.add(id)
         image, category = as_integer(entry.get("image_id")), as_integer(entry.get("category_id"))
         if image is not None and image in unclear:
             continue
         if image is None or image not in images:
-            faults.add(
+            issues.add(
                 "unknown image id", where, f"image_id {short_text(entry.get('image_id'))} is not among the images"
             )
             continue
         if category is None or category not in numbers:
             what = f"category_id {short_text(entry.get('category_id'))} is not among the categories"
-            faults.add("unknown category id", where, what)
+            issues.add("unknown category id", where, what)
             continue
-        row = _parse_annotation(id, entry, numbers[category], images[image], where, faults, raw)
+        row = _parse_annotation(id, entry, numbers[category], images[image], where, issues, raw)
         if row is not None:
             rows[image].append(row)
     table = np.array(raw, dtype=np.float64).reshape(-1, 11)
     strange = convention_issue(RawBoxes(table[:, :4], table[:, 4:6], table[:, 6], table[:, 7:]))
     if strange is not None:
-        faults.add(strange[0], "annotations", strange[1])
-    rows = _without_empty_outlines(rows, faults)
-    return {image: _without_duplicates(found, faults) for image, found in rows.items()}
+        issues.add(strange[0], "annotations", strange[1])
+    rows = _without_empty_outlines(rows, issues)
+    return {image: _without_duplicates(found, issues) for image, found in rows.items()}
 
 
 def _parse_annotation(
@@ -201,7 +201,7 @@ def _parse_annotation(
     label: int,
     image: CocoImage,
     where: str,
-    faults: IssueCollector,
+    issues: IssueCollector,
     raw: list[tuple[float, ...]],
 ) -> _Annotation | None:
     """An annotation that has a clear meaning; its numbers as they are written are added to ``raw``, a ``RawBoxes`` row each."""
@@ -209,42 +209,42 @@ def _parse_annotation(
     box, area, crowd = entry.get("bbox"), entry.get("area"), entry.get("iscrowd") or 0
     where = f"{where} ({image.name})"
     if not isinstance(box, list) or len(box) != 4 or not all(is_pixel_number(value) for value in box):
-        faults.add("broken box", where, f"bbox {short_text(box)}: expected four numbers, x, y, width, height in pixels")
+        issues.add("broken box", where, f"bbox {short_text(box)}: expected four numbers, x, y, width, height in pixels")
         return None
     if area is not None and not (is_pixel_number(area) and area >= 0):
-        faults.add("broken entry", where, f"area {short_text(area)}: expected a number of square pixels")
+        issues.add("broken entry", where, f"area {short_text(area)}: expected a number of square pixels")
         return None
     if crowd not in (0, 1):
-        faults.add("broken entry", where, f"iscrowd {short_text(crowd)}: expected 0 or 1")
+        issues.add("broken entry", where, f"iscrowd {short_text(crowd)}: expected 0 or 1")
         return None
     x, y, w, h = (float(value) for value in box)
     try:
         segmentation = checked_segmentation(entry.get("segmentation"), image.size)
     except DataError as error:
-        faults.add("broken segmentation", where, str(error))
+        issues.add("broken segmentation", where, str(error))
         return None
     extent = polygon_extent(segmentation)
     raw.append((x, y, w, h, width, height, np.nan if area is None else float(area), *extent))
     if not (w > 0 and h > 0):
-        faults.add("box without area", where, f"bbox {short_text(box)}: width and height must be above 0")
+        issues.add("box without area", where, f"bbox {short_text(box)}: width and height must be above 0")
         return None
     x1, y1, x2, y2 = max(x, 0.0), max(y, 0.0), min(x + w, float(width)), min(y + h, float(height))
     if min(x, y) < -OVERHANG_TOLERANCE or x + w > width + OVERHANG_TOLERANCE or y + h > height + OVERHANG_TOLERANCE:
         inside = x2 > x1 and y2 > y1
         how = "reaches beyond" if inside else "lies outside"
-        faults.add("box beyond its image", where, f"bbox {short_text(box)} {how} the image of {width}×{height} px")
+        issues.add("box beyond its image", where, f"bbox {short_text(box)} {how} the image of {width}×{height} px")
     if not (np.float32(x2) > np.float32(x1) and np.float32(y2) > np.float32(y1)):
-        faults.add("box without area", where, f"bbox {short_text(box)}: nothing of it is on the image")
+        issues.add("box without area", where, f"bbox {short_text(box)}: nothing of it is on the image")
         return None
     if area is not None and not 0 < area <= (w + 2) * (h + 2):
-        faults.add("area that can't be", where, f"area {short_text(area)} of an object in a box of {w:g}×{h:g} px")
+        issues.add("area that can't be", where, f"area {short_text(area)} of an object in a box of {w:g}×{h:g} px")
     return _Annotation(
         id, image.name, label, (x1, y1, x2, y2), None if area is None else float(area), bool(crowd), segmentation
     )
 
 
 def _without_empty_outlines(
-    rows: Mapping[int, list[_Annotation]], faults: IssueCollector
+    rows: Mapping[int, list[_Annotation]], issues: IssueCollector
 ) -> dict[int, list[_Annotation]]:
     """The objects without those whose outline has no area; where there are no other outlines, all with their boxes alone."""
     empty = [row for found in rows.values() for row in found if row.segmentation == ()]
@@ -252,21 +252,21 @@ def _without_empty_outlines(
         return dict(rows)
     if not any(row.segmentation for found in rows.values() for row in found if not row.crowd):
         what = f"none of the {len(empty):,} objects with outlines has one of three points or more on its image"
-        faults.add("segmentations without area only", "annotations", what)
+        issues.add("segmentations without area only", "annotations", what)
         return {
             image: [replace(row, segmentation=row.segmentation or None) for row in found]
             for image, found in rows.items()
         }
     for row in empty:
-        faults.add(
+        issues.add(
             "segmentation without area",
-            f"{faults.place(row.id)} ({row.name})",
+            f"{issues.place(row.id)} ({row.name})",
             "no outline of three points or more lies on the image",
         )
     return {image: [row for row in found if row.segmentation != ()] for image, found in rows.items()}
 
 
-def _without_duplicates(rows: Sequence[_Annotation], faults: IssueCollector) -> list[_Annotation]:
+def _without_duplicates(rows: Sequence[_Annotation], issues: IssueCollector) -> list[_Annotation]:
     """The objects of an image without those that are there already: the same class, box and outline."""
     kept: dict[tuple[object, ...], list[_Annotation]] = {}
     classes: dict[tuple[object, ...], _Annotation] = {}
@@ -280,10 +280,10 @@ def _without_duplicates(rows: Sequence[_Annotation], faults: IssueCollector) -> 
                 or same_segmentation(row.segmentation, other.segmentation)
             ):
                 where, what = (
-                    f"{faults.place(row.id)} ({row.name})",
-                    f"the object of {faults.place(other.id)} once more",
+                    f"{issues.place(row.id)} ({row.name})",
+                    f"the object of {issues.place(other.id)} once more",
                 )
-                faults.add("object twice", where, what)
+                issues.add("object twice", where, what)
                 if other.segmentation is None and row.segmentation is not None:
                     same[number] = row
                 break
@@ -291,8 +291,8 @@ def _without_duplicates(rows: Sequence[_Annotation], faults: IssueCollector) -> 
             same.append(row)
         first = classes.setdefault(place, row)
         if first.label != row.label:
-            what = f"the box of {faults.place(first.id)}, which is of another category"
-            faults.add("one box of two categories", f"{faults.place(row.id)} ({row.name})", what)
+            what = f"the box of {issues.place(first.id)}, which is of another category"
+            issues.add("one box of two categories", f"{issues.place(row.id)} ({row.name})", what)
     left = {id(row) for same in kept.values() for row in same}
     return [row for row in rows if id(row) in left]
 
@@ -320,11 +320,11 @@ def _area(row: _Annotation, size: tuple[int, int]) -> float:
     return (x2 - x1) * (y2 - y1)
 
 
-def _has_masks(rows: Mapping[int, Iterable[_Annotation]], faults: IssueCollector) -> bool:
-    """Whether every object but crowds has a segmentation; where only some have, those without are faults."""
+def _has_masks(rows: Mapping[int, Iterable[_Annotation]], issues: IssueCollector) -> bool:
+    """Whether every object but crowds has a segmentation; where only some have, those without are issues."""
     single = [row for found in rows.values() for row in found if not row.crowd]
     without = [row for row in single if row.segmentation is None]
     if len(without) < len(single):
         for row in without:
-            faults.add("object without segmentation", f"{faults.place(row.id)} ({row.name})", "other objects have one")
+            issues.add("object without segmentation", f"{issues.place(row.id)} ({row.name})", "other objects have one")
     return bool(single) and not without

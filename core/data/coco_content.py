@@ -35,7 +35,7 @@ class CocoContent:
     annotations: Sequence[Mapping[str, Any]]
     categories: Sequence[Mapping[str, Any]]
     places: Mapping[int, str] = field(default_factory=dict)
-    faults: tuple[DataIssue, ...] = ()
+    issues: tuple[DataIssue, ...] = ()
 
 
 def image_sizes(paths: Sequence[Path], what: str) -> list[tuple[int, int] | str]:

@@ -14,7 +14,7 @@ from urllib.parse import unquote
 from ..errors import DataError
 from ..files import read_regular
 from .coco_content import CocoImage, IssueCollector
-from .dataset_format import SPLIT_NAMES
+from .folder_names import SPLIT_NAMES
 
 
 def find_annotations(data: Path) -> dict[str, Path]:
@@ -98,7 +98,7 @@ def load_coco_json(path: Path) -> dict[str, list[Any]]:
 
 
 def locate_images(
-    path: Path, data: Path, images: Mapping[int, CocoImage], faults: IssueCollector
+    path: Path, data: Path, images: Mapping[int, CocoImage], issues: IssueCollector
 ) -> tuple[Path, dict[int, str]]:
     """The folder in which most image files are found, and the paths below it of the images that are there, by id.
 
@@ -150,11 +150,11 @@ def locate_images(
             others += there[last.lower()]
         place = next((name for name in others if os.path.isfile(root / name)), None)
         if place is None:
-            faults.add("missing file", f"image {image.id}", f"no such file: {root / image.name}")
+            issues.add("missing file", f"image {image.id}", f"no such file: {root / image.name}")
         elif place in used:
-            faults.add("duplicate image file", f"image {image.id}", f"{image.name} is {place}, another image's file")
+            issues.add("duplicate image file", f"image {image.id}", f"{image.name} is {place}, another image's file")
         else:
-            faults.add("file by another name", f"image {image.id}", f"{image.name} is {place} in {root}")
+            issues.add("file by another name", f"image {image.id}", f"{image.name} is {place} in {root}")
             paths[image.id] = place
             used.add(place)
     return root, paths

@@ -52,7 +52,7 @@ def detection_parts(data: str | Path, layout: DetectionLayout = "auto") -> dict[
     """
     parsed = parse_detection(data, layout)
     for part in parsed.values():
-        raise_on_errors(part.faults, data)
+        raise_on_errors(part.issues, data)
     return {split: part.data for split, part in parsed.items()}
 
 
@@ -71,7 +71,7 @@ def parse_detection(data: str | Path, layout: DetectionLayout = "auto") -> dict[
     if others:
         first = next(iter(parsed))
         more = [DataIssue("another kind of annotations", path, "", f"layout={other} reads these") for other in others]
-        parsed[first] = replace(parsed[first], faults=(*parsed[first].faults, *more))
+        parsed[first] = replace(parsed[first], issues=(*parsed[first].issues, *more))
     masks = [folder for _, folder in find_mask_folders(path).values()] if path.is_dir() else []
     tell_unused(path, [part.data.images for part in parsed.values()], "annotation", masks)
     train = parsed.get("train")
@@ -93,16 +93,16 @@ def _layouts_of(data: Path) -> list[DetectionLayout]:
 
 
 def _with_classes_of(train: ParsedDetection, part: ParsedDetection) -> ParsedDetection:
-    """A split with the classes of the training split; categories that differ are a fault."""
+    """A split with the classes of the training split; categories that differ are an issue."""
     expected = dict(zip(train.data.category_ids, train.data.classes, strict=True))
-    faults = list(part.faults)
+    issues = list(part.issues)
     for id, name in zip(part.data.category_ids, part.data.classes, strict=True):
         if expected.get(id) != name:
             there = f"'{expected[id]}'" if id in expected else "no category"
             what = f"'{name}' here, {there} in {train.file.name}"
-            faults.append(DataIssue("other categories than train", part.file, f"category {id}", what))
-    if len(faults) > len(part.faults) or part.data.category_ids == train.data.category_ids:
-        return ParsedDetection(part.file, part.data, tuple(faults))
+            issues.append(DataIssue("other categories than train", part.file, f"category {id}", what))
+    if len(issues) > len(part.issues) or part.data.category_ids == train.data.category_ids:
+        return ParsedDetection(part.file, part.data, tuple(issues))
     numbers = np.array([train.data.category_ids.index(id) for id in part.data.category_ids], dtype=np.int64)
     objects = tuple(
         Objects(old.boxes, numbers[old.labels], old.crowd, old.areas, old.segmentations, old.size)
@@ -116,4 +116,4 @@ def _with_classes_of(train: ParsedDetection, part: ParsedDetection) -> ParsedDet
         part.data.image_ids,
         part.data.has_masks,
     )
-    return ParsedDetection(part.file, data, tuple(faults))
+    return ParsedDetection(part.file, data, tuple(issues))

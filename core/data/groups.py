@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..errors import DataError
 from ..terminal import quoted
-from .dataset_format import SPLIT_NAMES
+from .folder_names import SPLIT_NAMES
 from .labeled_dataset import LabeledDataset
 
 

@@ -39,7 +39,7 @@ AUTO_FIXES: Mapping[str, str] = {
     "listed class in no mask": "it has no figures",
     "one class in all masks": "nothing can be learned from them but that",
 }
-"""The faults that don't stop a run, by kind, and what is done about them; all others are refused."""
+"""The issues that don't stop a run, by kind, and what is done about them; all others are refused."""
 
 
 @dataclass(frozen=True)
@@ -52,18 +52,18 @@ class DataIssue:
     what: str
 
     def text(self) -> str:
-        """The fault in a line."""
+        """The issue in a line."""
         return f"{self.file}: {self.where}: {self.what}" if self.where else f"{self.file}: {self.what}"
 
 
-def raise_on_errors(faults: Sequence[DataIssue], data: str | Path) -> None:
-    """Raise DataError with the first fault that no rule mends; warn of those that are mended, with their counts."""
-    serious = [fault for fault in faults if fault.kind not in AUTO_FIXES]
+def raise_on_errors(issues: Sequence[DataIssue], data: str | Path) -> None:
+    """Raise DataError with the first issue that no rule mends; warn of those that are mended, with their counts."""
+    serious = [issue for issue in issues if issue.kind not in AUTO_FIXES]
     if serious:
-        others = f" {len(serious) - 1:,} more faults are there." if len(serious) > 1 else ""
+        others = f" {len(serious) - 1:,} more issues are there." if len(serious) > 1 else ""
         raise DataError(
             f"{printable(serious[0].text())}.{others} 'maelift data check {quoted(data)}' lists what is wrong."
         )
-    counts = Counter((fault.file, fault.kind) for fault in faults)
+    counts = Counter((issue.file, issue.kind) for issue in issues)
     for (file, kind), count in counts.items():
         logger.warning("%s: %d × %s (%s)", file, count, kind, AUTO_FIXES[kind])

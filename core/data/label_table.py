@@ -22,9 +22,9 @@ from pathlib import Path, PurePosixPath
 from ..config_keys import nearest
 from ..errors import DataError
 from ..files import read_regular
-from .dataset_format import split_of
 from .decode import SUFFIXES, kinds
 from .file_index import list_files
+from .folder_names import split_of
 
 logger = logging.getLogger("maelift")
 

@@ -85,7 +85,7 @@ def folder_classes(
 def class_issues(classes: MaskClasses, found: Mapping[int, int]) -> list[DataIssue]:
     """Listed classes that no mask shows, where pixels are ignored that may be theirs: for masks of 0 and 255, say."""
     if classes.file is None or not found or found.keys() - classes.names.keys() - classes.ignored:
-        return []  # values that are no class are faults of their own
+        return []  # values that are no class are issues of their own
     absent = [value for value in classes.names if value not in found]
     void = max(classes.ignored, key=lambda value: found.get(value, 0), default=None)
     share = found.get(void, 0) / sum(found.values()) if void is not None else 0.0

@@ -14,7 +14,7 @@ IMAGE_ENDINGS = ("", *(f"{mark}{word}" for word in ("image", "img", "rgb", "sat"
 def mask_names(images: Sequence[str], masks: Sequence[str]) -> dict[str, str]:
     """The name of the mask of each image that has one, both without suffix.
 
-    Equal names first. For what is left, the rule that finds most: names that differ by what ``MASK_ENDINGS``,
+    Equal names first. For what is left, the rule that finds most: names that differ by what ``_MASK_SUFFIX``,
     ``MASK_BEGINNINGS`` and ``IMAGE_ENDINGS`` list, or by any one ending or beginning that all masks have. Two rules that find
     equally many for the same images decide nothing.
     """

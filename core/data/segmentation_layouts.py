@@ -13,8 +13,8 @@ from typing import Literal
 import numpy as np
 
 from ..errors import DataError
-from .dataset_format import ANNOTATION_FOLDERS, IMAGE_FOLDERS, SPLIT_NAMES
 from .file_index import list_files
+from .folder_names import ANNOTATION_FOLDERS, IMAGE_FOLDERS, SPLIT_NAMES
 from .images import FolderImages, find_images
 from .issues import DataIssue
 from .mask_files import LOSSY_SUFFIXES, MASK_SUFFIXES
@@ -43,7 +43,7 @@ class MaskPairs:
     folder: Path
     images: FolderImages
     masks: tuple[Path, ...]
-    faults: tuple[DataIssue, ...] = ()
+    issues: tuple[DataIssue, ...] = ()
 
 
 def find_mask_folders(root: Path) -> dict[str, tuple[Path, Path]]:
@@ -128,7 +128,7 @@ def folder_pairs(root: Path) -> dict[str, MaskPairs]:
     more = [
         DataIssue("another folder of masks", folder, "", f"masks are read from {parts[first][1]}") for folder in others
     ]
-    return {**pairs, first: replace(pairs[first], faults=(*pairs[first].faults, *more))}
+    return {**pairs, first: replace(pairs[first], issues=(*pairs[first].issues, *more))}
 
 
 def ade20k_pairs(root: Path) -> dict[str, MaskPairs]:
@@ -160,7 +160,7 @@ def cityscapes_pairs(root: Path) -> dict[str, MaskPairs]:
         names = [name for name in list_files(images) if name.endswith("_leftImg8bit.png")]
         if not names:
             raise DataError(f"data={root}: no *_leftImg8bit.png in {images.relative_to(root)}.")
-        kept, masks, faults = [], [], []
+        kept, masks, issues = [], [], []
         for name in names:
             stem = name.removesuffix("_leftImg8bit.png")
             candidates = [labels / f"{stem}_gtFine_{kind}.png" for kind in ("labelTrainIds", "labelIds")]
@@ -169,10 +169,10 @@ def cityscapes_pairs(root: Path) -> dict[str, MaskPairs]:
                 kept.append(name)
                 masks.append(there[0])
             else:
-                faults.append(
+                issues.append(
                     DataIssue("image without mask", images / name, "", f"no {candidates[0]}, nor its labelIds")
                 )
-        parts[split] = MaskPairs(images, FolderImages(images, tuple(kept)), tuple(masks), tuple(faults))
+        parts[split] = MaskPairs(images, FolderImages(images, tuple(kept)), tuple(masks), tuple(issues))
     return parts
 
 
@@ -193,7 +193,7 @@ def _pair_masks(images: Path, masks: Path, listed: Sequence[str] | None = None) 
         if Path(name).suffix.lower() in MASK_SUFFIXES | LOSSY_SUFFIXES and (meant is None or _stem(name) in meant):
             by_stem[_stem(name)].append(name)
     gone = sorted((meant or frozenset()) - set(map(_stem, found.paths)))
-    faults = [
+    issues = [
         DataIssue("listed image missing", images, "", f"no image {name}, which ImageSets/ lists") for name in gone
     ]
     kept: list[str] = []
@@ -207,35 +207,35 @@ def _pair_masks(images: Path, masks: Path, listed: Sequence[str] | None = None) 
         candidates = by_stem.get(of_image.get(stem, stem), [])
         exact = [path for path in candidates if Path(path).suffix.lower() in MASK_SUFFIXES]
         if stems[stem] > 1:
-            faults.append(
+            issues.append(
                 DataIssue("two images of one mask", images / name, "", f"{stems[stem]} images are called {stem}")
             )
         elif len(exact) > 1:
-            faults.append(DataIssue("two masks of one image", images / name, "", f"{' and '.join(exact)} in {masks}"))
+            issues.append(DataIssue("two masks of one image", images / name, "", f"{' and '.join(exact)} in {masks}"))
         elif exact:
             kept.append(name)
             files.append(masks / exact[0])
         elif candidates:
             what = "JPEG and WebP change the values of pixels. Save masks as PNG, from the source"
-            faults.append(DataIssue("broken mask", masks / candidates[0], "", what))
+            issues.append(DataIssue("broken mask", masks / candidates[0], "", what))
         else:
-            near = _similar_stem(stem, unused) if len(faults) < MAX_SUGGESTIONS else None
+            near = _similar_stem(stem, unused) if len(issues) < MAX_SUGGESTIONS else None
             there = f" (there is {by_stem[near][0]})" if near is not None else ""
-            faults.append(DataIssue("image without mask", images / name, "", f"no {masks / stem}.png{there}"))
+            issues.append(DataIssue("image without mask", images / name, "", f"no {masks / stem}.png{there}"))
     renamed = [(image, mask) for image, mask in of_image.items() if image != mask]
     if renamed:
         what = f"{len(renamed):,} masks are named otherwise than their images, as {renamed[0][1]} of {renamed[0][0]}"
-        faults.append(DataIssue("masks by another name", masks, "", what))
+        issues.append(DataIssue("masks by another name", masks, "", what))
     images_of = {mask: image for image, mask in of_image.items()}
     for stem in sorted(by_stem.keys() - used):
         begin = next((stem[:end] for end in _prefix_ends(stem) if stem[:end] in images_of), None)
         if begin is None:
             what = f"no image {stem} in {images}"
-            faults.append(DataIssue("mask without image", masks / by_stem[stem][0], "", what))
+            issues.append(DataIssue("mask without image", masks / by_stem[stem][0], "", what))
         else:
             what = f"a further mask of the image {images_of[begin]}, which has {begin} already. Merge them into one"
-            faults.append(DataIssue("two masks of one image", masks / by_stem[stem][0], "", what))
-    return MaskPairs(images, FolderImages(images, tuple(kept)), tuple(files), tuple(faults))
+            issues.append(DataIssue("two masks of one image", masks / by_stem[stem][0], "", what))
+    return MaskPairs(images, FolderImages(images, tuple(kept)), tuple(files), tuple(issues))
 
 
 def _stem(name: str) -> str:

@@ -35,7 +35,7 @@ class ParsedMasks:
 
     folder: Path
     data: SegmentationImages
-    faults: tuple[DataIssue, ...]
+    issues: tuple[DataIssue, ...]
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def segmentation_parts(
     Raises DataError for images without a mask, sizes that differ and values that are no class.
     """
     parsed = parse_segmentation(data, layout, ignore)
-    raise_on_errors([fault for part in parsed.values() for fault in part.faults], data)
+    raise_on_errors([issue for part in parsed.values() for issue in part.issues], data)
     return {split: part.data for split, part in parsed.items()}
 
 
@@ -116,14 +116,14 @@ def parse_segmentation(
     elif layout == "cityscapes":
         classes = cityscapes_classes([path.name for part in pairs.values() for path in part.masks])
     else:
-        broken = any(part.faults for part in pairs.values()) or any(
+        broken = any(part.issues for part in pairs.values()) or any(
             look.reason for part in looks.values() for look in part
         )
         classes = folder_classes(root, sorted(found), ignore, listed, broken)
     parsed = {split: _check_masks(part, looks[split], classes, colours) for split, part in pairs.items()}
     first = next(iter(parsed))
     more = class_issues(classes, found)
-    return {**parsed, first: replace(parsed[first], faults=(*parsed[first].faults, *more))}
+    return {**parsed, first: replace(parsed[first], issues=(*parsed[first].issues, *more))}
 
 
 def _scan_masks(split: str, pairs: MaskPairs, colours: ColourTable | None) -> list[_MaskScan]:
@@ -166,24 +166,24 @@ def _check_masks(
     lookup[list(classes.ignored)] = ignore_index(len(classes.names))
     for number, value in enumerate(classes.names):
         lookup[value] = number
-    faults, sound = list(pairs.faults), []
+    issues, sound = list(pairs.issues), []
     for index, (mask, look) in enumerate(zip(pairs.masks, looks, strict=True)):
         unknown = [value for value in look.values if lookup[value] == UNKNOWN_VALUE]
         if look.reason:
-            faults.append(DataIssue("broken mask", mask, "", look.reason))
+            issues.append(DataIssue("broken mask", mask, "", look.reason))
         elif look.image_size is not None and look.image_size != look.size:
             sizes = [f"{width}×{height}" for height, width in (look.size, look.image_size)]
             what = f"the mask is {sizes[0]} px, its image {sizes[1]} (upright)"
             if look.image_size == look.size[::-1]:
                 what += ". Is the mask of the image as it is stored, before EXIF turns it? Turn the mask too"
-            faults.append(DataIssue("size of mask", mask, "", what))
+            issues.append(DataIssue("size of mask", mask, "", what))
         elif unknown:
             listed = ", ".join(map(str, unknown[:8])) + (", ..." if len(unknown) > 8 else "")
             what = f"value{'s' if len(unknown) > 1 else ''} {listed}: not in {classes.source}, nor ignored"
             if classes.file is not None:
                 meaningless = ",".join(map(str, sorted({*classes.ignored, *unknown[:8]})))
                 what += f". Write 'NAME, {unknown[0]}' if it is a class, or ignore=[{meaningless}]"
-            faults.append(DataIssue("unknown label value", mask, "", what))
+            issues.append(DataIssue("unknown label value", mask, "", what))
         else:
             sound.append(index)
     void = ignore_index(len(classes.names))
@@ -196,7 +196,7 @@ def _check_masks(
         digests=tuple(_digest(looks[index], lookup) for index in sound),
         colours=colours,
     )
-    return ParsedMasks(pairs.folder, data, tuple(faults))
+    return ParsedMasks(pairs.folder, data, tuple(issues))
 
 
 def _present(look: _MaskScan, lookup: NDArray[np.int64], void: int) -> tuple[int, ...]:

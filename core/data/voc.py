@@ -19,9 +19,9 @@ from xml.parsers import expat
 from ..errors import DataError
 from ..files import read_regular
 from .coco_content import MAX_TEXT_BYTES, CocoContent, image_sizes, relative_posix_path
-from .dataset_format import ANNOTATION_FOLDERS, IMAGE_FOLDERS, SPLIT_NAMES, VOC_FOLDERS, split_of
 from .decode import SUFFIXES
 from .file_index import folders_named, list_files
+from .folder_names import ANNOTATION_FOLDERS, IMAGE_FOLDERS, SPLIT_NAMES, VOC_FOLDERS, split_of
 from .issues import DataIssue
 
 DEEPEST = 100
@@ -44,7 +44,7 @@ class _Split:
     file: Path
     """the folder of the XML files"""
     pairs: list[tuple[Path, Path]] = field(default_factory=list)
-    faults: list[DataIssue] = field(default_factory=list)
+    issues: list[DataIssue] = field(default_factory=list)
 
 
 def read_voc(data: Path) -> dict[str, CocoContent]:
@@ -55,9 +55,9 @@ def read_voc(data: Path) -> dict[str, CocoContent]:
         objects[split] = []
         for image, file in part.pairs:
             try:
-                objects[split].append((image, _objects(file, part.file, part.faults)))
+                objects[split].append((image, _objects(file, part.file, part.issues)))
             except DataError as error:
-                part.faults.append(DataIssue("broken annotation file", file, "", str(error).removeprefix(f"{file}: ")))
+                part.issues.append(DataIssue("broken annotation file", file, "", str(error).removeprefix(f"{file}: ")))
     every = [one for rows in objects.values() for _, found in rows for one in found]
     names = sorted({one.name for one in every})
     from_zero = any(min(one.box[:2]) == 0 for one in every)
@@ -65,7 +65,7 @@ def read_voc(data: Path) -> dict[str, CocoContent]:
     for split, part in splits.items():
         if from_zero:
             what = "a corner at 0, so corners aren't pixels that count from 1"
-            part.faults.append(DataIssue("corners from 0", part.file, "", what))
+            part.issues.append(DataIssue("corners from 0", part.file, "", what))
         content[split] = _content(split, part, objects[split], names, from_zero)
     return content
 
@@ -152,9 +152,9 @@ def _by_lists(images: Path, files: Path, lists: Mapping[str, list[str]]) -> dict
             stem = Path(name).stem if _is_image(name) else Path(name).name
             image, file = there.get(stem), files / f"{stem}.xml"
             if image is None:
-                part.faults.append(DataIssue("missing file", files, f"{split}.txt", f"no image {stem} in {images}"))
+                part.issues.append(DataIssue("missing file", files, f"{split}.txt", f"no image {stem} in {images}"))
             elif not file.is_file():
-                part.faults.append(DataIssue("image without annotation file", image, "", f"no {file}"))
+                part.issues.append(DataIssue("image without annotation file", image, "", f"no {file}"))
             else:
                 part.pairs.append((image, file))
         splits[split] = part
@@ -162,7 +162,7 @@ def _by_lists(images: Path, files: Path, lists: Mapping[str, list[str]]) -> dict
     left = sum((files / name) not in used for name in list_files(files) if name.lower().endswith(".xml"))
     if left:
         what = f"{left:,} annotation files are of images that no list in ImageSets/Main names"
-        next(iter(splits.values())).faults.append(DataIssue("annotations in no image set", files, "", what))
+        next(iter(splits.values())).issues.append(DataIssue("annotations in no image set", files, "", what))
     return {split: part for split, part in splits.items() if part.pairs or split == "train"}
 
 
@@ -178,11 +178,11 @@ def _beside(images: Path, files: Path) -> _Split:
         file = files / name
         image = found.get(Path(name).with_suffix("").as_posix()) or names.get(_file_name(file))
         if image is None:
-            part.faults.append(
+            part.issues.append(
                 DataIssue("annotation file without image", file, "", f"no image of its name in {images}")
             )
         elif image in used:
-            part.faults.append(
+            part.issues.append(
                 DataIssue("two annotation files of one image", file, "", f"{image} has another one already")
             )
         else:
@@ -190,7 +190,7 @@ def _beside(images: Path, files: Path) -> _Split:
             part.pairs.append((image, file))
     for image in found.values():
         if image not in used:
-            part.faults.append(DataIssue("image without annotation file", image, "", f"no {files / image.stem}.xml"))
+            part.issues.append(DataIssue("image without annotation file", image, "", f"no {files / image.stem}.xml"))
     return part
 
 
@@ -240,26 +240,26 @@ def _parse(file: Path) -> ElementTree.Element:
     return root
 
 
-def _objects(file: Path, folder: Path, faults: list[DataIssue]) -> list[_Object]:
-    """The objects of an XML file that have a name and a box; those that haven't are faults."""
+def _objects(file: Path, folder: Path, issues: list[DataIssue]) -> list[_Object]:
+    """The objects of an XML file that have a name and a box; those that haven't are issues."""
     found = []
     for number, element in enumerate(_parse(file).findall("object"), 1):
         where = f"object {number}"
         name, box = (element.findtext("name") or "").strip(), element.find("bndbox")
         if not name:
-            faults.append(DataIssue("broken entry", file, where, "no <name>"))
+            issues.append(DataIssue("broken entry", file, where, "no <name>"))
             continue
         if box is None:
             other = next((tag for tag in ("polygon", "robndbox") if element.find(tag) is not None), "")
             there = f" (but <{other}>, which isn't read)" if other else ""
-            faults.append(
+            issues.append(
                 DataIssue("broken box", file, where, f"no <bndbox>{there}. Expected xmin, ymin, xmax, ymax in pixels")
             )
             continue
         texts = [(box.findtext(tag) or "").strip() for tag in ("xmin", "ymin", "xmax", "ymax")]
         corners = [_number(text) for text in texts]
         if any(map(math.isnan, corners)):
-            faults.append(
+            issues.append(
                 DataIssue("broken box", file, where, f"bndbox {' '.join(texts)[:60]}: expected four numbers in pixels")
             )
             continue
@@ -291,7 +291,7 @@ def _content(
         zip(rows, image_sizes([image for image, _ in rows], split), strict=True)
     ):
         if isinstance(size, str):
-            part.faults.append(DataIssue("image that can't be opened", image, "", size))
+            part.issues.append(DataIssue("image that can't be opened", image, "", size))
             continue
         height, width = size
         images.append({"id": number, "file_name": relative_posix_path(image, root), "height": height, "width": width})
@@ -303,8 +303,8 @@ def _content(
             annotations.append({**row, "category_id": names.index(one.name) + 1, "bbox": [x1, y1, x2 - x1, y2 - y1]})
             places[len(annotations)] = one.place
     if difficult:
-        part.faults.append(
+        part.issues.append(
             DataIssue("difficult objects", part.file, "", f"{difficult:,} of {len(annotations):,} are marked so")
         )
     categories = [{"id": number, "name": name} for number, name in enumerate(names, 1)]
-    return CocoContent(part.file, root, images, annotations, categories, places, tuple(part.faults))
+    return CocoContent(part.file, root, images, annotations, categories, places, tuple(part.issues))

@@ -18,9 +18,9 @@ import numpy as np
 from ..errors import DataError
 from .box_conventions import RawBoxes, yolo_convention_issue
 from .coco_content import CocoContent, image_sizes, read_text, relative_posix_path
-from .dataset_format import ANNOTATION_FOLDERS, IMAGE_FOLDERS, SPLIT_NAMES, YOLO_FILES
 from .decode import SUFFIXES
 from .file_index import folders_named, list_files
+from .folder_names import ANNOTATION_FOLDERS, IMAGE_FOLDERS, SPLIT_NAMES, YOLO_FILES
 from .issues import AUTO_FIXES, DataIssue
 
 BOX = 5
@@ -56,7 +56,7 @@ def read_yolo(data: Path) -> dict[str, CocoContent]:
         )
     names = _names(file, told, data if data.is_dir() else data.parent)
     content = {split: _content(split, images, _shared(split, splits), names) for split, images in splits.items()}
-    others = {fault.kind for part in content.values() for fault in part.faults} - set(AUTO_FIXES)
+    others = {issue.kind for part in content.values() for issue in part.issues} - set(AUTO_FIXES)
     if not others and not any(part.annotations for part in content.values()):
         count = sum(len(part.images) for part in content.values())
         raise DataError(
@@ -66,7 +66,7 @@ def read_yolo(data: Path) -> dict[str, CocoContent]:
     numbers = {row["category_id"] for part in content.values() for row in part.annotations}
     categories = [{"id": number, "name": name} for number, name in enumerate(names or _numbered(numbers))]
     return {
-        split: CocoContent(part.file, part.root, part.images, part.annotations, categories, part.places, part.faults)
+        split: CocoContent(part.file, part.root, part.images, part.annotations, categories, part.places, part.issues)
         for split, part in content.items()
     }
 
@@ -236,7 +236,7 @@ def _mirrored(images: Path, labels: Path) -> _Images:
 
 
 def _shared(split: str, splits: Mapping[str, _Images]) -> list[DataIssue]:
-    """A fault for a split that has images of the training split."""
+    """An issue for a split that has images of the training split."""
     shared = set(splits[split].paths) & set(splits["train"].paths) if split != "train" and "train" in splits else set()
     if not shared:
         return []
@@ -244,8 +244,8 @@ def _shared(split: str, splits: Mapping[str, _Images]) -> list[DataIssue]:
     return [DataIssue("same image in two splits", min(shared), split, what)]
 
 
-def _content(split: str, images: _Images, faults: list[DataIssue], names: Sequence[str]) -> CocoContent:
-    """The images of a split and what their label files say; ``faults`` that are known."""
+def _content(split: str, images: _Images, issues: list[DataIssue], names: Sequence[str]) -> CocoContent:
+    """The images of a split and what their label files say; ``issues`` that are known."""
     listed: list[dict[str, Any]] = []
     rows: list[dict[str, Any]] = []
     places: dict[int, str] = {}
@@ -260,10 +260,10 @@ def _content(split: str, images: _Images, faults: list[DataIssue], names: Sequen
         if text is not None:
             used.add(text)
         if isinstance(size, str):
-            faults.append(DataIssue("image that can't be opened", path, "", size))
+            issues.append(DataIssue("image that can't be opened", path, "", size))
             continue
         if text is not None and stems.setdefault(text, path) != path:
-            faults.append(DataIssue("two images of one label file", path, "", f"{text} is that of {stems[text]} too"))
+            issues.append(DataIssue("two images of one label file", path, "", f"{text} is that of {stems[text]} too"))
             continue
         height, width = size
         listed.append({"id": number, "file_name": relative_posix_path(path, root), "height": height, "width": width})
@@ -272,7 +272,7 @@ def _content(split: str, images: _Images, faults: list[DataIssue], names: Sequen
         try:
             lines = read_text(text).splitlines()
         except DataError as error:
-            faults.append(DataIssue("broken label line", text, "", str(error).removeprefix(f"{text}: ")))
+            issues.append(DataIssue("broken label line", text, "", str(error).removeprefix(f"{text}: ")))
             continue
         for line, words in enumerate(lines, 1):
             if not words.strip():
@@ -280,11 +280,11 @@ def _content(split: str, images: _Images, faults: list[DataIssue], names: Sequen
             try:
                 category, numbers = _numbers(words)
             except DataError as error:
-                faults.append(DataIssue("broken label line", text, f"line {line}", str(error)))
+                issues.append(DataIssue("broken label line", text, f"line {line}", str(error)))
                 continue
             if names and category >= len(names):
                 what = f"class {category}, but {len(names)} are named, 0 to {len(names) - 1}"
-                faults.append(DataIssue("unknown category id", text, f"line {line}", what))
+                issues.append(DataIssue("unknown category id", text, f"line {line}", what))
                 continue
             row = _row(len(rows) + 1, number, category, numbers, width, height)
             if len(numbers) == BOX - 1:
@@ -292,13 +292,13 @@ def _content(split: str, images: _Images, faults: list[DataIssue], names: Sequen
             places[row["id"]] = f"{relative_posix_path(text, folder)} line {line}"
             rows.append(row)
     if (strange := _convention(raw)) is not None:
-        faults.append(DataIssue(strange[0], folder, "", strange[1]))
+        issues.append(DataIssue(strange[0], folder, "", strange[1]))
     without = len(images.paths) - len(used)
     if without > len(images.paths) / 2:
         what = f"{without:,} of {len(images.paths):,} images of {split} have no label file"
-        faults.append(DataIssue("images without label files", folder, "", what))
-    faults += _unused(images, used)
-    return CocoContent(folder, root, listed, rows, (), places, tuple(faults))
+        issues.append(DataIssue("images without label files", folder, "", what))
+    issues += _unused(images, used)
+    return CocoContent(folder, root, listed, rows, (), places, tuple(issues))
 
 
 def _numbers(line: str) -> tuple[int, list[float]]:
@@ -348,11 +348,11 @@ def _convention(raw: Sequence[tuple[float, ...]]) -> tuple[str, str] | None:
 
 def _unused(images: _Images, used: set[Path]) -> list[DataIssue]:
     """Label files that belong to no image."""
-    faults = []
+    issues = []
     for folder in images.folders:
         for name in list_files(folder) if folder.is_dir() else []:
             path = folder / name
             stem, suffix = os.path.splitext(path.name.lower())
             if suffix == ".txt" and path not in used and stem not in NO_LABELS:
-                faults.append(DataIssue("label file without image", path, "", "no image has its name"))
-    return faults
+                issues.append(DataIssue("label file without image", path, "", "no image has its name"))
+    return issues

@@ -18,7 +18,8 @@ from maelift.core.data.detection import DetectionImages
 from maelift.core.data.detection_reader import detection_parts, parse_detection
 from maelift.core.data.segmentation_reader import parse_segmentation, segmentation_parts
 from maelift.core.errors import MaeliftError
-from maelift.core.tools.check_data import DataCheck, DataCheckConfig, data_check
+from maelift.core.tools.check_data import DataCheckConfig, data_check
+from maelift.core.tools.check_report import DataCheck
 from maelift.tests.core.data.test_yolo_and_voc import write_voc, write_yolo, yaml_of
 from maelift.tests.support import framework, noise_image
 from PIL import Image
@@ -151,7 +152,7 @@ def test_mutated_coco_json(pictures: Path) -> None:
         read = tried(lambda: detection_parts(pictures), seed)
         if seed % 4 == 0:
             checked(pictures, seed, task="detect")
-        if parts is None or any(part.faults for part in parts.values()):  # type: ignore[attr-defined]
+        if parts is None or any(part.issues for part in parts.values()):  # type: ignore[attr-defined]
             refused += read is None
             continue
         assert read is not None
@@ -235,7 +236,7 @@ def test_mutated_masks(pictures: Path) -> None:
         if seed % 6 == 0:
             checked(root, seed, task="segment")
         refused += read is None
-        if read is None or any(fault.kind != "masks by another name" for fault in parts["train"].faults):  # type: ignore[index]
+        if read is None or any(issue.kind != "masks by another name" for issue in parts["train"].issues):  # type: ignore[index]
             continue
         accepted += 1
         data = read["train"]  # type: ignore[index]

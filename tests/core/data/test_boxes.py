@@ -49,7 +49,7 @@ def train(folder: Path) -> ParsedDetection:
 
 
 def kinds(folder: Path) -> list[str]:
-    return [fault.kind for fault in train(folder).faults]
+    return [issue.kind for issue in train(folder).issues]
 
 
 def polygon(box: Box) -> list[list[float]]:
@@ -173,7 +173,7 @@ def test_an_object_that_is_there_twice_is_left_out_and_named(tmp_path: Path, cap
     assert train(tmp_path).data.has_masks, "of two, the one with an outline stays"
     read_detection(tmp_path, val=1, test=1)
     assert "2 × object twice (left out)" in caplog.text
-    assert "annotation 101 (0.png): the object of annotation 1 once more" in train(tmp_path).faults[0].text()
+    assert "annotation 101 (0.png): the object of annotation 1 once more" in train(tmp_path).issues[0].text()
 
 
 @pytest.mark.parametrize("area", [0, WIDTH * HEIGHT * 9, 1e308])
@@ -244,7 +244,7 @@ def test_files_are_found_by_their_names_where_paths_are_of_another_machine(
     for number, image in enumerate(content["images"]):
         image["file_name"] = write_name(number)
     parsed = train(write(tmp_path, content))
-    assert {fault.kind for fault in parsed.faults} == ({"file by another name"} if reported else set())
+    assert {issue.kind for issue in parsed.issues} == ({"file by another name"} if reported else set())
     for number in range(6):
         assert np.array_equal(
             np.asarray(parsed.data.images.open(number)), np.asarray(noise_image(number, (HEIGHT, WIDTH)))

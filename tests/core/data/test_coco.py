@@ -1,4 +1,4 @@
-"""COCO JSON: the layouts people have, what a fault is called, and masks as pycocotools draws them."""
+"""COCO JSON: the layouts people have, what an issue is called, and masks as pycocotools draws them."""
 
 from __future__ import annotations
 
@@ -202,7 +202,7 @@ def resegment(described: dict[str, Any], counts: object) -> None:
     described["annotations"][1]["segmentation"] = {"size": [30, 16], "counts": counts}
 
 
-FAULTS: list[tuple[str, Callable[[dict[str, Any]], object], str]] = [
+ISSUES: list[tuple[str, Callable[[dict[str, Any]], object], str]] = [
     (
         "duplicate image id",
         lambda d: d["images"][1].update(id=3),
@@ -257,13 +257,13 @@ FAULTS: list[tuple[str, Callable[[dict[str, Any]], object], str]] = [
 
 
 @pytest.mark.parametrize(
-    ("kind", "change", "text"), FAULTS, ids=[f"{kind}{n}" for n, (kind, _, _) in enumerate(FAULTS)]
+    ("kind", "change", "text"), ISSUES, ids=[f"{kind}{n}" for n, (kind, _, _) in enumerate(ISSUES)]
 )
-def test_a_fault_without_a_clear_meaning_is_refused_in_a_line(
+def test_an_issue_without_a_clear_meaning_is_refused_in_a_line(
     single: Path, kind: str, change: Callable[[dict[str, Any]], object], text: str
 ) -> None:
     changed(single, change)
-    assert {fault.kind for fault in parse_detection(single)["train"].faults} >= {kind}
+    assert {issue.kind for issue in parse_detection(single)["train"].issues} >= {kind}
     with pytest.raises(DataError, match=text) as refused:
         read_detection(single)
     assert "annotations.json" in str(refused.value)
@@ -271,9 +271,9 @@ def test_a_fault_without_a_clear_meaning_is_refused_in_a_line(
     assert "\n" not in str(refused.value)
 
 
-def test_annotations_of_a_faulty_image_are_no_further_faults(single: Path) -> None:
+def test_annotations_of_a_faulty_image_are_no_further_issues(single: Path) -> None:
     changed(single, lambda described: described["images"][0].pop("width"))
-    assert [fault.kind for fault in parse_detection(single)["train"].faults] == ["broken entry"]
+    assert [issue.kind for issue in parse_detection(single)["train"].issues] == ["broken entry"]
 
 
 def test_boxes_are_cut_and_objects_without_area_left_out_by_rule_and_counted(
@@ -290,10 +290,10 @@ def test_boxes_are_cut_and_objects_without_area_left_out_by_rule_and_counted(
     changed(single, change)
     with caplog.at_level(logging.WARNING, logger="maelift"):
         splits = read_detection(single, val=1, test=1)
-    faults = [fault.kind for fault in parse_detection(single)["train"].faults]
-    assert faults.count("box beyond its image") == 2
-    assert faults.count("box without area") == 2
-    assert faults.count("segmentation without area") == 1
+    issues = [issue.kind for issue in parse_detection(single)["train"].issues]
+    assert issues.count("box beyond its image") == 2
+    assert issues.count("box without area") == 2
+    assert issues.count("segmentation without area") == 1
     assert "2 × box without area (left out)" in caplog.text
     data = all_of(single)
     assert data.objects[0].boxes[0].tolist() == [0, 0, 24, 8]
@@ -305,12 +305,12 @@ def test_boxes_are_cut_and_objects_without_area_left_out_by_rule_and_counted(
 def test_masks_are_used_only_where_all_objects_have_one(single: Path) -> None:
     changed(single, lambda described: described["annotations"][1].pop("segmentation"))
     parsed = parse_detection(single)["train"]
-    assert [fault.kind for fault in parsed.faults] == ["object without segmentation"]
+    assert [issue.kind for issue in parsed.issues] == ["object without segmentation"]
     assert not parsed.data.has_masks
     for number in range(6):
         resegmented(single, number, None)
     parsed = parse_detection(single)["train"]
-    assert not parsed.faults
+    assert not parsed.issues
     assert not parsed.data.has_masks
 
 
@@ -392,5 +392,5 @@ def test_two_files_for_one_split_and_no_json_are_refused(tmp_path: Path, single:
         read_detection(tmp_path / "none")
 
 
-def test_a_data_set_without_changes_has_no_faults(single: Path) -> None:
-    assert parse_detection(single)["train"].faults == ()
+def test_a_data_set_without_changes_has_no_issues(single: Path) -> None:
+    assert parse_detection(single)["train"].issues == ()

@@ -100,7 +100,7 @@ def test_a_name_with_more_is_not_another_images_mask(tmp_path: Path) -> None:
     for number in (10, 11, 12):  # the masks of images that aren't there
         Image.fromarray(values(0)).save(tmp_path / "masks" / f"{number}.png")
     parsed = parse_segmentation(tmp_path)["train"]
-    assert [fault.kind for fault in parsed.faults] == ["mask without image"] * 3
+    assert [issue.kind for issue in parsed.issues] == ["mask without image"] * 3
     assert matches(parsed.data)
 
 
@@ -130,7 +130,7 @@ def test_a_second_mask_of_an_image_is_refused(tmp_path: Path) -> None:
 def test_masks_by_another_name_and_other_folders_are_named(tmp_path: Path) -> None:
     make(make(tmp_path, masks="masks/{}_mask.png"), masks="labels/{}.png")
     parsed = parse_segmentation(tmp_path)["train"]
-    texts = [fault.text() for fault in parsed.faults]
+    texts = [issue.text() for issue in parsed.issues]
     assert any("6 masks are named otherwise than their images, as 0_mask of 0" in text for text in texts)
     assert any("labels: masks are read from" in text for text in texts)
     result = data_check(DataCheckConfig(str(tmp_path)))
@@ -436,7 +436,7 @@ def test_of_pascal_voc_the_images_that_its_lists_name_are_read(tmp_path: Path) -
         "train": ["0.png", "3.png", "5.png"],
         "val": ["1.png", "2.png"],
     }
-    assert not any(part.faults for part in found.values())
+    assert not any(part.issues for part in found.values())
     assert matches(read_segmentation(tmp_path, test=1).val)
     (lists / "val.txt").write_text("1\n99\n")
     with pytest.raises(DataError, match=r"no image 99, which ImageSets/ lists"):

@@ -1,4 +1,4 @@
-"""Images with masks: the layouts people have, values kept as they are in the file, and what a fault is called."""
+"""Images with masks: the layouts people have, values kept as they are in the file, and what an issue is called."""
 
 from __future__ import annotations
 
@@ -183,33 +183,33 @@ def test_cityscapes_maps_label_ids_to_the_19_classes_and_takes_train_ids_as_they
         read_segmentation(tmp_path / "labelIds", layout="cityscapes", test=1)
 
 
-def plant(folders: Path, fault: str) -> None:
+def plant(folders: Path, issue: str) -> None:
     images, masks = folders / "images" / "train", folders / "masks" / "train"
     mask = masks / "straße3.png"
-    if fault == "image without mask":
+    if issue == "image without mask":
         mask.unlink()
-    elif fault == "size of mask":
+    elif issue == "size of mask":
         write_mask(mask, (0, 1), (10, 13))
-    elif fault == "unknown label value":
+    elif issue == "unknown label value":
         write_mask(mask, (0, 7, 9))
-    elif fault == "two images of one mask":
+    elif issue == "two images of one mask":
         noise_image(3, SIZE).save(images / "straße3.png")
-    elif fault == "two masks of one image":
+    elif issue == "two masks of one image":
         write_mask(masks / "straße3.tif", (0, 1))
-    elif fault == "lossy":
+    elif issue == "lossy":
         Image.open(mask).save(mask.with_suffix(".jpg"))
         mask.unlink()
-    elif fault == "colour":
+    elif issue == "colour":
         noise_image(3, SIZE).save(mask)
-    elif fault == "cut off":
+    elif issue == "cut off":
         mask.write_bytes(mask.read_bytes()[:60])
-    elif fault == "turned":
+    elif issue == "turned":
         exif = Image.Exif()
         exif[0x0112] = 8
         noise_image(3, SIZE).save(images / "straße3.jpg", exif=exif)
 
 
-FAULTS = [
+ISSUES = [
     ("image without mask", "image without mask", r"images/train/straße3.jpg: no .*masks/train/straße3.png"),
     ("size of mask", "size of mask", r"straße3.png: the mask is 13×10 px, its image 14×10"),
     ("turned", "size of mask", r"straße3.png: the mask is 14×10 px, its image 10×14 \(upright\)"),
@@ -222,10 +222,10 @@ FAULTS = [
 ]
 
 
-@pytest.mark.parametrize(("fault", "kind", "text"), FAULTS, ids=[fault for fault, _, _ in FAULTS])
-def test_a_fault_is_named_with_its_file_and_refused_in_a_line(folders: Path, fault: str, kind: str, text: str) -> None:
-    plant(folders, fault)
-    assert {found.kind for found in parse_segmentation(folders)["train"].faults} == {kind}
+@pytest.mark.parametrize(("issue", "kind", "text"), ISSUES, ids=[issue for issue, _, _ in ISSUES])
+def test_an_issue_is_named_with_its_file_and_refused_in_a_line(folders: Path, issue: str, kind: str, text: str) -> None:
+    plant(folders, issue)
+    assert {found.kind for found in parse_segmentation(folders)["train"].issues} == {kind}
     with pytest.raises(DataError, match=text) as refused:
         read_segmentation(folders)
     assert "maelift data check" in str(refused.value)

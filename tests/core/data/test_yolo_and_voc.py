@@ -106,7 +106,7 @@ def test_yolos_folders_are_read(tmp_path: Path, images: str, labels: str) -> Non
     write_yolo(tmp_path, images, labels)
     (tmp_path / "classes.txt").write_text("\n".join(NAMES))
     (part,) = parse_detection(tmp_path).values()
-    assert not part.faults
+    assert not part.issues
     assert len(part.data) == COUNT
     is_the_truth(part.data)
     assert tasks_of(DataCheckConfig(str(tmp_path))) == ("detect",)
@@ -181,7 +181,7 @@ def test_outlines_of_yolo_are_masks(tmp_path: Path) -> None:
             assert np.array_equal(mask, expected)
     with (tmp_path / "labels" / "0.txt").open("a") as file:
         file.write("\n0 0.5 0.5 0.25 0.25\n")
-    assert "object without segmentation" in {fault.kind for fault in parse_detection(tmp_path)["train"].faults}
+    assert "object without segmentation" in {issue.kind for issue in parse_detection(tmp_path)["train"].issues}
 
 
 def shifted(change: Callable[[float, float, float, float], tuple[float, ...]]) -> str:
@@ -259,7 +259,7 @@ def test_what_yolo_leaves_out_is_named(tmp_path: Path, caplog: pytest.LogCapture
     for path in (tmp_path / "labels").iterdir():
         if path.stem in "1234" and path.stem != "1":
             path.unlink()
-    assert "4 of 6 images of train have no label file" in parse_detection(tmp_path)["train"].faults[1].text()
+    assert "4 of 6 images of train have no label file" in parse_detection(tmp_path)["train"].issues[1].text()
     for path in (tmp_path / "labels").iterdir():
         path.unlink()
     with pytest.raises(DataError, match="none of 5 images has a label file with a box"):
@@ -281,7 +281,7 @@ VOC = [
 def test_vocs_folders_are_read_and_corners_count_from_1(tmp_path: Path, images: str, files: str) -> None:
     write_voc(tmp_path, images, files)
     (part,) = parse_detection(tmp_path, layout="voc").values()
-    assert not part.faults and len(part.data) == COUNT
+    assert not part.issues and len(part.data) == COUNT
     is_the_truth(part.data)
     if "x{}" not in files:
         assert tasks_of(DataCheckConfig(str(tmp_path))) == ("detect",)
@@ -292,7 +292,7 @@ def test_corners_from_0_are_lines_between_pixels_and_reported(tmp_path: Path) ->
     write_voc(tmp_path, "JPEGImages/{}.png", "Annotations/{}.xml", first=0)
     (tmp_path / "Annotations" / "0.xml").write_text(voc_xml(0, first=0).replace("<xmin>", "<xmin>0</xmin><xmin>", 1))
     part = parse_detection(tmp_path)["train"]
-    assert [fault.kind for fault in part.faults] == ["corners from 0"]
+    assert [issue.kind for issue in part.issues] == ["corners from 0"]
     boxes = part.data.objects[1].boxes
     np.testing.assert_allclose(boxes, [(x, y, x + w, y + h) for _, (x, y, w, h) in truth(1)])
 
@@ -306,7 +306,7 @@ def test_image_sets_are_the_splits_and_what_they_leave_out_is_named(tmp_path: Pa
     (sets / "apple_train.txt").write_text("5 1\n")
     parsed = parse_detection(tmp_path)
     assert {split: len(part.data) for split, part in parsed.items()} == {"train": 3, "val": 2}
-    assert [fault.text().partition("Annotations: ")[2] for fault in parsed["train"].faults] == [
+    assert [issue.text().partition("Annotations: ")[2] for issue in parsed["train"].issues] == [
         "1 annotation files are of images that no list in ImageSets/Main names"
     ]
     for part in parsed.values():
@@ -318,7 +318,7 @@ def test_difficult_objects_are_ignored_as_crowds_are(tmp_path: Path) -> None:
     (tmp_path / "Annotations" / "0.xml").write_text(voc_xml(0, difficult=1))
     part = parse_detection(tmp_path)["train"]
     assert [objects.crowd.tolist() for objects in part.data.objects[:2]] == [[True] * 3, [False] * 3]
-    assert "3 of 15 are marked so" in part.faults[0].text()
+    assert "3 of 15 are marked so" in part.issues[0].text()
 
 
 BOMB = (
@@ -370,8 +370,8 @@ def test_two_kinds_of_annotations_are_named_and_the_key_decides(tmp_path: Path) 
     )
     part = parse_detection(tmp_path)["train"]
     assert part.data.classes == ("nut",)
-    assert "layout=yolo reads these" in part.faults[0].text()
+    assert "layout=yolo reads these" in part.issues[0].text()
     is_the_truth(parse_detection(tmp_path, layout="yolo")["train"].data)
     assert data_check(DataCheckConfig(str(tmp_path), layout="yolo")).splits[0].objects == 15
     with pytest.raises(ConfigError, match="layout="):
-        DataCheckConfig(str(tmp_path), layout="yolo", task="segment")
+        tasks_of(DataCheckConfig(str(tmp_path), layout="yolo", task="segment"))

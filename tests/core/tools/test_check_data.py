@@ -1,18 +1,23 @@
-"""``maelift data check``: every fault that is planted is named, and a sound data set raises no alarm."""
+"""``maelift data check``: every issue that is planted is named, and a sound data set raises no alarm."""
 
 from __future__ import annotations
 
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from maelift.core.data.classification_reader import class_parts
 from maelift.core.data.images import read_idx
+from maelift.core.data.issues import DataIssue
+from maelift.core.data.task_data import BUILT_IN_TASKS, AnnotatedSplit, AnnotatedTask, AnnotationKeys
 from maelift.core.errors import ConfigError, DataError
-from maelift.core.tools.check_data import DataCheck, DataCheckConfig, data_check, plan
+from maelift.core.tools.check_data import DataCheckConfig, data_check, plan, tasks_of
+from maelift.core.tools.check_report import DataCheck
 from maelift.core.tools.fashion_scenes import FashionScenesConfig, fashion_scenes
 from maelift.tests.support import FASHION_MNIST, framework, noise_image, one_line_error, run_maelift, write_images
 from PIL import Image
@@ -92,7 +97,7 @@ BY_RULE = {
 
 
 @pytest.mark.parametrize(("kind", "change", "text"), PLANTED, ids=[kind for kind, _, _ in PLANTED])
-def test_a_fault_planted_in_the_json_is_named(
+def test_an_issue_planted_in_the_json_is_named(
     scenes: Path, kind: str, change: Callable[[dict[str, Any]], object], text: str
 ) -> None:
     change_json(scenes / "train.json", change)
@@ -130,7 +135,7 @@ def test_faults_of_masks_are_named(scenes: Path) -> None:
         assert len(kinds[kind]) == 1
         assert name in kinds[kind][0]
     assert result.error is not None
-    assert "4 faults" in result.error
+    assert "4 issues" in result.error
 
 
 def test_broken_and_turned_images_are_named(scenes: Path) -> None:
@@ -247,8 +252,8 @@ def test_the_command_prints_what_it_found_and_ends_with_2_only_for_unsound_data(
     assert "nothing is wrong" in sound.stdout
     shutil.copy(scenes / "images" / "train" / "00000.png", scenes / "images" / "test" / "00000.png")
     unsound = run_maelift("data", "check", scenes, f"out={tmp_path / 'report.json'}")
-    assert "same image in two splits: 1 (to be mended)" in unsound.stdout
-    one_line_error(unsound, "1 fault", "same image in two splits", "report.json")
+    assert "same image in two splits: 1 (must be fixed)" in unsound.stdout
+    one_line_error(unsound, "1 issue", "same image in two splits", "report.json")
 
 
 def test_layouts_are_recognised(tmp_path: Path) -> None:
@@ -274,7 +279,7 @@ def test_what_is_no_data_set_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"^near="):
         DataCheckConfig("x", near=0.2)
     with pytest.raises(ConfigError, match=r"^layout="):
-        DataCheckConfig("x", task="detect", layout="ade20k")
+        tasks_of(DataCheckConfig("x", task="detect", layout="ade20k"))
 
 
 @pytest.fixture
@@ -339,3 +344,30 @@ def test_a_pool_of_other_channels_or_floats_is_judged_as_it_is_meant(tmp_path: P
         check(tmp_path)
     with pytest.raises(ConfigError, match="keep"):
         DataCheckConfig("d", task="detect", keep="list.txt")
+
+
+def test_a_task_of_ones_own_is_checked_by_its_name_and_by_what_it_recognizes(tmp_path: Path) -> None:
+    for number, name in enumerate(("3/a.png", "3/b.png", "5/c.png")):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        noise_image(number).save(path)
+
+    def read_counts(data: str, keys: AnnotationKeys) -> dict[str, AnnotatedSplit]:
+        issue = DataIssue("odd count", Path(data) / "5", "", "5 is odd")
+        return {split: AnnotatedSplit(part, (issue,)) for split, part in class_parts(data).items()}
+
+    count = AnnotatedTask("count", "images with a number each", read_counts, layouts=("numbers",))
+    tasks = (*BUILT_IN_TASKS, count)
+    check = data_check(DataCheckConfig(str(tmp_path), task="count"), tasks)
+    assert [(split.task, split.split, dict(split.classes)) for split in check.splits] == [
+        ("count", "train", {"3": 2, "5": 1})
+    ]
+    assert check.error is not None and "1 × odd count" in check.error
+    assert data_check(DataCheckConfig(str(tmp_path), layout="numbers"), tasks) == check
+    known = replace(count, recognize=lambda data: "folders are numbers", auto_fixes={"odd count": "rounded"})
+    found = data_check(DataCheckConfig(str(tmp_path)), (*BUILT_IN_TASKS, known))
+    assert found.error is None and ("read for count as", "count (folders are numbers)") in found.facts
+    with pytest.raises(ConfigError, match="one of auto, classify, detect, segment, count, pretrain"):
+        data_check(DataCheckConfig(str(tmp_path), task="conut"), tasks)
+    with pytest.raises(ConfigError, match="images with a number each"):
+        data_check(DataCheckConfig(str(tmp_path), task="detect", layout="numbers"), tasks)
