@@ -24,7 +24,7 @@ MARGIN = 0.05
 """Share of the GPU's memory that is left free: what is allocated later lies between what is there."""
 
 
-def passes_that_fit(model: MaskedAutoencoder, config: PretrainConfig, ranks: Ranks) -> int:
+def auto_accumulate(model: MaskedAutoencoder, config: PretrainConfig, ranks: Ranks) -> int:
     """The fewest passes of equal size, a divisor of the batch of each process, with which a step fits; 1 on a CPU.
 
     Each is tried, forward and backward with random pixels, on all processes at once. The weights stay as they are. Raises
@@ -33,12 +33,12 @@ def passes_that_fit(model: MaskedAutoencoder, config: PretrainConfig, ranks: Ran
     if ranks.device.type != "cuda":
         return 1
     share = config.batch_size // ranks.world_size
-    passes = fewest_passes(share, lambda images: _fits(model, images, config, ranks.device), ranks)
+    passes = fewest_microbatches(share, lambda images: _fits(model, images, config, ranks.device), ranks)
     logger.info("pretrain: accumulate=%d: %d images at once fit into the memory", passes, share // passes)
     return passes
 
 
-def fewest_passes(share: int, fits: Callable[[int], bool], ranks: Ranks) -> int:
+def fewest_microbatches(share: int, fits: Callable[[int], bool], ranks: Ranks) -> int:
     """The least divisor of ``share`` images by which they fit on every process; raises MaeliftError where there is none."""
     for passes in range(1, share + 1):
         if share % passes == 0 and not ranks.any(not fits(share // passes)):
@@ -53,14 +53,14 @@ def _fits(model: MaskedAutoencoder, images: int, config: PretrainConfig, device:
     """Whether a pass of so many images fits beside AdamW's two moments."""
     held: list[torch.Tensor] = []
     try:
-        held += [torch.empty_like(parameter) for _ in range(2) for parameter in trained(model)]
+        held += [torch.empty_like(parameter) for _ in range(2) for parameter in trainable_parameters(model)]
         if device.type == "cuda":
             spare = int(MARGIN * torch.cuda.get_device_properties(device).total_memory)
             held.append(torch.empty(spare, dtype=torch.uint8, device=device))
         with seeded_rng(config.seed, "fitting"), autocast(device, config.precision):
             pixels = torch.randn(images, model.spec.channels, *model.spec.image_size, device=device)
             noise = config.masking.arrange(torch.rand(images, model.spec.num_patches), model.spec.grid).to(device)
-            loss = model(pixels, config.masking.ratio, noise, loss_only=True).loss
+            loss = model(pixels, config.masking.ratio, noise).loss
         loss.backward()
     except torch.cuda.OutOfMemoryError:
         return False
@@ -72,6 +72,6 @@ def _fits(model: MaskedAutoencoder, images: int, config: PretrainConfig, device:
     return True
 
 
-def trained(model: nn.Module) -> list[nn.Parameter]:
+def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:
     """The parameters that are trained."""
     return [parameter for parameter in model.parameters() if parameter.requires_grad]

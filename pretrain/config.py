@@ -19,9 +19,9 @@ from ..core.models.encoder_spec import ModelName, preset_spec
 from ..core.slurm import Slurm
 from ..core.training.recovery import Recovery
 from .data import Crop
-from .mae import Decoder
+from .mae import DecoderConfig
 from .masking import Masking
-from .online_probe import Probe
+from .online_probe import ProbeConfig
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -60,7 +60,7 @@ class PretrainConfig:
     statistics: Literal["auto", "imagenet", "data"] = "auto"
     """mean and deviation for normalising; auto: ImageNet's for colour, the data's own for gray"""
     masking: Masking = field(default_factory=Masking)
-    decoder: Decoder = field(default_factory=Decoder)
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
     crop: Crop = field(default_factory=Crop)
     init: str | None = None
     """weights to begin with: an encoder file, those of the reference MAE, timm or transformers, or timm:NAME; null: none"""
@@ -112,7 +112,7 @@ class PretrainConfig:
     """images kept out of training for the masked loss, a share or a count (at most 1000 by share)"""
     evaluations: int = 20
     """times that the held-out loss and the pictures are made during the run"""
-    probe: Probe = field(default_factory=Probe)
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
     log_every: int = 50
     """steps between two records of the training loss"""
     wandb: str | None = None

@@ -28,7 +28,7 @@ from ..core.models.encoder_spec import EncoderSpec, preset_spec
 from ..core.seeding import seeded_rng, stream
 from .config import PretrainConfig
 from .data import check_split
-from .mae import MaskedAutoencoder
+from .mae import MaskedAutoencoder, build_autoencoder
 from .masking import num_visible
 
 LOADED = 24
@@ -109,7 +109,7 @@ def _measured(config: PretrainConfig, spec: EncoderSpec, device: torch.device) -
     if 3 * flops > MOST_FLOPS:
         return None
     with seeded_rng(config.seed, "plan"):
-        model = MaskedAutoencoder(spec, config.decoder, masks_in_encoder=config.masking.in_encoder).to(device)
+        model = build_autoencoder(spec, config.decoder, masks_in_encoder=config.masking.in_encoder).to(device)
         images = measured_images(flops, config.batch_size // config.passes, device)
         pixels = torch.randn(images, spec.channels, *spec.image_size, device=device)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -118,7 +118,7 @@ def _measured(config: PretrainConfig, spec: EncoderSpec, device: torch.device) -
         def step() -> None:
             noise = config.masking.arrange(torch.rand(images, spec.num_patches), spec.grid).to(device)
             with autocast(device, config.precision):
-                loss = model(pixels, config.masking.ratio, noise, loss_only=True).loss
+                loss = model(pixels, config.masking.ratio, noise).loss
             loss.backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -149,4 +149,4 @@ def mae_parameters(config: PretrainConfig, spec: EncoderSpec) -> int:
 def _on_meta(config: PretrainConfig, spec: EncoderSpec) -> MaskedAutoencoder:
     """The model without its values."""
     with torch.device("meta"):
-        return MaskedAutoencoder(spec, config.decoder, masks_in_encoder=config.masking.in_encoder)
+        return build_autoencoder(spec, config.decoder, masks_in_encoder=config.masking.in_encoder)

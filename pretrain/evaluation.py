@@ -22,11 +22,11 @@ from .config import PretrainConfig
 from .data import Source
 from .mae import MaeOutput, MaskedAutoencoder
 from .masking import Masking
-from .online_probe import ProbeImages, probe
+from .online_probe import ProbeImages, evaluate_probes
 
 PICTURE_FILE = "reconstruction.png"
-PICTURES = "reconstructions"
-SUMMARY_FILE = "summary.html"
+PICTURE_FOLDER = "reconstructions"
+REPORT_FILE = "summary.html"
 SHOWN = 8
 """Images whose reconstructions are shown."""
 PICTURE_SIDE = 112
@@ -38,7 +38,7 @@ STRETCH = (0.01, 0.99)
 
 
 @dataclass(frozen=True)
-class Monitor:
+class Evaluator:
     """What is looked at while ``source`` is trained on; pictures go to ``folder``, labelled images are those of the probe."""
 
     source: Source
@@ -69,7 +69,7 @@ class Monitor:
             if (count := len(source.held_out)) > 0:
                 metrics["held_out/loss"] = held_out_loss(model, source.whole, count, config)
         if step in self._probed and self.labeled is not None:
-            metrics |= probe(model, self.labeled, config.probe.kinds, self._pixels, config.seed)
+            metrics |= evaluate_probes(model, self.labeled, config.probe.kinds, self._pixels, config.seed)
         return metrics
 
     def _pixels(self, images: ImageSet, index: int) -> Pixels:
@@ -77,7 +77,7 @@ class Monitor:
 
     def _draw(self, model: MaskedAutoencoder, step: int) -> None:
         picture = reconstruction_picture(model, self.source.shown, shown_count(self.source), self.source.config)
-        pictures = self.folder / PICTURES
+        pictures = self.folder / PICTURE_FOLDER
         pictures.mkdir(exist_ok=True)
         for path in (pictures / f"step-{step:08d}.png", self.folder / PICTURE_FILE):
             with atomic_path(path) as temporary:
@@ -103,7 +103,7 @@ def held_out_loss(
     noise = fixed_noise(config.seed, count, config.masking, model.spec.grid)
     total = 0.0
     for start, images in _batches(model, make, count, batch_size):
-        total += float(_masked(model, images, noise[start : start + len(images)], config).loss) * len(images)
+        total += float(_predict(model, images, noise[start : start + len(images)], config).loss) * len(images)
     return total / count
 
 
@@ -118,12 +118,12 @@ def reconstruction_picture(
     three are shown, of two the first. Deeper values than eight bits' are stretched, alike in the whole row.
     """
     images = next(_batches(model, make, count, count))[1]
-    output = _masked(model, images, fixed_noise(config.seed, count, config.masking, model.spec.grid), config)
+    output = _predict(model, images, fixed_noise(config.seed, count, config.masking, model.spec.grid), config)
     hidden = model.unpatchify(output.mask.unsqueeze(-1).expand(-1, -1, model.spec.patch_size**2 * model.spec.channels))
     original = model.preprocessing.denormalize(images)
     rebuilt = model.preprocessing.denormalize(model.reconstruct(images, output))
     shown = 3 if model.spec.channels >= 3 else 1
-    low, high = _black_and_white(original[:, :shown], model.preprocessing)
+    low, high = _display_range(original[:, :shown], model.preprocessing)
     seen, made = (((values[:, :shown] - low) / (high - low)).clamp(0, 1) for values in (original, rebuilt))
     masked = torch.where(hidden[:, :shown] > 0, torch.full_like(seen, 0.5), seen)
     return _sheet(torch.stack([seen, masked, made], dim=1))  # (B, 3, 1 or 3, H, W)
@@ -158,12 +158,11 @@ def loading_advice(config: PretrainConfig, workers: int) -> str:
     return f"What helps: {'; '.join(ways)}."
 
 
-def _masked(model: MaskedAutoencoder, images: Tensor, noise: Tensor, config: PretrainConfig) -> MaeOutput:
-    output: MaeOutput = model(images, config.masking.ratio, noise.to(images.device))
-    return output
+def _predict(model: MaskedAutoencoder, images: Tensor, noise: Tensor, config: PretrainConfig) -> MaeOutput:
+    return model.predict(images, config.masking.ratio, noise.to(images.device))
 
 
-def _black_and_white(original: Tensor, preprocessing: Preprocessing) -> tuple[Tensor, Tensor]:
+def _display_range(original: Tensor, preprocessing: Preprocessing) -> tuple[Tensor, Tensor]:
     """The values of images (B, C, H, W) that are shown as black and as white, each (B, 1, 1, 1)."""
     low, high = preprocessing.value_range
     ends = original.new_tensor(preprocessing.value_range).expand(len(original), 2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import ClassVar, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from ..core.errors import ConfigError, MaeliftError
-from ..core.models.encoder import Encoder, gather_tokens, initialize_linear, transformer_blocks, unfold_patches
+from ..core.models.encoder import Encoder, gather_tokens, initialize_linear, patchify_channels_first, transformer_blocks
 from ..core.models.encoder_shapes import infer_spec, key_mismatch
 from ..core.models.encoder_spec import EncoderSpec
 from ..core.models.position_embeddings import sincos_positions
@@ -23,7 +23,7 @@ from .masking import Mask, check_mask_ratio, random_mask
 
 
 @dataclass(frozen=True)
-class Decoder:
+class DecoderConfig:
     """The light decoder, thrown away after pretraining."""
 
     embed_dim: int = 512
@@ -52,28 +52,39 @@ class Decoder:
 
 
 @dataclass(frozen=True)
-class MaeOutput:
-    """What one pass gives.
+class LossOutput:
+    """The result of a training pass.
 
-    ``loss``: scalar, mean squared error over the hidden patches; ``pred`` (B, N, p * p * C) in the target's scale, or
-    (B, M, p * p * C) of the patches ``ids_pred`` (B, M) int64 alone; ``mask`` (B, N) float32, 1 for hidden patches;
-    ``ids_restore`` (B, N) int64.
+    ``loss``: scalar, mean squared error over the predicted patches; ``pred`` (B, M, p * p * C): their predictions, in the
+    target's scale; ``ids_pred`` (B, M) int64: their indices.
+    """
+
+    loss: Tensor
+    pred: Tensor
+    ids_pred: Tensor
+
+
+@dataclass(frozen=True)
+class MaeOutput:
+    """The result of predicting all patches.
+
+    ``loss``: scalar, mean squared error over the hidden patches; ``pred`` (B, N, p * p * C) in the target's scale; ``mask``
+    (B, N) float32, 1 for hidden patches; ``ids_restore`` (B, N) int64.
     """
 
     loss: Tensor
     pred: Tensor
     mask: Tensor
     ids_restore: Tensor
-    ids_pred: Tensor | None = None
 
 
 class DecoderBlock(Block):  # type: ignore[misc]
-    """timm's block, which can also be asked for its output at some tokens only."""
+    """timm's block, which can also compute its output for some of the tokens only."""
 
     def forward(self, tokens: Tensor, ids: Tensor | None = None) -> Tensor:
         """Tokens (B, 1 + N, E) to the same, or to those at ``ids`` (B, M) alone, (B, M, E): they attend to all tokens.
 
-        For the last block before a head that looks at some tokens only. Dropout and scaling rest in a decoder.
+        For the last block before a head that needs some tokens only. A decoder has no dropout and no layer scale.
         """
         if ids is None:
             return cast(Tensor, super().forward(tokens))
@@ -110,26 +121,32 @@ class CrossBlock(nn.Module):
 
 
 class MaskedAutoencoder(Encoder):
-    """An encoder with a decoder that fills in the patches which the encoder did not see.
+    """An encoder with a decoder that reconstructs the patches hidden from the encoder, by self-attention among all patches.
 
-    Parameters bear the reference's names: those of ``Encoder``, and ``decoder_*`` and ``mask_token``. With
+    Parameters have the reference's names: those of ``Encoder``, and ``decoder_*`` and ``mask_token``. With
     ``norm_pix_loss`` each patch of the target is normalised by its own mean and deviation (Sec. 3, Table 1d). With
-    ``masks_in_encoder`` the encoder gets all patches, hidden ones as a mask token of its own (Table 1c).
+    ``masks_in_encoder`` the encoder gets all patches, hidden ones as a mask token of its own (Table 1c). Of a
+    configuration, ``build_autoencoder`` makes this class or ``CrossAttentionAutoencoder``.
     """
+
+    attention: ClassVar[Literal["self", "cross"]] = "self"
+    """the decoder's attention, as in ``DecoderConfig``"""
+    predicts_visible: ClassVar[bool] = True
+    """whether ``predict`` gives predictions for visible patches too; else zeros"""
 
     def __init__(
         self,
         spec: EncoderSpec,
-        decoder: Decoder | None = None,
+        decoder: DecoderConfig | None = None,
         *,
         norm_pix_loss: bool = True,
         masks_in_encoder: bool = False,
         preprocessing: Preprocessing | None = None,
     ) -> None:
         super().__init__(spec, preprocessing=preprocessing)
-        if masks_in_encoder and decoder is not None and decoder.attention == "cross":
-            raise ConfigError("decoder.attention", "cross", "self where the encoder gets mask tokens")
-        self.decoder_spec = decoder or Decoder()
+        self.decoder_spec = decoder or DecoderConfig(attention=self.attention)
+        if self.decoder_spec.attention != self.attention:
+            raise ConfigError("decoder.attention", self.decoder_spec.attention, f"{self.attention} in this class")
         self.norm_pix_loss = norm_pix_loss
         dim = self.decoder_spec.embed_dim
         self.pos_embed.requires_grad_(False)
@@ -138,11 +155,7 @@ class MaskedAutoencoder(Encoder):
         self.decoder_pos_embed = nn.Parameter(
             sincos_positions(dim, spec.grid, spec.num_prefix_tokens), requires_grad=False
         )
-        shape = (dim, self.decoder_spec.num_heads, spec.mlp_ratio, spec.norm_eps)
-        if self.decoder_spec.attention == "cross":
-            self.decoder_blocks = nn.ModuleList(CrossBlock(*shape) for _ in range(self.decoder_spec.depth))
-        else:
-            self.decoder_blocks = transformer_blocks(*shape, [0.0] * self.decoder_spec.depth, DecoderBlock)
+        self.decoder_blocks = self._make_decoder_blocks()
         self.decoder_norm = nn.LayerNorm(dim, eps=spec.norm_eps)
         self.decoder_pred = nn.Linear(dim, spec.patch_size**2 * spec.channels)
         for part in (self.decoder_embed, self.decoder_blocks, self.decoder_pred):
@@ -151,49 +164,39 @@ class MaskedAutoencoder(Encoder):
         self.mask_token_in_encoder = nn.Parameter(torch.zeros(1, 1, spec.embed_dim)) if masks_in_encoder else None
         if self.mask_token_in_encoder is not None:
             nn.init.normal_(self.mask_token_in_encoder, std=0.02)
-            self.mask_token.requires_grad_(False)  # the decoder needs none
+            self.mask_token.requires_grad_(False)  # unused by the decoder
 
-    @classmethod
-    def from_state_dict(
-        cls,
-        state: Mapping[str, Tensor],
-        num_heads: int | None = None,
-        decoder_num_heads: int | None = None,
-        norm_pix_loss: bool = False,
-        image_size: int | tuple[int, int] | None = None,
-    ) -> MaskedAutoencoder:
-        """Rebuild a masked autoencoder from a state dict under the reference's names.
-
-        The number of heads can't be read off the tensors: without it, the usual one for the width is taken.
-        ``image_size`` in pixels is needed only for images that are not square. Raises CheckpointError that lists
-        missing and unexpected keys.
-        """
-        spec = infer_spec(state, num_heads=num_heads, image_size=image_size)
-        depths = {int(found[1]) for name in state if (found := re.match(r"decoder_blocks\.(\d+)\.", name))}
-        if not depths or "decoder_embed.weight" not in state:
-            raise key_mismatch("state dict", ["decoder_embed.weight", "decoder_blocks.0.*"], [], "a masked autoencoder")
-        dim = state["decoder_embed.weight"].shape[0]
-        decoder = Decoder(
-            dim,
-            len(depths),
-            decoder_num_heads or (16 if dim % 16 == 0 else 1),
-            attention="cross" if "decoder_blocks.0.kv.weight" in state else "self",
+    def _make_decoder_blocks(self) -> nn.ModuleList:
+        spec, decoder = self.spec, self.decoder_spec
+        rates = [0.0] * decoder.depth
+        return transformer_blocks(
+            decoder.embed_dim, decoder.num_heads, spec.mlp_ratio, spec.norm_eps, rates, DecoderBlock
         )
-        in_encoder = "mask_token_in_encoder" in state
-        model = cls(spec, decoder, norm_pix_loss=norm_pix_loss, masks_in_encoder=in_encoder)
-        missing, unexpected = model.load_state_dict(dict(state), strict=False)
-        if missing or unexpected:
-            raise key_mismatch("state dict", missing, unexpected, "a masked autoencoder")
-        return model.to(state["decoder_embed.weight"].dtype)
 
     def forward(  # type: ignore[override]
-        self, images: Tensor, mask_ratio: float = 0.75, noise: Tensor | None = None, *, loss_only: bool = False
-    ) -> MaeOutput:
-        """Hide patches of normalised images (B, C, H, W), reconstruct them, and compare.
+        self, images: Tensor, mask_ratio: float = 0.75, noise: Tensor | None = None
+    ) -> LossOutput:
+        """The training pass: hide patches of normalised images (B, C, H, W), and predict the hidden ones.
 
-        ``noise`` (B, N) decides what is hidden, its largest values (``Masking.arrange``); without it, torch's global
-        generator draws it. With ``loss_only`` nothing is computed that the loss doesn't need: the loss is the same,
-        predictions are those of hidden patches, or of the decoder's share of them.
+        Computes only what the loss needs: predictions of the hidden patches, or of the share ``decoder.predict`` of them.
+        For ``noise`` see ``draw_mask``.
+        """
+        mask, noise = self.draw_mask(images, mask_ratio, noise)
+        ids = mask.some_hidden(noise, self.decoder_spec.predict)  # (B, M)
+        pred = self.decode_at(self.encode(images, mask), mask, ids)  # (B, M, p * p * C)
+        target = gather_tokens(patchify_channels_last(images, self.spec.patch_size), ids)
+        return LossOutput(F.mse_loss(pred.float(), self.normalized(target).float()), pred, ids)
+
+    def predict(self, images: Tensor, mask_ratio: float = 0.75, noise: Tensor | None = None) -> MaeOutput:
+        """The evaluation pass: as ``forward`` with the same loss at ``decoder.predict=1``, but predicts all patches."""
+        mask, _ = self.draw_mask(images, mask_ratio, noise)
+        pred = self.decode(self.encode(images, mask), mask)  # (B, N, p * p * C)
+        return MaeOutput(self.error(pred, images, mask), pred, mask.hidden, mask.ids_restore)
+
+    def draw_mask(self, images: Tensor, mask_ratio: float, noise: Tensor | None = None) -> tuple[Mask, Tensor]:
+        """A mask for images (B, C, H, W), and the noise (B, N) whose largest values it hides (``Masking.arrange``).
+
+        Without ``noise``, torch's global generator draws it. Raises MaeliftError for images or noise of another shape.
         """
         check_mask_ratio("mask_ratio", mask_ratio)
         if self.check_input(images) != self.spec.grid:
@@ -206,16 +209,7 @@ class MaskedAutoencoder(Encoder):
             raise MaeliftError(
                 f"noise of shape {tuple(noise.shape)}: expected {(images.shape[0], self.spec.num_patches)}."
             )
-        mask = random_mask(noise, mask_ratio)
-        latent = self.encode(images, mask)
-        if loss_only:
-            ids = mask.some_hidden(noise, self.decoder_spec.predict)  # (B, M)
-            pred = self.decode_at(latent, mask, ids)  # (B, M, p * p * C)
-            target = gather_tokens(patchify(images, self.spec.patch_size), ids)
-            loss = F.mse_loss(pred.float(), self.normalized(target).float())
-            return MaeOutput(loss, pred, mask.hidden, mask.ids_restore, ids)
-        pred = self.decode(latent, mask)  # (B, N, p * p * C)
-        return MaeOutput(self.error(pred, images, mask), pred, mask.hidden, mask.ids_restore)
+        return random_mask(noise, mask_ratio), noise
 
     def encode(self, images: Tensor, mask: Mask) -> Tensor:
         """The encoder's output (B, 1 + V, D); with mask tokens in the encoder (B, 1 + N, D), in the image's order."""
@@ -226,34 +220,19 @@ class MaskedAutoencoder(Encoder):
         return self.forward_tokens(torch.where(mask.hidden.unsqueeze(-1) > 0, masked, self.embed(images)))
 
     def decode(self, latent: Tensor, mask: Mask) -> Tensor:
-        """Predict every patch, (B, N, p * p * C), from the encoder's output (B, 1 + V, D).
-
-        With attention=cross visible patches have no prediction, but zeros.
-        """
-        if self.decoder_spec.attention == "cross":
-            pred = self.decode_at(latent, mask, mask.ids_hidden)
-            everywhere = pred.new_zeros(pred.shape[0], mask.hidden.shape[1], pred.shape[2])
-            return everywhere.scatter(1, mask.ids_hidden.unsqueeze(-1).expand_as(pred), pred)
+        """Predict every patch, (B, N, p * p * C), from the encoder's output (B, 1 + V, D)."""
         tokens = self._with_mask_tokens(latent, mask)
         for block in self.decoder_blocks:
             tokens = block(tokens)
         return cast(Tensor, self.decoder_pred(self.decoder_norm(tokens)[:, self.spec.num_prefix_tokens :]))
 
     def decode_at(self, latent: Tensor, mask: Mask, ids: Tensor) -> Tensor:
-        """Predict the patches ``ids`` (B, M) alone, (B, M, p * p * C); what they attend to is the same."""
-        prefix = self.spec.num_prefix_tokens
-        if self.decoder_spec.attention == "cross":
-            memory = self.decoder_embed(latent)  # (B, 1 + V, E)
-            positions = self.decoder_pos_embed[:, prefix:].expand(len(ids), -1, -1)
-            queries = self.mask_token + gather_tokens(positions, ids)  # (B, M, E)
-            for block in self.decoder_blocks:
-                queries = block(queries, memory)
-            return cast(Tensor, self.decoder_pred(self.decoder_norm(queries)))
+        """Predict the patches ``ids`` (B, M) alone, (B, M, p * p * C), with the same values as ``decode``."""
         tokens = self._with_mask_tokens(latent, mask)
         *blocks, last = self.decoder_blocks
         for block in blocks:
             tokens = block(tokens)
-        return cast(Tensor, self.decoder_pred(self.decoder_norm(last(tokens, ids + prefix))))
+        return cast(Tensor, self.decoder_pred(self.decoder_norm(last(tokens, ids + self.spec.num_prefix_tokens))))
 
     def _with_mask_tokens(self, latent: Tensor, mask: Mask) -> Tensor:
         """The decoder's input (B, 1 + N, E): the encoder's output with mask tokens where patches are hidden."""
@@ -276,10 +255,10 @@ class MaskedAutoencoder(Encoder):
 
     def target(self, images: Tensor) -> Tensor:
         """The patches to be predicted, (B, N, p * p * C), normalised a patch if ``norm_pix_loss``."""
-        return self.normalized(patchify(images, self.spec.patch_size))
+        return self.normalized(patchify_channels_last(images, self.spec.patch_size))
 
     def normalized(self, patches: Tensor) -> Tensor:
-        """Patches (B, M, p * p * C) as they are to be predicted."""
+        """Patches (B, M, p * p * C) as the target has them: with ``norm_pix_loss`` of mean 0 and deviation 1."""
         if not self.norm_pix_loss:
             return patches
         mean, variance = patches.mean(dim=-1, keepdim=True), patches.var(dim=-1, keepdim=True)
@@ -288,10 +267,10 @@ class MaskedAutoencoder(Encoder):
     def reconstruct(self, images: Tensor, output: MaeOutput) -> Tensor:
         """Normalised images (B, C, H, W): visible patches as they are, hidden ones as predicted.
 
-        With ``norm_pix_loss`` the prediction has no brightness or contrast of its own: those of the true patch are
-        given back to it, for looking at only.
+        With ``norm_pix_loss`` the prediction has no brightness or contrast of its own; for display it gets those of the
+        true patch.
         """
-        patches = patchify(images, self.spec.patch_size)
+        patches = patchify_channels_last(images, self.spec.patch_size)
         pred = output.pred.float()
         if self.norm_pix_loss:
             mean, variance = patches.mean(dim=-1, keepdim=True), patches.var(dim=-1, keepdim=True)
@@ -299,7 +278,7 @@ class MaskedAutoencoder(Encoder):
         return self.unpatchify(torch.where(output.mask.unsqueeze(-1) > 0, pred, patches))
 
     def unpatchify(self, patches: Tensor) -> Tensor:
-        """Patches (B, N, p * p * C) in the target's order to images (B, C, H, W)."""
+        """The inverse of ``patchify_channels_last``: patches (B, N, p * p * C) to images (B, C, H, W)."""
         size, (rows, columns) = self.spec.patch_size, self.spec.grid
         cut = patches.reshape(patches.shape[0], rows, columns, size, size, self.spec.channels)
         return cut.permute(0, 5, 1, 3, 2, 4).reshape(patches.shape[0], self.spec.channels, rows * size, columns * size)
@@ -322,13 +301,109 @@ class MaskedAutoencoder(Encoder):
         }
 
 
+class CrossAttentionAutoencoder(MaskedAutoencoder):
+    """A masked autoencoder whose decoder attends from hidden patches to the encoder's output only (CrossMAE, 2024).
+
+    Each patch is predicted by itself, so that any share of the hidden ones can be predicted.
+    """
+
+    attention = "cross"
+    predicts_visible = False
+
+    def __init__(
+        self,
+        spec: EncoderSpec,
+        decoder: DecoderConfig | None = None,
+        *,
+        norm_pix_loss: bool = True,
+        masks_in_encoder: bool = False,
+        preprocessing: Preprocessing | None = None,
+    ) -> None:
+        if masks_in_encoder:
+            raise ConfigError("decoder.attention", "cross", "self where the encoder gets mask tokens")
+        super().__init__(spec, decoder, norm_pix_loss=norm_pix_loss, preprocessing=preprocessing)
+
+    def _make_decoder_blocks(self) -> nn.ModuleList:
+        spec, decoder = self.spec, self.decoder_spec
+        shape = (decoder.embed_dim, decoder.num_heads, spec.mlp_ratio, spec.norm_eps)
+        return nn.ModuleList(CrossBlock(*shape) for _ in range(decoder.depth))
+
+    def decode(self, latent: Tensor, mask: Mask) -> Tensor:
+        """Predict every hidden patch, (B, N, p * p * C) with zeros for visible ones, from (B, 1 + V, D)."""
+        pred = self.decode_at(latent, mask, mask.ids_hidden)
+        everywhere = pred.new_zeros(pred.shape[0], mask.hidden.shape[1], pred.shape[2])
+        return everywhere.scatter(1, mask.ids_hidden.unsqueeze(-1).expand_as(pred), pred)
+
+    def decode_at(self, latent: Tensor, mask: Mask, ids: Tensor) -> Tensor:
+        """Predict the patches ``ids`` (B, M) alone, (B, M, p * p * C), with the same values as ``decode``."""
+        memory = self.decoder_embed(latent)  # (B, 1 + V, E)
+        positions = self.decoder_pos_embed[:, self.spec.num_prefix_tokens :].expand(len(ids), -1, -1)
+        queries = self.mask_token + gather_tokens(positions, ids)  # (B, M, E)
+        for block in self.decoder_blocks:
+            queries = block(queries, memory)
+        return cast(Tensor, self.decoder_pred(self.decoder_norm(queries)))
+
+
+def build_autoencoder(
+    spec: EncoderSpec,
+    decoder: DecoderConfig,
+    *,
+    norm_pix_loss: bool = True,
+    masks_in_encoder: bool = False,
+    preprocessing: Preprocessing | None = None,
+) -> MaskedAutoencoder:
+    """The masked autoencoder of a configuration: its class follows from ``decoder.attention``."""
+    kind = CrossAttentionAutoencoder if decoder.attention == "cross" else MaskedAutoencoder
+    return kind(
+        spec,
+        decoder,
+        norm_pix_loss=norm_pix_loss,
+        masks_in_encoder=masks_in_encoder,
+        preprocessing=preprocessing,
+    )
+
+
+def autoencoder_from_state_dict(
+    state: Mapping[str, Tensor],
+    num_heads: int | None = None,
+    decoder_num_heads: int | None = None,
+    norm_pix_loss: bool = False,
+    image_size: int | tuple[int, int] | None = None,
+) -> MaskedAutoencoder:
+    """Rebuild a masked autoencoder from a state dict under the reference's names.
+
+    The number of heads can't be read from the tensors: by default it is the usual one for the width. ``image_size`` in
+    pixels is needed only for images that are not square. Raises CheckpointError that lists missing and unexpected keys.
+    """
+    spec = infer_spec(state, num_heads=num_heads, image_size=image_size)
+    depths = {int(found[1]) for name in state if (found := re.match(r"decoder_blocks\.(\d+)\.", name))}
+    if not depths or "decoder_embed.weight" not in state:
+        raise key_mismatch("state dict", ["decoder_embed.weight", "decoder_blocks.0.*"], [], "a masked autoencoder")
+    dim = state["decoder_embed.weight"].shape[0]
+    decoder = DecoderConfig(
+        dim,
+        len(depths),
+        decoder_num_heads or (16 if dim % 16 == 0 else 1),
+        attention="cross" if "decoder_blocks.0.kv.weight" in state else "self",
+    )
+    in_encoder = "mask_token_in_encoder" in state
+    model = build_autoencoder(spec, decoder, norm_pix_loss=norm_pix_loss, masks_in_encoder=in_encoder)
+    missing, unexpected = model.load_state_dict(dict(state), strict=False)
+    if missing or unexpected:
+        raise key_mismatch("state dict", missing, unexpected, "a masked autoencoder")
+    return model.to(state["decoder_embed.weight"].dtype)
+
+
 def _split_heads(tokens: Tensor, num_heads: int) -> Tensor:
     """(B, M, E) to (B, heads, M, E / heads)."""
     return tokens.view(*tokens.shape[:-1], num_heads, -1).transpose(1, 2)
 
 
-def patchify(images: Tensor, patch_size: int) -> Tensor:
-    """Images (B, C, H, W) to patches (B, N, p * p * C), each in the order (row, column, channel), as the target is."""
-    patches = unfold_patches(images, patch_size)
+def patchify_channels_last(images: Tensor, patch_size: int) -> Tensor:
+    """Images (B, C, H, W) to patches (B, N, p * p * C), each in the order (row, column, channel): that of the target.
+
+    The encoder's ``patchify_channels_first`` has the order (channel, row, column).
+    """
+    patches = patchify_channels_first(images, patch_size)
     split = patches.reshape(*patches.shape[:2], images.shape[1], patch_size**2)
     return split.transpose(-1, -2).flatten(-2)

@@ -30,7 +30,7 @@ from ..core.training.schedule import warmup_cosine
 
 logger = logging.getLogger("maelift")
 
-Kind = Literal["knn", "linear", "attentive"]
+ProbeKind = Literal["knn", "linear", "attentive"]
 UNDERSTATES = "linear and kNN probes understate what fine-tuning makes of a masked autoencoder (paper, Sec. 4.3)"
 SPLIT_SEED = 0
 """As transfer has it, so that the images that it tests on are not looked at here."""
@@ -38,13 +38,13 @@ BATCH = 128
 NEIGHBOURS, TEMPERATURE = 20, 0.07
 TOLERANCE = 1e-4
 """Of the linear probe's fit; its figure is rounded by far more."""
-CHOOSING = 5
+VALIDATION_STRIDE = 5
 """Every so many labelled images one is kept out while the strength of the linear probe's penalty is chosen."""
 ATTENTIVE_STEPS, ATTENTIVE_LR = 300, 1e-3
 
 
 @dataclass(frozen=True)
-class Probe:
+class ProbeConfig:
     """Judging the encoder by a few labels during the run; it does not change the weights."""
 
     data: str | None = None
@@ -53,7 +53,7 @@ class Probe:
     """labelled images that a probe learns from, as many of each class as can be; all where there are fewer"""
     val: int = 2000
     """validation images that it is judged on; all where there are fewer"""
-    kinds: tuple[Kind, ...] = field(default=("knn", "linear"))
+    kinds: tuple[ProbeKind, ...] = field(default=("knn", "linear"))
     """knn, linear, attentive; knn and linear understate what fine-tuning makes of MAE (paper, Sec. 4.3)"""
     times: int = 5
     """times during the run, the last at its end"""
@@ -85,7 +85,7 @@ class ProbeImages:
         )
 
 
-def read_probe(config: Probe, max_rejected: float) -> ProbeImages | None:
+def read_probe_images(config: ProbeConfig, max_rejected: float) -> ProbeImages | None:
     """The images of the probe that ``config`` asks for; raises DataError for data that has no labels."""
     if config.data is None:
         return None
@@ -94,23 +94,23 @@ def read_probe(config: Probe, max_rejected: float) -> ProbeImages | None:
         splits = draw_missing_splits(parts, config.data, 0.1, 0.1, SPLIT_SEED)
     train = draw_labeled(splits.train, min(config.labels, len(splits.train)), SPLIT_SEED)
     order = splits.val.label_sampling_order(SPLIT_SEED)
-    sound, contents = _sound(train, max_rejected)
-    val, others = _sound(splits.val.subset(order[: config.val]), max_rejected)
+    sound, contents = _readable(train, max_rejected)
+    val, others = _readable(splits.val.subset(order[: config.val]), max_rejected)
     learned = set(contents)
     apart = [number for number, content in enumerate(others) if content not in learned]
     return ProbeImages(sound, val.subset(apart) if 0 < len(apart) < len(others) else val)
 
 
-def _sound(labeled: LabeledImages, max_rejected: float) -> tuple[LabeledImages, tuple[str, ...]]:
+def _readable(labeled: LabeledImages, max_rejected: float) -> tuple[LabeledImages, tuple[str, ...]]:
     """Images without the broken ones, and the hashes of their pixels."""
     _, manifest = audit(labeled.images, max_rejected, progress_logger("probe: looking through"))
     return labeled.subset(manifest.kept) if manifest.rejected else labeled, manifest.hashes
 
 
-def probe(
+def evaluate_probes(
     encoder: Encoder,
     images: ProbeImages,
-    kinds: tuple[Kind, ...],
+    kinds: tuple[ProbeKind, ...],
     pixels: Callable[[ImageSet, int], NDArray[np.generic]],
     seed: int,
 ) -> dict[str, float]:
@@ -120,14 +120,14 @@ def probe(
     """
     tokens = "attentive" in kinds
     with torch.no_grad():
-        train = _Found.of(encoder, images.train.images, pixels, tokens)
-        val = _Found.of(encoder, images.val.images, pixels, tokens)
+        train = _Features.of(encoder, images.train.images, pixels, tokens)
+        val = _Features.of(encoder, images.val.images, pixels, tokens)
     labels, truth = torch.from_numpy(images.train.targets()), torch.from_numpy(images.val.targets())
     classes = len(images.train.classes)
     figures = {}
     with torch.enable_grad(), seeded_rng(seed, "probe"):  # a run judges its model without gradients
         for kind in kinds:
-            logits = _PROBES[kind](train, val, labels, classes, encoder)
+            logits = _PROBE_KINDS[kind](train, val, labels, classes, encoder)
             figures[f"probe/{kind}_top1_val"] = float((logits.argmax(dim=1).cpu() == truth).double().mean())
     said = ", ".join(f"{name.split('/')[1].split('_')[0]} {100 * value:.1f} %" for name, value in figures.items())
     logger.info("pretrain: probe: top-1 %s (%s; %s)", said, images.words(), UNDERSTATES)
@@ -135,7 +135,7 @@ def probe(
 
 
 @dataclass(frozen=True)
-class _Found:
+class _Features:
     """Features of images: ``pooled`` (n, D) float32 on the CPU; ``tokens`` (n, N, D) float16, where they are wanted."""
 
     pooled: Tensor
@@ -144,7 +144,7 @@ class _Found:
     @classmethod
     def of(
         cls, encoder: Encoder, images: ImageSet, pixels: Callable[[ImageSet, int], NDArray[np.generic]], tokens: bool
-    ) -> _Found:
+    ) -> _Features:
         found = list(_features(encoder, images, pixels))
         pooled = torch.cat([features.pooled().float().cpu() for features in found])
         return cls(pooled, torch.cat([features.tokens.half().cpu() for features in found]) if tokens else None)
@@ -159,7 +159,7 @@ def _features(
         yield encoder.forward_features(encoder.preprocessing.normalize(batch))
 
 
-def _nearest(train: _Found, val: _Found, labels: Tensor, classes: int, encoder: Encoder) -> Tensor:
+def _knn(train: _Features, val: _Features, labels: Tensor, classes: int, encoder: Encoder) -> Tensor:
     model = NearestNeighbours(
         train.pooled.shape[1], classes, len(labels), k=NEIGHBOURS, temperature=TEMPERATURE, multi_label=False
     )
@@ -168,10 +168,10 @@ def _nearest(train: _Found, val: _Found, labels: Tensor, classes: int, encoder: 
         return cast(Tensor, model(val.pooled))
 
 
-def _linear(train: _Found, val: _Found, labels: Tensor, classes: int, encoder: Encoder) -> Tensor:
+def _linear(train: _Features, val: _Features, labels: Tensor, classes: int, encoder: Encoder) -> Tensor:
     """Logistic regression; labelled images that are kept out choose its penalty, so that validation images judge only."""
     model = LinearProbe(train.pooled.shape[1], classes).eval()
-    out = torch.arange(len(labels)) % CHOOSING == CHOOSING - 1
+    out = torch.arange(len(labels)) % VALIDATION_STRIDE == VALIDATION_STRIDE - 1
     best = L2_GRID[0]
     if out.any():
         losses = {}
@@ -185,7 +185,7 @@ def _linear(train: _Found, val: _Found, labels: Tensor, classes: int, encoder: E
         return cast(Tensor, model(val.pooled))
 
 
-def _attentive(train: _Found, val: _Found, labels: Tensor, classes: int, encoder: Encoder) -> Tensor:
+def _attentive(train: _Features, val: _Features, labels: Tensor, classes: int, encoder: Encoder) -> Tensor:
     assert train.tokens is not None and val.tokens is not None
     device, count = encoder.pos_embed.device, len(labels)
     model = AttentiveProbe(encoder.spec.embed_dim, classes, encoder.spec.num_heads).to(device)
@@ -204,8 +204,8 @@ def _attentive(train: _Found, val: _Found, labels: Tensor, classes: int, encoder
         return torch.cat([model(part.to(device).float()).cpu() for part in torch.split(val.tokens, BATCH)])
 
 
-_PROBES: dict[Kind, Callable[[_Found, _Found, Tensor, int, Encoder], Tensor]] = {
-    "knn": _nearest,
+_PROBE_KINDS: dict[ProbeKind, Callable[[_Features, _Features, Tensor, int, Encoder], Tensor]] = {
+    "knn": _knn,
     "linear": _linear,
     "attentive": _attentive,
 }

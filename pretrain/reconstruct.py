@@ -28,7 +28,7 @@ from ..core.progress import progress_logger
 from ..core.seeding import torch_stream
 from ..core.training.run_dir import read_run_config
 from ..core.yaml_files import to_dict, write_config
-from .mae import MaskedAutoencoder, patchify
+from .mae import MaskedAutoencoder, autoencoder_from_state_dict, patchify_channels_last
 from .masking import Mask, Masking, mask_of, random_mask
 
 logger = logging.getLogger("maelift")
@@ -172,7 +172,7 @@ def load_autoencoder(encoder: str | Path) -> MaskedAutoencoder:
             f"{path.with_name(DECODER_FILE)}: the decoder of another encoder than {path}. Expected the two files of one "
             "pretraining."
         )
-    model = MaskedAutoencoder.from_state_dict(
+    model = autoencoder_from_state_dict(
         {**file.encoder.state_dict(), **decoder.state},
         num_heads=file.encoder.spec.num_heads,
         decoder_num_heads=decoder.num_heads,
@@ -217,11 +217,11 @@ def _fill_in(
     images = model.preprocessing.normalize(pixels[None])
     moved = mask.to(device)
     pred = model.decode(model.encode(images, moved), moved).float()
-    patches_true = patchify(images, model.spec.patch_size)
+    patches_true = patchify_channels_last(images, model.spec.patch_size)
     if model.norm_pix_loss:
         mean, std = _brightness(config, patches_true, moved, grid)
         pred = pred * std + mean
-    kept = patches_true if config.keep_visible or model.decoder_spec.attention == "cross" else pred
+    kept = patches_true if config.keep_visible or not model.predicts_visible else pred
     rebuilt = model.unpatchify(torch.where(moved.hidden.unsqueeze(-1) > 0, pred, kept))
     low, high = model.preprocessing.value_range
     whole = _resized(model.preprocessing.denormalize(rebuilt)[0].cpu().numpy(), size).clip(low, high)

@@ -26,7 +26,7 @@ from ..core.yaml_files import flatten, to_dict
 from ..version import __version__
 from .config import PretrainConfig
 from .data import Source
-from .evaluation import PICTURES, SUMMARY_FILE, picture_columns, shown_count
+from .evaluation import PICTURE_FOLDER, REPORT_FILE, picture_columns, shown_count
 from .online_probe import UNDERSTATES, ProbeImages
 
 LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow")
@@ -44,7 +44,7 @@ FALLING = 0.02
 FEW_IMAGES = 10_000
 
 
-def write_summary(
+def write_report(
     folder: Path,
     source: Source,
     provenance: Provenance,
@@ -81,7 +81,7 @@ def write_summary(
         versions={"maelift": __version__, "python": platform.python_version(), **versions(*LIBRARIES)},
         machine=machine(),
     )
-    path = folder / SUMMARY_FILE
+    path = folder / REPORT_FILE
     atomic_write_bytes(path, html.encode("utf-8", "replace"))  # file names need not be UTF-8
     return path
 
@@ -221,7 +221,9 @@ def _with(names: Sequence[str], prefix: str) -> list[str]:
 
 def _pictures(folder: Path, source: Source) -> list[tuple[str, str]]:
     """Pictures as (address, caption): the originals, what the encoder saw, reconstructions from the first to the last."""
-    found = {int(path.stem.removeprefix("step-")): path for path in sorted((folder / PICTURES).glob("step-*.png"))}
+    found = {
+        int(path.stem.removeprefix("step-")): path for path in sorted((folder / PICTURE_FOLDER).glob("step-*.png"))
+    }
     steps = sorted(found)
     if not steps:
         return []

@@ -39,14 +39,14 @@ from ..core.training.state import State
 from ..core.training.tracker import Tracker, read_metrics
 from ..core.yaml_files import to_dict
 from ..version import __version__
-from .auto_accumulate import passes_that_fit
+from .auto_accumulate import auto_accumulate
 from .config import PretrainConfig
 from .data import CROP_DRAWS, Source, check_split, data_preprocessing, find_pool, read_source
 from .dry_run import plan
-from .evaluation import SUMMARY_FILE, Monitor, loading_advice
+from .evaluation import REPORT_FILE, Evaluator, loading_advice
 from .init_weights import InitWeights, load_init_weights, read_init_weights
-from .mae import MaskedAutoencoder
-from .online_probe import ProbeImages, read_probe
+from .mae import MaskedAutoencoder, build_autoencoder
+from .online_probe import ProbeImages, read_probe_images
 
 __all__ = ["PretrainResult", "plan", "pretrain", "pretrain_or_submit"]
 
@@ -75,7 +75,7 @@ class PretrainResult:
         took = "" if self.seconds is None else f" in {duration(self.seconds)}"
         return (
             f"encoder: {self.encoder}\n{self.steps} steps on {self.images} images{took}; {loss}\n"
-            f"curves and pictures: {self.encoder.with_name(SUMMARY_FILE)}\n"
+            f"curves and pictures: {self.encoder.with_name(REPORT_FILE)}\n"
             f"next: maelift transfer classify encoder={quoted(self.encoder)} data=LABELLED_FOLDER out=FOLDER"
         )
 
@@ -122,7 +122,7 @@ def pretrain(
         check_split(config, len(images), ranks.world_size)
         if config.wandb is not None:
             require("wandb")
-        labeled = read_probe(config.probe, config.max_rejected)
+        labeled = read_probe_images(config.probe, config.max_rejected)
         folder = held.enter_context(RunFolder.open(output_folder(config.out), config, ranks))
         source = read_source(config, images, folder.path, ranks)
         folder.check_data(source.manifest.digest, ranks, None if beginning is None else beginning.digest)
@@ -130,14 +130,14 @@ def pretrain(
         if done.exists():
             logger.info("pretrain: %s is there already; nothing was done again", done)
             Checkpoints(folder.checkpoints, ranks).remove()  # left by a kill between the two
-            if ranks.is_main and not (folder.path / SUMMARY_FILE).exists():  # it was killed between the two
+            if ranks.is_main and not (folder.path / REPORT_FILE).exists():  # it was killed between the two
                 _summarise(folder.path, source, labeled)
             return _result(folder.path, source, config)
         state, batches, schedule = _prepare(config, source, beginning, preprocessing, ranks, folder.path)
         checkpoints = Checkpoints(folder.checkpoints, ranks, config.checkpoints)
         if state.load(checkpoints):
             logger.info("pretrain: going on from step %d of %d", state.step, schedule.steps)
-        monitor = Monitor(source, folder.path, labeled, schedule.steps)
+        monitor = Evaluator(source, folder.path, labeled, schedule.steps)
         with Tracker(
             folder.path,
             "pretrain",
@@ -185,7 +185,7 @@ def _objective(wrapped: nn.Module, batch: Batch, model: MaskedAutoencoder, confi
     noise = torch.rand(config.batch_size, model.spec.num_patches, generator=generator)[slice(*batch.rows)]
     images = model.preprocessing.normalize(batch.pixels)
     noise = config.masking.arrange(noise, model.spec.grid).to(images.device)
-    loss: torch.Tensor = wrapped(images, config.masking.ratio, noise, loss_only=True).loss
+    loss: torch.Tensor = wrapped(images, config.masking.ratio, noise).loss
     return loss
 
 
@@ -204,7 +204,7 @@ def _prepare(
         preprocessing = beginning.preprocessing(source.channels, config.value_range)
     preprocessing = preprocessing or data_preprocessing(config, source)
     with seeded_rng(config.seed, "weights"):
-        model = MaskedAutoencoder(
+        model = build_autoencoder(
             spec,
             config.decoder,
             norm_pix_loss=config.norm_pix_loss,
@@ -242,7 +242,7 @@ def _prepare(
         source.crops,
         draws=CROP_DRAWS,
         ranks=ranks,
-        accumulate=passes_that_fit(model, config, ranks) if config.accumulate == "auto" else config.accumulate,
+        accumulate=auto_accumulate(model, config, ranks) if config.accumulate == "auto" else config.accumulate,
         workers=source.pool.default_workers() if config.workers is None else config.workers,
         crops_per_image=config.crops_per_image,
         quarantine=Quarantine(folder / "quarantine.csv", len(source.pool), source.pool.name, config.max_rejected),
@@ -300,9 +300,9 @@ def _save(
 
 def _summarise(folder: Path, source: Source, labeled: ProbeImages | None, seconds: float | None = None) -> None:
     """Write the page of a finished run; ``seconds`` of training in all its sittings, where they are known."""
-    from .report import write_summary  # it draws charts, which nothing else here needs
+    from .report import write_report  # it draws charts, which nothing else here needs
 
-    write_summary(folder, source, read_encoder(folder / ENCODER_FILE).provenance, labeled, seconds)
+    write_report(folder, source, read_encoder(folder / ENCODER_FILE).provenance, labeled, seconds)
 
 
 def _without_folders(config: PretrainConfig) -> dict[str, Any]:

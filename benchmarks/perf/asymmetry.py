@@ -22,14 +22,14 @@ from maelift.core.config import resolve
 from maelift.core.device import Precision, autocast, choose_device
 from maelift.core.errors import ConfigError, MaeliftError
 from maelift.core.models.encoder_spec import ModelName, preset_spec
-from maelift.pretrain.mae import Decoder, MaskedAutoencoder
+from maelift.pretrain.mae import DecoderConfig, MaskedAutoencoder, build_autoencoder
 from torch import Tensor
 
 ARMS = {
-    "mask tokens in the encoder, decoder of 8 blocks": (True, Decoder(512, 8, 16)),
-    "visible patches only, decoder of 8 blocks": (False, Decoder(512, 8, 16)),
-    "visible patches only, decoder of 1 block": (False, Decoder(512, 1, 16)),
-    "visible patches only, cross-attending 8 on a quarter": (False, Decoder(512, 8, 16, "cross", 0.25)),
+    "mask tokens in the encoder, decoder of 8 blocks": (True, DecoderConfig(512, 8, 16)),
+    "visible patches only, decoder of 8 blocks": (False, DecoderConfig(512, 8, 16)),
+    "visible patches only, decoder of 1 block": (False, DecoderConfig(512, 1, 16)),
+    "visible patches only, cross-attending 8 on a quarter": (False, DecoderConfig(512, 8, 16, "cross", 0.25)),
 }
 
 
@@ -76,14 +76,14 @@ def _compare(name: str, settings: Benchmark, device: torch.device) -> None:
     kept: dict[str, float] = {}
     models: list[MaskedAutoencoder] = []
     for arm, (in_encoder, decoder) in ARMS.items():
-        model = MaskedAutoencoder(spec, decoder, masks_in_encoder=in_encoder).to(device)
+        model = build_autoencoder(spec, decoder, masks_in_encoder=in_encoder).to(device)
         if models:  # one encoder for all arms, so that they fit into memory together
             model.blocks = models[0].blocks
         models.append(model)
 
         def loss(model: MaskedAutoencoder = model) -> Tensor:
             with autocast(device, settings.precision):
-                return cast(Tensor, model(images, 0.75, noise, loss_only=True).loss)
+                return cast(Tensor, model(images, 0.75, noise).loss)
 
         arms[arm] = _stepper(model, loss)
         kept[arm] = _kept_mib(model, loss) / settings.batch

@@ -28,12 +28,12 @@ from maelift.core.config import resolve
 from maelift.core.errors import MaeliftError
 from maelift.core.models.cost import block_flops, encoder_flops
 from maelift.core.models.encoder_spec import EncoderSpec
-from maelift.pretrain.mae import Decoder, MaskedAutoencoder
+from maelift.pretrain.mae import DecoderConfig, MaskedAutoencoder
 from maelift.pretrain.masking import num_visible
 
 BATCH = 32
 MIDDLE = EncoderSpec(image_size=(64, 64), patch_size=8, embed_dim=192, depth=6, num_heads=3)
-DECODER = Decoder(96, 2, 3)
+DECODER = DecoderConfig(96, 2, 3)
 RATIOS = (0.25, 0.5, 0.75, 0.875)
 WIDTHS = (96, 192, 384, 576)
 DEPTHS = (3, 6, 12, 24)
@@ -118,7 +118,7 @@ def _stepper(point: Point) -> Callable[[], None]:
     optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True)
 
     def step() -> None:
-        model(images, point.ratio, noise, loss_only=True).loss.backward()
+        model(images, point.ratio, noise).loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 

@@ -18,7 +18,7 @@ from maelift.core.config import resolve
 from maelift.core.errors import MaeliftError
 from maelift.core.models.encoder_spec import EncoderSpec
 from maelift.core.models.weight_names import from_transformers_names
-from maelift.pretrain.mae import Decoder, MaskedAutoencoder
+from maelift.pretrain.mae import CrossAttentionAutoencoder, DecoderConfig, autoencoder_from_state_dict
 
 
 @dataclass(frozen=True)
@@ -26,24 +26,24 @@ class Shape:
     """An encoder, a decoder and a batch."""
 
     spec: EncoderSpec
-    decoder: Decoder
+    decoder: DecoderConfig
     batch: int
 
 
 SHAPES = {
     "small": Shape(
         EncoderSpec(image_size=(32, 32), patch_size=4, channels=3, embed_dim=96, depth=4, num_heads=3),
-        Decoder(64, 2, 4),
+        DecoderConfig(64, 2, 4),
         64,
     ),
     "middle": Shape(
         EncoderSpec(image_size=(64, 64), patch_size=8, channels=3, embed_dim=192, depth=12, num_heads=3),
-        Decoder(96, 2, 4),
+        DecoderConfig(96, 2, 4),
         32,
     ),
     "base": Shape(
         EncoderSpec(image_size=(224, 224), patch_size=16, channels=3, embed_dim=768, depth=12, num_heads=12),
-        Decoder(512, 8, 16),
+        DecoderConfig(512, 8, 16),
         8,
     ),
 }
@@ -81,26 +81,28 @@ def _compare(name: str, shape: Shape, settings: Benchmark) -> None:
     images = torch.randn(shape.batch, 3, *shape.spec.image_size)
     noise = torch.rand(shape.batch, shape.spec.num_patches)
     theirs = _transformers(shape)
-    ours = MaskedAutoencoder.from_state_dict(
+    ours = autoencoder_from_state_dict(
         from_transformers_names(theirs.state_dict()),
         num_heads=shape.spec.num_heads,
         decoder_num_heads=shape.decoder.num_heads,
         norm_pix_loss=True,
     )
-    cross = MaskedAutoencoder(
+    cross = CrossAttentionAutoencoder(
         shape.spec,
-        Decoder(shape.decoder.embed_dim, shape.decoder.depth, shape.decoder.num_heads, attention="cross", predict=0.25),
+        DecoderConfig(
+            shape.decoder.embed_dim, shape.decoder.depth, shape.decoder.num_heads, attention="cross", predict=0.25
+        ),
     )
     losses = [
-        float(ours(images, 0.75, noise, loss_only=True).loss.detach()),
+        float(ours(images, 0.75, noise).loss.detach()),
         float(theirs(images, noise=noise).loss.detach()),
     ]
     if abs(losses[0] - losses[1]) > 1e-4 * losses[1]:
         raise MaeliftError(f"{name}: the losses differ, {losses[0]} and {losses[1]}; nothing was measured.")
     arms = {
         "transformers": _stepper(theirs, lambda: theirs(images, noise=noise).loss),
-        "maelift": _stepper(ours, lambda: ours(images, 0.75, noise, loss_only=True).loss),
-        "maelift, cross": _stepper(cross, lambda: cross(images, 0.75, noise, loss_only=True).loss),
+        "maelift": _stepper(ours, lambda: ours(images, 0.75, noise).loss),
+        "maelift, cross": _stepper(cross, lambda: cross(images, 0.75, noise).loss),
     }
     times: dict[str, list[float]] = {arm: [] for arm in arms}
     count = max(1, round(settings.seconds / _seconds(arms["transformers"], 1)))

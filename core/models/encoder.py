@@ -55,7 +55,7 @@ class PatchEmbed(nn.Module):
 
     def forward(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
         """Images (B, C, H, W) to tokens (B, N, D); with indices ``keep`` (B, V) only those patches, (B, V, D)."""
-        patches = unfold_patches(images, self.patch_size)  # (B, N, C * p * p)
+        patches = patchify_channels_first(images, self.patch_size)  # (B, N, C * p * p)
         if keep is not None:
             patches = gather_tokens(patches, keep)
         return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
@@ -220,8 +220,11 @@ def initialize_linear(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-def unfold_patches(images: Tensor, patch_size: int) -> Tensor:
-    """Images (B, C, H, W) to patches (B, N, C * p * p), row by row, each in the order (channel, row, column)."""
+def patchify_channels_first(images: Tensor, patch_size: int) -> Tensor:
+    """Images (B, C, H, W) to patches (B, N, C * p * p), each in the order (channel, row, column): that of a conv's weight.
+
+    Patches come row by row. The target of a masked autoencoder has the order (row, column, channel) instead.
+    """
     batch, channels, height, width = images.shape
     rows, columns = height // patch_size, width // patch_size
     cut = images.reshape(batch, channels, rows, patch_size, columns, patch_size)

@@ -21,7 +21,7 @@ from maelift.core.models.decoder_file import DecoderFile, save_decoder
 from maelift.core.models.encoder import Encoder
 from maelift.core.models.encoder_file import Provenance, load_encoder, read_encoder, save_encoder
 from maelift.core.models.encoder_spec import preset_spec
-from maelift.pretrain.mae import Decoder, MaskedAutoencoder
+from maelift.pretrain.mae import DecoderConfig, MaskedAutoencoder
 from maelift.tests.support import (
     ROOT,
     encoder_file,
@@ -83,7 +83,7 @@ def random_mae(channels: int = 3, image_size: int | tuple[int, int] = 16) -> Mas
     """A small masked autoencoder, every parameter random."""
     generator = torch.Generator().manual_seed(0)
     spec = preset_spec("vit_nano", channels=channels, image_size=image_size)
-    model = MaskedAutoencoder(spec, Decoder(32, 2, 4))
+    model = MaskedAutoencoder(spec, DecoderConfig(32, 2, 4))
     for parameter in model.parameters():
         parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
     return model.eval()
@@ -118,7 +118,7 @@ def test_from_pretrained_alone_finds_our_features_and_our_loss(tmp_path: Path, c
     picture = np.array(noise_image(0, (16, 16), {1: "L", 3: "RGB", 4: "RGBA"}[channels])).reshape(16, 16, channels)
     np.save(tmp_path / "picture.npy", picture)
     with torch.inference_mode():
-        out = model(images, 0.5, noise)
+        out = model.predict(images, 0.5, noise)
         found = {
             "images": images,
             "wide images": wide,

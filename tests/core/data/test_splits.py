@@ -22,7 +22,7 @@ from maelift.core.data.missing_splits import audited_splits, draw_missing_splits
 from maelift.core.data.splits import cluster, stratified_draw, stratified_folds, stratified_order
 from maelift.core.errors import ConfigError, DataError
 from maelift.core.tools.check_data import DataCheckConfig, data_check
-from maelift.pretrain.online_probe import Probe, read_probe
+from maelift.pretrain.online_probe import ProbeConfig, read_probe_images
 from maelift.tests.support import noise_image
 from maelift.transfer.classification.task import ClassifyConfig
 from maelift.transfer.run_folder import split_of_run
@@ -301,5 +301,5 @@ def test_errors_name_the_keys_of_the_file_that_they_are_in(tmp_path: Path) -> No
     (tmp_path / "suite.yaml").write_text(text.replace("group: null", "layout: class_folders"))
     assert read_pools(BenchConfig.resolve({"suite": str(tmp_path / "suite.yaml"), "out": "x"})).classify.train
     with pytest.raises(DataError, match=r"give probe\.layout=class_folders"):
-        read_probe(Probe(str(tmp_path / "data")), 0.05)
-    assert read_probe(Probe(str(tmp_path / "data"), layout="class_folders"), 0.05)
+        read_probe_images(ProbeConfig(str(tmp_path / "data")), 0.05)
+    assert read_probe_images(ProbeConfig(str(tmp_path / "data"), layout="class_folders"), 0.05)

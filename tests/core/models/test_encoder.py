@@ -16,7 +16,7 @@ from maelift.core.models.encoder import Encoder
 from maelift.core.models.encoder_file import CONTRACT_KEY, Provenance, load_encoder, read_encoder, save_encoder
 from maelift.core.models.encoder_spec import PRESETS, EncoderSpec, preset_spec
 from maelift.core.models.preprocessing import Preprocessing
-from maelift.pretrain.mae import Decoder, MaskedAutoencoder
+from maelift.pretrain.mae import DecoderConfig, MaskedAutoencoder
 from maelift.tests.support import framework, random_encoder
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -132,7 +132,7 @@ def test_timm_weights_give_timm_s_features(tmp_path: Path, suffix: str) -> None:
 
 @pytest.mark.parametrize("image_size", [(32, 32), (32, 64)])
 def test_a_reference_checkpoint_with_decoder_and_arguments_is_read(tmp_path: Path, image_size: tuple[int, int]) -> None:
-    model = MaskedAutoencoder(EncoderSpec(image_size, 16, 3, 192, 2, 3), Decoder(32, 1, 2))
+    model = MaskedAutoencoder(EncoderSpec(image_size, 16, 3, 192, 2, 3), DecoderConfig(32, 1, 2))
     content = {"model": model.state_dict(), "args": argparse.Namespace(lr=1.0), "epoch": 3}
     torch.save(content, tmp_path / "mae.pth")
     ours = load_encoder(tmp_path / "mae.pth", image_size=None if image_size[0] == image_size[1] else image_size)
