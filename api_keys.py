@@ -19,7 +19,7 @@ class MaskingKeys(TypedDict, total=False):
 
 
 class DecoderKeys(TypedDict, total=False):
-    """Keys of Decoder."""
+    """Keys of DecoderConfig."""
 
     embed_dim: int
     depth: int
@@ -62,7 +62,7 @@ class SlurmKeys(TypedDict, total=False):
 
 
 class ProbeKeys(TypedDict, total=False):
-    """Keys of Probe."""
+    """Keys of ProbeConfig."""
 
     data: Text | None
     labels: int

@@ -79,7 +79,7 @@ def _text(kind: Any, types_: dict[str, str]) -> str:
         key, value = (_text(argument, types_) for argument in arguments)
         return f"Mapping[{key.replace('Text', 'str')}, {value}]"
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-        name = f"{kind.__name__}Keys"
+        name = f"{kind.__name__.removesuffix('Config')}Keys"
         if name not in types_:
             types_[name] = ""
             fields = {key: _text(inner, types_) for key, inner in _fields(kind)}
