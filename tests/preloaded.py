@@ -3,7 +3,9 @@
 A command is a process of its own all the same, with its own words, folder, environment, output and exit code. Hundreds are run
 by the tests; torch and what stands on it take some five seconds of a core each time.
 
-Blocks of Python and the ranks of a distributed run are started the same way.
+Blocks of Python and the ranks of a distributed run are started the same way. Commands that name detectron2 or mmseg are forks of
+a process that has imported that too. The workers that ``bench`` and ``certify`` start are forked from one process for all
+commands of a test process; a command in a process group of its own starts everything itself, as it does for users.
 
     python tests/preloaded.py --serve SOCKET    waits for commands until its standard input ends
     python tests/preloaded.py SOCKET WORDS      runs a command there, as if it were here
@@ -12,7 +14,8 @@ Blocks of Python and the ranks of a distributed run are started the same way.
 from __future__ import annotations
 
 import atexit
-import importlib
+import gc
+import importlib.util
 import json
 import os
 import select
@@ -23,11 +26,29 @@ import sys
 import tempfile
 import types
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
-from typing import NoReturn
+from typing import IO, Any, NoReturn
 
 CODE = "-c"
 """The first word where the second one is Python to be run, as for ``python -c``; the others are its arguments."""
+SERVE = "--serve"
+"""The first word where a process that waits for commands is asked for; then its socket, and its framework."""
+MODULES = (
+    "omegaconf",
+    "torch.utils.tensorboard",
+    "matplotlib.figure",
+    "matplotlib.backends.backend_agg",
+    "matplotlib.backends.backend_svg",
+    "jinja2",
+)
+"""What commands import only where they need it."""
+FRAMEWORKS = {
+    "detectron2": ("detectron2.model_zoo", "detectron2.engine", "detectron2.modeling", "detectron2.evaluation"),
+    "mmseg": ("mmseg.apis", "mmseg.models", "mmseg.datasets", "mmseg.evaluation", "mmengine.runner"),
+}
+"""What commands that name a framework import of it."""
 
 
 class Preloaded:
@@ -36,7 +57,8 @@ class Preloaded:
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="maelift-commands-")
         self.socket = Path(self._folder.name) / "socket"
-        command = [sys.executable, __file__, "--serve", str(self.socket)]
+        self._with_framework: dict[str, Started] = {}
+        command = [sys.executable, __file__, SERVE, str(self.socket)]
         self._server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert self._server.stdout is not None
         if self._server.stdout.readline() != b"ready\n":
@@ -45,6 +67,8 @@ class Preloaded:
 
     def close(self) -> None:
         """Have it end."""
+        for server in self._with_framework.values():
+            server.kill()
         if self._server.stdin is not None:
             self._server.stdin.close()
         self._server.wait()
@@ -62,7 +86,21 @@ class Preloaded:
         self, words: Sequence[str], cwd: Path | None, env: Mapping[str, str], *, session: bool = False
     ) -> Started:
         """A command at work; ``session``: in a process group of its own, as a terminal's or a scheduler's."""
-        return Started(self.socket, words, str(cwd or os.getcwd()), env, session)
+        if (framework := framework_of(words)) is not None:
+            self.prepare(framework)
+        workers = "" if session or words[0] not in ("bench", "certify") else process_for_workers()
+        return Started(place_for(self.socket, words), words, str(cwd or os.getcwd()), env, session, workers)
+
+    def prepare(self, framework: str) -> None:
+        """Have commands that name a framework forked from a process that has it imported, where it is installed."""
+        if framework not in self._with_framework and importlib.util.find_spec(framework) is not None:
+            place = self.socket.with_name(framework)
+            server = Started(self.socket, [SERVE, str(place), framework], os.getcwd(), os.environ)
+            self._with_framework[framework] = server
+            while not place.exists():
+                if server.poll() is not None:
+                    raise RuntimeError(f"no process for commands with {framework} could be started: {server.said()[1]}")
+                select.select([], [], [], 0.02)
 
     def shim(self) -> Path:
         """A folder for a shell's path, in which ``maelift`` is such a command."""
@@ -75,16 +113,66 @@ class Preloaded:
         return folder
 
 
+def framework_of(words: Sequence[str]) -> str | None:
+    """The framework that a command or a block of Python names."""
+    for name in FRAMEWORKS:
+        if any(word == name or word.endswith(f"={name}") or (words[0] == CODE and name in word) for word in words):
+            return name
+    return None
+
+
+def place_for(base: Path, words: Sequence[str]) -> Path:
+    """The socket of the process that a command is to be forked from; ``base`` is that of the one without a framework."""
+    framework = framework_of(words)
+    place = base.with_name(framework or base.name)
+    return place if place.exists() else base
+
+
+@cache
+def process_for_workers() -> str:
+    """The socket of the process that the workers of commands are forked from: this process's own one of multiprocessing."""
+    import multiprocessing
+    from multiprocessing import forkserver
+
+    from maelift.adapters import config_process
+    from maelift.benchmarks import local_executor
+
+    modules = [*local_executor.PRELOADED, *config_process.PRELOADED, *MODULES]
+    multiprocessing.get_context("forkserver").set_forkserver_preload(modules)
+    server: Any = forkserver._forkserver
+    server.ensure_running()
+    return json.dumps([server._forkserver_address, getattr(server, "_forkserver_authkey", b"").hex()])
+
+
+def _use_for_workers(process: str) -> None:
+    """Fork the workers of this process from that one."""
+    from multiprocessing import forkserver, resource_tracker
+
+    server: Any = forkserver._forkserver
+    server._forkserver_address, key = json.loads(process)
+    server._forkserver_authkey = bytes.fromhex(key)
+    server._forkserver_alive_fd = os.open(os.devnull, os.O_RDONLY)
+    server.ensure_running = resource_tracker.ensure_running
+
+
 class Started:
     """A command at work, with what is used here of ``subprocess.Popen``."""
 
-    def __init__(self, place: Path, words: Sequence[str], cwd: str, env: Mapping[str, str], session: bool) -> None:
+    def __init__(
+        self,
+        place: Path,
+        words: Sequence[str],
+        cwd: str,
+        env: Mapping[str, str],
+        session: bool = False,
+        workers: str = "",
+    ) -> None:
         self.words = list(words)
         self._out, self._err = os.memfd_create("out"), os.memfd_create("err")
         self._code: int | None = None
         with open(os.devnull) as nothing:
             files = [nothing.fileno(), self._out, self._err]
-            self._line = _ask(place, words, cwd, env, files, session)
+            self._line = _ask(place, words, cwd, env, files, session, workers)
         self._answers = self._line.makefile("r")
         self.pid = int(self._answers.readline())
 
@@ -128,16 +216,24 @@ class Started:
 
     def kill(self) -> None:
         """End the command's process at once."""
-        os.kill(self.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
 
 
 def _ask(
-    place: Path, words: Sequence[str], cwd: str, env: Mapping[str, str], files: Sequence[int], session: bool
+    place: Path,
+    words: Sequence[str],
+    cwd: str,
+    env: Mapping[str, str],
+    files: Sequence[int],
+    session: bool = False,
+    workers: str = "",
 ) -> socket.socket:
     """Have a command run with these files as standard input, output and error; its number and exit code come as two lines."""
     line = socket.socket(socket.AF_UNIX)
     line.connect(str(place))
-    request = json.dumps({"words": list(words), "cwd": cwd, "env": dict(env), "session": session}).encode()
+    content = {"words": list(words), "cwd": cwd, "env": dict(env), "session": session, "workers": workers}
+    request = json.dumps(content).encode()
     socket.send_fds(line, [len(request).to_bytes(4, "big")], list(files))
     line.sendall(request)
     return line
@@ -150,28 +246,41 @@ def _exit_code(answer: str) -> int:
 
 def call(place: Path, words: Sequence[str], cwd: str, env: Mapping[str, str], files: Sequence[int]) -> int:
     """Run a command with these files as standard input, output and error; its exit code, as subprocess has it."""
-    with _ask(place, words, cwd, env, files, False) as line, line.makefile("r") as answers:
+    with _ask(place_for(place, words), words, cwd, env, files) as line, line.makefile("r") as answers:
         answers.readline()
         return _exit_code(answers.readline())
 
 
 def serve(place: str) -> None:
-    """Import what commands need, then fork for each that comes."""
-    listener = socket.socket(socket.AF_UNIX)
-    listener.bind(place)
-    listener.listen(64)
+    """Import what commands need, then fork for each that comes, until standard input ends."""
     os.environ["OMP_NUM_THREADS"] = "1"
     from maelift.benchmarks.local_executor import PRELOADED
     from maelift.cli import COMMANDS
 
     own = {module for command in COMMANDS.values() for module in (command.module, command.home or command.module)}
-    for name in [*(f"maelift.{module}" for module in own), *PRELOADED]:
+    for name in [*(f"maelift.{module}" for module in own), *PRELOADED, *MODULES]:
         importlib.import_module(name)
+    listener = _listener(place)
     print("ready", flush=True)
+    _fork_for_each(listener, sys.stdin)
+
+
+def _listener(place: str) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(f"{place}.new")
+    listener.listen(64)
+    os.rename(f"{place}.new", place)  # who finds it may call
+    return listener
+
+
+def _fork_for_each(listener: socket.socket, end: IO[str] | socket.socket) -> None:
+    """Fork for each command that comes, until there is something to be read in ``end``."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them here
+    gc.collect()
+    gc.freeze()  # what forks share isn't touched, and so copied, by their collections
     while True:
-        readable, _, _ = select.select([listener, sys.stdin], [], [])
-        if sys.stdin in readable:
+        readable, _, _ = select.select([listener, end], [], [])
+        if end in readable:
             return
         line, _ = listener.accept()
         if os.fork() == 0:
@@ -199,11 +308,16 @@ def _command(line: socket.socket) -> NoReturn:
     os.chdir(request["cwd"])
     if request["session"]:
         os.setsid()
+    if request["workers"]:
+        _use_for_workers(request["workers"])
     words: list[str] = request["words"]
     sys.argv = words if words[:1] == [CODE] else ["maelift", *words]
     code = 1
     try:
-        code = _python(words) if words[:1] == [CODE] else main(words)
+        if words[:1] == [SERVE]:
+            code = _serve_framework(words[1], words[2], line)
+        else:
+            code = _python(words) if words[:1] == [CODE] else main(words)
         ignore_stops()
         atexit._run_exitfuncs()
     except SystemExit as error:
@@ -217,6 +331,14 @@ def _command(line: socket.socket) -> NoReturn:
         os._exit(code & 255)
 
 
+def _serve_framework(place: str, framework: str, line: socket.socket) -> int:
+    """Import a framework too, then fork for each command that comes, until nobody is left who could ask."""
+    for name in FRAMEWORKS[framework]:
+        importlib.import_module(name)
+    _fork_for_each(_listener(place), line)
+    return 0
+
+
 def _python(words: Sequence[str]) -> int:
     """Run a block as the program that it would be alone."""
     program = types.ModuleType("__main__")
@@ -228,7 +350,7 @@ def _python(words: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "--serve":
+    if sys.argv[1] == SERVE:
         serve(sys.argv[2])
     else:
         sys.exit(call(Path(sys.argv[1]), sys.argv[2:], os.getcwd(), os.environ, (0, 1, 2)))

@@ -26,7 +26,7 @@ from maelift.core.models.encoder import Encoder
 from maelift.core.models.encoder_file import Provenance, save_encoder
 from maelift.core.models.encoder_spec import EncoderSpec, preset_spec
 from maelift.core.seeding import seeded_rng
-from maelift.tests.preloaded import CODE, Preloaded, Started
+from maelift.tests.preloaded import CODE, FRAMEWORKS, Preloaded, Started
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -198,6 +198,9 @@ def run_page(page: Path, folder: Path, timeout: float = 240, languages: Sequence
     path = os.pathsep.join([str(preloaded().shim()), str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     printed = []
     env = {**environment(), "PATH": path}
+    for framework in FRAMEWORKS:
+        if any(framework in block for _, block in blocks):
+            preloaded().prepare(framework)
     for language, block in blocks:
         if language == "python":
             done = preloaded().run([CODE, block], folder, env, timeout)

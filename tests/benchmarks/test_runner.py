@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import maelift
+import maelift.api
 import numpy as np
 import pytest
 import torch
