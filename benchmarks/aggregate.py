@@ -16,7 +16,7 @@ from ..core.public_names import public_config, public_name, public_text
 from ..core.yaml_files import to_dict, to_yaml
 from ..pretrain.evaluation import PICTURE_FILE
 from ..version import __version__
-from .data import Pools
+from .data import SuiteImages
 from .examples import address, won_and_lost
 from .protocol import Comparison, Results, compare, encoder_runs, iter_cells, seconds_spent
 from .results import Arm, Example, NearPair, SuiteResult, TaskResult
@@ -95,11 +95,11 @@ def _examples(context: Context, parts: Sequence[TaskResult], arms: tuple[Arm, ..
             yield from won_and_lost(part, test, arms, context.config.baseline)
 
 
-def _near(pools: Pools) -> Iterator[NearPair]:
+def _near(pools: SuiteImages) -> Iterator[NearPair]:
     """What the guard left out as nearly the same, with pictures."""
     for pair in pools.pairs:
         first, second = (address(picture) for picture in pair.pictures)
-        yield NearPair(pair.part, pair.name, pair.other, pair.likeness, (first, second))
+        yield NearPair(pair.part, pair.name, pair.other, pair.similarity, (first, second))
 
 
 def _part(context: Context, task: str, comparisons: Sequence[Comparison]) -> TaskResult:

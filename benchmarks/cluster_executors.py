@@ -23,7 +23,7 @@ from ..core.progress import Listener, Progress
 from ..core.signals import Interrupted
 from ..core.slurm import slurm_executor
 from ..core.yaml_files import to_dict
-from .data import read_pools
+from .data import read_suite_images
 from .executor import DIED, FEWER, NO_MEMORY, STALLED, Executor, Hear, told
 from .runs import Context, Run, execute
 from .suite import BenchConfig
@@ -208,7 +208,7 @@ def _run_anew(keys: Mapping[str, Any], run: Run, store: Path, home: str) -> str 
     try:
         config = resolve(BenchConfig, keys)
         torch.set_num_threads(config.threads)
-        execute(run, Context.of(config, read_pools(config)), store, _noting(note))
+        execute(run, Context.of(config, read_suite_images(config)), store, _noting(note))
         note.unlink(missing_ok=True)
     except Interrupted:
         return "stopped"

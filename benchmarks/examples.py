@@ -14,7 +14,7 @@ from ..core.data.detection import DetectionImages
 from ..core.data.labeled_dataset import LabeledDataset
 from ..core.data.segmentation import SegmentationImages
 from ..core.report.html import MINUS, data_url
-from .data import small_picture
+from .leakage import small_picture
 from .results import METRICS, Arm, Example, TaskResult
 
 SHOWN = 6

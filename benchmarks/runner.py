@@ -19,7 +19,7 @@ from ..core.signals import Interrupted, StopSignals, stoppable
 from ..core.yaml_files import write_config
 from .aggregate import RunOutcome, collect, device_of
 from .cluster_executors import RayTasks, SlurmJobs
-from .data import read_pools
+from .data import read_suite_images
 from .disk_estimate import bytes_held, bytes_left, encoder_parameters
 from .estimates import MeasuredCost, RuntimeHistory
 from .executor import DIED, NO_ROOM, STALLED, Executor
@@ -150,7 +150,7 @@ def status(config: BenchConfig) -> Status:
 def _look_through(config: BenchConfig) -> Context:
     """The suite with its images, checked against each other."""
     logger.info("bench: looking through the images of %s", config.data.path or config.data.unlabelled)
-    context = Context.of(config, read_pools(config))
+    context = Context.of(config, read_suite_images(config))
     context.check()
     return context
 

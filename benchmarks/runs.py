@@ -50,7 +50,7 @@ from ..transfer.recipe import Recipe
 from ..transfer.task import Task
 from ..transfer.trained_model import load_model
 from ..version import __version__
-from .data import Pools, count_of
+from .data import SuiteImages, count_of
 from .results import pack_items
 from .suite import BenchConfig, key_prefix
 from .task_design import CLASSIFY
@@ -135,12 +135,12 @@ class Context:
     """What all runs of a suite share: its configuration and its images."""
 
     config: BenchConfig
-    pools: Pools
+    pools: SuiteImages
     weights: Mapping[str, str] = field(default_factory=dict)
     """hash of the weights that an arm begins with, where it names some"""
 
     @classmethod
-    def of(cls, config: BenchConfig, pools: Pools) -> Context:
+    def of(cls, config: BenchConfig, pools: SuiteImages) -> Context:
         """Also reads what weights the arms name; raises MaeliftError for those that don't fit the suite's model."""
         hashes = {}
         for name in config.arms:

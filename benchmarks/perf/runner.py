@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from maelift.benchmarks.data import read_pools
+from maelift.benchmarks.data import read_suite_images
 from maelift.benchmarks.local_executor import PRELOADED
 from maelift.benchmarks.protocol import Results, predict_runs, read_finished
 from maelift.benchmarks.runner import run_all
@@ -101,7 +101,7 @@ def suite_of(settings: Benchmark, seeds: int, out: Path) -> Context:
     keys = {"data": {"path": settings.data}, "seeds": list(range(seeds)), "workers": settings.workers}
     arms = {name: {"steps": {25: settings.steps}} for name in ("mae", "scratch")}
     config = BenchConfig.resolve({"suite": str(file), "out": str(out), "arms": arms, **keys})
-    return Context.of(config, read_pools(config))
+    return Context.of(config, read_suite_images(config))
 
 
 def runs_of(context: Context, results: Results) -> list[Run]:

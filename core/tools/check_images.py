@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,8 +16,9 @@ from ..data.folder_names import SPLIT_NAMES
 from ..data.groups import groups_of
 from ..data.images import FolderImages, ImageSet, opened
 from ..data.issues import DataIssue
+from ..data.near_duplicates import NearDuplicate, compare_uncropped, compare_within
 from ..data.task_data import AnnotatedSplit, AnnotatedTask
-from ..data.thumbnails import Thumbnail, best_matches, descriptors, threshold, thumbnail
+from ..data.thumbnails import Thumbnail, Thumbnails, thumbnail
 from ..errors import DataError
 from ..progress import progress_logger
 from ..threads import Threads
@@ -74,7 +76,7 @@ class CheckedSplit:
 
 @dataclass(frozen=True)
 class ImageScan:
-    """An opened image: its upright size, a hash of its pixels, its thumbnail (16, 16); or the reason why it can't be opened."""
+    """An opened image: its upright size, a hash of its pixels, its thumbnail; or the reason why it can't be opened."""
 
     size: tuple[int, int] = (0, 0)
     content: str = ""
@@ -200,20 +202,33 @@ def shared_images(
     issues = list(_equal_images(names, scans))
     if near == 1:
         return issues, None
-    thumbnails = {split: [scans[name].thumbnail for name in found] for split, found in names.items()}
-    described = {
-        split: descriptors([image for image in some if image is not None]) for split, some in thumbnails.items()
+    thumbnails = {
+        split: Thumbnails.stack([small for name in found if (small := scans[name].thumbnail) is not None])
+        for split, found in names.items()
     }
-    # Where a split is missing, it will be drawn from train.
-    drawn_from = "train" if len(names) < len(SPLIT_NAMES) else None
-    matches = list(best_matches(names, described, within=drawn_from))
-    least = threshold([match.likeness for match in matches]) if near is None else near
-    for match in matches:
-        if match.likeness >= least and scans[match.one].content != scans[match.other].content:
-            kind = "near-duplicate in two splits" if match.between_splits else "near-duplicates in train"
-            what = f"nearly {match.other} (similarity {match.likeness:.4f})"
-            issues.append(DataIssue(kind, Path(match.one), "", what))
-    return issues, least if matches else None
+    thresholds = []
+    for earlier, later in itertools.combinations(names, 2):
+        progress = progress_logger(f"comparing {later} with {earlier}")
+        compared = compare_uncropped(thumbnails[later], thumbnails[earlier], progress, near)
+        pairs = [(names[earlier][pair.original], names[later][pair.index], pair) for pair in compared.near_duplicates()]
+        issues += _near_duplicates("near-duplicate in two splits", pairs, scans)
+        thresholds.append(compared.threshold)
+    if len(names) < len(SPLIT_NAMES) and "train" in names:  # the missing split will be drawn from train
+        train = names["train"]
+        compared = compare_within(thumbnails["train"], progress_logger("comparing within train"), near)
+        pairs = [(train[pair.original], train[pair.index], pair) for pair in compared.pairs_within()]
+        issues += _near_duplicates("near-duplicates in train", pairs, scans)
+        thresholds.append(compared.threshold)
+    return issues, min(thresholds, default=None)
+
+
+def _near_duplicates(
+    kind: str, pairs: Sequence[tuple[str, str, NearDuplicate]], scans: Mapping[str, ImageScan]
+) -> Iterator[DataIssue]:
+    """The issues of near-duplicates (image, other, pair); those of equal pixels are reported as that."""
+    for name, other, pair in pairs:
+        if scans[name].content != scans[other].content:
+            yield DataIssue(kind, Path(name), "", f"nearly {other} (similarity {pair.similarity:.4f})")
 
 
 def _equal_images(names: Mapping[str, Sequence[str]], scans: Mapping[str, ImageScan]) -> Iterator[DataIssue]:

@@ -15,7 +15,8 @@ from ..data.audit import FLAT_IMAGE, FLAT_NOTE, TRANSPARENCY, TRANSPARENT, Image
 from ..data.decode import PixelFormat
 from ..data.images import FolderImages, ImageSet, channel_statistics, check_channels, opened
 from ..data.issues import DataIssue
-from ..data.thumbnails import Thumbnail, best_matches, descriptors, threshold, thumbnail
+from ..data.near_duplicates import compare_within
+from ..data.thumbnails import Thumbnail, Thumbnails, thumbnail
 from ..errors import DataError
 from ..progress import progress_logger
 from ..threads import Threads
@@ -137,7 +138,7 @@ def _look(images: ImageSet, number: int, form: PixelFormat, compared: bool) -> t
             name, reason=str(error).removeprefix(f"{_name(images, number)}: ").removeprefix(f"{name}: ")
         ), None
     seen = look_at(images.name(number), picture, image)
-    return seen, thumbnail(picture, form.value_range or (0.0, 255.0)) if compared else None
+    return seen, thumbnail(picture) if compared else None
 
 
 def _usual_channels(looks: Sequence[ImageInfo]) -> int:
@@ -150,19 +151,16 @@ def _usual_channels(looks: Sequence[ImageInfo]) -> int:
 
 
 def _near(
-    images: ImageSet, numbers: Sequence[int], seen: Mapping[int, Thumbnail], near: float | None
-) -> tuple[dict[int, str], float | None]:
-    """Images that are nearly an earlier one, with what is told of them, and the likeness from which on they are."""
-    names = [str(number) for number in numbers]
-    thumbnails = [seen[number] for number in numbers]
-    matches = list(best_matches({"all": names}, {"all": descriptors(thumbnails)}, within="all"))
-    least = threshold([match.likeness for match in matches]) if near is None else near
+    images: ImageSet, numbers: Sequence[int], thumbnails: Mapping[int, Thumbnail], near: float | None
+) -> tuple[dict[int, str], float]:
+    """Images that are nearly an earlier one, with what is reported of them, and the similarity from which on they are."""
+    stack = Thumbnails.stack([thumbnails[number] for number in numbers])
+    compared = compare_within(stack, progress_logger("comparing"), near)
     found = {
-        int(match.other): f"nearly {_name(images, int(match.one))} (likeness {match.likeness:.4f})"
-        for match in matches
-        if match.likeness >= least
+        numbers[pair.index]: f"nearly {_name(images, numbers[pair.original])} (similarity {pair.similarity:.4f})"
+        for pair in compared.pairs_within()
     }
-    return found, least if matches else None
+    return found, compared.threshold
 
 
 def _facts(

@@ -316,7 +316,7 @@ def test_images_won_and_lost_and_near_pairs_are_shown(tmp_path: Path) -> None:
     assert "MAE on the pool does better than scratch at 100 labels (test images)" in page.text
     assert "On segment, MAE on the pool does worse than scratch at 100 labels (test images)" in page.text
     assert "7.png: Bag; right in 4 against 0 of 4 seeds" in page.text and "8.png: Coat; brings −0.2" in page.text
-    assert "pool: copy.jpg, nearly test.jpg (likeness 0.991)" in page.text
+    assert "pool: copy.jpg, nearly test.jpg (similarity 0.991)" in page.text
     assert page.values("src") == [picture] * 4
     again = SuiteResult.from_json(made_up(examples=examples, near=near).to_json())
     assert again.examples == examples and again.near == near

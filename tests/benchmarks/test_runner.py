@@ -29,7 +29,7 @@ from maelift.api_keys import SuiteDataKeys
 from maelift.benchmarks import progress, runner
 from maelift.benchmarks import runs as runs_module
 from maelift.benchmarks.compare_suites import read_result
-from maelift.benchmarks.data import Pools, read_pools
+from maelift.benchmarks.data import SuiteImages, read_suite_images
 from maelift.benchmarks.progress import Board
 from maelift.benchmarks.runner import plan
 from maelift.benchmarks.runs import Context, Run, execute
@@ -121,7 +121,7 @@ def resolved(whole: Whole, **keys: object) -> BenchConfig:
 
 def test_a_terminal_shows_the_runs_at_work_as_a_table(whole: Whole) -> None:
     config = resolved(whole)
-    context = Context.of(config, read_pools(config))
+    context = Context.of(config, read_suite_images(config))
     progress = Board(context, lambda run: None, 2)
     one, other = (context.training("classify", "scratch", 6, seed, 3, 1e-3) for seed in (0, 1))
     progress._look_ahead()
@@ -220,7 +220,7 @@ def test_the_report_names_no_folders_but_by_their_last_names(whole: Whole, tmp_p
 
 
 def test_an_image_in_pool_and_test_is_dropped_and_told_of(whole: Whole) -> None:
-    pools = read_pools(resolved(whole))
+    pools = read_suite_images(resolved(whole))
     kept = {name: {image_bytes(part, i) for i in range(len(part))} for name, part in vars_of(pools).items()}
     for one, other in (("pool", "val"), ("pool", "test"), ("source", "pool"), ("source", "val"), ("source", "test")):
         assert not kept[one] & kept[other]
@@ -232,7 +232,7 @@ def test_an_image_in_pool_and_test_is_dropped_and_told_of(whole: Whole) -> None:
     assert f"pool: {len(pools.pool)} images" in report and all(finding in report for finding in pools.findings)
 
 
-def vars_of(pools: Pools) -> dict[str, Any]:
+def vars_of(pools: SuiteImages) -> dict[str, Any]:
     splits = pools.classify
     return {"pool": pools.labelled_pool, "source": splits.train, "val": splits.val, "test": splits.test}
 
@@ -454,7 +454,7 @@ def test_a_suite_at_work_says_at_once_how_far_it_is(whole: Whole, tmp_path: Path
 
 
 def test_a_signal_before_the_runs_ends_in_words(whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "read_pools", lambda data: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(runner, "read_suite_images", lambda data: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(MaeliftError, match="The same command goes on") as caught:
         maelift.api.bench(str(whole.home / "suite.yaml"), out=str(tmp_path / "out"))
     assert caught.value.exit_code == 143 and not (tmp_path / "out").exists()
@@ -529,7 +529,7 @@ def test_a_change_runs_only_what_it_touches(whole: Whole, tmp_path: Path) -> Non
 
 def test_the_key_holds_what_determines_a_run_and_no_more(whole: Whole, tmp_path: Path) -> None:
     def keys(config: BenchConfig) -> dict[str, str]:
-        context = Context.of(config, read_pools(config))
+        context = Context.of(config, read_suite_images(config))
         mae, supervised = context.pretraining("mae", 0), context.pretraining("supervised", 0)
         train = context.training("classify", "scratch", 6, 0, 3, 1e-3)
         assert mae is not None and supervised is not None
@@ -575,7 +575,7 @@ def test_labels_are_part_of_the_key(tmp_path: Path) -> None:
         (tmp_path / "suite.yaml").write_text(json.dumps(suite))
         data = {"path": str(folder), "pool": 20}
         config = BenchConfig.resolve({"suite": str(tmp_path / "suite.yaml"), "out": "x", "data": data})
-        pools = read_pools(config)
+        pools = read_suite_images(config)
         digests.append((pools.pool_digest, pools.tasks["classify"].digests))
     assert digests[0] != digests[1]
 
@@ -585,7 +585,7 @@ def test_a_seed_is_one_draw_and_one_head_for_all_arms(
 ) -> None:
     out = shutil.copytree(whole.out, tmp_path / "out")
     config = resolved(whole)
-    context = Context.of(config, read_pools(config))
+    context = Context.of(config, read_suite_images(config))
     seen: list[tuple[str, int, tuple[str, ...], bytes, bytes]] = []
     real_fit, real_train = finetune.fit, loop.train
     names: list[tuple[str, ...]] = []
@@ -633,7 +633,7 @@ def test_a_folder_in_use_is_refused_and_a_dry_run_writes_nothing(whole: Whole, t
 
 def test_a_trial_that_diverges_loses_and_a_compared_run_that_diverges_is_told(whole: Whole, tmp_path: Path) -> None:
     config = resolved(whole)
-    context = Context.of(config, read_pools(config))
+    context = Context.of(config, read_suite_images(config))
     trial = context.training("classify", "scratch", 6, config.tuning.seed, 3, 1e30)
     execute(trial, context, tmp_path / "runs")
     assert results(tmp_path)[trial.key]["val"] == 0.0

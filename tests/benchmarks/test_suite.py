@@ -237,12 +237,12 @@ def test_class_folders_csv_and_idx(suite: Path, class_folders: Path, tmp_path: P
 def test_colour_is_normalised_by_imagenet_and_gray_by_the_pool(
     suite: Path, class_folders: Path, tmp_path: Path
 ) -> None:
-    from maelift.benchmarks.data import read_pools
+    from maelift.benchmarks.data import read_suite_images
     from maelift.benchmarks.runs import Context
 
     def preprocessing(**keys: object) -> Preprocessing:
         config = BenchConfig.resolve({"suite": str(suite), "out": "x", **keys})
-        return Context(config, read_pools(config)).preprocessing
+        return Context(config, read_suite_images(config)).preprocessing
 
     assert preprocessing() == Preprocessing.default(3)
     for path in class_folders.glob("*/*.png"):

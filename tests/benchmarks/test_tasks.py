@@ -15,7 +15,7 @@ import torch
 import yaml
 from maelift.benchmarks.analysis import Comparisons, difference_of
 from maelift.benchmarks.compare_suites import read_result
-from maelift.benchmarks.data import read_pools
+from maelift.benchmarks.data import read_suite_images
 from maelift.benchmarks.disk_estimate import bytes_held, bytes_left
 from maelift.benchmarks.estimates import MeasuredCost
 from maelift.benchmarks.protocol import compare, predict_runs, read_finished
@@ -134,7 +134,7 @@ def test_single_items_add_up_to_the_score_and_carry_the_luck_of_the_test_images(
 
 def test_pairs_share_their_images_heads_and_pretrained_encoder(home: Path) -> None:
     config = resolved(home)
-    context = Context.of(config, read_pools(config))
+    context = Context.of(config, read_suite_images(config))
     mae = context.pretraining("mae", 0)
     assert mae is not None
     for task in ("find", "segment"):
@@ -144,10 +144,10 @@ def test_pairs_share_their_images_heads_and_pretrained_encoder(home: Path) -> No
     assert config.designs["find"].evaluations == 1
     often = resolved(home, tasks={"find": {"evaluations": 2}})
     assert [often.designs[task].evaluations for task in ("find", "segment")] == [2, 1]
-    key = Context.of(often, read_pools(often)).training("find", "mae", 8, 1, 2, 1e-3).key
+    key = Context.of(often, read_suite_images(often)).training("find", "mae", 8, 1, 2, 1e-3).key
     assert key != context.training("find", "mae", 8, 1, 2, 1e-3).key
     other = resolved(home, tasks={"segment": {"recipe": {"scale": [0.9, 1.1]}}})
-    changed = Context.of(other, read_pools(other))
+    changed = Context.of(other, read_suite_images(other))
     assert (
         changed.training("segment", "mae", 8, 1, 2, 1e-3).key != context.training("segment", "mae", 8, 1, 2, 1e-3).key
     )
@@ -171,7 +171,7 @@ def test_a_dry_run_and_the_status_name_the_tasks(home: Path, whole: Path) -> Non
 
 def test_a_plan_tells_what_the_runs_leave_on_the_disk(home: Path, whole: Path) -> None:
     config = resolved(home)
-    context = Context.of(config, read_pools(config))
+    context = Context.of(config, read_suite_images(config))
     found = predict_runs(context, read_finished(whole / "runs"))
     kept = {path: path.stat().st_size for path in whole.glob("runs/*/*.safetensors")}
     assert sum(kept.values()) == pytest.approx(bytes_left(context, found.values()), rel=0.05)
@@ -205,7 +205,7 @@ def test_a_plan_tells_the_time_by_finished_runs_and_by_steps_that_it_measures(
         sum(2 * sum(times) / len(times) for times in find.values()) / 2
     )  # of two arms, two workers
     config = resolved(home, out=str(home / "new"))
-    context = Context.of(config, read_pools(config))
+    context = Context.of(config, read_suite_images(config))
     measured = MeasuredCost(context, torch.device("cpu"))
     train, other = context.training("find", "mae", 8, 0, 2, 1e-3), context.training("segment", "scratch", 8, 0, 2, 1e-3)
     pretrain, test = context.pretraining("mae", 0), context.testing(train)
@@ -289,11 +289,11 @@ def test_verdicts_of_all_tasks_are_corrected_together(tmp_path: Path) -> None:
 def test_a_longer_scratch_arm_gets_the_steps_that_pretraining_took(home: Path) -> None:
     longer = {"longer": {"start": "scratch", "label": "longer", "compute_of": "mae"}}
     config = resolved(home, arms=longer)
-    context = Context.of(config, read_pools(config))
+    context = Context.of(config, read_suite_images(config))
     own, more = (context.steps("segment", arm, 8) for arm in ("scratch", "longer"))
     twice = resolved(home, arms={**longer, "mae": {"pretrain": {"epochs": 4}}})
     assert own == 2 < more
-    doubled = Context.of(twice, read_pools(twice)).steps("segment", "longer", 8)
+    doubled = Context.of(twice, read_suite_images(twice)).steps("segment", "longer", 8)
     assert doubled - own == pytest.approx(2 * (more - own), abs=1)
     state = compare(context, "segment", "longer", 8, lambda run: {"val": 0.1} if run.kind == "train" else None)
     trained = [run for run in state.asked if run.kind == "train"]

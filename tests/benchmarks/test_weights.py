@@ -11,8 +11,8 @@ import maelift
 import pytest
 import torch
 import yaml
-from maelift.benchmarks import data as pools_of_suites
-from maelift.benchmarks.data import read_pools
+from maelift.benchmarks import leakage
+from maelift.benchmarks.data import read_suite_images
 from maelift.benchmarks.runs import Context
 from maelift.benchmarks.suite import BenchConfig
 from maelift.core.errors import MaeliftError
@@ -97,7 +97,7 @@ def test_arms_may_have_models_and_parts_of_the_pool_of_their_own(class_folders: 
     }
     file = suite(tmp_path, {"path": str(class_folders), "val": 9, "test": 9}, arms, patch_size=8)
     config = BenchConfig.resolve({"suite": str(file), "out": "x"})
-    context = Context.of(config, read_pools(config))
+    context = Context.of(config, read_suite_images(config))
     names = {arm: {context.pool_of(arm).name(i) for i in range(len(context.pool_of(arm)))} for arm in arms}
     assert len(names["few"]) == 12 and len(names["more"]) == len(names["all"]) // 2
     assert names["few"] < names["more"] < names["all"] == names["micro"] and names["labels"] == names["few"]
@@ -113,7 +113,7 @@ def test_arms_may_have_models_and_parts_of_the_pool_of_their_own(class_folders: 
     for key, value in (("pool", 1000), ("pool", 0), ("model", "vit_giant")):
         with pytest.raises(MaeliftError, match=rf"arms\.few\.{key}={value}: expected"):
             config = BenchConfig.resolve({"suite": str(file), "out": "x", "arms": {"few": {key: value}}})
-            Context.of(config, read_pools(config)).check()
+            Context.of(config, read_suite_images(config)).check()
     with pytest.raises(MaeliftError, match=r"arms\.scratch\.pool=3: expected null, but for an arm that is pretrained"):
         BenchConfig.resolve({"suite": str(file), "out": "x", "arms": {"scratch": {"pool": 3}}})
 
@@ -128,7 +128,7 @@ def test_other_weights_are_other_runs(class_folders: Path, weights: Path, tmp_pa
     def keys(path: Path) -> tuple[str, ...]:
         changed = {name: {"weights": str(path)} for name in arms}
         config = BenchConfig.resolve({"suite": str(file), "out": "x", "arms": changed})
-        context = Context.of(config, read_pools(config))
+        context = Context.of(config, read_suite_images(config))
         return tuple(run.key for name in arms if (run := context.pretraining(name, 0)) is not None)
 
     before = keys(weights)
@@ -203,24 +203,24 @@ def test_what_is_nearly_tested_with_is_left_out_and_shown(tmp_path: Path, monkey
     file = suite(tmp_path, {"path": str(tmp_path / "data"), "unlabelled": str(pool)}, {})
 
     def read(**data: Any) -> Any:
-        return read_pools(BenchConfig.resolve({"suite": str(file), "out": "x", "data": data}))
+        return read_suite_images(BenchConfig.resolve({"suite": str(file), "out": "x", "data": data}))
 
     pools = read()
     assert len(pools.pool) == 40 and len(pools.classify.train) == 60
     assert sorted(Path(pair.name).stem for pair in pools.pairs) == ["mirrored", *(f"near{n}" for n in range(6))]
     assert {Path(pair.other).stem for pair in pools.pairs} <= {path.stem for path in tests}
     said = " ".join(pools.findings)
-    assert "Images of the pool that are nearly one of validation or test" in said and "were left out: 6." in said
+    assert "Images of the pool that are near-duplicates of validation or test" in said and "were left out: 6." in said
     again, off = read(), read(near="off")
     assert again.pool_digest == pools.pool_digest and len(again.pairs) == 7  # as kept from before
-    assert len(off.pool) == 46 and not off.pairs and "were not looked for." in " ".join(off.findings)
-    monkeypatch.setattr(pools_of_suites, "MOST_PAIRS", 100)
+    assert len(off.pool) == 46 and not off.pairs and "were not searched for." in " ".join(off.findings)
+    monkeypatch.setattr(leakage, "MAX_PAIRS", 100)
     many = read()
     assert "mirrored" in {Path(pair.name).stem for pair in many.pairs}
-    assert "For cropped ones data.near=full looks: 46 × 40 pairs." in " ".join(many.findings)
+    assert "Crops were not searched for: 46 × 40 pairs; data.near=full compares all." in " ".join(many.findings)
     assert read(near="full").pool_digest == pools.pool_digest
-    monkeypatch.setattr(pools_of_suites, "MOST_WHOLES", 100)
-    assert "not looked for: 46 × 40 pairs; data.near=full looks." in " ".join(read().findings)
+    monkeypatch.setattr(leakage, "MAX_UNCROPPED_PAIRS", 100)
+    assert "not searched for: 46 × 40 pairs; data.near=full compares all." in " ".join(read().findings)
     monkeypatch.undo()
     result = maelift.bench(str(file), out=str(tmp_path / "out"))
     html = result.report.read_text()
@@ -234,12 +234,12 @@ def test_a_pool_of_its_own_leaves_out_what_is_validated_or_tested_with(class_fol
             image.save(pool / f"known{number}.png")
     file = suite(tmp_path, {"path": str(class_folders), "unlabelled": str(pool), "val": 15, "test": 15}, {})
     config = BenchConfig.resolve({"suite": str(file), "out": "x"})
-    pools = read_pools(config)
+    pools = read_suite_images(config)
     held = {part.images.name(i) for part in (pools.classify.val, pools.classify.test) for i in range(len(part))}
     left_out = sum("dark" in name for name in held)
     assert left_out and len(pools.pool) == 30 - left_out and pools.labelled_pool is None
     assert f"left out of the pool: {left_out}." in " ".join(pools.findings)
-    fewer = read_pools(BenchConfig.resolve({"suite": str(file), "out": "x", "data": {"pool": 7}}))
+    fewer = read_suite_images(BenchConfig.resolve({"suite": str(file), "out": "x", "data": {"pool": 7}}))
     assert len(fewer.pool) == 7 and fewer.pool_digest != pools.pool_digest
     with pytest.raises(MaeliftError, match=r"data\.pool=99: data\.unlabelled has"):
-        read_pools(BenchConfig.resolve({"suite": str(file), "out": "x", "data": {"pool": 99}}))
+        read_suite_images(BenchConfig.resolve({"suite": str(file), "out": "x", "data": {"pool": 99}}))

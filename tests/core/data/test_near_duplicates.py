@@ -1,4 +1,4 @@
-"""Copies that were planted among real images are found, and few others: saved anew, resized, mirrored, cropped."""
+"""Copies that were planted among real images are found, and few others: re-encoded, resized, mirrored, cropped."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 from maelift.core.data.images import ArrayImages, find_images, idx_images
-from maelift.core.data.near_duplicates import SIDE, Copy, Thumbnails, find_copies, find_whole_copies
+from maelift.core.data.near_duplicates import Similarities, compare, compare_uncropped, compare_within
+from maelift.core.data.thumbnails import SIDE, Thumbnails
 from maelift.core.tools.fashion_scenes import FashionScenesConfig, fashion_scenes
 from maelift.tests.support import noise_image, write_images
 from PIL import Image
 
 Change = Callable[[Image.Image, np.random.Generator], Image.Image]
-Find = Callable[[Thumbnails, Thumbnails], list[Copy]]
+Search = Callable[[Thumbnails, Thumbnails], Similarities]
 
 
-def saved_anew(image: Image.Image, draw: np.random.Generator) -> Image.Image:
+def reencoded(image: Image.Image, draw: np.random.Generator) -> Image.Image:
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=75)
     return Image.open(buffer)
@@ -49,8 +50,8 @@ def cropped_and_resized(image: Image.Image, draw: np.random.Generator) -> Image.
     return cropped(image, draw).resize(image.size, Image.Resampling.BICUBIC)
 
 
-OF_WHOLES: tuple[Change, ...] = (saved_anew, mirrored, half_the_size, larger)
-CHANGES: tuple[Change, ...] = (*OF_WHOLES, cropped, cropped_and_resized)
+UNCROPPED: tuple[Change, ...] = (reencoded, mirrored, half_the_size, larger)
+CHANGES: tuple[Change, ...] = (*UNCROPPED, cropped, cropped_and_resized)
 
 
 def planted(images: list[Image.Image], change: Change, folder: Path) -> Thumbnails:
@@ -74,17 +75,17 @@ def scenes(tmp_path_factory: pytest.TempPathFactory, fashion_mnist: Path) -> tup
 def test_no_scene_is_taken_for_a_copy_of_another(scenes: tuple[list[Image.Image], Thumbnails], tmp_path: Path) -> None:
     images, pool = scenes
     own = planted(images, lambda image, draw: image, tmp_path / "own")
-    assert len(find_copies(own, pool)) <= 0.01 * len(images)
+    assert len(compare(own, pool).near_duplicates()) <= 0.01 * len(images)
 
 
 def all_but_few_are_found(
-    images_and_pool: tuple[list[Image.Image], Thumbnails], change: Change, folder: Path, find: Find = find_copies
+    images_and_pool: tuple[list[Image.Image], Thumbnails], change: Change, folder: Path, search: Search = compare
 ) -> None:
     """95 % of the images are found among the pool and their changed copies, and next to none is taken for another's."""
     images, pool = images_and_pool
     own = planted(images, lambda image, draw: image, folder / "own")
-    mixed = Thumbnails.row([pool, planted(images, change, folder / "copies")])
-    found = {copy.number: copy.original - len(pool) for copy in find(own, mixed)}
+    mixed = Thumbnails.concat([pool, planted(images, change, folder / "copies")])
+    found = {pair.index: pair.original - len(pool) for pair in search(own, mixed).near_duplicates()}
     assert sum(found.get(number) == number for number in range(len(images))) >= 0.95 * len(images)
     assert sum(original != number for number, original in found.items()) <= 0.01 * len(images)
 
@@ -112,31 +113,34 @@ def test_copies_of_centred_items_are_found(
     all_but_few_are_found(items, change, tmp_path)
 
 
-@pytest.mark.parametrize("change", OF_WHOLES, ids=lambda change: change.__name__)
-def test_copies_that_are_not_cropped_are_found_by_a_quick_look_too(
+@pytest.mark.parametrize("change", UNCROPPED, ids=lambda change: change.__name__)
+def test_copies_that_are_not_cropped_are_found_by_the_uncropped_search_too(
     scenes: tuple[list[Image.Image], Thumbnails],
     items: tuple[list[Image.Image], Thumbnails],
     change: Change,
     tmp_path: Path,
 ) -> None:
-    all_but_few_are_found(scenes, change, tmp_path / "scenes", find_whole_copies)
-    all_but_few_are_found(items, change, tmp_path / "items", find_whole_copies)
+    all_but_few_are_found(scenes, change, tmp_path / "scenes", compare_uncropped)
+    all_but_few_are_found(items, change, tmp_path / "items", compare_uncropped)
 
 
-def test_a_quick_look_finds_none_among_none() -> None:
+def test_the_uncropped_search_finds_none_among_none() -> None:
     some = Thumbnails(np.zeros((2, SIDE, SIDE), dtype=np.uint8), np.full(2, SIDE, dtype=np.uint8))
     none = Thumbnails(some.pixels[:0], some.grain[:0])
-    assert find_whole_copies(some, none) == find_whole_copies(none, some) == []
-    assert find_whole_copies(some, some) == []  # black images are like nothing
+    for images, others in ((some, none), (none, some), (some, some)):  # black images are similar to nothing
+        assert compare_uncropped(images, others).near_duplicates() == []
+        assert compare_uncropped(images, others, least=0.5).near_duplicates() == []
+    assert compare_within(some).near_duplicates() == compare_within(none).near_duplicates() == []
 
 
 def test_flat_broken_and_tiny_sets_are_no_copies(tmp_path: Path) -> None:
     flat = Thumbnails(np.full((3, SIDE, SIDE), 90, dtype=np.uint8), np.full(3, SIDE, dtype=np.uint8))
     none = Thumbnails(flat.pixels[:0], flat.grain[:0])
-    assert find_copies(flat, flat) == find_copies(none, flat) == find_copies(flat, none) == []
+    for images, others in ((flat, flat), (none, flat), (flat, none)):
+        assert compare(images, others).near_duplicates() == []
     one = Thumbnails(np.asarray(noise_image(1, (SIDE, SIDE), "L"))[None], flat.grain[:1])
-    (only,) = find_copies(one, one)
-    assert (only.number, only.original) == (0, 0) and only.likeness == pytest.approx(1, abs=1e-4)
+    (only,) = compare(one, one).near_duplicates()
+    assert (only.index, only.original) == (0, 0) and only.similarity == pytest.approx(1, abs=1e-4)
     write_images(tmp_path / "some", 3)
     (tmp_path / "some" / "image001.png").write_bytes(b"no picture")
     stack = Thumbnails.of(find_images(tmp_path / "some"))
@@ -148,3 +152,13 @@ def test_thumbnails_are_those_of_arrays_and_deep_images_too() -> None:
     values = np.random.default_rng(0).integers(0, 256, (2, 64, 64), dtype=np.uint8)
     stack = Thumbnails.of(ArrayImages(values, Path("noise"), np.arange(2))).pixels
     assert stack[0].tolist() == np.clip(values[0].reshape(32, 2, 32, 2).mean((1, 3)), 0, 255).astype(np.uint8).tolist()
+
+
+def test_near_duplicates_within_a_set_are_found_once(tmp_path: Path) -> None:
+    folder = write_images(tmp_path, 12)
+    with Image.open(folder / "image003.png") as image:
+        image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(folder / "image099.png")
+    images = Thumbnails.of(find_images(folder))
+    (only,) = compare_within(images).pairs_within()
+    assert (only.index, only.original) == (12, 3)
+    assert [pair.index for pair in compare_within(images, least=0.99).pairs_within()] == [12]

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from maelift.benchmarks.data import read_pools
+from maelift.benchmarks.data import read_suite_images
 from maelift.benchmarks.suite import BenchConfig
 from maelift.core.data.classification import LabeledImages, MultiLabeledImages
 from maelift.core.data.classification_reader import read_parts
@@ -248,7 +248,7 @@ def test_groups_stay_in_one_part_of_a_suite(tmp_path: Path) -> None:
     for pool in (str(tmp_path / "pool"), "null"):
         text = SUITE.replace("DATA", str(tmp_path / "data")).replace("POOL", pool)
         (tmp_path / "suite.yaml").write_text(text)
-        pools = read_pools(BenchConfig.resolve({"suite": str(tmp_path / "suite.yaml"), "out": "x"}))
+        pools = read_suite_images(BenchConfig.resolve({"suite": str(tmp_path / "suite.yaml"), "out": "x"}))
         parts = {split: names_of(part) for split, part in pools.classify.items()}
         parts["pool"] = [pools.pool.name(number) for number in range(len(pools.pool))]
         groups = {name: {path.split("/")[-1].split("_")[0] for path in paths} for name, paths in parts.items()}
@@ -297,9 +297,9 @@ def test_errors_name_the_keys_of_the_file_that_they_are_in(tmp_path: Path) -> No
     text = SUITE.replace("DATA", str(tmp_path / "data")).replace("POOL", "null").replace('"p[0-9]+"', "null")
     (tmp_path / "suite.yaml").write_text(text)
     with pytest.raises(DataError, match=r"If each folder is a class, give data\.layout=class_folders"):
-        read_pools(BenchConfig.resolve({"suite": str(tmp_path / "suite.yaml"), "out": "x"}))
+        read_suite_images(BenchConfig.resolve({"suite": str(tmp_path / "suite.yaml"), "out": "x"}))
     (tmp_path / "suite.yaml").write_text(text.replace("group: null", "layout: class_folders"))
-    assert read_pools(BenchConfig.resolve({"suite": str(tmp_path / "suite.yaml"), "out": "x"})).classify.train
+    assert read_suite_images(BenchConfig.resolve({"suite": str(tmp_path / "suite.yaml"), "out": "x"})).classify.train
     with pytest.raises(DataError, match=r"give probe\.layout=class_folders"):
         read_probe_images(ProbeConfig(str(tmp_path / "data")), 0.05)
     assert read_probe_images(ProbeConfig(str(tmp_path / "data"), layout="class_folders"), 0.05)

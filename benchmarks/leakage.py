@@ -1,0 +1,208 @@
+"""No image that a suite is evaluated on is trained on: equal, near-duplicate and grouped images are left out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ..core.cache import cache_file, load, save
+from ..core.data.decode import Picture, picture_of
+from ..core.data.groups import groups_of, match_group
+from ..core.data.images import ImageSet
+from ..core.data.near_duplicates import NearDuplicate, compare, compare_uncropped
+from ..core.data.thumbnails import Thumbnails
+from ..core.progress import progress_logger
+from .task_design import CLASSIFY
+
+MAX_PAIRS = 2 * 10**7
+"""Pairs of images up to which ``near: auto`` searches for crops too: 2,000 with 10,000 take 40 seconds on two cores, more with
+fewer others longer."""
+MAX_UNCROPPED_PAIRS = 2 * 10**9
+"""Pairs up to which ``near: auto`` compares images at all."""
+SHOWN = 12
+"""Pairs of each part that are shown."""
+SHOWN_SIDE = 96
+CACHE_FORMAT = "3"
+"""Raised when other near-duplicates would be found."""
+
+
+@dataclass(frozen=True)
+class NearDuplicatePair:
+    """An image that was left out of ``part``, and the one to validate or test with that it is a near-duplicate of."""
+
+    part: str
+    name: str
+    other: str
+    similarity: float
+    pictures: tuple[Picture, Picture]
+
+
+@dataclass(frozen=True)
+class Subset:
+    """Some images of a set by number, with the content hash of each image of the set."""
+
+    images: Any
+    hashes: Sequence[str]
+    indices: Sequence[int]
+
+    def without(self, contents: set[str]) -> Subset:
+        """The images of other contents than these."""
+        kept = [index for index in self.indices if self.hashes[index] not in contents]
+        return Subset(self.images, self.hashes, kept)
+
+    @property
+    def contents(self) -> set[str]:
+        """The hashes of these images."""
+        return {self.hashes[index] for index in self.indices}
+
+    @property
+    def digest(self) -> str:
+        """A hash of names, contents and labels, in order."""
+        classes = getattr(self.images, "classes", ())
+        rows = [
+            (self.images.images.name(index), self.hashes[index], self.images.label_text(index))
+            for index in self.indices
+        ]
+        return hashlib.sha256(json.dumps([classes, rows]).encode()).hexdigest()
+
+    @property
+    def content_digest(self) -> str:
+        """A hash of contents alone, in order."""
+        return hashlib.sha256("".join(self.hashes[index] for index in self.indices).encode()).hexdigest()
+
+    @cached_property
+    def thumbnails(self) -> Thumbnails:
+        """Thumbnails of these images."""
+        return Thumbnails.of(self.selected().images)
+
+    def selected(self) -> Any:
+        """These images as a set of their own."""
+        return self.images.subset(list(self.indices))
+
+
+class LeakageGuard:
+    """Keeps what is trained on apart from what is evaluated on; collects its findings as text and as pairs of images.
+
+    ``near``: the suite's ``data.near``. ``evaluated``: what each task is validated and tested with.
+    """
+
+    def __init__(self, near: str) -> None:
+        self.evaluated: dict[str, tuple[Subset, ...]] = {}
+        self.findings: list[str] = []
+        self.pairs: list[NearDuplicatePair] = []
+        self._near = near
+        self._groups: list[tuple[str, set[str]]] = []
+
+    def report_broken(self, task: str, count: int) -> None:
+        """Note that broken images were left out."""
+        if count:
+            self.findings.append(f"{task}Broken images that were left out: {count}.")
+
+    def add_evaluated(self, task: str, val: Subset, test: Subset, group: str | None) -> Subset:
+        """Register what a task is evaluated on, and its groups; returns validation without what is in test too."""
+        if group is not None:
+            self._groups.append((group, {*groups_of(val.selected(), group), *groups_of(test.selected(), group)}))
+        name = "validation" if task == CLASSIFY else f"{task}'s validation"
+        val = self.without(val, test.contents, name, "test")
+        self.evaluated[task] = (val, test)
+        return val
+
+    def without(self, part: Subset, contents: set[str], name: str, others: str) -> Subset:
+        """A part without the images of these contents."""
+        left = part.without(contents)
+        dropped = len(part.indices) - len(left.indices)
+        self.findings.append(
+            f"Images of the {name} that are in {others} too, by content, and were left out of the {name}: {dropped}."
+            if dropped
+            else f"No image of the {name} is in {others} too, by content."
+        )
+        return left
+
+    def without_groups(self, part: Subset, name: str) -> Subset:
+        """A part without images of a group, as their path states it, that is in validation or test."""
+        for group, evaluated in self._groups:
+            names = [part.images.images.name(index) for index in part.indices]
+            found = [match_group(one, group) for one in names]
+            kept = [index for index, own in zip(part.indices, found, strict=True) if own not in evaluated]
+            left_out, unknown = len(found) - len(kept), found.count(None)
+            self.findings.append(
+                f"Images of the {name} that are of a group in validation or test (group {group}), and were left out: "
+                f"{left_out}; of {unknown} of {len(found)} the path doesn't say the group."
+            )
+            part = Subset(part.images, part.hashes, kept)
+        return part
+
+    def without_leaks(self, part: Subset, name: str, tasks: Sequence[str]) -> Subset:
+        """A part without the images that these tasks are evaluated on, and without near-duplicates of them."""
+        evaluated = [one for task in tasks for one in self.evaluated[task]]
+        left = self.without(part, set().union(*(one.contents for one in evaluated)), name, "validation or test")
+        found = self._near_duplicates(left, name, evaluated)
+        dropped = {pair.index for pair, _, _ in found}
+        for pair, other, index in found[:SHOWN]:
+            mine = left.indices[pair.index]
+            names = left.images.images.name(mine), other.images.images.name(index)
+            pictures = small_picture(left.images.images, mine), small_picture(other.images.images, index)
+            self.pairs.append(NearDuplicatePair(name, *names, pair.similarity, pictures))
+        kept = [index for place, index in enumerate(left.indices) if place not in dropped]
+        return Subset(left.images, left.hashes, kept)
+
+    def _near_duplicates(
+        self, part: Subset, name: str, evaluated: Sequence[Subset]
+    ) -> list[tuple[NearDuplicate, Subset, int]]:
+        """The near-duplicates of evaluated images in a part, most similar first: the pair, and the image it is similar to."""
+        rows = [(one, index) for one in evaluated for index in one.indices]
+        pairs = f"{len(part.indices):,} × {len(rows):,} pairs"
+        count = len(part.indices) * len(rows)
+        crops = self._near != "auto" or count <= MAX_PAIRS
+        if self._near == "off" or (not crops and count > MAX_UNCROPPED_PAIRS):
+            why = "" if self._near == "off" else f": {pairs}; data.near=full compares all"
+            self.findings.append(f"Near-duplicates of validation or test in the {name} were not searched for{why}.")
+            return []
+        found = _compared(part, evaluated, name, crops)
+        kinds = "re-encoded, resized, mirrored" + (", cropped" if crops else "")
+        also = "" if crops else f" Crops were not searched for: {pairs}; data.near=full compares all."
+        self.findings.append(
+            f"Images of the {name} that are near-duplicates of validation or test ({kinds}), and were left out: "
+            f"{len(found)}.{also}"
+            if found
+            else f"No image of the {name} is a near-duplicate of validation or test ({kinds}).{also}"
+        )
+        return [(pair, *rows[pair.original]) for pair in sorted(found, key=lambda pair: -pair.similarity)]
+
+
+def _compared(part: Subset, evaluated: Sequence[Subset], name: str, crops: bool) -> list[NearDuplicate]:
+    """The near-duplicates of evaluated images, numbered one subset after the other, in a part; cached for the next time."""
+    digests = [one.content_digest for one in evaluated]
+    file = cache_file("near_duplicates", "crops" if crops else "uncropped", part.content_digest, *digests)
+    before = load(file)
+    if before is not None and before[1].get("format") == CACHE_FORMAT:
+        columns = [before[0][column].tolist() for column in ("index", "original", "similarity")]
+        return [NearDuplicate(*row) for row in zip(*columns, strict=True)]
+    others = Thumbnails.concat([one.thumbnails for one in evaluated])
+    search = compare if crops else compare_uncropped
+    progress = progress_logger(f"comparing the {name} with validation and test")
+    found = search(Thumbnails.of(part.selected().images), others, progress).near_duplicates()
+    arrays = {
+        "index": np.array([pair.index for pair in found], dtype=np.int64),
+        "original": np.array([pair.original for pair in found], dtype=np.int64),
+        "similarity": np.array([pair.similarity for pair in found], dtype=np.float64),
+    }
+    save(file, arrays, {"format": CACHE_FORMAT})
+    return found
+
+
+def small_picture(images: ImageSet, index: int) -> Picture:
+    """A small copy of an image: (H, W) gray or (H, W, 3), uint8."""
+    image = images.open(index)
+    values = picture_of(image) if isinstance(image, Image.Image) else image
+    values = values[:, :, :3] if values.shape[2] >= 3 else values[:, :, 0]
+    picture = Image.fromarray(np.ascontiguousarray(values.astype(np.float32).clip(0, 255).astype(np.uint8)))
+    picture.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
+    return np.asarray(picture)
