@@ -73,6 +73,93 @@ class ProbeKeys(TypedDict, total=False):
     label_column: Text | Sequence[Text] | None
 
 
+class LoraKeys(TypedDict, total=False):
+    """Keys of Lora."""
+
+    rank: int
+    alpha: float
+    dropout: float
+    targets: Sequence[Text]
+
+
+class SuiteDataKeys(TypedDict, total=False):
+    """Keys of SuiteData."""
+
+    path: Text | None
+    layout: Literal["auto", "class_folders"]
+    label_column: Text | Sequence[Text] | None
+    unlabelled: Text | Sequence[Text] | None
+    pool: int | float | None
+    val: int | float
+    test: int | float
+    seed: int
+    group: Text | None
+    near: Literal["auto", "full", "off"]
+    broken: float
+
+
+class TuningKeys(TypedDict, total=False):
+    """Keys of Tuning."""
+
+    rates: Sequence[float]
+    seed: int
+    check_seeds: int
+    max_doublings: int
+
+
+class BudgetKeys(TypedDict, total=False):
+    """Keys of Budget."""
+
+    hours: float | None
+    money: float | None
+    price: float | None
+
+
+class TransferKeys(TypedDict, total=False):
+    """Keys of every ``maelift transfer``."""
+
+    data: Text
+    out: Text
+    encoder: Text | None
+    init: Literal["encoder", "supervised", "scratch"]
+    model: Literal["vit_nano", "vit_micro", "vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge"]
+    image_size: int | Sequence[int] | None
+    patch_size: int | None
+    background: Text | None
+    seed: int
+    epochs: float
+    steps: int | None
+    batch_size: int
+    base_lr: float
+    lr: float | None
+    layer_decay: float
+    weight_decay: float
+    betas: Sequence[float]
+    warmup: float
+    schedule: Literal["cosine", "linear", "steps"]
+    drop_path: float
+    ema_decay: float | None
+    clip_grad: float | None
+    flip: bool
+    recipe: Literal["paper", "small"]
+    labels: int | float | None
+    val: int | float
+    test: int | float
+    split_seed: int
+    group: Text | None
+    folds: int | None
+    fold: int
+    accumulate: int
+    evaluations: int
+    patience: int | None
+    precision: Literal["auto", "float32", "bfloat16", "float16"]
+    device: Literal["auto", "cpu", "cuda"]
+    workers: int | None
+    checkpoint_minutes: float
+    max_rejected: float
+    evaluate: Literal["train", "val", "test"] | None
+
+
 class PretrainKeys(TypedDict, total=False):
     """Keys of ``maelift pretrain``."""
 
@@ -143,63 +230,14 @@ class ReconstructKeys(TypedDict, total=False):
     device: Literal["auto", "cpu", "cuda"]
 
 
-class LoraKeys(TypedDict, total=False):
-    """Keys of Lora."""
-
-    rank: int
-    alpha: float
-    dropout: float
-    targets: Sequence[Text]
-
-
-class ClassifyKeys(TypedDict, total=False):
+class ClassifyKeys(TransferKeys, total=False):
     """Keys of ``maelift transfer classify``."""
 
-    data: Text
-    out: Text
-    encoder: Text | None
-    init: Literal["encoder", "supervised", "scratch"]
-    model: Literal["vit_nano", "vit_micro", "vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge"]
-    image_size: int | Sequence[int] | None
-    patch_size: int | None
-    background: Text | None
-    seed: int
-    epochs: float
-    steps: int | None
-    batch_size: int
-    base_lr: float
-    lr: float | None
-    layer_decay: float
-    weight_decay: float
-    betas: Sequence[float]
-    warmup: float
-    schedule: Literal["cosine", "linear", "steps"]
-    drop_path: float
-    ema_decay: float | None
-    clip_grad: float | None
     label_smoothing: float
     mixup: float
     cutmix: float
     random_erasing: float
     crop_scale: Sequence[float]
-    flip: bool
-    recipe: Literal["paper", "small"]
-    labels: int | float | None
-    val: int | float
-    test: int | float
-    split_seed: int
-    group: Text | None
-    folds: int | None
-    fold: int
-    accumulate: int
-    evaluations: int
-    patience: int | None
-    precision: Literal["auto", "float32", "bfloat16", "float16"]
-    device: Literal["auto", "cpu", "cuda"]
-    workers: int | None
-    checkpoint_minutes: float
-    max_rejected: float
-    evaluate: Literal["train", "val", "test"] | None
     method: Literal["full", "partial", "lora", "linear", "attentive", "knn"]
     multi_label: bool | None
     layout: Literal["auto", "class_folders"]
@@ -216,48 +254,9 @@ class ClassifyKeys(TypedDict, total=False):
     temperature: float | None
 
 
-class DetectKeys(TypedDict, total=False):
+class DetectKeys(TransferKeys, total=False):
     """Keys of ``maelift transfer detect``."""
 
-    data: Text
-    out: Text
-    encoder: Text | None
-    init: Literal["encoder", "supervised", "scratch"]
-    model: Literal["vit_nano", "vit_micro", "vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge"]
-    image_size: int | Sequence[int] | None
-    patch_size: int | None
-    background: Text | None
-    seed: int
-    epochs: float
-    steps: int | None
-    batch_size: int
-    base_lr: float
-    lr: float | None
-    layer_decay: float
-    weight_decay: float
-    betas: Sequence[float]
-    warmup: float
-    schedule: Literal["cosine", "linear", "steps"]
-    drop_path: float
-    ema_decay: float | None
-    clip_grad: float | None
-    recipe: Literal["paper", "small"]
-    labels: int | float | None
-    val: int | float
-    test: int | float
-    split_seed: int
-    group: Text | None
-    folds: int | None
-    fold: int
-    accumulate: int
-    evaluations: int
-    patience: int | None
-    precision: Literal["auto", "float32", "bfloat16", "float16"]
-    device: Literal["auto", "cpu", "cuda"]
-    workers: int | None
-    checkpoint_minutes: float
-    max_rejected: float
-    evaluate: Literal["train", "val", "test"] | None
     relative_positions: bool
     pyramid_channels: int
     pyramid_scales: Sequence[float] | None
@@ -277,51 +276,11 @@ class DetectKeys(TypedDict, total=False):
     head: Literal["auto", "faster", "mask", "cascade"]
     window_size: int | None
     jitter: Sequence[float]
-    flip: bool
 
 
-class SegmentKeys(TypedDict, total=False):
+class SegmentKeys(TransferKeys, total=False):
     """Keys of ``maelift transfer segment``."""
 
-    data: Text
-    out: Text
-    encoder: Text | None
-    init: Literal["encoder", "supervised", "scratch"]
-    model: Literal["vit_nano", "vit_micro", "vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge"]
-    image_size: int | Sequence[int] | None
-    patch_size: int | None
-    background: Text | None
-    seed: int
-    epochs: float
-    steps: int | None
-    batch_size: int
-    base_lr: float
-    lr: float | None
-    layer_decay: float
-    weight_decay: float
-    betas: Sequence[float]
-    warmup: float
-    schedule: Literal["cosine", "linear", "steps"]
-    drop_path: float
-    ema_decay: float | None
-    clip_grad: float | None
-    recipe: Literal["paper", "small"]
-    labels: int | float | None
-    val: int | float
-    test: int | float
-    split_seed: int
-    group: Text | None
-    folds: int | None
-    fold: int
-    accumulate: int
-    evaluations: int
-    patience: int | None
-    precision: Literal["auto", "float32", "bfloat16", "float16"]
-    device: Literal["auto", "cpu", "cuda"]
-    workers: int | None
-    checkpoint_minutes: float
-    max_rejected: float
-    evaluate: Literal["train", "val", "test"] | None
     engine: Literal["torch", "mmseg"]
     head: Literal["linear", "conv", "upernet"]
     head_channels: int | None
@@ -331,44 +290,10 @@ class SegmentKeys(TypedDict, total=False):
     ignore: int | Sequence[int] | None
     scale: Sequence[float]
     cat_max_ratio: float
-    flip: bool
     distort: bool
     inference: Literal["slide", "whole"]
     stride: int | Sequence[int] | None
     short_side: int | None
-
-
-class SuiteDataKeys(TypedDict, total=False):
-    """Keys of SuiteData."""
-
-    path: Text | None
-    layout: Literal["auto", "class_folders"]
-    label_column: Text | Sequence[Text] | None
-    unlabelled: Text | Sequence[Text] | None
-    pool: int | float | None
-    val: int | float
-    test: int | float
-    seed: int
-    group: Text | None
-    near: Literal["auto", "full", "off"]
-    broken: float
-
-
-class TuningKeys(TypedDict, total=False):
-    """Keys of Tuning."""
-
-    rates: Sequence[float]
-    seed: int
-    check_seeds: int
-    max_doublings: int
-
-
-class BudgetKeys(TypedDict, total=False):
-    """Keys of Budget."""
-
-    hours: float | None
-    money: float | None
-    price: float | None
 
 
 class BenchKeys(TypedDict, total=False):

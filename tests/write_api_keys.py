@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import sys
 import types
 import typing
@@ -37,22 +38,43 @@ GIVEN = {"BenchKeys": {"suite"}, "ExportKeys": {"encoder", "to", "out"}}
 """Keys that are parameters of the functions themselves."""
 
 
+SHARED = {"TransferKeys": ("ClassifyKeys", "DetectKeys", "SegmentKeys")}
+"""Types of the keys that several have alike."""
+
+
 def source() -> str:
     """The text of api_keys.py."""
     types_: dict[str, str] = {}
-    for name, (function, command) in GROUPS.items():
-        schemas = [schema for words, schema in _schemas(function).items() if command in (None, words)]
-        fields: dict[str, list[str]] = {}
-        for schema in schemas:
+    keys = {name: _keys(name, types_) for name in GROUPS}
+    for name, parts in SHARED.items():
+        common = {
+            key: text for key, text in keys[parts[0]].items() if all(keys[part].get(key) == text for part in parts)
+        }
+        types_[name] = _typed_dict(name, "TypedDict", "Keys of every ``maelift transfer``.", common)
+    for name, own in keys.items():
+        above = next((shared for shared, parts in SHARED.items() if name in parts), "TypedDict")
+        inherited = keys[name].keys() & _names(types_.get(above, ""))
+        words = GROUPS[name][1] or GROUPS[name][0]
+        fields = {key: text for key, text in own.items() if key not in inherited}
+        types_[name] = _typed_dict(name, above, f"Keys of ``maelift {words}``.", fields)
+    return HEADER + "\n\n" + "\n\n".join(types_.values())
+
+
+def _keys(name: str, types_: dict[str, str]) -> dict[str, str]:
+    """The types of a command's keys, as text; of several schemas' each that one of them has."""
+    function, command = GROUPS[name]
+    fields: dict[str, list[str]] = {}
+    for words, schema in _schemas(function).items():
+        if command in (None, words):
             for key, kind in _fields(schema):
                 if key not in GIVEN.get(name, set()):
                     fields.setdefault(key, []).append(_text(kind, types_))
-        types_[name] = _typed_dict(
-            name,
-            f"Keys of ``maelift {command or function}``.",
-            {key: " | ".join(dict.fromkeys(" | ".join(texts).split(" | "))) for key, texts in fields.items()},
-        )
-    return HEADER + "\n\n" + "\n\n".join(types_.values())
+    return {key: " | ".join(dict.fromkeys(" | ".join(texts).split(" | "))) for key, texts in fields.items()}
+
+
+def _names(text: str) -> set[str]:
+    """The fields of a class in the text of it."""
+    return set(re.findall(r"^    (\w+):", text, re.MULTILINE))
 
 
 def _fields(schema: type) -> Iterator[tuple[str, Any]]:
@@ -60,9 +82,9 @@ def _fields(schema: type) -> Iterator[tuple[str, Any]]:
     return ((field.name, hints[field.name]) for field in dataclasses.fields(schema))
 
 
-def _typed_dict(name: str, doc: str, fields: Mapping[str, str]) -> str:
+def _typed_dict(name: str, above: str, doc: str, fields: Mapping[str, str]) -> str:
     lines = "".join(f"    {key}: {text}\n" for key, text in fields.items())
-    return f'class {name}(TypedDict, total=False):\n    """{doc}"""\n\n{lines}'
+    return f'class {name}({above}, total=False):\n    """{doc}"""\n\n{lines}'
 
 
 def _text(kind: Any, types_: dict[str, str]) -> str:
@@ -84,7 +106,7 @@ def _text(kind: Any, types_: dict[str, str]) -> str:
             types_[name] = ""
             fields = {key: _text(inner, types_) for key, inner in _fields(kind)}
             del types_[name]
-            types_[name] = _typed_dict(name, f"Keys of {kind.__name__}.", fields)
+            types_[name] = _typed_dict(name, "TypedDict", f"Keys of {kind.__name__}.", fields)
         return name
     names = {int: "int", float: "float", bool: "bool", str: "Text", type(None): "None", object: "object", Any: "object"}
     return names[kind]
