@@ -19,7 +19,7 @@ from .core.config import resolve
 from .core.config_keys import describe, format_help, nearest
 from .core.data import unread
 from .core.errors import MaeliftError
-from .core.signals import GOES_ON, StopAsked, StopSignals, ignore_stops
+from .core.signals import RESUME_HINT, StopRequested, StopSignals, ignore_stop_signals
 from .core.system_errors import advice_for
 from .core.terminal import LineFormatter, printable
 from .core.yaml_files import to_dict, to_yaml
@@ -199,10 +199,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     with StopSignals.noted(f"maelift {name}", raising=True) as signals:
         try:
             code = _answer(words, signals)
-        except StopAsked as asked:
+        except StopRequested as asked:
             code = _stopped(name, asked.number)
     if argv is None:  # what Python does at its end takes time
-        ignore_stops()
+        ignore_stop_signals()
         if code > 128:
             with suppress(OSError):
                 sys.stdout.flush()
@@ -221,7 +221,7 @@ def _name_of(words: Sequence[str]) -> str:
 
 
 def _stopped(name: str, number: int) -> int:
-    return _fail(name, f"stopped ({Signals(number).name}). {GOES_ON}", 128 + number)
+    return _fail(name, f"stopped ({Signals(number).name}). {RESUME_HINT}", 128 + number)
 
 
 def _answer(words: list[str], signals: StopSignals) -> int:

@@ -19,7 +19,7 @@ from typing_extensions import Self
 from ..core.config import resolve
 from ..core.files import atomic_write_text
 from ..core.optional_imports import require
-from ..core.progress import Listener, Progress
+from ..core.progress import ProgressListener, TrainingProgress
 from ..core.signals import Interrupted
 from ..core.slurm import slurm_executor
 from ..core.yaml_files import to_dict
@@ -42,7 +42,7 @@ class _ClusterExecutor(Executor):
         self._context, self._workers = context, workers
         self._home, self._store = os.getcwd(), store.resolve()
         self._at_work: dict[str, tuple[Any, Run]] = {}
-        self._heard: dict[str, tuple[Progress, float]] = {}
+        self._heard: dict[str, tuple[TrainingProgress, float]] = {}
         self._stalled: set[str] = set()
 
     def __exit__(self, *error: object) -> None:
@@ -173,10 +173,10 @@ def _end_of(error: Exception) -> str:
     return " ".join(str(error).split())[-200:]
 
 
-def _noted(file: Path) -> Progress | None:
+def _noted(file: Path) -> TrainingProgress | None:
     """How far a run has noted that it is; None where it hasn't yet."""
     try:
-        return Progress(**json.loads(file.read_text()))
+        return TrainingProgress(**json.loads(file.read_text()))
     except (
         OSError,
         ValueError,
@@ -186,11 +186,11 @@ def _noted(file: Path) -> Progress | None:
         return None
 
 
-def _noting(file: Path) -> Listener:
+def _noting(file: Path) -> ProgressListener:
     """Notes how far a run is, now and then."""
     last = -NOTED_EVERY
 
-    def note(progress: Progress) -> None:
+    def note(progress: TrainingProgress) -> None:
         nonlocal last
         if time.monotonic() - last < NOTED_EVERY:
             return

@@ -11,11 +11,11 @@ from typing_extensions import Self
 
 from ..core.errors import MaeliftError
 from ..core.files import atomic_write_text
-from ..core.progress import Progress
+from ..core.progress import TrainingProgress
 from ..core.system_errors import ROOM, advice_for
 from .runs import Run
 
-Hear = Callable[[str, Progress], None]
+Hear = Callable[[str, TrainingProgress], None]
 """Who is told how far a run is, by its key."""
 
 DIED = "its process died (killed, or out of memory?)"

@@ -26,8 +26,8 @@ import torch
 from typing_extensions import Self
 
 from ..core.errors import MaeliftError
-from ..core.progress import Progress
-from ..core.signals import STOP_SIGNALS, Interrupted, StopAsked, ignore_stops, stops_held
+from ..core.progress import TrainingProgress
+from ..core.signals import STOP_SIGNALS, Interrupted, StopRequested, ignore_stop_signals, stop_signals_blocked
 from .executor import DIED, FEWER, NO_MEMORY, STALLED, Executor, Hear, told
 from .runs import Context, Run, execute
 
@@ -52,7 +52,7 @@ class LocalProcesses(Executor):
 
     def __enter__(self) -> Self:
         try:
-            self._messages: Queue[tuple[str, Progress]] = self._start.Queue()
+            self._messages: Queue[tuple[str, TrainingProgress]] = self._start.Queue()
             self._end, self._line = self._start.Pipe(duplex=False)  # closed, it tells every worker to stop
             facts = (self._context, self._store, self._messages, self._end, dict(os.environ))
             self._pool = ProcessPoolExecutor(self._workers, self._start, _start_worker, facts)
@@ -157,7 +157,7 @@ def _fit_for_workers() -> Iterator[None]:
     main = sys.modules["__main__"]
     sys.modules["__main__"] = ModuleType("__main__")
     try:
-        with stops_held():
+        with stop_signals_blocked():
             yield
     finally:
         sys.modules["__main__"] = main
@@ -169,7 +169,7 @@ class _Worker:
 
     context: Context
     store: Path
-    messages: Queue[tuple[str, Progress]]
+    messages: Queue[tuple[str, TrainingProgress]]
     busy: bool = False
     leaving: bool = False
     told: float = 0.0
@@ -180,7 +180,7 @@ class _Worker:
         Within training it is the loop that takes the signal, and saves.
         """
         if self.busy:
-            raise StopAsked(number)
+            raise StopRequested(number)
         if not self.leaving:
             os._exit(1)
 
@@ -195,7 +195,7 @@ class _Worker:
         parent.join()
         os._exit(1)
 
-    def tell(self, run: Run, progress: Progress) -> None:
+    def tell(self, run: Run, progress: TrainingProgress) -> None:
         """Let the parent know how far a run is, once a second."""
         if time.monotonic() - self.told > 1.0:
             self.told = time.monotonic()
@@ -208,7 +208,7 @@ class _Worker:
             if self.leaving:
                 return "stopped"
             execute(run, self.context, self.store, lambda progress: self.tell(run, progress))
-        except (Interrupted, StopAsked):
+        except (Interrupted, StopRequested):
             if not self.leaving:
                 os._exit(1)
             return "stopped"
@@ -231,7 +231,7 @@ _worker: _Worker | None = None
 def _start_worker(
     context: Context,
     store: Path,
-    messages: Queue[tuple[str, Progress]],
+    messages: Queue[tuple[str, TrainingProgress]],
     end: Connection,
     environment: Mapping[str, str],
 ) -> None:
@@ -245,7 +245,7 @@ def _start_worker(
     _worker = _Worker(context, store, messages)
     messages.cancel_join_thread()  # a worker that ends waits for nobody to read on
     os.setpgrp()
-    ignore_stops()
+    ignore_stop_signals()
     signal.signal(signal.SIGTERM, _worker.stop)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     torch.set_num_threads(context.config.threads)

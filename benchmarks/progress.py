@@ -8,7 +8,7 @@ import time
 from copy import deepcopy
 from typing import Any
 
-from ..core.progress import PLAIN_INTERVAL, Progress, duration
+from ..core.progress import LOG_INTERVAL, TrainingProgress, duration
 from .answer_cache import RunningNote
 from .estimates import RuntimeHistory
 from .protocol import Results, predict_runs, seconds_spent
@@ -27,9 +27,9 @@ class Board:
     def __init__(self, context: Context, results: Results, workers: int) -> None:
         self.context, self.results, self.workers = context, results, workers
         self.count = 0
-        self._heard: dict[str, Progress] = {}
+        self._heard: dict[str, TrainingProgress] = {}
         self._began = self._said = time.monotonic()
-        self._begun: dict[str, tuple[float, Progress]] = {}
+        self._begun: dict[str, tuple[float, TrainingProgress]] = {}
         self._pace = RuntimeHistory()
         self._left: list[Run] = []
         self._spent = 0.0
@@ -59,7 +59,7 @@ class Board:
         """Seconds of computing of the finished runs, those of earlier commands too."""
         return self._spent
 
-    def hear(self, key: str, progress: Progress) -> None:
+    def hear(self, key: str, progress: TrainingProgress) -> None:
         """Take in a worker's message."""
         if key not in self._heard or progress.step < self._heard[key].step:
             self._begun[key] = time.monotonic(), progress
@@ -86,7 +86,7 @@ class Board:
             self._note.write("\n".join([standing(self.context, self.results).text(), "", *self._lines(running)]))
         if self._live is not None:
             self._live.update(self._table(running))
-        elif time.monotonic() - self._said >= PLAIN_INTERVAL:
+        elif time.monotonic() - self._said >= LOG_INTERVAL:
             self._said = time.monotonic()
             logger.info("\n".join(self._lines(running)))
 
@@ -100,7 +100,7 @@ class Board:
             )
         return lines
 
-    def _under_way(self, running: list[Run]) -> list[tuple[Run, Progress]]:
+    def _under_way(self, running: list[Run]) -> list[tuple[Run, TrainingProgress]]:
         """The runs at work that have told how far they are."""
         return [(run, self._heard[run.key]) for run in running if run.key in self._heard]
 

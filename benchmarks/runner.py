@@ -12,10 +12,10 @@ from typing import cast
 
 from ..core.dry_run import Plan
 from ..core.errors import MaeliftError
-from ..core.files import exclusive, output_folder
+from ..core.files import exclusive_lock, output_folder
 from ..core.models.cost import training_memory
 from ..core.progress import duration
-from ..core.signals import Interrupted, StopSignals, stoppable
+from ..core.signals import Interrupted, StopSignals, interruptible
 from ..core.yaml_files import write_config
 from .aggregate import RunOutcome, collect, device_of
 from .cluster_executors import RayTasks, SlurmJobs
@@ -71,14 +71,14 @@ def bench(config: BenchConfig) -> BenchResult:
         raise MaeliftError("a suite is run by processes of its own. Give workers=..., and no torchrun.")
     out = Path(config.out)
     _check_place(out)
-    with stoppable("stopped; finished runs are kept. The same command goes on."), ExitStack() as held:
+    with interruptible("stopped; finished runs are kept. The same command goes on."), ExitStack() as held:
         known_place = (out / "runs").is_dir()
         if known_place:  # refused before the look through the images, which may take long
-            held.enter_context(exclusive(out, waits=0))
+            held.enter_context(exclusive_lock(out, waits=0))
         context = _look_through(config)
         store = output_folder(out / "runs")
         if not known_place:
-            held.enter_context(exclusive(out, waits=0))
+            held.enter_context(exclusive_lock(out, waits=0))
         write_config(config, out / "config.yaml")
         results = read_finished(store)
         ended = run_all(context, store, results)

@@ -32,10 +32,10 @@ from ..core.models.encoder import Encoder
 from ..core.models.encoder_file import ENCODER_FILE, Provenance, load_encoder, read_encoder, save_encoder
 from ..core.models.encoder_spec import EncoderSpec
 from ..core.models.preprocessing import Preprocessing, channel_names
-from ..core.progress import Listener
+from ..core.progress import ProgressListener
 from ..core.seeding import stream
 from ..core.training.checkpoints import Checkpoints
-from ..core.training.loop import Diverged
+from ..core.training.recovery import Diverged
 from ..core.training.run_dir import FREE_KEYS
 from ..core.training.tracker import Tracker
 from ..core.yaml_files import to_dict
@@ -387,7 +387,7 @@ def _determining(recipe: Recipe) -> str:
     return json.dumps({key: value for key, value in chosen.items() if (key, value) != ("background", None)})
 
 
-def execute(run: Run, context: Context, store: Path, listener: Listener | None = None) -> None:
+def execute(run: Run, context: Context, store: Path, listener: ProgressListener | None = None) -> None:
     """Do one run and write its result into ``store``; what it needs of its parents is there already."""
     folder = store / run.key
     folder.mkdir(parents=True, exist_ok=True)
@@ -421,7 +421,7 @@ def read_result(run: Run, store: Path) -> Mapping[str, Any] | None:
 
 
 def _pretrain(
-    run: Run, context: Context, store: Path, folder: Path, ranks: Ranks, listener: Listener | None
+    run: Run, context: Context, store: Path, folder: Path, ranks: Ranks, listener: ProgressListener | None
 ) -> dict[str, Any]:
     source, preprocessing = context.config.arm(run.arm).weights, context.preprocessing
     if source is not None:
@@ -443,7 +443,7 @@ def _pretrain(
 
 
 def _pretrain_with_labels(
-    run: Run, context: Context, store: Path, folder: Path, ranks: Ranks, listener: Listener | None
+    run: Run, context: Context, store: Path, folder: Path, ranks: Ranks, listener: ProgressListener | None
 ) -> dict[str, Any]:
     recipe = context.config.supervised_recipe(run.arm)
     pool = context.labelled_pool_of(run.arm)
@@ -460,7 +460,7 @@ def _pretrain_with_labels(
 
 
 def _take_weights(
-    run: Run, context: Context, store: Path, folder: Path, ranks: Ranks, listener: Listener | None
+    run: Run, context: Context, store: Path, folder: Path, ranks: Ranks, listener: ProgressListener | None
 ) -> dict[str, Any]:
     began, key = time.monotonic(), f"arms.{run.arm}.weights"
     source = cast(str, context.config.arm(run.arm).weights)
@@ -471,7 +471,7 @@ def _take_weights(
 
 
 def _train(
-    run: Run, context: Context, store: Path, folder: Path, ranks: Ranks, listener: Listener | None
+    run: Run, context: Context, store: Path, folder: Path, ranks: Ranks, listener: ProgressListener | None
 ) -> dict[str, Any]:
     began, images = time.monotonic(), context.pools.tasks[run.task].splits
     trial = context.is_trial(run.task, run.seed)
@@ -517,7 +517,7 @@ def task_of(
 
 
 def _test(
-    run: Run, context: Context, store: Path, folder: Path, ranks: Ranks, listener: Listener | None
+    run: Run, context: Context, store: Path, folder: Path, ranks: Ranks, listener: ProgressListener | None
 ) -> dict[str, Any]:
     began = time.monotonic()
     model: Any = load_model(_made_by_parent(run, store, MODEL_FILE))
@@ -536,7 +536,7 @@ def _made_by_parent(run: Run, store: Path, name: str) -> Path:
 
 
 def _fit(
-    run: Run, task: Task[Any, Any], evaluations: int, folder: Path | None, listener: Listener | None
+    run: Run, task: Task[Any, Any], evaluations: int, folder: Path | None, listener: ProgressListener | None
 ) -> tuple[Fit, list[dict[str, float]]]:
     """Train with validation on the suite's images; only long runs, which give a folder, keep checkpoints."""
     curve: list[dict[str, float]] = []
@@ -555,7 +555,7 @@ def _fit(
             tracker=tracker,
             evaluations=evaluations,
             workers=0 if task.ranks.device.type == "cpu" else None,
-            checkpoints=None if folder is None else Checkpoints(folder / "checkpoints", task.ranks, keep=1),
+            checkpoints=None if folder is None else Checkpoints(folder / "checkpoints", task.ranks, max_saved=1),
             checkpoint_seconds=30.0,
         )
     return found, curve

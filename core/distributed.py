@@ -205,13 +205,13 @@ def peer_failure_as_error() -> Iterator[None]:
         text = str(error)
         if not isinstance(error, dist.DistBackendError) and not any(sign in text for sign in LOST_CONTACT):
             raise
-        raise LostContact(
+        raise PeerFailure(
             f"another process of this run has ended or answers no more ({text.splitlines()[0][:200]}). "
             "See what it said; the same command goes on from the last checkpoint."
         ) from error
 
 
-class LostContact(MaeliftError):
+class PeerFailure(MaeliftError):
     """Another process of the run has died or hangs."""
 
     exit_code = 1

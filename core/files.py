@@ -228,7 +228,7 @@ def mark_output(folder: Path) -> None:
 
 
 @contextmanager
-def exclusive(folder: Path, waits: float = 10.0) -> Iterator[None]:
+def exclusive_lock(folder: Path, waits: float = 10.0) -> Iterator[None]:
     """Hold a folder's lock, which the system takes back from a process that is killed; raise MaeliftError where another has it.
 
     ``waits``: seconds to wait for it; processes of a killed command may take some to end. The lock's file is removed at

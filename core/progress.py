@@ -1,4 +1,4 @@
-"""How far long work is: a bar on a terminal, a line now and then elsewhere, with rate and time left."""
+"""Progress of long work: a bar on a terminal, a log line now and then elsewhere, with rate and time left."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from dataclasses import dataclass
 
 logger = logging.getLogger("maelift")
 
-PLAIN_INTERVAL = 15.0
-"""Seconds between two lines of progress where no terminal shows a bar."""
+LOG_INTERVAL = 15.0
+"""Seconds between two log lines where no terminal shows a bar."""
 
 
 @dataclass(frozen=True)
-class Progress:
-    """Where a run is: ``step`` of ``total`` steps, its rate in images/s, and the training loss."""
+class TrainingProgress:
+    """The progress of a training: ``step`` of ``total`` steps, its rate in images/s, and the training loss."""
 
     step: int
     total: int
@@ -24,37 +24,37 @@ class Progress:
     loss: float
 
 
-Listener = Callable[[Progress], None]
-"""Who wants to hear of progress instead of the terminal."""
+ProgressListener = Callable[[TrainingProgress], None]
+"""Called with the progress of a training, which the terminal then doesn't show."""
 
 
-def progress_logger(what: str, things: str = "images") -> Callable[[int, int], None]:
-    """A listener to (done, total) that says now and then how many things are done, how fast, and the time left."""
-    began = said = time.monotonic()
+def progress_logger(what: str, unit: str = "images") -> Callable[[int, int], None]:
+    """A function of (done, total) that logs now and then how many things are done, how fast, and the time left."""
+    began = logged_at = time.monotonic()
 
-    def tell(done: int, total: int) -> None:
-        nonlocal said
+    def log(done: int, total: int) -> None:
+        nonlocal logged_at
         now = time.monotonic()
-        if now - said >= PLAIN_INTERVAL:
-            said = now
+        if now - logged_at >= LOG_INTERVAL:
+            logged_at = now
             rate = done / (now - began)
             left = duration((total - done) / max(rate, 1e-9))
-            logger.info("%s: %d of %d %s, %.0f %s/s, %s left", what, done, total, things, rate, things, left)
+            logger.info("%s: %d of %d %s, %.0f %s/s, %s left", what, done, total, unit, rate, unit, left)
 
-    return tell
+    return log
 
 
 def duration(seconds: float) -> str:
     """Seconds in words: "45 s", "3 min 20 s", "5 h 02 min"."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    rounded = round(seconds)
+    if rounded < 60:
+        return f"{rounded} s"
+    if rounded < 3600:
+        return f"{rounded // 60} min {rounded % 60:02d} s"
+    return f"{rounded // 3600} h {rounded % 3600 // 60:02d} min"
 
 
-class _Bar:
+class ProgressBar:
     """A rich progress bar on the terminal."""
 
     def __init__(self, title: str, total: int, first: int) -> None:
@@ -74,7 +74,7 @@ class _Bar:
         self._progress.start()
 
     def show(self, step: int, rate: float, loss: float) -> None:
-        with suppress(OSError):  # the terminal may be closed, of which SIGHUP tells
+        with suppress(OSError):  # the terminal may be closed, which SIGHUP reports
             self._progress.update(self._task, completed=step, rate=rate, loss=loss)
 
     def close(self) -> None:

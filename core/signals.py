@@ -29,7 +29,7 @@ class Interrupted(MaeliftError):
         self.exit_code = 128 + signal_number
 
 
-class StopAsked(KeyboardInterrupt):
+class StopRequested(KeyboardInterrupt):
     """A signal has asked this process to stop; no Exception, which libraries catch."""
 
     def __init__(self, number: int = signal.SIGINT) -> None:
@@ -38,7 +38,7 @@ class StopAsked(KeyboardInterrupt):
 
 
 class StopSignals:
-    """Takes the signals that ask for a stop: notes the first, and raises StopAsked where that is wanted.
+    """Takes the signals that ask for a stop: notes the first, and raises StopRequested where that is wanted.
 
     The signal repeated at once is the same request. A later Ctrl-C ends the process without saving; later signals of other
     kinds change nothing, as launchers pass on what all have got already.
@@ -59,7 +59,7 @@ class StopSignals:
     def noted(cls, title: str | None = None, raising: bool = False) -> Iterator[StopSignals]:
         """Take the signals within the block (nothing is changed outside the main thread).
 
-        With ``raising``, StopAsked is raised wherever the signal comes: for what saves nothing on a stop. ``title``: the command,
+        With ``raising``, StopRequested is raised wherever the signal comes: for what saves nothing on a stop. ``title``: the command,
         for what is said when the process is ended at once. SIGHUP that is ignored, as with nohup, stays ignored.
         """
         outer = StopSignals._innermost
@@ -84,11 +84,11 @@ class StopSignals:
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """Raise StopAsked in the midst of the block when a signal comes, or has come: for what may be given up half-done."""
+        """Raise StopRequested in the midst of the block when a signal comes, or has come: for what may be given up half-done."""
         self._at_once = True
         try:
             if self.received is not None:
-                raise StopAsked(self.received)
+                raise StopRequested(self.received)
             yield
         finally:
             self._at_once = self._raising
@@ -109,31 +109,31 @@ class StopSignals:
             with suppress(RuntimeError):  # no thread can be started
                 self._timer.start()
         if self._at_once:
-            raise StopAsked(number)
+            raise StopRequested(number)
 
     def _end(self, number: int) -> None:
         """End the process in one line, whatever it is at."""
         if os.environ.get("RANK", "0") == "0":
             with suppress(OSError):
-                os.write(2, f"{self._title}: ended at once. {GOES_ON}\n".encode())
+                os.write(2, f"{self._title}: ended at once. {RESUME_HINT}\n".encode())
         os._exit(128 + number)
 
 
-GOES_ON = "Finished work is saved; give the same command again to go on."
+RESUME_HINT = "Finished work is saved; give the same command again to go on."
 
 
 @contextmanager
-def stoppable(message: str) -> Iterator[None]:
+def interruptible(message: str) -> Iterator[None]:
     """Within the block a signal that asks for a stop raises Interrupted with this message, wherever it comes."""
     with StopSignals.noted(raising=True):
         try:
             yield
-        except StopAsked as asked:
+        except StopRequested as asked:
             raise Interrupted(message, asked.number) from None
 
 
 @contextmanager
-def stops_held() -> Iterator[None]:
+def stop_signals_blocked() -> Iterator[None]:
     """Hold back the signals within the block; a process that is started there hears of none until it unblocks them."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
@@ -142,15 +142,15 @@ def stops_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def ignore_stops() -> None:
+def ignore_stop_signals() -> None:
     """Hear no more of signals that ask for a stop: another process does, or there is nothing left to stop."""
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
-def leave_stops_to_the_parent() -> None:
+def leave_stop_signals_to_parent() -> None:
     """In a worker process: ignore signals that ask for a stop, which go to the whole group, and end when the parent does."""
-    ignore_stops()
+    ignore_stop_signals()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     if sys.platform == "linux":
         import ctypes

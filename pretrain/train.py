@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -24,7 +24,7 @@ from ..core.models.encoder_file import ENCODER_FILE, Provenance, encoder_hash, r
 from ..core.models.encoder_spec import preset_spec
 from ..core.models.preprocessing import Preprocessing
 from ..core.optional_imports import require
-from ..core.progress import Listener, duration
+from ..core.progress import ProgressListener, duration
 from ..core.public_names import public_config
 from ..core.seeding import seeded_rng, torch_stream
 from ..core.slurm import Submitted, submit
@@ -108,7 +108,7 @@ def pretrain(
     *,
     images: ImageSet | None = None,
     preprocessing: Preprocessing | None = None,
-    listener: Listener | None = None,
+    listener: ProgressListener | None = None,
 ) -> PretrainResult:
     """Pretrain as ``config`` says, or go on where the same run was stopped; under torchrun, on all its processes.
 
@@ -154,24 +154,24 @@ def pretrain(
             train(
                 state,
                 batches,
-                lambda wrapped, batch: _objective(wrapped, batch, cast(MaskedAutoencoder, state.model), config),
+                lambda wrapped, batch: _objective(wrapped, batch, state.model, config),
                 schedule,
                 seed=config.seed,
                 ranks=ranks,
                 tracker=tracker,
-                upkeep=Callbacks(
-                    evaluate=lambda judged, step: monitor.look(cast(MaskedAutoencoder, judged), step),
+                callbacks=Callbacks(
+                    evaluate=monitor.look,
                     evaluate_at=monitor.looks_at,
                     checkpoints=checkpoints,
                     checkpoint_seconds=60 * config.checkpoint_minutes,
                     log_every=config.log_every,
                     recovery=config.recovery,
-                    names=lambda indices: [source.pool.name(index) for index in indices.tolist()],
+                    image_names=lambda indices: [source.pool.name(index) for index in indices.tolist()],
                 ),
                 precision=config.precision,
                 clip_grad=config.clip_grad,
             )
-        model = cast(MaskedAutoencoder, state.judged)
+        model = state.eval_model()
         if ranks.is_main:
             _save(model, config, source, beginning, schedule, state, ranks, done)
             _summarise(folder.path, source, labeled, state.seconds)
@@ -196,7 +196,7 @@ def _prepare(
     preprocessing: Preprocessing | None,
     ranks: Ranks,
     folder: Path,
-) -> tuple[State, Batches, Schedule]:
+) -> tuple[State[MaskedAutoencoder], Batches, Schedule]:
     spec = preset_spec(
         config.model, image_size=config.image_size, patch_size=config.patch_size, channels=source.channels
     )
@@ -216,12 +216,12 @@ def _prepare(
             logger.info("pretrain: %s: %s", config.init, note)
     model.to(ranks.device)
     average = None if config.ema_decay is None else WeightAverage(model, config.ema_decay)
-    plain = None
+    unsharded = None
     if config.parallel == "fsdp" and ranks.world_size > 1:
-        plain = copy.deepcopy(model)
+        unsharded = copy.deepcopy(model)
         ranks.shard(model, model.all_blocks())
         if average is not None:
-            ranks.shard(average.module, cast(MaskedAutoencoder, average.module).all_blocks())
+            ranks.shard(average.module, average.module.all_blocks())
     if config.activation_checkpointing:
         recompute_activations(model.all_blocks())
     if config.compile:
@@ -247,7 +247,7 @@ def _prepare(
         crops_per_image=config.crops_per_image,
         quarantine=Quarantine(folder / "quarantine.csv", len(source.pool), source.pool.name, config.max_rejected),
     )
-    return State(model, optimizer, average, plain), batches, schedule
+    return State(model, optimizer, average, unsharded), batches, schedule
 
 
 def _order(config: PretrainConfig, pool: ImageSet) -> Sampler:
@@ -264,7 +264,7 @@ def _save(
     source: Source,
     beginning: InitWeights | None,
     schedule: Schedule,
-    state: State,
+    state: State[MaskedAutoencoder],
     ranks: Ranks,
     path: Path,
 ) -> None:

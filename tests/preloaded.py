@@ -292,7 +292,7 @@ def _fork_for_each(listener: socket.socket, end: IO[str] | socket.socket) -> Non
 def _command(line: socket.socket) -> NoReturn:
     """Be the command that was asked for."""
     from maelift.cli import main
-    from maelift.core.signals import ignore_stops
+    from maelift.core.signals import ignore_stop_signals
 
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     head, files, _, _ = socket.recv_fds(line, 4, 3)
@@ -318,7 +318,7 @@ def _command(line: socket.socket) -> NoReturn:
             code = _serve_framework(words[1], words[2], line)
         else:
             code = _python(words) if words[:1] == [CODE] else main(words)
-        ignore_stops()
+        ignore_stop_signals()
         atexit._run_exitfuncs()
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else 1

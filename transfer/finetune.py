@@ -29,7 +29,7 @@ from ..core.files import output_folder
 from ..core.models.cost import training_memory, training_seconds
 from ..core.models.encoder import Encoder
 from ..core.models.encoder_file import EncoderFile, Provenance
-from ..core.progress import Listener
+from ..core.progress import ProgressListener
 from ..core.public_names import public_config
 from ..core.seeding import seeded_rng
 from ..core.terminal import quoted
@@ -139,8 +139,8 @@ def fit(
         seed=seed,
         ranks=ranks,
         tracker=tracker,
-        upkeep=Callbacks(
-            evaluate=lambda judged, step: task.validate(judged),
+        callbacks=Callbacks(
+            evaluate=lambda model, step: task.validate(model),
             evaluate_at=evenly_spaced_steps(steps, evaluations),
             best_metric=task.metric(),
             patience=patience,
@@ -160,7 +160,7 @@ def run_or_evaluate(config: TransferConfig) -> TransferResult | EvaluationResult
     return run(config) if config.evaluate is None else evaluate(config, config.evaluate)
 
 
-def run(config: TransferConfig, listener: Listener | None = None) -> TransferResult:
+def run(config: TransferConfig, listener: ProgressListener | None = None) -> TransferResult:
     """Fine-tune as ``config`` says, or go on where the same run was stopped; the test split is read once, at the end.
 
     ``listener`` hears of progress in place of the terminal. Raises MaeliftError for what a user can mend.

@@ -47,7 +47,7 @@ def main() -> None:
     size = sum(tensor.nbytes for tensor in tensors.values()) / 2**30
     waited, written, peer = [], [], []
     with tempfile.TemporaryDirectory(dir=settings.folder) as name:
-        checkpoints = Checkpoints(Path(name) / "checkpoints", Ranks(0, 1, torch.device("cpu")), keep=1)
+        checkpoints = Checkpoints(Path(name) / "checkpoints", Ranks(0, 1, torch.device("cpu")), max_saved=1)
         for step in range(1, settings.repeats + 1):
             began = time.monotonic()
             checkpoints.save(step, tensors, {})

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from ..errors import MaeliftError
 from ..progress import duration
-from ..signals import leave_stops_to_the_parent, stops_held
+from ..signals import leave_stop_signals_to_parent, stop_signals_blocked
 from ..system_errors import out_of_memory
 
 logger = logging.getLogger("maelift")
@@ -87,7 +87,7 @@ class _Workers:
         self._processes: list[BaseProcess] = []
         context = multiprocessing.get_context("fork")  # what loads needs no pickling then
         try:
-            with stops_held():
+            with stop_signals_blocked():
                 for _ in range(workers):
                     ours, theirs = socket.socketpair()
                     self._lines.append(ours)
@@ -201,7 +201,7 @@ class _Failed:
 def _work(load: Callable[[int], Any], line: socket.socket, others: list[socket.socket]) -> None:
     """Be a worker: load the numbers that come until the line is closed."""
     try:
-        leave_stops_to_the_parent()
+        leave_stop_signals_to_parent()
         for other in others:  # a line is closed once no process holds the parent's end of it
             other.close()
         torch.set_num_threads(1)

@@ -1,19 +1,24 @@
-"""What a run does when a loss or gradient isn't finite: skip the step, then go back to a checkpoint with a lower rate."""
+"""Recovery from losses or gradients that aren't finite: skipped steps, rewinds to a checkpoint, the scale of float16."""
 
 from __future__ import annotations
 
 import math
 import statistics
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import ConfigError
+from ..errors import ConfigError, MaeliftError
 
-WINDOW = 100
-"""Losses that a spike is compared with the median of."""
-GROWTH = 2000
-"""Good steps after which the scale of float16's loss is doubled."""
+SPIKE_WINDOW = 100
+"""Losses whose median a spike is compared with."""
+GROWTH_INTERVAL = 2000
+"""Steps without overflow after which the scale of float16's loss is doubled."""
+
+
+class Diverged(MaeliftError):
+    """A loss or a gradient that is not finite; the weights are those of the step before."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +28,7 @@ class Recovery:
     skips: int = 3
     """steps in a row that are skipped; after one more the run goes back to its last checkpoint"""
     rewinds: int = 3
-    """times that it goes back before it gives up"""
+    """times that it goes back before it fails"""
     slow_down: float = 0.5
     """factor of the learning rate each time that it goes back"""
     spike: float | None = None
@@ -41,86 +46,103 @@ class Recovery:
 
 @dataclass
 class DivergenceMonitor:
-    """How a run has fared: what decides whether its next step is skipped, and at which rate it is made."""
+    """Counts skipped steps and rewinds, which decide whether the next step is skipped, and its learning rate."""
 
     skipped: int = 0
     """steps skipped in a row"""
     rewinds: int = 0
     """times gone back"""
-    factor: float = 1.0
-    """of the schedule's learning rate"""
+    lr_factor: float = 1.0
+    """factor of the schedule's learning rate"""
     avoid: set[int] = field(default_factory=set)
-    """steps whose batches were trouble before going back: they are not tried again"""
-    losses: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))
-    """the last good ones"""
-    trouble: list[int] = field(default_factory=list)
-    """steps skipped since the last good one"""
+    """steps whose batches led to a rewind: they are not tried again"""
+    losses: deque[float] = field(default_factory=lambda: deque(maxlen=SPIKE_WINDOW))
+    """the last finite ones"""
+    skipped_steps: list[int] = field(default_factory=list)
+    """numbers of the steps skipped since the last one that was made"""
 
-    def spikes(self, loss: float, limit: float | None) -> bool:
-        """Whether a loss stands out from the last hundred."""
-        full = limit is not None and len(self.losses) == WINDOW
-        return full and loss > limit * statistics.median(self.losses)  # type: ignore[operator]
+    def is_spike(self, loss: float, limit: float | None) -> bool:
+        """Whether a loss is more than ``limit`` times the median of the last hundred; never without a limit."""
+        if limit is None or len(self.losses) < SPIKE_WINDOW:
+            return False
+        return loss > limit * statistics.median(self.losses)
 
-    def good(self, loss: float) -> None:
-        """A step was made."""
+    def step_done(self, loss: float) -> None:
+        """Note that a step was made."""
         self.losses.append(loss)
-        self.skipped, self.trouble = 0, []
+        self.skipped, self.skipped_steps = 0, []
 
-    def bad(self, step: int) -> None:
-        """The step with this number, from 0, was skipped."""
+    def step_skipped(self, step: int) -> None:
+        """Note that the step with this number, from 0, was skipped."""
         self.skipped += 1
-        self.trouble.append(step)
+        self.skipped_steps.append(step)
 
-    def gone_back(self, slow_down: float, before: DivergenceMonitor) -> None:
-        """Take over from ``before``, the health when it went back, what must not be forgotten."""
-        self.rewinds, self.factor = before.rewinds + 1, before.factor * slow_down
-        self.avoid = before.avoid | set(before.trouble)
-        self.skipped, self.trouble = 0, []
+    def rewound(self, slow_down: float, before: DivergenceMonitor) -> None:
+        """Note a rewind to the state that this is part of, from ``before``, whose counts go on."""
+        self.rewinds, self.lr_factor = before.rewinds + 1, before.lr_factor * slow_down
+        self.avoid = before.avoid | set(before.skipped_steps)
+        self.skipped, self.skipped_steps = 0, []
 
-    def facts(self) -> dict[str, Any]:
-        """As JSON holds it."""
+    def state_dict(self) -> dict[str, Any]:
+        """The monitor as a checkpoint's JSON stores it."""
         return {
             "skipped": self.skipped,
             "rewinds": self.rewinds,
-            "factor": self.factor,
+            "factor": self.lr_factor,
             "avoid": sorted(self.avoid),
             "losses": list(self.losses),
-            "trouble": self.trouble,
+            "trouble": self.skipped_steps,
         }
 
     @classmethod
-    def of(cls, facts: dict[str, Any]) -> DivergenceMonitor:
-        """What ``facts`` gave."""
-        sets = {"avoid": set(facts["avoid"]), "losses": deque(facts["losses"], maxlen=WINDOW)}
-        return cls(**{**facts, **sets})
+    def from_state_dict(cls, state: Mapping[str, Any]) -> DivergenceMonitor:
+        """The monitor that ``state_dict`` was made of; raises LookupError or TypeError for other content."""
+        return cls(
+            skipped=state["skipped"],
+            rewinds=state["rewinds"],
+            lr_factor=state["factor"],
+            avoid=set(state["avoid"]),
+            losses=deque(state["losses"], maxlen=SPIKE_WINDOW),
+            skipped_steps=state["trouble"],
+        )
 
 
 @dataclass
 class GradScaler:
-    """The factor that keeps float16's gradients from vanishing: halved when one overflows, doubled after 2,000 good steps.
+    """The factor that saves float16's gradients from underflow: halved on overflow, doubled after 2,000 steps without.
 
-    torch's GradScaler does the same, but not for gradients that are spread over processes. In other precisions it is 1.
+    torch's GradScaler does the same, but not for gradients that are sharded over processes. In other precisions it is 1.
     """
 
-    value: float = 1.0
+    scale: float = 1.0
     good_steps: int = 0
-    moves: bool = False
+    enabled: bool = False
 
     @classmethod
     def for_precision(cls, precision: str) -> GradScaler:
-        return cls(2.0**16, moves=True) if precision == "float16" else cls()
+        """A new one: enabled for "float16" only."""
+        return cls(2.0**16, enabled=True) if precision == "float16" else cls()
 
     def overflowed(self, gradient_norm: float) -> bool:
-        """After a step: whether its gradients overflowed, which says nothing of the run's health unless the scale is 1."""
-        if not self.moves:
+        """Update the scale after a step; whether its gradients overflowed, which isn't divergence unless the scale is 1."""
+        if not self.enabled:
             return False
         if math.isfinite(gradient_norm):
             self.good_steps += 1
-            if self.good_steps == GROWTH:
-                self.value, self.good_steps = min(2.0 * self.value, 2.0**24), 0
+            if self.good_steps == GROWTH_INTERVAL:
+                self.scale, self.good_steps = min(2.0 * self.scale, 2.0**24), 0
             return False
         self.good_steps = 0
-        if self.value <= 1:
+        if self.scale <= 1:
             return False
-        self.value /= 2
+        self.scale /= 2
         return True
+
+    def state_dict(self) -> dict[str, Any]:
+        """The scaler as a checkpoint's JSON stores it."""
+        return {"value": self.scale, "good_steps": self.good_steps, "moves": self.enabled}
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Any]) -> GradScaler:
+        """The scaler that ``state_dict`` was made of; raises LookupError or TypeError for other content."""
+        return cls(scale=state["value"], good_steps=state["good_steps"], enabled=state["moves"])

@@ -14,7 +14,7 @@ import yaml
 from ..config import config_difference
 from ..distributed import Ranks
 from ..errors import MaeliftError
-from ..files import NotRegularError, atomic_write_text, exclusive, read_regular_text
+from ..files import NotRegularError, atomic_write_text, exclusive_lock, read_regular_text
 from ..yaml_files import to_dict, write_config
 
 FREE_KEYS = (
@@ -48,7 +48,7 @@ class RunFolder:
         """
         file = path / "config.yaml"
         with ExitStack() as held:
-            ranks.broadcast(lambda: held.enter_context(exclusive(path)))
+            ranks.broadcast(lambda: held.enter_context(exclusive_lock(path)))
             if file.exists():
                 before = {**_usual(config), **read_run_config(file)}  # a key that is newer than the run: its default
                 differences = config_difference(_fixed(before), _fixed(to_dict(config)))

@@ -15,7 +15,7 @@ import pytest
 from maelift.benchmarks.cluster_executors import _ClusterExecutor, _noted, _noting
 from maelift.benchmarks.executor import STALLED
 from maelift.benchmarks.runs import Run
-from maelift.core.progress import Progress
+from maelift.core.progress import TrainingProgress
 from maelift.core.tools.fashion_scenes import FashionScenesConfig, fashion_scenes
 from maelift.tests.pretrain.test_slurm import slurm  # noqa: F401  (a fixture)
 from maelift.tests.support import environment, framework, one_line_error
@@ -88,7 +88,7 @@ def test_slurm_gives_the_same_table(home: Path, slurm: dict[str, str]) -> None: 
 
 
 def test_how_far_a_run_elsewhere_is_gets_heard(tmp_path: Path) -> None:
-    note, heard = tmp_path / "progress.json", Progress(step=3, total=9, images_per_second=12.5, loss=0.25)
+    note, heard = tmp_path / "progress.json", TrainingProgress(step=3, total=9, images_per_second=12.5, loss=0.25)
     assert _noted(note) is None
     tell = _noting(note)
     tell(heard)
@@ -105,7 +105,7 @@ class Hanging(_ClusterExecutor):
         return self
 
     def _submit(self, run: Run) -> threading.Event:
-        _noting(self._note(run))(Progress(step=1, total=9, images_per_second=12.5, loss=0.25))
+        _noting(self._note(run))(TrainingProgress(step=1, total=9, images_per_second=12.5, loss=0.25))
         return threading.Event()
 
     def _is_done(self, handle: threading.Event) -> bool:

@@ -35,7 +35,7 @@ from maelift.benchmarks.runner import plan
 from maelift.benchmarks.runs import Context, Run, execute
 from maelift.benchmarks.suite import BenchConfig
 from maelift.core.errors import MaeliftError
-from maelift.core.progress import Progress
+from maelift.core.progress import TrainingProgress
 from maelift.core.training import loop
 from maelift.tests.support import environment, one_line_error, run_maelift, start_maelift
 from maelift.transfer import finetune
@@ -126,9 +126,9 @@ def test_a_terminal_shows_the_runs_at_work_as_a_table(whole: Whole) -> None:
     one, other = (context.training("classify", "scratch", 6, seed, 3, 1e-3) for seed in (0, 1))
     progress._look_ahead()
     assert "time left unknown yet" in progress._summary([one, other])
-    progress.hear(one.key, Progress(step=1, total=3, images_per_second=41.6, loss=1.5))
+    progress.hear(one.key, TrainingProgress(step=1, total=3, images_per_second=41.6, loss=1.5))
     assert progress._ahead([one, other]) is None  # its first steps tell nothing yet
-    progress.hear(one.key, Progress(step=2, total=3, images_per_second=41.6, loss=1.25))
+    progress.hear(one.key, TrainingProgress(step=2, total=3, images_per_second=41.6, loss=1.25))
     ahead = progress._ahead([one, other])
     assert ahead is not None and ahead > 0 and "left unless steps are doubled" in progress._summary([one, other])
     written = io.StringIO()
@@ -303,7 +303,7 @@ def test_ctrl_c_ends_in_one_line(
         eventually(lambda: told.search(caplog.text) and list(tmp_path.glob("runs/*/result.json")))
         os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(progress, "PLAIN_INTERVAL", 0.0)
+    monkeypatch.setattr(progress, "LOG_INTERVAL", 0.0)
     logger = logging.getLogger("maelift")
     monkeypatch.setattr(logger, "handlers", [caplog.handler])
     caplog.set_level(logging.INFO, "maelift")

@@ -10,7 +10,7 @@ import time
 
 import pytest
 from maelift.core import signals
-from maelift.core.signals import Interrupted, StopAsked, StopSignals, stoppable
+from maelift.core.signals import Interrupted, StopRequested, StopSignals, interruptible
 from maelift.core.threads import Threads
 
 
@@ -24,7 +24,7 @@ def test_a_repeated_signal_is_the_same_request_wherever_it_comes() -> None:
             ask()
             ask()
             assert inner.received == signal.SIGTERM
-            with pytest.raises(StopAsked), inner.at_once():
+            with pytest.raises(StopRequested), inner.at_once():
                 pytest.fail("the stop was forgotten")
         ask()  # when the inner block has ended well
         ask(signal.SIGINT)
@@ -33,7 +33,7 @@ def test_a_repeated_signal_is_the_same_request_wherever_it_comes() -> None:
 
 
 def test_a_stop_ends_a_block_in_its_words_and_is_no_exception_that_libraries_catch() -> None:
-    with pytest.raises(Interrupted, match="stopped") as caught, stoppable("stopped"):
+    with pytest.raises(Interrupted, match="stopped") as caught, interruptible("stopped"):
         try:
             ask(signal.SIGHUP)
         except Exception:
@@ -44,7 +44,7 @@ def test_a_stop_ends_a_block_in_its_words_and_is_no_exception_that_libraries_cat
 def test_a_hangup_that_is_ignored_stays_ignored() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with stoppable("stopped"):
+        with interruptible("stopped"):
             ask(signal.SIGHUP)
     finally:
         signal.signal(signal.SIGHUP, before)
@@ -57,7 +57,7 @@ def test_threads_do_not_keep_a_stop_waiting() -> None:
         time.sleep(0.01)
         done.append(number)
 
-    with pytest.raises(Interrupted), stoppable("stopped"), Threads(1) as pool:
+    with pytest.raises(Interrupted), interruptible("stopped"), Threads(1) as pool:
         for number in range(1000):
             pool.submit(work, number)
         ask()
@@ -85,4 +85,6 @@ with StopSignals.noted("maelift test", raising=sys.argv[1] == "stuck"):
 @pytest.mark.parametrize("how", ["impatient", "stuck"])
 def test_a_later_ctrl_c_ends_the_process_and_so_does_an_end_that_takes_too_long(how: str) -> None:
     done = subprocess.run([sys.executable, "-c", PROGRAM, how], capture_output=True, text=True, timeout=50)
-    assert done.returncode == 130 and done.stderr == f"maelift test: ended at once. {signals.GOES_ON}\n", done.stderr
+    assert done.returncode == 130 and done.stderr == f"maelift test: ended at once. {signals.RESUME_HINT}\n", (
+        done.stderr
+    )

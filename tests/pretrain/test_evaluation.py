@@ -94,9 +94,9 @@ def test_a_run_that_waits_for_its_images_is_told_what_to_change(
 ) -> None:
     monkeypatch.setattr("maelift.core.training.tracker.WAIT_WINDOW", 0.1)
     with Tracker(tmp_path, "test", total=4, images_per_step=8, loading_advice="Give it more workers.") as tracker:
-        tracker.go_on_from(0)
+        tracker.resume_from(0)
         time.sleep(0.15)
-        tracker.waited(0.12)
+        tracker.add_data_wait(0.12)
         tracker.progress(1, 0.0)
         time.sleep(0.25)
         tracker.progress(2, 0.0)
@@ -106,23 +106,23 @@ def test_a_run_that_waits_for_its_images_is_told_what_to_change(
 
 def test_events_after_the_checkpoint_are_forgotten_by_the_run_that_goes_on(tmp_path: Path) -> None:
     with Tracker(tmp_path, "test", total=4, images_per_step=8) as tracker:
-        tracker.go_on_from(0)
+        tracker.resume_from(0)
         tracker.event(1, "skip", "one")
         tracker.event(3, "skip", "three")
     with Tracker(tmp_path, "test", total=4, images_per_step=8) as tracker:
-        tracker.go_on_from(2)
+        tracker.resume_from(2)
     assert [event.step for event in read_events(tmp_path / "events.jsonl")] == [1]
 
 
 def test_what_led_to_going_back_is_not_forgotten_by_the_run_that_goes_on(tmp_path: Path) -> None:
     with Tracker(tmp_path, "test", total=9, images_per_step=8) as tracker:
-        tracker.go_on_from(0)
+        tracker.resume_from(0)
         tracker.event(5, "skip", "five")
         tracker.rewind_to(3)
         tracker.event(3, "rewind", "back to three")
         tracker.event(7, "skip", "seven")
     with Tracker(tmp_path, "test", total=9, images_per_step=8) as tracker:
-        tracker.go_on_from(3)
+        tracker.resume_from(3)
     assert [event.text for event in read_events(tmp_path / "events.jsonl")] == ["five", "back to three"]
 
 

@@ -15,7 +15,7 @@ import pytest
 from maelift.core.config import resolve
 from maelift.core.errors import ConfigError, DataError
 from maelift.core.models.encoder_file import read_encoder
-from maelift.core.progress import Progress
+from maelift.core.progress import TrainingProgress
 from maelift.core.training.tracker import read_events
 from maelift.pretrain.config import PretrainConfig
 from maelift.pretrain.train import pretrain
@@ -245,7 +245,7 @@ class LaterBroken:
     def __init__(self, folder: Path, ruin: list[str]) -> None:
         self.folder, self.ruin = folder, ruin
 
-    def progress(self, progress: Progress) -> None:
+    def progress(self, progress: TrainingProgress) -> None:
         if progress.step == 1:
             for name in self.ruin:
                 (self.folder / name).write_bytes(b"")

@@ -28,7 +28,7 @@ from ...core.models.encoder import Encoder
 from ...core.models.encoder_file import Provenance
 from ...core.models.preprocessing import Preprocessing
 from ...core.optional_imports import require
-from ...core.training.loop import Diverged
+from ...core.training.recovery import Diverged
 from ..model_file import ModelFile, write_model
 from ..predictions import Detections
 

@@ -57,7 +57,7 @@ def test_files_of_version_1_are_read() -> None:
 def test_a_checkpoint_folder_of_before_is_read(tmp_path: Path) -> None:
     shutil.copytree(VERSION_1 / "checkpoints", tmp_path / "checkpoints")
     checkpoints = Checkpoints(tmp_path / "checkpoints", Ranks(0, 1, torch.device("cpu")))
-    assert checkpoints.newest() == 7 and checkpoints.facts(7) == {"step": 7, "note": "x"}
+    assert checkpoints.newest() == 7 and checkpoints.extra_state(7) == {"step": 7, "note": "x"}
     into = {"model.a": torch.zeros(2, 3), "optimizer.a": torch.zeros(3, dtype=torch.float64)}
     checkpoints.load(7, into)
     assert into["model.a"].tolist() == [[0, 1, 2], [3, 4, 5]] and into["optimizer.a"].tolist() == [1, 1, 1]

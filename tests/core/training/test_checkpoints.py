@@ -12,7 +12,7 @@ import pytest
 import torch
 from maelift.core.distributed import Ranks
 from maelift.core.errors import CheckpointError
-from maelift.core.signals import StopAsked
+from maelift.core.signals import StopRequested
 from maelift.core.training.checkpoints import Checkpoints
 from maelift.core.training.ema import WeightAverage
 from maelift.core.training.state import State
@@ -34,7 +34,7 @@ def test_the_newest_comes_back_and_the_last_few_are_kept(tmp_path: Path) -> None
     checkpoints = saved(tmp_path, 1, 5, 30, keep=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000005", "step-00000030"]
     assert checkpoints.newest() == 30
-    assert checkpoints.facts(30) == {"step": 30, "best": -float("inf")}
+    assert checkpoints.extra_state(30) == {"step": 30, "best": -float("inf")}
     into = {"a": torch.zeros(3, 2), "b": torch.tensor(0)}
     checkpoints.load(30, into)
     assert torch.equal(into["a"], torch.full((3, 2), 30.0)) and int(into["b"]) == 30
@@ -103,7 +103,7 @@ def test_one_that_is_whole_gets_its_name_where_a_kill_came_before(tmp_path: Path
 def test_when_all_are_damaged_the_run_does_not_start_anew_by_itself(tmp_path: Path) -> None:
     checkpoints = saved(tmp_path, 1)
     (tmp_path / "step-00000001" / "state.json").write_text("{")
-    with pytest.raises(CheckpointError, match=r"no checkpoint in it is whole .* Remove it to start anew"):
+    with pytest.raises(CheckpointError, match=r"every checkpoint in it is damaged .* Remove it to start again"):
         checkpoints.newest()
 
 
@@ -125,7 +125,7 @@ def test_the_state_of_another_model_is_refused(tmp_path: Path) -> None:
         return State(model, torch.optim.AdamW(model.parameters()), WeightAverage(model, 0.9) if average else None)
 
     checkpoints, own = Checkpoints(tmp_path, ONE), state(3, True)
-    checkpoints.save(0, own.tensors(), own.facts(), wait=True)
+    checkpoints.save(0, own.tensors(), own.extra_state(), wait=True)
     assert state(3, True).load(checkpoints)
     for other in (state(4, True), state(3, False)):
         with pytest.raises(CheckpointError, match="not a checkpoint of this run") as caught:
@@ -155,7 +155,7 @@ def test_a_state_that_the_disk_has_no_room_for_leaves_nothing_and_the_one_before
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"] and checkpoints.newest() == 1
 
 
-@pytest.mark.parametrize("error", [StopAsked(signal.SIGTERM), MemoryError()])
+@pytest.mark.parametrize("error", [StopRequested(signal.SIGTERM), MemoryError()])
 def test_a_signal_or_too_little_memory_while_loading_is_no_damage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:

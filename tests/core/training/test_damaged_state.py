@@ -44,7 +44,7 @@ def loaded(folder: Path) -> dict[str, torch.Tensor]:
     checkpoints = Checkpoints(folder, HERE)
     step = checkpoints.newest()
     assert step == 7
-    assert checkpoints.facts(step) == {"step": 7, "note": "x"}
+    assert checkpoints.extra_state(step) == {"step": 7, "note": "x"}
     into = {name: torch.zeros(size, dtype=kind) for name, (size, kind) in checkpoints.shapes(step).items()}
     checkpoints.load(step, into)
     return into
@@ -74,13 +74,13 @@ def test_a_state_file_of_wrong_types_is_refused(folder: Path, change: Callable[[
     content = json.loads(file.read_text())
     change(content)
     file.write_text(json.dumps(content))
-    refused(folder, "no checkpoint in it is whole")
+    refused(folder, "every checkpoint in it is damaged")
 
 
 @pytest.mark.parametrize("text", ["", "[" * 100_000, "[]", "{}", "\x00", "null"])
 def test_a_state_file_that_is_no_mapping_is_refused(folder: Path, text: str) -> None:
     (folder / "step-00000007" / STATE_FILE).write_text(text)
-    refused(folder, "no checkpoint in it is whole")
+    refused(folder, "every checkpoint in it is damaged")
 
 
 class _Touches:
@@ -129,7 +129,7 @@ def test_a_pipe_among_the_files_is_no_hang(folder: Path) -> None:
     state = folder / "step-00000007"
     (state / "__0_0.distcp").unlink()
     os.mkfifo(state / "__0_0.distcp")
-    refused(folder, "no checkpoint in it is whole")
+    refused(folder, "every checkpoint in it is damaged")
 
 
 def test_mutated_checkpoints_are_refused_in_a_line_or_read(folder: Path, tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_mutated_checkpoints_are_refused_in_a_line_or_read(folder: Path, tmp_pat
             content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
         path.write_bytes(content[: draw.randrange(len(content))] if draw.random() < 0.2 else content)
         with bounded_memory():
-            with pytest.raises(CheckpointError, match="no checkpoint in it is whole"):
+            with pytest.raises(CheckpointError, match="every checkpoint in it is damaged"):
                 loaded(copy)  # by its hash
             resealed(path.parent)
             try:

@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 def log(folder: Path, steps: range, first: int = 0) -> None:
     with Tracker(folder, "test", total=9, images_per_step=1) as tracker:
-        tracker.go_on_from(first)
+        tracker.resume_from(first)
         for step in steps:
             tracker.log(step, {"train/loss": 1 / step, "lr": 0.1 * first})
 

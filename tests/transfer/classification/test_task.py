@@ -418,7 +418,7 @@ def test_folders_that_hold_something_else_or_half_a_run(class_folders: Path, enc
         folder.check_data("x", ONE)
     (out / "data.json").unlink()  # killed between the two
     (out / "checkpoints" / "step-00000001").mkdir(parents=True)
-    with pytest.raises(MaeliftError, match=r"checkpoints: no checkpoint in it is whole"):
+    with pytest.raises(MaeliftError, match=r"checkpoints: every checkpoint in it is damaged"):
         run(class_folders, out, encoder=encoder, steps=2)
     shutil.rmtree(out / "checkpoints")
     run(class_folders, out, encoder=encoder, steps=2)
