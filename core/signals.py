@@ -59,7 +59,8 @@ class StopSignals:
     def noted(cls, title: str | None = None, raising: bool = False) -> Iterator[StopSignals]:
         """Take the signals within the block (nothing is changed outside the main thread).
 
-        With ``raising``, StopRequested is raised wherever the signal comes: for what saves nothing on a stop. ``title``: the command,
+        With ``raising``, StopRequested is raised wherever the signal comes: for what saves nothing on a stop. ``title``:
+        the command,
         for what is said when the process is ended at once. SIGHUP that is ignored, as with nohup, stays ignored.
         """
         outer = StopSignals._innermost
