@@ -98,6 +98,41 @@ class SuiteDataKeys(TypedDict, total=False):
     broken: float
 
 
+class TaskKeys(TypedDict, total=False):
+    """Keys of TaskConfig."""
+
+    task: Literal["detect", "segment"]
+    data: Text
+    labels: Sequence[int]
+    seeds: Sequence[int] | Mapping[str, Sequence[int]]
+    val: int | float
+    test: int | float
+    seed: int
+    image_size: int | Sequence[int] | None
+    recipe: Mapping[str, object]
+    arms: Mapping[str, Mapping[str, object]]
+    steps: int | Mapping[str, int] | None
+    rates: Sequence[float] | None
+    max_doublings: int | None
+    evaluations: int | None
+    short: bool
+
+
+class ArmKeys(TypedDict, total=False):
+    """Keys of ArmConfig."""
+
+    start: Text
+    label: Text
+    weights: Text | None
+    model: Literal["vit_nano", "vit_micro", "vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge"] | None
+    pool: int | float | None
+    x: float | None
+    compute_of: Text | None
+    pretrain: Mapping[str, object]
+    recipe: Mapping[str, object]
+    steps: Mapping[str, int]
+
+
 class TuningKeys(TypedDict, total=False):
     """Keys of Tuning."""
 
@@ -304,13 +339,13 @@ class BenchKeys(TypedDict, total=False):
     data: SuiteDataKeys
     labels: Sequence[int]
     seeds: Sequence[int] | Mapping[str, Sequence[int]]
-    tasks: Mapping[str, Mapping[str, object]]
+    tasks: Mapping[str, TaskKeys]
     pretrain_seeds: Sequence[int]
     model: Literal["vit_nano", "vit_micro", "vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge"]
     image_size: int | Sequence[int] | None
     patch_size: int | None
     channels: int
-    arms: Mapping[str, Mapping[str, object]]
+    arms: Mapping[str, ArmKeys]
     axis: Text | None
     published: Mapping[str, Text]
     baseline: Text

@@ -12,16 +12,17 @@ from typing import Any
 import torch
 
 from ..core.device import choose_device
-from ..core.public_names import public_config, public_name, public_text
+from ..core.public_names import public_config, public_text
 from ..core.yaml_files import to_dict, to_yaml
 from ..pretrain.evaluation import PICTURE_FILE
 from ..version import __version__
 from .data import SuiteImages
 from .examples import address, won_and_lost
+from .experiment import Context
 from .protocol import Comparison, Results, compare, encoder_runs, iter_cells, seconds_spent
 from .results import Arm, Example, NearPair, SuiteResult, TaskResult
-from .runs import Context, Run, libraries
-from .suite import ArmConfig, BenchConfig
+from .runs import Run, libraries
+from .suite import BenchConfig
 from .task_design import CLASSIFY
 
 
@@ -39,17 +40,19 @@ def collect(context: Context, store: Path, results: Results, ended: RunOutcome |
     config, pools = context.config, context.pools
     comparisons = [compare(context, *place, results) for place in iter_cells(config)]
     encoders = {arm: _encoders(context, arm, results) for arm in config.arms}
-    pictures = [store / run.key / PICTURE_FILE for arm in config.arms for run, _ in encoders[arm] if run.kind == "mae"]
+    pictures = [store / run.key / PICTURE_FILE for arm in config.arms for run, _ in encoders[arm]]
     parts = tuple(
         _part(context, task, [state for state in comparisons if state.task == task]) for task in config.designs
     )
     arms = tuple(
         Arm(
             name,
-            config.arm(name).label,
+            config.arms[name].label,
             _note(config, name),
-            sum(float(result["seconds"]) for run, result in encoders[name] if run.kind != "weights"),
-            config.arm(name).x,
+            sum(float(result["seconds"]) for _, result in encoders[name])
+            if config.arm_kind(name).trains_on_pool
+            else 0,
+            config.arms[name].x,
         )
         for name in config.arms
     )
@@ -62,7 +65,7 @@ def collect(context: Context, store: Path, results: Results, ended: RunOutcome |
         pool=len(pools.pool),
         guards=pools.findings,
         reconstructions=next((path for path in pictures if path.is_file()), None),
-        config_yaml=to_yaml(public_config(to_dict(config))),
+        config_yaml=to_yaml(public_config(config.given())),
         versions=_versions(),
         machine=_machine(config),
         seconds_total=seconds_spent((run for state in comparisons for run in state.asked), results),
@@ -120,28 +123,10 @@ def _part(context: Context, task: str, comparisons: Sequence[Comparison]) -> Tas
 
 
 def _note(config: BenchConfig, name: str) -> str:
-    arm = config.arm(name)
-    shape = "" if arm.model is None else f"{arm.model}: "
-    return shape + _way(config, arm)
-
-
-def _way(config: BenchConfig, arm: ArmConfig) -> str:
     """How an arm comes by its encoder, in words."""
-    pool = "the pool"
-    if arm.pool is not None:
-        pool = f"{arm.pool:,} images of the pool" if isinstance(arm.pool, int) else f"{100 * arm.pool:g} % of the pool"
-    if arm.start == "scratch":
-        longer = (
-            "" if arm.compute_of is None else f", trained longer by the compute that pretraining {arm.compute_of} took"
-        )
-        return f"no pretraining: sees only the labelled examples{longer}"
-    if arm.start == "mae":
-        begun = "" if arm.weights is None else f", begun with {public_name(arm.weights)}"
-        return f"pretrained on {pool} without {'its' if arm.pool is None else 'their'} labels{begun}"
-    if not arm.trains_encoder:
-        how = "with labels" if arm.start == "supervised" else "without labels"
-        return f"begins with {public_name(arm.weights or '')}, pretrained elsewhere {how}"
-    return f"pretrained with the labels of {pool}, which are those of the task itself: an upper bound, not a rival"
+    arm = config.arms[name]
+    shape = "" if arm.model is None else f"{arm.model}: "
+    return shape + config.arm_kind(name).describe(arm)
 
 
 def _versions() -> dict[str, str]:

@@ -115,7 +115,7 @@ def remember(words: Sequence[str], began: int, config: BenchConfig, result: Benc
     out, images = Path(config.out), _image_folders(config)
     if not all(path.is_dir() for path in images):
         return  # a list may name images that lie anywhere
-    weights = [Path(source) for name in config.arms if (source := config.arm(name).weights) is not None]
+    weights = [Path(arm.weights) for arm in config.arms.values() if arm.weights is not None]
     stamps, newest = _stamps([*suite_files(config.suite), *images, *weights, *CODE])
     if newest > began - RACY_SECONDS * 1e9:
         return
@@ -168,7 +168,7 @@ def _asked(words: Sequence[str]) -> dict[str, Any] | None:
 def _image_folders(config: BenchConfig) -> list[Path]:
     unlabelled = config.data.unlabelled
     pool = (unlabelled,) if isinstance(unlabelled, str) else unlabelled or ()
-    given = [config.data.path, *pool, *(config.task(name).data for name in config.tasks)]
+    given = [config.data.path, *pool, *(task.data for task in config.tasks.values())]
     return [Path(path) for path in given if path is not None]
 
 

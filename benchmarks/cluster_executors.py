@@ -24,8 +24,10 @@ from ..core.signals import Interrupted
 from ..core.slurm import slurm_executor
 from ..core.yaml_files import to_dict
 from .data import read_suite_images
+from .execute import execute
 from .executor import DIED, FEWER, NO_MEMORY, STALLED, Executor, Hear, told
-from .runs import Context, Run, execute
+from .experiment import Context
+from .runs import Run
 from .suite import BenchConfig
 
 PROGRESS_FILE, NOTED_EVERY = "progress.json", 5.0

@@ -195,7 +195,7 @@ def _read_unlabelled(data: SuiteData, guard: LeakageGuard) -> _PretrainingImages
 
 def _read_task(config: BenchConfig, name: str, guard: LeakageGuard) -> TaskImages:
     """The images of a task with data of its own."""
-    own = config.task(name)
+    own = config.tasks[name]
     if not Path(own.data).exists():
         raise DataError(
             f"tasks.{name}.data={own.data}: no such folder or file. That of the quickstart is brought by "

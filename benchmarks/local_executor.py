@@ -28,8 +28,10 @@ from typing_extensions import Self
 from ..core.errors import MaeliftError
 from ..core.progress import TrainingProgress
 from ..core.signals import STOP_SIGNALS, Interrupted, StopRequested, ignore_stop_signals, stop_signals_blocked
+from .execute import execute
 from .executor import DIED, FEWER, NO_MEMORY, STALLED, Executor, Hear, told
-from .runs import Context, Run, execute
+from .experiment import Context
+from .runs import Run
 
 PRELOADED = [__name__, "torch._dynamo", "tensorboard.compat.proto.event_pb2", "torchmetrics.functional"]
 """What workers need."""

@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from copy import deepcopy
 from typing import Any
 
 from ..core.progress import LOG_INTERVAL, TrainingProgress, duration
 from .answer_cache import RunningNote
-from .estimates import RuntimeHistory
+from .estimates import RunCosts, RuntimeHistory
+from .experiment import Context
 from .protocol import Results, predict_runs, seconds_spent
-from .runs import Context, Run
+from .runs import Run
 from .status import standing
 
 logger = logging.getLogger("maelift")
@@ -24,13 +24,14 @@ TELLING = 0.02
 class Board:
     """Shows how far the suite is: on a terminal the runs at work, elsewhere a line now and then."""
 
-    def __init__(self, context: Context, results: Results, workers: int) -> None:
+    def __init__(self, context: Context, results: Results, workers: int, costs: RunCosts) -> None:
+        self._cost = costs.of
         self.context, self.results, self.workers = context, results, workers
         self.count = 0
         self._heard: dict[str, TrainingProgress] = {}
         self._began = self._said = time.monotonic()
         self._begun: dict[str, tuple[float, TrainingProgress]] = {}
-        self._pace = RuntimeHistory()
+        self._history = RuntimeHistory(self._cost)
         self._left: list[Run] = []
         self._spent = 0.0
         self._live: Any = None
@@ -39,7 +40,7 @@ class Board:
     def __enter__(self) -> Board:
         foreseen = self._look_ahead()
         self._spent = seconds_spent(foreseen, self.results)
-        self._pace = RuntimeHistory.of(foreseen, self.results)
+        self._history = RuntimeHistory.of(foreseen, self.results, self._cost)
         logger.info("bench: %d runs to do, %d at a time; more where steps are doubled", len(self._left), self.workers)
         if sys.stderr is not None and sys.stderr.isatty():
             from rich.console import Console
@@ -71,7 +72,7 @@ class Board:
         result = self.results(run) or {}
         seconds = float(result.get("seconds", 0))
         self._spent += seconds
-        self._pace.see(run, seconds)
+        self._history.add(run, seconds)
         self._look_ahead()
         score = f", {100 * result['val']:.1f} % on validation" if "val" in result else ""
         text = f"bench: {run.title()}: done in {duration(seconds)}{score}"
@@ -134,15 +135,15 @@ class Board:
 
     def _ahead(self, running: list[Run]) -> float | None:
         """Seconds until all is done, by what runs took so far; None while no run is far enough to tell."""
-        pace, now = deepcopy(self._pace), time.monotonic()
+        history, now = self._history.copy(), time.monotonic()
         shares = {}
         for run, progress in self._under_way(running):
             began, first = self._begun[run.key]
             shares[run.key] = progress.step / max(progress.total, 1)
             seen = (progress.step - first.step) / max(progress.total, 1)
-            if seen > TELLING and not self._pace.knows(run):
-                pace.see(run, now - began, seen)
-        times = [(run, pace.seconds(run)) for run in self._left]
+            if seen > TELLING and not self._history.knows(run):
+                history.add(run, now - began, seen)
+        times = [(run, history.seconds(run)) for run in self._left]
         if any(seconds is None for _, seconds in times):
             return None
         return sum(seconds * (1 - shares.get(run.key, 0)) for run, seconds in times if seconds) / self.workers

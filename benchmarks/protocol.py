@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import MaeliftError
+from .experiment import Context
 from .results import METRICS, Cell, ConvergenceCheck, Curve, TuningRecord
-from .runs import Context, Run, read_result
+from .runs import Run, read_result
 from .stats import converged
 from .suite import BenchConfig
 from .task_design import TaskDesign
@@ -121,7 +122,7 @@ def compare(context: Context, task: str, arm: str, labels: int, results: Results
 
 def _is_checked(context: Context, design: TaskDesign, arm: str) -> bool:
     """Whether it is looked at what twice the steps bring: not of short tasks, nor where another's compute sets the steps."""
-    return not design.short and context.config.arm(arm).compute_of is None
+    return not design.short and context.config.arms[arm].compute_of is None
 
 
 def _check(

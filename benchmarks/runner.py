@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -18,16 +19,18 @@ from ..core.progress import duration
 from ..core.signals import Interrupted, StopSignals, interruptible
 from ..core.yaml_files import write_config
 from .aggregate import RunOutcome, collect, device_of
+from .arm_kind import encoder_parameters
 from .cluster_executors import RayTasks, SlurmJobs
 from .data import read_suite_images
-from .disk_estimate import bytes_held, bytes_left, encoder_parameters
-from .estimates import MeasuredCost, RuntimeHistory
+from .disk_estimate import bytes_saved, checkpoint_peak
+from .estimates import MeasuredCost, RunCosts, RuntimeHistory
 from .executor import DIED, NO_ROOM, STALLED, Executor
+from .experiment import Context
 from .local_executor import LocalProcesses
 from .progress import Board
 from .protocol import Results, compare, iter_cells, predict_runs, read_finished
 from .results import SuiteResult
-from .runs import PRETRAINING, Context, Run
+from .runs import Run
 from .status import Status, standing
 from .suite import BenchConfig
 from .task_design import TaskDesign
@@ -100,29 +103,34 @@ def plan(config: BenchConfig) -> Plan:
     runs = {key: run for key, run in foreseen.items() if results(run) is None}
     device = device_of(config)
     workers = _workers(config)
-    pace, measured = RuntimeHistory.of(foreseen.values(), results), MeasuredCost(context, device)
+    history = RuntimeHistory.of(foreseen.values(), results, RunCosts(context).of)
+    measured = MeasuredCost(context, device)
     shapes = [config.spec_of(arm, task) for task in config.designs for arm in config.arms]
     parameters = max(map(encoder_parameters, shapes))
-    left, held = bytes_left(context, runs.values()), bytes_held(context, runs.values(), workers)
+    saved, checkpoints = bytes_saved(context, runs.values()), checkpoint_peak(context, runs.values(), workers)
     largest = max(config.recipe(task, arm).batch_size for task in config.designs for arm in config.arms)
     tokens = max((spec.num_patches + 1) * spec.embed_dim * spec.depth for spec in shapes)
-    kinds = {kind: sum(run.kind == kind for run in runs.values()) for kind in (*PRETRAINING, "train", "test")}
-    seconds = sum(cast(float, pace.seconds(run)) if pace.knows(run) else measured.seconds(run) for run in runs.values())
+    kinds = Counter(
+        run.kind for run in sorted(runs.values(), key=lambda run: (not run.makes_encoder, run.kind == "test"))
+    )
+    seconds = sum(
+        cast(float, history.seconds(run)) if history.knows(run) else measured.seconds(run) for run in runs.values()
+    )
     there = f"; {len(foreseen) - len(runs)} are there already" if len(runs) < len(foreseen) else ""
     seeds = sum(len(design.seeds_at(labels)) for design in config.designs.values() for labels in design.labels)
     cells = len(config.arms) * seeds
-    counts = f"{', '.join(f'{count} {kind}' for kind, count in kinds.items() if count)}"
+    counts = f"{', '.join(f'{count} {kind}' for kind, count in kinds.items())}"
     return Plan(
         lines=(
             ("pool", f"{len(pools.pool):,} images to pretrain on"),
-            ("arms", ", ".join(f"{name} ({config.arm(name).start})" for name in config.arms)),
+            ("arms", ", ".join(f"{name} ({arm.start})" for name, arm in config.arms.items())),
             *((name, _planned(design, pools.tasks[name].counts)) for name, design in config.designs.items()),
             ("cells", f"{cells:,} compared: arms × label counts × seeds"),
             ("pretraining seeds", str(len(config.pretrain_seeds))),
             ("runs", f"{counts or 'none'}; more where steps are doubled{there}"),
             (
                 "disk",
-                f"{left / 2**30:.2f} GiB for these runs, and {held / 2**30:.2f} GiB of checkpoints while they run",
+                f"{saved / 2**30:.2f} GiB for these runs, and {checkpoints / 2**30:.2f} GiB of checkpoints while they run",
             ),
             ("at a time", f"{workers} runs of {config.threads} threads on {device}, executor {config.executor}"),
             ("result", str(Path(config.out) / "report.html")),
@@ -181,7 +189,8 @@ def run_all(context: Context, store: Path, results: Results) -> RunOutcome:
     done again one by one, so that the one that kills it is told from the others.
     """
     ended = RunOutcome()
-    waiting = _missing(context, results, ended)
+    costs = RunCosts(context)
+    waiting = _missing(context, results, ended, costs)
     if not waiting:
         logger.info("bench: every run is there already")
         return ended
@@ -189,7 +198,7 @@ def run_all(context: Context, store: Path, results: Results) -> RunOutcome:
     suspects: set[str] = set()
     with (
         StopSignals.noted() as signals,
-        Board(context, results, workers) as board,
+        Board(context, results, workers, costs) as board,
         ExitStack() as held,
     ):
         with signals.at_once():  # processes take a while to start
@@ -217,7 +226,7 @@ def run_all(context: Context, store: Path, results: Results) -> RunOutcome:
                 raise _interrupted(board.count, signals.received)
             if finished:
                 busy = {run.key for run in pool.running}
-                waiting = [run for run in _missing(context, results, ended) if run.key not in busy]
+                waiting = [run for run in _missing(context, results, ended, costs) if run.key not in busy]
             board.show(pool.running)
     return ended
 
@@ -248,11 +257,11 @@ def _interrupted(count: int, number: int) -> Interrupted:
     return Interrupted(f"stopped with {count} runs finished; they are kept. The same command goes on.", number)
 
 
-def _missing(context: Context, results: Results, ended: RunOutcome) -> list[Run]:
+def _missing(context: Context, results: Results, ended: RunOutcome, costs: RunCosts) -> list[Run]:
     """What can be run now, pretraining first, then the costliest; each once, but for what failed."""
     found: dict[str, Run] = {}
     for place in iter_cells(context.config):
         for run in compare(context, *place, results).missing:
             if run.key not in ended.failed:
                 found.setdefault(run.key, run)
-    return sorted(found.values(), key=lambda run: (run.kind not in PRETRAINING, -run.images, run.key))
+    return sorted(found.values(), key=lambda run: (not run.makes_encoder, -costs.of(run), run.key))

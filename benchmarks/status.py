@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..core.progress import duration
+from .experiment import Context
 from .protocol import Results, compare, encoder_runs, iter_cells, predict_runs, seconds_spent
-from .runs import Context
 
 
 @dataclass(frozen=True)

@@ -3,39 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from ..core.config import resolve
-from ..core.config_keys import nearest
+from ..core.config import MissingKeyError, resolve
+from ..core.config_keys import nearest, schema_defaults
 from ..core.data.classification import ClassFolderLayout
 from ..core.errors import ConfigError, MaeliftError
 from ..core.models.encoder_spec import EncoderSpec, ModelName, check_divisible, preset_spec
-from ..core.signals import Interrupted
 from ..core.slurm import Slurm
-from ..pretrain.config import PretrainConfig
+from ..core.yaml_files import to_dict
 from ..transfer.classification.task import ClassifyRecipe
 from ..transfer.detection.task import DetectConfig
 from ..transfer.recipe import Recipe, recipe_defaults
 from ..transfer.segmentation.task import SegmentConfig
 from ..transfer.task import TransferConfig
+from .arm_kind import ArmConfig, ArmKind
+from .arm_kinds import kind_of
 from .published import read_published
-from .suite_file import named_suite, read_suite
+from .suite_file import key_prefix, named_suite, read_suite
 from .task_design import CLASSIFY, TaskConfig, TaskDesign, Tuning, check_distinct
-
-ArmKind = Literal["mae", "encoder", "supervised", "scratch"]
-
-INITS: dict[ArmKind, Literal["encoder", "supervised", "scratch"]] = {
-    "mae": "encoder",
-    "encoder": "encoder",
-    "supervised": "supervised",
-    "scratch": "scratch",
-}
-"""Whose recipe, in transfer/recipes/, an arm is fine-tuned with, by its start."""
 
 
 @dataclass(frozen=True)
@@ -70,49 +60,6 @@ class SuiteData:
     def __post_init__(self) -> None:
         if self.path is None and self.unlabelled is None:
             raise ConfigError("path", None, "labelled images, or unlabelled ones to pretrain on")
-
-
-@dataclass(frozen=True)
-class ArmConfig:
-    """One way to come by an encoder, and how it is fine-tuned."""
-
-    start: ArmKind
-    """mae: pretrained on the pool, without labels; supervised: with the pool's labels; encoder: as weights are; scratch"""
-    label: str
-    """the arm's name in the report"""
-    weights: str | None = None
-    """encoder file, public weights or timm:NAME. encoder, supervised: taken as they are; mae: gone on from, on the pool"""
-    model: ModelName | None = None
-    """shape of this arm's encoder; null: the suite's"""
-    pool: int | float | None = None
-    """how many of the pool's images it is pretrained on, a count or a share; the fewer are among the more; null: all"""
-    x: float | None = None
-    """the arm's place on the suite's axis"""
-    compute_of: str | None = None
-    """start=scratch: trained for longer, by the steps that this arm's pretraining took in floating-point operations"""
-    pretrain: dict[str, Any] = field(default_factory=dict)
-    """keys of maelift pretrain (start: mae), or of the scratch recipe (start: supervised)"""
-    recipe: dict[str, Any] = field(default_factory=dict)
-    """keys that change the classification recipe of the start (transfer/recipes/)"""
-    steps: dict[str, int] = field(default_factory=dict)
-    """steps of classification for each label count; they are doubled for as long as that helps"""
-
-    def __post_init__(self) -> None:
-        if self.start == "encoder" and self.weights is None:
-            raise ConfigError("weights", None, "weights to begin with, at start=encoder")
-        if self.start == "scratch" and self.weights is not None:
-            raise ConfigError("weights", self.weights, "none, at start=scratch")
-        if self.compute_of is not None and self.start != "scratch":
-            raise ConfigError("compute_of", self.compute_of, "null, but at start=scratch")
-        if self.pool is not None and not self.trains_encoder:
-            raise ConfigError("pool", self.pool, "null, but for an arm that is pretrained on the pool")
-        if self.pool is not None and self.pool <= 0:
-            raise ConfigError("pool", self.pool, "a count or share above 0")
-
-    @property
-    def trains_encoder(self) -> bool:
-        """Whether the suite pretrains it: on the pool, with or without labels."""
-        return self.start == "mae" or (self.start == "supervised" and self.weights is None)
 
 
 @dataclass(frozen=True)
@@ -158,7 +105,7 @@ class BenchConfig:
     """numbers of labelled training images of data.path, for classification"""
     seeds: tuple[int, ...] | dict[str, tuple[int, ...]] = ()
     """for all label counts, or for each; a seed is one draw of labelled images, one head and one order, for all arms"""
-    tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    tasks: dict[str, TaskConfig] = field(default_factory=dict)
     """more tasks by name: task (detect, segment), data, labels, seeds, recipe, steps ..."""
     pretrain_seeds: tuple[int, ...] = (0,)
     """seeds of pretraining; fine-tuning seed i uses number i modulo their count"""
@@ -170,7 +117,7 @@ class BenchConfig:
     """pixels a side of a patch; null: the model's usual one"""
     channels: int = 3
     """1 (gray) or 3 (colour)"""
-    arms: dict[str, dict[str, Any]]
+    arms: dict[str, ArmConfig]
     """arms by name: start, label, weights, pretrain, recipe, steps"""
     axis: str | None = None
     """what the arms differ in, where that is a number, each arm's x: the report then has a chart over it"""
@@ -202,8 +149,9 @@ class BenchConfig:
         check_distinct("pretrain_seeds", self.pretrain_seeds)
         if not self.arms:
             raise ConfigError("arms", self.arms, "at least one arm, with its start and label")
-        for name in self.arms:
-            self._check_keys(name)
+        for name, arm in self.arms.items():
+            with key_prefix(f"arms.{name}."):
+                kind_of(arm).check_keys(arm)
         self._check_tasks()
         for name in self.arms:
             self._check_recipes(name)
@@ -224,8 +172,17 @@ class BenchConfig:
     @classmethod
     def resolve(cls, overrides: Sequence[str] | Mapping[str, object] = (), file: Path | None = None) -> BenchConfig:
         """The suite named in the overrides or the file, with what they say on top."""
-        suite = named_suite(overrides, file)
-        return resolve(cls, overrides, file, read_suite(suite))
+        suite = read_suite(named_suite(overrides, file))
+        try:
+            return resolve(cls, overrides, file, suite)
+        except MissingKeyError as error:
+            group, _, name = error.key.removesuffix(".start").partition(".")
+            others = [other for other in suite.get("arms") or {} if other != name]
+            if group == "arms" and error.key.endswith(".start") and (close := nearest(name, others)):
+                raise MaeliftError(
+                    f"arms.{name}: no such arm. Did you mean arms.{close}? (A new arm needs start and label.)"
+                ) from error
+            raise
 
     @property
     def spec(self) -> EncoderSpec:
@@ -234,7 +191,7 @@ class BenchConfig:
 
     def spec_of(self, arm: str, task: str = CLASSIFY) -> EncoderSpec:
         """The shape of an arm's encoder on a task: its own model, with the task's image size and the suite's patches."""
-        spec, model = self.spec_at(task), self.arm(arm).model
+        spec, model = self.spec_at(task), self.arms[arm].model
         if model is None:
             return spec
         return preset_spec(model, image_size=spec.image_size, patch_size=spec.patch_size, channels=spec.channels)
@@ -245,7 +202,7 @@ class BenchConfig:
         designs = {}
         if self.data.path is not None:
             designs[CLASSIFY] = TaskDesign(CLASSIFY, "classify", self.labels, self.seeds, self.tuning, self.evaluations)
-        for name, task in self._tasks.items():
+        for name, task in self.tasks.items():
             tuning = replace(
                 self.tuning,
                 rates=self.tuning.rates if task.rates is None else task.rates,
@@ -255,38 +212,55 @@ class BenchConfig:
             designs[name] = TaskDesign(name, task.task, task.labels, task.seeds, tuning, often, task.short)
         return designs
 
-    @cached_property
-    def _tasks(self) -> dict[str, TaskConfig]:
-        return {name: resolve(TaskConfig, keys) for name, keys in self.tasks.items()}
+    @property
+    def images_path(self) -> str:
+        """Where the suite's own images are, as pretraining's configuration names it."""
+        return self.data.path or "any"
 
-    @cached_property
-    def _arms(self) -> dict[str, ArmConfig]:
-        return {name: resolve(ArmConfig, keys) for name, keys in self.arms.items()}
+    @property
+    def pool_has_labels(self) -> bool:
+        """Whether the images to pretrain on have labels."""
+        return self.data.path is not None and self.data.unlabelled is None
+
+    def given(self) -> dict[str, Any]:
+        """The settings as a suite file has them: its arms and tasks without the defaults."""
+        content = to_dict(self)
+        for key, schema in (("arms", ArmConfig), ("tasks", TaskConfig)):
+            defaults = schema_defaults(schema)
+            content[key] = {
+                name: {key: value for key, value in own.items() if key not in defaults or value != defaults[key]}
+                for name, own in content[key].items()
+            }
+        return content
+
+    def arm_kind(self, arm: str) -> ArmKind:
+        """How an arm comes by its encoder."""
+        return kind_of(self.arms[arm])
 
     @cached_property
     def _recipes(self) -> dict[tuple[str, str], Recipe]:
-        return {(task, arm): self._recipe(task, arm) for task in self.designs for arm in self._arms}
+        return {(task, arm): self._recipe(task, arm) for task in self.designs for arm in self.arms}
 
     def _recipe(self, task: str, arm: str) -> Recipe:
         if task == CLASSIFY:
-            return resolve(ClassifyRecipe, self.arm(arm).recipe, defaults=self._classify_defaults(arm))
-        return self._transfer(task, arm, self.task(task).arms.get(arm, {}))
+            return resolve(ClassifyRecipe, self.arms[arm].recipe, defaults=self._classify_defaults(arm))
+        return self._transfer(task, arm, self.tasks[task].arms.get(arm, {}))
 
     def _classify_defaults(self, arm: str) -> dict[str, Any]:
-        return recipe_defaults(f"{CLASSIFY}_{INITS[self.arm(arm).start]}")
+        return recipe_defaults(f"{CLASSIFY}_{self.arm_kind(arm).init}")
 
     def _transfer(self, task: str, arm: str, changes: Mapping[str, Any]) -> TransferConfig:
         """The keys of maelift transfer that an arm is trained with on a task."""
-        own = self.task(task)
+        own = self.tasks[task]
         return CONFIGS[own.task].resolve({**own.recipe, **changes, **self._of_all_transfers(task, arm)})
 
     def _of_all_transfers(self, task: str, arm: str) -> dict[str, Any]:
         """The keys of a task that the suite gives to all arms."""
-        own = self.task(task)
+        own = self.tasks[task]
         return {
             "data": own.data,
             "out": "out",
-            "init": INITS[self.arm(arm).start],
+            "init": self.arm_kind(arm).init,
             "encoder": "any",
             "val": own.val,
             "test": own.test,
@@ -294,14 +268,6 @@ class BenchConfig:
             "image_size": list(self.spec_at(task).image_size),
             "device": self.device,
         }
-
-    def task(self, name: str) -> TaskConfig:
-        """A task by name; classification of the suite's own images is none of them."""
-        return self._tasks[name]
-
-    def arm(self, name: str) -> ArmConfig:
-        """An arm by name."""
-        return self._arms[name]
 
     def recipe(self, task: str, arm: str) -> Recipe:
         """How an arm is fine-tuned on a task: the recipe of its start with the suite's changes."""
@@ -313,7 +279,7 @@ class BenchConfig:
 
     def spec_at(self, task: str) -> EncoderSpec:
         """The suite's shape of encoders on a task, at the task's image size."""
-        size = None if task == CLASSIFY else self.task(task).image_size
+        size = None if task == CLASSIFY else self.tasks[task].image_size
         if size is None:
             return self.spec
         height, width = (size, size) if isinstance(size, int) else size
@@ -323,87 +289,34 @@ class BenchConfig:
     def steps(self, task: str, arm: str, labels: int) -> int:
         """The steps that an arm's tuning on a task begins with."""
         if task == CLASSIFY:
-            given = self.arm(arm).steps.get(str(labels))
+            given = self.arms[arm].steps.get(str(labels))
         else:
-            steps = self.task(task).steps
+            steps = self.tasks[task].steps
             given = steps.get(str(labels)) if isinstance(steps, dict) else steps
         return given or self.recipe(task, arm).total_steps(labels)
 
-    def supervised_recipe(self, name: str) -> ClassifyRecipe:
-        """How the encoder of a supervised arm is trained on the pool's labels."""
-        return resolve(ClassifyRecipe, self.arm(name).pretrain, defaults=recipe_defaults(f"{CLASSIFY}_scratch"))
-
-    def mae_config(self, name: str, seed: int, out: str) -> PretrainConfig:
-        """How the encoder of a MAE arm is pretrained."""
-        return PretrainConfig.resolve({**self._given(name, seed, out), **self.arm(name).pretrain})
-
-    def _given(self, name: str, seed: int, out: str) -> dict[str, Any]:
-        """The keys of an arm's pretraining that the suite gives."""
-        return {
-            "data": self.data.path or "any",
-            "out": out,
-            "init": self.arm(name).weights,
-            "model": self.arm(name).model or self.model,
-            "image_size": list(self.spec.image_size),
-            "patch_size": self.spec.patch_size,
-            "channels": self.channels,
-            "statistics": "auto",
-            "device": self.device,
-            "seed": seed,
-            "workers": 0,
-        }
-
-    def _check_keys(self, name: str) -> None:
-        """Raise MaeliftError, with the full key, where an arm's own keys are mistaken."""
-        keys = self.arms[name]
-        others = [other for other in self.arms if other != name]
-        if "start" not in keys and (close := nearest(name, others)):
-            raise MaeliftError(
-                f"arms.{name}: no such arm. Did you mean arms.{close}? (A new arm needs start and label.)"
-            )
-        with key_prefix(f"arms.{name}."):
-            for labels, steps in resolve(ArmConfig, keys).steps.items():
-                if not labels.isdigit() or steps < 1:
-                    raise ConfigError(f"steps.{labels}", steps, "a count of labels with 1 or more steps")
-
     def _check_recipes(self, name: str) -> None:
         """Raise MaeliftError, with the full key, where an arm could not be pretrained or fine-tuned."""
-        arm = self.arm(name)
-        if arm.compute_of is not None and (arm.compute_of not in self.arms or self.arm(arm.compute_of).start != "mae"):
-            raise ConfigError(f"arms.{name}.compute_of", arm.compute_of, "the name of an arm with start=mae")
+        arm, other = self.arms[name], self.arms[name].compute_of
+        if other is not None and (other not in self.arms or not self.arm_kind(other).trains_on_pool):
+            raise ConfigError(f"arms.{name}.compute_of", other, "the name of an arm that is pretrained on the pool")
         if CLASSIFY in self.designs:
             with key_prefix(f"arms.{name}.recipe."):
                 _refuse_rates(arm.recipe)
                 resolve(ClassifyRecipe, arm.recipe, defaults=self._classify_defaults(name)).check_passes(1)
-        for task in self._tasks:
+        for task, own in self.tasks.items():
             with key_prefix(f"tasks.{task}.recipe."):
                 self._transfer(task, name, {})
             with key_prefix(f"tasks.{task}.arms.{name}."):
-                self._transfer(task, name, self.task(task).arms.get(name, {})).check_passes(1)
-        with key_prefix(f"arms.{name}.pretrain."):
-            if arm.start == "mae":
-                for key in sorted(self._given(name, 0, "").keys() & arm.pretrain.keys()):
-                    raise ConfigError(key, arm.pretrain[key], "no value here, as the suite gives one to all arms")
-                self.mae_config(name, 0, "out")
-            elif arm.trains_encoder:
-                if self.data.path is None or self.data.unlabelled is not None:
-                    raise MaeliftError(
-                        f"arms.{name}: start=supervised needs labels of the pool, which data.unlabelled hasn't. Give weights, "
-                        "timm:NAME for one, or leave the arm out."
-                    )
-                self.supervised_recipe(name).check_passes(1)
-            elif arm.pretrain:
-                key, value = next(iter(arm.pretrain.items()))
-                what = "start=scratch" if arm.start == "scratch" else "weights that are taken as they are"
-                raise ConfigError(key, value, f"nothing, at {what}")
+                self._transfer(task, name, own.arms.get(name, {})).check_passes(1)
+        self.arm_kind(name).check(self, name)
 
     def _check_tasks(self) -> None:
         """Raise MaeliftError, with the full key, where a task can't be compared."""
-        for name, keys in self.tasks.items():
+        for name, task in self.tasks.items():
             if name == CLASSIFY or not name.isidentifier():
                 raise ConfigError("tasks", name, f"names of letters, digits and _, other than {CLASSIFY}")
             with key_prefix(f"tasks.{name}."):
-                task = resolve(TaskConfig, keys)
                 for arm in task.arms:
                     if arm not in self.arms:
                         raise ConfigError(f"arms.{arm}", "", f"one of the arms {', '.join(self.arms)}")
@@ -451,16 +364,3 @@ def _refuse_rates(recipe: Mapping[str, Any], short: bool = False) -> None:
     for key in ("lr", "base_lr") if not short else ():
         if recipe.get(key) is not None:
             raise ConfigError(key, recipe[key], "no rate, as every arm's is chosen from tuning.rates")
-
-
-@contextmanager
-def key_prefix(prefix: str) -> Iterator[None]:
-    """Let errors within name their key in full."""
-    try:
-        yield
-    except ConfigError as error:
-        raise ConfigError(prefix + error.key, error.value, error.expected, error.advice) from error
-    except Interrupted:  # a signal that came within is no mistake of the key's
-        raise
-    except MaeliftError as error:
-        raise MaeliftError(f"{prefix}{error}") from error

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from ..core.config import raw_value
 from ..core.config_keys import nearest
 from ..core.errors import ConfigError, MaeliftError
 from ..core.files import read_regular_text
+from ..core.signals import Interrupted
 from ..core.yaml_files import LARGEST_CONFIG, check_pairs, merged, yaml_values
 
 SUITES = Path(__file__).parent / "suites"
@@ -73,3 +75,16 @@ def named_suite(overrides: Sequence[str] | Mapping[str, object], file: Path | No
     if named is None:
         raise MaeliftError("suite: needed (name of a shipped suite, or a YAML file). Give maelift bench SUITE out=DIR.")
     return str(named)
+
+
+@contextmanager
+def key_prefix(prefix: str) -> Iterator[None]:
+    """Let errors within name their key in full."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(prefix + error.key, error.value, error.expected, error.advice) from error
+    except Interrupted:  # a signal that came within is no mistake of the key's
+        raise
+    except MaeliftError as error:
+        raise MaeliftError(f"{prefix}{error}") from error

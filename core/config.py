@@ -19,6 +19,14 @@ from .yaml_files import first_line, flatten, merged, plain, read_yaml
 T = TypeVar("T")
 
 
+class MissingKeyError(MaeliftError):
+    """A key without a default isn't given; ``key`` is its full name."""
+
+    def __init__(self, key: str, message: str) -> None:
+        super().__init__(message)
+        self.key = key
+
+
 def resolve(
     schema: type[T],
     overrides: Sequence[str] | Mapping[str, object] = (),
@@ -102,9 +110,8 @@ def _build(schema: type, content: Mapping[str, Any], prefix: str, top: type) -> 
                 values[name] = _build(cast(type, kinds[name]), {}, f"{prefix}{name}.", top)
             else:
                 meaning = {entry.key: entry.help for entry in describe(schema)}[name]
-                raise MaeliftError(
-                    f"{prefix}{name}: needed ({type_name(kinds[name])}: {meaning}). Give {prefix}{name}=..."
-                )
+                said = f"{prefix}{name}: needed ({type_name(kinds[name])}: {meaning}). Give {prefix}{name}=..."
+                raise MissingKeyError(prefix + name, said)
     try:
         return schema(**values)
     except ConfigError as error:

@@ -62,8 +62,8 @@ def test_a_suite_may_extend_another(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("extends: quickstart\ntitle: Mine\nlabels: [100]\ntasks: {detect: {steps: 7}}\n")
     config = BenchConfig.resolve({"suite": str(file), "out": "x"})
-    assert config.title == "Mine" and config.labels == (100,) and config.task("detect").steps == 7
-    assert config.task("segment").steps == read_suite("quickstart")["tasks"]["segment"]["steps"]
+    assert config.title == "Mine" and config.labels == (100,) and config.tasks["detect"].steps == 7
+    assert config.tasks["segment"].steps == read_suite("quickstart")["tasks"]["segment"]["steps"]
     file.write_text(f"extends: {file}\ntitle: Mine\n")
     done = run_maelift("bench", file, "out=x", cwd=tmp_path)
     assert done.returncode == 2 and "extends leads back to it" in done.stderr and done.stderr.count("\n") == 1

@@ -172,7 +172,7 @@ def test_hostile_settings_are_taken_or_refused_in_a_line(
 
 def test_pairs_without_a_space_reach_an_arm(tmp_path: Path) -> None:
     words = ["suite=quickstart", "out=x", "arms.mae.steps={30:40}"]
-    assert BenchConfig.resolve(words).arms["mae"]["steps"]["30"] == 40
+    assert BenchConfig.resolve(words).arms["mae"].steps["30"] == 40
     file = tmp_path / "suite.yaml"
     file.write_text("extends: quickstart\narms: {mae: {steps: {30:40}}}\n")
     with pytest.raises(MaeliftError, match="Put a space after the colon"):

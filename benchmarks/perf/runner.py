@@ -23,10 +23,12 @@ from typing import Any
 
 import torch
 from maelift.benchmarks.data import read_suite_images
+from maelift.benchmarks.execute import execute
+from maelift.benchmarks.experiment import Context
 from maelift.benchmarks.local_executor import PRELOADED
 from maelift.benchmarks.protocol import Results, predict_runs, read_finished
 from maelift.benchmarks.runner import run_all
-from maelift.benchmarks.runs import PRETRAINING, RESULT_FILE, Context, Run, execute
+from maelift.benchmarks.runs import RESULT_FILE, Run
 from maelift.benchmarks.status import standing
 from maelift.benchmarks.suite import BenchConfig
 from maelift.core.config import resolve
@@ -107,7 +109,7 @@ def suite_of(settings: Benchmark, seeds: int, out: Path) -> Context:
 def runs_of(context: Context, results: Results) -> list[Run]:
     """All runs, each after those that it needs."""
     runs = predict_runs(context, results).values()
-    return sorted(runs, key=lambda run: (run.kind not in PRETRAINING, run.kind == "test"))
+    return sorted(runs, key=lambda run: (not run.makes_encoder, run.kind == "test"))
 
 
 def in_a_pool(runs: Sequence[Run], context: Context, store: Path, workers: int) -> None:
@@ -115,8 +117,12 @@ def in_a_pool(runs: Sequence[Run], context: Context, store: Path, workers: int) 
     start = multiprocessing.get_context("forkserver")
     start.set_forkserver_preload(PRELOADED)
     with ProcessPoolExecutor(workers, start, prepare, (context, store)) as pool:
-        for kinds in (PRETRAINING, ("train",), ("test",)):
-            list(pool.map(do, [run for run in runs if run.kind in kinds]))
+        groups = (
+            [run for run in runs if run.makes_encoder],
+            *([run for run in runs if run.kind == kind] for kind in ("train", "test")),
+        )
+        for group in groups:
+            list(pool.map(do, group))
 
 
 _at_hand: list[Any] = []

@@ -119,7 +119,7 @@ class Hanging(_ClusterExecutor):
 
 
 def test_a_run_that_hangs_elsewhere_is_ended(tmp_path: Path) -> None:
-    run = Run(kind="train", arm="scratch", seed=0, labels=8, steps=9, lr=1e-3, recipe="", context="")
+    run = Run(kind="train", arm="scratch", seed=0, labels=8, steps=9, lr=1e-3, recipe="", context="", code=1)
     (tmp_path / run.key).mkdir()
     heard: list[str] = []
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from maelift.benchmarks.arm_kinds import mae_config
 from maelift.benchmarks.init_suite import InitConfig, init
 from maelift.benchmarks.runner import plan
 from maelift.benchmarks.suite import BenchConfig
@@ -55,7 +56,7 @@ def test_boxes_and_masks_become_tasks(tmp_path: Path, fashion_mnist: Path) -> No
     config = BenchConfig.resolve({"suite": str(suite.file), "out": "x"})
     assert [design.kind for design in config.designs.values()] == ["detect", "segment"]
     assert config.data.path is None and config.model == "vit_micro"
-    assert config.mae_config("mae", 0, "").decoder.embed_dim == 128  # the paper's would take most of the time
+    assert mae_config(config, "mae", 0, "").decoder.embed_dim == 128  # the paper's would take most of the time
     assert suite.file.read_text().endswith("}\n")
     text = plan(config).text()
     assert "60 images to pretrain on" in text  # those of training: the 14 others are judged by

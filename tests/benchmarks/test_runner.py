@@ -26,13 +26,15 @@ import numpy as np
 import pytest
 import torch
 from maelift.api_keys import SuiteDataKeys
-from maelift.benchmarks import progress, runner
-from maelift.benchmarks import runs as runs_module
+from maelift.benchmarks import progress, run_training, runner
 from maelift.benchmarks.compare_suites import read_result
 from maelift.benchmarks.data import SuiteImages, read_suite_images
+from maelift.benchmarks.estimates import RunCosts
+from maelift.benchmarks.execute import execute
+from maelift.benchmarks.experiment import Context
 from maelift.benchmarks.progress import Board
 from maelift.benchmarks.runner import plan
-from maelift.benchmarks.runs import Context, Run, execute
+from maelift.benchmarks.runs import Run
 from maelift.benchmarks.suite import BenchConfig
 from maelift.core.errors import MaeliftError
 from maelift.core.progress import TrainingProgress
@@ -122,7 +124,7 @@ def resolved(whole: Whole, **keys: object) -> BenchConfig:
 def test_a_terminal_shows_the_runs_at_work_as_a_table(whole: Whole) -> None:
     config = resolved(whole)
     context = Context.of(config, read_suite_images(config))
-    progress = Board(context, lambda run: None, 2)
+    progress = Board(context, lambda run: None, 2, RunCosts(context))
     one, other = (context.training("classify", "scratch", 6, seed, 3, 1e-3) for seed in (0, 1))
     progress._look_ahead()
     assert "time left unknown yet" in progress._summary([one, other])
@@ -600,7 +602,7 @@ def test_a_seed_is_one_draw_and_one_head_for_all_arms(
         seen.append((run.arm, run.seed, names[-1], head.detach().numpy().tobytes(), first.detach().numpy().tobytes()))
         real_train(state, *more, **keys)
 
-    monkeypatch.setattr(runs_module, "fit", fit)
+    monkeypatch.setattr(run_training, "fit", fit)
     monkeypatch.setattr(finetune, "train", train)
     torch.manual_seed(5)
     runs: list[Run] = [context.training("classify", arm, 6, seed, 1, 2e-3) for seed in (0, 1) for arm in config.arms]

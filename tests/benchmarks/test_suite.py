@@ -12,9 +12,10 @@ import maelift
 import numpy as np
 import pytest
 import yaml
+from maelift.benchmarks.arm_kinds import mae_config
 from maelift.benchmarks.runner import plan
-from maelift.benchmarks.suite import BenchConfig, key_prefix
-from maelift.benchmarks.suite_file import SUITES
+from maelift.benchmarks.suite import BenchConfig
+from maelift.benchmarks.suite_file import SUITES, key_prefix
 from maelift.core.errors import MaeliftError
 from maelift.core.models.preprocessing import Preprocessing
 from maelift.core.signals import Interrupted
@@ -71,7 +72,7 @@ RATES = [0.0003, 0.001, 0.003, 0.01]
     [
         (["lables"], [6], ["lables: no such key. Did you mean labels"]),
         (["data", "pol"], 20, ["data.pol: no such key. Did you mean data.pool"]),
-        (["arms", "mae", "recip"], {}, ["arms.mae.recip: no such key. Did you mean recipe"]),
+        (["arms", "mae", "recip"], {}, ["arms.mae.recip: no such key. Did you mean arms.mae.recipe"]),
         (
             ["arms", "mae", "recipe"],
             {"drop_pth": 0.1},
@@ -185,7 +186,7 @@ def test_words_change_a_suite_key_by_key(suite: Path) -> None:
 
     assert config.labels == (12,) and config.designs["classify"].seeds_at(12) == (4, 5)
     assert not recipe("scratch").flip and recipe("scratch").batch_size == 4
-    assert config.steps("classify", "scratch", 12) == 7 and config.arm("scratch").steps == {"6": 3, "12": 7}
+    assert config.steps("classify", "scratch", 12) == 7 and config.arms["scratch"].steps == {"6": 3, "12": 7}
     assert config.steps("classify", "mae", 12) == recipe("mae").total_steps(12)
     assert config.tuning.rates == tuple(RATES)
     assert recipe("mae").layer_decay == 0.65 and recipe("scratch").layer_decay == 1.0
@@ -194,15 +195,15 @@ def test_words_change_a_suite_key_by_key(suite: Path) -> None:
 @pytest.mark.parametrize("path", sorted(SUITES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_the_shipped_suites_tune_every_arm_alike(path: Path) -> None:
     config = BenchConfig.resolve({"suite": path.stem, "out": "x"})
-    starts = [config.arm(name).start for name in config.arms]
+    starts = [config.arms[name].start for name in config.arms]
     if path.stem.startswith(("quickstart", "imagenet")):
         assert sorted(starts) == ["mae", "scratch", "supervised"]
     else:  # the arms differ in how they are pretrained alone; in scaling, in their model too
         assert set(starts) == ({"mae", "scratch"} if path.stem == "scaling" else {"mae"})
-        first, *others = [name for name in config.arms if config.arm(name).start == "mae"]
+        first, *others = [name for name in config.arms if config.arms[name].start == "mae"]
         assert all(config.recipe("classify", name) == config.recipe("classify", first) for name in others)
-        assert all(config.arm(name).steps == config.arm(first).steps for name in others)
-        ways = {(str(own.pretrain), own.model, own.pool) for own in map(config.arm, config.arms)}
+        assert all(config.arms[name].steps == config.arms[first].steps for name in others)
+        ways = {(str(own.pretrain), own.model, own.pool) for own in config.arms.values()}
         assert len(ways) == len(config.arms)
     assert len(config.tuning.rates) >= 4 and all(
         len(config.designs["classify"].seeds_at(labels)) >= 3 for labels in config.labels
@@ -238,7 +239,7 @@ def test_colour_is_normalised_by_imagenet_and_gray_by_the_pool(
     suite: Path, class_folders: Path, tmp_path: Path
 ) -> None:
     from maelift.benchmarks.data import read_suite_images
-    from maelift.benchmarks.runs import Context
+    from maelift.benchmarks.experiment import Context
 
     def preprocessing(**keys: object) -> Preprocessing:
         config = BenchConfig.resolve({"suite": str(suite), "out": "x", **keys})
@@ -257,9 +258,9 @@ def test_colour_is_normalised_by_imagenet_and_gray_by_the_pool(
 @pytest.mark.parametrize("name", sorted(file.stem for file in SUITES.glob("*.yaml")))
 def test_every_shipped_suite_is_whole_and_gives_its_arms_the_same_effort(name: str) -> None:
     config = BenchConfig.resolve([f"suite={name}", "out=x"])
-    arms = [config.arm(arm) for arm in config.arms]
+    arms = [config.arms[arm] for arm in config.arms]
     assert len({arm.label for arm in arms}) == len(arms) > 2
-    pretrained = [config.mae_config(arm, 0, "x") for arm in config.arms if config.arm(arm).start == "mae"]
+    pretrained = [mae_config(config, arm, 0, "x") for arm in config.arms if config.arms[arm].start == "mae"]
     assert len({(found.batch_size, found.peak_lr, found.crop) for found in pretrained}) == 1
     assert len({found.epochs for found in pretrained}) == (4 if name == "scaling" else 1)
     assert min(len(config.designs["classify"].seeds_at(labels)) for labels in config.labels) >= 3

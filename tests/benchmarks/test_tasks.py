@@ -14,14 +14,16 @@ import pytest
 import torch
 import yaml
 from maelift.benchmarks.analysis import Comparisons, difference_of
+from maelift.benchmarks.arm_kind import Speed
+from maelift.benchmarks.arm_kinds import mae_config
 from maelift.benchmarks.compare_suites import read_result
 from maelift.benchmarks.data import read_suite_images
-from maelift.benchmarks.disk_estimate import bytes_held, bytes_left
+from maelift.benchmarks.disk_estimate import bytes_saved, checkpoint_peak
 from maelift.benchmarks.estimates import MeasuredCost
+from maelift.benchmarks.experiment import Context
 from maelift.benchmarks.protocol import compare, predict_runs, read_finished
 from maelift.benchmarks.report import write_report
 from maelift.benchmarks.runner import plan
-from maelift.benchmarks.runs import Context
 from maelift.benchmarks.stats import paired_difference
 from maelift.benchmarks.suite import BenchConfig
 from maelift.benchmarks.suite_file import SUITES
@@ -174,17 +176,19 @@ def test_a_plan_tells_what_the_runs_leave_on_the_disk(home: Path, whole: Path) -
     context = Context.of(config, read_suite_images(config))
     found = predict_runs(context, read_finished(whole / "runs"))
     kept = {path: path.stat().st_size for path in whole.glob("runs/*/*.safetensors")}
-    assert sum(kept.values()) == pytest.approx(bytes_left(context, found.values()), rel=0.05)
+    assert sum(kept.values()) == pytest.approx(bytes_saved(context, found.values()), rel=0.05)
     models = {path.parent.name for path in kept if path.name == "model.safetensors"}
     trained = [run for run in found.values() if run.kind == "train"]
     assert models == {run.key for run in trained if not context.is_trial(run.task, run.seed)} and len(models) < len(
         trained
     )
     mae = next(run for run in found.values() if run.kind == "mae")
-    weights = bytes_left(
+    weights = bytes_saved(
         context, [mae]
     )  # a checkpoint holds them three times; three are kept, and one is being written
-    assert bytes_held(context, found.values(), 2) == 3 * (config.mae_config("mae", 0, "").checkpoints + 1) * weights
+    assert (
+        checkpoint_peak(context, found.values(), 2) == 3 * (mae_config(config, "mae", 0, "").checkpoints + 1) * weights
+    )
     text = plan(resolved(home, out=str(home / "new"))).text()
     assert re.search(r"disk +0\.\d\d GiB for these runs, and 0\.\d\d GiB of checkpoints while they run", text)
     assert re.search(r"cells +\d+ compared: arms × label counts × seeds", text)
@@ -214,7 +218,7 @@ def test_a_plan_tells_the_time_by_finished_runs_and_by_steps_that_it_measures(
     for run in (pretrain, train, other, test):
         assert 0 < measured.seconds(run) < 600
     assert torch.equal(torch.get_rng_state(), state) and not list(tmp_path.iterdir())
-    monkeypatch.setattr(measured, "_speed", lambda run: (2.0, 0.5))
+    monkeypatch.setattr(measured, "_speed", lambda run: Speed(2.0, 0.5))
     seconds = [measured.seconds(run) for run in (pretrain, train, test)]
     assert seconds == [2.0 * 2 * 24, 2.0 * 2 * 4 + 0.5 * 1 * 6, 0.5 * 10]
 
@@ -235,7 +239,7 @@ def test_a_suite_goes_on_where_it_was(home: Path, whole: Path) -> None:
     [
         (["tasks.find.evaluations=0"], "tasks.find.evaluations=0: expected 1 or more."),
         (["tasks.find.task=detekt"], "tasks.find.task=detekt: expected one of detect, segment. Did you mean detect?"),
-        (["tasks.find.recip={}"], "tasks.find.recip: no such key. Did you mean recipe"),
+        (["tasks.find.recip={}"], "tasks.find.recip: no such key. Did you mean tasks.find.recipe"),
         (["tasks.find.recipe.proposal=3"], "tasks.find.recipe.proposal: no such key. Did you mean proposals"),
         (["tasks.segment.recipe.lr=1e-3"], "tasks.segment.lr=0.001: expected no rate"),
         (["tasks.segment.recipe.out=x"], "tasks.segment.recipe.out=x: expected no value here"),

@@ -13,7 +13,7 @@ import torch
 import yaml
 from maelift.benchmarks import leakage
 from maelift.benchmarks.data import read_suite_images
-from maelift.benchmarks.runs import Context
+from maelift.benchmarks.experiment import Context
 from maelift.benchmarks.suite import BenchConfig
 from maelift.core.errors import MaeliftError
 from maelift.core.models.adapt_encoder import adapt_encoder

@@ -174,7 +174,7 @@ def test_a_configuration_of_another_kind_is_refused(tmp_path: Path, content: byt
     "content", ["", "[]", "{", "[" * 100_000, '{"seconds": "x", "steps": 1}', '{"seconds": 1, "steps": null}']
 )
 def test_a_damaged_result_is_told(tmp_path: Path, content: str) -> None:
-    run = Run("mae", "mae", 0, 0, 0, 1e-3, "", "{}")
+    run = Run("mae", "mae", 0, 0, 0, 1e-3, "", "{}", code=1)
     (tmp_path / run.key).mkdir()
     (tmp_path / run.key / "result.json").write_text(content)
     with pytest.raises(MaeliftError, match="a damaged result"):

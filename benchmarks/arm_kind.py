@@ -1,0 +1,245 @@
+"""What an arm of a suite is: its settings, and what every kind of arm says of how it comes by its encoder."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol
+
+import torch
+
+from ..core.data.classification import LabeledImages
+from ..core.data.images import ImageSet
+from ..core.data.labeled_dataset import Splits
+from ..core.distributed import Ranks
+from ..core.errors import ConfigError
+from ..core.models.encoder import Encoder
+from ..core.models.encoder_spec import EncoderSpec, ModelName
+from ..core.models.preprocessing import Preprocessing
+from ..core.progress import ProgressListener
+from ..transfer.task import Task
+from .runs import Run
+
+Init = Literal["encoder", "supervised", "scratch"]
+"""Whose recipe, in transfer/recipes/, an arm is fine-tuned with."""
+
+
+@dataclass(frozen=True)
+class ArmConfig:
+    """One way to come by an encoder, and how it is fine-tuned."""
+
+    start: str
+    """mae: pretrained on the pool, without labels; supervised: with the pool's labels; encoder: as weights are; scratch"""
+    label: str
+    """the arm's name in the report"""
+    weights: str | None = None
+    """encoder file, public weights or timm:NAME. encoder, supervised: used as they are; mae: where pretraining starts"""
+    model: ModelName | None = None
+    """shape of this arm's encoder; null: the suite's"""
+    pool: int | float | None = None
+    """how many of the pool's images it is pretrained on, a count or a share; the fewer are among the more; null: all"""
+    x: float | None = None
+    """the arm's place on the suite's axis"""
+    compute_of: str | None = None
+    """start=scratch: trained for longer, by the steps that this arm's pretraining took in floating-point operations"""
+    pretrain: dict[str, Any] = field(default_factory=dict)
+    """keys of maelift pretrain (start: mae), or of the scratch recipe (start: supervised)"""
+    recipe: dict[str, Any] = field(default_factory=dict)
+    """keys that change the classification recipe of the start (transfer/recipes/)"""
+    steps: dict[str, int] = field(default_factory=dict)
+    """steps of classification for each label count; they are doubled for as long as that helps"""
+
+    def __post_init__(self) -> None:
+        if self.pool is not None and self.pool <= 0:
+            raise ConfigError("pool", self.pool, "a count or share above 0")
+        for labels, steps in self.steps.items():
+            if not labels.isdigit() or steps < 1:
+                raise ConfigError(f"steps.{labels}", steps, "a count of labels with 1 or more steps")
+
+
+class ArmSuite(Protocol):
+    """What an arm kind reads of its suite's settings (``BenchConfig``)."""
+
+    @property
+    def arms(self) -> Mapping[str, ArmConfig]: ...
+
+    @property
+    def images_path(self) -> str:
+        """Where the suite's own images are."""
+        ...
+
+    @property
+    def pool_has_labels(self) -> bool:
+        """Whether the images to pretrain on have labels."""
+        ...
+
+    @property
+    def model(self) -> ModelName: ...
+
+    @property
+    def spec(self) -> EncoderSpec:
+        """The shape of the encoder of every arm without a model of its own."""
+        ...
+
+    def spec_of(self, arm: str) -> EncoderSpec:
+        """The shape of an arm's encoder."""
+        ...
+
+    @property
+    def channels(self) -> int: ...
+
+    @property
+    def evaluations(self) -> int: ...
+
+    @property
+    def device(self) -> str: ...
+
+
+class ArmContext(Protocol):
+    """What an arm kind reads of its suite with its images (``Context``)."""
+
+    @property
+    def config(self) -> ArmSuite: ...
+
+    @property
+    def weights(self) -> Mapping[str, str]:
+        """Hash of the weights that an arm begins with, where it names some."""
+        ...
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """What every arm's images are normalised by."""
+        ...
+
+    @property
+    def classify(self) -> Splits[LabeledImages]:
+        """The suite's own images with a class each."""
+        ...
+
+    def pool_size(self, arm: str) -> int:
+        """How many images an arm is pretrained on."""
+        ...
+
+    def pool_of(self, arm: str) -> ImageSet:
+        """The images that an arm is pretrained on."""
+        ...
+
+    def labelled_pool_of(self, arm: str) -> LabeledImages:
+        """The same with their labels."""
+        ...
+
+    def facts(self, arm: str, *parts: str, **more: object) -> str:
+        """What determines the outcome of all runs of an arm that read these parts of the images, as one line of JSON."""
+        ...
+
+
+@dataclass(frozen=True)
+class EncoderCost:
+    """What a run that makes an encoder computes: images trained on and evaluated, each as often as it is seen.
+
+    ``flops``: floating-point operations on one of them, forward.
+    """
+
+    trained: float = 0.0
+    evaluated: int = 0
+    flops: float = 0.0
+
+
+@dataclass(frozen=True)
+class SavedWeights:
+    """What such a run writes: parameters that stay, and checkpoints while it runs, with an average of the weights or without."""
+
+    parameters: int
+    checkpoints: int = 0
+    averaged: bool = False
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Seconds of training on an image, and of evaluating one."""
+
+    training: float
+    evaluating: float
+
+
+MEASURED_EVALUATION = 32
+"""Images that are evaluated to measure how long that takes."""
+
+
+class ArmKind(ABC):
+    """How an arm comes by its encoder."""
+
+    init: Init
+    """whose recipe, in transfer/recipes/, it is fine-tuned with"""
+    code_version: ClassVar[int] = 1
+    """raised whenever a change of the code would change the encoders; see ``Run.code``"""
+    trains_on_pool: ClassVar[bool] = False
+    """whether the suite pretrains it, once for each of ``pretrain_seeds``; else there is one encoder"""
+    may_train_longer: ClassVar[bool] = False
+    """whether ``compute_of`` may be given"""
+
+    def for_arm(self, arm: ArmConfig) -> ArmKind:
+        """The kind of this very arm, where there are several with the same ``start``."""
+        return self
+
+    def check_keys(self, arm: ArmConfig) -> None:
+        """Raise ConfigError for keys of an arm that the kind has no use for, or lacks."""
+        if arm.compute_of is not None and not self.may_train_longer:
+            raise ConfigError("compute_of", arm.compute_of, "null, but at start=scratch")
+        if arm.pool is not None and not self.trains_on_pool:
+            raise ConfigError("pool", arm.pool, "null, but for an arm that is pretrained on the pool")
+
+    def check(self, suite: ArmSuite, name: str) -> None:
+        """Raise MaeliftError, with the full key, where the arm of this name can't be had in a suite."""
+        for key, value in suite.arms[name].pretrain.items():
+            raise ConfigError(f"arms.{name}.pretrain.{key}", value, f"nothing, at start={suite.arms[name].start}")
+
+    @abstractmethod
+    def plan(self, context: ArmContext, name: str, seed: int) -> Run | None:
+        """The run that makes the arm's encoder with a seed of pretraining; None where every training begins with a fresh one."""
+
+    def make_encoder(
+        self, run: Run, context: ArmContext, folder: Path, ranks: Ranks, listener: ProgressListener | None
+    ) -> dict[str, Any]:
+        """Do a run that ``plan`` planned: write ``ENCODER_FILE`` into ``folder``. The result has ``seconds`` and ``steps``."""
+        raise NotImplementedError
+
+    def cost(self, context: ArmContext, name: str) -> EncoderCost:
+        """What a run that ``plan`` planned computes; nothing that counts, of weights that are only read."""
+        return EncoderCost()
+
+    def saved(self, context: ArmContext, name: str) -> SavedWeights:
+        """What such a run writes."""
+        return SavedWeights(encoder_parameters(context.config.spec_of(name)))
+
+    def measure(
+        self, context: ArmContext, name: str, device: torch.device, measure_task: Callable[[Task[Any, Any]], Speed]
+    ) -> Speed:
+        """The speed of such a run on this machine, by a few steps; ``measure_task`` measures a task's."""
+        raise NotImplementedError
+
+    @abstractmethod
+    def describe(self, arm: ArmConfig) -> str:
+        """How the arm comes by its encoder, in the report's words."""
+
+
+def part_of_pool(context: ArmContext, name: str) -> dict[str, int]:
+    """What a run's key says of an arm that is pretrained on a part of the pool."""
+    return {} if context.config.arms[name].pool is None else {"pool": context.pool_size(name)}
+
+
+def pool_words(arm: ArmConfig) -> str:
+    """The images that an arm is pretrained on, in words."""
+    if arm.pool is None:
+        return "the pool"
+    return f"{arm.pool:,} images of the pool" if isinstance(arm.pool, int) else f"{100 * arm.pool:g} % of the pool"
+
+
+@cache
+def encoder_parameters(spec: EncoderSpec) -> int:
+    """How many parameters an encoder of this shape has."""
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in Encoder(spec).parameters())

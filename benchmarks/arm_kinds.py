@@ -1,0 +1,297 @@
+"""The kinds of arms of a suite: a class and a row in ``ARM_KINDS`` each.
+
+A new kind is one more: it says what it plans (``plan``), does (``make_encoder``), costs (``cost``, ``saved``, ``measure``) and
+is called in the report (``describe``).
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from ..adapters.pretrained import read_parent
+from ..core.config import resolve
+from ..core.config_keys import nearest
+from ..core.data.labeled_dataset import Splits
+from ..core.distributed import Ranks
+from ..core.errors import ConfigError, MaeliftError
+from ..core.models.adapt_encoder import adapt_encoder
+from ..core.models.cost import encoder_flops
+from ..core.models.encoder import Encoder
+from ..core.models.encoder_file import ENCODER_FILE, Provenance, read_encoder, save_encoder
+from ..core.progress import ProgressListener
+from ..core.public_names import public_name
+from ..core.training.run_dir import FREE_KEYS
+from ..core.yaml_files import to_dict
+from ..pretrain.config import PretrainConfig
+from ..pretrain.dry_run import forward_flops, loading_seconds, mae_parameters, training_seconds_an_image
+from ..pretrain.train import pretrain
+from ..transfer.classification.task import ClassificationTask, Classifier, ClassifyRecipe
+from ..transfer.init_weights import fresh_encoder
+from ..transfer.recipe import recipe_defaults
+from ..transfer.task import Task
+from ..version import __version__
+from .arm_kind import (
+    MEASURED_EVALUATION,
+    ArmConfig,
+    ArmContext,
+    ArmKind,
+    ArmSuite,
+    EncoderCost,
+    Init,
+    SavedWeights,
+    Speed,
+    encoder_parameters,
+    part_of_pool,
+    pool_words,
+)
+from .run_training import fit_run
+from .runs import Run, recipe_facts, spec_facts
+from .suite_file import key_prefix
+from .task_design import CLASSIFY
+
+
+class Mae(ArmKind):
+    """Masked autoencoder pretraining on the pool, from random weights or from those of others."""
+
+    init: Init = "encoder"
+    code_version = 2
+    trains_on_pool = True
+
+    def check(self, suite: ArmSuite, name: str) -> None:
+        with key_prefix(f"arms.{name}.pretrain."):
+            own = suite.arms[name].pretrain
+            for key in sorted(_suite_keys(suite, name, 0, "").keys() & own.keys()):
+                raise ConfigError(key, own[key], "no value here, as the suite gives one to all arms")
+            mae_config(suite, name, 0, "out")
+
+    def plan(self, context: ArmContext, name: str, seed: int) -> Run:
+        config = mae_config(context.config, name, seed, "")
+        recipe = {key: value for key, value in to_dict(config).items() if key not in (*FREE_KEYS, "init")}
+        recipe |= {} if config.background == "white" else {"background": config.background}
+        text = json.dumps({**recipe, "weights": context.weights.get(name), **part_of_pool(context, name)})
+        facts, action = context.facts(name, "pool"), f"pretraining, seed {seed}"
+        return Run("mae", name, seed, 0, 0, config.peak_lr, text, facts, action=action, code=self.code_version)
+
+    def make_encoder(
+        self, run: Run, context: ArmContext, folder: Path, ranks: Ranks, listener: ProgressListener | None
+    ) -> dict[str, Any]:
+        source, preprocessing = context.config.arms[run.arm].weights, context.preprocessing
+        if source is not None:
+            preprocessing = _given_encoder(context, run.arm, source)[0].preprocessing
+        result = pretrain(
+            replace(mae_config(context.config, run.arm, run.seed, str(folder)), checkpoint_minutes=0.5),
+            images=context.pool_of(run.arm),
+            preprocessing=preprocessing,
+            listener=listener,
+        )
+        seconds = result.seconds
+        if seconds is None:  # it was done, by one process, before its result was written
+            made = read_encoder(result.encoder).provenance
+            seconds = 3600 * (made.cpu_hours + made.gpu_hours)
+        return {"seconds": seconds, "held_out_loss": result.held_out_loss, "steps": result.steps}
+
+    def cost(self, context: ArmContext, name: str) -> EncoderCost:
+        config = mae_config(context.config, name, 0, "")
+        flops = forward_flops(config, context.config.spec_of(name))
+        return EncoderCost(trained=config.epochs * context.pool_size(name), flops=flops)
+
+    def saved(self, context: ArmContext, name: str) -> SavedWeights:
+        config = mae_config(context.config, name, 0, "")
+        parameters = mae_parameters(config, context.config.spec_of(name))  # those of the decoder too
+        return SavedWeights(parameters, config.checkpoints, config.ema_decay is not None)
+
+    def measure(
+        self, context: ArmContext, name: str, device: torch.device, measure_task: Callable[[Task[Any, Any]], Speed]
+    ) -> Speed:
+        spec = context.config.spec_of(name)
+        config = replace(mae_config(context.config, name, 0, ""), channels=spec.channels)
+        loading = loading_seconds(config, context.pool_of(name), spec) or 0.0
+        return Speed(training_seconds_an_image(config, spec, device) + loading, 0.0)
+
+    def describe(self, arm: ArmConfig) -> str:
+        start = "" if arm.weights is None else f", begun with {public_name(arm.weights)}"
+        return f"pretrained on {pool_words(arm)} without {'its' if arm.pool is None else 'their'} labels{start}"
+
+
+class SupervisedOnPool(ArmKind):
+    """Classification of the pool's images with their labels: an upper bound. With weights it is ``GivenWeights``."""
+
+    init: Init = "supervised"
+    code_version = 2
+    trains_on_pool = True
+
+    def for_arm(self, arm: ArmConfig) -> ArmKind:
+        return self if arm.weights is None else LABELLED_WEIGHTS
+
+    def check(self, suite: ArmSuite, name: str) -> None:
+        if not suite.pool_has_labels:
+            raise MaeliftError(
+                f"arms.{name}: start=supervised needs labels of the pool, which data.unlabelled hasn't. Give weights, "
+                "timm:NAME for one, or leave the arm out."
+            )
+        with key_prefix(f"arms.{name}.pretrain."):
+            _supervised_recipe(suite, name).check_passes(1)
+
+    def plan(self, context: ArmContext, name: str, seed: int) -> Run:
+        recipe, evaluations = _supervised_recipe(context.config, name), context.config.evaluations
+        part = part_of_pool(context, name)
+        facts = context.facts(name, "pool", f"{CLASSIFY}.val", evaluations=evaluations, **part)
+        return Run(
+            *("supervised", name, seed, 0, recipe.total_steps(context.pool_size(name)), recipe.peak_lr),
+            *(recipe_facts(recipe), facts),
+            action=f"pretraining, seed {seed}",
+            code=self.code_version,
+        )
+
+    def make_encoder(
+        self, run: Run, context: ArmContext, folder: Path, ranks: Ranks, listener: ProgressListener | None
+    ) -> dict[str, Any]:
+        pool, splits = context.labelled_pool_of(run.arm), context.classify
+        encoder = fresh_encoder(context.config.spec_of(run.arm), context.preprocessing, run.seed)
+        recipe = _supervised_recipe(context.config, run.arm)
+        task = ClassificationTask(recipe, encoder, Splits(pool, splits.val, splits.test), ranks)
+        found, _ = fit_run(run, task, context.config.evaluations, folder, listener)
+        provenance = Provenance(f"supervised classification of {len(pool)} images", seed=run.seed)
+        made = cast(Classifier, found.model).encoder
+        save_encoder(made, folder / ENCODER_FILE, replace(provenance, tool_version=__version__))
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        return {"seconds": found.seconds, "val": found.best, "steps": found.steps}
+
+    def cost(self, context: ArmContext, name: str) -> EncoderCost:
+        recipe = _supervised_recipe(context.config, name)
+        return EncoderCost(
+            trained=recipe.total_steps(context.pool_size(name)) * recipe.batch_size,
+            evaluated=context.config.evaluations * len(context.classify.val),
+            flops=encoder_flops(context.config.spec_of(name)),
+        )
+
+    def saved(self, context: ArmContext, name: str) -> SavedWeights:
+        averaged = bool(_supervised_recipe(context.config, name).ema_decay)
+        return SavedWeights(encoder_parameters(context.config.spec_of(name)), 1, averaged)
+
+    def measure(
+        self, context: ArmContext, name: str, device: torch.device, measure_task: Callable[[Task[Any, Any]], Speed]
+    ) -> Speed:
+        val = context.classify.val
+        few = val.subset(range(min(len(val), MEASURED_EVALUATION)))
+        splits = Splits(context.labelled_pool_of(name), few, context.classify.test)
+        encoder = Encoder(context.config.spec_of(name), preprocessing=context.preprocessing)
+        recipe = _supervised_recipe(context.config, name)
+        return measure_task(ClassificationTask(recipe, encoder, splits, Ranks(0, 1, device)))
+
+    def describe(self, arm: ArmConfig) -> str:
+        pool = pool_words(arm)
+        return f"pretrained with the labels of {pool}, which are those of the task itself: an upper bound, not a rival"
+
+
+class GivenWeights(ArmKind):
+    """Weights that were pretrained elsewhere, used as they are; ``labels``: with labels or without, in words."""
+
+    def __init__(self, init: Init, labels: str) -> None:
+        self.init, self.labels = init, labels
+
+    def check_keys(self, arm: ArmConfig) -> None:
+        if arm.weights is None:
+            raise ConfigError("weights", None, f"weights to begin with, at start={arm.start}")
+        super().check_keys(arm)
+
+    def check(self, suite: ArmSuite, name: str) -> None:
+        for key, value in suite.arms[name].pretrain.items():
+            raise ConfigError(f"arms.{name}.pretrain.{key}", value, "nothing, at weights that are used as they are")
+
+    def plan(self, context: ArmContext, name: str, seed: int) -> Run:
+        facts, action = json.dumps(spec_facts(context.config.spec_of(name))), "reading its weights"
+        return Run("weights", name, 0, 0, 0, 0.0, context.weights[name], facts, action=action, code=self.code_version)
+
+    def make_encoder(
+        self, run: Run, context: ArmContext, folder: Path, ranks: Ranks, listener: ProgressListener | None
+    ) -> dict[str, Any]:
+        began = time.monotonic()
+        encoder, provenance, notes = _given_encoder(context, run.arm, cast(str, context.config.arms[run.arm].weights))
+        save_encoder(encoder, folder / ENCODER_FILE, provenance)
+        return {"seconds": time.monotonic() - began, "steps": 0, "notes": notes}
+
+    def describe(self, arm: ArmConfig) -> str:
+        return f"begins with {public_name(arm.weights or '')}, pretrained elsewhere {self.labels}"
+
+
+class Scratch(ArmKind):
+    """No pretraining: every training begins with random weights of its own seed."""
+
+    init: Init = "scratch"
+    may_train_longer = True
+
+    def check_keys(self, arm: ArmConfig) -> None:
+        if arm.weights is not None:
+            raise ConfigError("weights", arm.weights, "none, at start=scratch")
+        super().check_keys(arm)
+
+    def plan(self, context: ArmContext, name: str, seed: int) -> None:
+        return None
+
+    def describe(self, arm: ArmConfig) -> str:
+        longer = f", trained longer by the compute that pretraining {arm.compute_of} took" if arm.compute_of else ""
+        return f"no pretraining: sees only the labelled examples{longer}"
+
+
+LABELLED_WEIGHTS = GivenWeights("supervised", "with labels")
+
+ARM_KINDS: dict[str, ArmKind] = {
+    "mae": Mae(),
+    "encoder": GivenWeights("encoder", "without labels"),
+    "supervised": SupervisedOnPool(),
+    "scratch": Scratch(),
+}
+"""The kinds of arms, by what a suite calls them: their ``start``."""
+
+
+def kind_of(arm: ArmConfig) -> ArmKind:
+    """The kind of an arm; raises ConfigError for a ``start`` that there isn't."""
+    if arm.start not in ARM_KINDS:
+        close = nearest(arm.start, ARM_KINDS)
+        advice = f"Did you mean {close}?" if close else ""
+        raise ConfigError("start", arm.start, f"one of {', '.join(ARM_KINDS)}", advice)
+    return ARM_KINDS[arm.start].for_arm(arm)
+
+
+def mae_config(suite: ArmSuite, name: str, seed: int, out: str) -> PretrainConfig:
+    """How the encoder of a MAE arm is pretrained."""
+    return PretrainConfig.resolve({**_suite_keys(suite, name, seed, out), **suite.arms[name].pretrain})
+
+
+def _suite_keys(suite: ArmSuite, name: str, seed: int, out: str) -> dict[str, Any]:
+    """The keys of an arm's pretraining that the suite gives."""
+    return {
+        "data": suite.images_path,
+        "out": out,
+        "init": suite.arms[name].weights,
+        "model": suite.arms[name].model or suite.model,
+        "image_size": list(suite.spec.image_size),
+        "patch_size": suite.spec.patch_size,
+        "channels": suite.channels,
+        "statistics": "auto",
+        "device": suite.device,
+        "seed": seed,
+        "workers": 0,
+    }
+
+
+def _supervised_recipe(suite: ArmSuite, name: str) -> ClassifyRecipe:
+    """How the encoder of a supervised arm is trained on the pool's labels."""
+    return resolve(ClassifyRecipe, suite.arms[name].pretrain, defaults=recipe_defaults(f"{CLASSIFY}_scratch"))
+
+
+def _given_encoder(context: ArmContext, name: str, source: str) -> tuple[Encoder, Provenance, list[str]]:
+    """The encoder of the arm's shape with the weights that it names, where they are from, and what was fitted."""
+    key = f"arms.{name}.weights"
+    file = read_parent(source, key)
+    encoder, notes = adapt_encoder(file.encoder, context.config.spec_of(name), source, key)
+    return encoder, replace(file.provenance, parent=file.content_hash), notes

@@ -1,0 +1,95 @@
+"""Doing one run of a suite: make an encoder, train it on a task, or read the test split once."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, cast
+
+from torch import nn
+
+from ..core.data.labeled_dataset import draw_labeled
+from ..core.distributed import Ranks
+from ..core.errors import MaeliftError
+from ..core.files import atomic_write_text
+from ..core.models.encoder import Encoder
+from ..core.models.encoder_file import ENCODER_FILE, Provenance, load_encoder
+from ..core.progress import ProgressListener
+from ..core.training.recovery import Diverged
+from ..transfer.classification.task import ClassificationTask, Classifier, save_classifier
+from ..transfer.init_weights import fresh_encoder
+from ..transfer.model_file import MODEL_FILE
+from ..transfer.task import Task
+from ..transfer.trained_model import load_model
+from ..version import __version__
+from .experiment import Context
+from .results import pack_items
+from .run_training import fit_run, task_of
+from .runs import RESULT_FILE, Run
+
+
+def execute(run: Run, context: Context, store: Path, listener: ProgressListener | None = None) -> None:
+    """Do one run and write its result into ``store``; what it needs of its parents is there already."""
+    folder = store / run.key
+    folder.mkdir(parents=True, exist_ok=True)
+    with Ranks.here(context.config.device) as ranks:
+        if run.kind == "train":
+            result = _train(run, context, store, ranks, listener)
+        elif run.kind == "test":
+            result = _test(run, context, store, ranks)
+        else:
+            result = context.config.arm_kind(run.arm).make_encoder(run, context, folder, ranks, listener)
+    atomic_write_text(folder / RESULT_FILE, json.dumps({"run": asdict(run), **result}, indent=1) + "\n")
+
+
+def _train(run: Run, context: Context, store: Path, ranks: Ranks, listener: ProgressListener | None) -> dict[str, Any]:
+    folder, began, images = store / run.key, time.monotonic(), context.pools.tasks[run.task].splits
+    trial = context.is_trial(run.task, run.seed)
+    splits = replace(images, train=draw_labeled(images.train, run.labels, run.seed))
+    recipe = replace(context.config.recipe(run.task, run.arm), steps=run.steps, lr=run.lr)
+    task = task_of(recipe, _start(run, context, store), splits, ranks, folder)
+    try:
+        found, curve = fit_run(run, task, context.config.designs[run.task].evaluations, None, listener)
+    except Diverged:
+        if not trial:
+            raise
+        return {"seconds": time.monotonic() - began, "val": 0.0, "curve": []}  # that rate won't be chosen
+    if not trial:  # whose model nobody reads
+        _save(found.model, task, run, folder)
+    seconds = time.monotonic() - began  # of all of it: such a run is never resumed
+    return {"seconds": seconds, "val": found.best, "best_step": found.best_step, "curve": curve}
+
+
+def _save(model: nn.Module, task: Task[Any, Any], run: Run, folder: Path) -> None:
+    provenance = Provenance(f"{run.task} with {run.labels} labelled images", seed=run.seed, tool_version=__version__)
+    if isinstance(task, ClassificationTask):  # without its encoder beside it: a suite has hundreds of models
+        save_classifier(cast(Classifier, model), folder / MODEL_FILE, provenance)
+    else:
+        task.save(model, folder / MODEL_FILE, provenance)
+
+
+def _start(run: Run, context: Context, store: Path) -> Encoder:
+    spec = context.config.spec_of(run.arm, run.task)
+    if not run.parents:
+        return fresh_encoder(spec, context.preprocessing, run.seed)
+    encoder = load_encoder(_made_by_parent(run, store, ENCODER_FILE))
+    return encoder if encoder.spec.image_size == spec.image_size else encoder.resized(spec.image_size)
+
+
+def _test(run: Run, context: Context, store: Path, ranks: Ranks) -> dict[str, Any]:
+    began = time.monotonic()
+    model: Any = load_model(_made_by_parent(run, store, MODEL_FILE))
+    recipe, splits = context.config.recipe(run.task, run.arm), context.pools.tasks[run.task].splits
+    encoder = Encoder(model.spec, preprocessing=model.preprocessing)
+    task = task_of(recipe, encoder, splits, ranks, store / run.key)
+    scores, items = task.score_items(model.to(ranks.device), splits.test, "test")
+    return {"seconds": time.monotonic() - began, "scores": asdict(scores), "items": pack_items(items)}
+
+
+def _made_by_parent(run: Run, store: Path, name: str) -> Path:
+    path = store / run.parents[0] / name
+    if not path.is_file():
+        raise MaeliftError(f"{path}: gone, though its run was finished. Remove that folder, and it is run again.")
+    return path
