@@ -1,4 +1,4 @@
-"""Boxes and outlines that can hardly be meant as written: shares for pixels, corners or centres for COCO's order."""
+"""Detects boxes and polygons in another convention: shares instead of pixels, corners or centres instead of COCO's order."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ ConventionIssue = Literal[
 Floats = NDArray[np.float64]
 
 MOST = 0.9
-"""Share of the boxes that speaks for a whole file."""
+"""Share of the boxes that decides for a file."""
 SHARE_OF_TEN, SHARE_OF_FEW = 0.1, 0.5
-"""Shares of boxes beyond their images from which another convention is looked for: among ten boxes and more, among fewer."""
+"""Shares of boxes beyond their images from which other conventions are tried: with ten boxes or more, with fewer."""
 MIN_FIT = 0.95
-"""Share of the boxes that must lie on their images in the other convention."""
+"""Share of the boxes that must be on their images in the other convention."""
 TOLERANCE = 1.5
 """Pixels by which a box may differ from what it is compared with."""
 
 
 @dataclass(frozen=True)
 class RawBoxes:
-    """All boxes of a file as they are written, for one look at what they mean.
+    """All boxes of a file as written.
 
     ``boxes`` (n, 4): the four numbers; ``sizes`` (n, 2): width and height of their images; ``areas`` (n,) as annotated,
     NaN where missing; ``extents`` (n, 4): x1, y1, x2, y2 around their polygons, NaN where there are none.
@@ -71,7 +71,7 @@ OTHER_CONVENTIONS: Mapping[str, tuple[Callable[[Floats], Floats], str]] = {
 
 
 def convention_issue(raw: RawBoxes) -> tuple[ConventionIssue, str] | None:
-    """What all boxes of a file have in common that can hardly be meant, in words; None where they may be as they say."""
+    """The kind and text of the issue where a file's boxes seem to be in another convention; None where they don't."""
     if not len(raw):
         return None
     boxes, count = raw.boxes, len(raw)
@@ -85,13 +85,13 @@ def convention_issue(raw: RawBoxes) -> tuple[ConventionIssue, str] | None:
         return "boxes below one pixel", f"{tiny.sum():,} of {count:,} boxes are below one pixel: expected pixels"
     outlined = ~np.isnan(raw.extents[:, 0])
     if large and outlined.any() and (np.abs(raw.extents[outlined]) <= 1).all():
-        what = f"the outlines of all {outlined.sum():,} objects that have one lie from 0 to 1: expected pixels"
+        what = f"the polygons of all {outlined.sum():,} objects that have one are from 0 to 1: expected pixels"
         return "outlines from 0 to 1", f"{what}. Multiply x by the image's width, y by its height"
     return _another_convention(raw) or _another_size(raw)
 
 
 def _another_convention(raw: RawBoxes) -> tuple[ConventionIssue, str] | None:
-    """Whether the boxes fit their images, outlines or areas in another order only."""
+    """Whether the boxes fit their images, polygons or areas only in another order."""
     as_coco = _coco(raw.boxes)
     beyond = ~_on_image(as_coco, raw.sizes)
     least = SHARE_OF_TEN if len(raw) >= 10 else SHARE_OF_FEW
@@ -101,10 +101,10 @@ def _another_convention(raw: RawBoxes) -> tuple[ConventionIssue, str] | None:
         fits = _on_image(other, raw.sizes) & (other[:, 2:] > other[:, :2]).all(axis=1)
         if beyond.mean() >= least and fits.mean() >= MIN_FIT:
             what = (
-                f"{beyond.sum():,} of {len(raw):,} boxes reach beyond their images, though as {name} they lie on them"
+                f"{beyond.sum():,} of {len(raw):,} boxes reach beyond their images, though as {name} they are on them"
             )
             return "boxes of another convention", f"{name}? {what}. {advice}"
-        for thing, agrees in (("outlines", _like_outlines), ("areas", _like_areas)):
+        for thing, agrees in (("polygons", _match_polygons), ("areas", _match_areas)):
             with np.errstate(invalid="ignore"):
                 mine, others = agrees(as_coco, raw), agrees(other, raw)
             if len(mine) >= 3 and mine.mean() <= 1 - MOST and others.mean() >= MOST:
@@ -114,34 +114,34 @@ def _another_convention(raw: RawBoxes) -> tuple[ConventionIssue, str] | None:
 
 
 def _another_size(raw: RawBoxes) -> tuple[ConventionIssue, str] | None:
-    """Whether most boxes lie mostly beside their images."""
+    """Whether most boxes are mostly outside their images."""
     as_coco = _coco(raw.boxes)
     limits = np.concatenate([raw.sizes, raw.sizes], axis=1)
     seen = np.clip(as_coco, 0, limits)
     area = (seen[:, 2:] - seen[:, :2]).prod(axis=1)
-    mostly_beside = area < 0.5 * raw.boxes[:, 2:].prod(axis=1)
-    if len(raw) >= 10 and mostly_beside.mean() > SHARE_OF_FEW:
-        what = f"{mostly_beside.sum():,} of {len(raw):,} boxes lie mostly beside their images"
+    mostly_outside = area < 0.5 * raw.boxes[:, 2:].prod(axis=1)
+    if len(raw) >= 10 and mostly_outside.mean() > SHARE_OF_FEW:
+        what = f"{mostly_outside.sum():,} of {len(raw):,} boxes are mostly outside their images"
         return "boxes of another image size", f"{what}: made for images of another size? Scale boxes with their images"
     return None
 
 
 def _on_image(corners: Floats, sizes: Floats) -> NDArray[np.bool_]:
-    """(n,): whether a box lies on its image."""
+    """(n,): whether a box is on its image."""
     inside = (corners[:, :2] >= -TOLERANCE).all(axis=1) & (corners[:, 2:] <= sizes + TOLERANCE).all(axis=1)
     return np.asarray(inside, dtype=bool)
 
 
-def _like_outlines(corners: Floats, raw: RawBoxes) -> NDArray[np.bool_]:
-    """Of each object with polygons, whether the box is the one around them."""
+def _match_polygons(corners: Floats, raw: RawBoxes) -> NDArray[np.bool_]:
+    """For each object with polygons, whether the box is the one around them."""
     there = ~np.isnan(raw.extents[:, 0])
     sides = (raw.extents[there, 2:] - raw.extents[there, :2]).max(axis=1, keepdims=True)
     near = (np.abs(corners[there] - raw.extents[there]) <= TOLERANCE + 0.02 * sides).all(axis=1)
     return np.asarray(near, dtype=bool)
 
 
-def _like_areas(corners: Floats, raw: RawBoxes) -> NDArray[np.bool_]:
-    """Of each object with an area, whether it is that of the box."""
+def _match_areas(corners: Floats, raw: RawBoxes) -> NDArray[np.bool_]:
+    """For each object with an area, whether it is that of the box."""
     there = raw.areas > 1
     sides = corners[there, 2:] - corners[there, :2]
     areas = np.where((sides > 0).all(axis=1), sides.prod(axis=1), 0)
@@ -156,7 +156,7 @@ OTHER_YOLO_CONVENTIONS: Mapping[str, tuple[Callable[[Floats], Floats], str]] = {
 
 
 def yolo_convention_issue(raw: RawBoxes) -> tuple[ConventionIssue, str] | None:
-    """The same of YOLO's boxes, their shares times the images' sizes: other conventions that fit where centres don't."""
+    """``convention_issue`` of YOLO's boxes, as shares times the images' sizes: other conventions that fit where centres don't."""
     if not len(raw):
         return None
     beyond = ~_on_image(_centres(raw.boxes), raw.sizes)
@@ -165,7 +165,7 @@ def yolo_convention_issue(raw: RawBoxes) -> tuple[ConventionIssue, str] | None:
         fits = _on_image(other, raw.sizes) & (other[:, 2:] > other[:, :2]).all(axis=1)
         if beyond.mean() >= (SHARE_OF_TEN if len(raw) >= 10 else SHARE_OF_FEW) and fits.mean() >= MIN_FIT:
             what = (
-                f"{beyond.sum():,} of {len(raw):,} boxes reach beyond their images, though as {name} they lie on them"
+                f"{beyond.sum():,} of {len(raw):,} boxes reach beyond their images, though as {name} they are on them"
             )
             return "boxes of another convention", f"{name}? {what}. YOLO's x and y are of the centre: {how}"
     return None

@@ -24,11 +24,11 @@ ClassFolderLayout = Literal["auto", "class_folders"]
 
 @dataclass(frozen=True)
 class LabelKeys:
-    """What a user says about labels where the data leaves it open.
+    """The keys that say how labels are read where the data leaves it open.
 
     ``multi_label``: images have any number of classes each, or one; ``layout``: class_folders where every folder is a class,
-    whatever its name and what lies beside it, auto refuses folders that may mean something else (``dataset_format``);
-    ``label_column``: a table's column of labels, or its columns of 0 and 1; ``group``: what stays in one split.
+    whatever its name, auto raises for folders that may mean something else (``dataset_format``); ``label_column``: a table's
+    column of labels, or its columns of 0 and 1; ``group``: what must stay in one split.
     """
 
     multi_label: bool | None = None
@@ -45,14 +45,14 @@ class LabeledImages:
     labels: tuple[int, ...]
     classes: tuple[str, ...]
     groups: tuple[str, ...] = ()
-    """what each image belongs to, a patient, say; empty where the data doesn't say it"""
+    """the group of each image, such as a patient; empty where the data doesn't say it"""
 
     def __len__(self) -> int:
         return len(self.labels)
 
     @property
     def min_train(self) -> int:
-        """One of each class that has images."""
+        """One image for each class that has some."""
         return len(set(self.labels))
 
     def subset(self, indices: Sequence[int]) -> LabeledImages:
@@ -66,7 +66,7 @@ class LabeledImages:
         return self.classes[self.labels[index]]
 
     def label_sampling_order(self, seed: int) -> list[int]:
-        """An order in which every beginning is as even over the classes as the data allows."""
+        """An order whose every prefix is as even over the classes as the data allows."""
         return stratified_order(self.labels, seed, "labels")
 
     @property
@@ -87,14 +87,14 @@ class MultiLabeledImages:
     labels: tuple[tuple[int, ...], ...]
     classes: tuple[str, ...]
     groups: tuple[str, ...] = ()
-    """what each image belongs to, a patient, say; empty where the data doesn't say it"""
+    """the group of each image, such as a patient; empty where the data doesn't say it"""
 
     def __len__(self) -> int:
         return len(self.labels)
 
     @property
     def min_train(self) -> int:
-        """One of each class that has images."""
+        """One image for each class that has some."""
         return len({label for labels in self.labels for label in labels})
 
     def subset(self, indices: Sequence[int]) -> MultiLabeledImages:
@@ -108,7 +108,7 @@ class MultiLabeledImages:
         return "|".join(self.classes[label] for label in self.labels[index])
 
     def label_sampling_order(self, seed: int) -> list[int]:
-        """An order in which every beginning is as even over the classes as images with several of them allow."""
+        """An order whose every prefix is as even over the classes as images with several of them allow."""
         return rarest_first_order(self.labels, seed, "labels")
 
     @property
@@ -132,7 +132,7 @@ _KEYS = re.compile(r"(?<![\w./])(layout|label_column|group|folds)=")
 
 @contextmanager
 def keys_below(prefix: str) -> Iterator[None]:
-    """Let errors about data name keys as they are called in a configuration that has them below ``prefix``, such as "data."."""
+    """Rename keys in errors about data to what a configuration calls them that has them below ``prefix``, such as "data."."""
     try:
         yield
     except DataError as error:

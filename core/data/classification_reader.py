@@ -22,15 +22,16 @@ from .dataset_format import identify
 from .folder_names import SPLIT_NAMES, split_folders
 from .format_evidence import FORMATS, question
 from .images import ArrayImages, FolderImages, ImageSet, find_images, idx_file, idx_images, read_idx, tell_unused
-from .label_table import TABLE_SUFFIXES, LabeledFile, alike, read_label_table
+from .label_table import TABLE_SUFFIXES, LabeledFile, read_label_table
 from .labeled_dataset import Splits
 from .missing_splits import draw_missing_splits
 from .readers.tar_shards import find_shards, read_shards
+from .table_paths import names_differing_in_case_only
 
 logger = logging.getLogger("maelift")
 
 AS_FOUND = LabelKeys()
-"""Nothing said: labels are read as the data has them."""
+"""No key given: labels are read as found."""
 
 
 def read_splits(
@@ -48,7 +49,7 @@ def read_splits(
 
 
 def single_label_parts(data: str | Path, keys: LabelKeys = AS_FOUND) -> dict[str, LabeledImages]:
-    """The splits that a data set has of images with one class each; raises DataError for several an image."""
+    """The splits of a data set of images with one class each; raises DataError for images with several."""
     return {name: _only_class_each(part, data) for name, part in read_parts(data, keys).items()}
 
 
@@ -65,8 +66,8 @@ def class_parts(
 ) -> dict[str, LabeledImages] | dict[str, MultiLabeledImages]:
     """The splits of labelled images that a data set has.
 
-    Images have any number of classes where a CSV has a 0/1 column a class or a cell with ``|`` or ``;``, or a shard a list
-    of labels; ``keys.multi_label`` says it where the data doesn't, True or False. Raises DataError as ``read_splits`` does.
+    Images have any number of classes where a CSV has a 0/1 column for each class or a cell with ``|`` or ``;``, or a shard a
+    list of labels; ``keys.multi_label`` decides otherwise, True or False. Raises DataError as ``read_splits`` does.
     """
     found = read_parts(data, keys)
     many = {name: part for name, part in found.items() if isinstance(part, MultiLabeledImages)}
@@ -81,12 +82,12 @@ def class_parts(
 
 def _only_class_each(part: ClassImages, data: str | Path) -> LabeledImages:
     if isinstance(part, MultiLabeledImages):
-        raise DataError(f"data={data}: images with several classes each. Expected one class an image here.")
+        raise DataError(f"data={data}: images with several classes each. Expected one class for each image here.")
     return part
 
 
 def read_parts(data: str | Path, keys: LabelKeys = AS_FOUND) -> Mapping[str, ClassImages]:
-    """The splits that the data has, as it has them; raises DataError as ``read_splits`` does."""
+    """The splits that the data has, as found; raises DataError as ``read_splits`` does."""
     folder = Path(data)
     if folder.is_file() and folder.suffix.lower() in TABLE_SUFFIXES:
         return _read_table(folder, keys)
@@ -111,7 +112,7 @@ def _read_folder_splits(data: Path, layout: ClassFolderLayout) -> dict[str, Labe
     found = find_images(data)
     if not isinstance(found, FolderImages):
         raise DataError(
-            f"data={data}: idx images without their labels file. Expected train-labels-idx1-ubyte beside it."
+            f"data={data}: idx images without their labels file. Expected train-labels-idx1-ubyte in the same folder."
         )
     names = list(found.paths)
     loose = [name for name in names if "/" not in name]
@@ -132,7 +133,7 @@ def _read_folder_splits(data: Path, layout: ClassFolderLayout) -> dict[str, Labe
         if strange:
             close = nearest(strange[0], known)
             raise DataError(
-                f"{splits[split]}: classes that the training images have not: {', '.join(strange[:5])}."
+                f"{splits[split]}: classes that are not in training: {', '.join(strange[:5])}."
                 + (f" Did you mean {close}?" if close else "")
             )
         numbers = [known.index(name) for name in labeled.classes]
@@ -144,7 +145,7 @@ def _read_folder_splits(data: Path, layout: ClassFolderLayout) -> dict[str, Labe
 
 
 def _class_layout(data: Path, names: Sequence[str]) -> ClassLayout:
-    """How class folders lie; raises DataError where the folders may mean something else."""
+    """The layout of class folders; raises DataError where the folders may mean something else."""
     for found in identify(data):
         if found.format != "class_folders" or not found.sure:
             known = FORMATS[found.format]
@@ -154,7 +155,7 @@ def _class_layout(data: Path, names: Sequence[str]) -> ClassLayout:
 
 
 def _names_within(names: Sequence[str], folder: str, layout: ClassLayout) -> tuple[str, ...]:
-    """The paths of the images of a split below its folder; without those of other splits, and what is left out."""
+    """The paths of a split's images below its folder, without those of other splits and folders that are left out."""
     if folder:
         return tuple(name[len(folder) + 1 :] for name in names if name.startswith(f"{folder}/"))
     others = {other for other in layout.splits.values() if other} | layout.left_out.keys()
@@ -188,14 +189,14 @@ def _read_table(path: Path, keys: LabelKeys) -> Mapping[str, ClassImages]:
 
 
 def _check_class_names(source: str, classes: Iterable[str]) -> None:
-    """Raise DataError for a class whose name has a line break in it; say which names are nearly the same."""
+    """Raise DataError for a class without a name of one line; warn of names that are nearly the same."""
     names = list(classes)
     for name in names:
         if not name.strip() or any(unicodedata.category(letter) == "Cc" for letter in name):
-            raise DataError(f"{source}: the class {name!r} has no name of one line. Rename it.")
-    for same in alike(names):
+            raise DataError(f"{source}: the class {name!r} needs a name of one line. Rename it.")
+    for same in names_differing_in_case_only(names):
         shown = ", ".join(f"'{name}'" for name in same)
-        logger.warning("%s: classes whose names differ in case or spaces only are different classes: %s", source, shown)
+        logger.warning("%s: classes whose names differ only in case or spaces are different classes: %s", source, shown)
 
 
 def _class_images(
@@ -205,7 +206,7 @@ def _class_images(
     several: bool,
     classes: tuple[str, ...] = (),
 ) -> Mapping[str, ClassImages]:
-    """Labelled images out of the names of each one's classes; ``classes``, where known, else those of the training images."""
+    """Labelled images from the class names of each; ``classes``, where known, else those of the training images."""
     learned = labels["train"] if "train" in labels else [image for found in labels.values() for image in found]
     names = list(classes) or sorted({label for image in learned for label in image}, key=_natural)
     _check_class_names(source, names)
@@ -216,7 +217,7 @@ def _class_images(
         strange = sorted({label for image in found for label in image if label not in number})
         if strange:
             raise DataError(
-                f"{source}: the {split} rows have labels that no training row has: {', '.join(strange[:5])}."
+                f"{source}: the {split} rows have labels that are not in training: {', '.join(strange[:5])}."
             )
     if not several:
         return {
@@ -234,8 +235,8 @@ def _class_images(
 def _shards_of_splits(data: str) -> dict[str, list[Path]] | None:
     """The tar shards of each split, None where ``data`` has none.
 
-    A folder has them in folders named as splits, or with the split in their names (imagenet-val-000.tar), or all to train
-    on.
+    They are in folders named after splits, or have the split in their names (imagenet-val-000.tar); otherwise all are for
+    training.
     """
     shards = find_shards(data)
     if not shards and Path(data).is_dir():
@@ -274,7 +275,9 @@ def _read_idx_splits(folder: Path) -> dict[str, LabeledImages]:
             continue
         images, labels = idx_images(image_file), read_idx(label_file)
         if labels.ndim != 1 or len(labels) != len(images):
-            raise DataError(f"{label_file}: {labels.shape} labels for {len(images)} images. Expected one each.")
+            raise DataError(
+                f"{label_file}: {labels.shape} labels for {len(images)} images. Expected one label for each image."
+            )
         arrays[split] = (images, labels)
     values = sorted({int(value) for _, labels in arrays.values() for value in labels})
     number = {value: index for index, value in enumerate(values)}
@@ -286,5 +289,5 @@ def _read_idx_splits(folder: Path) -> dict[str, LabeledImages]:
 
 
 def _natural(label: str) -> tuple[int, int, str]:
-    """Numbers by value before texts by name."""
+    """Sort key: numbers by value, then texts by name."""
     return (0, int(label), label) if label.isdecimal() else (1, 0, label)

@@ -7,7 +7,7 @@ fixes the others by rule (``issues.AUTO_FIXES``); ``maelift data check`` lists t
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,16 +23,14 @@ from .detection import DetectionImages, Objects, SizedImages
 from .issues import DataIssue
 
 MAX_SIDE = 100_000
-"""Pixels of a side of an image beyond which its entry must be a mistake."""
-
-
+"""Largest plausible side of an image, in pixels."""
 OVERHANG_TOLERANCE = 1.0
-"""Pixels by which a box may reach beyond its image before it is worth telling: annotation tools round so."""
+"""Pixels by which a box may reach beyond its image without being reported, as annotation tools round."""
 
 
 @dataclass(frozen=True)
 class ParsedDetection:
-    """A JSON as it was understood, and what is wrong in it; ``data`` holds what has a clear meaning."""
+    """A split's annotations and what is wrong in them; ``data`` holds the valid ones."""
 
     file: Path
     data: DetectionImages
@@ -40,46 +38,45 @@ class ParsedDetection:
 
 
 def parse_coco_json(path: Path, data: Path) -> ParsedDetection:
+    """The objects of a COCO JSON, its image files found below ``data``; raises DataError for a file that isn't COCO JSON."""
     content = load_coco_json(path)
     issues = IssueCollector(path)
-    category_ids, classes = _parse_categories(content["categories"], issues)
-    images, unclear = _parse_images(content["images"], issues)
+    categories = _parse_categories(content["categories"], issues)
+    images, broken = _parse_images(content["images"], issues)
     root, paths = locate_images(path, data, images, issues)
-    numbers = {category: number for number, category in enumerate(category_ids)}
-    rows = _parse_annotations(content["annotations"], images, unclear, numbers, issues)
-    there = [image for image in images.values() if image.id in paths]
-    data_set = DetectionImages(
-        images=SizedImages(root, tuple(paths[image.id] for image in there), tuple(image.size for image in there)),
-        objects=tuple(_objects(rows.get(image.id, ()), image.size) for image in there),
-        classes=classes,
-        category_ids=category_ids,
-        image_ids=tuple(image.id for image in there),
-        has_masks=_has_masks(rows, issues),
-    )
-    return ParsedDetection(path, data_set, tuple(issues.found))
+    rows = _parse_annotations(content["annotations"], images, broken, categories, issues)
+    return _parsed(categories, [images[id] for id in images if id in paths], root, paths, rows, issues)
 
 
 def parse_coco_content(content: CocoContent) -> ParsedDetection:
-    """Annotations of another layout, by the same rules."""
-    issues = IssueCollector(content.file, content.places)
+    """The objects of another layout's annotations, by the same rules."""
+    issues = IssueCollector(content.file, content.locations)
     issues.found += content.issues
-    category_ids, classes = _parse_categories(content.categories, issues)
-    images, unclear = _parse_images(content.images, issues)
-    numbers = {category: number for number, category in enumerate(category_ids)}
-    rows = _parse_annotations(content.annotations, images, unclear, numbers, issues)
+    categories = _parse_categories(content.categories, issues)
+    images, broken = _parse_images(content.images, issues)
+    rows = _parse_annotations(content.annotations, images, broken, categories, issues)
+    paths = {image.id: image.name for image in images.values()}
+    return _parsed(categories, list(images.values()), content.root, paths, rows, issues)
+
+
+def _parsed(
+    categories: Mapping[int, str],
+    images: Sequence[CocoImage],
+    root: Path,
+    paths: Mapping[int, str],
+    rows: Mapping[int, Sequence[_Annotation]],
+    issues: IssueCollector,
+) -> ParsedDetection:
+    """The data set of images whose files are known; ``rows`` are the annotations by image."""
     data_set = DetectionImages(
-        images=SizedImages(
-            content.root,
-            tuple(image.name for image in images.values()),
-            tuple(image.size for image in images.values()),
-        ),
-        objects=tuple(_objects(rows.get(image.id, ()), image.size) for image in images.values()),
-        classes=classes,
-        category_ids=category_ids,
-        image_ids=tuple(images),
+        images=SizedImages(root, tuple(paths[image.id] for image in images), tuple(image.size for image in images)),
+        objects=tuple(_objects(rows.get(image.id, ()), image.size) for image in images),
+        classes=tuple(categories.values()),
+        category_ids=tuple(categories),
+        image_ids=tuple(image.id for image in images),
         has_masks=_has_masks(rows, issues),
     )
-    return ParsedDetection(content.file, data_set, tuple(issues.found))
+    return ParsedDetection(issues.file, data_set, tuple(issues.found))
 
 
 @dataclass(frozen=True)
@@ -95,8 +92,8 @@ class _Annotation:
     segmentation: Segmentation | None
 
 
-def _parse_categories(entries: Sequence[Any], issues: IssueCollector) -> tuple[tuple[int, ...], tuple[str, ...]]:
-    """Ids and names, by id; equal names are told apart by their ids."""
+def _parse_categories(entries: Sequence[Any], issues: IssueCollector) -> dict[int, str]:
+    """Class names by category id, in order of ids; the id is added to equal names."""
     names: dict[int, str] = {}
     for place, entry in enumerate(entries):
         where = f"categories[{place}]"
@@ -104,7 +101,7 @@ def _parse_categories(entries: Sequence[Any], issues: IssueCollector) -> tuple[t
         if id is None or not is_text(entry.get("name")):
             issues.add("broken entry", where, f"expected an int 'id' and a text 'name', found {short_text(entry)}")
         elif id in names:
-            issues.add("duplicate category id", where, f"id {id} is '{names[id]}' already. Give each its own id")
+            issues.add("duplicate category id", where, f"id {id} is already '{names[id]}'. Give each its own id")
         else:
             names[id] = entry["name"]
     ids = tuple(sorted(names))
@@ -112,12 +109,12 @@ def _parse_categories(entries: Sequence[Any], issues: IssueCollector) -> tuple[t
     for name, count in counts.items():
         if count > 1:
             same = ", ".join(str(id) for id in ids if names[id] == name)
-            issues.add("equal category names", f"categories {same}", f"all are called '{name}'")
-    return ids, tuple(names[id] if counts[names[id]] == 1 else f"{names[id]} ({id})" for id in ids)
+            issues.add("equal category names", f"categories {same}", f"all are named '{name}'")
+    return {id: names[id] if counts[names[id]] == 1 else f"{names[id]} ({id})" for id in ids}
 
 
 def _parse_images(entries: Sequence[Any], issues: IssueCollector) -> tuple[dict[int, CocoImage], frozenset[int]]:
-    """The sound images by id, and the ids of the others, whose annotations are no issues of their own."""
+    """The valid images by id, and the ids of the others, whose annotations are skipped without issues of their own."""
     images: dict[int, CocoImage] = {}
     ids: set[int] = set()
     files: dict[str, int] = {}
@@ -142,7 +139,7 @@ def _parse_images(entries: Sequence[Any], issues: IssueCollector) -> tuple[dict[
         if id in images:
             issues.add("duplicate image id", where, f"both {images[id].name} and {name} have this id")
         elif name in files:
-            issues.add("duplicate image file", where, f"{name} is image {files[name]} already")
+            issues.add("duplicate image file", where, f"{name} is already image {files[name]}")
         else:
             images[id] = CocoImage(id, name, (height, width))
             files[name] = id
@@ -152,11 +149,12 @@ def _parse_images(entries: Sequence[Any], issues: IssueCollector) -> tuple[dict[
 def _parse_annotations(
     entries: Sequence[Any],
     images: Mapping[int, CocoImage],
-    unclear: frozenset[int],
-    numbers: Mapping[int, int],
+    broken: frozenset[int],
+    categories: Mapping[int, str],
     issues: IssueCollector,
 ) -> dict[int, list[_Annotation]]:
-    """The annotations of each image that have a clear meaning and an area, each object once."""
+    """The valid annotations of each image that have an area, each object once."""
+    numbers = {category: number for number, category in enumerate(categories)}
     rows: dict[int, list[_Annotation]] = defaultdict(list)
     seen: set[int] = set()
     raw: list[tuple[float, ...]] = []
@@ -166,14 +164,14 @@ def _parse_annotations(
             found = f", found {short_text(entry.get('id'))}" if isinstance(entry, dict) else ""
             issues.add("broken entry", f"annotations[{place}]", f"expected an int 'id'{found}")
             continue
-        where = issues.place(id)
+        where = issues.location(id)
         if id in seen:
-            what = f"annotations[{place}] has the id of one before it. Give each its own id"
+            what = f"annotations[{place}] has the id of an earlier one. Give each its own id"
             issues.add("duplicate annotation id", where, what)
             continue
         seen.add(id)
         image, category = as_integer(entry.get("image_id")), as_integer(entry.get("category_id"))
-        if image is not None and image in unclear:
+        if image is not None and image in broken:
             continue
         if image is None or image not in images:
             issues.add(
@@ -188,9 +186,9 @@ def _parse_annotations(
         if row is not None:
             rows[image].append(row)
     table = np.array(raw, dtype=np.float64).reshape(-1, 11)
-    strange = convention_issue(RawBoxes(table[:, :4], table[:, 4:6], table[:, 6], table[:, 7:]))
-    if strange is not None:
-        issues.add(strange[0], "annotations", strange[1])
+    convention = convention_issue(RawBoxes(table[:, :4], table[:, 4:6], table[:, 6], table[:, 7:]))
+    if convention is not None:
+        issues.add(convention[0], "annotations", convention[1])
     rows = _without_empty_outlines(rows, issues)
     return {image: _without_duplicates(found, issues) for image, found in rows.items()}
 
@@ -204,7 +202,7 @@ def _parse_annotation(
     issues: IssueCollector,
     raw: list[tuple[float, ...]],
 ) -> _Annotation | None:
-    """An annotation that has a clear meaning; its numbers as they are written are added to ``raw``, a ``RawBoxes`` row each."""
+    """A valid annotation, None for an invalid one; its numbers as written are appended to ``raw``, a row of ``RawBoxes``."""
     height, width = image.size
     box, area, crowd = entry.get("bbox"), entry.get("area"), entry.get("iscrowd") or 0
     where = f"{where} ({image.name})"
@@ -246,12 +244,12 @@ def _parse_annotation(
 def _without_empty_outlines(
     rows: Mapping[int, list[_Annotation]], issues: IssueCollector
 ) -> dict[int, list[_Annotation]]:
-    """The objects without those whose outline has no area; where there are no other outlines, all with their boxes alone."""
+    """The objects whose segmentation has an area; where none has, all objects, with their boxes only."""
     empty = [row for found in rows.values() for row in found if row.segmentation == ()]
     if not empty:
         return dict(rows)
     if not any(row.segmentation for found in rows.values() for row in found if not row.crowd):
-        what = f"none of the {len(empty):,} objects with outlines has one of three points or more on its image"
+        what = f"none of the {len(empty):,} objects with polygons has one of three points or more on its image"
         issues.add("segmentations without area only", "annotations", what)
         return {
             image: [replace(row, segmentation=row.segmentation or None) for row in found]
@@ -260,19 +258,19 @@ def _without_empty_outlines(
     for row in empty:
         issues.add(
             "segmentation without area",
-            f"{issues.place(row.id)} ({row.name})",
-            "no outline of three points or more lies on the image",
+            f"{issues.location(row.id)} ({row.name})",
+            "no polygon of three points or more is on the image",
         )
     return {image: [row for row in found if row.segmentation != ()] for image, found in rows.items()}
 
 
 def _without_duplicates(rows: Sequence[_Annotation], issues: IssueCollector) -> list[_Annotation]:
-    """The objects of an image without those that are there already: the same class, box and outline."""
-    kept: dict[tuple[object, ...], list[_Annotation]] = {}
+    """The objects of an image without repetitions of the same class, box and segmentation."""
+    distinct: dict[tuple[object, ...], list[_Annotation]] = {}
     classes: dict[tuple[object, ...], _Annotation] = {}
     for row in rows:
         place = (*(round(side, 2) for side in row.box), row.crowd)
-        same = kept.setdefault((row.label, *place), [])
+        same = distinct.setdefault((row.label, *place), [])
         for number, other in enumerate(same):
             if (
                 row.segmentation is None
@@ -280,8 +278,8 @@ def _without_duplicates(rows: Sequence[_Annotation], issues: IssueCollector) -> 
                 or same_segmentation(row.segmentation, other.segmentation)
             ):
                 where, what = (
-                    f"{issues.place(row.id)} ({row.name})",
-                    f"the object of {issues.place(other.id)} once more",
+                    f"{issues.location(row.id)} ({row.name})",
+                    f"the same object as {issues.location(other.id)}",
                 )
                 issues.add("object twice", where, what)
                 if other.segmentation is None and row.segmentation is not None:
@@ -291,10 +289,10 @@ def _without_duplicates(rows: Sequence[_Annotation], issues: IssueCollector) -> 
             same.append(row)
         first = classes.setdefault(place, row)
         if first.label != row.label:
-            what = f"the box of {issues.place(first.id)}, which is of another category"
-            issues.add("one box of two categories", f"{issues.place(row.id)} ({row.name})", what)
-    left = {id(row) for same in kept.values() for row in same}
-    return [row for row in rows if id(row) in left]
+            what = f"the box of {issues.location(first.id)}, which is of another category"
+            issues.add("one box of two categories", f"{issues.location(row.id)} ({row.name})", what)
+    remaining = {id(row) for same in distinct.values() for row in same}
+    return [row for row in rows if id(row) in remaining]
 
 
 def _objects(rows: Sequence[_Annotation], size: tuple[int, int]) -> Objects:
@@ -309,7 +307,7 @@ def _objects(rows: Sequence[_Annotation], size: tuple[int, int]) -> Objects:
 
 
 def _area(row: _Annotation, size: tuple[int, int]) -> float:
-    """As annotated; else that of the segmentation, or of the box."""
+    """The area as annotated; else that of the segmentation, or of the box."""
     if row.area is not None:
         return row.area
     if row.segmentation is not None:
@@ -320,11 +318,13 @@ def _area(row: _Annotation, size: tuple[int, int]) -> float:
     return (x2 - x1) * (y2 - y1)
 
 
-def _has_masks(rows: Mapping[int, Iterable[_Annotation]], issues: IssueCollector) -> bool:
-    """Whether every object but crowds has a segmentation; where only some have, those without are issues."""
+def _has_masks(rows: Mapping[int, Sequence[_Annotation]], issues: IssueCollector) -> bool:
+    """Whether every object except crowds has a segmentation; where only some have, the others are reported."""
     single = [row for found in rows.values() for row in found if not row.crowd]
     without = [row for row in single if row.segmentation is None]
     if len(without) < len(single):
         for row in without:
-            issues.add("object without segmentation", f"{issues.place(row.id)} ({row.name})", "other objects have one")
+            issues.add(
+                "object without segmentation", f"{issues.location(row.id)} ({row.name})", "other objects have one"
+            )
     return bool(single) and not without

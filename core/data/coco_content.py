@@ -1,4 +1,4 @@
-"""Annotations of another layout in COCO's terms, so that one set of rules reads and checks all boxes."""
+"""Annotations of any layout as COCO's lists, so that one set of rules checks all boxes; collects their issues."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from .decode import upright_size
 from .issues import DataIssue
 
 MAX_TEXT_BYTES = 2**24
-"""Bytes of an annotation file of one image; larger ones are something else."""
+"""Largest annotation file of one image, in bytes."""
 
 
 @dataclass(frozen=True)
 class CocoContent:
-    """A split: lists as COCO JSON has them, boxes in pixels; ids of annotations count from 1.
+    """A split as lists of COCO JSON, boxes in pixels; ids of annotations count from 1.
 
-    ``file`` is the file or folder of the annotations and ``places`` says where in it each annotation stands, for messages;
-    image files lie below ``root``.
+    ``file`` is the file or folder of the annotations, ``locations`` the location of each annotation in it, for messages;
+    image files are below ``root``.
     """
 
     file: Path
@@ -34,7 +34,7 @@ class CocoContent:
     images: Sequence[Mapping[str, Any]]
     annotations: Sequence[Mapping[str, Any]]
     categories: Sequence[Mapping[str, Any]]
-    places: Mapping[int, str] = field(default_factory=dict)
+    locations: Mapping[int, str] = field(default_factory=dict)
     issues: tuple[DataIssue, ...] = ()
 
 
@@ -47,26 +47,26 @@ def image_sizes(paths: Sequence[Path], what: str) -> list[tuple[int, int] | str]
         except DataError as error:
             return str(error).removeprefix(f"{path}: ")
 
-    tell, found = progress_logger(f"reading the sizes of the images of {what}"), []
+    report, found = progress_logger(f"reading the sizes of the images of {what}"), []
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         for one in pool.map(size, paths):
             found.append(one)
-            tell(len(found), len(paths))
+            report(len(found), len(paths))
     return found
 
 
 def read_text(path: Path) -> str:
-    """A small text in UTF-8; raises DataError."""
+    """The text of a small file in UTF-8; raises DataError."""
     try:
         return read_regular(path, MAX_TEXT_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not a text in UTF-8 (byte {error.start}). Save it as UTF-8") from error
+        raise DataError(f"{path}: not text in UTF-8 (byte {error.start}). Save it as UTF-8") from error
     except OSError as error:
         raise DataError(f"{path}: can't be read ({(error.strerror or str(error)).lower()})") from error
 
 
 def relative_posix_path(path: Path, root: Path) -> str:
-    """A path below the root, as COCO's file_name has it."""
+    """A path relative to the root with forward slashes, as in COCO's file_name."""
     return Path(os.path.relpath(path, root)).as_posix()
 
 
@@ -98,24 +98,27 @@ CocoIssueKind = Literal[
 
 @dataclass
 class IssueCollector:
+    """Collects the issues of an annotation file."""
+
     file: Path
-    places: Mapping[int, str] = field(default_factory=dict)
-    """where annotations stand, by their ids, if that isn't JSON"""
+    locations: Mapping[int, str] = field(default_factory=dict)
+    """the location of each annotation by its id, where the file isn't JSON"""
 
     def __post_init__(self) -> None:
         self.found: list[DataIssue] = []
 
-    def place(self, id: int) -> str:
-        """Where an annotation stands."""
-        return self.places.get(id, f"annotation {id}")
+    def location(self, id: int) -> str:
+        """Where an annotation is in the file."""
+        return self.locations.get(id, f"annotation {id}")
 
     def add(self, kind: CocoIssueKind, where: str, what: str) -> None:
+        """Add an issue of the file."""
         self.found.append(DataIssue(kind, self.file, where, what))
 
 
 @dataclass(frozen=True)
 class CocoImage:
-    """An image of the JSON."""
+    """An image of the JSON; ``size`` is (height, width)."""
 
     id: int
     name: str
@@ -123,14 +126,14 @@ class CocoImage:
 
 
 def as_integer(value: object) -> int | None:
-    """A whole number that other tools can hold too, 3 or 3.0; None for anything else."""
+    """An integer that doubles can represent, 3 or 3.0; None for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 2**53:
         return None
     return int(value) if value == int(value) else None
 
 
 def is_text(value: object) -> bool:
-    """Whether a value is a text that can be written to a file: "\\ud800" can't."""
+    """Whether a value is text that UTF-8 can encode: "\\ud800" can't be."""
     if not isinstance(value, str) or not value.strip():
         return False
     try:
@@ -141,11 +144,12 @@ def is_text(value: object) -> bool:
 
 
 def is_pixel_number(value: object) -> bool:
-    """Whether a value is a number of a size that pixels can have; NaN and infinity aren't."""
+    """Whether a value is a finite number of a magnitude that pixels can have."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e15
 
 
 def short_text(value: object) -> str:
+    """A value as JSON of at most 60 characters, for messages."""
     try:
         text = json.dumps(value, default=str, ensure_ascii=False)
     except (ValueError, RecursionError):  # a number of 5,000 digits, lists in lists without end

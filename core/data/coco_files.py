@@ -1,4 +1,4 @@
-"""The files of a COCO data set: which JSON holds which split, and where the images that it names lie."""
+"""The files of a COCO data set: which JSON holds which split, and where the images are that it lists."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ def find_annotations(data: Path) -> dict[str, Path]:
     for split, paths in found.items():
         if len(paths) > 1:
             listed = " and ".join(str(path.relative_to(data)) for path in paths)
-            raise DataError(f"data={data}: {listed} are both {split}. Expected one JSON a split.")
+            raise DataError(f"data={data}: {listed} are both {split}. Expected one JSON for each split.")
     named = {split: paths[0] for split, paths in found.items() if paths}
     if named:
         return named
     single = _json_files(data) or _json_files(data / "annotations")
     if len(single) == 1:
         return {"train": single[0]}
-    there = f"{len(single)} JSON files of which none is named after a split" if single else "no COCO JSON"
+    there = f"{len(single)} JSON files, none of them named after a split" if single else "no COCO JSON"
     raise DataError(
         f"data={data}: {there}. Expected train.json (and val.json, test.json), annotations/instances_train2017.json, "
-        "train/_annotations.coco.json, or a single JSON, with the images beside it or under images/; or YOLO's data.yaml, or "
+        "train/_annotations.coco.json, or a single JSON, with the images in its folder or under images/; or YOLO's data.yaml, or "
         "images/ and labels/; or Pascal VOC's Annotations/ and JPEGImages/."
     )
 
@@ -59,7 +59,7 @@ def _json_files(folder: Path) -> list[Path]:
 
 
 def _split_of_json(stem: str) -> str | None:
-    """The split that a JSON's name tells of: "train", "instances_val2017"."""
+    """The split in a JSON's name: "train", "instances_val2017"."""
     match = re.fullmatch(r"(?:instances_)?([a-z]+)_?(?:\d{4})?", stem.lower())
     if match is None:
         return None
@@ -67,7 +67,7 @@ def _split_of_json(stem: str) -> str | None:
 
 
 def load_coco_json(path: Path) -> dict[str, list[Any]]:
-    """The JSON's lists; raises DataError when it is not COCO JSON as a whole."""
+    """The lists of COCO JSON; raises DataError for a file that isn't COCO JSON."""
     try:
         text = read_regular(path)
     except OSError as error:
@@ -75,10 +75,10 @@ def load_coco_json(path: Path) -> dict[str, list[Any]]:
     if text[:2] == b"\x1f\x8b":
         raise DataError(f"{path}: compressed by gzip. Expected JSON: unpack it first (gunzip).")
     try:
-        content = json.loads(text)  # UTF-8, with or without a mark, or UTF-16
+        content = json.loads(text)  # UTF-8, with or without a byte order mark, or UTF-16
     except json.JSONDecodeError as error:
         raise DataError(f"{path} line {error.lineno}: not valid JSON ({error.msg}). Export it again.") from error
-    except (ValueError, RecursionError) as error:  # other encodings, nesting without end, numbers of 5,000 digits
+    except (ValueError, RecursionError) as error:  # other encodings, nesting too deep, numbers of 5,000 digits
         raise DataError(f"{path}: not valid JSON in UTF-8 ({error}). Export it again.") from error
     if isinstance(content, list) and content and isinstance(content[0], dict) and "score" in content[0]:
         raise DataError(
@@ -100,10 +100,10 @@ def load_coco_json(path: Path) -> dict[str, list[Any]]:
 def locate_images(
     path: Path, data: Path, images: Mapping[int, CocoImage], issues: IssueCollector
 ) -> tuple[Path, dict[int, str]]:
-    """The folder in which most image files are found, and the paths below it of the images that are there, by id.
+    """The folder in which most image files are found, and the paths below it of the images found, by id.
 
-    A file that isn't where ``file_name`` says may be known by its name alone: other tools write paths of the machine that
-    they ran on, percent signs for blanks, or other capitals. That is done where it is unmistakable, and reported.
+    A file that isn't where ``file_name`` says is found by its name alone where that is unambiguous, and reported: other
+    tools write paths of the machine they ran on, percent-encoded spaces, or other capitals.
     """
     stem = path.stem.removeprefix("instances_")
     base = data if data.is_dir() else data.parent
@@ -123,19 +123,19 @@ def locate_images(
     sample = names[:: max(1, len(names) // 200)]
 
     def found_in(folder: Path) -> tuple[int, int]:
-        """Names of the sample whose files are in a folder, and last parts of names, capitals or not."""
-        whole = sum(os.path.isfile(folder / name) for name in sample)
-        if whole == len(sample):
-            return whole, 0
+        """How many names of the sample are files in a folder, and how many by their last part in any case."""
+        exact = sum(os.path.isfile(folder / name) for name in sample)
+        if exact == len(sample):
+            return exact, 0
         there = {name.lower() for name in _listdir_or_empty(folder)}
-        return whole, sum(_basename(unquote(name)).lower() in there for name in sample)
+        return exact, sum(_basename(unquote(name)).lower() in there for name in sample)
 
     root = max(candidates, key=found_in)
     paths = {image.id: image.name for image in images.values() if os.path.isfile(root / image.name)}
     if len(paths) == len(images):
         return root, paths
     used = set(paths.values())
-    alone = Counter(_basename(unquote(name)).lower() for name in names)
+    occurrences = Counter(_basename(unquote(name)).lower() for name in names)
     there: dict[str, list[str]] = defaultdict(list)
     for name in _listdir_or_empty(root):
         there[name.lower()].append(name)
@@ -144,7 +144,7 @@ def locate_images(
             continue
         last = _basename(unquote(image.name))
         others = [unquote(image.name), last]
-        if alone[last.lower()] > 1:
+        if occurrences[last.lower()] > 1:
             others = others[:1]
         elif len(there[last.lower()]) == 1:
             others += there[last.lower()]
@@ -161,7 +161,7 @@ def locate_images(
 
 
 def _listdir_or_empty(folder: Path) -> list[str]:
-    """The names in a folder; none where there is no such folder."""
+    """The names in a folder; empty where it can't be listed."""
     try:
         return os.listdir(folder)
     except (OSError, ValueError):
@@ -169,5 +169,5 @@ def _listdir_or_empty(folder: Path) -> list[str]:
 
 
 def _basename(name: str) -> str:
-    """The file's name without its folders, as Unix, Windows and URLs write them."""
+    """The file name without folders, in a path or a URL."""
     return name.rpartition("/")[2].partition("?")[0] or name

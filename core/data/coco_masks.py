@@ -12,7 +12,7 @@ from ..errors import DataError
 from .coco_content import short_text
 
 MAX_OVERHANG_SIDES = 10
-"""Sides of its image by which a polygon may reach beyond it: drawing walks along all of its outline."""
+"""Sides of its image by which a polygon may reach beyond it, as drawing visits every pixel of the outline."""
 
 MAX_COUNT_DIGITS = 13
 """Characters of a count in compressed run-lengths: 5 bits each, of the 64 that pycocotools reads."""
@@ -26,7 +26,7 @@ class RunLengths(TypedDict):
 
 
 Polygons = tuple[NDArray[np.float64], ...]
-"""The outlines of an object's parts: each (2k,), x and y by turns, in pixels."""
+"""The outlines of an object's parts: each (2k,), x and y alternating, in pixels."""
 
 Segmentation = Polygons | RunLengths
 
@@ -57,7 +57,7 @@ def run_lengths(segmentation: Segmentation, size: tuple[int, int]) -> RunLengths
 
 
 def same_segmentation(one: Segmentation, other: Segmentation) -> bool:
-    """Whether two segmentations are written alike."""
+    """Whether two segmentations are equal as written."""
     if isinstance(one, tuple) and isinstance(other, tuple):
         return len(one) == len(other) and all(map(np.array_equal, one, other))
     return one == other if isinstance(one, dict) and isinstance(other, dict) else False
@@ -82,14 +82,14 @@ def checked_segmentation(value: object, size: tuple[int, int]) -> Segmentation |
         raise DataError(f"segmentation {short_text(value)}: expected a list of polygons, or run-lengths")
     polygons = value if isinstance(value[0], list) else [value]
     if not any(polygons):
-        return None  # [[]] says as little as []
+        return None  # [[]] is empty as [] is
     outlines = [_polygon(polygon, size) for polygon in polygons]
     return tuple(outline for outline in outlines if len(outline) >= 6 and _touches_image(outline, size))
 
 
 def _polygon(polygon: object, size: tuple[int, int]) -> NDArray[np.float64]:
-    """(2k,): x and y by turns; raises DataError for what is no polygon."""
-    expected = "expected finite numbers, x and y by turns"
+    """(2k,): x and y alternating; raises DataError for anything but a polygon."""
+    expected = "expected finite numbers, x and y alternating"
     if not isinstance(polygon, list) or len(polygon) % 2:
         raise DataError(f"polygon {short_text(polygon)}: {expected}")
     try:
@@ -104,7 +104,7 @@ def _polygon(polygon: object, size: tuple[int, int]) -> NDArray[np.float64]:
 
 
 def _touches_image(outline: NDArray[np.float64], size: tuple[int, int]) -> bool:
-    """Whether the extent of a polygon lies on the image."""
+    """Whether the extent of a polygon overlaps the image."""
     height, width = size
     x, y = outline[::2], outline[1::2]
     return bool(x.max() > 0 and y.max() > 0 and x.min() < width and y.min() < height)
@@ -123,7 +123,7 @@ def _checked_run_lengths(value: Mapping[str, Any], size: tuple[int, int]) -> Run
         raise DataError(f"run-lengths {short_text(counts)}: expected a list of counts, or COCO's compressed text")
     runs = counts if isinstance(counts, list) else _decompress(counts)
     if not all(type(run) is int and run >= 0 for run in runs) or sum(runs) != height * width:
-        raise DataError(f"run-lengths {short_text(counts)}: expected counts of {height * width} pixels together")
+        raise DataError(f"run-lengths {short_text(counts)}: expected counts whose sum is {height * width} pixels")
     if isinstance(counts, list):
         counts = coco_mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)["counts"].decode()
     return {"size": [height, width], "counts": counts}

@@ -63,7 +63,7 @@ class Objects:
 
 @dataclass(frozen=True)
 class SizedImages(FolderImages):
-    """Image files whose sizes, (height, width) each, have been told: one that has another can't be opened."""
+    """Image files with their (height, width) in the annotations; opening an image of another size raises DataError."""
 
     sizes: tuple[tuple[int, int], ...]
 
@@ -73,17 +73,17 @@ class SizedImages(FolderImages):
         return image
 
     def check_size(self, index: int, size: tuple[int, ...]) -> None:
-        """Raise DataError for an image of another (height, width) than its annotations are for."""
+        """Raise DataError for an image of another (height, width) than in its annotations."""
         if size != self.sizes[index]:
-            found, told = (f"{width}×{height}" for height, width in (size, self.sizes[index]))
+            found, expected = (f"{width}×{height}" for height, width in (size, self.sizes[index]))
             raise DataError(
                 f"{self.root / self.paths[index]}: the image is {found} px (upright), but its "
-                f"annotations are for {told}. Annotate the upright image, or correct its width and height"
+                f"annotations are for {expected}. Annotate the upright image, or correct its width and height"
             )
 
     def origin(self) -> str | None:
-        told = hashlib.sha256(repr(self.sizes).encode()).hexdigest()  # what is found depends on the sizes
-        return f"folder {self.root.absolute()}, sizes {told}"
+        sizes = hashlib.sha256(repr(self.sizes).encode()).hexdigest()  # which images can be opened depends on them
+        return f"folder {self.root.absolute()}, sizes {sizes}"
 
     def subset(self, indices: Numbers) -> SizedImages:
         chosen = super().subset(indices)
@@ -94,8 +94,8 @@ class SizedImages(FolderImages):
 class DetectionImages:
     """Images with the objects on them (see ``LabeledDataset``); some may have none.
 
-    ``category_ids`` are the JSON's ids of the ``classes``, ``image_ids`` of the images. ``has_masks``: every object of
-    the JSON but crowds has a segmentation.
+    ``category_ids`` are the JSON's ids of the ``classes``, ``image_ids`` of the images. ``has_masks``: every object
+    except crowds has a segmentation.
     """
 
     images: SizedImages
@@ -141,7 +141,7 @@ class DetectionImages:
         return digest.hexdigest()
 
     def label_sampling_order(self, seed: int) -> list[int]:
-        """An order in which every beginning has all classes about as often, as far as the images allow."""
+        """An order whose every prefix has all classes about equally often, as far as the images allow."""
         return rarest_first_order(self.present, seed, "labels")
 
     @property
@@ -150,7 +150,7 @@ class DetectionImages:
         return self.present
 
     def ground_truth(self) -> dict[str, Any]:
-        """The COCO JSON of these images, after the rules: image and category ids as in the file, annotations from 1."""
+        """The images and objects as COCO JSON: image and category ids as in the file, annotation ids from 1."""
         images: list[dict[str, Any]] = []
         annotations: list[dict[str, Any]] = []
         for index, (image_id, objects) in enumerate(zip(self.image_ids, self.objects, strict=True)):

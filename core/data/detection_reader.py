@@ -22,7 +22,7 @@ from .voc import read_voc
 from .yolo import read_yolo
 
 DetectionLayout = Literal["auto", "coco", "yolo", "voc"]
-"""How images and boxes lie in a folder; auto: as ``dataset_format`` finds."""
+"""The layout of annotations; auto: as ``dataset_format`` finds."""
 
 
 def read_detection(
@@ -39,15 +39,15 @@ def read_detection(
 def detection_parts(data: str | Path, layout: DetectionLayout = "auto") -> dict[str, DetectionImages]:
     """The splits of images with boxes that a data set has.
 
-    ``data`` is a folder in one of these layouts, or a single JSON with its images beside it:
+    ``data`` is a folder in one of these layouts, or a single JSON with its images in the same folder:
 
     - ``{train,val,test}.json``, images under ``images/SPLIT``, ``SPLIT`` or ``images``;
     - ``annotations/instances_{train2017,val2017}.json``, images under ``train2017`` and ``val2017`` (COCO's own);
-    - ``{train,valid,test}/_annotations.coco.json`` or another single JSON in each folder, images beside it;
-    - a single JSON in the folder or in ``annotations``, images beside it or under ``images``;
+    - ``{train,valid,test}/_annotations.coco.json`` or another single JSON in each folder, images in the same folder;
+    - a single JSON in the folder or in ``annotations``, images in its folder or under ``images``;
     - YOLO's, by a data.yaml or by folders (``yolo``), or Pascal VOC's (``voc``).
 
-    Raises DataError for data that is none of these and for JSON that has no clear meaning. Boxes are cut to their
+    Raises DataError for data in another layout and for invalid annotations. Boxes are cut to their
     image and annotations without area left out; a warning says how many.
     """
     parsed = parse_detection(data, layout)
@@ -57,9 +57,9 @@ def detection_parts(data: str | Path, layout: DetectionLayout = "auto") -> dict[
 
 
 def parse_detection(data: str | Path, layout: DetectionLayout = "auto") -> dict[str, ParsedDetection]:
-    """The annotations of each split that a data set has, with all that is wrong in them; see ``detection_parts``.
+    """The annotations of each split that a data set has, with all their issues; see ``detection_parts``.
 
-    Raises DataError where there is nothing to be parsed.
+    Raises DataError where there are no annotations.
     """
     path = Path(data)
     layout, *others = _layouts_of(path) if layout == "auto" else [layout]
@@ -81,7 +81,7 @@ def parse_detection(data: str | Path, layout: DetectionLayout = "auto") -> dict[
 
 
 def _layouts_of(data: Path) -> list[DetectionLayout]:
-    """The layouts of boxes that a data set has, the first of which is read; COCO's where there is none, whose reader says so."""
+    """The layouts of annotations that a data set has, of which the first is read; coco where there is none."""
     if data.is_file():
         return ["yolo" if data.suffix.lower() in (".yaml", ".yml") else "coco"]
     try:
@@ -93,7 +93,7 @@ def _layouts_of(data: Path) -> list[DetectionLayout]:
 
 
 def _with_classes_of(train: ParsedDetection, part: ParsedDetection) -> ParsedDetection:
-    """A split with the classes of the training split; categories that differ are an issue."""
+    """A split with the classes of the training split; categories that differ are reported."""
     expected = dict(zip(train.data.category_ids, train.data.classes, strict=True))
     issues = list(part.issues)
     for id, name in zip(part.data.category_ids, part.data.classes, strict=True):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from ..errors import DataError
+from .decode import SUFFIXES
 
 SPLIT_NAMES: Mapping[str, tuple[str, ...]] = {
     "train": ("train", "training", "trn"),
@@ -82,3 +83,8 @@ def subfolders(folder: Path) -> dict[str, Path]:
     for name in names:
         found[name if name.lower() in found else name.lower()] = folder / name
     return found
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a path has the suffix of an image file."""
+    return PurePosixPath(name.replace("\\", "/")).suffix.lower() in SUFFIXES

@@ -14,10 +14,10 @@ from .labeled_dataset import LabeledDataset
 
 
 def groups_of(images: LabeledDataset, group: str) -> list[str]:
-    """What each image belongs to: by the column of the table that was read for it, else by ``group`` as a pattern of paths.
+    """The group of each image: from the table's column, else by ``group`` as a regular expression on its path.
 
-    A regular expression is searched for in each image's path; its first group says which, or all that matches. Raises
-    DataError for a path without a match.
+    The pattern's first capturing group is the name, or the full match where it has none. Raises DataError for a path
+    without a match.
     """
     own: tuple[str, ...] = getattr(images, "groups", ())
     if own:
@@ -26,7 +26,7 @@ def groups_of(images: LabeledDataset, group: str) -> list[str]:
 
 
 def match_group(name: str, group: str) -> str | None:
-    """What an image belongs to by its path; None where ``group`` isn't in it."""
+    """The group of an image by its path; None where ``group`` doesn't match."""
     try:
         found = re.search(group, name)
     except re.error:
@@ -35,12 +35,12 @@ def match_group(name: str, group: str) -> str | None:
 
 
 def groups_by_path(names: Sequence[str], group: str) -> list[str]:
-    """What images belong to by their paths; raises DataError for one that doesn't say it."""
+    """The groups of images by their paths; raises DataError for a path without a match."""
     expected = "Expected a column of the table of labels, or a regular expression, such as (patient[0-9]+)"
     try:
         re.compile(group)
     except re.error as error:
-        raise DataError(f"group={group}: no regular expression ({error}). {expected}.") from error
+        raise DataError(f"group={group}: not a regular expression ({error}). {expected}.") from error
     found = [match_group(name, group) for name in names]
     without = [name for name, match in zip(names, found, strict=True) if match is None]
     if without:
@@ -52,7 +52,7 @@ def groups_by_path(names: Sequence[str], group: str) -> list[str]:
 
 
 def shared_groups(parts: Mapping[str, LabeledDataset], group: str) -> dict[str, dict[str, str]]:
-    """The groups that are in several splits: the first image of each in each."""
+    """The groups that are in several splits, with their first image in each of these."""
     places: dict[str, dict[str, str]] = defaultdict(dict)
     for split in (name for name in SPLIT_NAMES if name in parts):
         part = parts[split]
@@ -62,11 +62,12 @@ def shared_groups(parts: Mapping[str, LabeledDataset], group: str) -> dict[str, 
 
 
 def check_groups(parts: Mapping[str, LabeledDataset], group: str, data: str | Path) -> None:
+    """Raise DataError where a group is in two splits."""
     shared = shared_groups(parts, group)
     if shared:
         name, places = next(iter(shared.items()))
         where = " and ".join(f"{split} ({image})" for split, image in places.items())
         raise DataError(
-            f"data={data}: {len(shared)} groups are in two splits: {name} is in {where}. Expected one split for a group; "
+            f"data={data}: {len(shared)} groups are in two splits: {name} is in {where}. Expected one split for each group; "
             f"maelift data check {quoted(data)} {quoted(f'group={group}')} lists them."
         )

@@ -14,7 +14,7 @@ from .splits import Strata
 
 
 class LabeledDataset(Protocol):
-    """Images that someone has annotated, for any task."""
+    """Annotated images, for any task."""
 
     @property
     def images(self) -> ImageSet: ...
@@ -24,7 +24,7 @@ class LabeledDataset(Protocol):
 
     @property
     def min_train(self) -> int:
-        """Images that must be left to train on when other splits are drawn from them."""
+        """Fewest images that must remain for training when other splits are drawn from them."""
         ...
 
     def __len__(self) -> int: ...
@@ -34,16 +34,16 @@ class LabeledDataset(Protocol):
         ...
 
     def label_text(self, index: int) -> str:
-        """All that the image's target depends on; two data sets with equal texts and images are one."""
+        """Everything the image's target depends on, as text; data sets with equal texts and images are equal."""
         ...
 
     def label_sampling_order(self, seed: int) -> list[int]:
-        """All images in an order of which every beginning is a fair draw of labelled images, the smaller in the larger."""
+        """All images in an order whose every prefix is a balanced sample, so that smaller label counts are nested in larger."""
         ...
 
     @property
     def strata(self) -> Strata:
-        """The classes of each image, of which missing splits get their shares."""
+        """The classes of each image, by which missing splits are stratified."""
         ...
 
 
@@ -71,19 +71,20 @@ class Splits(Generic[Images]):
 
 
 def draw_labeled(labeled: Images, count: float | int, seed: int) -> Images:
-    """``count`` images (or that share) of ``labeled``'s ``label_sampling_order``.
+    """The first ``count`` images (or that share) of ``labeled``'s ``label_sampling_order``.
 
-    Nested: of two draws with one seed the smaller lies in the larger. Raises DataError when there are too few images, or
-    fewer are asked for than must be (one a class).
+    Nested: with one seed, a smaller sample is part of a larger one. Raises DataError when there are too few images, and for
+    fewer than ``min_train``.
     """
     number = count if isinstance(count, int) else round(count * len(labeled))
     if number > len(labeled):
-        raise DataError(f"labels={count}: only {len(labeled)} labelled images are there. Ask for fewer.")
+        raise DataError(f"labels={count}: there are only {len(labeled)} labelled images. Expected fewer.")
     if number < labeled.min_train:
         raise DataError(f"labels={count} makes {number} images: expected {min_train_text(labeled)}.")
     return labeled.subset(labeled.label_sampling_order(seed)[:number])
 
 
 def min_train_text(images: LabeledDataset) -> str:
+    """Fewest training images in words, for messages."""
     least = images.min_train
-    return f"at least {least}" + (", at least one a class" if least > 1 else "")
+    return f"at least {least}" + (", at least one of each class" if least > 1 else "")

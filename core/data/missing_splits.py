@@ -17,14 +17,14 @@ from .audit import Manifest, audit, check_rejected, scan_images
 from .decode import PixelFormat
 from .groups import check_groups, groups_of
 from .labeled_dataset import Images, LabeledDataset, Splits, min_train_text
-from .splits import ENOUGH, Strata, cluster, rare_classes, stratified_draw, stratified_folds
+from .splits import MIN_CLUSTERS, Strata, cluster, rare_classes, stratified_draw, stratified_folds
 
 logger = logging.getLogger("maelift")
 
 
 @dataclass(frozen=True)
 class SplitManifest:
-    """What a look at every image of the splits found."""
+    """What the audit of every image of the splits found."""
 
     splits: Mapping[str, Manifest]
     labels: Mapping[str, tuple[str, ...]]
@@ -51,7 +51,7 @@ class SplitManifest:
 
     @property
     def unusual(self) -> tuple[tuple[str, str], ...]:
-        """The sound images that may not be what was meant, with what was found."""
+        """The sound images that may not be as intended, with what was found."""
         return tuple(pair for manifest in self.splits.values() for pair in manifest.unusual)
 
     @property
@@ -72,17 +72,17 @@ def draw_missing_splits(
     folds: int | None = None,
     fold: int = 0,
 ) -> Splits[Images]:
-    """Three splits: those that the data has; missing ones are drawn from the training images (``splits``).
+    """Three splits: those that the data has, and missing ones drawn from the training images (``splits``).
 
-    ``val`` and ``test`` are counts or shares of the training images, drawn by ``seed``, of each class its share. Training
-    images with equal ``contents`` and those of one ``group`` (``groups_of``) stay together. With ``folds`` the test images
-    are those of number ``fold`` of so many parts. Raises DataError when there are no training images, or too few to draw
+    ``val`` and ``test`` are counts or shares of the training images, drawn by ``seed`` and stratified by class. Training
+    images with equal ``contents`` and those of one ``group`` (``groups_of``) stay in one split. With ``folds`` the test
+    images are fold number ``fold`` of so many. Raises DataError when there are no training images, or too few to draw
     from, and for a group that is in two of the splits that the data has.
     """
     drawn = _draw_indices(parts, data, val, test, seed, contents, group, folds, fold)
-    whole = {name: part for name, part in parts.items() if name not in drawn}
-    whole |= {name: parts["train"].subset(numbers) for name, numbers in drawn.items()}
-    return Splits(whole["train"], whole["val"], whole["test"])
+    complete = {name: part for name, part in parts.items() if name not in drawn}
+    complete |= {name: parts["train"].subset(numbers) for name, numbers in drawn.items()}
+    return Splits(complete["train"], complete["val"], complete["test"])
 
 
 def _draw_indices(
@@ -96,7 +96,7 @@ def _draw_indices(
     folds: int | None,
     fold: int,
 ) -> dict[str, list[int]]:
-    """The numbers of the training images that each missing split gets, and training itself; nothing where none is missing."""
+    """The indices of the training images that each missing split and training get; empty where no split is missing."""
     if "train" not in parts:
         raise DataError(f"data={data}: no training images; found only {', '.join(sorted(parts))}.")
     if folds is not None and "test" in parts:
@@ -115,7 +115,7 @@ def _draw_indices(
             f"data={data}: {clusters.max(initial=-1) + 1} groups of images that belong together, of which "
             f"{' and '.join(missing)} can't be drawn. Expected at least {len(missing) + 1}."
         )
-    everywhere = _classes_in_every_split(train, clusters, data)
+    required = _classes_in_every_split(train, clusters, data)
     strata = train.strata
     left = np.arange(len(train))
     found: dict[str, list[int]] = {}
@@ -127,17 +127,15 @@ def _draw_indices(
             count = _count(train.subset(left.tolist()), name, test if name == "test" else val, data)
             later = int(name == "test" and "val" in missing)
             spare = train.min_train == 1
-            drawn = stratified_draw(
-                here, count, seed, name, own, everywhere=everywhere, later=later, all_of_a_class=spare
-            )
+            drawn = stratified_draw(here, count, seed, name, own, required=required, later=later, all_of_a_class=spare)
             if not drawn:
                 raise DataError(
-                    f"data={data}: no images for {name}, as each group of images that belong together holds all of a class. "
+                    f"data={data}: no images for {name}, as each group of images that belong together has all images of a class. "
                     "Expected a class in two groups or more, or splits in the data."
                 )
             if len(drawn) != count:
                 logger.warning(
-                    "data=%s: %d images for %s, not %d, as groups and equal pictures stay together",
+                    "data=%s: %d images for %s, not %d, as groups and equal images stay in one split",
                     data,
                     len(drawn),
                     name,
@@ -151,7 +149,7 @@ def _draw_indices(
 
 
 def _count(train: LabeledDataset, name: str, wanted: int | float, data: str | Path) -> int:
-    """How many images of a split are drawn."""
+    """How many images are drawn for a split."""
     count = wanted if isinstance(wanted, int) else round(wanted * len(train))
     if not 0 < count <= len(train) - train.min_train:
         raise DataError(
@@ -168,7 +166,7 @@ def _fold(strata: Strata, folds: int, fold: int, seed: int, clusters: NDArray[np
         raise DataError(f"data={data}: folds={folds} of {count} images or groups. Expected at most as many.")
     fold_of = stratified_folds(strata, folds, seed, clusters)
     if never := int((fold_of == -1).sum()):
-        logger.warning("data=%s: %d images that hold all of a class stay in training in every fold", data, never)
+        logger.warning("data=%s: %d images that are all of their class stay in training in every fold", data, never)
     drawn: list[int] = np.flatnonzero(fold_of == fold).tolist()
     if not drawn:
         raise DataError(f"data={data}: fold {fold} of {folds} is empty. Expected fewer folds.")
@@ -176,14 +174,14 @@ def _fold(strata: Strata, folds: int, fold: int, seed: int, clusters: NDArray[np
 
 
 def _classes_in_every_split(train: LabeledDataset, clusters: NDArray[np.int64], data: str | Path) -> set[int]:
-    """The classes that each split is to have; says which are too rare for that."""
+    """The classes that each drawn split must have; warns of those that are too rare."""
     strata = train.strata
     rare = rare_classes(strata, clusters)
     shown = ", ".join(f"{train.classes[label]} ({rare[label]})" for label in [*rare][:5] if label >= 0)
     if shown:
         unit = "images" if clusters.max() + 1 == len(train) else "images or groups"
         more = f" and {len(rare) - 5} more" if len(rare) > 5 else ""
-        what = f"data=%s: classes of fewer than {ENOUGH} {unit} can't be in every split that is drawn: %s%s"
+        what = f"data=%s: classes of fewer than {MIN_CLUSTERS} {unit} can't be in every split that is drawn: %s%s"
         logger.warning(what, data, shown, more)
     return {label for labels in strata for label in (labels or (-1,))} - rare.keys()
 
@@ -191,14 +189,11 @@ def _classes_in_every_split(train: LabeledDataset, clusters: NDArray[np.int64], 
 def audit_splits(
     splits: Splits[Images], max_rejected: float = 0.05, form: PixelFormat | None = None
 ) -> tuple[Splits[Images], SplitManifest]:
-    """Open every image once, and say how far it is; the splits without the broken ones, and what was found.
-
-    See ``audit.audit``.
-    """
+    """Open every image once: the splits without broken images, and what was found. See ``audit.audit``."""
     sound: dict[str, Images] = {}
     manifests: dict[str, Manifest] = {}
     for name, part in splits.items():
-        _, manifests[name] = audit(part.images, max_rejected, progress_logger(f"looking through {name}"), form)
+        _, manifests[name] = audit(part.images, max_rejected, progress_logger(f"scanning {name}"), form)
         sound[name] = part.subset(manifests[name].kept) if manifests[name].rejected else part
     labels = {name: tuple(part.label_text(index) for index in range(len(part))) for name, part in sound.items()}
     return Splits(sound["train"], sound["val"], sound["test"]), SplitManifest(manifests, labels)
@@ -217,7 +212,7 @@ def audited_splits(
     fold: int = 0,
     form: PixelFormat | None = None,
 ) -> tuple[Splits[Images], SplitManifest]:
-    """``draw_missing_splits`` of images that are opened first: without the broken ones, equal pictures in the same split.
+    """``draw_missing_splits`` after an audit: without broken images, and with equal images in one split.
 
     Raises DataError as that does, and where the share of broken images of a part is above ``max_rejected``.
     """
@@ -227,23 +222,23 @@ def audited_splits(
         )
         _warn_of_duplicates(manifest, data)
         return splits, manifest
-    looks = {
-        name: scan_images(part.images, form, progress=progress_logger(f"looking through {name}"))
+    scans = {
+        name: scan_images(part.images, form, progress=progress_logger(f"scanning {name}"))
         for name, part in parts.items()
     }
     for name, part in parts.items():
-        check_rejected(Manifest.of(looks[name], part.images).rejected, len(part), max_rejected)
+        check_rejected(Manifest.of(scans[name], part.images).rejected, len(part), max_rejected)
     everything = np.arange(len(parts["train"]))
-    hashes = looks["train"].contents(everything)
-    contents = [None if looks["train"].told(number)[0] else hashes[number] for number in everything.tolist()]
-    # broken images are drawn too, and left out then: the others' splits are the same with and without them
+    hashes = scans["train"].contents(everything)
+    contents = [None if scans["train"].told(number)[0] else hashes[number] for number in everything.tolist()]
+    # Broken images are drawn too and then left out: the others' splits are the same with and without them.
     drawn = _draw_indices(parts, data, val, test, seed, contents, group, folds, fold)
     own: dict[str, Images] = {}
     chosen: dict[str, Manifest] = {}
     for name in {**parts, **drawn}:
         origin = "train" if name in drawn else name
         numbers = np.array(drawn[name] if name in drawn else range(len(parts[name])), dtype=np.int64)
-        chosen[name] = Manifest.of(looks[origin], parts[origin].images, numbers)
+        chosen[name] = Manifest.of(scans[origin], parts[origin].images, numbers)
         check_rejected(chosen[name].rejected, len(numbers), 1.0)
         own[name] = parts[origin].subset(chosen[name].kept)
     labels = {name: tuple(part.label_text(index) for index in range(len(part))) for name, part in own.items()}
@@ -253,7 +248,7 @@ def audited_splits(
 
 
 def _warn_of_duplicates(manifest: SplitManifest, data: str | Path) -> None:
-    """Say how many pictures are there several times with different labels, or in several splits."""
+    """Log how many images occur more than once with different labels, or in several splits."""
     first: dict[str, tuple[str, str, str]] = {}
     labels: list[str] = []
     places: list[str] = []
@@ -267,7 +262,7 @@ def _warn_of_duplicates(manifest: SplitManifest, data: str | Path) -> None:
     for pairs, what in ((labels, "with different labels"), (places, "in two splits")):
         if pairs:
             logger.warning(
-                "data=%s: %d equal pictures %s, such as %s. maelift data check lists them",
+                "data=%s: %d equal images %s, such as %s. maelift data check lists them",
                 data,
                 len(pairs),
                 what,

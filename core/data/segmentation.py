@@ -17,6 +17,7 @@ from .mask_files import read_mask
 from .splits import Strata, rarest_first_order
 
 UNKNOWN_VALUE = -1
+"""Class number of values that are neither a class nor ignored."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class SegmentationImages:
     """Images with a mask of class numbers each (see ``LabeledDataset``).
 
     ``masks`` are the files; ``lookup`` (65536,) int64 gives the class number of a file's value, ``ignore_index`` for
-    those that mean nothing, -1 for unknown ones. ``present`` are the classes on each image; ``digests`` hashes of masks.
+    ignored ones, -1 for unknown ones. ``present`` are the classes on each image; ``digests`` hashes of masks.
     """
 
     images: FolderImages
@@ -34,7 +35,7 @@ class SegmentationImages:
     present: tuple[tuple[int, ...], ...]
     digests: tuple[str, ...]
     colours: ColourTable | None = None
-    """of masks in colour: the value that each stands for"""
+    """for masks in colour: the value of each colour"""
 
     def __len__(self) -> int:
         return len(self.masks)
@@ -57,11 +58,11 @@ class SegmentationImages:
     def mask(self, index: int) -> NDArray[np.uint8] | NDArray[np.int64]:
         """(H, W): the class numbers of an image's pixels, from 0, ``ignore_index`` where there is none.
 
-        uint8, or int64 with more than 255 classes. Raises DataError for a mask that can't be read or has become faulty.
+        uint8, or int64 with more than 255 classes. Raises DataError for a mask that can't be read or has changed.
         """
         numbers = self.lookup[read_mask(self.masks[index], self.colours)]
         if numbers.min() == UNKNOWN_VALUE:
-            raise DataError(f"{self.masks[index]}: values that are no class. The file has changed since the run began")
+            raise DataError(f"{self.masks[index]}: values without a class. The file has changed since the run began")
         return numbers.astype(np.uint8) if self.ignore_index < 256 else numbers
 
     def subset(self, indices: Sequence[int]) -> SegmentationImages:
@@ -82,7 +83,7 @@ class SegmentationImages:
         return f"{names}:{self.digests[index]}"
 
     def label_sampling_order(self, seed: int) -> list[int]:
-        """An order in which every beginning has all classes about as often, as far as the images allow."""
+        """An order whose every prefix has all classes about equally often, as far as the images allow."""
         return rarest_first_order(self.present, seed, "labels")
 
     @property
@@ -92,5 +93,5 @@ class SegmentationImages:
 
 
 def ignore_index(classes: int) -> int:
-    """The number that stands for "no class" in masks of this many classes."""
+    """The number of "no class" in masks of this many classes."""
     return 255 if classes <= 255 else NUM_MASK_VALUES - 1

@@ -1,4 +1,4 @@
-"""Where the images and masks of a segmentation data set lie: folders, ADE20K and Cityscapes."""
+"""Layouts of images and masks in folders (plain folders, ADE20K, Cityscapes), and which mask belongs to which image."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from ..errors import DataError
-from .file_index import list_files
+from .file_index import folders_named, list_files
 from .folder_names import ANNOTATION_FOLDERS, IMAGE_FOLDERS, SPLIT_NAMES
 from .images import FolderImages, find_images
 from .issues import DataIssue
@@ -25,15 +25,15 @@ from .voc import image_sets
 MaskLayout = Literal["folders", "ade20k", "cityscapes"]
 
 MAX_SUGGESTIONS = 20
-"""Images without mask of which the message names a mask that may be theirs."""
+"""Images without mask for which the message suggests a similarly named mask."""
 
 IMAGES_FIRST = ("images", "jpegimages", "image", "imgs", "img")
 
 MASKS_FIRST = ("masks", "mask", "segmentationclass", "labels", "annotations")
-"""Names of folders, in any capitals, that are looked for before the others of ``dataset_format``."""
+"""Names of folders, in any case, that are preferred to the others of ``folder_names``."""
 
 SPLIT_ENDINGS = ("_labels", "_masks", "_mask", "_label", "labels", "masks", "annot", "_annot", "_gt")
-"""What the folder of a split's masks has behind the name of the split: train/ and train_labels/."""
+"""Endings of the folder of a split's masks: train/ and train_labels/."""
 
 
 @dataclass(frozen=True)
@@ -59,13 +59,13 @@ def find_mask_folders(root: Path) -> dict[str, tuple[Path, Path]]:
 
 
 def _candidate_folders(root: Path, names: Sequence[str]) -> list[tuple[Path, Path]]:
-    """Where the images and the masks of a split of these names may lie, the likeliest first."""
+    """Candidates for the folders of images and masks of a split of these names, most likely first."""
     found = []
     for images in _image_children(root):
         for folder in _children(images, names):
-            of_it = [mask for masks in _mask_children(root) for mask in _children(masks, [folder.name.lower()])]
-            found += [(folder, mask) for mask in of_it]
-            if not of_it and (root / "masks").is_dir():
+            matching = [mask for masks in _mask_children(root) for mask in _children(masks, [folder.name.lower()])]
+            found += [(folder, mask) for mask in matching]
+            if not matching and (root / "masks").is_dir():
                 found.append((folder, root / "masks" / folder.name))
     for own in _children(root, names):
         images_of = _image_children(own)
@@ -77,12 +77,8 @@ def _candidate_folders(root: Path, names: Sequence[str]) -> list[tuple[Path, Pat
 
 
 def _children(folder: Path, names: Sequence[str]) -> list[Path]:
-    """The folders in a folder that have one of the names, in any capitals; in the order of names."""
-    try:
-        there = [entry for entry in sorted(os.listdir(folder)) if (folder / entry).is_dir()]
-    except OSError:
-        return []
-    return [folder / entry for name in names for entry in there if entry.lower() == name]
+    """The folders in a folder that have one of the names, in any case; in the order of ``names``."""
+    return sorted(folders_named(folder, names), key=lambda path: names.index(path.name.lower()))
 
 
 def _image_children(folder: Path) -> list[Path]:
@@ -91,7 +87,7 @@ def _image_children(folder: Path) -> list[Path]:
 
 
 def _mask_children(folder: Path) -> list[Path]:
-    """The folders of masks in a folder; other names than "masks" count where there are files that may be some."""
+    """The folders of masks in a folder; those with other names than "masks" must hold files that may be masks."""
     names = list(dict.fromkeys([*MASKS_FIRST, *sorted(ANNOTATION_FOLDERS)]))
     return [child for child in _children(folder, names) if child.name.lower() == "masks" or _holds_masks(child)]
 
@@ -106,6 +102,7 @@ def _holds_masks(folder: Path) -> bool:
 
 
 def folder_pairs(root: Path) -> dict[str, MaskPairs]:
+    """The images and masks of each split in folders such as images/ and masks/; raises DataError for a missing folder."""
     parts = find_mask_folders(root) or {"train": (root / "images", root / "masks")}
     for folder in (path for pair in parts.values() for path in pair):
         if not folder.is_dir():
@@ -132,6 +129,7 @@ def folder_pairs(root: Path) -> dict[str, MaskPairs]:
 
 
 def ade20k_pairs(root: Path) -> dict[str, MaskPairs]:
+    """The images and masks of ADEChallengeData2016; raises DataError for a missing folder."""
     parts = {"train": "training", "val": "validation"}
     for folder in (root / "images" / "training", root / "annotations" / "training"):
         if not folder.is_dir():
@@ -146,6 +144,7 @@ def ade20k_pairs(root: Path) -> dict[str, MaskPairs]:
 
 
 def cityscapes_pairs(root: Path) -> dict[str, MaskPairs]:
+    """The images and fine masks of Cityscapes; raises DataError for a missing folder."""
     parts: dict[str, MaskPairs] = {}
     for split in ("train", "val"):
         images, labels = root / "leftImg8bit" / split, root / "gtFine" / split
@@ -177,24 +176,24 @@ def cityscapes_pairs(root: Path) -> dict[str, MaskPairs]:
 
 
 def _pair_masks(images: Path, masks: Path, listed: Sequence[str] | None = None) -> MaskPairs:
-    """Images and masks of equal relative paths, but for the suffix and for a word that all names have.
+    """Images and masks of equal relative paths, except for the suffix and a word that all names have.
 
-    ``listed``: the images without their suffix, where not all are meant.
+    ``listed``: paths without suffix of the images that are used, None for all.
     """
     found = find_images(images)
     if not isinstance(found, FolderImages):
         raise DataError(f"data={images}: expected image files.")
-    meant = None if listed is None else frozenset(listed)
-    if meant is not None:
-        chosen = [number for number, name in enumerate(found.paths) if _stem(name) in meant]
+    wanted = None if listed is None else frozenset(listed)
+    if wanted is not None:
+        chosen = [number for number, name in enumerate(found.paths) if _stem(name) in wanted]
         found = found.subset(np.array(chosen, dtype=np.int64))
     by_stem: dict[str, list[str]] = defaultdict(list)
     for name in list_files(masks) if masks.is_dir() else []:
-        if Path(name).suffix.lower() in MASK_SUFFIXES | LOSSY_SUFFIXES and (meant is None or _stem(name) in meant):
+        if Path(name).suffix.lower() in MASK_SUFFIXES | LOSSY_SUFFIXES and (wanted is None or _stem(name) in wanted):
             by_stem[_stem(name)].append(name)
-    gone = sorted((meant or frozenset()) - set(map(_stem, found.paths)))
+    missing = sorted((wanted or frozenset()) - set(map(_stem, found.paths)))
     issues = [
-        DataIssue("listed image missing", images, "", f"no image {name}, which ImageSets/ lists") for name in gone
+        DataIssue("listed image missing", images, "", f"no image {name}, which ImageSets/ lists") for name in missing
     ]
     kept: list[str] = []
     files: list[Path] = []
@@ -208,7 +207,7 @@ def _pair_masks(images: Path, masks: Path, listed: Sequence[str] | None = None) 
         exact = [path for path in candidates if Path(path).suffix.lower() in MASK_SUFFIXES]
         if stems[stem] > 1:
             issues.append(
-                DataIssue("two images of one mask", images / name, "", f"{stems[stem]} images are called {stem}")
+                DataIssue("two images of one mask", images / name, "", f"{stems[stem]} images are named {stem}")
             )
         elif len(exact) > 1:
             issues.append(DataIssue("two masks of one image", images / name, "", f"{' and '.join(exact)} in {masks}"))
@@ -219,12 +218,12 @@ def _pair_masks(images: Path, masks: Path, listed: Sequence[str] | None = None) 
             what = "JPEG and WebP change the values of pixels. Save masks as PNG, from the source"
             issues.append(DataIssue("broken mask", masks / candidates[0], "", what))
         else:
-            near = _similar_stem(stem, unused) if len(issues) < MAX_SUGGESTIONS else None
-            there = f" (there is {by_stem[near][0]})" if near is not None else ""
+            similar = _similar_stem(stem, unused) if len(issues) < MAX_SUGGESTIONS else None
+            there = f" (there is {by_stem[similar][0]})" if similar is not None else ""
             issues.append(DataIssue("image without mask", images / name, "", f"no {masks / stem}.png{there}"))
     renamed = [(image, mask) for image, mask in of_image.items() if image != mask]
     if renamed:
-        what = f"{len(renamed):,} masks are named otherwise than their images, as {renamed[0][1]} of {renamed[0][0]}"
+        what = f"{len(renamed):,} masks have other names than their images, such as {renamed[0][1]} for {renamed[0][0]}"
         issues.append(DataIssue("masks by another name", masks, "", what))
     images_of = {mask: image for image, mask in of_image.items()}
     for stem in sorted(by_stem.keys() - used):
@@ -233,7 +232,7 @@ def _pair_masks(images: Path, masks: Path, listed: Sequence[str] | None = None) 
             what = f"no image {stem} in {images}"
             issues.append(DataIssue("mask without image", masks / by_stem[stem][0], "", what))
         else:
-            what = f"a further mask of the image {images_of[begin]}, which has {begin} already. Merge them into one"
+            what = f"another mask of the image {images_of[begin]}, which already has {begin}. Merge them into one"
             issues.append(DataIssue("two masks of one image", masks / by_stem[stem][0], "", what))
     return MaskPairs(images, FolderImages(images, tuple(kept)), tuple(files), tuple(issues))
 
@@ -244,11 +243,11 @@ def _stem(name: str) -> str:
 
 
 def _prefix_ends(stem: str) -> list[int]:
-    """Where a name may have ended before something was added: before each mark in it, the last one first."""
+    """Lengths of the prefixes that end before a mark such as "_", longest first."""
     return [place for place in range(len(stem) - 1, 0, -1) if not stem[place].isalnum() and stem[place] != "/"]
 
 
 def _similar_stem(stem: str, others: Sequence[str]) -> str | None:
-    """The name that an image's mask may have been given."""
-    within = [other for other in others if stem and stem in other]
-    return min(within, key=len) if within else next(iter(get_close_matches(stem, others[:1000], 1, 0.8)), None)
+    """The name most similar to an image's, which may be its mask's."""
+    containing = [other for other in others if stem and stem in other]
+    return min(containing, key=len) if containing else next(iter(get_close_matches(stem, others[:1000], 1, 0.8)), None)

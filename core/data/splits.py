@@ -1,6 +1,6 @@
-"""Draws of validation, test and folds: stratified by class, with what belongs together kept together.
+"""Stratified draws of validation, test and folds, in which clusters of images stay in one split.
 
-What belongs together, equal pictures and images of one patient, video or flight, is a cluster: it is drawn as one.
+A cluster is what must not be divided: equal images, and images of one patient, video or flight.
 """
 
 from __future__ import annotations
@@ -18,40 +18,37 @@ from ..seeding import stream
 Strata = Sequence[Sequence[int]]
 """The classes of each image, any number of them."""
 
-CANDIDATES = 64
+MAX_CANDIDATES = 64
 """Clusters that are compared for each that is drawn."""
-ENOUGH = 3
-"""Clusters of a class from which on training, validation and test each have one."""
+MIN_CLUSTERS = 3
+"""Clusters that a class needs for training, validation and test to have one each."""
 
 
 def cluster(count: int, keys: Iterable[Sequence[str | None]]) -> NDArray[np.int64]:
     """(count,): the cluster of each image, from 0 in the order of their first images.
 
-    Images are in one cluster where they share a key; each of ``keys`` has one for every image, None where it has none.
+    Images that share a key are in one cluster. Each of ``keys`` has a key for every image, None for no key.
     """
-    parent = list(range(count))
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
 
-    def root(index: int) -> int:
-        while parent[index] != index:
-            parent[index] = parent[parent[index]]
-            index = parent[index]
-        return index
-
+    if not count:
+        return np.zeros(0, dtype=np.int64)
+    pairs: list[tuple[int, int]] = []
     for values in keys:
         first: dict[str, int] = {}
-        for index, value in enumerate(values):
-            if value is None:
-                continue
-            one, other = root(first.setdefault(value, index)), root(index)
-            parent[max(one, other)] = min(one, other)
-    numbers: dict[int, int] = {}
-    return np.array([numbers.setdefault(root(index), len(numbers)) for index in range(count)], dtype=np.int64)
+        pairs += ((first.setdefault(key, index), index) for index, key in enumerate(values) if key is not None)
+    ones, others = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
+    graph = coo_array((np.ones(len(pairs), dtype=bool), (ones, others)), shape=(count, count))
+    _, components = connected_components(graph, directed=False)
+    _, firsts, numbers = np.unique(components, return_index=True, return_inverse=True)
+    return np.asarray(firsts.argsort().argsort()[numbers], dtype=np.int64)
 
 
 def rare_classes(strata: Strata, clusters: NDArray[np.int64] | None = None) -> dict[int, int]:
-    """Classes that can't be in training, validation and test at once: how many images, or clusters, each has."""
+    """Classes too rare to be in training, validation and test at once, with their numbers of clusters."""
     found = _Clusters.of(strata, clusters)
-    return {label: len(members) for label, members in sorted(found.members.items()) if len(members) < ENOUGH}
+    return {label: len(members) for label, members in sorted(found.members.items()) if len(members) < MIN_CLUSTERS}
 
 
 def stratified_draw(
@@ -61,22 +58,22 @@ def stratified_draw(
     name: str,
     clusters: NDArray[np.int64] | None = None,
     *,
-    everywhere: Collection[int] | None = None,
+    required: Collection[int] | None = None,
     later: int = 0,
     all_of_a_class: bool = False,
 ) -> list[int]:
-    """Sorted numbers of ``count`` images drawn so that each class has its share of them; never part of a cluster.
+    """Sorted indices of ``count`` images, stratified by class; a cluster is drawn as one.
 
-    Images of one class each give as many as their share, rounded; with several classes, or clusters, those come first
-    whose classes lack most (iterative stratification, Sechidis et al. 2011, with the shares that are wanted). Of the classes
-    ``everywhere`` (None: those in three clusters or more) at least one is drawn, where ``count`` allows it, and one is left
-    for training and for each of ``later`` draws. ``all_of_a_class`` may be drawn where there is no other way to ``count``. Where
-    clusters are of several images, the number that is drawn is the nearest to ``count`` that was found; none where each cluster
-    holds all of a class.
+    With one class per image, each class gives its share, rounded. With several classes, or clusters, those are drawn first
+    whose classes lack most (iterative stratification, Sechidis et al. 2011, with the wanted shares). Of the ``required``
+    classes (None: those in three clusters or more) at least one is drawn, where ``count`` allows it, and one is left for
+    training and for each of ``later`` draws. ``all_of_a_class`` may be drawn where ``count`` can't be reached otherwise.
+    Clusters of several images may give another number than ``count``, the nearest that was found; the result is empty where
+    each cluster holds all of a class.
     """
     found = _Clusters.of(strata, clusters)
-    wanted = {label for label, members in found.members.items() if len(members) >= ENOUGH}
-    wanted = wanted if everywhere is None else set(everywhere) & found.members.keys()
+    wanted = {label for label, members in found.members.items() if len(members) >= MIN_CLUSTERS}
+    wanted = wanted if required is None else set(required) & found.members.keys()
     leave = {label: 0 if label < 0 else 1 + later if label in wanted else 1 for label in found.members}
     draw = _Draw(found, count, wanted, leave, stream(seed, name), all_of_a_class, _order(found, seed, name))
     drawn = draw.by_shares() if found.simple else draw.by_lack()
@@ -87,9 +84,9 @@ def stratified_draw(
 def stratified_folds(
     strata: Strata, folds: int, seed: int, clusters: NDArray[np.int64] | None = None
 ) -> NDArray[np.int64]:
-    """(N,): the fold of each image, from 0; -1 for clusters that hold all of a class, which can't be tested with.
+    """(N,): the fold of each image, from 0; -1 for clusters that hold all of a class, which always stay in training.
 
-    Each class is spread as evenly as clusters allow (iterative stratification, Sechidis et al. 2011).
+    Each class is spread as evenly as the clusters allow (iterative stratification, Sechidis et al. 2011).
     """
     found = _Clusters.of(strata, clusters)
     generator = stream(seed, "folds")
@@ -112,10 +109,10 @@ def stratified_folds(
 
 
 def stratified_order(labels: Sequence[int], seed: int, name: str) -> list[int]:
-    """All images in an order in which every beginning is as even over the classes as the data allows.
+    """All images in an order whose every prefix is as even over the classes as the data allows.
 
-    The classes take turns, in an order that is drawn anew each round; within a class the order is drawn. Classes give
-    in proportion to what is even, not to their size: a class that has run out is passed over.
+    The classes take turns, in an order that is drawn each round; within a class the order is drawn. Classes give equal
+    shares, not in proportion to their size; a class that has run out is skipped.
     """
     generator = stream(seed, name)
     members: dict[int, list[int]] = defaultdict(list)
@@ -132,7 +129,7 @@ def stratified_order(labels: Sequence[int], seed: int, name: str) -> list[int]:
 
 @dataclass(frozen=True)
 class _Clusters:
-    """Clusters of images: ``numbers`` (N,) of each image's; for each its size and how many images of each class it has."""
+    """Clusters of images: ``numbers`` (N,) of each image's; for each cluster its size and its images of each class."""
 
     numbers: NDArray[np.int64]
     sizes: list[int]
@@ -140,7 +137,7 @@ class _Clusters:
     members: dict[int, list[int]]
     """the clusters of each class; images without one have the class -1"""
     cardinalities: list[Counter[int]]
-    """how many images of each cluster have one class, two, ...: what comes first would else be images of many classes"""
+    """how many images of each cluster have one class, two, ...; otherwise images of many classes would be drawn first"""
     simple: bool
     """whether each is one image of one class"""
     labels: list[int]
@@ -184,7 +181,7 @@ class _Clusters:
 def _shares(
     totals: Sequence[int], count: int, least: Sequence[int], most: Sequence[int], ties: NDArray[np.float64]
 ) -> list[int]:
-    """Whole numbers in proportion to ``totals`` whose sum is ``count``, by largest remainders, within bounds that allow it."""
+    """Integers in proportion to ``totals`` whose sum is ``count``, by largest remainders, within bounds where they allow it."""
     wanted = np.array(totals) * (count / max(1, sum(totals))) + 1e-6 * ties
     low, high = np.array(least), np.array(most)
     if low.sum() > count:
@@ -200,8 +197,10 @@ def _shares(
 
 
 def _order(found: _Clusters, seed: int, name: str) -> list[int]:
-    """All clusters in a drawn order; where images have one class each, that of ``stratified_order``, which earlier versions drew
-    by: of classes of equal sizes the same images are drawn, so that such splits stay as they were."""
+    """All clusters in a drawn order; with one class per image that of ``stratified_order``.
+
+    Earlier versions drew by it: for classes of equal sizes the splits stay the same.
+    """
     if any(sum(counts.values()) != size for counts, size in zip(found.counts, found.sizes, strict=True)):
         return [int(one) for one in stream(seed, name).permutation(len(found.sizes))]
     labels = found.labels
@@ -214,7 +213,7 @@ def _order(found: _Clusters, seed: int, name: str) -> list[int]:
 
 @dataclass
 class _Draw:
-    """A draw of ``count`` images from clusters: ``wanted`` classes give one at least, ``leave`` clusters of each class stay."""
+    """A draw of ``count`` images from clusters: of ``wanted`` classes at least one, ``leave`` clusters of each class remain."""
 
     found: _Clusters
     count: int
@@ -251,7 +250,7 @@ class _Draw:
         return drawn
 
     def by_lack(self) -> list[int]:
-        """Clusters of any kind, those first whose classes lack most; from the rarest class on."""
+        """Clusters of any kind, first those whose classes lack most, starting with the rarest class."""
         found, count = self.found, self.count
         total = sum(found.sizes)
         single = all(sum(counts.values()) == size for counts, size in zip(found.counts, found.sizes, strict=True))
@@ -276,7 +275,7 @@ class _Draw:
         left = count
 
         def fits(one: int, leave: Mapping[int, int]) -> bool:
-            """Whether it brings the number of images nearer to ``count``, and enough of its classes stay."""
+            """Whether the cluster brings the number of images nearer to ``count``, and enough of its classes remain."""
             near = found.sizes[one] < 2 * left or found.sizes[one] == 1
             return near and all(rest[label] > leave[label] for label in found.counts[one])
 
@@ -285,7 +284,7 @@ class _Draw:
             return float(change + (found.sizes[one] - 2 * left) * found.sizes[one] / max(1, count))
 
         def best(queue: list[int], leave: Mapping[int, int]) -> int | None:
-            """The cluster that brings all classes nearest to what they need, of the first that are left."""
+            """The cluster that brings all classes nearest to what they need, among the first that remain."""
             able: list[int] = []
             passed = 0
             for one in queue:
@@ -294,13 +293,13 @@ class _Draw:
                     if single and all(many <= need[label] for label, many in found.counts[one].items()):
                         return one
                     able.append(one)
-                    if len(able) == CANDIDATES:
+                    if len(able) == MAX_CANDIDATES:
                         break
-            if passed > CANDIDATES:
+            if passed > MAX_CANDIDATES:
                 queue[:] = [one for one in queue if one not in drawn]
             return min(able, key=cost, default=None)
 
-        def take(one: int) -> None:
+        def draw(one: int) -> None:
             nonlocal left
             drawn.add(one)
             left -= found.sizes[one]
@@ -315,7 +314,7 @@ class _Draw:
                 chosen = best(queues[label], self.leave)
                 if chosen is None or (cost(chosen) >= 0 and not missing):
                     break
-                take(chosen)
+                draw(chosen)
                 missing = False
         for leave in (
             self.leave,
@@ -323,7 +322,7 @@ class _Draw:
             dict.fromkeys(rest, 0) if self.all_of_a_class else None,
         ):
             while left > 0 and leave is not None and (chosen := best(queue_of_all, leave)) is not None:
-                take(chosen)
+                draw(chosen)
         if not drawn:
             able = [one for one in queue_of_all if all(rest[label] > 1 for label in found.counts[one] if label >= 0)]
             able = able or (queue_of_all if self.all_of_a_class else [])
@@ -332,10 +331,10 @@ class _Draw:
 
 
 def rarest_first_order(labels: Sequence[Sequence[int]], seed: int, name: str) -> list[int]:
-    """All images, each with any number of classes, in an order whose every beginning has all classes about as often.
+    """All images, each with any number of classes, in an order whose every prefix has all classes about equally often.
 
-    Each time an image is drawn of the class that has come least so far and has images left (iterative stratification,
-    Sechidis et al. 2011, with even shares); images without a class are taken for a class of their own.
+    Each step draws an image of the class that has been drawn least so far and has images left (iterative stratification,
+    Sechidis et al. 2011, with even shares); images without a class count as a class of their own.
     """
     generator = stream(seed, name)
     none = max((label for image in labels for label in image), default=-1) + 1

@@ -1,8 +1,8 @@
-"""Pascal VOC's boxes: an XML file an image, its objects' corners in pixels that count from 1, both within the box.
+"""Pascal VOC's annotations: an XML file per image, with boxes as corners in pixels that count from 1, inclusive.
 
 The corner xmin is the pixel xmin, from 1: COCO's x is xmin - 1, and the width xmax - xmin + 1. Where a corner of a data set
-is 0, it can't count so: corners are then taken as lines between pixels, x1 = xmin and x2 = xmax. Objects marked as difficult
-are ignored by evaluation, as VOC does, and not trained on.
+is 0, corners are read as coordinates between pixels instead, x1 = xmin and x2 = xmax. Objects marked as difficult are
+ignored by evaluation, as VOC does, and not trained on.
 """
 
 from __future__ import annotations
@@ -19,26 +19,27 @@ from xml.parsers import expat
 from ..errors import DataError
 from ..files import read_regular
 from .coco_content import MAX_TEXT_BYTES, CocoContent, image_sizes, relative_posix_path
-from .decode import SUFFIXES
 from .file_index import folders_named, list_files
-from .folder_names import ANNOTATION_FOLDERS, IMAGE_FOLDERS, SPLIT_NAMES, VOC_FOLDERS, split_of
+from .folder_names import ANNOTATION_FOLDERS, IMAGE_FOLDERS, SPLIT_NAMES, VOC_FOLDERS, is_image_name, split_of
 from .issues import DataIssue
 
-DEEPEST = 100
-"""Elements in one another; an annotation has five."""
+MAX_DEPTH = 100
+"""Levels of nested XML elements; an annotation has five."""
 
 
 @dataclass(frozen=True)
 class _Object:
+    """An object of an XML file."""
+
     name: str
     box: tuple[float, float, float, float]
     """xmin, ymin, xmax, ymax as written"""
     difficult: bool
-    place: str
+    location: str
 
 
 @dataclass
-class _Split:
+class _SplitFiles:
     """The images of a split with their XML files."""
 
     file: Path
@@ -49,13 +50,13 @@ class _Split:
 
 def read_voc(data: Path) -> dict[str, CocoContent]:
     """The splits of a folder with XML files; categories are the names found, in alphabetical order. Raises DataError."""
-    splits = _splits(_root(data))
+    splits = _find_splits(_dataset_root(data))
     objects: dict[str, list[tuple[Path, list[_Object]]]] = {}
     for split, part in splits.items():
         objects[split] = []
         for image, file in part.pairs:
             try:
-                objects[split].append((image, _objects(file, part.file, part.issues)))
+                objects[split].append((image, _read_objects(file, part.file, part.issues)))
             except DataError as error:
                 part.issues.append(DataIssue("broken annotation file", file, "", str(error).removeprefix(f"{file}: ")))
     every = [one for rows in objects.values() for _, found in rows for one in found]
@@ -64,13 +65,13 @@ def read_voc(data: Path) -> dict[str, CocoContent]:
     content = {}
     for split, part in splits.items():
         if from_zero:
-            what = "a corner at 0, so corners aren't pixels that count from 1"
+            what = "a corner at 0, so corners can't be pixels that count from 1"
             part.issues.append(DataIssue("corners from 0", part.file, "", what))
-        content[split] = _content(split, part, objects[split], names, from_zero)
+        content[split] = _split_content(split, part, objects[split], names, from_zero)
     return content
 
 
-def _root(data: Path) -> Path:
+def _dataset_root(data: Path) -> Path:
     """The folder with Annotations/: this one, or the only VOC2007, VOC2012 and so on in it."""
     if folders_named(data, ("annotations",)) or not data.is_dir():
         return data
@@ -78,11 +79,11 @@ def _root(data: Path) -> Path:
     found = sorted(path for path in inside if folders_named(path, ("annotations",)))
     if len(found) > 1:
         listed = " and ".join(str(path.relative_to(data)) for path in found)
-        raise DataError(f"data={data}: {listed} are data sets of their own. Give one of them as data.")
+        raise DataError(f"data={data}: {listed} are separate data sets. Give one of them as data.")
     return found[0] if found else data
 
 
-def _splits(root: Path) -> dict[str, _Split]:
+def _find_splits(root: Path) -> dict[str, _SplitFiles]:
     places = [
         (i, j)
         for i in folders_named(root, IMAGE_FOLDERS)
@@ -92,7 +93,7 @@ def _splits(root: Path) -> dict[str, _Split]:
     if places:
         images, files = places[0]
         if lists := image_sets(root, "main"):
-            return _by_lists(images, files, lists)
+            return _pair_listed(images, files, lists)
         by_split = {
             split_of(path.name): path
             for path in folders_named(images, [n for names in SPLIT_NAMES.values() for n in names])
@@ -102,22 +103,22 @@ def _splits(root: Path) -> dict[str, _Split]:
             for split, path in by_split.items()
             if split and _has_xml(files / path.name)
         }
-        return {split: _beside(*pair) for split, pair in found.items()} or {"train": _beside(images, files)}
-    splits: dict[str, _Split] = {}
+        return {split: _pair_files(*pair) for split, pair in found.items()} or {"train": _pair_files(images, files)}
+    splits: dict[str, _SplitFiles] = {}
     for split, names in SPLIT_NAMES.items():
         for own in folders_named(root, names):
             inside = [(i, j) for i in folders_named(own, IMAGE_FOLDERS) for j in folders_named(own, ANNOTATION_FOLDERS)]
             for images, files in [*inside, (own, own)]:
                 if _has_xml(files):
-                    splits.setdefault(split, _beside(images, files))
+                    splits.setdefault(split, _pair_files(images, files))
     if splits:
         return splits
     one = next((path for path in (root, *folders_named(root, IMAGE_FOLDERS)) if _has_xml(path)), None)
     if one is None:
         raise DataError(
-            f"data={root}: no XML annotations. Expected Annotations/ and JPEGImages/, or XML files beside images."
+            f"data={root}: no XML annotations. Expected Annotations/ and JPEGImages/, or XML files in the folder of the images."
         )
-    return {"train": _beside(one, one)}
+    return {"train": _pair_files(one, one)}
 
 
 def _has_xml(folder: Path) -> bool:
@@ -125,9 +126,9 @@ def _has_xml(folder: Path) -> bool:
 
 
 def image_sets(root: Path, task: str) -> dict[str, list[str]]:
-    """The names of the images of each split that ImageSets/ lists for a ``task`` (its folder there, in lower case), if it does.
+    """The image names of each split that ImageSets/ lists for a ``task`` (its folder there, in lower case); empty without lists.
 
-    They stand in train.txt, or else trainval.txt or default.txt, val.txt and test.txt.
+    They are read from train.txt, or else trainval.txt or default.txt, val.txt and test.txt.
     """
     folders = [path for sets in folders_named(root, ("imagesets",)) for path in folders_named(sets, (task,))]
     folder = next(iter(folders), None)
@@ -143,13 +144,13 @@ def image_sets(root: Path, task: str) -> dict[str, list[str]]:
     return lists
 
 
-def _by_lists(images: Path, files: Path, lists: Mapping[str, list[str]]) -> dict[str, _Split]:
-    there = {Path(name).stem: images / name for name in list_files(images) if _is_image(name)}
+def _pair_listed(images: Path, files: Path, lists: Mapping[str, list[str]]) -> dict[str, _SplitFiles]:
+    there = {Path(name).stem: images / name for name in list_files(images) if is_image_name(name)}
     splits = {}
     for split, names in lists.items():
-        part = _Split(files)
+        part = _SplitFiles(files)
         for name in names:
-            stem = Path(name).stem if _is_image(name) else Path(name).name
+            stem = Path(name).stem if is_image_name(name) else Path(name).name
             image, file = there.get(stem), files / f"{stem}.xml"
             if image is None:
                 part.issues.append(DataIssue("missing file", files, f"{split}.txt", f"no image {stem} in {images}"))
@@ -161,15 +162,15 @@ def _by_lists(images: Path, files: Path, lists: Mapping[str, list[str]]) -> dict
     used = {file for part in splits.values() for _, file in part.pairs}
     left = sum((files / name) not in used for name in list_files(files) if name.lower().endswith(".xml"))
     if left:
-        what = f"{left:,} annotation files are of images that no list in ImageSets/Main names"
+        what = f"{left:,} annotation files are of images that no list in ImageSets/Main has"
         next(iter(splits.values())).issues.append(DataIssue("annotations in no image set", files, "", what))
     return {split: part for split, part in splits.items() if part.pairs or split == "train"}
 
 
-def _beside(images: Path, files: Path) -> _Split:
-    """Images and XML files of equal names; XML files of other names by the file name in them."""
-    part = _Split(files)
-    found = {Path(name).with_suffix("").as_posix(): images / name for name in list_files(images) if _is_image(name)}
+def _pair_files(images: Path, files: Path) -> _SplitFiles:
+    """Pair images with XML files of equal names, and other XML files by the file name in them."""
+    part = _SplitFiles(files)
+    found = {Path(name).with_suffix("").as_posix(): images / name for name in list_files(images) if is_image_name(name)}
     names = {path.name: path for path in found.values()}
     used = set()
     for name in list_files(files):
@@ -179,11 +180,11 @@ def _beside(images: Path, files: Path) -> _Split:
         image = found.get(Path(name).with_suffix("").as_posix()) or names.get(_file_name(file))
         if image is None:
             part.issues.append(
-                DataIssue("annotation file without image", file, "", f"no image of its name in {images}")
+                DataIssue("annotation file without image", file, "", f"no image of this name in {images}")
             )
         elif image in used:
             part.issues.append(
-                DataIssue("two annotation files of one image", file, "", f"{image} has another one already")
+                DataIssue("two annotation files of one image", file, "", f"{image} already has another one")
             )
         else:
             used.add(image)
@@ -194,12 +195,8 @@ def _beside(images: Path, files: Path) -> _Split:
     return part
 
 
-def _is_image(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in SUFFIXES
-
-
 def _file_name(file: Path) -> str:
-    """The image's name that an XML file gives; empty where it gives none."""
+    """The image's file name in an XML file; empty where it has none."""
     try:
         return (_parse(file).findtext("filename") or "").strip().replace("\\", "/").rpartition("/")[2]
     except DataError:
@@ -207,14 +204,14 @@ def _file_name(file: Path) -> str:
 
 
 def _parse(file: Path) -> ElementTree.Element:
-    """The root element of an XML file; raises DataError. A DOCTYPE is refused: entities may grow without end."""
+    """The root element of an XML file. Raises DataError, also for a DOCTYPE, whose entities may expand without bound."""
     builder, depth = ElementTree.TreeBuilder(), 0
 
     def start(tag: str, attributes: dict[str, str]) -> None:
         nonlocal depth
         depth += 1
-        if depth > DEEPEST:
-            raise DataError(f"{file}: elements in more than {DEEPEST} others. Expected Pascal VOC's annotation")
+        if depth > MAX_DEPTH:
+            raise DataError(f"{file}: more than {MAX_DEPTH} nested elements. Expected Pascal VOC's annotation")
         builder.start(tag, attributes)
 
     def end(tag: str) -> None:
@@ -223,7 +220,9 @@ def _parse(file: Path) -> ElementTree.Element:
         builder.end(tag)
 
     def doctype(*_: object) -> None:
-        raise DataError(f"{file}: has a DOCTYPE, whose entities may grow without end. Remove it; VOC's files have none")
+        raise DataError(
+            f"{file}: has a DOCTYPE, whose entities may expand without bound. Remove it; VOC's files have none"
+        )
 
     parser = expat.ParserCreate()
     parser.StartElementHandler, parser.EndElementHandler = start, end
@@ -240,8 +239,8 @@ def _parse(file: Path) -> ElementTree.Element:
     return root
 
 
-def _objects(file: Path, folder: Path, issues: list[DataIssue]) -> list[_Object]:
-    """The objects of an XML file that have a name and a box; those that haven't are issues."""
+def _read_objects(file: Path, folder: Path, issues: list[DataIssue]) -> list[_Object]:
+    """The objects of an XML file that have a name and a box; the others are added to ``issues``."""
     found = []
     for number, element in enumerate(_parse(file).findall("object"), 1):
         where = f"object {number}"
@@ -251,13 +250,13 @@ def _objects(file: Path, folder: Path, issues: list[DataIssue]) -> list[_Object]
             continue
         if box is None:
             other = next((tag for tag in ("polygon", "robndbox") if element.find(tag) is not None), "")
-            there = f" (but <{other}>, which isn't read)" if other else ""
+            there = f" (but <{other}>, which isn't supported)" if other else ""
             issues.append(
                 DataIssue("broken box", file, where, f"no <bndbox>{there}. Expected xmin, ymin, xmax, ymax in pixels")
             )
             continue
         texts = [(box.findtext(tag) or "").strip() for tag in ("xmin", "ymin", "xmax", "ymax")]
-        corners = [_number(text) for text in texts]
+        corners = [_coordinate(text) for text in texts]
         if any(map(math.isnan, corners)):
             issues.append(
                 DataIssue("broken box", file, where, f"bndbox {' '.join(texts)[:60]}: expected four numbers in pixels")
@@ -269,8 +268,8 @@ def _objects(file: Path, folder: Path, issues: list[DataIssue]) -> list[_Object]
     return found
 
 
-def _number(text: str) -> float:
-    """A number that pixels can have; NaN for anything else."""
+def _coordinate(text: str) -> float:
+    """A pixel coordinate; NaN for anything else."""
     try:
         value = float(text)
     except ValueError:
@@ -278,12 +277,12 @@ def _number(text: str) -> float:
     return value if abs(value) < 1e9 else math.nan
 
 
-def _content(
-    split: str, part: _Split, rows: Sequence[tuple[Path, list[_Object]]], names: Sequence[str], from_zero: bool
+def _split_content(
+    split: str, part: _SplitFiles, rows: Sequence[tuple[Path, list[_Object]]], names: Sequence[str], from_zero: bool
 ) -> CocoContent:
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    places: dict[int, str] = {}
+    locations: dict[int, str] = {}
     root = Path(os.path.commonpath([image.parent for image, _ in rows])) if rows else part.file
     difficult = 0
     first = 0.0 if from_zero else 1.0
@@ -301,10 +300,10 @@ def _content(
             difficult += one.difficult
             row: dict[str, Any] = {"id": len(annotations) + 1, "image_id": number, "iscrowd": int(one.difficult)}
             annotations.append({**row, "category_id": names.index(one.name) + 1, "bbox": [x1, y1, x2 - x1, y2 - y1]})
-            places[len(annotations)] = one.place
+            locations[len(annotations)] = one.location
     if difficult:
         part.issues.append(
             DataIssue("difficult objects", part.file, "", f"{difficult:,} of {len(annotations):,} are marked so")
         )
     categories = [{"id": number, "name": name} for number, name in enumerate(names, 1)]
-    return CocoContent(part.file, root, images, annotations, categories, places, tuple(part.issues))
+    return CocoContent(part.file, root, images, annotations, categories, locations, tuple(part.issues))

@@ -132,7 +132,7 @@ def test_boxes_that_are_meant_so_raise_no_alarm(tmp_path: Path) -> None:
 def test_outlines_from_0_to_1_and_boxes_beside_their_images_are_refused(tmp_path: Path) -> None:
     shares = [[0.1, 0.1, 0.5, 0.1, 0.5, 0.6]]
     write(tmp_path, described(truth(3, 12), lambda box: {"bbox": box, "segmentation": shares}))
-    with pytest.raises(DataError, match="outlines of all 12 objects that have one lie from 0 to 1"):
+    with pytest.raises(DataError, match="polygons of all 12 objects that have one are from 0 to 1"):
         read_detection(tmp_path)
     write(tmp_path, described([(x * 3, y * 3, w, h) for x, y, w, h in truth(4, 40)], lambda box: {"bbox": box}))
     with pytest.raises(DataError, match="images of another size"):
@@ -173,7 +173,7 @@ def test_an_object_that_is_there_twice_is_left_out_and_named(tmp_path: Path, cap
     assert train(tmp_path).data.has_masks, "of two, the one with an outline stays"
     read_detection(tmp_path, val=1, test=1)
     assert "2 × object twice (left out)" in caplog.text
-    assert "annotation 101 (0.png): the object of annotation 1 once more" in train(tmp_path).issues[0].text()
+    assert "annotation 101 (0.png): the same object as annotation 1" in train(tmp_path).issues[0].text()
 
 
 @pytest.mark.parametrize("area", [0, WIDTH * HEIGHT * 9, 1e308])

@@ -39,7 +39,7 @@ def test_split_folders_are_taken_as_they_are(tmp_path: Path) -> None:
     splits = read_splits(tmp_path)
     assert [len(part) for _, part in splits.items()] == [8, 4, 6]
     write_images(tmp_path / "test" / "dogs", 1)
-    with pytest.raises(DataError, match=r"training images have not: dogs. Did you mean dog"):
+    with pytest.raises(DataError, match=r"are not in training: dogs. Did you mean dog"):
         read_splits(tmp_path)
 
 
@@ -64,7 +64,7 @@ def test_a_csv_gives_labels_and_splits(tmp_path: Path) -> None:
         ("path,label\na.png,\n", "line 2: a path or a label is missing"),
         ("path,label,split\na.png,x,holdout\n", "expected train, val or test"),
         ("path,label\na.png,x\n", "Expected at least two"),
-        ("path,label,split\na.png,x,train\na.png,x,test\n", "line 3: a.png is in train already"),
+        ("path,label,split\na.png,x,train\na.png,x,test\n", "line 3: a.png is already in train"),
         ("path,label\n", "no rows"),
     ],
 )
@@ -148,9 +148,9 @@ def test_a_csv_with_several_labels_an_image(tmp_path: Path, text: str, classes: 
     [
         ("path,a,b\na.png,1,2\n", "line 2: b is '2': expected 0 or 1"),
         ("path,a,a\na.png,1,0\n", "two columns 'a'"),
-        ("path,split\na.png,train\n", "no column 'label' and none that is named as a class"),
+        ("path,split\na.png,train\n", "no column 'label' and no column of a class"),
         ("path,label\na.png,x|\nb.png,y\n", "line 2: a path or a label is missing"),
-        ("path,label,split\na.png,x|y,train\nb.png,z,val\n", "val rows have labels that no training row has: z"),
+        ("path,label,split\na.png,x|y,train\nb.png,z,val\n", "val rows have labels that are not in training: z"),
     ],
 )
 def test_a_wrong_csv_of_several_labels_is_refused_with_its_line(tmp_path: Path, text: str, expected: str) -> None:

@@ -208,9 +208,9 @@ ISSUES: list[tuple[str, Callable[[dict[str, Any]], object], str]] = [
         lambda d: d["images"][1].update(id=3),
         r"image 3: both bild-0-ü.png and bild-1-ü.png",
     ),
-    ("duplicate image file", lambda d: d["images"][1].update(file_name="bild-0-ü.png"), r"image 13: .*is image 3"),
+    ("duplicate image file", lambda d: d["images"][1].update(file_name="bild-0-ü.png"), r"image 13: .*is already image 3"),
     ("duplicate annotation id", lambda d: d["annotations"][1].update(id=100), r"annotation 100"),
-    ("duplicate category id", lambda d: d["categories"][1].update(id=90), r"id 90 is 'Käse' already"),
+    ("duplicate category id", lambda d: d["categories"][1].update(id=90), r"id 90 is already 'Käse'"),
     ("missing file", lambda d: d["images"][1].update(file_name="none.png"), r"no such file: .*none.png"),
     ("unknown image id", lambda d: d["annotations"][1].update(image_id=99), r"annotation 101: image_id 99"),
     ("unknown category id", lambda d: d["annotations"][1].update(category_id=1), r"annotation 101: category_id 1 "),
@@ -243,13 +243,13 @@ ISSUES: list[tuple[str, Callable[[dict[str, Any]], object], str]] = [
     (
         "broken segmentation",
         lambda d: d["annotations"][1].update(segmentation={"size": [30, 16], "counts": [400, 400]}),
-        r"expected counts of 480 pixels together",
+        r"expected counts whose sum is 480 pixels",
     ),
     *(
         (
             "broken segmentation",
             lambda d, counts=counts: resegment(d, counts),
-            r"expected counts of 480 pixels together",
+            r"expected counts whose sum is 480 pixels",
         )
         for counts in ("04", "PPPPP", "é", "\x00", [480.0], [-1, 481], ["480"], [])
     ),

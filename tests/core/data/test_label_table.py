@@ -101,7 +101,7 @@ def test_columns_that_other_tools_write(root: Path, caplog: pytest.LogCaptureFix
         ("im/x1.png", ("0",), "train"),
         ("im/x2.png", ("1",), "train"),
     ]
-    assert "2 paths aren't there as written; found by name, im/x1 as im/x1.png" in caplog.text
+    assert "2 paths don't exist as written; found by name, im/x1 as im/x1.png" in caplog.text
     absolute = f"path,label\n{root / 'im' / 'x1.png'},a\nC:\\data\\im\\x2.PNG,b\n"
     assert [path for path, _, _ in pairs(read(root, absolute))] == [str(root / "im" / "x1.png"), "im/x2.png"]
     assert pairs(read(root, "im/x1.png,a\nim/x2.png,b\n"))[1] == ("im/x2.png", ("b",), "train")
@@ -136,7 +136,7 @@ def test_rows_of_one_file_are_joined_or_refused(root: Path, caplog: pytest.LogCa
     table = read(root, "path,label\n" + rows)
     assert pairs(table) == [("im/x1.png", ("a",), "train"), ("im/x2.png", ("b",), "train")]
     assert table.files[0].lines == (2, 4, 6)
-    assert "6 rows name 2 images; rows of one image with equal labels are joined" in caplog.text
+    assert "6 rows are of 2 images; rows of one image with equal labels are merged" in caplog.text
     (root / "link.png").unlink(missing_ok=True)
     (root / "hard.png").unlink(missing_ok=True)
     os.symlink(root / "im" / "x1.png", root / "link.png")
@@ -146,7 +146,7 @@ def test_rows_of_one_file_are_joined_or_refused(root: Path, caplog: pytest.LogCa
         assert [file.path for file in table.files] == ["im/x1.png", "im/x2.png"], other
         with pytest.raises(DataError, match=r"lines 2 and 4: im/x1.png has the labels a and b\..* multi_label=true"):
             read(root, f"path,label\nim/x1.png,a\nim/x2.png,b\n{other},b\n")
-    with pytest.raises(DataError, match=r"line 4: .*im/x1.png is in train already \(line 2\)"):
+    with pytest.raises(DataError, match=r"line 4: .*im/x1.png is already in train \(line 2\)"):
         read(root, "path,label,split\nim/x1.png,a,train\nim/x2.png,b,\n./im/x1.png,a,test\n")
     with pytest.raises(DataError, match="is in the groups p1 and p2"):
         read(root, "path,label,p\nim/x1.png,a,p1\nim/x1.png,a,p2\n", group="p")
@@ -167,22 +167,22 @@ REFUSED = [
     ("path,label\nim/x1.png,\n", "line 2: a path or a label is missing", None),
     ("path,label\n,a\n", "line 2: a path or a label is missing", None),
     ('path,label\nim/x1.png,"a\nb"\n', "has a line break", None),
-    ("path,label\nim/x9.png,a\nim/x1.png,b\n", r"line 2: no such file: im/x9.png \(1 of 2 aren't there\)", None),
+    ("path,label\nim/x9.png,a\nim/x1.png,b\n", r"line 2: no such file: im/x9.png \(1 of 2 are missing\)", None),
     ("path,label\nx1.png,a\n", "line 2: x1.png may be ", ("path,label\nim/x1.png,a\n", {})),
     ("path,label\nother/x1.png,a\n", "line 2: no such file: other/x1.png", None),
     (
         "path,quality,origin\nim/x1.png,good,here\n",
-        "label_column=quality takes that",
+        "label_column=quality reads that column",
         ("path,quality,origin\nim/x1.png,good,here\n", {"label_column": "quality"}),
     ),
     (
         "path,age,a,b\nim/x1.png,33,0,1\n",
-        r"label_column=age takes that for the labels, label_column=\[a,b\] those of 0 and 1",
+        r"label_column=age reads that column as labels, label_column=\[a,b\] the columns of 0 and 1",
         ("path,age,a,b\nim/x1.png,33,0,1\n", {"label_column": ("a", "b")}),
     ),
     (
         "path,class,species\nim/x1.png,a,b\nim/x2.png,a,c\n",
-        "label_column=class takes that one",
+        "Choose one: label_column=class",
         ("path,class,species\nim/x1.png,a,b\nim/x2.png,a,c\n", {"label_column": "class"}),
     ),
     (
@@ -222,7 +222,7 @@ def test_names_of_classes_that_are_nearly_the_same_are_named(root: Path, caplog:
     (root / "labels.csv").write_text(text)
     splits = class_parts(root / "labels.csv")
     assert len(splits["train"].classes) == 4
-    assert "differ in case or spaces only are different classes: 'Cat', 'cat'" in caplog.text
+    assert "differ only in case or spaces are different classes: 'Cat', 'cat'" in caplog.text
     assert "'golden  retriever', 'golden retriever'" in caplog.text
 
 

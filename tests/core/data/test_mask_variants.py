@@ -119,9 +119,7 @@ def test_two_masks_that_fit_an_image_equally_decide_nothing(tmp_path: Path) -> N
 def test_a_second_mask_of_an_image_is_refused(tmp_path: Path) -> None:
     make(tmp_path, masks="masks/{}_mask.png")
     Image.fromarray(values(9)).save(tmp_path / "masks" / "3_mask_1.png")
-    with pytest.raises(
-        DataError, match=r"3_mask_1.png: a further mask of the image 3, which has 3_mask already. Merge"
-    ):
+    with pytest.raises(DataError, match=r"3_mask_1.png: another mask of the image 3, which already has 3_mask. Merge"):
         train(tmp_path)
     (tmp_path / "masks" / "3_mask_1.png").unlink()
     assert matches(train(tmp_path))
@@ -131,7 +129,7 @@ def test_masks_by_another_name_and_other_folders_are_named(tmp_path: Path) -> No
     make(make(tmp_path, masks="masks/{}_mask.png"), masks="labels/{}.png")
     parsed = parse_segmentation(tmp_path)["train"]
     texts = [issue.text() for issue in parsed.issues]
-    assert any("6 masks are named otherwise than their images, as 0_mask of 0" in text for text in texts)
+    assert any("6 masks have other names than their images, such as 0_mask for 0" in text for text in texts)
     assert any("labels: masks are read from" in text for text in texts)
     result = data_check(DataCheckConfig(str(tmp_path)))
     assert result.error is None
@@ -257,7 +255,7 @@ REASONS: dict[str, tuple[str, Callable[[Path, int], object], str]] = {
     "a photo": ("png", noise, r"a mask in colour \(RGB\): .* and \d+ more"),
     "transparent": ("png", transparent, r"masks/0.png: a mask with transparent pixels \(RGBA\)"),
     "JPEG": ("jpg", rewrite(lambda image: image), r"masks/0.jpg: JPEG and WebP change the values"),
-    "pages": ("tif", frames, r"masks/0.tif: 2 pictures in one file"),
+    "pages": ("tif", frames, r"masks/0.tif: 2 images in one file"),
     "float": ("tif", rewrite(lambda image: image.convert("F")), r"masks/0.tif: a mask of floating point numbers"),
     "CMYK": ("tif", lambda p, n: noise_image(n, SIZE).convert("CMYK").save(p), r"a mask in colour \(CMYK\)"),
     "deep": (
@@ -270,7 +268,7 @@ REASONS: dict[str, tuple[str, Callable[[Path, int], object], str]] = {
     "objects": (
         "npy",
         lambda p, n: np.save(p, np.array([{}]), allow_pickle=True),
-        r"masks/0.npy: no array that can be",
+        r"masks/0.npy: not a readable array",
     ),
     "negative": ("npy", lambda p, n: np.save(p, values(n).astype(int) - 1), r"values from -1 to 1"),
     "text": ("png", lambda p, n: p.write_text("<html>"), r"masks/0.png: not an image"),
@@ -374,7 +372,7 @@ def test_a_mask_of_the_image_as_stored_is_refused_with_that_reason_and_one_with_
     make(tmp_path)
     for number in range(6):
         noise_image(number, SIZE).save(tmp_path / "images" / f"{number}.png", exif=exif)
-    with pytest.raises(DataError, match=r"before EXIF turns it\? Turn the mask too"):
+    with pytest.raises(DataError, match=r"before rotation by EXIF\? Rotate the mask too"):
         train(tmp_path)
     for number in range(6):
         Image.fromarray(values(number)).save(tmp_path / "masks" / f"{number}.png", exif=exif)

@@ -91,7 +91,7 @@ def test_ignored_values_are_those_that_the_key_names(folders: Path) -> None:
     assert np.unique(data.mask(0)).tolist() == [0, 255]
     with pytest.raises(DataError, match=r"straße0.png: value 0: not in classes.txt, nor ignored"):
         read_segmentation(folders)
-    with pytest.raises(DataError, match=r"tree has the value 1, which ignore says means nothing"):
+    with pytest.raises(DataError, match=r"tree has the value 1, which ignore lists"):
         read_segmentation(folders, ignore=1)
     with pytest.raises(ConfigError, match=r"^ignore="):
         read_segmentation(folders, ignore=-1)
@@ -214,7 +214,7 @@ ISSUES = [
     ("size of mask", "size of mask", r"straße3.png: the mask is 13×10 px, its image 14×10"),
     ("turned", "size of mask", r"straße3.png: the mask is 14×10 px, its image 10×14 \(upright\)"),
     ("unknown label value", "unknown label value", r"straße3.png: values 7, 9: not in classes.txt, nor ignored"),
-    ("two images of one mask", "two images of one mask", r"2 images are called straße3"),
+    ("two images of one mask", "two images of one mask", r"2 images are named straße3"),
     ("two masks of one image", "two masks of one image", r"straße3.png and straße3.tif"),
     ("lossy", "broken mask", r"straße3.jpg: JPEG and WebP change the values"),
     ("colour", "broken mask", r"straße3.png: a mask in colour \(RGB\)"),

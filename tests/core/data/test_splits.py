@@ -137,6 +137,21 @@ def test_clusters_join_what_shares_any_key() -> None:
     assert {0, 2} <= set(drawn) or not {0, 2} & set(drawn)
 
 
+KEYS = st.lists(st.none() | st.sampled_from("abcdef"), min_size=12, max_size=12)
+
+
+@FAST
+@given(st.lists(KEYS, max_size=3))
+def test_clusters_are_numbered_by_their_first_images(keys: list[list[str | None]]) -> None:
+    cluster_of = list(range(12))
+    for values in keys:
+        for one, other in [(i, j) for i in range(12) for j in range(i) if values[i] == values[j] is not None]:
+            joined = {cluster_of[one], cluster_of[other]}
+            cluster_of = [min(joined) if number in joined else number for number in cluster_of]
+    numbers = list(dict.fromkeys(cluster_of))
+    assert cluster(12, keys).tolist() == [numbers.index(number) for number in cluster_of]
+
+
 PICTURES = 50
 
 
@@ -195,12 +210,12 @@ def test_groups_in_two_splits_are_refused_and_listed(tmp_path: Path) -> None:
     assert found["group in two splits"].rule is None and len(found["group in two splits"].texts) == 1
     with pytest.raises(DataError, match=r"matches 0 of 10 paths; not a/patient1.png. Expected a column"):
         draw_missing_splits(parts, tmp_path, 2, 2, 0, group="flight")
-    with pytest.raises(DataError, match="no regular expression"):
+    with pytest.raises(DataError, match="not a regular expression"):
         draw_missing_splits(parts, tmp_path, 2, 2, 0, group="(patient")
     whole = draw_missing_splits({"train": parts["train"]}, tmp_path, 2, 2, 0, group=group)
     for _, part in whole.items():
         assert set(Counter(name.split("/")[1] for name in names_of(part)).values()) == {2}
-    with pytest.raises(DataError, match="each group of images that belong together holds all of a class"):
+    with pytest.raises(DataError, match="each group of images that belong together has all images of a class"):
         alone = replace(labeled([5, 5, 5]), groups=("p0",) * 5 + ("p1",) * 5 + ("p2",) * 5)
         draw_missing_splits({"train": alone}, tmp_path, 2, 2, 0, group="patient")
     with pytest.raises(DataError, match="1 groups of images that belong together"):
@@ -216,7 +231,7 @@ def test_an_equal_picture_with_another_label_is_named(tmp_path: Path, caplog: py
             )
     with caplog.at_level(logging.WARNING):
         audited_splits(read_parts(tmp_path), tmp_path, 2, 2, 0)
-    assert "1 equal pictures with different labels, such as a/0.png and b/0.png" in caplog.text
+    assert "1 equal images with different labels, such as a/0.png and b/0.png" in caplog.text
     found = {finding.kind: finding for finding in data_check(DataCheckConfig(str(tmp_path))).findings}
     assert "which has the label 'a', not 'b'" in found["equal pictures with different labels"].texts[0]
 

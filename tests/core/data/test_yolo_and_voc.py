@@ -154,9 +154,7 @@ def test_splits_of_yolo_are_those_of_its_folders(tmp_path: Path) -> None:
 def test_a_split_that_is_the_training_split_is_refused(tmp_path: Path) -> None:
     write_yolo(tmp_path, "images/{}.png", "labels/{}.txt")
     yaml_of(tmp_path, "path: .\ntrain: images\nval: images\n")
-    with pytest.raises(
-        DataError, match=r"6 of its images are the training split's too. Leave val out, and it is drawn"
-    ):
+    with pytest.raises(DataError, match=r"6 of its images are in the training split too. Without val, one is drawn"):
         read_detection(tmp_path)
     yaml_of(tmp_path, "path: .\ntrain: images\n")
     assert len(read_detection(tmp_path, val=1, test=1).train) == 4
@@ -193,10 +191,10 @@ BROKEN = {
     "0 0.5 0.5 0.2\n": r"labels/0.txt: line 1: 4 numbers: expected 5, 'class x y width height'",
     "\n0 0.5 0.5 0.2 0.2 0.9\n": r"line 2: six numbers: a prediction with its confidence\?",
     "0 0.1 0.1 0.2 0.2 0.3 0.3 0.4\n": r"line 1: 8 numbers: expected",
-    "0,0.5,0.5,0.2,0.2\n": r"expected numbers with blanks between them",
+    "0,0.5,0.5,0.2,0.2\n": r"expected numbers separated by spaces",
     "apple 0.5 0.5 0.2 0.2\n": r"'apple 0.5 0.5 0.2 0.2': expected numbers",
-    "0.5 0.5 0.5 0.2 0.2\n": r"expected the class as a whole number",
-    "-1 0.5 0.5 0.2 0.2\n": r"expected the class as a whole number",
+    "0.5 0.5 0.5 0.2 0.2\n": r"expected the class as an integer",
+    "-1 0.5 0.5 0.2 0.2\n": r"expected the class as an integer",
     "0 nan 0.5 0.2 0.2\n": r"finite numbers",
     "0 25 20 10 8\n": r"expected shares from 0 to 1. Pixels\? Divide x and width by the image's width",
     "0 -0.5 0.5 0.2 0.2\n": r"expected shares from 0 to 1",
@@ -226,12 +224,12 @@ def test_lines_that_yolo_doesnt_have_are_refused_with_their_place(tmp_path: Path
     ("text", "expected"),
     [
         ("names: [a, b]\nnc: 3\ntrain: images\n", "nc is 3, but 2 names"),
-        ("names: [yes, b, c]\ntrain: images\n", "class 0 is no text to YAML. Write it in quotes"),
+        ("names: [yes, b, c]\ntrain: images\n", "class 0 is not text in YAML. Quote it"),
         ("names: {1: a, 2: b}\ntrain: images\n", "expected the numbers 0 to 1"),
         ("names: [a, a, b]\ntrain: images\n", "'a' is listed twice"),
         ("names: [a, b, c]\ntrain: nowhere\n", r"train: no .*nowhere. Correct path or train"),
         ("names: [a, b, c]\ntrain: 7\n", "train: expected a folder of images"),
-        ("names: [a, b, c]\nkpt_shape: [17, 3]\ntrain: images\n", "keypoints, which aren't read"),
+        ("names: [a, b, c]\nkpt_shape: [17, 3]\ntrain: images\n", "keypoints, which aren't supported"),
         ("names: [a, b\ntrain: images\n", r"data.yaml line \d+: not valid YAML"),
         ("names: !!python/object/apply:os.system ['touch hacked']\n", "not valid YAML"),
         ("- a\n", "not a data.yaml"),
@@ -307,7 +305,7 @@ def test_image_sets_are_the_splits_and_what_they_leave_out_is_named(tmp_path: Pa
     parsed = parse_detection(tmp_path)
     assert {split: len(part.data) for split, part in parsed.items()} == {"train": 3, "val": 2}
     assert [issue.text().partition("Annotations: ")[2] for issue in parsed["train"].issues] == [
-        "1 annotation files are of images that no list in ImageSets/Main names"
+        "1 annotation files are of images that no list in ImageSets/Main has"
     ]
     for part in parsed.values():
         is_the_truth(part.data)
@@ -332,7 +330,7 @@ HOSTILE = {
         '<!DOCTYPE a [<!ENTITY x SYSTEM "file:///etc/passwd">]><annotation>&x;</annotation>',
         "DOCTYPE",
     ),
-    "deep": ("<annotation>" + "<a>" * 200_000, "elements in more than 100 others"),
+    "deep": ("<annotation>" + "<a>" * 200_000, "more than 100 nested elements"),
     "cut off": (voc_xml(0)[:-30], "not valid XML"),
     "no XML": ("{}", "not valid XML"),
     "another XML": ("<svg></svg>", "<svg>, not Pascal VOC's <annotation>"),
