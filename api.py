@@ -108,7 +108,7 @@ def function(name: str) -> Callable[..., Any]:
 
 def _schemas(name: str) -> dict[str, type]:
     """The schemas whose keys a function takes, by the words of the command; several where a first word chooses."""
-    from .cli import COMMANDS
+    from .commands import COMMANDS
 
     if name == "export":
         from .adapters.export import ADAPTERS, config_class

@@ -88,7 +88,7 @@ class Preloaded:
         """A command at work; ``session``: in a process group of its own, as a terminal's or a scheduler's."""
         if (framework := framework_of(words)) is not None:
             self.prepare(framework)
-        workers = "" if session or words[0] not in ("bench", "certify") else process_for_workers()
+        workers = "" if session or "".join(words[:1]) not in ("bench", "certify") else process_for_workers()
         return Started(place_for(self.socket, words), words, str(cwd or os.getcwd()), env, session, workers)
 
     def prepare(self, framework: str) -> None:
@@ -255,7 +255,7 @@ def serve(place: str) -> None:
     """Import what commands need, then fork for each that comes, until standard input ends."""
     os.environ["OMP_NUM_THREADS"] = "1"
     from maelift.benchmarks.local_executor import PRELOADED
-    from maelift.cli import COMMANDS
+    from maelift.commands import COMMANDS
 
     own = {module for command in COMMANDS.values() for module in (command.module, command.home or command.module)}
     for name in [*(f"maelift.{module}" for module in own), *PRELOADED, *MODULES]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from importlib.metadata import metadata
 
 from maelift.adapters.export import ADAPTERS, config_class
-from maelift.cli import COMMANDS
+from maelift.commands import COMMANDS
 from maelift.core.config_keys import describe
 from maelift.tests.support import ROOT
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import maelift
 import pytest
-from maelift.cli import COMMANDS
+from maelift.commands import COMMANDS
 from maelift.tests.support import ROOT
 from maelift.tests.write_api_keys import source
 

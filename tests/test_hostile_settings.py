@@ -12,7 +12,8 @@ from typing import cast
 
 import pytest
 from maelift.benchmarks.suite import BenchConfig
-from maelift.cli import COMMANDS, main
+from maelift.cli import main
+from maelift.commands import COMMANDS
 from maelift.core.config_keys import describe
 from maelift.core.errors import MaeliftError
 from maelift.tests.support import write_images

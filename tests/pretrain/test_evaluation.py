@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from maelift.cli import COMMANDS
+from maelift.commands import COMMANDS
 from maelift.core.config_keys import describe
 from maelift.core.training.tracker import Tracker, read_events, read_metrics
 from maelift.pretrain.evaluation import picture_columns

@@ -1,0 +1,199 @@
+"""The table of commands: the module and function of each, its summary, its positional words and options."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from .core.config_keys import describe, nearest
+from .core.errors import MaeliftError
+from .transfer import tasks
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command: the modules of its schema and functions, which are imported only when it is called.
+
+    The words without "=" are the values of ``positional``, in this order; keys in ``options`` may also be given as
+    ``--key value``, and may be left out where ``optional`` has a word for the value; those in ``switches`` as ``--key`` for
+    true. ``home`` is the module of the functions, where it isn't the schema's; ``external``: ``module`` is one of another
+    package. ``defaults`` says of keys without a default in the schema where their values come from. ``json``: the result has a
+    ``to_json``. ``flags``: options that call another function of the module, by its name, for a result with a ``text``.
+    ``memory``: a module whose ``again`` knows what to answer to words without doing anything, whose ``asking`` is given the
+    words of the command at work, and whose ``remember`` notes one that is done.
+    """
+
+    module: str
+    schema: str
+    run: str
+    summary: str
+    positional: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+    optional: str = ""
+    switches: tuple[str, ...] = ()
+    home: str | None = None
+    defaults: Callable[[Command], dict[str, str]] | None = None
+    json: bool = False
+    flags: Mapping[str, str] = field(default_factory=dict)
+    memory: str | None = None
+    external: bool = False
+
+    def config_type(self) -> Any:
+        """The dataclass of its keys."""
+        module = self.module if self.external else f".{self.module}"
+        return getattr(importlib.import_module(module, __package__), self.schema)
+
+    def remembered(self) -> Any:
+        """The module that remembers what was done; None for commands that need none."""
+        return None if self.memory is None else importlib.import_module(f".{self.memory}", __package__)
+
+    def load(self, name: str) -> Any:
+        """The named function."""
+        return getattr(importlib.import_module(f".{self.home or self.module}", __package__), name)
+
+
+def _suite_defaults(command: Command) -> dict[str, str]:
+    """What the help shows as default of the keys that only override the suite."""
+    keys = {entry.key for entry in describe(command.config_type()) if entry.default is None}
+    return dict.fromkeys(keys - {"suite", "out"}, "default: the suite's")
+
+
+def _task_command(task: tasks.TaskEntry) -> Command:
+    """The command of a task: its row names the module of its keys; all tasks are run by transfer/finetune.py."""
+    module, _, schema = task.config.partition(":")
+    return Command(
+        f"transfer{module}" if module.startswith(".") else module,
+        schema,
+        "run_or_evaluate",
+        task.summary,
+        options=("evaluate",),
+        optional="SPLIT",
+        home="transfer.finetune",
+        external=not module.startswith("."),
+    )
+
+
+COMMANDS = {
+    "pretrain": Command(
+        "pretrain.config",
+        "PretrainConfig",
+        "pretrain_or_submit",
+        "images in, encoder file out (MAE)",
+        home="pretrain.train",
+    ),
+    "reconstruct": Command(
+        "pretrain.reconstruct",
+        "ReconstructConfig",
+        "reconstruct",
+        "fill in hidden parts of images (encoder and decoder)",
+    ),
+    **{f"transfer {name}": _task_command(tasks.entry(name)) for name in tasks.BUILT_IN},
+    "predict": Command(
+        "transfer.predict", "PredictConfig", "predict", "what a trained model says of images, and pictures of it"
+    ),
+    "bench": Command(
+        "benchmarks.runner",
+        "BenchConfig",
+        "bench",
+        "does pretraining help? arms × labels × seeds, a report",
+        positional=("suite",),
+        defaults=_suite_defaults,
+        flags={"--status": "status"},
+        memory="benchmarks.answer_cache",
+    ),
+    "bench compare": Command(
+        "benchmarks.compare_suites",
+        "CompareConfig",
+        "compare_results",
+        "two finished suites side by side",
+        positional=("one", "two"),
+    ),
+    "init": Command(
+        "benchmarks.init_suite",
+        "InitConfig",
+        "init",
+        "a suite for your own images, made from what lies in a folder",
+        positional=("data",),
+    ),
+    "export": Command(
+        "transfer.export",
+        "ExportCommand",
+        "export",
+        "the encoder for timm, transformers, torchvision, detectron2, mmseg, onnx",
+        positional=("encoder",),
+        options=("to",),
+    ),
+    "import": Command(
+        "adapters.import_weights",
+        "ImportConfig",
+        "import_encoder",
+        "other weights (MAE, timm, transformers, mmseg, detectron2) to an encoder file",
+        positional=("weights",),
+    ),
+    "certify": Command(
+        "adapters.certify",
+        "CertifyConfig",
+        "certify_model",
+        "does a config or checkpoint of yours compute what the encoder computes?",
+        positional=("model", "encoder"),
+        switches=("trust",),
+    ),
+    "data fashion-mnist": Command(
+        "core.tools.fashion_mnist", "FashionMnistConfig", "fashion_mnist", "bring the data of the quickstart"
+    ),
+    "data fashion-scenes": Command(
+        "core.tools.fashion_scenes",
+        "FashionScenesConfig",
+        "fashion_scenes",
+        "scenes of Fashion-MNIST items, with boxes and masks",
+    ),
+    "data check": Command(
+        "core.tools.check_data",
+        "DataCheckConfig",
+        "data_check",
+        "what is wrong with images, with or without annotations?",
+        positional=("data",),
+    ),
+    "data pack": Command(
+        "core.tools.pack_shards", "PackConfig", "pack", "images into tar shards, which any storage reads fast"
+    ),
+    "doctor": Command(
+        "core.tools.doctor", "DoctorConfig", "doctor", "versions, devices, frameworks, disk, data", json=True
+    ),
+}
+
+
+def add_external_tasks() -> None:
+    """Add the commands of tasks that other installed packages declare; finding them takes time."""
+    for name in tasks.names():
+        COMMANDS.setdefault(f"transfer {name}", _task_command(tasks.entry(name)))
+
+
+def command_name(words: Sequence[str]) -> str:
+    """The command that the words begin with, as far as it is one."""
+    return next((name for count in (2, 1) if (name := " ".join(words[:count])) in COMMANDS), " ".join(words[:1]))
+
+
+def split_command(words: list[str]) -> tuple[str, list[str]]:
+    """The command that the words begin with, and the rest of them."""
+    for count in (2, 1):
+        if " ".join(words[:count]) in COMMANDS:
+            return " ".join(words[:count]), words[count:]
+    if words[0] in command_families():
+        expected = " or ".join(name.split()[1] for name in command_families()[words[0]])
+        raise MaeliftError(f"{words[1]}: expected {expected} after {words[0]}.")
+    close = nearest(words[0], [*COMMANDS, *command_families()])
+    meant = f" Did you mean {close}?" if close else ""
+    raise MaeliftError(f"no such command.{meant} Those there are: {', '.join(COMMANDS)}.")
+
+
+def command_families() -> dict[str, list[str]]:
+    """The commands of two words, by their first."""
+    families: dict[str, list[str]] = {}
+    for name in COMMANDS:
+        first, _, second = name.partition(" ")
+        if second and first not in COMMANDS:
+            families.setdefault(first, []).append(name)
+    return families
