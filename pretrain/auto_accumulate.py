@@ -1,4 +1,4 @@
-"""How many passes a step is split into so that it fits into a GPU's memory: ``accumulate=auto``."""
+"""Automatic gradient accumulation: the fewest passes a step at which it fits into the GPU's memory (accumulate=auto)."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ if TYPE_CHECKING:
 logger = logging.getLogger("maelift")
 
 MARGIN = 0.05
-"""Share of the GPU's memory that is left free: what is allocated later lies between what is there."""
+"""Share of the GPU's memory that is left free, for fragmentation."""
 
 
 def auto_accumulate(model: MaskedAutoencoder, config: PretrainConfig, ranks: Ranks) -> int:
-    """The fewest passes of equal size, a divisor of the batch of each process, with which a step fits; 1 on a CPU.
+    """The fewest passes of equal size that a step fits into memory with, a divisor of each process's batch; 1 on a CPU.
 
-    Each is tried, forward and backward with random pixels, on all processes at once. The weights stay as they are. Raises
-    MaeliftError where a single image is too much.
+    Each number is tried with a forward and backward pass on random pixels, on all processes at once. The weights don't
+    change. Raises MaeliftError where a single image doesn't fit.
     """
     if ranks.device.type != "cuda":
         return 1
     share = config.batch_size // ranks.world_size
-    passes = fewest_microbatches(share, lambda images: _fits(model, images, config, ranks.device), ranks)
+    passes = fewest_passes(share, lambda images: _fits(model, images, config, ranks.device), ranks)
     logger.info("pretrain: accumulate=%d: %d images at once fit into the memory", passes, share // passes)
     return passes
 
 
-def fewest_microbatches(share: int, fits: Callable[[int], bool], ranks: Ranks) -> int:
-    """The least divisor of ``share`` images by which they fit on every process; raises MaeliftError where there is none."""
+def fewest_passes(share: int, fits: Callable[[int], bool], ranks: Ranks) -> int:
+    """The smallest divisor of ``share`` images at which they fit on every process; raises MaeliftError if there is none."""
     for passes in range(1, share + 1):
         if share % passes == 0 and not ranks.any(not fits(share // passes)):
             return passes
@@ -50,13 +50,13 @@ def fewest_microbatches(share: int, fits: Callable[[int], bool], ranks: Ranks) -
 
 
 def _fits(model: MaskedAutoencoder, images: int, config: PretrainConfig, device: torch.device) -> bool:
-    """Whether a pass of so many images fits beside AdamW's two moments."""
-    held: list[torch.Tensor] = []
+    """Whether a pass of ``images`` images fits into memory together with AdamW's two moments."""
+    reserved: list[torch.Tensor] = []
     try:
-        held += [torch.empty_like(parameter) for _ in range(2) for parameter in trainable_parameters(model)]
+        reserved += [torch.empty_like(parameter) for _ in range(2) for parameter in trainable_parameters(model)]
         if device.type == "cuda":
             spare = int(MARGIN * torch.cuda.get_device_properties(device).total_memory)
-            held.append(torch.empty(spare, dtype=torch.uint8, device=device))
+            reserved.append(torch.empty(spare, dtype=torch.uint8, device=device))
         with seeded_rng(config.seed, "fitting"), autocast(device, config.precision):
             pixels = torch.randn(images, model.spec.channels, *model.spec.image_size, device=device)
             noise = config.masking.arrange(torch.rand(images, model.spec.num_patches), model.spec.grid).to(device)
@@ -66,12 +66,12 @@ def _fits(model: MaskedAutoencoder, images: int, config: PretrainConfig, device:
         return False
     finally:
         model.zero_grad(set_to_none=True)
-        held.clear()
+        reserved.clear()
         if device.type == "cuda":
             torch.cuda.empty_cache()
     return True
 
 
 def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """The parameters that are trained."""
+    """The parameters that require gradients."""
     return [parameter for parameter in model.parameters() if parameter.requires_grad]

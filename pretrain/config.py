@@ -1,4 +1,4 @@
-"""What a pretraining may be told: every key of ``maelift pretrain`` (MAE, Appendix A.1, Table 8)."""
+"""The configuration of a pretraining: every key of ``maelift pretrain`` (MAE, Appendix A.1, Table 8)."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ RECIPES = Path(__file__).parent / "recipes"
 
 
 def recipe_defaults(name: str) -> dict[str, Any]:
-    """The numbers of a recipe, "vit_base", say, from pretrain/recipes/."""
+    """The defaults of a recipe of pretrain/recipes, as "vit_base"; raises ConfigError for an unknown name."""
     path = RECIPES / f"{name}.yaml"
     if not path.is_file():
         there = ", ".join(sorted(found.stem for found in RECIPES.glob("*.yaml")))
-        raise ConfigError("recipe", name, f"a recipe that is there: {there}")
+        raise ConfigError("recipe", name, f"one of {there}")
     return cast(dict[str, Any], yaml.safe_load(path.read_text(encoding="utf-8")))
 
 
@@ -42,19 +42,19 @@ class PretrainConfig:
     data: str | tuple[str, ...]
     """folder of images, list of paths (.txt, .csv), tar shards, Parquet, idx or .npy file; several as [A,B]"""
     out: str
-    """folder for the encoder file, checkpoints, metrics and pictures"""
+    """folder for the encoder file, checkpoints, metrics and report"""
     mix: tuple[float, ...] | None = None
-    """shares in which several sources are drawn from, one a source; null: every image once an epoch"""
+    """sampling share of each source; null: every image once an epoch"""
     model: ModelName = "vit_base"
     """the encoder's shape"""
     image_size: int | tuple[int, int] | None = None
-    """pixels, one side or [height,width]; null: the model's usual one"""
+    """pixels, one side or [height,width]; null: the model's usual size"""
     patch_size: int | None = None
-    """pixels a side of a patch; null: the model's usual one"""
+    """side of a patch in pixels; null: the model's usual size"""
     channels: int | None = None
-    """1 (gray), 3 (colour), 4 (transparency or a fourth band), or what the files have; null: theirs, 3 for gray and colour"""
+    """1 (gray), 3 (colour), 4 (transparency or a fourth band) or more; null: those of the files, 3 for gray and colour"""
     value_range: tuple[float, float] | None = None
-    """lowest and highest value of float arrays or deep images as stored; null: integers, brought to 0 to 255"""
+    """lowest and highest stored value of float arrays or deep images; null: integers, scaled to 0 to 255"""
     background: str = "white"
     """colour that transparent pixels are composited on: white, black, '#rrggbb', or drop: what is stored under them"""
     statistics: Literal["auto", "imagenet", "data"] = "auto"
@@ -63,74 +63,74 @@ class PretrainConfig:
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     crop: Crop = field(default_factory=Crop)
     init: str | None = None
-    """weights to begin with: an encoder file, those of the reference MAE, timm or transformers, or timm:NAME; null: none"""
+    """initial weights: an encoder file, weights of the reference MAE, timm or transformers, or timm:NAME; null: random"""
     init_decoder: Literal["auto", "new"] = "auto"
-    """auto: the decoder that goes with init, where there is one of this shape; new: drawn"""
+    """auto: the decoder that belongs to init, if there is one of this shape; new: random"""
     norm_pix_loss: bool = True
     """predict each patch normalised by its own mean and deviation (paper Table 1d)"""
     epochs: float = 800.0
-    """times that every image is seen; the paper's 800 to 1600 are for a million images"""
+    """passes over the images; the paper's 800 to 1600 are for a million images"""
     batch_size: int = 256
     """images in a step, over all processes and accumulations (the paper's: 4096)"""
     accumulate: int | Literal["auto"] = 1
-    """passes that a step is split into, to save memory; auto: as few as fit into the GPU's"""
+    """gradient accumulation: passes a step is split into, to save memory; auto: as few as fit into the GPU's"""
     crops_per_image: int = 1
     """crops of each image in a batch, decoded once: faster where loading is slow; the batch holds fewer images"""
     base_lr: float = 1.5e-4
-    """learning rate for a batch of 256; that used is base_lr * batch_size / 256"""
+    """learning rate for a batch of 256; the peak is base_lr * batch_size / 256"""
     lr: float | None = None
-    """learning rate itself; null: from base_lr"""
+    """peak learning rate; null: from base_lr"""
     warmup_epochs: float | None = None
     """epochs of linear warm-up; null: 5 % of the epochs, as the paper's 40 of 800"""
     weight_decay: float = 0.05
-    """AdamW's weight decay; none for vectors and biases"""
+    """AdamW's weight decay; not applied to vectors and biases"""
     betas: tuple[float, float] = (0.9, 0.95)
-    """AdamW's momenta"""
+    """AdamW's betas"""
     layer_decay: float = 1.0
-    """factor of the learning rate from each block to the one below; for going on from weights"""
+    """factor of the learning rate from each block to the one below; useful with init"""
     ema_decay: float | None = None
-    """keep an average of the weights, which is judged and written, with so much of it left each step; null: none"""
+    """decay per step of an exponential moving average of the weights, which is evaluated and saved; null: no average"""
     clip_grad: float | None = None
-    """largest norm of the gradient; null: not clipped"""
+    """largest norm of the gradient, clipped above; null: not clipped"""
     precision: Precision = "auto"
     """of the forward pass; auto: bfloat16 on a GPU that has it, else float32. float16 scales its loss"""
     parallel: Parallel = "ddp"
-    """with several processes; ddp: each has the whole model, fsdp: each has a part of the parameters (FSDP2)"""
+    """with several processes; ddp: each has the full model, fsdp: each has a shard of the parameters (FSDP2)"""
     compile: bool = False
     """compile the transformer blocks: faster on a GPU, after minutes of compiling"""
     activation_checkpointing: bool = False
-    """compute the blocks' activations anew in the backward pass, to save memory for a third more time"""
+    """recompute the blocks' activations in the backward pass: saves memory, takes a third more time"""
     recovery: Recovery = field(default_factory=Recovery)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """where to train; auto: a GPU when there is one"""
     launch: Literal["here", "slurm"] = "here"
-    """here, or hand it to SLURM as a job that saves before its time is up, is queued again, and goes on"""
+    """here, or slurm: submit a job that saves a checkpoint before its time limit, is requeued, and resumes"""
     slurm: Slurm = field(default_factory=Slurm)
     workers: int | None = None
-    """processes that load images; null: one a core, none for idx files"""
+    """processes that load images; null: one per core, none for idx files"""
     holdout: int | float = 0.02
-    """images kept out of training for the masked loss, a share or a count (at most 1000 by share)"""
+    """images held out of training for the evaluation loss, a share or a count (at most 1000 by share)"""
     evaluations: int = 20
-    """times that the held-out loss and the pictures are made during the run"""
+    """number of evaluations of held-out loss and reconstructions during the run"""
     probe: ProbeConfig = field(default_factory=ProbeConfig)
     log_every: int = 50
-    """steps between two records of the training loss"""
+    """steps between two records of the training metrics"""
     wandb: str | None = None
-    """Weights & Biases project that gets the metrics too; null: none does"""
+    """Weights & Biases project that also gets the metrics; null: none"""
     checkpoint_minutes: float = 5.0
     """minutes between two checkpoints"""
     checkpoints: int = 3
-    """checkpoints kept while the run lasts; where the newest is damaged, the one before takes its place"""
+    """checkpoints stored during the run; if the newest is damaged, the one before is used"""
     max_rejected: float = 0.05
-    """largest share of broken images that is put up with"""
+    """largest share of broken images that is tolerated"""
     audit: Literal["auto", "full", "light"] = "auto"
     """images opened before training; full: every one, light: those held out and a sample, auto: light above 200,000"""
     reindex: bool = False
-    """list and look through the images from the start; what was kept of earlier runs doesn't count"""
+    """list and scan the images again, without the cache of earlier runs"""
     seed: int = 0
-    """seeds every random draw"""
+    """seed of every random draw"""
     recipe: str | None = None
-    """take the other keys' defaults from pretrain/recipes: vit_tiny, vit_small, vit_base, vit_large, vit_huge; null: no"""
+    """defaults of the other keys, from pretrain/recipes: vit_tiny, vit_small, vit_base, vit_large, vit_huge; null: those here"""
 
     def __post_init__(self) -> None:
         positive = (
@@ -185,18 +185,18 @@ class PretrainConfig:
 
     @classmethod
     def resolve(cls, overrides: Sequence[str] | Mapping[str, object] = (), file: Path | None = None) -> PretrainConfig:
-        """The configuration: what the user says, over the recipe that it names."""
+        """The configuration of a user's overrides and file, with the defaults of the recipe that they name."""
         name = raw_value("recipe", overrides, file)
         return resolve(cls, overrides, file, {} if name in (None, "null") else recipe_defaults(str(name)))
 
     @property
     def sources(self) -> str:
-        """What ``data`` names, in words."""
+        """The sources of ``data``, for messages."""
         return self.data if isinstance(self.data, str) else ", ".join(self.data)
 
     @property
     def passes(self) -> int:
-        """Passes that a step is split into as far as is known before the model is there."""
+        """Passes a step is split into; 1 for auto, which is known only with the model."""
         return 1 if self.accumulate == "auto" else self.accumulate
 
     @property
@@ -205,15 +205,15 @@ class PretrainConfig:
         return self.lr if self.lr is not None else self.base_lr * self.batch_size / 256
 
     def form(self, channels: int | None = None) -> PixelFormat:
-        """What is made of the values in the files; ``channels``: those found, where the key doesn't say."""
+        """How stored values are read; ``channels``: those found in the files, used if the key is null."""
         return PixelFormat(self.channels or channels, self.value_range, background_colour(self.background))
 
     def steps(self, pool: int) -> int:
-        """Steps of the optimiser for a pool of so many images."""
+        """Optimizer steps for ``pool`` images."""
         return max(1, math.ceil(self.epochs * pool / self.batch_size))
 
     def held_out_count(self, count: int) -> int:
-        """How many of ``count`` images are kept out of training."""
+        """How many of ``count`` images are held out of training."""
         if isinstance(self.holdout, int):
             return self.holdout
         return min(1000, int(self.holdout * count))

@@ -1,4 +1,4 @@
-"""What a pretraining would do and cost, before it is run."""
+"""The dry run of a pretraining: what it would do, and what it would roughly cost."""
 
 from __future__ import annotations
 
@@ -26,13 +26,14 @@ from ..core.models.cost import (
 from ..core.models.encoder_file import ENCODER_FILE
 from ..core.models.encoder_spec import EncoderSpec, preset_spec
 from ..core.seeding import seeded_rng, stream
+from .auto_accumulate import trainable_parameters
 from .config import PretrainConfig
 from .data import check_split
 from .mae import MaskedAutoencoder, build_autoencoder
 from .masking import num_visible
 
 LOADED = 24
-"""Images that are loaded to tell how fast that is."""
+"""Images that are loaded to measure the speed of loading."""
 
 
 def plan(config: PretrainConfig) -> Plan:
@@ -91,20 +92,20 @@ def plan(config: PretrainConfig) -> Plan:
 
 
 def training_seconds_an_image(config: PretrainConfig, spec: EncoderSpec, device: torch.device) -> float:
-    """Seconds of training an image that is loaded: measured, or of large models by counting operations."""
+    """Seconds of training for one image, without loading: measured, or of large models estimated from operations."""
     measured = _measured(config, spec, device)
     return training_seconds(forward_flops(config, spec), 1, device) if measured is None else measured
 
 
 def forward_flops(config: PretrainConfig, spec: EncoderSpec) -> float:
-    """Floating-point operations on an image, forward: the encoder on what is visible, the decoder and its ends on all."""
+    """Floating-point operations of a forward pass on an image: encoder on visible patches, decoder on all."""
     visible, decoder, patches = num_visible(spec.num_patches, config.masking.ratio), config.decoder, spec.num_patches
     ends = 2 * patches * decoder.embed_dim * (spec.embed_dim + spec.channels * spec.patch_size**2)
     return encoder_flops(spec, visible) + decoder.depth * block_flops(patches + 1, decoder.embed_dim) + ends
 
 
 def _measured(config: PretrainConfig, spec: EncoderSpec, device: torch.device) -> float | None:
-    """Seconds of training an image, measured on a few steps with random pixels; None of large models."""
+    """Seconds of training for one image, measured on a few steps with random pixels; None for large models."""
     flops = forward_flops(config, spec)
     if 3 * flops > MOST_FLOPS:
         return None
@@ -112,7 +113,7 @@ def _measured(config: PretrainConfig, spec: EncoderSpec, device: torch.device) -
         model = build_autoencoder(spec, config.decoder, masks_in_encoder=config.masking.in_encoder).to(device)
         images = measured_images(flops, config.batch_size // config.passes, device)
         pixels = torch.randn(images, spec.channels, *spec.image_size, device=device)
-        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        trained = trainable_parameters(model)
         optimizer = torch.optim.AdamW(trained, fused=True)
 
         def step() -> None:
@@ -127,7 +128,7 @@ def _measured(config: PretrainConfig, spec: EncoderSpec, device: torch.device) -
 
 
 def loading_seconds(config: PretrainConfig, images: ImageSet, spec: EncoderSpec) -> float | None:
-    """Seconds of a worker to load and crop an image, measured on a few; None where none of them could be read."""
+    """Seconds that a worker takes to load and crop an image, measured on a few; None if none could be read."""
     draws = stream(config.seed, "plan").random((LOADED, 5))
     numbers = stream(config.seed, "plan", 1).integers(len(images), size=LOADED)
     began, loaded = time.perf_counter(), 0
@@ -147,6 +148,6 @@ def mae_parameters(config: PretrainConfig, spec: EncoderSpec) -> int:
 
 
 def _on_meta(config: PretrainConfig, spec: EncoderSpec) -> MaskedAutoencoder:
-    """The model without its values."""
+    """The model on the meta device: shapes without values."""
     with torch.device("meta"):
         return build_autoencoder(spec, config.decoder, masks_in_encoder=config.masking.in_encoder)

@@ -1,4 +1,4 @@
-"""Looking at a masked autoencoder: the held-out masked loss on fixed masks, pictures of reconstructions, and probes."""
+"""Evaluations of a masked autoencoder in training: held-out loss on fixed masks, reconstructions, online probes."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ PICTURE_FILE = "reconstruction.png"
 PICTURE_FOLDER = "reconstructions"
 REPORT_FILE = "summary.html"
 SHOWN = 8
-"""Images whose reconstructions are shown."""
+"""Images in a picture of reconstructions."""
 PICTURE_SIDE = 112
-"""Images smaller than this many pixels are enlarged in pictures."""
+"""Smaller images are enlarged to at least this many pixels in pictures."""
 GAP = 4
 EIGHT_BITS = (0.0, 255.0)
 STRETCH = (0.01, 0.99)
-"""Shares of an image's values that are black and white in its picture, where values aren't those of eight bits."""
+"""Quantiles of an image's values that are shown as black and as white, where values don't have 8 bits."""
 
 
 @dataclass(frozen=True)
 class Evaluator:
-    """What is looked at while ``source`` is trained on; pictures go to ``folder``, labelled images are those of the probe."""
+    """The evaluations of a run: ``labeled`` are the images of its probes; pictures are written to ``folder``."""
 
     source: Source
     folder: Path
@@ -47,35 +47,35 @@ class Evaluator:
     steps: int
 
     @property
-    def looks_at(self) -> frozenset[int]:
-        """The steps after which there is something to look at."""
-        return self._evaluated | self._probed
+    def at_steps(self) -> frozenset[int]:
+        """The steps after which there is an evaluation."""
+        return self._loss_steps | self._probe_steps
 
     @property
-    def _evaluated(self) -> frozenset[int]:
+    def _loss_steps(self) -> frozenset[int]:
         return evenly_spaced_steps(self.steps, self.source.config.evaluations)
 
     @property
-    def _probed(self) -> frozenset[int]:
+    def _probe_steps(self) -> frozenset[int]:
         return (
             evenly_spaced_steps(self.steps, self.source.config.probe.times) if self.labeled is not None else frozenset()
         )
 
-    def look(self, model: MaskedAutoencoder, step: int) -> dict[str, float]:
-        """What a model shows after ``step`` steps, as named metrics; the pictures of its reconstructions are written."""
+    def evaluate(self, model: MaskedAutoencoder, step: int) -> dict[str, float]:
+        """The metrics of a model after ``step`` steps, by name; writes the pictures of its reconstructions."""
         source, config, metrics = self.source, self.source.config, {}
-        if step in self._evaluated:
-            self._draw(model, step)
+        if step in self._loss_steps:
+            self._save_picture(model, step)
             if (count := len(source.held_out)) > 0:
                 metrics["held_out/loss"] = held_out_loss(model, source.whole, count, config)
-        if step in self._probed and self.labeled is not None:
+        if step in self._probe_steps and self.labeled is not None:
             metrics |= evaluate_probes(model, self.labeled, config.probe.kinds, self._pixels, config.seed)
         return metrics
 
     def _pixels(self, images: ImageSet, index: int) -> Pixels:
         return self.source.fitted(images, index).pixels
 
-    def _draw(self, model: MaskedAutoencoder, step: int) -> None:
+    def _save_picture(self, model: MaskedAutoencoder, step: int) -> None:
         picture = reconstruction_picture(model, self.source.shown, shown_count(self.source), self.source.config)
         pictures = self.folder / PICTURE_FOLDER
         pictures.mkdir(exist_ok=True)
@@ -85,12 +85,12 @@ class Evaluator:
 
 
 def shown_count(source: Source) -> int:
-    """How many images the pictures show."""
+    """The number of images in a picture of reconstructions."""
     return min(SHOWN, len(source.held_out) or len(source.pool))
 
 
 def fixed_noise(seed: int, count: int, masking: Masking, grid: tuple[int, int]) -> Tensor:
-    """The noise behind the held-out masks, (count, N): the same at every evaluation of a run."""
+    """The noise of the held-out masks, (count, N): the same in every evaluation of a run."""
     noise = torch.rand(count, grid[0] * grid[1], generator=torch_stream(seed, "held-out masks"))
     return masking.arrange(noise, grid)
 
@@ -111,11 +111,11 @@ def held_out_loss(
 def reconstruction_picture(
     model: MaskedAutoencoder, make: MakeSample, count: int, config: PretrainConfig
 ) -> Image.Image:
-    """A picture with a row an image: the original, what the encoder sees, and the reconstruction.
+    """A picture with a row for each image: the original, the visible patches, and the reconstruction.
 
-    Visible patches of the reconstruction are the original's. With a normalised target each hidden patch is given the
+    Visible patches of the reconstruction are the original's. With a normalised target each hidden patch gets the
     brightness and contrast of the true one, since the model does not predict them. Of more than three channels the first
-    three are shown, of two the first. Deeper values than eight bits' are stretched, alike in the whole row.
+    three are shown, of two the first. Values of more than 8 bits are rescaled by quantiles, equally in the full row.
     """
     images = next(_batches(model, make, count, count))[1]
     output = _predict(model, images, fixed_noise(config.seed, count, config.masking, model.spec.grid), config)
@@ -130,19 +130,19 @@ def reconstruction_picture(
 
 
 def picture_columns(sheet: Image.Image, rows: int) -> list[list[Image.Image]]:
-    """The tiles of a picture of ``rows`` reconstructions: the originals, what the encoder saw, the reconstructions."""
+    """The tiles of a picture of ``rows`` images: the originals, the visible patches, the reconstructions."""
     width, height = (sheet.width - 2 * GAP) // 3, (sheet.height - (rows - 1) * GAP) // rows
     corners = [[(column * (width + GAP), row * (height + GAP)) for row in range(rows)] for column in range(3)]
     return [[sheet.crop((x, y, x + width, y + height)) for x, y in column] for column in corners]
 
 
 def loading_advice(config: PretrainConfig, workers: int) -> str:
-    """What to change when the steps wait for their images."""
+    """What to change when training waits for images."""
     cores = os.cpu_count() or 1
     ways = []
     if workers == 0:
         ways.append(
-            f"workers=0: the training process itself loads them, between its steps; set workers=N (of {cores} cores)"
+            f"workers=0: the training process itself loads the images, between steps; set workers=N (of {cores} cores)"
         )
     elif workers < cores:
         ways.append(f"set more workers (now {workers}, of {cores} cores)")
@@ -150,7 +150,7 @@ def loading_advice(config: PretrainConfig, workers: int) -> str:
         ways.append(f"all {cores} cores load images already (workers={workers})")
     if workers and config.device != "cuda" and not torch.cuda.is_available() and torch.get_num_threads() > 1:
         ways.append(
-            f"leave them cores: torch trains with {torch.get_num_threads()} threads, OMP_NUM_THREADS=N gives it fewer"
+            f"leave cores to the workers: torch uses {torch.get_num_threads()} threads; OMP_NUM_THREADS=N sets fewer"
         )
     ways.append("pack the images into shards on a fast disk (maelift data pack)")
     if config.crops_per_image == 1:
@@ -163,7 +163,7 @@ def _predict(model: MaskedAutoencoder, images: Tensor, noise: Tensor, config: Pr
 
 
 def _display_range(original: Tensor, preprocessing: Preprocessing) -> tuple[Tensor, Tensor]:
-    """The values of images (B, C, H, W) that are shown as black and as white, each (B, 1, 1, 1)."""
+    """The values shown as black and as white of images (B, C, H, W), each (B, 1, 1, 1)."""
     low, high = preprocessing.value_range
     ends = original.new_tensor(preprocessing.value_range).expand(len(original), 2)
     if preprocessing.bit_depth > 8 or preprocessing.value_range != EIGHT_BITS:

@@ -1,4 +1,4 @@
-"""How well a few labels can be told by the encoder while it is pretrained; the weights that are trained never see them."""
+"""Online probes: how well a few labels are predicted from the encoder's features during pretraining."""
 
 from __future__ import annotations
 
@@ -33,30 +33,30 @@ logger = logging.getLogger("maelift")
 ProbeKind = Literal["knn", "linear", "attentive"]
 UNDERSTATES = "linear and kNN probes understate what fine-tuning makes of a masked autoencoder (paper, Sec. 4.3)"
 SPLIT_SEED = 0
-"""As transfer has it, so that the images that it tests on are not looked at here."""
+"""The same as in transfer, so that its test images are not used here."""
 BATCH = 128
 NEIGHBOURS, TEMPERATURE = 20, 0.07
 TOLERANCE = 1e-4
-"""Of the linear probe's fit; its figure is rounded by far more."""
+"""Tolerance of the linear probe's fit, far below the rounding of its accuracy."""
 VALIDATION_STRIDE = 5
-"""Every so many labelled images one is kept out while the strength of the linear probe's penalty is chosen."""
+"""Every fifth labelled image is used to choose the strength of the linear probe's penalty."""
 ATTENTIVE_STEPS, ATTENTIVE_LR = 300, 1e-3
 
 
 @dataclass(frozen=True)
 class ProbeConfig:
-    """Judging the encoder by a few labels during the run; it does not change the weights."""
+    """Evaluate the encoder on a few labels during the run; this does not change the weights."""
 
     data: str | None = None
     """labelled images, as transfer classify reads them: class folders, CSV, folder of idx files, tar shards; null: no probe"""
     labels: int = 1000
-    """labelled images that a probe learns from, as many of each class as can be; all where there are fewer"""
+    """labelled images that a probe learns from, balanced over the classes; all if there are fewer"""
     val: int = 2000
-    """validation images that it is judged on; all where there are fewer"""
+    """validation images that it is evaluated on; all if there are fewer"""
     kinds: tuple[ProbeKind, ...] = field(default=("knn", "linear"))
     """knn, linear, attentive; knn and linear understate what fine-tuning makes of MAE (paper, Sec. 4.3)"""
     times: int = 5
-    """times during the run, the last at its end"""
+    """number of evaluations during the run, the last at its end"""
     layout: ClassFolderLayout = "auto"
     """class_folders: every folder of data is a class, whatever its name; auto: folders that may be something else are refused"""
     label_column: str | tuple[str, ...] | None = None
@@ -72,21 +72,21 @@ class ProbeConfig:
 
 @dataclass(frozen=True)
 class ProbeImages:
-    """The labelled images of a run's probes: ``train`` to learn from, ``val`` to judge on; they share their classes."""
+    """The labelled images of a run's probes: ``train`` to fit, ``val`` to evaluate; they have the same classes."""
 
     train: LabeledImages
     val: LabeledImages
 
     def words(self) -> str:
-        """What figures are of, for a reader."""
+        """A description of the images, for logs and reports."""
         return (
-            f"{len(self.train):,} labels of {len(self.train.classes):,} classes, judged on {len(self.val):,} validation "
+            f"{len(self.train):,} labels of {len(self.train.classes):,} classes, evaluated on {len(self.val):,} validation "
             "images, 1 seed"
         )
 
 
 def read_probe_images(config: ProbeConfig, max_rejected: float) -> ProbeImages | None:
-    """The images of the probe that ``config`` asks for; raises DataError for data that has no labels."""
+    """The labelled images of the probe; None without ``config.data``. Raises DataError for data without labels."""
     if config.data is None:
         return None
     with keys_below("probe."):
@@ -94,15 +94,15 @@ def read_probe_images(config: ProbeConfig, max_rejected: float) -> ProbeImages |
         splits = draw_missing_splits(parts, config.data, 0.1, 0.1, SPLIT_SEED)
     train = draw_labeled(splits.train, min(config.labels, len(splits.train)), SPLIT_SEED)
     order = splits.val.label_sampling_order(SPLIT_SEED)
-    sound, contents = _readable(train, max_rejected)
+    readable, contents = _readable(train, max_rejected)
     val, others = _readable(splits.val.subset(order[: config.val]), max_rejected)
     learned = set(contents)
     apart = [number for number, content in enumerate(others) if content not in learned]
-    return ProbeImages(sound, val.subset(apart) if 0 < len(apart) < len(others) else val)
+    return ProbeImages(readable, val.subset(apart) if 0 < len(apart) < len(others) else val)
 
 
 def _readable(labeled: LabeledImages, max_rejected: float) -> tuple[LabeledImages, tuple[str, ...]]:
-    """Images without the broken ones, and the hashes of their pixels."""
+    """The images that can be read, and the hashes of their pixels."""
     _, manifest = audit(labeled.images, max_rejected, progress_logger("probe: looking through"))
     return labeled.subset(manifest.kept) if manifest.rejected else labeled, manifest.hashes
 
@@ -114,18 +114,18 @@ def evaluate_probes(
     pixels: Callable[[ImageSet, int], NDArray[np.generic]],
     seed: int,
 ) -> dict[str, float]:
-    """The share of validation images that each kind of probe puts into their class, as probe/KIND_top1_val.
+    """The top-1 accuracy of each kind of probe on the validation images, as probe/KIND_top1_val.
 
     ``pixels`` gives an image (C, H, W) as the encoder takes it. Neither the encoder nor torch's generators are changed.
     """
     tokens = "attentive" in kinds
     with torch.no_grad():
-        train = _Features.of(encoder, images.train.images, pixels, tokens)
-        val = _Features.of(encoder, images.val.images, pixels, tokens)
+        train = _FeatureBank.of(encoder, images.train.images, pixels, tokens)
+        val = _FeatureBank.of(encoder, images.val.images, pixels, tokens)
     labels, truth = torch.from_numpy(images.train.targets()), torch.from_numpy(images.val.targets())
     classes = len(images.train.classes)
     figures = {}
-    with torch.enable_grad(), seeded_rng(seed, "probe"):  # a run judges its model without gradients
+    with torch.enable_grad(), seeded_rng(seed, "probe"):  # a run evaluates its model without gradients
         for kind in kinds:
             logits = _PROBE_KINDS[kind](train, val, labels, classes, encoder)
             figures[f"probe/{kind}_top1_val"] = float((logits.argmax(dim=1).cpu() == truth).double().mean())
@@ -135,8 +135,8 @@ def evaluate_probes(
 
 
 @dataclass(frozen=True)
-class _Features:
-    """Features of images: ``pooled`` (n, D) float32 on the CPU; ``tokens`` (n, N, D) float16, where they are wanted."""
+class _FeatureBank:
+    """Features of images: ``pooled`` (n, D) float32 on the CPU; ``tokens`` (n, N, D) float16 for attentive probes."""
 
     pooled: Tensor
     tokens: Tensor | None
@@ -144,7 +144,7 @@ class _Features:
     @classmethod
     def of(
         cls, encoder: Encoder, images: ImageSet, pixels: Callable[[ImageSet, int], NDArray[np.generic]], tokens: bool
-    ) -> _Features:
+    ) -> _FeatureBank:
         found = list(_features(encoder, images, pixels))
         pooled = torch.cat([features.pooled().float().cpu() for features in found])
         return cls(pooled, torch.cat([features.tokens.half().cpu() for features in found]) if tokens else None)
@@ -159,7 +159,7 @@ def _features(
         yield encoder.forward_features(encoder.preprocessing.normalize(batch))
 
 
-def _knn(train: _Features, val: _Features, labels: Tensor, classes: int, encoder: Encoder) -> Tensor:
+def _knn(train: _FeatureBank, val: _FeatureBank, labels: Tensor, classes: int, encoder: Encoder) -> Tensor:
     model = NearestNeighbours(
         train.pooled.shape[1], classes, len(labels), k=NEIGHBOURS, temperature=TEMPERATURE, multi_label=False
     )
@@ -168,8 +168,8 @@ def _knn(train: _Features, val: _Features, labels: Tensor, classes: int, encoder
         return cast(Tensor, model(val.pooled))
 
 
-def _linear(train: _Features, val: _Features, labels: Tensor, classes: int, encoder: Encoder) -> Tensor:
-    """Logistic regression; labelled images that are kept out choose its penalty, so that validation images judge only."""
+def _linear(train: _FeatureBank, val: _FeatureBank, labels: Tensor, classes: int, encoder: Encoder) -> Tensor:
+    """Logistic regression; its penalty is chosen on some of the labelled images, never on the validation images."""
     model = LinearProbe(train.pooled.shape[1], classes).eval()
     out = torch.arange(len(labels)) % VALIDATION_STRIDE == VALIDATION_STRIDE - 1
     best = L2_GRID[0]
@@ -185,7 +185,7 @@ def _linear(train: _Features, val: _Features, labels: Tensor, classes: int, enco
         return cast(Tensor, model(val.pooled))
 
 
-def _attentive(train: _Features, val: _Features, labels: Tensor, classes: int, encoder: Encoder) -> Tensor:
+def _attentive(train: _FeatureBank, val: _FeatureBank, labels: Tensor, classes: int, encoder: Encoder) -> Tensor:
     assert train.tokens is not None and val.tokens is not None
     device, count = encoder.pos_embed.device, len(labels)
     model = AttentiveProbe(encoder.spec.embed_dim, classes, encoder.spec.num_heads).to(device)
@@ -204,7 +204,7 @@ def _attentive(train: _Features, val: _Features, labels: Tensor, classes: int, e
         return torch.cat([model(part.to(device).float()).cpu() for part in torch.split(val.tokens, BATCH)])
 
 
-_PROBE_KINDS: dict[ProbeKind, Callable[[_Features, _Features, Tensor, int, Encoder], Tensor]] = {
+_PROBE_KINDS: dict[ProbeKind, Callable[[_FeatureBank, _FeatureBank, Tensor, int, Encoder], Tensor]] = {
     "knn": _knn,
     "linear": _linear,
     "attentive": _attentive,

@@ -1,4 +1,4 @@
-"""Filling in hidden parts of images by an encoder and the decoder that it was pretrained with (MAE, Figures 2 to 4)."""
+"""Reconstruction of hidden parts of images, by an encoder and its pretraining decoder (MAE, Figures 2 to 4)."""
 
 from __future__ import annotations
 
@@ -39,28 +39,28 @@ GAP = 4
 
 @dataclass(frozen=True)
 class ReconstructConfig:
-    """Fill in hidden parts of images, and show them beside what was hidden."""
+    """Reconstruct hidden parts of images, and show them beside the originals."""
 
     encoder: str
     """encoder.safetensors of a pretraining, its decoder.safetensors beside it"""
     images: str
     """image file, folder of images (nested or flat), or idx file"""
     out: str
-    """folder for the results: a PNG an image and draw, of the image's own size, and comparisons"""
+    """folder for the results: a PNG for each image and draw, of the image's size, and comparisons"""
     mask: str | None = None
-    """picture whose white pixels are hidden, for every image, or a folder of such by the images' names; null: drawn masks"""
+    """mask image, white where pixels are hidden: one for all, or a folder of such by the images' names; null: random masks"""
     masking: Masking = field(default_factory=Masking)
     draws: int = 1
-    """drawn masks an image, each filled in by itself"""
+    """random masks for each image, each reconstructed separately"""
     keep_visible: bool = True
-    """leave visible pixels as they are; false: the encoder's image with everything that the decoder says of it"""
+    """leave visible pixels unchanged; false: the decoder's prediction everywhere, at the encoder's resolution"""
     brightness: Literal["neighbours", "truth"] = "neighbours"
-    """of hidden patches, where the decoder predicts them without (norm_pix_loss): from visible patches near by, or the hidden
-    truth itself, which is there to look at only"""
+    """brightness of hidden patches, which decoders with norm_pix_loss don't predict: interpolated from visible patches near by,
+    or that of the hidden truth, for comparison only"""
     compare: bool = True
-    """also write NAME.compare.png: the image, what the encoder saw of it, and the result"""
+    """also write NAME.compare.png: the image, its visible part, and the result"""
     seed: int = 0
-    """seeds the drawn masks"""
+    """seed of the random masks"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """where to run; auto: a GPU when there is one"""
 
@@ -68,14 +68,14 @@ class ReconstructConfig:
         if self.draws < 1:
             raise ConfigError("draws", self.draws, "1 or more")
         if self.mask is not None and self.draws > 1:
-            raise ConfigError("draws", self.draws, "1 with mask: the same mask is filled in the same way each time")
+            raise ConfigError("draws", self.draws, "1 with mask: the same mask gives the same result each time")
         if self.mask is not None and self.brightness == "truth":
-            raise ConfigError("brightness", "truth", "neighbours with mask, under which the truth isn't known")
+            raise ConfigError("brightness", "truth", "neighbours with mask: the truth under it isn't known")
 
 
 @dataclass(frozen=True)
 class ReconstructResult:
-    """Where the pictures are, how many images they are of, and how many could not be read."""
+    """Where the results are, how many images were reconstructed, and how many could not be read."""
 
     out: Path
     count: int
@@ -85,12 +85,14 @@ class ReconstructResult:
     def summary(self) -> str:
         """The result in a line or two."""
         broken = f"; {self.rejected} could not be read, see {self.out / 'rejected.csv'}" if self.rejected else ""
-        told = "" if self.brightness is None else f"\nbrightness and contrast of hidden patches: {self.brightness}"
-        return f"reconstructions of {self.count} images: {self.out}{broken}{told}"
+        brightness = (
+            "" if self.brightness is None else f"\nbrightness and contrast of hidden patches: {self.brightness}"
+        )
+        return f"reconstructions of {self.count} images: {self.out}{broken}{brightness}"
 
 
 def reconstruct(config: ReconstructConfig) -> ReconstructResult:
-    """Fill in the hidden parts of every image; a second run does only those that are missing.
+    """Reconstruct the hidden parts of every image; results that exist already are skipped.
 
     Raises MaeliftError when model, images or masks can't be read, or ``out`` holds the results of other settings.
     """
@@ -111,7 +113,7 @@ def reconstruct(config: ReconstructConfig) -> ReconstructResult:
         background_colour(model.preprocessing.background or DROPPED),
     )
     unusual: dict[str, str] = {}
-    tell = progress_logger("reconstruct")
+    progress = progress_logger("reconstruct")
     for number in range(len(images)):
         for draw in range(config.draws):
             path = out / (names[number] + (f".{draw + 1}" if config.draws > 1 else "") + ".png")
@@ -124,7 +126,7 @@ def reconstruct(config: ReconstructConfig) -> ReconstructResult:
                 unusual[images.name(number)] = "; ".join(found.decoded_notes)
                 image = to_array(stored, model.spec.channels)
                 hidden = None if masks is None else masks.of(images.name(number), (image.shape[1], image.shape[2]))
-                filled = _fill_in(config, model, image, hidden, number, draw)
+                filled = _reconstruct_image(config, model, image, hidden, number, draw)
             except DataError as error:
                 rejected.append((images.name(number), str(error)))
                 break
@@ -132,18 +134,18 @@ def reconstruct(config: ReconstructConfig) -> ReconstructResult:
             if config.compare:
                 _write(_side_by_side(filled.image, filled.seen, filled.result), compared)
             _write(_result(filled.result, gray=stored.shape[2] == 1, deep=found.bits == 16), path)
-        tell(number + 1, len(images))
+        progress(number + 1, len(images))
     for line in told_once(len(unusual), tuple(unusual.items())):
         logger.warning("reconstruct: %s", line)
     if rejected:
         write_rejected(out / "rejected.csv", rejected)
     if len(rejected) == len(images):
         raise DataError(f"images={config.images}: none of {len(images)} can be read; the first: {rejected[0][1]}")
-    return ReconstructResult(out, len(images) - len(rejected), len(rejected), _brightness_told(config, model))
+    return ReconstructResult(out, len(images) - len(rejected), len(rejected), _brightness_source(config, model))
 
 
 def plan(config: ReconstructConfig) -> Plan:
-    """What ``reconstruct`` would do; writes nothing."""
+    """The dry run of ``reconstruct``: what it would do; writes nothing."""
     model = load_autoencoder(config.encoder)
     images = _images(config)
     hidden = f"where {config.mask} is white"
@@ -154,7 +156,7 @@ def plan(config: ReconstructConfig) -> Plan:
         (
             ("images", f"{len(images)} in {config.images} (unchecked yet), {config.draws} draws each"),
             ("hidden", hidden),
-            ("brightness", _brightness_told(config, model) or "as predicted"),
+            ("brightness", _brightness_source(config, model) or "as predicted"),
             ("device", str(choose_device(config.device))),
             ("result", config.out),
         ),
@@ -163,7 +165,7 @@ def plan(config: ReconstructConfig) -> Plan:
 
 
 def load_autoencoder(encoder: str | Path) -> MaskedAutoencoder:
-    """The whole masked autoencoder of an encoder file and the decoder file beside it; raises CheckpointError."""
+    """The masked autoencoder of an encoder file and the decoder file beside it; raises CheckpointError."""
     path = Path(encoder)
     file = read_encoder(path)
     decoder = read_decoder(path.with_name(DECODER_FILE))
@@ -184,8 +186,8 @@ def load_autoencoder(encoder: str | Path) -> MaskedAutoencoder:
 
 
 @dataclass(frozen=True)
-class Filled:
-    """Arrays (C, H, W) from 0 to 255, of the image's own size: itself, what the encoder saw, and the result."""
+class Reconstruction:
+    """Arrays (C, H, W) from 0 to 255, of the image's own size: the image, its visible part, and the result."""
 
     image: NDArray[np.float32]
     seen: NDArray[np.float32]
@@ -193,15 +195,15 @@ class Filled:
 
 
 @torch.no_grad()
-def _fill_in(
+def _reconstruct_image(
     config: ReconstructConfig,
     model: MaskedAutoencoder,
     image: NDArray[np.generic],
     hidden_pixels: NDArray[np.bool_] | None,
     number: int,
     draw: int,
-) -> Filled:
-    """Fill in an image (C, H, W); ``hidden_pixels`` (H, W) of a mask picture, else a mask is drawn."""
+) -> Reconstruction:
+    """Reconstruct an image (C, H, W); ``hidden_pixels`` (H, W) are those of a mask image, None for a random mask."""
     size, grid = (image.shape[1], image.shape[2]), model.spec.grid
     if hidden_pixels is None:
         noise = torch.rand(1, model.spec.num_patches, generator=torch_stream(config.seed, "reconstruct", number, draw))
@@ -212,7 +214,7 @@ def _fill_in(
         unknown = hidden_pixels
         mask = mask_of(torch.from_numpy(_any_in_patch(unknown, grid)).reshape(1, -1))
     device = model.pos_embed.device
-    known = image if hidden_pixels is None else _without(image, hidden_pixels)
+    known = image if hidden_pixels is None else _inpainted(image, hidden_pixels)
     pixels = torch.from_numpy(_resized(known, model.spec.image_size)).to(device)
     images = model.preprocessing.normalize(pixels[None])
     moved = mask.to(device)
@@ -228,15 +230,15 @@ def _fill_in(
     seen = image.astype(np.float32).copy()
     seen[:, unknown] = (low + high) / 2
     result = np.where(unknown, whole, image).astype(np.float32) if config.keep_visible else whole
-    return Filled(
+    return Reconstruction(
         *((values - low) * np.float32(255 / (high - low)) for values in (image.astype(np.float32), seen, result))
     )
 
 
 def _brightness(config: ReconstructConfig, patches: Tensor, mask: Mask, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Mean and deviation (1, N, 1) of the patches (1, N, P): the true ones, or for hidden ones what those near by have.
+    """Mean and deviation (1, N, 1) of the patches (1, N, P): the true ones, or for hidden ones interpolated.
 
-    Near by: visible patches weighted by the inverse square of their distance.
+    Interpolation weights visible patches by the inverse square of their distance.
     """
     mean = patches.mean(dim=-1, keepdim=True)
     std = (patches.var(dim=-1, keepdim=True) + 1e-6).sqrt()
@@ -250,7 +252,7 @@ def _brightness(config: ReconstructConfig, patches: Tensor, mask: Mask, grid: tu
 
 
 class _Masks:
-    """The mask picture of each image: one for all, or those of a folder by the images' names without endings."""
+    """The mask image of each image: one for all, or those of a folder by the images' names without extension."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -298,7 +300,7 @@ def _images(config: ReconstructConfig) -> ImageSet:
 
 
 def _file_names(images: ImageSet) -> list[str]:
-    """What the results of each image are named by: its name without ending, unless another has the same."""
+    """File names of the results: the image's name without extension, unless another image has the same."""
     names = [images.name(number).replace("[", "-").replace("]", "") for number in range(len(images))]
     bare = [str(Path(name).with_suffix("")) if Path(name).suffix.lower() in SUFFIXES else name for name in names]
     counts = Counter(bare)
@@ -306,7 +308,7 @@ def _file_names(images: ImageSet) -> list[str]:
 
 
 def _check_settings(config: ReconstructConfig, out: Path) -> None:
-    """Write the settings beside the results; raise MaeliftError where there are results of others."""
+    """Write the settings beside the results; raise MaeliftError if there are results of other settings."""
     file = out / "config.yaml"
     if not file.exists():
         write_config(config, file)
@@ -318,16 +320,16 @@ def _check_settings(config: ReconstructConfig, out: Path) -> None:
         )
 
 
-def _brightness_told(config: ReconstructConfig, model: MaskedAutoencoder) -> str | None:
+def _brightness_source(config: ReconstructConfig, model: MaskedAutoencoder) -> str | None:
     if not model.norm_pix_loss:
         return None
     if config.brightness == "truth":
-        return "the hidden truth's, which the model did not predict (brightness=truth)"
-    return "estimated from visible patches near by, as the model predicts none (norm_pix_loss)"
+        return "of the hidden truth, not predicted by the model (brightness=truth)"
+    return "interpolated from visible patches near by, as the model predicts none (norm_pix_loss)"
 
 
 def _any_in_patch(hidden: NDArray[np.bool_], grid: tuple[int, int]) -> NDArray[np.bool_]:
-    """(rows, columns): whether any pixel of a patch's part of the image (H, W) is hidden."""
+    """(rows, columns): whether any pixel of a patch is hidden, of an image (H, W)."""
     rows, columns = _cells(hidden.shape[0], grid[0]), _cells(hidden.shape[1], grid[1])
     patches = np.zeros(grid, dtype=bool)
     y, x = np.nonzero(hidden)
@@ -338,12 +340,12 @@ def _any_in_patch(hidden: NDArray[np.bool_], grid: tuple[int, int]) -> NDArray[n
 
 
 def _cells(pixels: int, patches: int) -> NDArray[np.int64]:
-    """The patch that each of so many pixels in a row belongs to, (pixels,)."""
+    """The index of the patch that each of ``pixels`` pixels in a row belongs to, (pixels,)."""
     return np.minimum((np.arange(pixels) + 0.5) * patches / pixels, patches - 1).astype(np.int64)
 
 
 def _resized(image: NDArray[np.generic], size: tuple[int, int]) -> NDArray[np.float32]:
-    """An image (C, H, W) at another size (height, width), stretched where its proportions are others."""
+    """An image (C, H, W) resized to (height, width), without keeping its aspect ratio."""
     planes = (
         Image.fromarray(plane.astype(np.float32)).resize((size[1], size[0]), Image.Resampling.BICUBIC)
         for plane in image
@@ -351,8 +353,8 @@ def _resized(image: NDArray[np.generic], size: tuple[int, int]) -> NDArray[np.fl
     return np.stack([np.asarray(plane) for plane in planes]) if image.shape[1:] != size else image.astype(np.float32)
 
 
-def _without(image: NDArray[np.generic], hidden: NDArray[np.bool_]) -> NDArray[np.generic]:
-    """An image (C, H, W) whose hidden pixels (H, W) are as the nearest visible one: resizing would mix them into visible ones."""
+def _inpainted(image: NDArray[np.generic], hidden: NDArray[np.bool_]) -> NDArray[np.generic]:
+    """An image (C, H, W) with hidden pixels (H, W) set to the nearest visible one, since resizing mixes neighbours."""
     from scipy.ndimage import distance_transform_edt
 
     rows, columns = distance_transform_edt(hidden, return_distances=False, return_indices=True)
@@ -360,7 +362,7 @@ def _without(image: NDArray[np.generic], hidden: NDArray[np.bool_]) -> NDArray[n
 
 
 def _result(image: NDArray[np.float32], *, gray: bool, deep: bool) -> Image.Image:
-    """Values (C, H, W) from 0 to 255 as a picture like the image: gray where that was, of 16 bits where gray and so deep."""
+    """Values (C, H, W) from 0 to 255 as a picture: gray if the image was, with 16 bits if it was gray and had them."""
     if gray:
         image = image.mean(axis=0, keepdims=True)
     if deep and len(image) == 1:

@@ -1,4 +1,4 @@
-"""summary.html: what a pretraining was, how its losses ran and what it fills in, in one file."""
+"""The report of a pretraining, summary.html: losses, reconstructions, probes, data, events and cost in one file."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ from .online_probe import UNDERSTATES, ProbeImages
 
 LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow")
 TIMES = 6
-"""Moments of the run whose reconstructions are shown."""
+"""Evaluations whose reconstructions are shown."""
 ACROSS = 4
 """Images side by side in a picture."""
 STRIP_WIDTH = 640
-"""Pixels that a picture is at most wide."""
+"""Largest width of a picture in pixels."""
 GAP = 4
 LISTED = 50
-"""Events, and broken images, that are listed; of more, the number is told."""
+"""Events and broken images that are listed; of more, only the number is shown."""
 FALLING = 0.02
-"""Share by which the held-out loss falls over the last quarter of its evaluations from which longer training is worth a try."""
+"""Relative decrease of the held-out loss over the last quarter of evaluations at which longer training is suggested."""
 FEW_IMAGES = 10_000
 
 
@@ -51,9 +51,9 @@ def write_report(
     labeled: ProbeImages | None = None,
     seconds: float | None = None,
 ) -> Path:
-    """Write summary.html into the folder of a finished run, all at once; it needs nothing from elsewhere.
+    """Write summary.html, self-contained, into the folder of a finished run, atomically.
 
-    ``labeled``: the images of the run's probes; ``seconds`` of training in all its sittings, where they are known.
+    ``labeled``: the images of the run's probes; ``seconds`` of training over all restarts, if known.
     """
     config = source.config
     records, events = read_metrics(folder / METRICS_FILE), read_events(folder / EVENTS_FILE)
@@ -76,7 +76,7 @@ def write_report(
         broken=broken[:LISTED],
         more_broken=max(0, len(broken) - LISTED),
         costs=_cost_table(records, provenance, seconds),
-        steps_next=_next(config, folder / ENCODER_FILE),
+        next_steps=_next(config, folder / ENCODER_FILE),
         keys=keys_table(dict(flatten(public_config(to_dict(config))))),
         versions={"maelift": __version__, "python": platform.python_version(), **versions(*LIBRARIES)},
         machine=machine(),
@@ -122,29 +122,27 @@ def _unit(config: PretrainConfig) -> str:
 def _notes(
     records: Sequence[Mapping[str, float]], events: Sequence[Event], source: Source, broken: Sequence[tuple[str, str]]
 ) -> list[str]:
-    """What the reader should beware of."""
+    """Warnings for the reader."""
     notes = []
     counts = Counter(event.kind for event in events)
     if not len(source.held_out):
         notes.append(
-            "No images were held out (holdout): whether the model learnt more than its own images can't be told."
+            "No images were held out (holdout): whether the model generalises beyond its training images is unknown."
         )
     if counts["rewind"]:
         notes.append(
             f"The loss was not finite: the run went back to a checkpoint {_times(counts['rewind'])}; see Events."
         )
     elif counts["skip"]:
-        notes.append(
-            f"{counts['skip']:,} steps were skipped, as their loss or gradient was not to be trusted; see Events."
-        )
+        notes.append(f"{counts['skip']:,} steps were skipped, as their loss or gradient was out of range; see Events.")
     share = _mean(records, "data_wait_share")
     if share is not None and share > WAIT_LIMIT:
         helps = (
-            "the warnings under Events say"
+            "see the warnings under Events"
             if counts["loader"]
-            else "workers, maelift data pack, crops_per_image: that is"
+            else "more workers, maelift data pack or crops_per_image help"
         )
-        notes.append(f"{share:.0%} of the training time was spent waiting for images; {helps} what helps.")
+        notes.append(f"{share:.0%} of the training time was spent waiting for images; {helps}.")
     if broken:
         what = "image is broken and was" if len(broken) == 1 else "images are broken and were"
         notes.append(f"{len(broken):,} {what} left out; see Data.")
@@ -157,9 +155,7 @@ def _notes(
     if len(held_out) >= 8 and held_out[-1] < (1 - FALLING) * held_out[-1 - len(held_out) // 4]:
         notes.append("The held-out loss was still falling at the end: longer training (epochs) is worth a try.")
     if len(held_out) >= 4 and held_out[-1] > 1.02 * min(held_out):
-        notes.append(
-            "The held-out loss has risen again from its lowest: the images are seen too often for their number."
-        )
+        notes.append("The held-out loss has risen from its minimum: the model overfits to the images.")
     return notes
 
 
@@ -173,7 +169,7 @@ def _mean(records: Sequence[Mapping[str, float]], name: str) -> float | None:
 
 
 def _figures(records: Sequence[Mapping[str, float]], source: Source, labeled: ProbeImages | None) -> Table:
-    """The last figures: what they are of and in which unit stands in each row."""
+    """The last figures, with images and unit in each row."""
     unit, rows = _unit(source.config), []
     wanted = [
         ("held-out loss", "held_out/loss", f"{len(source.held_out):,} held-out images, fixed masks", unit, 1.0, ".4f"),
@@ -194,7 +190,7 @@ def _figures(records: Sequence[Mapping[str, float]], source: Source, labeled: Pr
 def _charts(
     records: Sequence[Mapping[str, float]], source: Source, labeled: ProbeImages | None
 ) -> list[tuple[str, str, Markup]]:
-    """The curves as (caption, what they show in words, inline SVG)."""
+    """The curves as (caption, description, inline SVG)."""
     held_out = f"; held_out/loss: {len(source.held_out):,} images, fixed masks" if len(source.held_out) else ""
     probed = "" if labeled is None else f" ({labeled.words()}; {UNDERSTATES})"
     metrics = list(dict.fromkeys(name for record in records for name in record))
@@ -206,7 +202,7 @@ def _charts(
         ("gradient", "Norm of the gradient of the whole model, before clipping", "norm", ["gradient_norm"], 1.0),
         ("speed", "Throughput of training, without evaluations", "images/s", ["images_per_second"], 1.0),
         ("wait", "Share of the training time spent waiting for images", "%", ["data_wait_share"], 100.0),
-        ("memory", "Most memory taken so far (CPU: the main process alone)", "MiB", _with(metrics, "memory/"), 1.0),
+        ("memory", "Peak memory so far (CPU: the main process alone)", "MiB", _with(metrics, "memory/"), 1.0),
     ):
         lines: list[Line] = [(name, found) for name in chosen[:LINES] if (found := points(records, name, factor))]
         if lines:
@@ -220,7 +216,7 @@ def _with(names: Sequence[str], prefix: str) -> list[str]:
 
 
 def _pictures(folder: Path, source: Source) -> list[tuple[str, str]]:
-    """Pictures as (address, caption): the originals, what the encoder saw, reconstructions from the first to the last."""
+    """Pictures as (data URL, caption): the originals, the visible patches, reconstructions from the first to the last."""
     found = {
         int(path.stem.removeprefix("step-")): path for path in sorted((folder / PICTURE_FOLDER).glob("step-*.png"))
     }
@@ -234,13 +230,13 @@ def _pictures(folder: Path, source: Source) -> list[tuple[str, str]]:
             originals, masked, rebuilt = picture_columns(file.convert("RGB"), shown_count(source))
         if not strips:
             hidden = f"{source.config.masking.ratio:.0%} hidden"
-            strips += [(_strip(originals), "The originals"), (_strip(masked), f"What the encoder sees ({hidden})")]
-        strips.append((_strip(rebuilt), f"Filled in after {step:,} steps"))
+            strips += [(_strip(originals), "The originals"), (_strip(masked), f"Visible to the encoder ({hidden})")]
+        strips.append((_strip(rebuilt), f"Reconstructed after {step:,} steps"))
     return strips
 
 
 def _strip(tiles: Sequence[Image.Image]) -> str:
-    """Tiles in rows on white, as an address that holds the picture."""
+    """Tiles in rows on white, as a data URL."""
     across = min(ACROSS, len(tiles))
     width, height = tiles[0].size
     scale = min(1.0, (STRIP_WIDTH - (across - 1) * GAP) / (across * width))
@@ -257,13 +253,13 @@ def _strip(tiles: Sequence[Image.Image]) -> str:
 
 
 def _shown(source: Source) -> str:
-    """What the pictures are of."""
+    """A description of the pictures."""
     which = f"{shown_count(source)} images that were never trained on"
     if not len(source.held_out):
         which = f"{shown_count(source)} of the images that were trained on, as none were held out"
     text = f"{which}, the same masks each time. Visible patches are the original's."
     if source.config.norm_pix_loss:
-        text += " Each hidden patch is given the true one's brightness and contrast, which the model does not predict."
+        text += " Each hidden patch gets the brightness and contrast of the true one, which the model does not predict."
     if source.channels not in (1, 3):
         text += (
             f" Of {source.channels} channels {'the first three are' if source.channels > 3 else 'the first is'} shown."
@@ -276,11 +272,11 @@ def _event_table(events: Sequence[Event]) -> Table | None:
         return None
     more = f" (the last {LISTED} of {len(events):,}; all are in {EVENTS_FILE})" if len(events) > LISTED else ""
     rows = tuple((f"{event.step:,}", event.kind, event.text) for event in events[-LISTED:])
-    return Table(f"What happened beside the steps{more}", ("after step", "kind", "what"), rows)
+    return Table(f"Events{more}", ("after step", "kind", "what"), rows)
 
 
 def _broken_images(folder: Path) -> list[tuple[str, str]]:
-    """The images that were left out, before training or in it, with the reasons."""
+    """The images that were left out, before or during training, with the reasons."""
     found: dict[str, str] = {}
     for name in ("rejected.csv", "quarantine.csv"):
         path = folder / name
@@ -306,7 +302,7 @@ def _cost_table(records: Sequence[Mapping[str, float]], provenance: Provenance, 
     hours = provenance.gpu_hours if on_gpu else provenance.cpu_hours
     rows = [(f"{'GPU' if on_gpu else 'CPU'} hours, over all processes", f"{hours:.3f}")]
     if seconds is not None:
-        rows.insert(0, ("time, evaluations among it", duration(seconds)))
+        rows.insert(0, ("time, with evaluations", duration(seconds)))
     for title, name, factor, unit in (
         ("throughput of training, mean", "images_per_second", 1.0, "images/s"),
         ("time waiting for images, mean", "data_wait_share", 100.0, "%"),
@@ -315,12 +311,12 @@ def _cost_table(records: Sequence[Mapping[str, float]], provenance: Provenance, 
             rows.append((f"{title} ({unit})", f"{factor * mean:,.1f}"))
     for title, name in (("main process", "memory/cpu_peak_mib"), ("GPU", "memory/cuda_peak_mib")):
         if (peak := max((value for _, value in points(records, name)), default=None)) is not None:
-            rows.append((f"most memory, {title} (MiB)", f"{peak:,.0f}"))
-    return Table("What it took", ("what", "value"), tuple(rows))
+            rows.append((f"peak memory, {title} (MiB)", f"{peak:,.0f}"))
+    return Table("Cost", ("what", "value"), tuple(rows))
 
 
 def _next(config: PretrainConfig, encoder: Path) -> list[tuple[str, str]]:
-    """What to do next: in words, and as a command, to be given in the folder that the run's folder is in."""
+    """Next steps as (description, command), for the folder that the run's folder is in."""
     if encoder.is_absolute():
         encoder = Path(encoder.parent.name) / encoder.name
     file = shlex.quote(f"encoder={encoder}")
@@ -328,7 +324,7 @@ def _next(config: PretrainConfig, encoder: Path) -> list[tuple[str, str]]:
         ("Train a classifier on labelled images", f"maelift transfer classify {file} data=LABELLED_FOLDER out=FOLDER"),
         ("Train a detector", f"maelift transfer detect {file} data=COCO_FOLDER out=FOLDER"),
         ("Train a segmentor", f"maelift transfer segment {file} data=MASKS_FOLDER out=FOLDER"),
-        ("Fill in hidden parts of your own images", f"maelift reconstruct {file} images=IMAGES out=FOLDER"),
+        ("Reconstruct hidden parts of your own images", f"maelift reconstruct {file} images=IMAGES out=FOLDER"),
         ("Load it in another framework", f"maelift export {shlex.quote(str(encoder))} --to timm out=FOLDER"),
-        ("Learn whether pretraining was worth it, with error bars", "maelift bench SUITE.yaml out=FOLDER"),
+        ("Measure whether pretraining helps, with error bars", "maelift bench SUITE.yaml out=FOLDER"),
     ]

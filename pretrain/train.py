@@ -1,4 +1,4 @@
-"""Pretraining: a folder of images in, an encoder file out (MAE, Appendix A.1, Table 8)."""
+"""The pretraining run: images in, an encoder file, checkpoints and a report out (MAE, Appendix A.1, Table 8)."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ logger = logging.getLogger("maelift")
 
 @dataclass(frozen=True)
 class PretrainResult:
-    """What pretraining leaves: ``encoder`` is the file, losses are means over the images named."""
+    """The result of a pretraining: ``encoder`` is the file; the loss is the mean over the held-out images."""
 
     encoder: Path
     steps: int
@@ -63,7 +63,7 @@ class PretrainResult:
     held_out_loss: float | None
     held_out_images: int
     seconds: float | None
-    """that training took, in all its sittings; None where it was done before"""
+    """of training, over all restarts; None if the run was complete already"""
 
     def summary(self) -> str:
         """The result in a few lines."""
@@ -81,7 +81,7 @@ class PretrainResult:
 
 
 def pretrain_or_submit(config: PretrainConfig) -> PretrainResult | Submitted:
-    """What the command does: ``pretrain``, or with launch=slurm hand that to SLURM."""
+    """The command: ``pretrain`` here, or with launch=slurm as a SLURM job."""
     if config.launch == "here":
         return pretrain(config)
     check_split(config, len(find_sources(config.data)), config.slurm.processes)
@@ -95,7 +95,7 @@ def pretrain_or_submit(config: PretrainConfig) -> PretrainResult | Submitted:
 
 
 def _resolved(data: str | tuple[str, ...]) -> str | list[str]:
-    """Sources by absolute paths: a job may begin in another folder."""
+    """Sources by absolute paths: a job may start in another folder."""
     return str(Path(data).absolute()) if isinstance(data, str) else [str(Path(part).absolute()) for part in data]
 
 
@@ -110,34 +110,34 @@ def pretrain(
     preprocessing: Preprocessing | None = None,
     listener: ProgressListener | None = None,
 ) -> PretrainResult:
-    """Pretrain as ``config`` says, or go on where the same run was stopped; under torchrun, on all its processes.
+    """Pretrain by ``config``, or resume the same run; under torchrun, on all its processes.
 
-    ``images`` take the place of those found in ``config.data``, ``preprocessing`` that of the statistics which the
-    configuration names. ``listener`` hears of progress in place of the terminal. Raises MaeliftError for what a user
-    can mend, Interrupted when asked to stop.
+    ``images`` replace those in ``config.data``; ``preprocessing`` replaces the statistics that the configuration names.
+    ``listener`` gets the progress instead of the terminal. Raises MaeliftError for errors that a user can fix, Interrupted
+    when asked to stop.
     """
-    with Ranks.here(config.device) as ranks, ExitStack() as held:
-        beginning = read_init_weights(config)
+    with Ranks.here(config.device) as ranks, ExitStack() as stack:
+        init = read_init_weights(config)
         images = images if images is not None else find_pool(config, ranks)
         check_split(config, len(images), ranks.world_size)
         if config.wandb is not None:
             require("wandb")
         labeled = read_probe_images(config.probe, config.max_rejected)
-        folder = held.enter_context(RunFolder.open(output_folder(config.out), config, ranks))
+        folder = stack.enter_context(RunFolder.open(output_folder(config.out), config, ranks))
         source = read_source(config, images, folder.path, ranks)
-        folder.check_data(source.manifest.digest, ranks, None if beginning is None else beginning.digest)
+        folder.check_data(source.manifest.digest, ranks, None if init is None else init.digest)
         done = folder.path / ENCODER_FILE
         if done.exists():
-            logger.info("pretrain: %s is there already; nothing was done again", done)
-            Checkpoints(folder.checkpoints, ranks).remove()  # left by a kill between the two
-            if ranks.is_main and not (folder.path / REPORT_FILE).exists():  # it was killed between the two
-                _summarise(folder.path, source, labeled)
+            logger.info("pretrain: %s exists already: the run is complete", done)
+            Checkpoints(folder.checkpoints, ranks).remove()  # left if the run was killed between the two
+            if ranks.is_main and not (folder.path / REPORT_FILE).exists():  # the run was killed between the two
+                _write_report(folder.path, source, labeled)
             return _result(folder.path, source, config)
-        state, batches, schedule = _prepare(config, source, beginning, preprocessing, ranks, folder.path)
+        state, batches, schedule = _prepare(config, source, init, preprocessing, ranks, folder.path)
         checkpoints = Checkpoints(folder.checkpoints, ranks, config.checkpoints)
         if state.load(checkpoints):
-            logger.info("pretrain: going on from step %d of %d", state.step, schedule.steps)
-        monitor = Evaluator(source, folder.path, labeled, schedule.steps)
+            logger.info("pretrain: resuming from step %d of %d", state.step, schedule.steps)
+        evaluator = Evaluator(source, folder.path, labeled, schedule.steps)
         with Tracker(
             folder.path,
             "pretrain",
@@ -154,14 +154,14 @@ def pretrain(
             train(
                 state,
                 batches,
-                lambda wrapped, batch: _objective(wrapped, batch, state.model, config),
+                lambda wrapped, batch: _loss(wrapped, batch, state.model, config),
                 schedule,
                 seed=config.seed,
                 ranks=ranks,
                 tracker=tracker,
                 callbacks=Callbacks(
-                    evaluate=monitor.look,
-                    evaluate_at=monitor.looks_at,
+                    evaluate=evaluator.evaluate,
+                    evaluate_at=evaluator.at_steps,
                     checkpoints=checkpoints,
                     checkpoint_seconds=60 * config.checkpoint_minutes,
                     log_every=config.log_every,
@@ -173,14 +173,14 @@ def pretrain(
             )
         model = state.eval_model()
         if ranks.is_main:
-            _save(model, config, source, beginning, schedule, state, ranks, done)
-            _summarise(folder.path, source, labeled, state.seconds)
+            _save(model, config, source, init, schedule, state, ranks, done)
+            _write_report(folder.path, source, labeled, state.seconds)
         checkpoints.remove()
         return _result(folder.path, source, config, state.seconds)
 
 
-def _objective(wrapped: nn.Module, batch: Batch, model: MaskedAutoencoder, config: PretrainConfig) -> torch.Tensor:
-    """The masked loss; the noise of the global batch belongs to (seed, step), so any split of it sees the same masks."""
+def _loss(wrapped: nn.Module, batch: Batch, model: MaskedAutoencoder, config: PretrainConfig) -> torch.Tensor:
+    """The masked loss; the noise of the global batch depends on (seed, step) alone, so that any split has the same masks."""
     generator = torch_stream(config.seed, "masks", batch.step)
     noise = torch.rand(config.batch_size, model.spec.num_patches, generator=generator)[slice(*batch.rows)]
     images = model.preprocessing.normalize(batch.pixels)
@@ -192,7 +192,7 @@ def _objective(wrapped: nn.Module, batch: Batch, model: MaskedAutoencoder, confi
 def _prepare(
     config: PretrainConfig,
     source: Source,
-    beginning: InitWeights | None,
+    init: InitWeights | None,
     preprocessing: Preprocessing | None,
     ranks: Ranks,
     folder: Path,
@@ -200,8 +200,8 @@ def _prepare(
     spec = preset_spec(
         config.model, image_size=config.image_size, patch_size=config.patch_size, channels=source.channels
     )
-    if preprocessing is None and beginning is not None and config.statistics == "auto":
-        preprocessing = beginning.preprocessing(source.channels, config.value_range)
+    if preprocessing is None and init is not None and config.statistics == "auto":
+        preprocessing = init.preprocessing(source.channels, config.value_range)
     preprocessing = preprocessing or data_preprocessing(config, source)
     with seeded_rng(config.seed, "weights"):
         model = build_autoencoder(
@@ -211,8 +211,8 @@ def _prepare(
             masks_in_encoder=config.masking.in_encoder,
             preprocessing=preprocessing,
         )
-    if beginning is not None:
-        for note in load_init_weights(model, beginning):
+    if init is not None:
+        for note in load_init_weights(model, init):
             logger.info("pretrain: %s: %s", config.init, note)
     model.to(ranks.device)
     average = None if config.ema_decay is None else WeightAverage(model, config.ema_decay)
@@ -238,7 +238,7 @@ def _prepare(
     )
     optimizer = torch.optim.AdamW(groups, lr=config.peak_lr, betas=config.betas, fused=True)
     batches = Batches(
-        _order(config, source.pool),
+        _sampler(config, source.pool),
         source.crops,
         draws=CROP_DRAWS,
         ranks=ranks,
@@ -250,8 +250,8 @@ def _prepare(
     return State(model, optimizer, average, unsharded), batches, schedule
 
 
-def _order(config: PretrainConfig, pool: ImageSet) -> Sampler:
-    """Which images come in which step."""
+def _sampler(config: PretrainConfig, pool: ImageSet) -> Sampler:
+    """The order of the images."""
     images = config.batch_size // config.crops_per_image
     if config.mix is None or not isinstance(pool, ConcatImages):
         return Sampler(len(pool), images, config.seed)
@@ -262,7 +262,7 @@ def _save(
     model: MaskedAutoencoder,
     config: PretrainConfig,
     source: Source,
-    beginning: InitWeights | None,
+    init: InitWeights | None,
     schedule: Schedule,
     state: State[MaskedAutoencoder],
     ranks: Ranks,
@@ -279,12 +279,12 @@ def _save(
         cpu_hours=0.0 if on_gpu else round(hours, 6),
         gpu_hours=round(hours, 6) if on_gpu else 0.0,
         data_manifest=source.manifest.digest,
-        parent=None if beginning is None else beginning.parent,
-        licence=None if beginning is None else beginning.file.provenance.licence,
+        parent=None if init is None else init.parent,
+        licence=None if init is None else init.file.provenance.licence,
         tool_version=__version__,
     )
     encoder = model.encoder().cpu()
-    # The encoder file says that a run is done, so the decoder goes first.
+    # The encoder file marks a run as complete, so the decoder is written first.
     save_decoder(
         DecoderFile(
             state=model.decoder_state(),
@@ -298,9 +298,9 @@ def _save(
     save_encoder(encoder, path, provenance)
 
 
-def _summarise(folder: Path, source: Source, labeled: ProbeImages | None, seconds: float | None = None) -> None:
-    """Write the page of a finished run; ``seconds`` of training in all its sittings, where they are known."""
-    from .report import write_report  # it draws charts, which nothing else here needs
+def _write_report(folder: Path, source: Source, labeled: ProbeImages | None, seconds: float | None = None) -> None:
+    """Write the report of a finished run; ``seconds`` of training over all restarts, if known."""
+    from .report import write_report  # it draws charts: a slow import that nothing else here needs
 
     write_report(folder, source, read_encoder(folder / ENCODER_FILE).provenance, labeled, seconds)
 

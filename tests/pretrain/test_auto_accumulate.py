@@ -10,7 +10,7 @@ from maelift.core.config import resolve
 from maelift.core.distributed import Ranks
 from maelift.core.errors import ConfigError, MaeliftError
 from maelift.core.models.encoder_spec import preset_spec
-from maelift.pretrain.auto_accumulate import _fits, auto_accumulate, fewest_microbatches
+from maelift.pretrain.auto_accumulate import _fits, auto_accumulate, fewest_passes
 from maelift.pretrain.config import PretrainConfig
 from maelift.pretrain.mae import LossOutput, MaskedAutoencoder
 from maelift.tests.support import TINY, one_line_error, run_maelift, write_images
@@ -41,7 +41,7 @@ def test_the_fewest_passes_that_fit_are_found_and_nothing_is_left_behind() -> No
     model = cramped()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     state = torch.get_rng_state()
-    assert fewest_microbatches(24, lambda images: _fits(model, images, CONFIG, CPU.device), CPU) == 6
+    assert fewest_passes(24, lambda images: _fits(model, images, CONFIG, CPU.device), CPU) == 6
     assert all(parameter.grad is None for parameter in model.parameters())
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), state)
@@ -49,12 +49,12 @@ def test_the_fewest_passes_that_fit_are_found_and_nothing_is_left_behind() -> No
 
 @pytest.mark.parametrize(("share", "room", "passes"), [(7, 7, 1), (7, 6, 7), (12, 4, 3), (12, 5, 3), (1, 1, 1)])
 def test_passes_are_of_equal_size(share: int, room: int, passes: int) -> None:
-    assert fewest_microbatches(share, lambda images: images <= room, CPU) == passes
+    assert fewest_passes(share, lambda images: images <= room, CPU) == passes
 
 
 def test_where_nothing_fits_it_is_said() -> None:
     with pytest.raises(MaeliftError, match="not even a single image fits"):
-        fewest_microbatches(4, lambda images: False, CPU)
+        fewest_passes(4, lambda images: False, CPU)
 
 
 def test_a_cpu_makes_one_pass() -> None:

@@ -146,7 +146,7 @@ def test_a_dead_process_ends_the_others_soon_and_the_run_goes_on(data: Path, tmp
     assert not any(child.is_running() for child in workers)
     again = subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True)
     assert again.stderr is not None
-    assert any("going on from step" in line for line in again.stderr)
+    assert any("resuming from step" in line for line in again.stderr)
     again.send_signal(signal.SIGTERM)
     again.communicate(timeout=60)
 

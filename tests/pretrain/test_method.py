@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
+from maelift.core.config_keys import describe
 from maelift.core.errors import ConfigError, MaeliftError
 from maelift.core.models.decoder_file import read_decoder
 from maelift.core.models.encoder_file import read_encoder
@@ -18,8 +20,8 @@ from maelift.pretrain.mae import (
     MaskedAutoencoder,
     autoencoder_from_state_dict,
 )
-from maelift.pretrain.masking import Masking, random_mask
-from maelift.tests.support import TINY, one_line_error, run_maelift
+from maelift.pretrain.masking import STRATEGIES, Masking, StrategyName, random_mask
+from maelift.tests.support import ROOT, TINY, one_line_error, run_maelift
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
@@ -53,8 +55,16 @@ def test_a_grid_keeps_one_of_every_four() -> None:
     assert (fours == 1).all()
     with pytest.raises(ConfigError, match=r"0.75 with strategy=grid"):
         Masking("grid", 0.5)
-    with pytest.raises(ConfigError, match="7×7 patches don't make fours"):
+    with pytest.raises(ConfigError, match="7×7 patches don't divide into 2×2"):
         Masking("grid").check_grid((7, 7))
+
+
+def test_every_strategy_is_a_choice_of_the_key_and_in_its_help_and_the_docs() -> None:
+    assert get_args(StrategyName) == tuple(STRATEGIES)
+    texts = {entry.key: entry.help for entry in describe(Masking)}
+    page = (ROOT / "docs" / "pretraining.md").read_text()
+    for name in STRATEGIES:
+        assert f"{name}: " in texts["strategy"] and f"`{name}`" in page
 
 
 def test_blocks_hang_together() -> None:

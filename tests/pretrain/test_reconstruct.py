@@ -41,7 +41,7 @@ def test_only_what_a_mask_hides_changes(encoder: Path, tmp_path: Path) -> None:
         f"out={tmp_path / 'out'}",
     ]
     done = run_maelift("reconstruct", *words)
-    assert done.returncode == 0 and "estimated from visible patches" in done.stdout, done.stderr
+    assert done.returncode == 0 and "interpolated from visible patches" in done.stdout, done.stderr
     found, original = pixels(tmp_path / "out" / "sub" / "a.png"), np.asarray(image)
     assert found.shape == (30, 52, 3) and np.array_equal(found[hidden == 0], original[hidden == 0])
     inside = np.abs(found[hidden > 0].astype(int) - original[hidden > 0])

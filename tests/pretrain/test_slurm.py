@@ -99,7 +99,7 @@ def test_a_job_that_is_told_to_stop_is_queued_again_and_ends_with_the_same_bits(
         subprocess.run(["scontrol", *request], env=slurm, capture_output=True)
     wait_for("the encoder", lambda: (out / "encoder.safetensors").exists(), log, seconds=240)
     said = log.read_text()
-    assert "saved. The same command goes on from there" in said and "going on from step" in said, said
+    assert "saved. The same command goes on from there" in said and "resuming from step" in said, said
     expected, found = (load_file(run / "encoder.safetensors") for run in (whole, out))
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 

@@ -80,7 +80,7 @@ def test_images_in_encoder_out(image_folder: Path, tmp_path: Path) -> None:
     assert decoder.encoder == file.content_hash and decoder.norm_pix_loss and decoder.num_heads == 2
     assert decoder.state["mask_token"].shape == (1, 1, 16) and not set(decoder.state) & set(weights(out))
     again = run_maelift("pretrain", f"data={image_folder}", f"out={out}", *TINY, "epochs=8")
-    assert again.returncode == 0 and "nothing was done again" in again.stderr
+    assert again.returncode == 0 and "the run is complete" in again.stderr
     other = run_maelift("pretrain", f"data={image_folder}", f"out={out}", *TINY, "epochs=9")
     one_line_error(other, "another configuration", "epochs: 8 -> 9")
     write_images(tmp_path / "others", 40, first=100)
@@ -102,7 +102,7 @@ def test_a_stopped_run_says_how_to_go_on_and_ends_as_if_it_never_stopped(
     assert process.returncode == 128 + number, said
     assert "The same command goes on from there" in said and "Traceback" not in said
     assert has_checkpoint(stopped) and not (stopped / "encoder.safetensors").exists()
-    assert "going on from step" in pretrained(image_folder, stopped, "epochs=60")
+    assert "resuming from step" in pretrained(image_folder, stopped, "epochs=60")
     assert same(weights(whole), weights(stopped))
     steps = [record["step"] for record in read_metrics(stopped / "metrics.jsonl") if "held_out/loss" in record]
     assert len(steps) == len(set(steps)) == 2
