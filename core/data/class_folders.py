@@ -1,4 +1,4 @@
-"""Which folders of images are splits, which are classes, and what speaks against their being classes."""
+"""Which folders of images are splits and which are classes, with evidence against their being classes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .folder_names import IMAGE_FOLDERS, UNSORTED_FOLDERS, split_folders, split_
 from .format_evidence import FormatEvidence
 
 _PRETRAIN_ADVICE = (
-    "If they are images without labels, maelift pretrain takes them (task=pretrain in maelift data check; unlabelled= in "
+    "If they are images without labels, maelift pretrain reads them (task=pretrain in maelift data check; unlabelled= in "
     "maelift init)."
 )
 
@@ -56,14 +56,14 @@ _NOT_CLASS_PATTERNS: Mapping[str, re.Pattern[str]] = {
         "|".join(sorted(IMAGE_FOLDERS | {"camera", "all", "data", "dataset", "download"})), re.IGNORECASE
     ),
 }
-"""What folders are named after that are hardly classes."""
+"""Patterns of folder names that are unlikely to be classes, by what they are."""
 
 
 @dataclass(frozen=True)
 class ClassLayout:
-    """How class folders lie in a folder: for each split the folder that they are in, "" for the folder itself.
+    """The layout of class folders: the folder of each split, "" for the data folder itself.
 
-    ``left_out`` are folders of images that are neither a class nor a split, with the reason; ``doubts`` what speaks against
+    ``left_out`` are folders of images that are neither a class nor a split, with the reason; ``doubts`` is evidence against
     these folders being classes.
     """
 
@@ -73,13 +73,13 @@ class ClassLayout:
 
 
 def class_layout(data: Path, names: Sequence[str]) -> ClassLayout:
-    """Which folders are splits, which are classes, and which neither; ``names`` are the images' paths below ``data``."""
+    """Which folders are splits, classes or neither; ``names`` are the images' paths below ``data``."""
     tops: dict[str, list[str]] = defaultdict(list)
     for name in names:
         top, slash, rest = name.partition("/")
         if slash:
             tops[top].append(rest)
-    split_folders(data)  # refuses two of one split
+    split_folders(data)  # raises for two of one split
     splits = {split: top for top in tops if (split := split_of(top)) is not None}
     others = sorted(top for top in tops if split_of(top) is None)
     if not splits:
@@ -91,17 +91,17 @@ def class_layout(data: Path, names: Sequence[str]) -> ClassLayout:
         if len(splits) == 1 and len(others) > 1:
             top = splits["train"]
             return _undecided_layout(
-                data, f"{top}/ lies beside {list_folders(others)}, and all hold images: a split or a class?", top
+                data, f"{top}/ is next to {list_folders(others)}, and all hold images: a split or a class?", top
             )
-        left_out = {top: f"{len(tops[top]):,} images, no split by its name" for top in others}
+        left_out = {top: f"{len(tops[top]):,} images, not named as a split" for top in others}
         found = _split_layout(data, tops, splits, flat)
         return ClassLayout(found.splits, {**left_out, **found.left_out}, found.doubts)
     if set(flat) == set(splits) == {"train"}:
-        return ClassLayout({"train": ""})  # a class of that name, such as a vehicle's
+        return ClassLayout({"train": ""})  # a class of that name, such as the vehicle
     if "train" in splits:
         there = list_folders(list(splits.values()))
         return _undecided_layout(
-            data, f"{there} lie beside {list_folders(others)}, and hold no class folders: splits or classes?", ""
+            data, f"{there} are next to {list_folders(others)}, and hold no class folders: splits or classes?", ""
         )
     classes = set(others)
     parts = {"train": ""}
@@ -112,7 +112,7 @@ def class_layout(data: Path, names: Sequence[str]) -> ClassLayout:
         elif split in flat or _is_generic(_class_names(tops[top])):
             left_out[top] = f"{len(tops[top]):,} images without labels: neither a class nor a {split} split"
         else:
-            where = f"{top}/ lies beside {list_folders(others)}, with other folders in it: a split or a class?"
+            where = f"{top}/ is next to {list_folders(others)}, with other folders in it: a split or a class?"
             return _undecided_layout(data, where, top)
     return ClassLayout(parts, left_out, _doubts_of_classes(data, {top: tops[top] for top in others}))
 
@@ -120,12 +120,14 @@ def class_layout(data: Path, names: Sequence[str]) -> ClassLayout:
 def _split_layout(
     data: Path, tops: Mapping[str, Sequence[str]], splits: Mapping[str, str], flat: Mapping[str, str]
 ) -> ClassLayout:
-    """The layout of folders that are named as splits."""
+    """The layout of folders that are named after splits."""
     if set(flat) == set(splits):
-        evidence = f"{list_folders(list(splits.values()))} hold{'s' if len(splits) == 1 else ''} images in no folder of a class"
+        evidence = (
+            f"{list_folders(list(splits.values()))} hold{'s' if len(splits) == 1 else ''} images in no class folder"
+        )
         return ClassLayout({}, doubts=(FormatEvidence("unlabelled", evidence),))
     if "train" in flat:
-        left = f"{flat['train']}/ holds images in no folder of a class"
+        left = f"{flat['train']}/ holds images in no class folder"
         advice = f"Put them into {flat['train']}/CLASS/, or into a table path,label (data=labels.csv)."
         return ClassLayout({}, doubts=(FormatEvidence("unlabelled", left, False, advice),))
     known = set(_class_names(tops[splits["train"]])) if "train" in splits else set()
@@ -153,7 +155,7 @@ def _by_top_folder(names: Sequence[str]) -> Iterable[tuple[str, list[tuple[str, 
 
 
 def _class_names(names: Sequence[str]) -> list[str]:
-    """The folders that images lie in, by their paths within a split; none where most lie in no folder."""
+    """The folders of a split's images, by their paths in the split; none where most images are in no folder."""
     folders = [name.split("/", 1)[0] for name in names if "/" in name]
     return sorted(set(folders)) if 2 * len(folders) > len(names) else []
 
@@ -171,7 +173,7 @@ def _undecided_layout(data: Path, evidence: str, top: str) -> ClassLayout:
 
 
 def _doubts_of_classes(data: Path, tops: Mapping[str, Sequence[str]]) -> tuple[FormatEvidence, ...]:
-    """What speaks against folders of images, each with the images' paths below it, being classes."""
+    """Evidence against folders of images being classes; ``tops`` are the images' paths below each folder."""
     folders = sorted(tops)
     if len(folders) == 1:
         return _doubts_of_single(data, folders[0], tops[folders[0]])
@@ -184,7 +186,7 @@ def _doubts_of_classes(data: Path, tops: Mapping[str, Sequence[str]]) -> tuple[F
                 f"the folders {list_folders(folders)} hold splits ({list_folders(inner)})",
                 False,
                 f"Expected SPLIT/CLASS, not CLASS/SPLIT. Move {folders[0]}/{inner[0]} to {inner[0]}/{folders[0]} and so on, "
-                "or give layout=class_folders to take all images of a class together.",
+                "or give layout=class_folders to merge all images of a class.",
             ),
         )
     for what, pattern in _NOT_CLASS_PATTERNS.items():
@@ -212,7 +214,7 @@ def _doubts_of_classes(data: Path, tops: Mapping[str, Sequence[str]]) -> tuple[F
 
 
 def _shared_folders(tops: Mapping[str, Sequence[str]]) -> list[str]:
-    """Folders that all folders have in them, as DOMAIN/CLASS and DOMAIN/images/CLASS have; none where most differ."""
+    """Subfolders that all folders have, as in DOMAIN/CLASS and DOMAIN/images/CLASS; none where most differ."""
     inside = [set(_class_names(names)) for names in tops.values()]
     if not inside:
         return []
@@ -237,7 +239,7 @@ def _not_classes(folders: Sequence[str], how: str) -> FormatEvidence:
 
 
 def _doubts_of_single(data: Path, folder: str, names: Sequence[str]) -> tuple[FormatEvidence, ...]:
-    """A folder of images that is alone."""
+    """Evidence against the only folder of images being a class."""
     below = _class_names(names)
     inside = {name: [rest for _, _, rest in rows] for name, rows in _by_top_folder(names)}
     if len(below) > 1 and (doubts := _doubts_of_classes(data / folder, inside)):
@@ -249,7 +251,7 @@ def _doubts_of_single(data: Path, folder: str, names: Sequence[str]) -> tuple[Fo
         advice = f"Give {quoted(f'data={data / folder}')} if {list_folders(below)} are the classes."
         return (FormatEvidence("class_folders", f"a single class folder ({folder}) with folders in it", False, advice),)
     if folder.lower() in UNSORTED_FOLDERS:
-        return (FormatEvidence("unlabelled", f"images lie in {folder}/ alone"),)
+        return (FormatEvidence("unlabelled", f"all images are in {folder}/"),)
     advice = (
         "Expected at least two for classification. If they are images without labels, maelift pretrain takes them "
         "(task=pretrain in maelift data check)."
@@ -258,6 +260,6 @@ def _doubts_of_single(data: Path, folder: str, names: Sequence[str]) -> tuple[Fo
 
 
 def list_folders(names: Sequence[str], most: int = 5) -> str:
-    """Names of folders, the first of them where there are many."""
+    """Names of folders in words, shortened where there are many."""
     shown = ", ".join(f"{name}/" for name in names[:most])
     return shown if len(names) <= most else f"{shown} … ({len(names)})"

@@ -1,4 +1,4 @@
-"""Lists of the classes of masks: names with values or colours, as people and annotation tools write them."""
+"""Class lists of masks: names with values or colours, in the formats of common annotation tools."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from ..errors import DataError
 from ..files import read_regular
 
 NUM_MASK_VALUES = 2**16
-"""A mask has 8 or 16 bits."""
+"""Values that a mask of 16 bits can have."""
 UNKNOWN_COLOUR = NUM_MASK_VALUES - 1
 """The value of a pixel whose colour isn't listed."""
 MAX_BYTES = 2**22
-"""Bytes of a list of classes."""
+"""Largest file of a class list, in bytes."""
 
 COLOUR_FILES = (
     "colors.csv",
@@ -32,7 +32,7 @@ COLOUR_FILES = (
     "labelmap.txt",
     "label_colors.txt",
 )
-"""Lists of names with colours: one's own, CamVid's on Kaggle, CVAT's, CamVid's own."""
+"""Files of names with colours: users' own, CamVid's on Kaggle, CVAT's, CamVid's."""
 
 HEX = re.compile(r"^(?P<name>.*?)[\s,;:=]+#(?P<hex>[0-9a-fA-F]{6})$")
 RGB_LAST = re.compile(
@@ -68,7 +68,7 @@ class ColourTable:
 
 @dataclass(frozen=True)
 class ClassList:
-    """The classes that a file lists: names by value, in the file's order, and their colours where it has some."""
+    """The classes of a file: names by value, in the file's order, and their colours, if any."""
 
     path: Path
     names: dict[int, str]
@@ -76,9 +76,9 @@ class ClassList:
 
 
 def read_class_list(root: Path) -> ClassList | None:
-    """The classes that classes.txt, classes.json or one of ``COLOUR_FILES`` lists; None where there is none of these.
+    """The classes that classes.txt, classes.json or one of ``COLOUR_FILES`` lists; None without such a file.
 
-    Where classes.txt names classes without colours, a list of colours for the same names gives them theirs. Raises DataError.
+    Where classes.txt has no colours, those of a file with the same names are used. Raises DataError.
     """
     text, structured = root / "classes.txt", root / "classes.json"
     listed = _from_text(text) if text.is_file() else _from_json(structured) if structured.is_file() else None
@@ -98,17 +98,17 @@ def read_class_list(root: Path) -> ClassList | None:
 
 
 def has_class_list(root: Path) -> bool:
-    """Whether one of the files is there."""
+    """Whether a folder has a class list."""
     return any((root / name).is_file() for name in ("classes.txt", "classes.json", *COLOUR_FILES))
 
 
 def _text(path: Path) -> str:
-    """UTF-8 or, as Windows' tools write it with its mark, UTF-16."""
+    """The text of a file in UTF-8, or in UTF-16 with a byte order mark."""
     try:
         content = read_regular(path, MAX_BYTES)
         return content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not a text in UTF-8 (byte {error.start}). Save it as UTF-8.") from error
+        raise DataError(f"{path}: not text in UTF-8 (byte {error.start}). Save it as UTF-8.") from error
     except OSError as error:
         raise DataError(f"{path}: can't be read ({error.strerror or error}).") from error
 
@@ -125,41 +125,41 @@ def _from_text(path: Path) -> ClassList:
         if len(matches) < len(lines):
             bare = next(line for line in lines if not pattern.match(line))
             raise DataError(
-                f"{path}: '{bare}' has no colour, as other lines do. Expected 'NAME, #rrggbb' for each class."
+                f"{path}: '{bare}' has no colour, but other lines have. Expected 'NAME, #rrggbb' for each class."
             )
-        return _coloured([_coloured_line(match, number) for number, match in enumerate(matches)], path)
+        return _colour_list([_parse_colour_line(match, number) for number, match in enumerate(matches)], path)
     first = [match for line in lines if (match := VALUE_FIRST.match(line))]
     if len(first) == len(lines) == len({match["value"] for match in first}):
-        return ClassList(path, _checked([(_value(match), match["name"].strip()) for match in first], path))
-    return ClassList(path, _checked([_class_line(line, number) for number, line in enumerate(lines)], path))
+        return ClassList(path, _check_names([(_value(match), match["name"].strip()) for match in first], path))
+    return ClassList(path, _check_names([_parse_line(line, number) for number, line in enumerate(lines)], path))
 
 
-def _class_line(line: str, number: int) -> tuple[int, str]:
-    """A class' value and name: "NAME, VALUE", or its line's number where there is no value."""
+def _parse_line(line: str, number: int) -> tuple[int, str]:
+    """The value and name of a class: "NAME, VALUE", or the line's number without a value."""
     match = VALUE_LAST.match(line)
     return (_value(match), match["name"].strip()) if match else (number, line)
 
 
 def _value(match: re.Match[str]) -> int:
-    return int(match["value"][:9])  # more digits are beyond every value
+    return int(match["value"][:9])  # more digits are out of range anyway
 
 
-def _coloured_line(match: re.Match[str], number: int) -> tuple[int, str, int]:
-    """Value, name and packed colour of a line; a value may stand between name and colour."""
+def _parse_colour_line(match: re.Match[str], number: int) -> tuple[int, str, int]:
+    """Value, name and packed colour of a line; a value may be between name and colour."""
     groups = match.groupdict()
     rgb = [int(groups["hex"][i : i + 2], 16) for i in (0, 2, 4)] if "hex" in groups else [int(groups[c]) for c in "rgb"]
     named = VALUE_LAST.match(groups["name"].strip(" \t,;:="))
     value, name = (_value(named), named["name"]) if named else (number, groups["name"])
-    return value, name.strip(" \t,;:="), _packed(rgb)
+    return value, name.strip(" \t,;:="), _pack_rgb(rgb)
 
 
-def _packed(rgb: Sequence[int]) -> int:
-    """A colour in one number; -1 for one with values above 255."""
+def _pack_rgb(rgb: Sequence[int]) -> int:
+    """A colour as one integer; -1 if a value is above 255."""
     return rgb[0] << 16 | rgb[1] << 8 | rgb[2] if max(rgb) < 256 else -1
 
 
-def _coloured(rows: Sequence[tuple[int, str, int]], path: Path) -> ClassList:
-    names = _checked([(value, name) for value, name, _ in rows], path)
+def _colour_list(rows: Sequence[tuple[int, str, int]], path: Path) -> ClassList:
+    names = _check_names([(value, name) for value, name, _ in rows], path)
     seen: dict[int, str] = {}
     for _, name, colour in rows:
         if colour < 0:
@@ -171,7 +171,7 @@ def _coloured(rows: Sequence[tuple[int, str, int]], path: Path) -> ClassList:
 
 
 def _from_csv(path: Path) -> ClassList:
-    """Rows of a name and red, green, blue or #rrggbb; a first row without numbers names the columns, in any order."""
+    """Classes from rows of name and red, green, blue or #rrggbb; a first row without numbers is the header."""
     text = _text(path)
     delimiter = max(",;\t", key=text.partition("\n")[0].count)
     try:
@@ -193,12 +193,12 @@ def _from_csv(path: Path) -> ClassList:
         if parts:
             colour = int(parts[1], 16)
         elif all(cell.isdecimal() and len(cell) <= 3 for cell in rgb):
-            colour = _packed([int(cell) for cell in rgb])
+            colour = _pack_rgb([int(cell) for cell in rgb])
         else:
             raise DataError(f"{path}: row {number + 1} ({', '.join(row)[:60]}) has no colour. Expected name, r, g, b.")
         value = cells.get("value", "")
         found.append((int(value[:9]) if value.isdecimal() else number, cells["name"], colour))
-    return _coloured(found, path)
+    return _colour_list(found, path)
 
 
 def _columns(header: Sequence[str]) -> dict[str, int]:
@@ -232,10 +232,10 @@ def _from_json(path: Path) -> ClassList:
             break
     if not entries:
         raise DataError(f"{path}: expected a list of class names, or an object of NAME: VALUE.")
-    return ClassList(path, _checked(entries, path))
+    return ClassList(path, _check_names(entries, path))
 
 
-def _checked(pairs: Iterable[tuple[int, str]], path: Path) -> dict[int, str]:
+def _check_names(pairs: Iterable[tuple[int, str]], path: Path) -> dict[int, str]:
     names: dict[int, str] = {}
     for value, name in pairs:
         if not 0 <= value < NUM_MASK_VALUES:

@@ -20,7 +20,7 @@ from .class_folders import ClassLayout, class_layout
 from .classification import ClassFolderLayout, ClassImages, LabeledImages, LabelKeys, MultiLabeledImages
 from .dataset_format import identify
 from .folder_names import SPLIT_NAMES, split_folders
-from .format_evidence import FORMATS, question
+from .format_evidence import FORMATS, ambiguous_format
 from .images import ArrayImages, FolderImages, ImageSet, find_images, idx_file, idx_images, read_idx, tell_unused
 from .label_table import TABLE_SUFFIXES, LabeledFile, read_label_table
 from .labeled_dataset import Splits
@@ -150,7 +150,7 @@ def _class_layout(data: Path, names: Sequence[str]) -> ClassLayout:
         if found.format != "class_folders" or not found.sure:
             known = FORMATS[found.format]
             advice = f"{known.command} reads {known.holds}. If each folder is a class, give layout=class_folders."
-            raise question(data, replace(found, advice=found.advice or advice))
+            raise ambiguous_format(data, replace(found, advice=found.advice or advice))
     return class_layout(data, names)
 
 

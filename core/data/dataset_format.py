@@ -1,7 +1,7 @@
-"""What a data set is, by what lies in it: class folders, a table of labels, COCO, YOLO, VOC, masks, shards, or images alone.
+"""Identifies a data set's format from its files: class folders, table, COCO, YOLO, VOC, masks, shards, images only.
 
-A format is found with its evidence in words. Where the evidence also fits something else, it is not ``sure``, and a command
-asks with the key that decides instead of choosing in silence.
+A format is found with its evidence in words. Where other formats are plausible too, it is not ``sure``, and commands raise an
+error that names the key that decides instead of choosing silently.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ _MASK_SUFFIX = re.compile(
     r"(?i)[-_. ]?(mask|masks|label|labels|labelids|labeltrainids|gt|seg|segmentation|annotation)$"
 )
 MIN_SAME_NAMES = 0.5
-"""Share of annotation files with the name of an image from which on they belong together."""
+"""Share of annotation files with the name of an image from which they belong to the images."""
 MAX_PEEKED_FILES = 20
-"""Files of a kind that are opened to see what they are."""
+"""Files of a kind that are opened to identify them."""
 
 
 def identify(data: str | Path) -> tuple[FormatEvidence, ...]:
     """The formats that a data set has: one, or several where it is annotated in several ways (boxes and masks).
 
-    Annotations that name their images (COCO, YOLO, VOC, masks, tables) come before what the folders' names may mean. Raises
-    DataError where nothing is there, and for a folder that can't be read.
+    Annotations that name their images (COCO, YOLO, VOC, masks, tables) take precedence over the names of folders. Raises
+    DataError where there is no data, and for a folder that can't be read.
     """
     path = Path(data)
     if not path.exists() and "{" not in str(data):
@@ -57,7 +57,7 @@ def identify(data: str | Path) -> tuple[FormatEvidence, ...]:
 
 
 def hint(data: str | Path, task: str) -> str:
-    """A sentence about what the data seems to be, where it is for another task than ``task``; else nothing."""
+    """A sentence with the format of data that is for another task than ``task``, for error messages; else empty."""
     try:
         found = identify(data)
     except DataError:
@@ -83,7 +83,7 @@ def _identify_file(path: Path) -> FormatEvidence:
 
 
 def _coco(data: Path) -> FormatEvidence | None:
-    """A JSON that may be COCO's where the reader looks for it."""
+    """A JSON with annotations in one of the places where the COCO reader searches."""
     files = [*data.glob("*.json"), *data.glob("annotations/*.json")]
     for folder in subfolders(data).values():
         if split_of(folder.name) is not None:
@@ -95,7 +95,7 @@ def _coco(data: Path) -> FormatEvidence | None:
 
 
 def _yolo(data: Path) -> FormatEvidence | None:
-    """Text files of five numbers or more a line, named as the images are, in labels/ or beside them; or their data.yaml."""
+    """A data.yaml, or text files of five numbers or more per line, named like the images, in labels/ or in their folder."""
     for name in YOLO_FILES:
         head = _read_head(data / name) if (data / name).is_file() else b""
         if re.search(rb"(?m)^names\s*:", head) and re.search(rb"(?m)^(train|path)\s*:", head):
@@ -111,7 +111,7 @@ def _yolo(data: Path) -> FormatEvidence | None:
 
 
 def _voc(data: Path) -> FormatEvidence | None:
-    """XML files with objects, named as the images are, in Annotations/ or beside them; in VOC2012/ and the like too."""
+    """XML files with objects, named like the images, in Annotations/ or in their folder; also below VOC2012/ and the like."""
     for root in (data, *(path for pattern in VOC_FOLDERS for path in sorted(data.glob(pattern)) if path.is_dir())):
         for images, labels in _annotated_folders(root):
             texts = _with_names_of(images, labels, ".xml")
@@ -128,7 +128,7 @@ def _in_folder(data: Path, folder: Path) -> str:
 
 
 def _annotated_folders(data: Path) -> Iterable[tuple[Path, Path]]:
-    """Folders of images, each with the one that their text annotations may lie in."""
+    """Folders of images, each with a folder that may hold their text annotations."""
     folders = subfolders(data)
     bases = [data, *(path for path in folders.values() if split_of(path.name) is not None)]
     bases += [folders[name] for name in ("obj_train_data",) if name in folders]
@@ -144,7 +144,7 @@ def _annotated_folders(data: Path) -> Iterable[tuple[Path, Path]]:
 
 
 def _with_names_of(images: Path, labels: Path, suffix: str) -> list[Path]:
-    """The first files in ``labels`` with this suffix that are named as a file in ``images``."""
+    """The first files in ``labels`` with this suffix and the name of a file in ``images``."""
     texts = _files(labels, (suffix,))
     if not texts:
         return []
@@ -153,7 +153,7 @@ def _with_names_of(images: Path, labels: Path, suffix: str) -> list[Path]:
 
 
 def _masks(data: Path) -> FormatEvidence | None:
-    """A folder of images and one of images of the same names, whose name tells that it is of masks."""
+    """Two folders with images of the same names, the second of which is named like a folder of masks."""
     folders = subfolders(data)
     if "leftimg8bit" in folders and "gtfine" in folders:
         return FormatEvidence("masks", "leftImg8bit/ and gtFine/ are Cityscapes' folders")
@@ -177,7 +177,7 @@ def _masks(data: Path) -> FormatEvidence | None:
 
 
 def _identify_pair(data: Path, images: Path, masks: Path, read: bool) -> FormatEvidence | None:
-    """What two folders are of which the second is named as one of masks; None where it holds no images."""
+    """The evidence of two folders of which the second is named like a folder of masks; None where it holds no images."""
     stems = {_stem(name).lower() for name in list_images(images)}
     others = [_stem(name).lower() for name in list_images(masks)]
     if not stems or not others:
@@ -197,8 +197,8 @@ def _identify_pair(data: Path, images: Path, masks: Path, read: bool) -> FormatE
         )
     return FormatEvidence(
         "masks",
-        f"{one}/ and {other}/ are named as images and masks are, but {share:.0%} of the {len(others)} files in {other}/ are "
-        "named after an image",
+        f"{one}/ and {other}/ are named like folders of images and masks, but {share:.0%} of the {len(others)} files in "
+        f"{other}/ are named after an image",
         False,
         "If these are masks, give each the name of its image and use maelift transfer segment (task=segment in maelift data "
         "check). If each folder is a class, give layout=class_folders.",
@@ -206,18 +206,18 @@ def _identify_pair(data: Path, images: Path, masks: Path, read: bool) -> FormatE
 
 
 def _table(data: Path) -> FormatEvidence | None:
-    """labels.csv, which the readers look for; other tables with a column of labels must be named."""
+    """labels.csv, which is read; other tables with a column of labels must be given as ``data``."""
     if (data / "labels.csv").is_file():
         return FormatEvidence("table", "labels.csv is there")
     tables = _files(data, (".csv", ".tsv"))
-    # what Kaggle wants handed in looks like a table of labels too
+    # Kaggle's sample submissions look like tables of labels too
     for path in sorted(tables, key=lambda path: bool(re.search("sample|submission|test", path.stem.lower()))):
         columns = set(re.findall(r"[a-z0-9_]+", _read_head(path).split(b"\n")[0].decode("utf-8", "replace").lower()))
         if columns & {"label", "labels", "class", "target", "category"}:
             advice = f"If it holds the labels, give {quoted(f'data={path}')}."
             if sum(_has_images(folder) for folder in subfolders(data).values()) > 1:
                 advice += " If each folder is a class, give layout=class_folders."
-            return FormatEvidence("table", f"{path.name} lies there, a table with a column of labels", False, advice)
+            return FormatEvidence("table", f"{path.name} is there, a table with a column of labels", False, advice)
     return None
 
 
@@ -230,7 +230,7 @@ def _shards(data: Path) -> FormatEvidence | None:
 
 
 def _identify_shards(shards: Sequence[Path]) -> FormatEvidence:
-    """Tar shards, by the first members of the first."""
+    """The format of tar shards, by the first members of the first shard."""
     labels = False
     try:
         with tarfile.open(shards[0], "r:") as archive:
@@ -240,7 +240,7 @@ def _identify_shards(shards: Sequence[Path]) -> FormatEvidence:
                     break
                 labels = labels or member.name.rpartition(".")[2].lower() in LABEL_SUFFIXES
     except (tarfile.TarError, OSError, EOFError, IndexError):
-        labels = True  # the reader says what is wrong
+        labels = True  # the reader reports what is wrong
     name = shards[0].name if shards else "shards"
     if labels:
         return FormatEvidence("shards", f"{name} is a tar shard with labels")
@@ -261,7 +261,7 @@ def _parquet(data: Path) -> FormatEvidence | None:
 
 
 def _identify_images(data: Path) -> FormatEvidence:
-    """Class folders, or images without labels."""
+    """The format of a folder of images: class folders, or images without labels."""
     names = list(list_images(data))
     loose = sum("/" not in name for name in names)
     if names and 2 * loose >= len(names):
@@ -273,29 +273,29 @@ def _identify_images(data: Path) -> FormatEvidence:
     if loose:
         return FormatEvidence(
             "class_folders",
-            f"{loose} of {len(names)} images lie beside the folders {list_folders(folders)}",
+            f"{loose} of {len(names)} images are next to the folders {list_folders(folders)}",
             False,
             "Move them into a class folder for classification, or give task=pretrain to check all as images without labels.",
         )
-    return FormatEvidence("class_folders", f"images lie in the folders {list_folders(folders)}")
+    return FormatEvidence("class_folders", f"images are in the folders {list_folders(folders)}")
 
 
 def _identify_flat(data: Path, names: Sequence[str]) -> FormatEvidence:
-    """Images that lie in the folder itself."""
+    """The format of images that are in the folder itself."""
     stems = {_stem(name).lower() for name in names}
     masks = [stem for stem in stems if (base := _MASK_SUFFIX.sub("", stem)) != stem and base in stems]
     if len(masks) >= 0.4 * len(stems):
         return FormatEvidence(
             "unlabelled",
-            f"{len(masks)} of {len(stems)} images are named as another one with an ending, such as {min(masks)}: masks?",
+            f"{len(masks)} of {len(stems)} images have the name of another one with an ending, such as {min(masks)}: masks?",
             False,
             "If these are masks, put them into masks/ and the others into images/. If all are images, give task=pretrain.",
         )
-    return FormatEvidence("unlabelled", "images lie in no folder of a class")
+    return FormatEvidence("unlabelled", "images are in no class folder")
 
 
 def _files(folder: Path, suffixes: Iterable[str]) -> list[Path]:
-    """The regular files in a folder with these suffixes, in any case, that aren't hidden; sorted."""
+    """The regular files in a folder with these suffixes, in any case, without hidden ones; sorted."""
     ends = tuple(suffixes)
     try:
         with os.scandir(folder) as entries:
@@ -314,7 +314,7 @@ def _stem(name: str) -> str:
 
 
 def _read_or_empty(path: Path) -> bytes:
-    """The bytes of a regular file; none of one that can't be read."""
+    """The bytes of a regular file; empty where it can't be read."""
     try:
         return read_regular(path)
     except OSError:
@@ -322,7 +322,7 @@ def _read_or_empty(path: Path) -> bytes:
 
 
 def _read_head(path: Path) -> bytes:
-    """The first bytes of a regular file; none of one that can't be read."""
+    """The first bytes of a regular file; empty where it can't be read."""
     try:
         with open_regular(path) as file:
             return file.read(65536)
@@ -331,7 +331,7 @@ def _read_head(path: Path) -> bytes:
 
 
 def _is_yolo_text(path: Path) -> bool | None:
-    """Whether each line of a text is a class number and four numbers or more; False for an empty one, None for another."""
+    """Whether each line of a text file is a class and four numbers or more; False for an empty file, None for other text."""
     lines = [
         line.split()
         for line in _read_head(path).decode("utf-8", "replace").splitlines()[:MAX_PEEKED_FILES]

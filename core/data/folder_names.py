@@ -1,4 +1,4 @@
-"""What folders and files of data sets are usually called: splits, images, annotations."""
+"""Usual names of folders and files in data sets: splits, images, annotations."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SPLIT_NAMES: Mapping[str, tuple[str, ...]] = {
     "val": ("val", "valid", "validation", "dev", "eval"),
     "test": ("test", "testing", "tst"),
 }
-"""What folders, files and table cells that hold a split are called, in lower case."""
+"""Names of splits in folders, files and table cells, in lower case."""
 
 
 def _words(text: str) -> list[str]:
@@ -24,7 +24,7 @@ def _words(text: str) -> list[str]:
 IMAGE_FOLDERS = frozenset(
     _words("images image imgs img jpegimages img_dir photos pictures rgb input inputs leftimg8bit frames raw ")
 )
-"""Names, in lower case, of folders of images that say nothing about a class."""
+"""Names of folders of images that aren't classes, in lower case."""
 
 ANNOTATION_FOLDERS = frozenset(
     _words(
@@ -33,7 +33,7 @@ ANNOTATION_FOLDERS = frozenset(
         "semantic "
     )
 )
-"""Names, in lower case, of folders of what belongs to the images beside them."""
+"""Names of folders of annotations, in lower case."""
 
 UNSORTED_FOLDERS = frozenset(
     _words(
@@ -41,22 +41,23 @@ UNSORTED_FOLDERS = frozenset(
         "unsorted thumbnails thumbs "
     )
 )
-"""Names, in lower case, of folders that are no class even beside folders that are."""
+"""Names of folders that aren't classes even among folders that are, in lower case."""
 
 YOLO_FILES = ("data.yaml", "data.yml", "dataset.yaml")
+"""Names of YOLO's file of folders and classes."""
 
 VOC_FOLDERS = ("VOC20*", "VOCdevkit", "VOCdevkit/VOC20*")
-"""Where the data sets of the challenge lie when they are unpacked."""
+"""Patterns of the folders of the Pascal VOC challenge when unpacked."""
 
 
 def split_of(name: str) -> str | None:
-    """The split that a name stands for, in any case: "Train", "valid", "dev"."""
+    """The split of a name, in any case: "Train", "valid", "dev"; None for other names."""
     lower = name.strip().lower()
     return next((split for split, names in SPLIT_NAMES.items() if lower in names), None)
 
 
 def split_folders(data: Path) -> dict[str, Path]:
-    """The folders below ``data`` that are named as splits are; raises DataError for two of one split."""
+    """The folders in ``data`` that are named after splits; raises DataError for two of one split."""
     found: dict[str, Path] = {}
     for path in subfolders(data).values():
         split = split_of(path.name)
@@ -64,21 +65,21 @@ def split_folders(data: Path) -> dict[str, Path]:
             continue
         if split in found:
             raise DataError(
-                f"data={data}: {found[split].name}/ and {path.name}/ are both the {split} split. Expected one folder a "
-                "split: join them, or move one elsewhere."
+                f"data={data}: {found[split].name}/ and {path.name}/ are both the {split} split. Expected one folder for "
+                "each split: merge them, or move one elsewhere."
             )
         found[split] = path
     return found
 
 
 def subfolders(folder: Path) -> dict[str, Path]:
-    """The folders in a folder that aren't hidden, by their names in lower case."""
+    """The folders in a folder, without hidden ones, by their names in lower case; raises DataError."""
     try:
         with os.scandir(folder) as entries:
             names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
     except OSError as error:
         raise DataError(f"{folder}: can't be read ({(error.strerror or '').lower()}).") from error
-    # of two that differ in case only, both must stay: the second under its own name
+    # Of two that differ only in case, the second is listed under its own name.
     found: dict[str, Path] = {}
     for name in names:
         found[name if name.lower() in found else name.lower()] = folder / name

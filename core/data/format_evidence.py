@@ -1,4 +1,4 @@
-"""The formats of data sets that are known, and the evidence by which one was found."""
+"""The known formats of data sets, the task that reads each, and the evidence by which one was found."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ FORMATS: Mapping[DatasetFormat, FormatInfo] = {
 
 @dataclass(frozen=True)
 class FormatEvidence:
-    """A format that a data set has, and by what; ``sure``: it can hardly be meant for another."""
+    """A format of a data set with its evidence; ``sure``: no other format is plausible."""
 
     format: DatasetFormat
     evidence: str
-    """a sentence without its full stop"""
+    """a sentence without full stop"""
     sure: bool = True
     advice: str = ""
     """what to do where it isn't sure, in sentences"""
@@ -59,7 +59,7 @@ class FormatEvidence:
         return FORMATS[self.format].task
 
 
-def question(data: str | Path, found: FormatEvidence) -> DataError:
-    """What a command asks where it isn't sure what the data is."""
+def ambiguous_format(data: str | Path, found: FormatEvidence) -> DataError:
+    """The error for data whose format is ambiguous, with the key that decides."""
     end = "" if found.evidence.endswith("?") else "."
     return DataError(f"data={data}: {found.evidence}{end} {found.advice}")

@@ -1,4 +1,4 @@
-"""Which mask belongs to which image, by their names: equal ones, or a word more that all have (IMG_1.jpg, IMG_1_mask.png)."""
+"""Which mask belongs to which image, by equal names or a common word (IMG_1.jpg, IMG_1_mask.png)."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ WORDS = ("mask", "masks", "seg", "segmentation", "label", "labels", "gt", "annot
 MASK_ENDINGS = tuple(f"{mark}{word}" for word in WORDS for mark in "_-. ")
 MASK_BEGINNINGS = tuple(f"{word}{mark}" for word in WORDS for mark in "_-. ")
 IMAGE_ENDINGS = ("", *(f"{mark}{word}" for word in ("image", "img", "rgb", "sat", "photo") for mark in "_-. "), ".ome")
-"""What the name of a mask may have more than the image's, or the image's more than the mask's."""
+"""What the name of a mask may have in addition to the image's, or the image's in addition to the mask's."""
 
 
 def mask_names(images: Sequence[str], masks: Sequence[str]) -> dict[str, str]:
     """The name of the mask of each image that has one, both without suffix.
 
-    Equal names first. For what is left, the rule that finds most: names that differ by what ``_MASK_SUFFIX``,
-    ``MASK_BEGINNINGS`` and ``IMAGE_ENDINGS`` list, or by any one ending or beginning that all masks have. Two rules that find
-    equally many for the same images decide nothing.
+    Equal names match first. The remaining images are matched by the rule that finds most masks: names that differ by one of
+    ``MASK_ENDINGS``, ``MASK_BEGINNINGS`` and ``IMAGE_ENDINGS``, or by an ending or beginning that all masks have. Where two
+    rules find equally many, neither is used.
     """
     there = set(masks)
     pairs = {stem: stem for stem in images if stem in there}
@@ -33,7 +33,7 @@ def mask_names(images: Sequence[str], masks: Sequence[str]) -> dict[str, str]:
 
 
 def _rules(images: Sequence[str], masks: set[str]) -> list[tuple[str, str, str]]:
-    """What an image's name ends in, and what the mask's begins with and ends in, instead."""
+    """Candidate rules: the image's ending, and the mask's beginning and ending in its place."""
     some_masks, some_images = sorted(masks)[:2000], images[:2000]
     endings = [end for end in MASK_ENDINGS if any(mask.endswith(end) for mask in some_masks)]
     owns = [own for own in IMAGE_ENDINGS if any(image.endswith(own) for image in some_images)]
@@ -41,7 +41,9 @@ def _rules(images: Sequence[str], masks: set[str]) -> list[tuple[str, str, str]]
     beginnings = [begin for begin in MASK_BEGINNINGS if any(name.startswith(begin) for name in names)]
     rules = [(own, "", ending) for own in owns for ending in ("", *endings)]
     rules += [(own, beginning, "") for own in owns for beginning in beginnings]
-    for image in images[:3] if len(masks) > 1 else ():  # an ending or beginning of their own, if all have it
+    for image in (
+        images[:3] if len(masks) > 1 else ()
+    ):  # endings and beginnings of these masks, which a rule needs all to have
         folder, slash, name = image.rpartition("/")
         for mask in masks:
             if mask.startswith(image) and not mask[len(image)].isalnum():
@@ -54,6 +56,8 @@ def _rules(images: Sequence[str], masks: set[str]) -> list[tuple[str, str, str]]
 
 
 def _by_rule(rule: tuple[str, str, str], images: Sequence[str], masks: set[str]) -> dict[str, str]:
+    """The masks found by a rule, by image."""
+    """The masks found by a rule, by image."""
     own, beginning, ending = rule
     pairs = {}
     for image in images:

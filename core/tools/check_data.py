@@ -17,7 +17,7 @@ from pathlib import Path
 from ..data import unread
 from ..data.dataset_format import identify
 from ..data.decode import PixelFormat, background_colour
-from ..data.format_evidence import FORMATS, PRETRAIN, question
+from ..data.format_evidence import FORMATS, PRETRAIN, ambiguous_format
 from ..data.issues import AUTO_FIXES, DataIssue
 from ..data.sources import find_source
 from ..data.task_data import BUILT_IN_TASKS, AnnotatedTask, AnnotationKeys
@@ -143,7 +143,7 @@ def tasks_of(config: DataCheckConfig, tasks: Sequence[AnnotatedTask] = BUILT_IN_
     found = identify(config.data)
     for one in found:
         if not one.sure:
-            raise question(config.data, one)
+            raise ambiguous_format(config.data, one)
     return tuple(dict.fromkeys(one.task for one in found))
 
 

@@ -208,7 +208,11 @@ ISSUES: list[tuple[str, Callable[[dict[str, Any]], object], str]] = [
         lambda d: d["images"][1].update(id=3),
         r"image 3: both bild-0-ü.png and bild-1-ü.png",
     ),
-    ("duplicate image file", lambda d: d["images"][1].update(file_name="bild-0-ü.png"), r"image 13: .*is already image 3"),
+    (
+        "duplicate image file",
+        lambda d: d["images"][1].update(file_name="bild-0-ü.png"),
+        r"image 13: .*is already image 3",
+    ),
     ("duplicate annotation id", lambda d: d["annotations"][1].update(id=100), r"annotation 100"),
     ("duplicate category id", lambda d: d["categories"][1].update(id=90), r"id 90 is already 'Käse'"),
     ("missing file", lambda d: d["images"][1].update(file_name="none.png"), r"no such file: .*none.png"),

@@ -157,7 +157,7 @@ def test_splits_have_many_names_and_others_are_named(tmp_path: Path, caplog: pyt
     data = tree(tmp_path / "a", "TRAIN/cat", "TRAIN/dog", "dev/cat", "dev/dog", "testing/dog", "extra/cat")
     with caplog.at_level(logging.WARNING):
         assert {split: len(part) for split, part in read_parts(data).items()} == {"train": 6, "val": 6, "test": 3}
-    assert "extra/ is left out: 3 images, no split by its name" in caplog.text
+    assert "extra/ is left out: 3 images, not named as a split" in caplog.text
     with pytest.raises(DataError, match="dev/ and valid/ are both the val split"):
         read_parts(tree(data, "valid/cat"))
     only = tree(tmp_path / "b", "test/cat", "test/dog")
@@ -190,7 +190,7 @@ def test_annotations_that_name_their_images(tmp_path: Path) -> None:
     (notes / "cat" / "0.txt").write_text("a cat on a sofa, seen from above\n")
     assert identify(notes)[0].format == "class_folders"
     assert hint(notes, "detect") == (
-        " It looks as if it were for maelift transfer classify: images lie in the folders cat/, dog/."
+        " It looks as if it were for maelift transfer classify: images are in the folders cat/, dog/."
     )
     assert hint(coco, "detect") == ""
 
@@ -236,6 +236,6 @@ def test_masks_beside_their_images_are_asked_about(tmp_path: Path) -> None:
     for number in range(4):
         (tmp_path / f"{number}.png").write_bytes(PICTURES[number])
         (tmp_path / f"{number}_mask.png").write_bytes(PICTURES[number])
-    with pytest.raises(DataError, match="4 of 8 images are named as another one with an ending, such as 0_mask: masks"):
+    with pytest.raises(DataError, match="4 of 8 images have the name of another one with an ending, such as 0_mask: masks"):
         data_check(DataCheckConfig(str(tmp_path)))
     assert data_check(DataCheckConfig(str(tmp_path), task="pretrain")).splits[0].images == 8

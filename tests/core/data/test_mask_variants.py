@@ -404,7 +404,7 @@ def test_lists_of_classes_are_read_as_people_write_them(tmp_path: Path, text: st
 @pytest.mark.parametrize(
     ("name", "text", "expected"),
     [
-        ("classes.txt", "K\xe4se\nb\n".encode("latin-1"), "not a text in UTF-8 .byte 1.. Save it as UTF-8"),
+        ("classes.txt", "K\xe4se\nb\n".encode("latin-1"), "not text in UTF-8 .byte 1.. Save it as UTF-8"),
         ("classes.txt", b"a, #000000\nb\n", "'b' has no colour"),
         ("classes.txt", b"a, #000000\nb, #000000\n", "a and b both have the colour #000000"),
         ("classes.txt", b"a 0 0 0\nb 0 0 999\n", "b has a colour of values above 255"),
