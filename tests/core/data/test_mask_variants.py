@@ -329,7 +329,7 @@ def test_masks_of_0_and_255_with_two_names_are_refused_with_the_line_to_write(
     make(tmp_path, save)
     (tmp_path / "classes.txt").write_text(names)
     second = names.split()[1]
-    advice = f"write '{second}, 255'"
+    advice = f"Write '{second}, 255'"
     with pytest.raises(DataError) as refused:
         train(tmp_path)
     text = f"{second} (value 1) is in no mask, and 25 % of all pixels have 255, which is ignored. Masks of 0 and 255? {advice}"
