@@ -135,7 +135,7 @@ COMMANDS = {
     "certify": Command(
         "adapters.certify",
         "CertifyConfig",
-        "certify_model",
+        "certify",
         "does a config or checkpoint of yours compute what the encoder computes?",
         positional=("model", "encoder"),
         switches=("trust",),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,7 +58,7 @@ def at_size(encoder: Encoder, image_size: int | tuple[int, int] | None, patch_si
     return encoder if size == encoder.spec.image_size else encoder.resized(size)
 
 
-def need_8_bit_pixels(encoder: Encoder, framework: str) -> None:
+def check_8_bit(encoder: Encoder, framework: str) -> None:
     """Raise MaeliftError unless stored values run from 0 to 255, for frameworks that scale by 255 themselves."""
     low, high = encoder.preprocessing.value_range
     if (low, high) != (0.0, 255.0):
@@ -69,7 +68,7 @@ def need_8_bit_pixels(encoder: Encoder, framework: str) -> None:
         )
 
 
-def need_red_first(encoder: Encoder, framework: str) -> None:
+def check_rgb(encoder: Encoder, framework: str) -> None:
     """Raise MaeliftError for an encoder of blue, green, red, for frameworks whose pictures are red, green, blue."""
     if is_bgr(encoder.preprocessing):
         raise MaeliftError(
@@ -78,7 +77,7 @@ def need_red_first(encoder: Encoder, framework: str) -> None:
         )
 
 
-def need_gelu(encoder: Encoder, framework: str, advice: str) -> None:
+def check_gelu(encoder: Encoder, framework: str, advice: str) -> None:
     """Raise MaeliftError unless the encoder's MLPs have the exact GELU, for what can't say another activation."""
     if encoder.spec.act != "gelu":
         raise MaeliftError(
@@ -87,7 +86,7 @@ def need_gelu(encoder: Encoder, framework: str, advice: str) -> None:
         )
 
 
-def need_same_shape(
+def check_same_shape(
     path: Path, encoder: Encoder, *, channels: int, embed_dim: int, depth: int, class_token: bool | None = None
 ) -> None:
     """Raise CheckpointError unless the model found at ``path`` has the encoder's shape, so that they can be compared.
@@ -107,49 +106,3 @@ def detector_state(encoder: Encoder) -> dict[str, Tensor]:
     """The tensors that a plain backbone of a detector has a place for: no class token, no final norm (ViTDet, Sec. 3)."""
     state = encoder.state_dict()
     return {name: tensor for name, tensor in state.items() if not name.startswith(("cls_token", "norm."))}
-
-
-def usual_image_side(encoder: Encoder) -> int:
-    """The side of a detector's images for this patch: 64 patches, ViTDet's 1024 pixels for a patch of 16."""
-    return 64 * encoder.spec.patch_size
-
-
-def usual_window(grid: tuple[int, int]) -> int:
-    """The window that divides the grid and is nearest to ViTDet's 14 patches; 0, no windows, for grids up to 16.
-
-    ViTDet's own 14 does not divide its grid of 64: there, windows at the border are filled up with zeros.
-    """
-    sides = math.gcd(*grid)
-    fitting = [window for window in range(4, 33) if sides % window == 0]
-    if max(grid) <= 16 or not fitting:
-        return 0
-    return min(fitting, key=lambda window: abs(window - 14))
-
-
-def check_window(window: int, image_size: tuple[int, int], patch_size: int) -> None:
-    """Raise ConfigError unless windows of so many patches a side tile images of ``image_size``, naming those that do."""
-    if window < 0:
-        raise ConfigError("window_size", window, "a number of patches a side, or 0 for attention everywhere")
-    if window == 0:
-        check_divisible(image_size, patch_size)
-    multiple = patch_size * max(1, window)
-    if all(side % multiple == 0 for side in image_size):
-        return
-    below, above = ([fitting_sizes(side, multiple)[which] for side in image_size] for which in (0, 1))
-    raise ConfigError(
-        "image_size",
-        list(image_size),
-        f"multiples of {multiple}, a window of {window} patches of {patch_size} pixels",
-        f"The nearest are [{below[0]},{below[1]}] and [{above[0]},{above[1]}]; or choose another window_size.",
-    )
-
-
-def usual_global_blocks(depth: int) -> tuple[int, ...]:
-    """The blocks that attend everywhere: the last of each quarter (ViTDet, Sec. 3)."""
-    return tuple(sorted({-(-depth * quarter // 4) - 1 for quarter in (1, 2, 3, 4)}))
-
-
-def fitting_sizes(side: int, multiple: int) -> tuple[int, int]:
-    """The multiples of ``multiple`` just below (at least one) and above ``side``, in pixels."""
-    below = max(1, side // multiple) * multiple
-    return below, below + multiple

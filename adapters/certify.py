@@ -18,20 +18,19 @@ from ..core.errors import CheckpointError, ConfigError, MaeliftError
 from ..core.files import open_regular, output_folder, read_regular_text
 from ..core.models.encoder import Encoder
 from ..core.models.encoder_file import EncoderFile, read_encoder
-from .certificate import (
-    CERTIFICATE_FILE,
+from .certificate import CERTIFICATE_FILE, Certificate
+from .config_process import Request, certify_in_process
+from .export import certifier, read_for_export
+from .parity import (
     Candidate,
-    Certificate,
     Level,
     Pixels,
     certificate_sizes,
-    certify,
     compare_keys,
+    measure_parity,
     reason_for,
     reference_features,
 )
-from .config_process import Request, certificate_of
-from .export import adapter, read_for_export
 
 logger = logging.getLogger("maelift")
 
@@ -85,12 +84,12 @@ class CertifyResult:
         return self.certificate.to_json()
 
 
-def certify_model(config: CertifyConfig) -> CertifyResult:
+def certify(config: CertifyConfig) -> CertifyResult:
     """Compare, write ``certificate.json`` where ``out`` says, and give the certificate.
 
     Raises MaeliftError for files that can't be read, and CheckpointError for a model that differs, after showing where.
     """
-    certificate = judge_of(config)(read_for_export(config.encoder))
+    certificate = certifier_for(config)(read_for_export(config.encoder))
     if config.out is not None:
         certificate.write(output_folder(config.out))
     if not certificate.passed:
@@ -101,7 +100,7 @@ def certify_model(config: CertifyConfig) -> CertifyResult:
 
 def plan(config: CertifyConfig) -> Plan:
     """What ``maelift certify`` would do."""
-    judge_of(config)
+    certifier_for(config)
     written = f"{config.out}/{CERTIFICATE_FILE}" if config.out else "nothing"
     runs = (("runs", f"{config.model}, a program in Python"),) if is_program(Path(config.model)) else ()
     return Plan((("compares", f"{config.model} with {config.encoder}"), *runs, ("writes", written)))
@@ -112,7 +111,7 @@ def is_program(path: Path) -> bool:
     return path.suffix.lower() == ".py"
 
 
-def judge_of(config: CertifyConfig) -> Callable[[EncoderFile], Certificate]:
+def certifier_for(config: CertifyConfig) -> Callable[[EncoderFile], Certificate]:
     """Who can compare what ``config.model`` is: a framework's adapter, by its config; or we ourselves, for a checkpoint.
 
     Raises MaeliftError for what is none of them, and for a program that isn't trusted.
@@ -132,7 +131,7 @@ def judge_of(config: CertifyConfig) -> Callable[[EncoderFile], Certificate]:
         )
     if name == "checkpoint":
         return lambda file: certify_checkpoint(path, file)
-    return lambda file: adapter(name).certify_folder(path, file)
+    return lambda file: certifier(name).certify_folder(path, file)
 
 
 def certify_config(framework: str, config: CertifyConfig, file: EncoderFile) -> Certificate:
@@ -140,7 +139,7 @@ def certify_config(framework: str, config: CertifyConfig, file: EncoderFile) -> 
     path = Path(config.model)
     if is_program(path):
         logger.info("running %s, a program in Python, in a process of its own", path)
-    certificate = certificate_of(
+    certificate = certify_in_process(
         Request(
             framework, config.model, config.encoder, tuple(config.overrides), config.step_seconds, config.time_limit
         )
@@ -207,7 +206,7 @@ def certify_checkpoint(path: Path, file: EncoderFile) -> Certificate:
     found = read_encoder(
         path, num_heads=spec.num_heads, norm_eps=spec.norm_eps, image_size=spec.image_size, act=spec.act
     )
-    return certify(
+    return measure_parity(
         lambda size: _checkpoint_candidate(found.encoder, file.encoder, found.final_norm),
         certificate_sizes(spec),
         framework=f"checkpoint ({found.provenance.method})",

@@ -29,9 +29,9 @@ from .certificate import Certificate
 from .trial import available_memory
 
 PRELOADED = ["maelift.adapters.certify"]
-LEAST_MEMORY = 4 * 2**30
+MIN_MEMORY = 4 * 2**30
 """Bytes that a config's process may take at least; torch and a framework reserve more than they use."""
-LARGEST_ANSWER = 64 * 2**20
+MAX_ANSWER_BYTES = 64 * 2**20
 """Bytes of a certificate; one of a ViT-H has some 100 kB."""
 
 
@@ -47,7 +47,7 @@ class Request:
     time_limit: float
 
 
-def certificate_of(request: Request) -> Certificate:
+def certify_in_process(request: Request) -> Certificate:
     """Have a process run a config, and give the certificate that it sent.
 
     Raises MaeliftError for what the process refused, and CheckpointError where it took longer than its time limit
@@ -88,7 +88,7 @@ def _received(pipe: Connection, process: Any, time_limit: float) -> bytes | None
     if not wait([pipe, process.sentinel], time_limit):
         return None
     try:
-        return pipe.recv_bytes(LARGEST_ANSWER) if pipe.poll() else b""
+        return pipe.recv_bytes(MAX_ANSWER_BYTES) if pipe.poll() else b""
     except (EOFError, OSError):
         return b""
 
@@ -159,7 +159,7 @@ def _limit_memory() -> None:
     free = available_memory()
     if free is not None:
         _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-        limit = int(max(0.95 * free, LEAST_MEMORY))
+        limit = int(max(0.95 * free, MIN_MEMORY))
         with suppress(ValueError, OSError):
             resource.setrlimit(
                 resource.RLIMIT_DATA, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard)
@@ -175,10 +175,10 @@ def _outcome(certify: Callable[[], Certificate]) -> dict[str, Any]:
 
 
 def _certify(request: Request) -> Certificate:
-    from .export import adapter, read_for_export
+    from .export import certifier, read_for_export
 
     file = read_for_export(request.encoder)
-    certificate: Certificate = adapter(request.framework).certify_config(
+    certificate: Certificate = certifier(request.framework).certify_config(
         Path(request.config), file, request.overrides, step_seconds=request.step_seconds
     )
     return certificate

@@ -11,16 +11,14 @@ import numpy as np
 
 from ..core.errors import ConfigError, DataError
 from ..core.files import read_regular
-from ..core.models.adapt_encoder import is_bgr
 from ..core.models.encoder import Encoder
 from ..core.models.encoder_spec import EncoderSpec
-from ..core.models.preprocessing import Preprocessing
 from ..version import __version__
-from .bundle import ExportConfig, usual_global_blocks
+from .bundle import ExportConfig
+from .detectron2_format import float32_numbers, image_format, value_range_text
+from .vitdet_sizes import DetectorShape, usual_global_blocks, windowed_blocks
 
 TEMPLATES = Path(__file__).with_name("templates")
-FORMATS = {1: "L", 3: "RGB", 4: "RGBA"}
-"""detectron2's names for images of so many channels, in the encoder's order; it reads no others."""
 WIDTHS = {768: "b_100ep", 1024: "l_100ep", 1280: "h_75ep"}
 """ViTDet's configs after MAE by width: projects/ViTDet/configs/COCO/mask_rcnn_vitdet_*.py of detectron2's repository."""
 
@@ -62,14 +60,12 @@ class Detectron2Export(ExportConfig):
                 raise ConfigError(key, getattr(self, key), f"{needed} with it")
 
 
-def config_texts(
-    encoder: Encoder, scales: Sequence[float], config: Detectron2Export, *, image_size: int, window_size: int
-) -> dict[str, str]:
+def config_texts(encoder: Encoder, shape: DetectorShape, config: Detectron2Export) -> dict[str, str]:
     """The LazyConfigs of an export, by file name; raises DataError and ConfigError for the data that ``config`` names."""
     data = read_data(config)
     constants = [
-        *encoder_lines(encoder, scales),
-        *export_lines(config, image_size, window_size, data),
+        *encoder_lines(encoder, shape.scales),
+        *export_lines(config, shape, data),
         *recipe_lines(encoder.spec, config, data.train),
     ]
     texts = {name: (TEMPLATES / f"{name}.in").read_text() for name in ("mask_rcnn.py", "cascade_mask_rcnn.py")}
@@ -103,11 +99,6 @@ def recipe(spec: EncoderSpec) -> Recipe:
     )
 
 
-def windowed_blocks(depth: int) -> list[int]:
-    """The blocks that attend in windows: all but the last of each quarter."""
-    return [block for block in range(depth) if block not in usual_global_blocks(depth)]
-
-
 def encoder_lines(encoder: Encoder, scales: Sequence[float]) -> list[str]:
     """The constants of ``mask_rcnn.py`` that describe the encoder."""
     spec, preprocessing = encoder.spec, encoder.preprocessing
@@ -128,14 +119,14 @@ def encoder_lines(encoder: Encoder, scales: Sequence[float]) -> list[str]:
     ]
 
 
-def export_lines(config: Detectron2Export, size: int, window: int, data: Data) -> list[str]:
+def export_lines(config: Detectron2Export, shape: DetectorShape, data: Data) -> list[str]:
     """The constants of ``mask_rcnn.py`` that were chosen at the export."""
-    train, val = data.train, data.val
+    train, val, size = data.train, data.val, shape.size[0]
     classes = config.num_classes or (len(train.categories) if train else 80)
     return [
         "# ---- sizes ----",
         f"image_size = {size}  # pixels, square",
-        f"window_size = {window}  # patches a side, 0: none; must divide {size} / patch_size",
+        f"window_size = {shape.window}  # patches a side, 0: none; must divide {size} / patch_size",
         f"out_channels = {config.out_channels}",
         f"num_classes = {classes}  # without the background",
         "",
@@ -267,24 +258,6 @@ def read_coco(key: str, path: str | None, images: str | None) -> CocoFile | None
         )
     mask_format = ("bitmask" if dict in kinds else "polygon") if kinds else None
     return CocoFile(file, folder, len(annotated), categories, mask_format)
-
-
-def image_format(preprocessing: Preprocessing) -> str | None:
-    """detectron2's name for the encoder's images; None when it can't read them (other channel counts, not 8 bits)."""
-    if preprocessing.value_range != (0.0, 255.0):
-        return None
-    if is_bgr(preprocessing):
-        return "BGR"
-    return FORMATS.get(len(preprocessing.mean))
-
-
-def float32_numbers(values: Sequence[float]) -> list[float]:
-    """Shortest decimals that are the same float32, which is what detectron2 makes of them."""
-    return [float(str(np.float32(value))) for value in values]
-
-
-def value_range_text(preprocessing: Preprocessing) -> str:
-    return f"{preprocessing.value_range[0]:g} to {preprocessing.value_range[1]:g}"
 
 
 def _quoted(text: str | None) -> str:

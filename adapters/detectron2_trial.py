@@ -18,16 +18,17 @@ from torch import Tensor
 from ..core.errors import CheckpointError
 from ..core.models.adapt_encoder import is_bgr
 from ..core.models.encoder import Encoder
-from .certificate import Step, pictures
-from .detectron2_config import image_format
-from .trial import Cost, Trial, check_drop_path, cost_of, times, too_much
+from .certificate import Step
+from .detectron2_format import image_format
+from .parity import sample_images
+from .trial import Cost, TrialReport, check_drop_path, cost_of, skip_reason, times
 
 DRAWS = 4
 """Random augmentations of each picture that sizes are read off."""
 
 
 @dataclass(frozen=True)
-class Parts:
+class ConfigParts:
     """What a config makes beside its model: how to make each mapper and the optimizer, None for what it hasn't.
 
     ``key``: the config's name for the mappers, "{}" standing for train or test.
@@ -38,14 +39,14 @@ class Parts:
     optimizer: Callable[[Any], Any] | None = None
 
 
-def try_out(
-    model: Any, vit: Any, parts: Parts, encoder: Encoder, step_seconds: float, *, certified: bool = True
+def run_trial(
+    model: Any, vit: Any, parts: ConfigParts, encoder: Encoder, step_seconds: float, *, certified: bool = True
 ) -> tuple[Step, ...]:
     """What comes of a config's parts, one by one.
 
     ``vit`` is the backbone in ``model``, which is trained for a step, if it was ``certified`` before.
     """
-    trial = Trial()
+    trial = TrialReport()
     check_drop_path(trial, vit, "model.backbone.net.drop_path_rate")
     samples: dict[str, list[dict[str, Any]]] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -59,17 +60,17 @@ def try_out(
             else:
                 key = parts.key.format(part)
                 samples[part] = (
-                    trial.run(name, partial(mapped, mapper, key, model, vit, encoder, Path(folder), part)) or []
+                    trial.run(name, partial(run_mapper, mapper, key, model, vit, encoder, Path(folder), part)) or []
                 )
     if trial.failed:
         return tuple(trial.steps)
-    train = samples.get("train") or [made_up(model, vit, encoder)] * 2
-    test = samples.get("test") or [made_up(model, vit, encoder)]
-    trial.run("windows", partial(whole_windows, model, vit, [sample["image"] for sample in (*train, *test)]))
+    train = samples.get("train") or [synthetic_sample(model, vit, encoder)] * 2
+    test = samples.get("test") or [synthetic_sample(model, vit, encoder)]
+    trial.run("windows", partial(check_windows, model, vit, [sample["image"] for sample in (*train, *test)]))
     if trial.failed:
         return tuple(trial.steps)
-    reason = not_to_be_trained(model) if certified else "the certificate failed"
-    reason = reason or too_much(cost(model, train[:2]), step_seconds)
+    reason = untrainable_reason(model) if certified else "the certificate failed"
+    reason = reason or skip_reason(cost(model, train[:2]), step_seconds)
     if reason is not None:
         trial.leave_out(reason)
         return tuple(trial.steps)
@@ -78,7 +79,7 @@ def try_out(
     return tuple(trial.steps)
 
 
-def mapped(
+def run_mapper(
     make: Callable[[], Any], key: str, model: Any, vit: Any, encoder: Encoder, folder: Path, part: str
 ) -> tuple[str, list[dict[str, Any]]]:
     """What a mapper makes of pictures of several shapes, a training mapper several times.
@@ -101,13 +102,13 @@ def mapped(
                 found.append(sample)
     if not found:
         raise CheckpointError(f"{key} gives nothing for {len(sizes) * DRAWS} images")
-    shown = check_cut(model, vit, [sample["image"] for sample in found], key)
+    shown = check_cropping(model, vit, [sample["image"] for sample in found], key)
     if part == "train":  # those with objects, the largest first
         found.sort(key=lambda sample: (len(sample["instances"]) > 0, sample["image"].numel()), reverse=True)
     return shown, found
 
 
-def check_cut(model: Any, vit: Any, images: Sequence[Tensor], key: str) -> str:
+def check_cropping(model: Any, vit: Any, images: Sequence[Tensor], key: str) -> str:
     """The sizes of prepared images in words; raises CheckpointError where the model cuts them."""
     patch = vit.patch_embed.proj.kernel_size[0]
     stride = math.lcm(patch, coarsest_stride(model))
@@ -132,7 +133,7 @@ def check_cut(model: Any, vit: Any, images: Sequence[Tensor], key: str) -> str:
     return f"up to {times(largest)} pixels, padded to {', '.join(sizes[:3])}{more}"
 
 
-def whole_windows(model: Any, vit: Any, images: Sequence[Tensor]) -> tuple[str, None]:
+def check_windows(model: Any, vit: Any, images: Sequence[Tensor]) -> tuple[str, None]:
     """Raise CheckpointError where the windows of attention don't tile the patches of an image."""
     window = max((block.window_size for block in vit.blocks), default=0)
     patch = vit.patch_embed.proj.kernel_size[0]
@@ -171,7 +172,7 @@ def write_record(encoder: Encoder, size: tuple[int, int], folder: Path, name: st
     from detectron2.structures import BoxMode
 
     height, width = size
-    picture = pictures(size, encoder.spec.channels)[0]
+    picture = sample_images(size, encoder.spec.channels)[0]
     drawn = picture[..., ::-1] if is_bgr(encoder.preprocessing) else picture
     path = folder / f"{name}.png"
     Image.fromarray(np.ascontiguousarray(drawn.squeeze(2) if drawn.shape[2] == 1 else drawn)).save(path)
@@ -191,12 +192,12 @@ def write_record(encoder: Encoder, size: tuple[int, int], folder: Path, name: st
     return {"file_name": str(path), "height": height, "width": width, "image_id": 0, "annotations": annotations}
 
 
-def made_up(model: Any, vit: Any, encoder: Encoder) -> dict[str, Any]:
+def synthetic_sample(model: Any, vit: Any, encoder: Encoder) -> dict[str, Any]:
     """A mapped picture for a config without mappers: of the size that the model pads to, or of the encoder's."""
     from detectron2.structures import BitMasks, Boxes, Instances
 
     side = square_pad(model) or max(max(encoder.spec.image_size), 2 * coarsest_stride(model))
-    picture = pictures((side, side), encoder.spec.channels, encoder.preprocessing.value_range)[0]
+    picture = sample_images((side, side), encoder.spec.channels, encoder.preprocessing.value_range)[0]
     target = Instances((side, side))
     target.gt_boxes = Boxes(torch.tensor([[0.1 * side, 0.1 * side, 0.8 * side, 0.9 * side]]))
     target.gt_classes = torch.zeros(1, dtype=torch.int64)
@@ -205,7 +206,7 @@ def made_up(model: Any, vit: Any, encoder: Encoder) -> dict[str, Any]:
     return {"image": image, "instances": target, "height": side, "width": side}
 
 
-def not_to_be_trained(model: Any) -> str | None:
+def untrainable_reason(model: Any) -> str | None:
     """Why a model's heads can't have a training step here; None for those that can."""
     heads = getattr(model, "roi_heads", None)
     if getattr(heads, "keypoint_on", False) or getattr(heads, "keypoint_head", None) is not None:

@@ -1,4 +1,10 @@
-"""The command ``maelift export``: an encoder file in, a folder for another framework out, or a refusal."""
+"""The command ``maelift export``: writes an encoder for another framework; its table lists all adapters.
+
+To add an adapter: write a module with a configuration derived from ExportConfig, ``export`` and ``certify_folder``
+(timm.py is the shortest to read); add its row to ``ADAPTERS``, the framework's row to ``core.optional_imports.FRAMEWORKS``
+under the same name, and ``docs/NAME.md``. Keys, ``-h``, the API and certify follow from the table. A test names the texts
+that list the frameworks.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +16,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, cast
 
 from ..core.config import raw_value, resolve
 from ..core.config_keys import format_help, nearest
@@ -24,15 +29,30 @@ from .certificate import CERTIFICATE_FILE
 
 logger = logging.getLogger("maelift")
 
+
+@dataclass(frozen=True)
+class Adapter:
+    """A row of the table: the modules of this folder for one framework.
+
+    ``exporter`` has ``export(file, folder, config) -> Bundle`` and ``keys``, the class of its configuration. ``certifier`` has
+    ``certify_folder(path, file)`` for what an export wrote, or ``certify_config(config, file, opts, step_seconds=...)`` for
+    the framework's own configs; both give a Certificate.
+    """
+
+    exporter: str
+    keys: str
+    certifier: str
+
+
 ADAPTERS = {
-    "timm": "TimmExport",
-    "transformers": "TransformersExport",
-    "torchvision": "TorchvisionExport",
-    "detectron2": "Detectron2Export",
-    "mmseg": "MmsegExport",
-    "onnx": "OnnxExport",
+    "timm": Adapter("timm", "TimmExport", "timm"),
+    "transformers": Adapter("transformers", "TransformersExport", "transformers"),
+    "torchvision": Adapter("torchvision", "TorchvisionExport", "torchvision"),
+    "detectron2": Adapter("detectron2_export", "Detectron2Export", "detectron2_certify"),
+    "mmseg": Adapter("mmseg", "MmsegExport", "mmseg_certify"),
+    "onnx": Adapter("onnx", "OnnxExport", "onnx"),
 }
-"""The adapters, each a file of this folder, and the class of its keys; each has ``export(file, folder, config)``."""
+"""The adapters by the name that ``to`` and ``core.optional_imports.FRAMEWORKS`` have for the framework."""
 
 
 class ExportCommand:
@@ -47,7 +67,7 @@ class ExportCommand:
         if name not in ADAPTERS:
             close = nearest(str(name), list(ADAPTERS))
             raise ConfigError("to", name, f"one of {', '.join(ADAPTERS)}", f"Did you mean {close}?" if close else "")
-        return cast(ExportConfig, resolve(config_class(str(name)), overrides, file))
+        return resolve(config_class(str(name)), overrides, file)
 
     @staticmethod
     def help() -> str:
@@ -82,10 +102,10 @@ def export(config: ExportConfig) -> ExportResult:
     or a certificate that failed.
     """
     file = read_for_export(config.encoder)
-    return write_folder(Path(config.out), lambda folder: adapter(config.to).export(file, folder, config))
+    return export_to_folder(Path(config.out), lambda folder: exporter(config.to)(file, folder, config))
 
 
-def write_folder(target: Path, write: Callable[[Path], Bundle]) -> ExportResult:
+def export_to_folder(target: Path, write: Callable[[Path], Bundle]) -> ExportResult:
     """Have an export written into a folder beside ``target``, which takes its place if the certificate passed.
 
     Raises MaeliftError for a folder in use, and for a certificate that failed.
@@ -145,11 +165,23 @@ def check_free(target: Path) -> None:
         raise MaeliftError(f"out={target}: is there already. Choose a new folder, or remove this one first.")
 
 
-def config_class(name: str) -> type[Any]:
-    """The dataclass of an adapter's keys."""
-    return cast(type[Any], getattr(adapter(name), ADAPTERS[name]))
+def config_class(name: str) -> type[ExportConfig]:
+    """The configuration class of an adapter."""
+    found: type[ExportConfig] = getattr(_module(ADAPTERS[name].exporter), ADAPTERS[name].keys)
+    return found
 
 
-def adapter(name: str) -> ModuleType:
-    """The adapter's module; its framework is not imported by that."""
+def exporter(name: str) -> Callable[[EncoderFile, Path, ExportConfig], Bundle]:
+    """The ``export`` of an adapter."""
+    found: Callable[[EncoderFile, Path, ExportConfig], Bundle] = _module(ADAPTERS[name].exporter).export
+    return found
+
+
+def certifier(name: str) -> ModuleType:
+    """The module of an adapter that certifies."""
+    return _module(ADAPTERS[name].certifier)
+
+
+def _module(name: str) -> ModuleType:
+    """A module of this folder; its framework is not imported by that."""
     return importlib.import_module(f".{name}", __package__)

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from ..core.models.encoder_file import load_encoder
 from ..core.training.optimizers import parameter_groups
-from .bundle import usual_global_blocks
 from .mmseg_config import data_preprocessor, statistics
-from .plain_vit import PlainViT, load_weights
 from .torchvision import backbone_settings
+from .vitdet_sizes import usual_global_blocks
+from .windowed_vit import PlainViT, load_weights
 
 
 @MODELS.register_module()

@@ -95,7 +95,7 @@ def config_text(head: str, encoder: Encoder, crop: tuple[int, int], config: Mmse
     """A complete mmengine config for one of ``HEADS``."""
     spec, preprocessing = encoder.spec, encoder.preprocessing
     names = class_names(config)
-    taps = usual_taps(spec.depth) if head == "upernet" else (spec.depth - 1,)
+    taps = upernet_blocks(spec.depth) if head == "upernet" else (spec.depth - 1,)
     width = config.head_channels or spec.embed_dim
     decay, drop_path, recipe = recipe_of(spec.depth)
     short, long = min(crop), 4 * max(crop)
@@ -188,7 +188,7 @@ def shape_settings(encoder: Encoder, crop: tuple[int, int]) -> dict[str, Any]:
 def neck(encoder: Encoder, taps: Sequence[int], crop: tuple[int, int]) -> str:
     """Four maps at strides around 4 to 32 pixels from those of the blocks; finer ones where the grid is small."""
     spec = encoder.spec
-    scales = list(usual_scales(spec.patch_size, crop))
+    scales = list(upernet_scales(spec.patch_size, crop))
     if len(taps) == 4:
         return f'dict(type="Feature2Pyramid", embed_dim={spec.embed_dim}, rescales={scales}, norm_cfg=norm_cfg)'
     return (
@@ -197,12 +197,12 @@ def neck(encoder: Encoder, taps: Sequence[int], crop: tuple[int, int]) -> str:
     )
 
 
-def usual_scales(patch_size: int, crop: tuple[int, int]) -> tuple[float, ...]:
+def upernet_scales(patch_size: int, crop: tuple[int, int]) -> tuple[float, ...]:
     """What UPerNet's four maps are enlarged by, to strides around 4, 8, 16 and 32 pixels; finer where the grid is small."""
     return (2, 1, 0.5, 0.25) if patch_size < 12 and min(crop) >= 4 * patch_size else (4, 2, 1, 0.5)
 
 
-def usual_taps(depth: int) -> tuple[int, ...]:
+def upernet_blocks(depth: int) -> tuple[int, ...]:
     """The blocks that UPerNet's four maps come from: at a third, half, two thirds and the end, as in mmseg's configs.
 
     3, 5, 7, 11 of 12 and 7, 11, 15, 23 of 24; with four or five blocks the last four, with fewer the last one only.

@@ -15,22 +15,23 @@ from PIL import Image
 
 from ..core.errors import CheckpointError
 from ..core.models.encoder import Encoder
-from .certificate import Step, pictures
-from .mmseg_config import usual_taps
-from .trial import Cost, Trial, check_drop_path, cost_of, times, too_much
+from .certificate import Step
+from .mmseg_config import upernet_blocks
+from .parity import sample_images
+from .trial import Cost, TrialReport, check_drop_path, cost_of, skip_reason, times
 
 TRAIN, TEST = "train_dataloader", "test_dataloader"
 MIXED = 2
 """Images of the training step: the heads' batch norm can't learn from one."""
 
 
-def try_out(
+def run_trial(
     config: Any, model: Any, encoder: Encoder, step_seconds: float, *, certified: bool = True
 ) -> tuple[Step, ...]:
     """What comes of a config's parts, one by one; ``model`` is trained for a step, if it was ``certified`` before."""
     from mmengine.model import revert_sync_batchnorm
 
-    trial = Trial()
+    trial = TrialReport()
     model = revert_sync_batchnorm(model)
     size = backbone_size(model.backbone)
     check_drop_path(trial, model.backbone, "model.backbone.drop_path_rate")
@@ -46,7 +47,7 @@ def try_out(
     reason: str | None = "the certificate failed"
     if certified:
         cost = cost_of(model, lambda empty: empty._forward(torch.empty(shape, device="meta")))
-        reason = too_much(with_windows(cost, config, sample), step_seconds)
+        reason = skip_reason(with_windows(cost, config, sample), step_seconds)
     if reason is not None:
         trial.leave_out(reason)
         return tuple(trial.steps)
@@ -63,7 +64,7 @@ def backbone_size(backbone: Any) -> tuple[int, int] | None:
     return rows * backbone.patch_size, columns * backbone.patch_size
 
 
-def check_blocks(trial: Trial, config: Any, model: Any) -> None:
+def check_blocks(trial: TrialReport, config: Any, model: Any) -> None:
     """Note blocks that aren't there; mmseg's MAE gives no map for them, without a word."""
     given = config.model.backbone.get("out_indices")
     if not isinstance(given, Sequence):
@@ -71,7 +72,7 @@ def check_blocks(trial: Trial, config: Any, model: Any) -> None:
     depth = len(getattr(model.backbone, "layers", ())) or model.backbone.depth
     least = 0 if hasattr(model.backbone, "layers") else -depth  # MaeliftViT counts negative ones from the end
     if any(not least <= block < depth for block in given):
-        blocks = usual_taps(depth)
+        blocks = upernet_blocks(depth)
         trial.fault(
             "blocks",
             f"model.backbone.out_indices={list(given)}: the encoder has blocks 0 to {depth - 1}. Set out_indices={blocks}, and "
@@ -149,7 +150,7 @@ def check_heads(name: str, settings: Any, built: Any, channels: Sequence[int]) -
             raise CheckpointError(f"{key}.in_channels={given}: the maps that it takes have {expected}. Set it so")
 
 
-def check_sliding(trial: Trial, config: Any, size: tuple[int, int] | None) -> None:
+def check_sliding(trial: TrialReport, config: Any, size: tuple[int, int] | None) -> None:
     """Note windows of another size than the backbone takes."""
     settings = config.model.get("test_cfg") or {}
     if size is None or settings.get("mode") != "slide":
@@ -321,10 +322,10 @@ def reduces_zero(dataset: Any) -> bool:
 
 def write_sample(encoder: Encoder, size: tuple[int, int], classes: int, folder: Path, name: str) -> tuple[str, str]:
     """A picture and a mask of blocks of classes, as files."""
-    from .mmseg import write_picture
+    from .mmseg_images import write_image
 
-    picture = pictures(size, encoder.spec.channels, encoder.preprocessing.value_range)[0]
-    image = write_picture(picture, encoder, folder / name)
+    picture = sample_images(size, encoder.spec.channels, encoder.preprocessing.value_range)[0]
+    image = write_image(picture, encoder, folder / name)
     rows, columns = np.indices(size)
     mask = ((rows * 4 // size[0] + columns * 4 // size[1]) % max(2, min(classes, 4))).astype(np.uint8)
     Image.fromarray(mask).save(folder / f"{name}_mask.png")

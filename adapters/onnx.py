@@ -22,8 +22,9 @@ from ..core.models.encoder_spec import EncoderSpec
 from ..core.models.preprocessing import Preprocessing
 from ..core.optional_imports import require
 from .bundle import Bundle, ExportConfig, at_size
-from .certificate import Candidate, Certificate, Keys, Level, Pixels, certificate_sizes, certify, compare_keys
+from .certificate import Certificate, Keys
 from .onnx_graph import PREPARED, data_file, in_float32, write_graph
+from .parity import Candidate, Level, Pixels, certificate_sizes, compare_keys, measure_parity
 
 GRAPH_FILE = "encoder.onnx"
 MISSING = {
@@ -122,7 +123,7 @@ def certify_file(path: Path, encoder: Encoder, digest: str) -> Certificate:
     sizes = [graph.image_size] if graph.image_size else certificate_sizes(encoder.spec)
     reference = in_float32(encoder)
     keys = _keys(graph, reference)
-    return certify(
+    return measure_parity(
         lambda size: _candidate(graph, reference, keys),
         sizes,
         framework="onnx",

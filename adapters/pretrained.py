@@ -16,7 +16,7 @@ from .published import from_timm, timm_name
 logger = logging.getLogger("maelift")
 
 
-def read_parent(source: str, key: str) -> EncoderFile:
+def read_pretrained(source: str, key: str) -> EncoderFile:
     """The weights of a file, a folder, or timm:NAME, with the preprocessing that goes with them.
 
     Raises CheckpointError, which names the user's ``key`` for what timm can't give.

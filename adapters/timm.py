@@ -22,17 +22,11 @@ from ..core.models.encoder_file import EncoderFile
 from ..core.models.encoder_spec import EncoderSpec
 from ..core.models.tensor_files import read_tensors
 from ..core.optional_imports import require
-from .bundle import (
-    Bundle,
-    ExportConfig,
-    at_size,
-    need_8_bit_pixels,
-    need_red_first,
-    need_same_shape,
-    usual_global_blocks,
-)
-from .certificate import Candidate, Certificate, Level, Pixels, certificate_sizes, certify, compare_keys
+from .bundle import Bundle, ExportConfig, at_size, check_8_bit, check_rgb, check_same_shape
+from .certificate import Certificate
 from .checkpoints import check_described, read_checkpoint, square_of
+from .parity import Candidate, Level, Pixels, certificate_sizes, compare_keys, measure_parity
+from .vitdet_sizes import usual_global_blocks
 
 if TYPE_CHECKING:
     from timm.models import VisionTransformer
@@ -77,12 +71,12 @@ class TimmExport(ExportConfig):
 def export(file: EncoderFile, folder: Path, config: TimmExport) -> Bundle:
     """Write ``config.json`` and ``model.safetensors``; raises ConfigError for sizes, MaeliftError for what timm can't say."""
     require("timm")
-    need_8_bit_pixels(file.encoder, "timm")
-    need_red_first(file.encoder, "timm")
+    check_8_bit(file.encoder, "timm")
+    check_rgb(file.encoder, "timm")
     if config.global_pool == "token" and not file.encoder.spec.class_token:
         raise ConfigError("global_pool", config.global_pool, "avg, as this encoder has no class token")
     encoder = at_size(file.encoder, config.image_size, config.patch_size)
-    settings = write_folder(encoder, folder, config.global_pool, file.provenance.licence)
+    settings = save_folder(encoder, folder, config.global_pool, file.provenance.licence)
     size, trained = encoder.spec.image_size, file.encoder.spec.image_size
     return Bundle(
         files={
@@ -98,7 +92,7 @@ def export(file: EncoderFile, folder: Path, config: TimmExport) -> Bundle:
     )
 
 
-def write_folder(
+def save_folder(
     encoder: Encoder, folder: Path, global_pool: Pool = "avg", licence: str | None = None
 ) -> dict[str, Any]:
     """Write the folder that timm reads, and return the content of its ``config.json``."""
@@ -238,10 +232,10 @@ def certify_folder(folder: Path, file: EncoderFile) -> Certificate:
     Raises CheckpointError for a folder that timm can't load, or a model of another shape.
     """
     require("timm")
-    need_8_bit_pixels(file.encoder, "timm")
-    need_red_first(file.encoder, "timm")
+    check_8_bit(file.encoder, "timm")
+    check_rgb(file.encoder, "timm")
     model = load_folder(folder)
-    need_same_shape(
+    check_same_shape(
         folder,
         file.encoder,
         channels=model.patch_embed.proj.in_channels,
@@ -257,11 +251,11 @@ def certify_folder(folder: Path, file: EncoderFile) -> Certificate:
         if size == own_size:
             return candidate(model, reference)
         with tempfile.TemporaryDirectory() as scratch:
-            write_folder(reference, Path(scratch))
+            save_folder(reference, Path(scratch))
             return candidate(load_folder(Path(scratch)), reference)
 
     sizes = certificate_sizes(at_size(encoder, own_size).spec)
-    return certify(build, sizes, framework="timm", encoder=file.content_hash, distributions=["timm"])
+    return measure_parity(build, sizes, framework="timm", encoder=file.content_hash, distributions=["timm"])
 
 
 def candidate(model: VisionTransformer, encoder: Encoder) -> Candidate:

@@ -8,7 +8,6 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,32 +19,14 @@ from ..core.files import atomic_path, atomic_write_text, read_regular_text
 from ..core.models.encoder import Encoder
 from ..core.models.encoder_file import EncoderFile
 from ..core.optional_imports import require
-from .bundle import (
-    Bundle,
-    ExportConfig,
-    at_size,
-    check_window,
-    detector_state,
-    need_same_shape,
-    usual_global_blocks,
-    usual_image_side,
-    usual_window,
-)
-from .certificate import (
-    Candidate,
-    Certificate,
-    Level,
-    Pixels,
-    certificate_sizes,
-    certify,
-    compare_keys,
-    tiled,
-    tokens_of,
-)
+from .bundle import Bundle, ExportConfig, at_size, check_same_shape, detector_state
+from .certificate import Certificate
 from .checkpoints import check_described, read_checkpoint, square_of
+from .parity import Candidate, Level, Pixels, certificate_sizes, compare_keys, measure_parity, tiled, tokens_of
+from .vitdet_sizes import detector_shape, usual_global_blocks
 
 if TYPE_CHECKING:
-    from .plain_vit import SimpleFeaturePyramid
+    from .simple_feature_pyramid import SimpleFeaturePyramid
 
 MODULE = "plain_vit"
 UNUSED = {
@@ -76,25 +57,23 @@ def export(file: EncoderFile, folder: Path, config: TorchvisionExport) -> Bundle
     """Write ``backbone.pth``, ``backbone.json`` and the module that reads them; raises ConfigError for sizes."""
     require("torchvision")
     encoder = at_size(file.encoder, None, config.patch_size)
-    patch = encoder.spec.patch_size
-    size = config.image_size or usual_image_side(encoder)
-    size = (size, size) if isinstance(size, int) else size
-    window = usual_window((size[0] // patch, size[1] // patch)) if config.window_size is None else config.window_size
-    check_window(window, size, patch)
+    shape = detector_shape(encoder, config.image_size, config.window_size)
     with atomic_path(folder / "backbone.pth") as temporary:
         torch.save(detector_state(encoder), temporary)
-    settings = backbone_settings(encoder, window) | {"out_channels": config.out_channels}
-    transform = transform_settings(encoder, size)
+    settings = backbone_settings(encoder, shape.window) | {"out_channels": config.out_channels}
+    transform = transform_settings(encoder, shape.size)
     atomic_write_text(folder / "backbone.json", json.dumps({"backbone": settings, "transform": transform}, indent=1))
-    shutil.copyfile(Path(__file__).with_name(f"{MODULE}.py"), folder / f"{MODULE}.py")
-    notes = [f"images are resized to {size[0]}×{size[1]} pixels at most; give min_size and max_size for others"]
-    if window and not settings["window_size"]:
+    copy_module(folder / MODULE)
+    notes = [
+        f"images are resized to {shape.size[0]}×{shape.size[1]} pixels at most; give min_size and max_size for others"
+    ]
+    if shape.window and not settings["window_size"]:
         notes.append(f"no windows: each of {encoder.spec.depth} blocks closes a quarter, and so attends everywhere")
     return Bundle(
         files={
             "backbone.pth": "weights, under timm's names",
             "backbone.json": "shape, windows, image size, mean and deviation",
-            f"{MODULE}.py": "the backbone, its pyramid, and Faster and Mask R-CNN on it, without maelift",
+            f"{MODULE}/": "the backbone, its pyramid, and Faster and Mask R-CNN on it, without maelift",
         },
         certificate=certify_folder(folder, file),
         usage=USAGE,
@@ -102,8 +81,22 @@ def export(file: EncoderFile, folder: Path, config: TorchvisionExport) -> Bundle
     )
 
 
+def copy_module(folder: Path) -> None:
+    """Write the package ``plain_vit``, which reads an export without maelift."""
+    from .plain_vit import PARTS
+
+    folder.mkdir()
+    here = Path(__file__).parent
+    shutil.copyfile(here / f"{MODULE}.py", folder / "__init__.py")
+    for name in PARTS:
+        shutil.copyfile(here / name, folder / name)
+
+
 def certify_folder(folder: Path, file: EncoderFile) -> Certificate:
-    """Hold the backbone that the export's own module loads against the encoder."""
+    """Compare the backbone that the export's own module loads with the encoder."""
+    require("torchvision")
+    from .plain_vit import load_backbone
+
     content = read_checkpoint(folder / "backbone.pth", key="weights")
     try:
         settings = json.loads(read_regular_text(folder / "backbone.json"))["backbone"]
@@ -120,15 +113,14 @@ def certify_folder(folder: Path, file: EncoderFile) -> Certificate:
     )
     written = {name: value for name, value in content.items() if isinstance(value, Tensor)}
     try:
-        backbone = plain_vit().load_backbone(folder)
+        backbone = load_backbone(folder)
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(f"{folder}: can't be loaded ({reason or type(error).__name__}).") from error
     net = backbone.net
-    channels = net.patch_embed["proj"].in_channels
-    need_same_shape(folder, file.encoder, channels=channels, embed_dim=net.embed_dim, depth=net.depth)
+    check_same_shape(folder, file.encoder, channels=net.channels, embed_dim=net.embed_dim, depth=net.depth)
     encoder = at_size(file.encoder, None, backbone.net.patch_size)
-    return certify(
+    return measure_parity(
         lambda size: candidate(backbone, encoder, written, size),
         certificate_sizes(encoder.spec, backbone.net.window_size),
         framework="torchvision",
@@ -179,19 +171,20 @@ def build_backbone(
     ``image_size`` in pixels is what ``faster_rcnn`` and ``mask_rcnn`` of ``plain_vit`` then resize images to, and the
     size that relative positions are laid out for; ``scale_factors`` are the pyramid's, None for ViTDet's.
     """
-    module = plain_vit()
-    side, patch = usual_image_side(encoder), encoder.spec.patch_size
-    size = image_size or (side, side)
-    check_window(window_size, size, patch)
-    net = module.PlainViT(
+    require("torchvision")
+    from .simple_feature_pyramid import SimpleFeaturePyramid
+    from .windowed_vit import PlainViT, load_weights
+
+    shape, patch = detector_shape(encoder, image_size, window_size), encoder.spec.patch_size
+    net = PlainViT(
         **backbone_settings(encoder, window_size),
         use_rel_pos=use_rel_pos,
-        relative_grid=(size[0] // patch, size[1] // patch),
+        relative_grid=(shape.size[0] // patch, shape.size[1] // patch),
         drop_path=drop_path,
     )
-    module.load_weights(net, encoder.state_dict())
-    backbone: SimpleFeaturePyramid = module.SimpleFeaturePyramid(net, out_channels, scale_factors)
-    backbone.transform_settings = transform_settings(encoder, size)
+    load_weights(net, encoder.state_dict())
+    backbone = SimpleFeaturePyramid(net, out_channels, scale_factors)
+    backbone.transform_settings = transform_settings(encoder, shape.size)
     return backbone
 
 
@@ -226,11 +219,3 @@ def transform_settings(encoder: Encoder, image_size: tuple[int, int]) -> dict[st
         "image_mean": list(encoder.preprocessing.mean),
         "image_std": list(encoder.preprocessing.std),
     }
-
-
-def plain_vit() -> ModuleType:
-    """The module that exports carry with them; raises MaeliftError where torchvision can't be had."""
-    require("torchvision")
-    from . import plain_vit as module
-
-    return module

@@ -23,9 +23,11 @@ from ..core.models.encoder import Encoder
 from ..core.models.encoder_file import EncoderFile
 from ..core.models.weight_names import from_transformers_names, to_transformers_names
 from ..core.optional_imports import require
-from .bundle import Bundle, ExportConfig, at_size, need_red_first, need_same_shape, usual_global_blocks
-from .certificate import Candidate, Certificate, Keys, Level, Pixels, certificate_sizes, certify, compare_keys
+from .bundle import Bundle, ExportConfig, at_size, check_rgb, check_same_shape
+from .certificate import Certificate, Keys
 from .checkpoints import check_described, read_checkpoint, square_of
+from .parity import Candidate, Level, Pixels, certificate_sizes, compare_keys, measure_parity
+from .vitdet_sizes import usual_global_blocks
 
 if TYPE_CHECKING:
     from transformers import ViTImageProcessor, ViTMAEForPreTraining, ViTModel
@@ -61,18 +63,18 @@ def export(file: EncoderFile, folder: Path, config: TransformersExport) -> Bundl
     """
     require("transformers")
     check_class_token(file.encoder)
-    need_red_first(file.encoder, "transformers")
+    check_rgb(file.encoder, "transformers")
     encoder = at_size(file.encoder, config.image_size, config.patch_size)
     decoder, left_out = find_decoder(file, encoder, config)
     ratio = mask_ratio(file.provenance.config)
-    write_folder(encoder, folder)
+    save_folder(encoder, folder)
     files = {
         "config.json": "a ViTModel of this encoder's shape",
         "model.safetensors": "weights, under the names that transformers 4 and 5 read",
         "preprocessor_config.json": "image size, mean and deviation, for ViTImageProcessor",
     }
     if decoder is not None:
-        write_mae_folder(encoder, decoder, folder / MAE_FOLDER, ratio)
+        save_mae_folder(encoder, decoder, folder / MAE_FOLDER, ratio)
         files[f"{MAE_FOLDER}/"] = "the same with the decoder, for ViTMAEForPreTraining"
     return Bundle(
         files=files,
@@ -144,14 +146,14 @@ def mask_ratio(config: Mapping[str, Any]) -> float:
     return float(masking["ratio"]) if isinstance(masking, Mapping) and "ratio" in masking else 0.75
 
 
-def write_folder(encoder: Encoder, folder: Path) -> None:
+def save_folder(encoder: Encoder, folder: Path) -> None:
     """Write what ``ViTModel.from_pretrained`` and ``ViTImageProcessor.from_pretrained`` read."""
     weights = to_transformers_names(encoder.state_dict())
     settings = {"architectures": ["ViTModel"], "model_type": "vit", **model_settings(encoder)}
     _write(folder, weights, {**settings, "encoder_stride": encoder.spec.patch_size}, encoder)
 
 
-def write_mae_folder(encoder: Encoder, decoder: DecoderFile, folder: Path, ratio: float) -> None:
+def save_mae_folder(encoder: Encoder, decoder: DecoderFile, folder: Path, ratio: float) -> None:
     """Write what ``ViTMAEForPreTraining.from_pretrained`` reads; ``ratio`` is the share of patches to be hidden."""
     weights = {f"vit.{name}": tensor for name, tensor in to_transformers_names(encoder.state_dict()).items()}
     weights |= to_transformers_names(decoder.state)
@@ -238,8 +240,8 @@ def certify_folder(folder: Path, file: EncoderFile, decoder: DecoderFile | None 
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(f"{folder}: transformers can't load it ({reason}).") from error
     config = model.config
-    need_red_first(file.encoder, "transformers")
-    need_same_shape(
+    check_rgb(file.encoder, "transformers")
+    check_same_shape(
         folder,
         file.encoder,
         channels=config.num_channels,
@@ -250,7 +252,7 @@ def certify_folder(folder: Path, file: EncoderFile, decoder: DecoderFile | None 
     size = config.image_size
     own_size = (size, size) if isinstance(size, int) else (size[0], size[1])
     encoder = at_size(file.encoder, own_size, config.patch_size)
-    return certify(
+    return measure_parity(
         lambda image_size: candidate(model, processor, encoder, image_size, mae, decoder),
         certificate_sizes(encoder.spec) if own_size[0] == own_size[1] else [own_size],
         framework="transformers",
@@ -377,6 +379,6 @@ def to_transformers(encoder: Encoder) -> ViTModel:
 
     check_class_token(encoder)
     with tempfile.TemporaryDirectory() as scratch:
-        write_folder(encoder, Path(scratch))
+        save_folder(encoder, Path(scratch))
         model: ViTModel = ViTModel.from_pretrained(scratch, add_pooling_layer=False)
     return model.to(encoder.pos_embed.dtype).eval()

@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 @dataclass
-class Trial:
+class TrialReport:
     """The steps of a trial so far; after one that failed the next ones aren't run."""
 
     steps: list[Step] = field(default_factory=list)
@@ -84,7 +84,7 @@ class _Bytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return made
 
 
-def check_drop_path(trial: Trial, backbone: nn.Module, key: str) -> None:
+def check_drop_path(trial: TrialReport, backbone: nn.Module, key: str) -> None:
     """Note rates of drop path that are no probabilities, which the frameworks compute with all the same."""
     rates = {
         float(rate) for module in backbone.modules() if isinstance(rate := getattr(module, "drop_prob", None), float)
@@ -107,7 +107,7 @@ def cost_of(model: nn.Module, forward: Callable[[Any], object]) -> Cost | None:
     return Cost(float(flops.get_total_flops()), size.total)
 
 
-def too_much(cost: Cost | None, seconds: float) -> str | None:
+def skip_reason(cost: Cost | None, seconds: float) -> str | None:
     """Why a training and an inference step are not for this machine; None where they are.
 
     A training step takes three times the operations of a forward pass, and keeps about what it makes.

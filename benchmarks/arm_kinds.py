@@ -16,7 +16,7 @@ from typing import Any, cast
 
 import torch
 
-from ..adapters.pretrained import read_parent
+from ..adapters.pretrained import read_pretrained
 from ..core.config import resolve
 from ..core.config_keys import nearest
 from ..core.data.labeled_dataset import Splits
@@ -292,6 +292,6 @@ def _supervised_recipe(suite: ArmSuite, name: str) -> ClassifyRecipe:
 def _given_encoder(context: ArmContext, name: str, source: str) -> tuple[Encoder, Provenance, list[str]]:
     """The encoder of the arm's shape with the weights that it names, where they are from, and what was fitted."""
     key = f"arms.{name}.weights"
-    file = read_parent(source, key)
+    file = read_pretrained(source, key)
     encoder, notes = adapt_encoder(file.encoder, context.config.spec_of(name), source, key)
     return encoder, replace(file.provenance, parent=file.content_hash), notes

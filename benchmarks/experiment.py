@@ -9,7 +9,7 @@ from functools import cached_property
 
 import torch
 
-from ..adapters.pretrained import read_parent
+from ..adapters.pretrained import read_pretrained
 from ..core.data.classification import LabeledImages
 from ..core.data.images import ImageSet, channel_statistics
 from ..core.data.labeled_dataset import Splits, draw_labeled
@@ -54,7 +54,7 @@ class Context:
         hashes = {}
         for name in config.arms:
             if (source := config.arms[name].weights) is not None:
-                file = read_parent(source, f"arms.{name}.weights")
+                file = read_pretrained(source, f"arms.{name}.weights")
                 adapt_encoder(file.encoder, config.spec_of(name), source, f"arms.{name}.weights")
                 hashes[name] = file.content_hash
         return cls(config, pools, hashes)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..adapters.pretrained import read_parent
+from ..adapters.pretrained import read_pretrained
 from ..adapters.published import TIMM, timm_name
 from ..core.errors import CheckpointError, ConfigError, show
 from ..core.models.adapt_encoder import adapt_output_channels, adapt_state, check_architecture, is_bgr, to_rgb
@@ -76,7 +76,7 @@ def read_init_weights(config: PretrainConfig) -> InitWeights | None:
     """The initial weights that the configuration names, if any; raises ConfigError for another architecture."""
     if config.init is None:
         return None
-    file = read_parent(config.init, "init")
+    file = read_pretrained(config.init, "init")
     check_architecture(preset_spec(config.model, patch_size=config.patch_size), file.encoder.spec, config.init, "init")
     decoder = _decoder_of(file, config.init) if config.init_decoder == "auto" else None
     if is_bgr(file.encoder.preprocessing):  # image files are red, green, blue

@@ -15,19 +15,11 @@ from torch import Tensor, nn
 from ..adapters import export as encoder_export
 from ..adapters import onnx
 from ..adapters.bundle import Bundle, ExportConfig
-from ..adapters.certificate import (
-    LIMITS,
-    Certificate,
-    Difference,
-    Keys,
-    LevelResult,
-    SizeResult,
-    certificate_sizes,
-    pictures,
-)
+from ..adapters.certificate import LIMITS, Certificate, Difference, Keys, LevelResult, SizeResult
 from ..adapters.export import ExportCommand, ExportResult
 from ..adapters.onnx import OnnxExport
 from ..adapters.onnx_graph import data_file
+from ..adapters.parity import certificate_sizes, sample_images
 from ..core.dry_run import Plan
 from ..core.errors import CheckpointError, ConfigError
 from ..core.optional_imports import require, versions
@@ -56,7 +48,7 @@ def export(config: ExportConfig) -> ExportResult:
     if not is_model(config.encoder):
         return encoder_export.export(config)
     file, settings = _checked(config)
-    return encoder_export.write_folder(Path(config.out), lambda folder: _export_model(file, folder, settings))
+    return encoder_export.export_to_folder(Path(config.out), lambda folder: _export_model(file, folder, settings))
 
 
 def plan(config: ExportConfig) -> Plan:
@@ -140,7 +132,7 @@ def certify_graph(file: ModelFile, model: nn.Module, path: Path, config: OnnxExp
         sizes.append((spec.image_size[0] + 1, spec.image_size[1] + spec.patch_size - 1))  # padded
     results, failures = [], []
     for size in sizes:
-        stored = pictures(size, spec.channels, preprocessing.value_range)
+        stored = sample_images(size, spec.channels, preprocessing.value_range)
         batch = torch.from_numpy(np.stack(stored)).permute(0, 3, 1, 2)
         normed = preprocessing.normalize(batch)
         with torch.inference_mode():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from ..adapters.pretrained import read_parent
+from ..adapters.pretrained import read_pretrained
 from ..core.data.decode import background_colour
 from ..core.data.images import ImageSet, channel_statistics
 from ..core.errors import ConfigError, DataError
@@ -50,7 +50,7 @@ def read_start(start: Start) -> EncoderFile | None:
     """The weights that ``start`` names, with the preprocessing that goes with them; None where it names none."""
     if not start.encoder:
         return None
-    return read_parent(start.encoder, "encoder")
+    return read_pretrained(start.encoder, "encoder")
 
 
 def background_of(start: Start, source: EncoderFile | None) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 from ..adapters import onnx_graph as encoder_graph
 from ..adapters.onnx import OnnxExport
 from ..adapters.onnx_graph import Nodes
-from ..adapters.plain_vit import ChannelNorm
+from ..adapters.simple_feature_pyramid import ChannelNorm
 from ..core.errors import CheckpointError
 from ..core.models.probes import AttentiveProbe, LinearProbe
 from .classification.task import Classifier

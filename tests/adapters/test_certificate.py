@@ -10,15 +10,10 @@ import pytest
 import torch
 from maelift.adapters import torchvision as adapter
 from maelift.adapters.bundle import detector_state
-from maelift.adapters.certificate import (
-    Certificate,
-    Level,
-    certificate_sizes,
-    certify,
-    pictures,
-    reference_features,
-)
-from maelift.adapters.plain_vit import PlainViT, SimpleFeaturePyramid
+from maelift.adapters.certificate import Certificate
+from maelift.adapters.parity import Level, certificate_sizes, measure_parity, reference_features, sample_images
+from maelift.adapters.simple_feature_pyramid import SimpleFeaturePyramid
+from maelift.adapters.windowed_vit import PlainViT
 from maelift.core.errors import CheckpointError
 from maelift.core.models.encoder import Encoder
 from maelift.core.models.encoder_spec import preset_spec
@@ -32,7 +27,7 @@ def certificate_of(encoder: Encoder, mutate: Callable[[SimpleFeaturePyramid], ob
     side = 4 * max(1, window) * encoder.spec.patch_size
     backbone = adapter.build_backbone(encoder, image_size=(side, side), window_size=window)
     mutate(backbone)
-    return certify(
+    return measure_parity(
         lambda size: adapter.candidate(backbone, encoder, detector_state(encoder), size),
         certificate_sizes(encoder.spec, window),
         framework="torchvision",
@@ -163,10 +158,10 @@ def test_the_reference_in_windows_equals_a_network_of_windows() -> None:
 
 
 def test_pictures_have_structure_and_every_channel_its_own() -> None:
-    for picture in pictures((40, 56), 4):
+    for picture in sample_images((40, 56), 4):
         assert picture.shape == (40, 56, 4) and picture.dtype == "uint8"
         assert picture.std() > 20 and abs(picture[..., 0].astype(float) - picture[..., 2]).mean() > 10
-    assert pictures((8, 8), 1, (0, 65535))[0].max() > 1000
+    assert sample_images((8, 8), 1, (0, 65535))[0].max() > 1000
 
 
 def test_a_certificate_is_written_whole(tmp_path: Path) -> None:

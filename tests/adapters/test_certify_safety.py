@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 import torch
 from maelift.adapters.checkpoints import detectron2_checkpoint, local_file
-from maelift.adapters.config_process import Request, certificate_of
-from maelift.adapters.timm import write_folder as write_timm
-from maelift.adapters.transformers import write_folder as write_transformers
+from maelift.adapters.config_process import Request, certify_in_process
+from maelift.adapters.timm import save_folder as write_timm
+from maelift.adapters.transformers import save_folder as write_transformers
 from maelift.adapters.yacs_files import read_yacs
 from maelift.cli import main
 from maelift.core.errors import CheckpointError, MaeliftError
@@ -356,7 +356,7 @@ def test_certificates_are_checked_where_they_arrive() -> None:
 
 def test_mmengine_reads_no_pickle_either(file: Path, tmp_path: Path) -> None:
     framework("mmseg")
-    from maelift.adapters.mmseg import safe_weights
+    from maelift.adapters.mmseg_model import safe_weights
     from mmengine.runner.checkpoint import CheckpointLoader, _load_checkpoint_with_prefix
 
     config = {"load_from": f"{tmp_path}/w", "model": {"pretrained": "open-mmlab://resnet50"}}
@@ -380,7 +380,7 @@ def test_processes_are_ended_with_all_that_they_started(file: Path, tmp_path: Pa
     (tmp_path / "mine.py").write_text(text)
     request = Request("detectron2", str(tmp_path / "mine.py"), str(tmp_path / "e.safetensors"), (), 0, 60)
     with pytest.raises(CheckpointError, match="no certificate"):
-        certificate_of(request)
+        certify_in_process(request)
     status = Path(f"/proc/{(tmp_path / 'pid').read_text()}/stat")
     deadline = time.monotonic() + 30
     while status.exists() and status.read_text().split()[2] not in "ZX" and time.monotonic() < deadline:

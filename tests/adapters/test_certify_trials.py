@@ -12,8 +12,8 @@ import maelift
 import pytest
 import torch
 from maelift.adapters.certificate import Certificate
-from maelift.adapters.export import adapter
-from maelift.adapters.trial import Cost, cost_of, speed, too_much
+from maelift.adapters.export import certifier
+from maelift.adapters.trial import Cost, cost_of, skip_reason, speed
 from maelift.core.models.encoder_file import EncoderFile, read_encoder
 from maelift.core.models.encoder_spec import preset_spec
 from maelift.tests.support import encoder_file, framework, random_encoder
@@ -57,7 +57,7 @@ def mmseg(file: Path, tmp_path_factory: pytest.TempPathFactory) -> Judge:
 
 def judge(name: str, config: Path, file: EncoderFile, always: list[str]) -> Judge:
     def certify(*words: str, **keys: Any) -> Certificate:
-        found: Certificate = adapter(name).certify_config(config, file, [*always, *words], **keys)
+        found: Certificate = certifier(name).certify_config(config, file, [*always, *words], **keys)
         return found
 
     return certify
@@ -235,5 +235,7 @@ def test_costs_are_those_of_the_operations() -> None:
     found = cost_of(model, lambda empty: empty(torch.empty(10, 64, device="meta")))
     assert found == Cost(2 * 10 * 64 * 128, 10 * 64 * 4 + 2 * 10 * 128 * 4)
     assert cost_of(model, lambda empty: empty(torch.empty(10, 64, device="meta")).sum().item()) is None
-    assert too_much(Cost(1, 1e18), 10) and "GB of memory" in str(too_much(Cost(1, 1e18), 10))
-    assert too_much(Cost(100 * speed(), 1), 1) and too_much(Cost(1, 1), 1) is None and too_much(None, 1) is None
+    assert skip_reason(Cost(1, 1e18), 10) and "GB of memory" in str(skip_reason(Cost(1, 1e18), 10))
+    assert (
+        skip_reason(Cost(100 * speed(), 1), 1) and skip_reason(Cost(1, 1), 1) is None and skip_reason(None, 1) is None
+    )

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from maelift.adapters import detectron2 as adapter
+from maelift.adapters import detectron2_certify
 from maelift.adapters.detectron2_config import recipe
 from maelift.api_keys import ExportKeys
 from maelift.core.data.images import idx_file, read_idx
@@ -279,7 +280,7 @@ def test_a_zoo_config_loads_the_weights_with_the_words_that_the_export_prints(
     )
     assert done.returncode == 0 and "certificate passed: 51 tensors" in done.stdout, done.stderr
     with pytest.raises(CheckpointError, match="after loading no checkpoint at all"):
-        adapter.certify_config(config, read_encoder(file), [*words, "train.init_checkpoint=''"])
+        detectron2_certify.certify_config(config, read_encoder(file), [*words, "train.init_checkpoint=''"])
 
 
 def test_the_tool_finds_the_zoo_heads_of_vitdet_where_nothing_is_overridden(bundle: Path) -> None:
@@ -432,9 +433,9 @@ def test_whatever_loads_wrongly_is_told(mutation: str, nano: tuple[Path, Path], 
     change(tmp_path)
     if mutation == "names":
         with pytest.raises(CheckpointError, match=expected):
-            adapter.certify_config(tmp_path / "mask_rcnn.py", read_encoder(file))
+            detectron2_certify.certify_config(tmp_path / "mask_rcnn.py", read_encoder(file))
         return
-    certificate = adapter.certify_config(tmp_path / "mask_rcnn.py", read_encoder(file))
+    certificate = detectron2_certify.certify_config(tmp_path / "mask_rcnn.py", read_encoder(file))
     assert any(expected in failure for failure in certificate.failures), certificate.failures
     assert any("images differ by" in failure or "last_feat differs by" in failure for failure in certificate.failures)
 
@@ -447,7 +448,7 @@ def test_an_antialiased_resize_of_positions_fails(nano: tuple[Path, Path], monke
         return nn.functional.interpolate(plane, size=size, mode="bicubic", antialias=True).permute(0, 2, 3, 1)
 
     monkeypatch.setattr(vit, "get_abs_pos", antialiased)
-    certificate = adapter.certify_config(nano[1] / "mask_rcnn.py", read_encoder(nano[0]))
+    certificate = detectron2_certify.certify_config(nano[1] / "mask_rcnn.py", read_encoder(nano[0]))
     assert any("last_feat differs" in failure for failure in certificate.failures)
 
 
@@ -460,11 +461,11 @@ def test_a_config_that_does_not_fit_is_refused_in_one_line(nano: tuple[Path, Pat
     saved = tmp_path / "config.yaml"
     saved.write_text("model: {_target_: os.getcwd}\n")
     with pytest.raises(MaeliftError, match="not a yacs config"):
-        adapter.certify_config(saved, read_encoder(file))
+        detectron2_certify.certify_config(saved, read_encoder(file))
     broken = tmp_path / "broken.py"
     broken.write_text("model = nothing\n")
     with pytest.raises(MaeliftError, match=r"broken\.py: .*NameError: name 'nothing'"):
-        adapter.certify_config(broken, read_encoder(file))
+        detectron2_certify.certify_config(broken, read_encoder(file))
 
 
 def test_weights_are_read_back_as_the_encoder(nano: tuple[Path, Path]) -> None:
@@ -506,7 +507,9 @@ def test_patches_of_14_pixels_are_resampled_on_demand(tmp_path: Path) -> None:
     spec = EncoderSpec((56, 56), 14, embed_dim=32, depth=1, num_heads=2)
     file = encoder_file(tmp_path / "encoder.safetensors", Encoder(spec))
     maelift.export(str(file), "detectron2", str(tmp_path / "out"), patch_size=16, image_size=64, out_channels=16)
-    certificate = adapter.certify_config(tmp_path / "out" / "mask_rcnn.py", read_encoder(file), step_seconds=0)
+    certificate = detectron2_certify.certify_config(
+        tmp_path / "out" / "mask_rcnn.py", read_encoder(file), step_seconds=0
+    )
     assert certificate.passed and certificate.sizes[0].image_size == (64, 64)
 
 
@@ -687,14 +690,14 @@ def test_a_yacs_config_builds_the_backbone_and_trains(patch16: Path, tmp_path: P
     assert not torch.equal(before, model.backbone.net.blocks[0].mlp.fc1.weight)
     (tmp_path / "mine.yaml").write_text(cfg.dump())
     small = ["INPUT.MIN_SIZE_TRAIN", "(96,)", "INPUT.MAX_SIZE_TRAIN", "160", "INPUT.MIN_SIZE_TEST", "96"]
-    found = adapter.certify_config(tmp_path / "mine.yaml", read_encoder(patch16), small)
+    found = detectron2_certify.certify_config(tmp_path / "mine.yaml", read_encoder(patch16), small)
     assert found.passed, found.failures
     assert [step.outcome for step in found.steps] == ["passed"] * 5
     with pytest.raises(CheckpointError, match=r"MODEL\.WEIGHTS=model\.pkl: no such file"):
-        adapter.certify_config(tmp_path / "mine.yaml", read_encoder(patch16), ["MODEL.WEIGHTS", "model.pkl"])
+        detectron2_certify.certify_config(tmp_path / "mine.yaml", read_encoder(patch16), ["MODEL.WEIGHTS", "model.pkl"])
     (tmp_path / "mine.yaml").write_text(cfg.dump().replace("FORMAT: RGB", "FORMAT: BGR"))
     with pytest.raises(ConfigError, match='INPUT\\.FORMAT=BGR: expected "RGB"'):
-        adapter.certify_config(tmp_path / "mine.yaml", read_encoder(patch16))
+        detectron2_certify.certify_config(tmp_path / "mine.yaml", read_encoder(patch16))
 
 
 @pytest.mark.parametrize(
@@ -732,7 +735,7 @@ def test_a_lazy_config_takes_the_backbone_as_an_object(bundle: Path, pretrained:
     with detectron2_storage():
         sum(model(batch_of_one((90, 70), 1)).values()).backward()
     assert model.backbone.net.patch_embed.proj.weight.grad.abs().sum() > 0
-    found = adapter.certify_config(config, read_encoder(pretrained), [*SLIM[:3], *SLIM_BOXES["mask_rcnn"]])
+    found = detectron2_certify.certify_config(config, read_encoder(pretrained), [*SLIM[:3], *SLIM_BOXES["mask_rcnn"]])
     assert found.passed
     assert [step.outcome for step in found.steps] == [
         "not run",

@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 from maelift.adapters import torchvision as adapter
+from maelift.adapters.bundle import ExportConfig
 from maelift.adapters.certificate import Certificate, Keys
-from maelift.adapters.export import ADAPTERS, ExportCommand, export
-from maelift.cli import main
+from maelift.adapters.export import ADAPTERS, ExportCommand, certifier, config_class, export, exporter
+from maelift.cli import COMMANDS, main
+from maelift.core.config_keys import describe
 from maelift.core.errors import CheckpointError, MaeliftError
 from maelift.core.models.encoder import Encoder
 from maelift.core.models.encoder_file import load_encoder
@@ -46,12 +48,12 @@ def test_an_export_says_what_it_wrote_and_what_to_do_next(file: Path, tmp_path: 
     assert {path.name for path in written.iterdir()} == {
         "backbone.pth",
         "backbone.json",
-        "plain_vit.py",
+        "plain_vit",
         "certificate.json",
     }
     for path in written.iterdir():
         assert path.name in done.stdout
-        assert path.stat().st_mode & 0o777 == 0o644
+        assert path.stat().st_mode & 0o777 == (0o755 if path.is_dir() else 0o644)
     assert [path.name for path in written.parent.iterdir()] == ["detector"]
 
 
@@ -186,9 +188,12 @@ def test_help_lists_the_keys_of_every_framework() -> None:
 def test_no_adapter_imports_its_framework_before_it_is_used() -> None:
     import subprocess
 
+    modules = (
+        {row.exporter for row in ADAPTERS.values()} | {row.certifier for row in ADAPTERS.values()} | {"detectron2"}
+    )
     code = (
         "import sys, importlib\n"
-        f"for name in {list(ADAPTERS)}: importlib.import_module('maelift.adapters.' + name)\n"
+        f"for name in {sorted(modules)}: importlib.import_module('maelift.adapters.' + name)\n"
         "print(sorted({'transformers', 'detectron2', 'mmseg', 'mmcv', 'mmengine', 'onnx', 'onnxruntime'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -246,3 +251,12 @@ def test_every_failure_is_counted() -> None:
 def test_random_encoders_are_reproducible() -> None:
     first, second = (random_encoder("vit_nano", seed=3).state_dict() for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_every_list_of_frameworks_follows_the_table_of_adapters() -> None:
+    (to,) = (entry for entry in describe(ExportConfig) if entry.key == "to")
+    for name in ADAPTERS:
+        assert name in FRAMEWORKS and (ROOT / "docs" / f"{name}.md").is_file()
+        assert name in to.help and name in COMMANDS["export"].summary
+        assert issubclass(config_class(name), ExportConfig) and callable(exporter(name))
+        assert hasattr(certifier(name), "certify_folder") or hasattr(certifier(name), "certify_config")

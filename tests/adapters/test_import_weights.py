@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from maelift.adapters.certificate import Level, reference_features
+from maelift.adapters.parity import Level, reference_features
 from maelift.cli import main
 from maelift.core.models.encoder import Encoder
 from maelift.core.models.encoder_file import EncoderFile, read_encoder

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from maelift.adapters import mmseg as adapter
+from maelift.adapters import mmseg_certify, mmseg_weights
 from maelift.adapters.export import ExportCommand, export
 from maelift.core.data.images import idx_file, read_idx
 from maelift.core.errors import CheckpointError, MaeliftError
@@ -157,7 +157,7 @@ def reached_by(work_dir: Path) -> int:
 
 def certify(config: Path, encoder: Path, *opts: str, step_seconds: float = 0) -> Any:
     """Without the training and inference steps, which test_certify_trials.py has."""
-    return adapter.certify_config(config, read_encoder(encoder), opts, step_seconds=step_seconds)
+    return mmseg_certify.certify_config(config, read_encoder(encoder), opts, step_seconds=step_seconds)
 
 
 def save_random(path: Path, spec: EncoderSpec) -> Path:
@@ -573,7 +573,7 @@ def test_every_layer_learns_at_the_rate_that_layer_decay_gives_it(
     found = rates(MODELS.build(config.model), config.optim_wrapper)
     carried = [name for name in expected if not name.startswith("norm.")]
     for name in carried:
-        rate, decay = found[f"backbone.{adapter.mae_name(name)}"]
+        rate, decay = found[f"backbone.{mmseg_weights.mae_name(name)}"]
         assert rate == pytest.approx(expected[name][0]), name
         if name not in ("pos_embed", "cls_token"):  # where mmseg's constructor forgets the prefix "backbone."
             assert decay == expected[name][1], name

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from maelift.adapters.certificate import Candidate, Certificate, certify
-from maelift.adapters.timm import candidate, certify_folder, load_folder, to_timm, write_folder
+from maelift.adapters.certificate import Certificate
+from maelift.adapters.parity import Candidate, measure_parity
+from maelift.adapters.timm import candidate, certify_folder, load_folder, save_folder, to_timm
 from maelift.core.models.encoder import Encoder
 from maelift.core.models.encoder_file import read_encoder
 from maelift.tests.support import (
@@ -89,7 +90,7 @@ def expected(encoder: Encoder, folder: Path, image_size: tuple[int, int]) -> Non
 
 def judged(found: Candidate, size: tuple[int, int] = (32, 32)) -> Certificate:
     """The certificate of one candidate, at its own size."""
-    return certify(lambda _: found, [size], framework="timm", encoder="")
+    return measure_parity(lambda _: found, [size], framework="timm", encoder="")
 
 
 def consume(script: str, folder: Path) -> None:
@@ -144,7 +145,7 @@ def test_an_epsilon_of_1e_5_goes_over_and_others_only_in_memory(tmp_path: Path) 
 
 def test_a_folder_of_another_encoder_or_shape_is_told(tmp_path: Path) -> None:
     path = encoder_file(tmp_path / "encoder.safetensors")
-    write_folder(random_encoder(seed=1), tmp_path)
+    save_folder(random_encoder(seed=1), tmp_path)
     done = run_maelift("certify", tmp_path, path)
     one_line_error(done, "certificate for timm failed")
     state = safetensors.torch.load_file(tmp_path / "model.safetensors")
@@ -199,7 +200,7 @@ def mean_for_deviation(model: Any) -> None:
 )
 def test_the_certificate_fails_for_a_changed_model(tmp_path: Path, change: Mutation, told: str) -> None:
     encoder = random_encoder()
-    write_folder(encoder, tmp_path)
+    save_folder(encoder, tmp_path)
 
     def certificate(change: Mutation) -> Certificate:
         model = load_folder(tmp_path)
@@ -215,7 +216,7 @@ def test_timms_own_resizing_of_positions_fails_where_ours_passes(tmp_path: Path)
     import timm
 
     encoder = random_encoder()
-    write_folder(encoder, tmp_path)
+    save_folder(encoder, tmp_path)
     smaller = timm.create_model(
         f"local-dir:{tmp_path}", pretrained=True, img_size=(16, 16), pretrained_cfg_overlay={"input_size": (3, 16, 16)}
     )
@@ -231,7 +232,7 @@ def test_timms_own_resizing_of_positions_fails_where_ours_passes(tmp_path: Path)
 def test_the_usual_shapes_pass(tmp_path: Path, model: str) -> None:
     encoder = random_encoder(model, image_size=96)
     path = encoder_file(tmp_path / "encoder.safetensors", encoder)
-    write_folder(encoder, tmp_path)
+    save_folder(encoder, tmp_path)
     assert certify_folder(tmp_path, read_encoder(path)).passed
 
 

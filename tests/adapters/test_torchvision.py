@@ -11,7 +11,8 @@ import pytest
 import torch
 from maelift.adapters import plain_vit
 from maelift.adapters import torchvision as adapter
-from maelift.adapters.certificate import Level, reference_features
+from maelift.adapters.parity import Level, reference_features
+from maelift.adapters.torchvision_detectors import BoxLevels
 from maelift.tests.support import (
     ROOT,
     encoder_file,
@@ -128,7 +129,7 @@ def test_boxes_are_pooled_from_where_they_are(patch: int, strides: tuple[int, ..
 def test_boxes_go_to_the_levels_of_the_fpn_paper() -> None:
     sides = torch.tensor([20.0, 111, 112, 223, 224, 447, 448, 2000])
     boxes = torch.stack([torch.zeros(8), torch.zeros(8), sides, sides], dim=1)
-    assert plain_vit.BoxLevels((4, 8, 16, 32))([boxes]).tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert BoxLevels((4, 8, 16, 32))([boxes]).tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
 
 
 def test_sizes_that_do_not_fit_the_window_are_refused(tmp_path: Path) -> None:

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from maelift.adapters.certificate import Certificate, certify
-from maelift.adapters.transformers import candidate, certify_folder, to_transformers, write_folder, write_mae_folder
+from maelift.adapters.certificate import Certificate
+from maelift.adapters.parity import measure_parity
+from maelift.adapters.transformers import candidate, certify_folder, save_folder, save_mae_folder, to_transformers
 from maelift.core.models.decoder_file import DecoderFile, save_decoder
 from maelift.core.models.encoder import Encoder
 from maelift.core.models.encoder_file import Provenance, load_encoder, read_encoder, save_encoder
@@ -141,7 +142,7 @@ def test_from_pretrained_alone_finds_our_features_and_our_loss(tmp_path: Path, c
 
 def test_the_way_back_gives_the_same_weights_bit_for_bit(tmp_path: Path) -> None:
     encoder = random_encoder()
-    write_folder(encoder, tmp_path)
+    save_folder(encoder, tmp_path)
     back = load_encoder(tmp_path / "model.safetensors")
     assert back.spec == encoder.spec
     for name, tensor in encoder.state_dict().items():
@@ -180,7 +181,7 @@ def test_pictures_of_any_range_and_channels_are_prepared(tmp_path: Path) -> None
     encoder = random_encoder(channels=6, image_size=16)
     deep = replace(encoder.preprocessing, value_range=(-100.0, 5000.0), bit_depth=16)
     path = encoder_file(tmp_path / "encoder.safetensors", Encoder(encoder.spec, preprocessing=deep))
-    write_folder(load_encoder(path), tmp_path)
+    save_folder(load_encoder(path), tmp_path)
     assert certify_folder(tmp_path, read_encoder(path)).passed
 
 
@@ -235,13 +236,13 @@ def no_rescaling(model: Any, processor: Any) -> None:
 )
 def test_the_certificate_fails_for_a_changed_model(tmp_path: Path, change: Mutation, told: str) -> None:
     encoder = random_encoder()
-    write_folder(encoder, tmp_path)
+    save_folder(encoder, tmp_path)
 
     def certificate(change: Mutation) -> Certificate:
         model, processor = to_transformers(encoder), transformers.ViTImageProcessor.from_pretrained(tmp_path)
         change(model, processor)
         build = partial(candidate, model, processor, encoder)
-        return certify(build, [(32, 32), (16, 16)], framework="transformers", encoder="")
+        return measure_parity(build, [(32, 32), (16, 16)], framework="transformers", encoder="")
 
     assert certificate(lambda model, processor: None).passed
     failed = certificate(change)
@@ -251,9 +252,9 @@ def test_the_certificate_fails_for_a_changed_model(tmp_path: Path, change: Mutat
 def test_tensors_that_transformers_makes_up_fail_the_certificate(tmp_path: Path) -> None:
     model = random_mae()
     file = read_encoder(save_mae(model, tmp_path))
-    write_folder(file.encoder, tmp_path)
+    save_folder(file.encoder, tmp_path)
     decoder = decoder_of(model, file.content_hash)
-    write_mae_folder(file.encoder, decoder, tmp_path / "mae", 0.75)
+    save_mae_folder(file.encoder, decoder, tmp_path / "mae", 0.75)
     assert certify_folder(tmp_path, file, decoder).passed
     for path, lost, told in (
         (tmp_path / "mae", "decoder.decoder_layers.1.output.dense.bias", "mae decoder_blocks.1.mlp.fc2.bias"),
@@ -271,7 +272,7 @@ def test_tensors_that_transformers_makes_up_fail_the_certificate(tmp_path: Path)
 def test_the_usual_shapes_pass(tmp_path: Path, model: str) -> None:
     encoder = random_encoder(model, image_size=96)
     path = encoder_file(tmp_path / "encoder.safetensors", encoder)
-    write_folder(encoder, tmp_path)
+    save_folder(encoder, tmp_path)
     assert certify_folder(tmp_path, read_encoder(path)).passed
 
 

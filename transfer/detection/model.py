@@ -20,8 +20,10 @@ from torch import Tensor, nn
 from torchvision.models.detection._utils import BoxCoder
 
 from ...adapters import detectron2, torchvision
-from ...adapters.bundle import check_window
-from ...adapters.plain_vit import Heads, faster_rcnn, mask_rcnn, pyramid_levels, usual_scales
+from ...adapters.detectron2_format import quiet
+from ...adapters.simple_feature_pyramid import pyramid_scales
+from ...adapters.torchvision_detectors import Heads, faster_rcnn, mask_rcnn, pyramid_levels
+from ...adapters.vitdet_sizes import check_window
 from ...core.data.images import stored_pixels
 from ...core.errors import ConfigError, MaeliftError
 from ...core.models.encoder import Encoder
@@ -102,7 +104,7 @@ class Sizes:
 
     def scales(self, patch_size: int) -> tuple[float, ...]:
         """The pyramid's scales for patches of this size, finest first; raises ConfigError when none is left."""
-        possible = usual_scales(patch_size)
+        possible = pyramid_scales(patch_size)
         scales = tuple(scale for scale in possible if self.pyramid_scales is None or scale in self.pyramid_scales)
         if not scales:
             raise ConfigError(
@@ -426,7 +428,7 @@ class Detectron2Engine:
     mask_shift = 0.0
 
     def build(self, encoder: Encoder, num_classes: int, architecture: Architecture, drop_path: float) -> nn.Module:
-        with detectron2.quiet():
+        with quiet():
             require("detectron2")
             return self._build(encoder, num_classes, architecture, drop_path)
 
@@ -469,7 +471,7 @@ class Detectron2Engine:
                 instances.gt_masks = BitMasks(target["masks"])
             inputs.append({"image": image, "instances": instances})
         try:
-            with EventStorage(), detectron2.quiet():  # its heads count into a storage
+            with EventStorage(), quiet():  # its heads count into a storage
                 return cast(dict[str, Tensor], model(inputs))
         except FloatingPointError as error:
             raise Diverged(
@@ -477,7 +479,7 @@ class Detectron2Engine:
             ) from error
 
     def detect(self, model: nn.Module, images: Tensor) -> list[dict[str, Tensor]]:
-        with detectron2.quiet():
+        with quiet():
             results = cast(Any, model).inference([{"image": image} for image in images], do_postprocess=False)
         found = []
         for result in results:

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ...adapters.bundle import usual_window
+from ...adapters.vitdet_sizes import usual_window
 from ...core.data.coco_masks import Polygons, draw_mask
 from ...core.data.dataset_format import hint
 from ...core.data.detection import DetectionImages, Objects

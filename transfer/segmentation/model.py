@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from ...adapters.mmseg_config import MmsegExport, config_text, usual_scales, usual_taps
-from ...adapters.plain_vit import ChannelNorm, PlainViT, load_weights, pad
+from ...adapters.mmseg_config import MmsegExport, config_text, upernet_blocks, upernet_scales
+from ...adapters.simple_feature_pyramid import ChannelNorm
 from ...adapters.torchvision import backbone_settings
+from ...adapters.windowed_vit import PlainViT, load_weights, pad
 from ...core.data.images import stored_pixels
 from ...core.data.segmentation import ignore_index
 from ...core.errors import ConfigError, DataError, MaeliftError
@@ -350,7 +351,7 @@ def plain_settings(encoder: Encoder, architecture: Architecture, drop_path: floa
 
 def head_taps(depth: int, architecture: Architecture) -> tuple[int, ...]:
     """The blocks whose maps a head reads: UPerNet's four, for the others the last."""
-    return usual_taps(depth) if architecture.head == "upernet" else (depth - 1,)
+    return upernet_blocks(depth) if architecture.head == "upernet" else (depth - 1,)
 
 
 def build_head(encoder: Encoder, num_classes: int, architecture: Architecture) -> nn.Module:
@@ -361,7 +362,7 @@ def build_head(encoder: Encoder, num_classes: int, architecture: Architecture) -
         return LinearHead(spec.embed_dim, num_classes)
     if architecture.head == "conv":
         return ConvHead(spec.embed_dim, channels, num_classes, spec.patch_size, spec.channels)
-    return UPerNet(spec.embed_dim, channels, num_classes, usual_scales(spec.patch_size, spec.image_size))
+    return UPerNet(spec.embed_dim, channels, num_classes, upernet_scales(spec.patch_size, spec.image_size))
 
 
 class LinearHead(nn.Module):
@@ -466,7 +467,7 @@ def upernet_decoder() -> Any:
 
 def least_patches(spec: EncoderSpec, architecture: Architecture) -> int:
     """Patches a side that an image must have, so that the coarsest map of mmseg's neck has a pixel; ours always has."""
-    return round(1 / min(usual_scales(spec.patch_size, spec.image_size))) if architecture.engine == "mmseg" else 1
+    return round(1 / min(upernet_scales(spec.patch_size, spec.image_size))) if architecture.engine == "mmseg" else 1
 
 
 def resample(dim: int, scale: float) -> nn.Module:
@@ -528,7 +529,7 @@ def mmseg_network(encoder: Encoder, classes: Sequence[str], architecture: Archit
 
     Its SyncBN, which CPUs have not, becomes plain batch norm but in a process group on GPUs.
     """
-    from ...adapters.mmseg import load_framework, quietly
+    from ...adapters.mmseg_model import load_framework, quiet
 
     load_framework()
     from mmengine.config import Config
@@ -546,7 +547,7 @@ def mmseg_network(encoder: Encoder, classes: Sequence[str], architecture: Archit
         head_channels=architecture.head_channels,
         ignore_index=ignore_index(len(classes)),
     )
-    with quietly():
+    with quiet():
         init_default_scope("mmseg")
         config = Config.fromstring(config_text(head, encoder, size, settings), ".py").model
         config.data_preprocessor = None  # images come normalised

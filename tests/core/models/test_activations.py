@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from maelift.adapters.plain_vit import PlainViT
 from maelift.adapters.torchvision import backbone_settings
+from maelift.adapters.windowed_vit import PlainViT
 from maelift.cli import main
 from maelift.core.errors import ConfigError
 from maelift.core.models.encoder import ACTIVATIONS, Encoder

@@ -208,8 +208,9 @@ def test_settings_that_do_not_fit_are_refused() -> None:
 @pytest.mark.parametrize("head", ["upernet", "conv"])
 def test_logits_are_those_of_the_mmseg_model_that_the_exported_config_builds(head: str, tmp_path: Path) -> None:
     framework("mmseg")
-    from maelift.adapters.mmseg import export, read_config
+    from maelift.adapters.mmseg import export
     from maelift.adapters.mmseg_config import MmsegExport
+    from maelift.adapters.mmseg_model import read_config
     from maelift.core.models.encoder_file import read_encoder, save_encoder
     from mmengine.model import revert_sync_batchnorm
     from mmseg.registry import MODELS
