@@ -13,7 +13,8 @@ from maelift.adapters import torchvision as adapter
 from maelift.adapters.bundle import ExportConfig
 from maelift.adapters.certificate import Certificate, Keys
 from maelift.adapters.export import ADAPTERS, ExportCommand, certifier, config_class, export, exporter
-from maelift.cli import COMMANDS, main
+from maelift.cli import main
+from maelift.commands import COMMANDS
 from maelift.core.config_keys import describe
 from maelift.core.errors import CheckpointError, MaeliftError
 from maelift.core.models.encoder import Encoder
