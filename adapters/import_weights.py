@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..core.data.images import Interpolation
+from ..core.data.transforms import Interpolation
 from ..core.dry_run import Plan
 from ..core.errors import ConfigError, MaeliftError
 from ..core.files import output_folder

@@ -11,12 +11,13 @@ from typing import Any
 import torch
 
 from ..core.data.labeled_dataset import draw_labeled
-from ..core.data.sampling import Batches, Sampler, each
+from ..core.data.sampling import Sampler, each
 from ..core.device import autocast
 from ..core.distributed import Ranks
 from ..core.models.cost import MOST_FLOPS, encoder_flops, measured_images, seconds_an_image, training_seconds
 from ..core.models.encoder import Encoder
 from ..core.seeding import seeded_rng
+from ..core.training.loader import Batches
 from ..transfer.task import Task
 from .arm_kind import MEASURED_EVALUATION, EncoderCost, Speed
 from .experiment import Context

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..core.data.decode import Picture
 from ..core.data.detection import DetectionImages
 from ..core.data.labeled_dataset import LabeledDataset
+from ..core.data.pixel_format import Picture
 from ..core.data.segmentation import SegmentationImages
 from ..core.report.html import MINUS, data_url
 from .leakage import small_picture

@@ -13,10 +13,10 @@ import numpy as np
 from PIL import Image
 
 from ..core.cache import cache_file, load, save
-from ..core.data.decode import Picture, picture_of
 from ..core.data.groups import groups_of, match_group
 from ..core.data.images import ImageSet
 from ..core.data.near_duplicates import NearDuplicate, compare, compare_uncropped
+from ..core.data.pixel_format import Picture, picture_of
 from ..core.data.thumbnails import Thumbnails
 from ..core.progress import progress_logger
 from .task_design import CLASSIFY

@@ -11,7 +11,7 @@ from typing import Any, Literal, cast
 import yaml
 
 from ..core.config import raw_value, resolve
-from ..core.data.decode import PixelFormat, background_colour
+from ..core.data.pixel_format import PixelFormat, background_colour
 from ..core.device import Precision
 from ..core.distributed import Parallel
 from ..core.errors import ConfigError

@@ -15,7 +15,6 @@ from ..core.cache import cache_file, load, save
 from ..core.data.audit import (
     FORMAT,
     KEPT_SECONDS,
-    FileBacked,
     Manifest,
     audit,
     check_rejected,
@@ -24,19 +23,13 @@ from ..core.data.audit import (
     told_once,
     write_rejected,
 )
-from ..core.data.decode import PixelFormat
-from ..core.data.images import (
-    ImageSet,
-    channel_statistics,
-    fit_and_crop,
-    opened,
-    random_crops,
-    statistics_sample,
-    to_array,
-)
+from ..core.data.channel_statistics import channel_statistics, statistics_sample
+from ..core.data.images import FileBacked, ImageSet, opened
+from ..core.data.pixel_format import PixelFormat
 from ..core.data.sampling import Sample, Uniforms
 from ..core.data.sources import find_sources
 from ..core.data.string_table import StringTable
+from ..core.data.transforms import fit_and_crop, random_crops, to_array
 from ..core.distributed import Ranks
 from ..core.errors import ConfigError, DataError
 from ..core.models.encoder_spec import preset_spec

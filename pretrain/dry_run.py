@@ -7,8 +7,9 @@ from pathlib import Path
 
 import torch
 
-from ..core.data.images import ImageSet, opened, random_crops
+from ..core.data.images import ImageSet, opened
 from ..core.data.sources import find_sources
+from ..core.data.transforms import random_crops
 from ..core.device import autocast, choose_device
 from ..core.dry_run import Plan
 from ..core.errors import DataError

@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..core.data.images import ImageSet, Pixels
+from ..core.data.images import ImageSet
 from ..core.data.sampling import MakeSample
+from ..core.data.transforms import Pixels
 from ..core.files import atomic_path
 from ..core.models.preprocessing import Preprocessing
 from ..core.seeding import torch_stream

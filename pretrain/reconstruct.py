@@ -16,8 +16,12 @@ from torch import Tensor
 
 from ..core.config import config_difference
 from ..core.data.audit import told_once, write_rejected
-from ..core.data.decode import DROPPED, SUFFIXES, PixelFormat, background_colour, image_file
-from ..core.data.images import FolderImages, ImageSet, find_images, opened, to_array
+from ..core.data.decode import image_file
+from ..core.data.image_formats import SUFFIXES
+from ..core.data.images import ImageSet, opened
+from ..core.data.pixel_format import DROPPED, PixelFormat, background_colour
+from ..core.data.readers.folder import FolderImages, find_images
+from ..core.data.transforms import to_array
 from ..core.device import choose_device
 from ..core.dry_run import Plan
 from ..core.errors import ConfigError, DataError, MaeliftError

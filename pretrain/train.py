@@ -15,8 +15,9 @@ from torch import nn
 
 from ..core.config import resolve
 from ..core.data.images import ImageSet
-from ..core.data.sampling import Batch, Batches, MixedSampler, Quarantine, Sampler
-from ..core.data.sources import ConcatImages, find_sources
+from ..core.data.readers.concat import ConcatImages
+from ..core.data.sampling import MixedSampler, Sampler
+from ..core.data.sources import find_sources
 from ..core.distributed import Ranks, compile_blocks, recompute_activations
 from ..core.files import output_folder
 from ..core.models.decoder_file import DECODER_FILE, DecoderFile, save_decoder
@@ -31,6 +32,7 @@ from ..core.slurm import Submitted, submit
 from ..core.terminal import quoted
 from ..core.training.checkpoints import Checkpoints
 from ..core.training.ema import WeightAverage
+from ..core.training.loader import Batch, Batches, Quarantine
 from ..core.training.loop import Callbacks, train
 from ..core.training.optimizers import parameter_groups
 from ..core.training.run_dir import RunFolder
@@ -150,7 +152,7 @@ def pretrain(
             config=to_dict(config),
         ) as tracker:
             if batches.quarantine is not None:
-                batches.quarantine.tell = lambda step, text: tracker.event(step, "quarantine", text)
+                batches.quarantine.report = lambda step, text: tracker.event(step, "quarantine", text)
             train(
                 state,
                 batches,

@@ -17,10 +17,10 @@ from typing import Any
 from torch import nn
 
 from ..core.data.audit import audit, told_once, write_rejected
-from ..core.data.decode import PixelFormat, background_colour
 from ..core.data.labeled_dataset import Images, Splits, draw_labeled
 from ..core.data.missing_splits import SplitManifest
-from ..core.data.sampling import Batches, Sampler, each
+from ..core.data.pixel_format import PixelFormat, background_colour
+from ..core.data.sampling import Sampler, each
 from ..core.device import Precision, choose_device
 from ..core.distributed import Ranks
 from ..core.dry_run import Plan
@@ -35,6 +35,7 @@ from ..core.seeding import seeded_rng
 from ..core.terminal import quoted
 from ..core.training.checkpoints import Checkpoints
 from ..core.training.ema import WeightAverage
+from ..core.training.loader import Batches
 from ..core.training.loop import Callbacks, train
 from ..core.training.run_dir import RunFolder
 from ..core.training.schedule import Schedule, evenly_spaced_steps

@@ -21,8 +21,9 @@ from PIL import Image
 from ..core.data.audit import told_once, write_rejected
 from ..core.data.class_lists import read_class_list
 from ..core.data.coco_masks import encode_mask
-from ..core.data.decode import PixelFormat, image_of
-from ..core.data.images import ImageSet, find_images, opened
+from ..core.data.images import ImageSet, opened
+from ..core.data.pixel_format import PixelFormat, image_of
+from ..core.data.readers.folder import find_images
 from ..core.device import Precision, autocast, choose_device
 from ..core.dry_run import Plan
 from ..core.errors import ConfigError, DataError, MaeliftError

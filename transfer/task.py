@@ -17,15 +17,16 @@ from typing_extensions import Self
 
 from ..core.config import raw_value, resolve
 from ..core.config_keys import format_help
-from ..core.data.decode import PixelFormat
 from ..core.data.labeled_dataset import Images, Splits
 from ..core.data.missing_splits import SplitManifest, audited_splits, draw_missing_splits
-from ..core.data.sampling import Batch, Sample, Uniforms
+from ..core.data.pixel_format import PixelFormat
+from ..core.data.sampling import Sample, Uniforms
 from ..core.device import Precision
 from ..core.distributed import Ranks
 from ..core.errors import ConfigError, show
 from ..core.models.encoder import Encoder
 from ..core.models.encoder_file import Provenance
+from ..core.training.loader import Batch
 from ..core.training.optimizers import parameter_groups
 from .init_weights import Start
 from .metrics import Scores

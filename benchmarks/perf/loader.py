@@ -26,14 +26,16 @@ from pathlib import Path
 import numpy as np
 import torch
 from maelift.core.config import resolve
-from maelift.core.data.decode import PixelFormat
-from maelift.core.data.images import ImageSet, opened, random_crops, to_array
-from maelift.core.data.sampling import Batches, Sample, Sampler, Uniforms
+from maelift.core.data.images import ImageSet, opened
+from maelift.core.data.pixel_format import PixelFormat
+from maelift.core.data.sampling import Sample, Sampler, Uniforms
 from maelift.core.data.sources import find_source
+from maelift.core.data.transforms import random_crops, to_array
 from maelift.core.distributed import Ranks
 from maelift.core.errors import MaeliftError
 from maelift.core.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from maelift.core.tools.pack_shards import PackConfig, pack
+from maelift.core.training.loader import Batches
 from PIL import Image
 from torch import Tensor
 

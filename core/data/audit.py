@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 from ..cache import cache_file, load, save
 from ..errors import DataError
 from ..files import TableWriter, atomic_write_bytes, safe_cell
-from .decode import FLAT_UNDERNEATH, PLAIN_FORMAT, LazyImage, Picture, PixelFormat, is_flat
 from .file_index import RACY_SECONDS, packed, unpacked
-from .images import ImageSet, check_channels, opened
-from .string_table import Numbers, StringTable
+from .images import FileBacked, ImageSet, opened
+from .pixel_format import FLAT_UNDERNEATH, PLAIN_FORMAT, LazyImage, Picture, PixelFormat, is_flat
+from .string_table import StringTable
+from .transforms import check_channels
 
 if TYPE_CHECKING:
     from ..distributed import Ranks
@@ -45,23 +46,6 @@ TRANSPARENCY = "transparency"
 """What a note on transparent pixels begins with."""
 
 Progress = Callable[[int, int], None]
-
-
-@runtime_checkable
-class FileBacked(Protocol):
-    """Images that lie in files: what was found of them holds as long as the files are the same."""
-
-    def origin(self) -> str | None:
-        """Where they lie, which together with a name says which image it is; None where nothing may be kept."""
-        ...
-
-    def listed(self) -> StringTable:
-        """The names of all."""
-        ...
-
-    def stamps(self, numbers: Numbers) -> NDArray[np.int64]:
-        """(len(numbers), 3): size and times (modification, status change; ns) of the file that holds each; -1 without."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -21,10 +21,12 @@ from .classification import ClassFolderLayout, ClassImages, LabeledImages, Label
 from .dataset_format import identify
 from .folder_names import SPLIT_NAMES, split_folders
 from .format_evidence import FORMATS, ambiguous_format
-from .images import ArrayImages, FolderImages, ImageSet, find_images, idx_file, idx_images, read_idx, tell_unused
+from .images import ImageSet
 from .label_table import TABLE_SUFFIXES, LabeledFile, read_label_table
 from .labeled_dataset import Splits
 from .missing_splits import draw_missing_splits
+from .readers.folder import FolderImages, find_images, tell_unused
+from .readers.mnist_idx import ArrayImages, idx_file, idx_images, read_idx
 from .readers.tar_shards import find_shards, read_shards
 from .table_paths import names_differing_in_case_only
 

@@ -16,10 +16,10 @@ from ..errors import DataError
 from ..files import open_regular, read_regular
 from ..terminal import quoted
 from .class_folders import class_layout, list_folders
-from .decode import ARRAY_SUFFIXES, SUFFIXES
 from .file_index import list_files, list_images
 from .folder_names import ANNOTATION_FOLDERS, IMAGE_FOLDERS, VOC_FOLDERS, YOLO_FILES, split_of, subfolders
 from .format_evidence import FORMATS, FormatEvidence
+from .image_formats import ARRAY_SUFFIXES, SUFFIXES
 from .mask_names import mask_names
 from .readers.tar_shards import LABEL_SUFFIXES, find_shards
 

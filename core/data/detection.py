@@ -14,8 +14,8 @@ from PIL import Image
 
 from ..errors import DataError
 from .coco_masks import Segmentation, draw_mask
-from .decode import ANY_FORMAT, Picture, PixelFormat
-from .images import FolderImages
+from .pixel_format import ANY_FORMAT, Picture, PixelFormat
+from .readers.folder import FolderImages
 from .splits import Strata, rarest_first_order
 from .string_table import Numbers
 

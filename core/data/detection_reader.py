@@ -13,10 +13,10 @@ from .coco import ParsedDetection, parse_coco_content, parse_coco_json
 from .coco_files import find_annotations
 from .dataset_format import identify
 from .detection import DetectionImages, Objects
-from .images import tell_unused
 from .issues import DataIssue, raise_on_errors
 from .labeled_dataset import Splits
 from .missing_splits import draw_missing_splits
+from .readers.folder import tell_unused
 from .segmentation_layouts import find_mask_folders
 from .voc import read_voc
 from .yolo import read_yolo

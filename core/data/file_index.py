@@ -22,7 +22,7 @@ from ..cache import cache_file, cache_folder, load, save
 from ..errors import DataError
 from ..files import OUTPUT_MARK
 from ..threads import Threads
-from .decode import ARRAY_SUFFIXES, SUFFIXES
+from .image_formats import ARRAY_SUFFIXES, SUFFIXES
 from .string_table import StringTable
 from .unread import is_junk, kind_of, tell
 

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from ..errors import DataError
 from ..progress import progress_logger
 from .audit import Manifest, audit, check_rejected, scan_images
-from .decode import PixelFormat
 from .groups import check_groups, groups_of
 from .labeled_dataset import Images, LabeledDataset, Splits, min_train_text
+from .pixel_format import PixelFormat
 from .splits import MIN_CLUSTERS, Strata, cluster, rare_classes, stratified_draw, stratified_folds
 
 logger = logging.getLogger("maelift")

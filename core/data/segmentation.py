@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from ..errors import DataError
 from .class_lists import NUM_MASK_VALUES, ColourTable
-from .images import FolderImages
 from .mask_files import read_mask
+from .readers.folder import FolderImages
 from .splits import Strata, rarest_first_order
 
 UNKNOWN_VALUE = -1

@@ -15,10 +15,10 @@ import numpy as np
 from ..errors import DataError
 from .file_index import folders_named, list_files
 from .folder_names import ANNOTATION_FOLDERS, IMAGE_FOLDERS, SPLIT_NAMES
-from .images import FolderImages, find_images
 from .issues import DataIssue
 from .mask_files import LOSSY_SUFFIXES, MASK_SUFFIXES
 from .mask_names import mask_names
+from .readers.folder import FolderImages, find_images
 from .unread import tell
 from .voc import image_sets
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from ..errors import DataError
-from .decode import SUFFIXES, kinds
 from .file_index import list_files
 from .folder_names import is_image_name
+from .image_formats import SUFFIXES, kinds
 from .table_sheet import Table
 
 logger = logging.getLogger("maelift")

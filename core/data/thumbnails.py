@@ -13,8 +13,9 @@ from PIL import Image
 
 from ..errors import DataError
 from ..threads import Threads
-from .decode import Picture
-from .images import ImageSet, opened, to_array
+from .images import ImageSet, opened
+from .pixel_format import Picture
+from .transforms import to_array
 
 SIDE = 32
 """Pixels a side of a thumbnail."""

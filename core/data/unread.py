@@ -34,7 +34,7 @@ def kind_of(name: str) -> str:
 
 def in_brackets(kind: str) -> str:
     """What reads files of a kind, or why they aren't read, after their count: " (unpack it)"; empty for others."""
-    from .decode import what_reads  # it imports NumPy, which the command line's help can do without
+    from .image_formats import what_reads  # it imports NumPy, which the command line's help can do without
 
     reason = _REASONS.get(kind) or what_reads(kind)
     return f" ({reason})" if reason else ""

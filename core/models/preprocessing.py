@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data.decode import DROPPED, PixelFormat, background_colour
+from ..data.pixel_format import DROPPED, PixelFormat, background_colour
 from ..errors import ConfigError, MaeliftError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)

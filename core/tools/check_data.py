@@ -16,9 +16,9 @@ from pathlib import Path
 
 from ..data import unread
 from ..data.dataset_format import identify
-from ..data.decode import PixelFormat, background_colour
 from ..data.format_evidence import FORMATS, PRETRAIN, ambiguous_format
 from ..data.issues import AUTO_FIXES, DataIssue
+from ..data.pixel_format import PixelFormat, background_colour
 from ..data.sources import find_source
 from ..data.task_data import BUILT_IN_TASKS, AnnotatedTask, AnnotationKeys
 from ..dry_run import Plan

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..data.audit import FLAT_IMAGE, TRANSPARENCY, TRANSPARENT, flat_text, pixel_hash
-from ..data.decode import PixelFormat, is_flat
 from ..data.detection import SizedImages
 from ..data.folder_names import SPLIT_NAMES
 from ..data.groups import groups_of
-from ..data.images import FolderImages, ImageSet, opened
+from ..data.images import ImageSet, opened
 from ..data.issues import DataIssue
 from ..data.near_duplicates import NearDuplicate, compare_uncropped, compare_within
+from ..data.pixel_format import PixelFormat, is_flat
+from ..data.readers.folder import FolderImages
 from ..data.task_data import AnnotatedSplit, AnnotatedTask
 from ..data.thumbnails import Thumbnail, Thumbnails, thumbnail
 from ..errors import DataError

@@ -12,11 +12,14 @@ from pathlib import Path
 import numpy as np
 
 from ..data.audit import FLAT_IMAGE, FLAT_NOTE, TRANSPARENCY, TRANSPARENT, ImageInfo, flat_text, look_at, remember
-from ..data.decode import PixelFormat
-from ..data.images import FolderImages, ImageSet, channel_statistics, check_channels, opened
+from ..data.channel_statistics import channel_statistics
+from ..data.images import ImageSet, opened
 from ..data.issues import DataIssue
 from ..data.near_duplicates import compare_within
+from ..data.pixel_format import PixelFormat
+from ..data.readers.folder import FolderImages
 from ..data.thumbnails import Thumbnail, Thumbnails, thumbnail
+from ..data.transforms import check_channels
 from ..errors import DataError
 from ..progress import progress_logger
 from ..threads import Threads

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..config import config_difference
-from ..data.images import idx_file, idx_images, read_idx
+from ..data.readers.mnist_idx import idx_file, idx_images, read_idx
 from ..dry_run import Plan
 from ..errors import ConfigError, DataError
 from ..files import output_folder, sync_tree

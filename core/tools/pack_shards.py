@@ -17,9 +17,12 @@ import numpy as np
 from PIL import Image
 
 from ..data.audit import check_rejected, write_rejected
-from ..data.decode import ARRAY_SUFFIXES, DEEP, SUFFIXES, LazyImage, Picture, PixelFormat, background_colour, image_file
-from ..data.images import ImageSet, check_channels, opened_content
+from ..data.decode import image_file
+from ..data.image_formats import ARRAY_SUFFIXES, SUFFIXES
+from ..data.images import ImageSet, opened_content
+from ..data.pixel_format import DEEP, LazyImage, Picture, PixelFormat, background_colour
 from ..data.sources import find_source
+from ..data.transforms import check_channels
 from ..dry_run import Plan
 from ..errors import ConfigError, DataError, MaeliftError
 from ..files import atomic_path, atomic_write_text, output_folder

@@ -1,328 +1,202 @@
-"""Loading by number, in order, in worker processes; one that is killed or can't be started costs time, never a batch.
-
-Each worker has a line of its own to this process, with no lock between them that a killed one could hold. What it has loaded
-comes as one block of memory (Linux: a memfd, which needs no room in /dev/shm), or in the line itself.
-"""
+"""The micro-batches of a process, step by step, with what happens to images that turn out to be broken."""
 
 from __future__ import annotations
 
+import csv
 import logging
-import mmap
-import multiprocessing
-import os
-import pickle
-import select
-import signal
-import socket
-import struct
-import time
-import traceback
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from io import BytesIO
-from multiprocessing.process import BaseProcess
-from typing import Any, NoReturn, TypeVar, cast
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import MaeliftError
-from ..progress import duration
-from ..signals import leave_stop_signals_to_parent, stop_signals_blocked
-from ..system_errors import out_of_memory
+from ..data.sampling import MakeSamples, Sample, Sampler, Uniforms
+from ..distributed import Ranks
+from ..errors import DataError
+from ..files import append_row
+from ..seeding import stream
+from .worker_loader import load_in_order
 
 logger = logging.getLogger("maelift")
 
-Loaded = TypeVar("Loaded")
-
-AHEAD = 2
-"""Numbers that each worker is given at a time."""
-SLOW_SECONDS = 60.0
-"""After so long without what is waited for, that is said; then after twice as long each time."""
-BLOCK_BYTES = 2**16
-"""From this size on, what is loaded comes as a block of memory."""
-ENDING_SECONDS = 5.0
-"""How long a killed worker is waited for; one that hangs in the system's code is left to it."""
+LEAST_SEEN = 1000
+"""Images from which on a share of broken ones is computed; before, their number is compared with the share of so many."""
 
 
-def load_in_order(
-    load: Callable[[int], Loaded], count: int, workers: int = 0, pin_memory: bool = False
-) -> Iterator[Loaded]:
-    """``load(0)`` to ``load(count - 1)``, by ``workers`` processes ahead of their use; 0: here, when they are asked for.
+@dataclass(frozen=True)
+class Batch:
+    """A micro-batch on the device.
 
-    ``pin_memory``: the ``pin_memory()`` of each, ahead of its use too. Where a worker is killed, runs out of memory or can't be
-    started, half of the workers go on, in the end none. Raises what ``load`` raises, in its place.
+    ``pixels`` (B, C, H, W) as stored, uint8 or float32; ``indices`` (B,) int64, the images' numbers; ``rows``: its
+    first and one past its last position in the global batch of ``step``; ``targets``: the tensors of each image's target.
+    ``broken``: numbers of images that could not be opened, and why; others stand in their place.
     """
-    done = 0
-    while workers and done < count:
-        pool = None
-        try:
-            pool = _Workers(load, min(workers, count - done), done, count)
-            for loaded in _pinned_ahead(pool.results()) if pin_memory else pool.results():
-                done += 1
-                yield loaded
-        except _WorkerLost as lost:
-            left = min(workers, count - done) // 2
-            logger.warning("loading images: %s; going on with workers=%d, to the same batches", lost, left)
-            workers = left
-        finally:
-            if pool is not None:
-                pool.end()
-    for number in range(done, count):
-        loaded = load(number)
-        yield cast(Any, loaded).pin_memory() if pin_memory else loaded
+
+    pixels: Tensor
+    indices: Tensor
+    step: int
+    rows: tuple[int, int]
+    targets: tuple[Mapping[str, Tensor], ...] = ()
+    broken: tuple[tuple[int, str], ...] = ()
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on a device; from pinned memory, without waiting for the copy."""
+        return self._with(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Batch:
+        """The same in page-locked memory; a DataLoader asks for it."""
+        return self._with(torch.Tensor.pin_memory)
+
+    def _with(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        targets = tuple({name: change(value) for name, value in target.items()} for target in self.targets)
+        return Batch(change(self.pixels), change(self.indices), self.step, self.rows, targets, self.broken)
 
 
-class _WorkerLost(Exception):
-    """A worker process has died, can't be started, or has too little memory."""
+class Quarantine:
+    """Broken images found in training: their names and the reasons are written to a file.
 
+    ``count`` and ``name`` are of the images to train on. The processes of a run share the file. ``report`` is called
+    for each broken image, once in the file's life, with the step and what happened.
+    """
 
-class _Workers:
-    """Processes that load the numbers from ``first`` to before ``count``; each takes every so-many-th."""
+    def __init__(self, path: Path, count: int, name: Callable[[int], str], max_rejected: float) -> None:
+        self.path, self.count, self.max_rejected = path, count, max_rejected
+        self.report: Callable[[int, str], None] = lambda step, text: logger.warning("step %d: %s", step, text)
+        self._name = name
+        self._found: dict[int, str] = {}
+        self._seen = 0
 
-    def __init__(self, load: Callable[[int], Any], workers: int, first: int, count: int) -> None:
-        self._first, self._count = first, count
-        self._lines: list[socket.socket] = []
-        self._processes: list[BaseProcess] = []
-        context = multiprocessing.get_context("fork")  # what loads needs no pickling then
-        try:
-            with stop_signals_blocked():
-                for _ in range(workers):
-                    ours, theirs = socket.socketpair()
-                    self._lines.append(ours)
-                    process = context.Process(target=_work, args=(load, theirs, list(self._lines)), daemon=True)
-                    process.start()
-                    self._processes.append(process)
-                    theirs.close()
-        except OSError as error:
-            self.end()
-            raise _WorkerLost(
-                f"worker processes can't be started ({(error.strerror or str(error)).lower()})"
-            ) from error
+    @property
+    def patience(self) -> int:
+        """Broken images in a row after which the search for a sound one ends."""
+        return max(32, int(self.max_rejected * self.count))
 
-    def results(self) -> Iterator[Any]:
-        """What is loaded, in order."""
-        given = self._first
-        for number in range(self._first, self._count):
-            while given < min(self._count, number + AHEAD * len(self._lines)):
-                self._give(given)
-                given += 1
-            loaded = self._receive(number)
-            if isinstance(loaded, _Failed):
-                loaded.raise_here()
-            yield loaded
-
-    def _give(self, number: int) -> None:
-        with suppress(ConnectionError):  # it is gone, which shows where its result is waited for
-            self._lines[(number - self._first) % len(self._lines)].sendall(_NUMBER.pack(number))
-
-    def _receive(self, number: int) -> Any:
-        place = (number - self._first) % len(self._lines)
-        began, patience = time.monotonic(), SLOW_SECONDS
-        while not _readable(self._lines[place], patience):
-            waited = duration(time.monotonic() - began)
-            logger.warning(
-                "loading images: waiting for %s for the images of a batch; does their storage still answer?", waited
+    def check(self, batch: Batch) -> None:
+        """Note the broken images of a batch of this process; raises DataError where ``max_rejected`` allows fewer."""
+        self._seen += len(batch.indices)
+        new = {index: reason for index, reason in batch.broken if index not in self._found}
+        if not new:
+            return
+        self._found.update(new)
+        there = self._names()
+        for index, reason in new.items():
+            name = self._name(index)
+            reason = reason.removeprefix(f"{name}: ")
+            if name not in there:
+                append_row(self.path, ("path", "reason"), (name, reason))
+                self.report(
+                    batch.step, f"{name} is broken ({reason}); another image took its place, see {self.path.name}"
+                )
+        seen = min(self.count, max(self._seen, LEAST_SEEN))
+        if len(self._found) > self.max_rejected * seen:
+            raise DataError(
+                f"{len(self._found)} of the first {min(self._seen, self.count):,} images trained on are broken, more than "
+                f"max_rejected={self.max_rejected:g} allows; see {self.path}. Repair or remove them, or raise max_rejected."
             )
-            patience *= 2
-        try:
-            return _received(self._lines[place])
-        except (ConnectionError, EOFError):
-            process = self._processes[place]
-            process.join(ENDING_SECONDS)
-            raise _WorkerLost(f"a worker process has died ({_ended_by(process.exitcode)})") from None
-        except OSError as error:
-            raise _WorkerLost(f"nothing more can be received from worker processes ({error})") from error
 
-    def end(self) -> None:
-        """End the processes: nothing is lost with them."""
-        for process in self._processes:
-            process.kill()
-        for process in self._processes:
-            process.join(ENDING_SECONDS)
-        for line in self._lines:
-            line.close()
+    def _names(self) -> set[str]:
+        if not self.path.exists():
+            return set()
+        with self.path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+            return {row[0] for row in csv.reader(file) if row}
 
 
-def _ended_by(exit_code: int | None) -> str:
-    if exit_code == -signal.SIGKILL:
-        return "killed: was the memory used up?"
-    if exit_code is not None and exit_code < 0:
-        return f"killed by {signal.Signals(-exit_code).name}"
-    return f"exit code {exit_code}"
+class Batches:
+    """The micro-batches of this process, step by step.
 
+    ``make`` turns an image's number and rows of ``draws`` uniform draws into samples; the draws belong to (seed, step,
+    position in the global batch), so that they are the same whichever process or worker uses them.
 
-def _readable(line: socket.socket, seconds: float) -> bool:
-    """Whether there is something to read, or the other end is closed, within so many seconds; open files may be many."""
-    poll = select.poll()
-    poll.register(line, select.POLLIN)
-    return bool(poll.poll(1000 * seconds))
+    Each image of ``order`` gives ``crops_per_image`` samples that follow one another, with draws of their own, so that the
+    global batch holds as many times the order's images. Where ``quarantine`` is given, the next sound image by number stands
+    in for a broken one, with the same draws: which one depends on nothing else.
+    """
 
+    def __init__(
+        self,
+        order: Sampler,
+        make: MakeSamples,
+        *,
+        draws: int,
+        ranks: Ranks,
+        accumulate: int = 1,
+        workers: int = 0,
+        crops_per_image: int = 1,
+        quarantine: Quarantine | None = None,
+    ) -> None:
+        self.order = order
+        self.ranks = ranks
+        self.accumulate = accumulate
+        self.crops_per_image = crops_per_image
+        self.batch_size = order.batch_size * crops_per_image
+        self.micro_batch_size = self.batch_size // (ranks.world_size * accumulate)
+        self.quarantine = quarantine
+        self._make = make
+        self._draws = draws
+        self.workers = workers
+        self._broken: dict[int, str] = {}
 
-def _pinned_ahead(results: Iterator[Any]) -> Iterator[Any]:
-    """The same in page-locked memory, one ahead: a thread copies while the training goes on."""
-    device = torch.cuda.current_device()
+    def rows(self, micro: int) -> tuple[int, int]:
+        """Where this process's micro-batch number ``micro`` lies in the global batch."""
+        start = (self.ranks.rank * self.accumulate + micro) * self.micro_batch_size
+        return start, start + self.micro_batch_size
 
-    def following() -> Any:
-        torch.cuda.set_device(device)
-        found = next(results, None)
-        return None if found is None else found.pin_memory()
+    def steps(self, first: int, last: int) -> Iterator[list[Batch]]:
+        """For each step from ``first`` to before ``last`` the micro-batches of this process."""
+        together: list[Batch] = []
+        for batch in load_in_order(
+            # No list of steps: reading one in worker processes would copy it there piece by piece.
+            lambda number: self.load(first + number // self.accumulate, number % self.accumulate),
+            (last - first) * self.accumulate,
+            self.workers,
+            pin_memory=self.ranks.device.type == "cuda",
+        ):
+            if self.quarantine is not None:
+                self.quarantine.check(batch)
+            together.append(batch.to(self.ranks.device))
+            if len(together) == self.accumulate:
+                yield together
+                together = []
 
-    thread = ThreadPoolExecutor(1, "pinning")
-    try:
-        ahead = thread.submit(following)
-        while (found := ahead.result()) is not None:
-            ahead = thread.submit(following)
-            yield found
-    finally:
-        thread.shutdown(wait=False, cancel_futures=True)
+    def load(self, step: int, micro: int) -> Batch:
+        """One micro-batch, on the CPU."""
+        start, stop = self.rows(micro)
+        indices = np.repeat(self.order.batch(step), self.crops_per_image)[start:stop]
+        draws = stream(self.order.seed, "augmentation", step).random((self.batch_size, self._draws))[start:stop]
+        samples: list[Sample] = []
+        broken: dict[int, str] = {}
+        first = start
+        while first < stop:
+            # The next image's crops: micro-batches may begin and end within an image's.
+            end = min(stop, (first // self.crops_per_image + 1) * self.crops_per_image)
+            rows = slice(first - start, end - start)
+            number, made = self._sound(int(indices[first - start]), draws[rows], broken)
+            indices[rows] = number
+            samples += made
+            first = end
+        return Batch(
+            pixels=torch.from_numpy(np.stack([sample.pixels for sample in samples])),
+            indices=torch.from_numpy(indices),
+            step=step,
+            rows=(start, stop),
+            targets=tuple(
+                {name: torch.from_numpy(array) for name, array in sample.target.items()} for sample in samples
+            ),
+            broken=tuple(broken.items()),
+        )
 
-
-class _Failed:
-    """An error in a worker, to be raised where its result is asked for."""
-
-    def __init__(self, error: BaseException) -> None:
-        self.text, self.error = traceback.format_exc(), None
-        self.memory = out_of_memory(error)
-        with suppress(Exception):
-            self.error = pickle.loads(pickle.dumps(error))
-
-    def raise_here(self) -> NoReturn:
-        """Raise it; a MaeliftError as it is, others with what the worker's traceback was."""
-        if self.memory:
-            raise _WorkerLost("a worker process has too little memory")
-        if isinstance(self.error, MaeliftError):
-            raise self.error
-        told = RuntimeError(f"in a worker process:\n{self.text}")
-        raise told if self.error is None else self.error from told
-
-
-def _work(load: Callable[[int], Any], line: socket.socket, others: list[socket.socket]) -> None:
-    """Be a worker: load the numbers that come until the line is closed."""
-    try:
-        leave_stop_signals_to_parent()
-        for other in others:  # a line is closed once no process holds the parent's end of it
-            other.close()
-        torch.set_num_threads(1)
-        while len(asked := line.recv(_NUMBER.size, socket.MSG_WAITALL)) == _NUMBER.size:
-            found: Any
-            try:
-                found = load(*_NUMBER.unpack(asked))
-            except Exception as error:
-                found = _Failed(error)
-            _send(line, found)
-            del found
-    except (ConnectionError, MemoryError):
-        pass
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        os._exit(0)
-
-
-_NUMBER = struct.Struct("q")
-_HEAD = struct.Struct("qqq")
-"""Bytes of the pickle, number of its buffers, bytes of the block that holds them (0: they follow in the line)."""
-_ALIGNED = 64
-
-
-class _Pickler(pickle.Pickler):
-    """Tensors go as NumPy arrays: torch would give each a shared file of its own."""
-
-    def reducer_override(self, thing: Any) -> Any:
-        return (torch.from_numpy, (thing.numpy(),)) if isinstance(thing, Tensor) else NotImplemented
-
-
-def _send(line: socket.socket, thing: Any) -> None:
-    """Send something with its arrays' memory beside the pickle, as a block where it is large and the system has one."""
-    buffers: list[memoryview] = []
-
-    def apart(buffer: pickle.PickleBuffer) -> bool:
-        view = buffer.raw()
-        if view.nbytes == 0:
-            return True  # stays within the pickle
-        buffers.append(view)
-        return False
-
-    file = BytesIO()
-    _Pickler(file, protocol=5, buffer_callback=apart).dump(thing)
-    content: memoryview = file.getbuffer()
-    sizes = struct.pack(f"{len(buffers)}q", *(buffer.nbytes for buffer in buffers))
-    total = sum(_padded(buffer.nbytes) for buffer in buffers)
-    block = _block(buffers, total) if total >= BLOCK_BYTES else None
-    head = _HEAD.pack(len(content), len(buffers), 0 if block is None else total)
-    if block is None:
-        line.sendall(head + sizes)
-        for part in (content, *buffers):
-            line.sendall(part)
-        return
-    try:
-        socket.send_fds(line, [head], [block])
-        line.sendall(sizes)
-        line.sendall(content)
-    finally:
-        os.close(block)
-
-
-def _block(buffers: list[memoryview], total: int) -> int | None:
-    """An anonymous file with the buffers in it; None where the system has none, or no room for one."""
-    if not hasattr(os, "memfd_create"):
-        return None
-    try:
-        block = os.memfd_create("maelift-batch")
-    except OSError:
-        return None
-    try:
-        place = 0
-        for buffer in buffers:
-            written = 0
-            while written < buffer.nbytes:
-                written += os.pwrite(block, buffer[written:], place + written)
-            place += _padded(buffer.nbytes)
-        os.ftruncate(block, total)
-    except OSError:
-        os.close(block)
-        return None
-    return block
-
-
-def _padded(size: int) -> int:
-    return -(-size // _ALIGNED) * _ALIGNED
-
-
-def _received(line: socket.socket) -> Any:
-    """What ``_send`` sent; raises EOFError where the other end was closed before all of it came."""
-    head, blocks, _, _ = socket.recv_fds(line, _HEAD.size, 1)
-    try:
-        head += _exactly(line, _HEAD.size - len(head))
-        length, count, total = _HEAD.unpack(head)
-        if total and not blocks:  # the system has dropped it: this process may open no more files
-            raise OSError("too many open files; raise ulimit -n")
-        sizes = struct.unpack(f"{count}q", _exactly(line, 8 * count))
-        content = _exactly(line, length)
-        buffers: list[Any]
-        if total:
-            memory = memoryview(mmap.mmap(blocks[0], total))
-            places = [0]
-            for size in sizes:
-                places.append(places[-1] + _padded(size))
-            buffers = [memory[place : place + size] for place, size in zip(places, sizes, strict=False)]
-        else:
-            buffers = [_exactly(line, size) for size in sizes]
-    finally:
-        for block in blocks:
-            os.close(block)
-    return pickle.loads(content, buffers=buffers)  # from a process of this program, forked here
-
-
-def _exactly(line: socket.socket, size: int) -> bytearray:
-    """The next so many bytes."""
-    content = bytearray(size)
-    view, place = memoryview(content), 0
-    while place < size:
-        got = line.recv_into(view[place:])
-        if got == 0:
-            raise EOFError
-        place += got
-    return content
+    def _sound(self, index: int, draws: Uniforms, broken: dict[int, str]) -> tuple[int, Sequence[Sample]]:
+        """The samples of an image or, in quarantine, of the next sound one, with its number; broken ones go to ``broken``."""
+        if self.quarantine is None:
+            return index, self._make(index, draws)
+        for tried in range(min(self.quarantine.count, self.quarantine.patience)):
+            number = (index + tried) % self.quarantine.count
+            if (reason := self._broken.get(number)) is None:
+                try:
+                    return number, self._make(number, draws)
+                except DataError as error:
+                    reason = self._broken[number] = str(error)
+            broken[number] = reason
+        raise DataError(f"{len(broken)} images in a row can't be opened ({reason}). Has the data been moved?")

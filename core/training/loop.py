@@ -13,7 +13,6 @@ from typing import Generic
 import torch
 from torch import Tensor, nn
 
-from ..data.sampling import Batch, Batches
 from ..device import Precision, autocast
 from ..distributed import Ranks, full_tensor, no_grad_sync, peer_failure_as_error
 from ..errors import MaeliftError
@@ -23,6 +22,7 @@ from ..signals import Interrupted, StopRequested, StopSignals
 from ..system_errors import MEMORY, out_of_memory
 from .checkpoints import Checkpoints
 from .ema import M
+from .loader import Batch, Batches
 from .optimizers import set_learning_rate
 from .recovery import Diverged, GradScaler, Recovery
 from .schedule import Schedule

@@ -20,7 +20,7 @@ from maelift.adapters import detectron2 as adapter
 from maelift.adapters import detectron2_certify
 from maelift.adapters.detectron2_config import recipe
 from maelift.api_keys import ExportKeys
-from maelift.core.data.images import idx_file, read_idx
+from maelift.core.data.readers.mnist_idx import idx_file, read_idx
 from maelift.core.errors import CheckpointError, ConfigError, DataError, MaeliftError
 from maelift.core.models.encoder import Encoder
 from maelift.core.models.encoder_file import load_encoder, read_encoder

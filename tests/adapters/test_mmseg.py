@@ -20,7 +20,7 @@ import pytest
 import torch
 from maelift.adapters import mmseg_certify, mmseg_weights
 from maelift.adapters.export import ExportCommand, export
-from maelift.core.data.images import idx_file, read_idx
+from maelift.core.data.readers.mnist_idx import idx_file, read_idx
 from maelift.core.errors import CheckpointError, MaeliftError
 from maelift.core.models.encoder import Encoder
 from maelift.core.models.encoder_file import Provenance, read_encoder, save_encoder

@@ -9,7 +9,8 @@ import numpy as np
 from maelift.benchmarks.examples import SHOWN, won_and_lost
 from maelift.benchmarks.results import pack_items, unpack_items
 from maelift.core.data.classification import LabeledImages
-from maelift.core.data.images import ArrayImages, FolderImages
+from maelift.core.data.readers.folder import FolderImages
+from maelift.core.data.readers.mnist_idx import ArrayImages
 from maelift.core.data.segmentation import SegmentationImages
 from maelift.tests.benchmarks.made_up import ARMS, part
 from PIL import Image

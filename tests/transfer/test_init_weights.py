@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from maelift.core.data.images import FolderImages
+from maelift.core.data.readers.folder import FolderImages
 from maelift.core.errors import CheckpointError, ConfigError, DataError
 from maelift.core.models.encoder import Encoder
 from maelift.core.models.encoder_file import Provenance, read_encoder, save_encoder

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 from maelift.cli import main
-from maelift.core.data.decode import ANY_FORMAT, PixelFormat
 from maelift.core.data.detection import Objects
 from maelift.core.data.images import ImageSet
+from maelift.core.data.pixel_format import ANY_FORMAT, PixelFormat
 from maelift.core.models.encoder_file import read_encoder
 from maelift.core.models.encoder_spec import EncoderSpec
 from maelift.core.models.preprocessing import Preprocessing

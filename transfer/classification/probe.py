@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ...core.data.classification import ClassImages
-from ...core.data.images import ImageSet, fit_and_crop, random_resized_crop, to_array
+from ...core.data.images import ImageSet
 from ...core.data.labeled_dataset import Splits
-from ...core.data.sampling import Batch, Sample, Uniforms
+from ...core.data.sampling import Sample, Uniforms
+from ...core.data.transforms import fit_and_crop, random_resized_crop, to_array
 from ...core.device import Precision, autocast
 from ...core.distributed import Ranks
 from ...core.errors import MaeliftError
@@ -33,8 +34,9 @@ from ...core.models.logistic_regression import L2_GRID, fit_linear_probe
 from ...core.models.probes import AttentiveProbe, LinearProbe, NearestNeighbours, Pooling, pool, pooled_dim
 from ...core.progress import progress_logger
 from ...core.seeding import stream
-from ...core.training.loader import load_in_order
+from ...core.training.loader import Batch
 from ...core.training.optimizers import Lars
+from ...core.training.worker_loader import load_in_order
 from .task import CROP_DRAWS, ClassificationTask, Classifier, ClassifyConfig, validation_figures
 
 logger = logging.getLogger("maelift")

@@ -19,10 +19,11 @@ from torch import Tensor, nn
 
 from ...core.data.classification import ClassFolderLayout, ClassImages, LabeledImages, LabelKeys, MultiLabeledImages
 from ...core.data.classification_reader import class_parts
-from ...core.data.decode import PLAIN_FORMAT, PixelFormat
-from ...core.data.images import ImageSet, as_image, fit_and_crop, random_resized_crop, to_array
+from ...core.data.images import ImageSet, as_image
 from ...core.data.labeled_dataset import Splits
-from ...core.data.sampling import Batch, Sample, Uniforms
+from ...core.data.pixel_format import PLAIN_FORMAT, PixelFormat
+from ...core.data.sampling import Sample, Uniforms
+from ...core.data.transforms import fit_and_crop, random_resized_crop, to_array
 from ...core.device import Precision, autocast
 from ...core.distributed import Ranks
 from ...core.errors import ConfigError
@@ -32,6 +33,7 @@ from ...core.models.encoder_spec import EncoderSpec
 from ...core.models.preprocessing import Preprocessing
 from ...core.models.probes import AttentiveProbe, NearestNeighbours, Pooling, pool, pooled_dim
 from ...core.optional_imports import require
+from ...core.training.loader import Batch
 from ..metrics import Scores
 from ..model_file import ModelFile, write_model
 from ..predictions import Classification

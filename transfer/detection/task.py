@@ -21,14 +21,15 @@ from ...core.data.coco_masks import Polygons, draw_mask
 from ...core.data.dataset_format import hint
 from ...core.data.detection import DetectionImages, Objects
 from ...core.data.detection_reader import detection_parts
-from ...core.data.images import to_array
 from ...core.data.labeled_dataset import Splits
-from ...core.data.sampling import Batch, Sample, Uniforms
+from ...core.data.sampling import Sample, Uniforms
+from ...core.data.transforms import to_array
 from ...core.device import autocast
 from ...core.distributed import Ranks
 from ...core.errors import ConfigError, DataError
 from ...core.models.encoder import Encoder
 from ...core.models.encoder_file import Provenance
+from ...core.training.loader import Batch
 from ..metrics import Scores
 from ..predictions import Detections
 from ..task import Task, TransferConfig

@@ -15,17 +15,18 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ...core.data.dataset_format import hint
-from ...core.data.decode import PLAIN_FORMAT, PixelFormat
-from ...core.data.images import resized_part, to_array
 from ...core.data.labeled_dataset import Splits
-from ...core.data.sampling import Batch, Sample, Uniforms
+from ...core.data.pixel_format import PLAIN_FORMAT, PixelFormat
+from ...core.data.sampling import Sample, Uniforms
 from ...core.data.segmentation import SegmentationImages
 from ...core.data.segmentation_reader import segmentation_parts
+from ...core.data.transforms import resized_part, to_array
 from ...core.device import autocast
 from ...core.distributed import Ranks
 from ...core.errors import ConfigError, DataError
 from ...core.models.encoder import Encoder
 from ...core.models.encoder_file import Provenance
+from ...core.training.loader import Batch
 from ..metrics import Scores
 from ..predictions import Segmentation as Prediction
 from ..task import Task, TransferConfig

@@ -23,8 +23,10 @@ from ...errors import DataError
 from ...files import LARGEST_READ, check_regular, open_regular
 from ...optional_imports import require
 from ...progress import progress_logger
-from ..decode import ANY_FORMAT, ARRAY_SUFFIXES, SUFFIXES, Picture, PixelFormat, decode, kinds
+from ..decode import decode
 from ..file_index import FORMAT, KEPT_FROM, file_stamp, file_stamps, is_racy, packed, unpacked
+from ..image_formats import ARRAY_SUFFIXES, SUFFIXES, kinds
+from ..pixel_format import ANY_FORMAT, Picture, PixelFormat
 from ..string_table import Numbers, StringTable
 from ..unread import is_junk, kind_of, tell, tell_beside, unread_text
 

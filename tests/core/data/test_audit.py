@@ -10,8 +10,8 @@ import pytest
 import torch
 from maelift.core.config import resolve
 from maelift.core.data import audit as auditing
-from maelift.core.data.decode import PixelFormat
 from maelift.core.data.images import ImageSet
+from maelift.core.data.pixel_format import PixelFormat
 from maelift.core.data.sources import find_source
 from maelift.core.distributed import Ranks
 from maelift.core.models.encoder_file import read_encoder

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from maelift.core.data.classification import LabeledImages, MultiLabeledImages
 from maelift.core.data.classification_reader import read_class_splits, read_splits
-from maelift.core.data.images import FolderImages
 from maelift.core.data.labeled_dataset import draw_labeled
 from maelift.core.data.missing_splits import audit_splits, draw_missing_splits
+from maelift.core.data.readers.folder import FolderImages
 from maelift.core.errors import DataError
 from maelift.tests.support import noise_image, write_images
 

@@ -236,6 +236,8 @@ def test_masks_beside_their_images_are_asked_about(tmp_path: Path) -> None:
     for number in range(4):
         (tmp_path / f"{number}.png").write_bytes(PICTURES[number])
         (tmp_path / f"{number}_mask.png").write_bytes(PICTURES[number])
-    with pytest.raises(DataError, match="4 of 8 images have the name of another one with an ending, such as 0_mask: masks"):
+    with pytest.raises(
+        DataError, match="4 of 8 images have the name of another one with an ending, such as 0_mask: masks"
+    ):
         data_check(DataCheckConfig(str(tmp_path)))
     assert data_check(DataCheckConfig(str(tmp_path), task="pretrain")).splits[0].images == 8

@@ -12,16 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from maelift.core.data.audit import audit, common_channels
-from maelift.core.data.decode import Picture, PixelFormat, open_picture
-from maelift.core.data.images import (
-    channel_statistics,
-    crop_box,
-    find_images,
-    fit_and_crop,
-    random_crops,
-    random_resized_crop,
-    to_array,
-)
+from maelift.core.data.channel_statistics import channel_statistics
+from maelift.core.data.decode import open_picture
+from maelift.core.data.pixel_format import Picture, PixelFormat
+from maelift.core.data.readers.folder import find_images
+from maelift.core.data.transforms import crop_box, fit_and_crop, random_crops, random_resized_crop, to_array
 from maelift.core.errors import DataError
 from maelift.tests.support import deep_png, framework, noise_image
 from PIL import Image, ImageOps

@@ -17,10 +17,11 @@ from maelift.core import cache
 from maelift.core.data import audit as auditing
 from maelift.core.data import file_index, sources
 from maelift.core.data.audit import audit, scan_images
-from maelift.core.data.decode import SUFFIXES, PixelFormat
 from maelift.core.data.file_index import list_folder, list_images
-from maelift.core.data.images import FolderImages, find_images
+from maelift.core.data.image_formats import SUFFIXES
+from maelift.core.data.pixel_format import PixelFormat
 from maelift.core.data.readers import tar_shards
+from maelift.core.data.readers.folder import FolderImages, find_images
 from maelift.core.data.sources import find_source, find_sources
 from maelift.core.data.string_table import StringTable
 from maelift.core.errors import DataError

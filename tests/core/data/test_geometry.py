@@ -10,7 +10,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from maelift.core.data.detection import Objects
-from maelift.core.data.images import REDUCTIONS, _scaled_box, crop_box, fit_and_crop, fitted_box, random_resized_crop
+from maelift.core.data.transforms import (
+    REDUCTIONS,
+    _scaled_box,
+    crop_box,
+    fit_and_crop,
+    fitted_box,
+    random_resized_crop,
+)
 from maelift.core.models.preprocessing import Preprocessing
 from maelift.transfer.detection.model import Canvas, resample
 from maelift.transfer.detection.task import View, targets

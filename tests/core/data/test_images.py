@@ -9,15 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from maelift.core.data.audit import audit, write_rejected
+from maelift.core.data.channel_statistics import channel_statistics
 from maelift.core.data.decode import decode
-from maelift.core.data.images import (
-    channel_statistics,
-    find_images,
-    fit_and_crop,
-    random_resized_crop,
-    read_idx,
-    to_array,
-)
+from maelift.core.data.readers.folder import find_images
+from maelift.core.data.readers.mnist_idx import read_idx
+from maelift.core.data.transforms import fit_and_crop, random_resized_crop, to_array
 from maelift.core.errors import DataError
 from maelift.tests.support import noise_image, write_images
 from PIL import Image

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from maelift.core.data.images import ArrayImages, find_images, idx_images
 from maelift.core.data.near_duplicates import Similarities, compare, compare_uncropped, compare_within
+from maelift.core.data.readers.folder import find_images
+from maelift.core.data.readers.mnist_idx import ArrayImages, idx_images
 from maelift.core.data.thumbnails import SIDE, Thumbnails
 from maelift.core.tools.fashion_scenes import FashionScenesConfig, fashion_scenes
 from maelift.tests.support import noise_image, write_images

@@ -10,20 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from maelift.core.data import decode as decode_module
+from maelift.core.data import image_formats
 from maelift.core.data.audit import audit, told_once
-from maelift.core.data.decode import (
-    SUFFIXES,
-    PixelFormat,
-    background_colour,
-    decode,
-    open_picture,
-    picture_of,
-    upright_size,
-    what_reads,
-)
-from maelift.core.data.images import as_image, find_images, opened, stored_pixels, to_array
+from maelift.core.data.decode import decode, open_picture, upright_size
+from maelift.core.data.image_formats import SUFFIXES, what_reads
+from maelift.core.data.images import as_image, opened, stored_pixels
+from maelift.core.data.pixel_format import DEEP, PixelFormat, background_colour, picture_of
+from maelift.core.data.readers.folder import find_images
 from maelift.core.data.segmentation_reader import image_size
+from maelift.core.data.transforms import to_array
 from maelift.core.errors import ConfigError, DataError
 from maelift.core.models.preprocessing import Preprocessing
 from maelift.tests.support import deep_png, framework, noise_image
@@ -172,7 +167,7 @@ def test_png_of_16_bits_keeps_them_and_is_composited(channels: int) -> None:
     assert np.array_equal(pretraining, transfer) and transfer.dtype == np.float32
     expected = array / 257 if channels == 3 else composited(array / 257, 255)
     assert np.allclose(transfer, expected.transpose(2, 0, 1), atol=0.01)
-    opaque = np.float32(array[2:4, :, :3] if channels == 3 else array[2:4, :, :-1]) * decode_module.DEEP
+    opaque = np.float32(array[2:4, :, :3] if channels == 3 else array[2:4, :, :-1]) * DEEP
     assert np.array_equal(transfer[:, 2:4], np.broadcast_to(opaque.transpose(2, 0, 1), (3, 2, 12)))  # to the bit
 
 
@@ -313,10 +308,10 @@ def test_heic_is_read_where_pillow_heif_is_and_else_asked_for(tmp_path: Path, mo
     for name in ("a.heic", "a.HEIC", "a.jpg"):
         assert np.array_equal(open_picture(Path(name), content).pixels(), expected)
     assert {".heic", ".heif", ".hif"} <= SUFFIXES
-    monkeypatch.setattr(decode_module, "HEIF_INSTALLED", False)
+    monkeypatch.setattr(image_formats, "HEIF_INSTALLED", False)
     with pytest.raises(DataError, match=r"a.heic: .*pip install 'maelift\[heif\]'"):
         open_picture(Path("a.heic"), content)
-    monkeypatch.setattr(decode_module, "SUFFIXES", SUFFIXES - {".heic"})
+    monkeypatch.setattr(image_formats, "SUFFIXES", SUFFIXES - {".heic"})
     assert what_reads(".HEIC") == "pip install 'maelift[heif]'"
 
 

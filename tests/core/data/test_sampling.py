@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from maelift.core.data.sampling import Batch, Batches, Quarantine, Sample, Sampler, Uniforms, each
+from maelift.core.data.sampling import Sample, Sampler, Uniforms, each
 from maelift.core.distributed import Ranks
 from maelift.core.errors import DataError
+from maelift.core.training.loader import Batch, Batches, Quarantine
 
 
 def make(index: int, draws: Uniforms) -> Sample:
@@ -129,7 +130,7 @@ def quarantined(
     for rank in range(world_size):
         ranks = Ranks(rank, world_size, torch.device("cpu"))
         quarantine = Quarantine(path, 7, lambda index: f"image{index}", max_rejected)
-        quarantine.tell = lambda step, text: told.append(text)
+        quarantine.report = lambda step, text: told.append(text)
         batches = Batches(
             Sampler(7, 8, 3), each(fragile), draws=2, ranks=ranks, workers=workers, quarantine=quarantine
         )  # fmt: skip

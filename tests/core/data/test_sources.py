@@ -11,12 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from maelift.core.data import audit as auditing
-from maelift.core.data import sources, unread
+from maelift.core.data import unread
 from maelift.core.data.audit import audit
-from maelift.core.data.decode import PixelFormat
 from maelift.core.data.images import as_image, opened
+from maelift.core.data.pixel_format import PixelFormat
+from maelift.core.data.readers import parquet as parquet_reader
+from maelift.core.data.readers.concat import ConcatImages
 from maelift.core.data.sampling import MixedSampler
-from maelift.core.data.sources import ConcatImages, find_source, find_sources
+from maelift.core.data.sources import find_source, find_sources
 from maelift.core.errors import DataError
 from maelift.core.training.tracker import read_metrics
 from maelift.tests.support import TINY, framework, noise_image, one_line_error, run_maelift, write_images
@@ -281,6 +283,6 @@ def test_parquet_rows_that_cannot_be_images_are_refused_and_damage_is_named(tmp_
     raw = bytearray((tmp_path / "some.parquet").read_bytes())
     raw[4:60] = b"\xff" * 56  # the head of a page
     (tmp_path / "some.parquet").write_bytes(raw)
-    sources._row_group.cache_clear()
+    parquet_reader._row_group.cache_clear()
     with pytest.raises(DataError, match="can't be read"):
         find_source(str(tmp_path / "some.parquet")).content(0)

@@ -17,8 +17,8 @@ from maelift.benchmarks.data import read_suite_images
 from maelift.benchmarks.suite import BenchConfig
 from maelift.core.data.classification import LabeledImages, MultiLabeledImages
 from maelift.core.data.classification_reader import read_parts
-from maelift.core.data.images import FolderImages
 from maelift.core.data.missing_splits import audited_splits, draw_missing_splits
+from maelift.core.data.readers.folder import FolderImages
 from maelift.core.data.splits import cluster, stratified_draw, stratified_folds, stratified_order
 from maelift.core.errors import ConfigError, DataError
 from maelift.core.tools.check_data import DataCheckConfig, data_check

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 from maelift.core.data.classification_reader import class_parts
-from maelift.core.data.images import read_idx
 from maelift.core.data.issues import DataIssue
+from maelift.core.data.readers.mnist_idx import read_idx
 from maelift.core.data.task_data import BUILT_IN_TASKS, AnnotatedSplit, AnnotatedTask, AnnotationKeys
 from maelift.core.errors import ConfigError, DataError
 from maelift.core.tools.check_data import DataCheckConfig, data_check, plan, tasks_of

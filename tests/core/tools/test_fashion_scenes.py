@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 from maelift.core.data.detection_reader import read_detection
-from maelift.core.data.images import read_idx
 from maelift.core.data.mask_files import read_mask
+from maelift.core.data.readers.mnist_idx import read_idx
 from maelift.core.data.segmentation_reader import read_segmentation
 from maelift.core.errors import ConfigError, DataError
 from maelift.core.tools.fashion_scenes import (

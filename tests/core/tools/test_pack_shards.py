@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from maelift.core.data.decode import PixelFormat, open_picture
+from maelift.core.data.decode import open_picture
 from maelift.core.data.images import opened
+from maelift.core.data.pixel_format import PixelFormat
 from maelift.core.data.sources import find_source
 from maelift.core.errors import MaeliftError
 from maelift.core.tools.pack_shards import PackConfig, member_name, pack, plan

@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from maelift.core.data.sampling import Batch, Batches, Sample, Sampler, each
+from maelift.core.data.sampling import Sample, Sampler, each
 from maelift.core.distributed import Ranks
 from maelift.core.errors import MaeliftError
 from maelift.core.signals import Interrupted
 from maelift.core.training.checkpoints import Checkpoints
 from maelift.core.training.ema import WeightAverage
+from maelift.core.training.loader import Batch, Batches
 from maelift.core.training.loop import Callbacks, Objective, OutOfMemory, train
 from maelift.core.training.recovery import Diverged, Recovery
 from maelift.core.training.schedule import Schedule, evenly_spaced_steps, warmup_cosine

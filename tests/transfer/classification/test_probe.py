@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from maelift.core.data.classification_reader import read_splits
-from maelift.core.data.images import find_images
+from maelift.core.data.readers.folder import find_images
 from maelift.core.distributed import Ranks
 from maelift.core.errors import ConfigError, MaeliftError
 from maelift.core.models.encoder_file import read_encoder

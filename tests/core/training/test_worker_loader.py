@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from maelift.core.data.sampling import Batch
 from maelift.core.errors import DataError
-from maelift.core.training import loader
-from maelift.core.training.loader import load_in_order
+from maelift.core.training import worker_loader
+from maelift.core.training.loader import Batch
+from maelift.core.training.worker_loader import load_in_order
 
 COUNT = 40
 
@@ -136,7 +136,7 @@ def test_workers_that_cannot_be_started_or_have_no_memory_are_done_without(
 
 
 def test_a_worker_that_hangs_is_not_silent(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr(loader, "SLOW_SECONDS", 0.2)
+    monkeypatch.setattr(worker_loader, "SLOW_SECONDS", 0.2)
 
     def hang() -> None:
         (worker,) = workers()
