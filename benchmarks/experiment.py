@@ -10,8 +10,9 @@ from functools import cached_property
 import torch
 
 from ..adapters.pretrained import read_pretrained
+from ..core.data.channel_statistics import channel_statistics
 from ..core.data.classification import LabeledImages
-from ..core.data.images import ImageSet, channel_statistics
+from ..core.data.images import ImageSet
 from ..core.data.labeled_dataset import Splits, draw_labeled
 from ..core.device import choose_device
 from ..core.distributed import Ranks

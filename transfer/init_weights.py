@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from ..adapters.pretrained import read_pretrained
-from ..core.data.decode import background_colour
-from ..core.data.images import ImageSet, channel_statistics
+from ..core.data.channel_statistics import channel_statistics
+from ..core.data.images import ImageSet
+from ..core.data.pixel_format import background_colour
 from ..core.errors import ConfigError, DataError
 from ..core.models.adapt_encoder import is_bgr, to_rgb
 from ..core.models.encoder import Encoder
