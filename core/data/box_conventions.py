@@ -1,4 +1,4 @@
-"""Detects boxes and polygons in another convention: shares instead of pixels, corners or centres instead of COCO's order."""
+"""Finds boxes and polygons in another convention: shares instead of pixels, corners, centres."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Groups of images that must stay in one split, such as a patient's: from a table's column or from the images' paths."""
+"""Groups of images that must stay in one split, such as a patient's, from a table's column or the paths."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Validation and test splits drawn from the training images where the data has none, and the audit of all splits."""
+"""Validation and test splits drawn from training where the data has none, and the audit of all splits."""
 
 from __future__ import annotations
 

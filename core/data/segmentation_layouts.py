@@ -1,4 +1,4 @@
-"""Layouts of images and masks in folders (plain folders, ADE20K, Cityscapes), and which mask belongs to which image."""
+"""Layouts of images and masks in folders (plain, ADE20K, Cityscapes), and which mask is whose."""
 
 from __future__ import annotations
 

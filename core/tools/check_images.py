@@ -1,4 +1,4 @@
-"""The images of annotated data in ``maelift data check``: each opened once, and compared by pixels and thumbnails."""
+"""The images of annotated data in ``maelift data check``: each opened once and compared with the others."""
 
 from __future__ import annotations
 
