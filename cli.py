@@ -5,10 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import time
 import traceback
 from collections.abc import Sequence
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import is_dataclass
 from pathlib import Path
 from signal import SIGINT, Signals
@@ -83,9 +82,9 @@ def _dispatch(words: list[str], signals: StopSignals) -> int:
 
 
 def _run(name: str, command: Command, words: list[str]) -> None:
-    memory, given, began = command.remembered(), tuple(words), time.time_ns()
-    if memory is not None and (said := memory.again(given)) is not None:
-        _print(said)
+    cache = command.answer_cache(words)
+    if cache is not None and (answer := cache.answer()) is not None:
+        _print(answer)
         return
     schema = command.config_type()
     if _pop_flag(words, "-h", "--help"):
@@ -107,8 +106,8 @@ def _run(name: str, command: Command, words: list[str]) -> None:
         _print(command.load(asked[0])(config).text())
         return
     try:
-        with nullcontext() if memory is None else memory.asking(given):
-            result = command.load(command.run)(config)
+        run = command.load(command.run)
+        result = run(config) if cache is None else run(config, cache)
     except OSError as error:
         error.filename = error.filename or getattr(config, "out", None)  # a failed write names no file
         raise
@@ -116,8 +115,6 @@ def _run(name: str, command: Command, words: list[str]) -> None:
         _print(result.to_json() if as_json else result.summary())
     if (unsound := getattr(result, "error", None)) is not None:
         raise MaeliftError(unsound)
-    if memory is not None:
-        memory.remember(given, began, config, result)
 
 
 def _resolve(command: Command, schema: Any, words: Sequence[str], file: Path | None) -> Any:

@@ -21,8 +21,8 @@ class Command:
     true. ``home`` is the module of the functions, where it isn't the schema's; ``external``: ``module`` is one of another
     package. ``defaults`` says of keys without a default in the schema where their values come from. ``json``: the result has a
     ``to_json``. ``flags``: options that call another function of the module, by its name, for a result with a ``text``.
-    ``memory``: a module whose ``again`` knows what to answer to words without doing anything, whose ``asking`` is given the
-    words of the command at work, and whose ``remember`` notes one that is done.
+    ``answers``: a module with an ``AnswerCache`` of the command's words, which may know the answer without running the command;
+    the function gets it too.
     """
 
     module: str
@@ -37,7 +37,7 @@ class Command:
     defaults: Callable[[Command], dict[str, str]] | None = None
     json: bool = False
     flags: Mapping[str, str] = field(default_factory=dict)
-    memory: str | None = None
+    answers: str | None = None
     external: bool = False
 
     def config_type(self) -> Any:
@@ -45,9 +45,11 @@ class Command:
         module = self.module if self.external else f".{self.module}"
         return getattr(importlib.import_module(module, __package__), self.schema)
 
-    def remembered(self) -> Any:
-        """The module that remembers what was done; None for commands that need none."""
-        return None if self.memory is None else importlib.import_module(f".{self.memory}", __package__)
+    def answer_cache(self, words: Sequence[str]) -> Any:
+        """The cached answers to these words; None for commands whose answers aren't cached."""
+        if self.answers is None:
+            return None
+        return importlib.import_module(f".{self.answers}", __package__).AnswerCache(tuple(words))
 
     def load(self, name: str) -> Any:
         """The named function."""
@@ -101,7 +103,7 @@ COMMANDS = {
         positional=("suite",),
         defaults=_suite_defaults,
         flags={"--status": "status"},
-        memory="benchmarks.answer_cache",
+        answers="benchmarks.answer_cache",
     ),
     "bench compare": Command(
         "benchmarks.compare_suites",

@@ -19,7 +19,7 @@ from ..version import __version__
 from .data import SuiteImages
 from .examples import address, won_and_lost
 from .experiment import Context
-from .protocol import Comparison, Results, compare, encoder_runs, iter_cells, seconds_spent
+from .protocol import ArmState, Results, arm_state, encoder_runs, iter_cells, seconds_spent
 from .results import Arm, Example, NearPair, SuiteResult, TaskResult
 from .runs import Run, libraries
 from .suite import BenchConfig
@@ -38,7 +38,7 @@ def collect(context: Context, store: Path, results: Results, ended: RunOutcome |
     """Put together what the report says from the finished runs, and how the suite ``ended``."""
     ended = RunOutcome() if ended is None else ended
     config, pools = context.config, context.pools
-    comparisons = [compare(context, *place, results) for place in iter_cells(config)]
+    comparisons = [arm_state(context, *place, results) for place in iter_cells(config)]
     encoders = {arm: _encoders(context, arm, results) for arm in config.arms}
     pictures = [store / run.key / PICTURE_FILE for arm in config.arms for run, _ in encoders[arm]]
     parts = tuple(
@@ -105,7 +105,7 @@ def _near(pools: SuiteImages) -> Iterator[NearPair]:
         yield NearPair(pair.part, pair.name, pair.other, pair.similarity, (first, second))
 
 
-def _part(context: Context, task: str, comparisons: Sequence[Comparison]) -> TaskResult:
+def _part(context: Context, task: str, comparisons: Sequence[ArmState]) -> TaskResult:
     """A task with what came of it."""
     design = context.config.designs[task]
     return TaskResult(

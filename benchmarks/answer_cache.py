@@ -1,7 +1,7 @@
-"""What a suite can say at once when it is asked for in the same words, without a look through its images.
+"""The answer of a finished or running suite to the same command again, without its images being read.
 
-A finished one says it all again, where nothing that it rests on has changed; one that is running says how far it is. Nothing
-here imports torch, which alone takes longer.
+A finished suite gives its answer again while no file that the answer depends on has changed; a running one reports its status.
+Nothing here imports torch, which takes longer than the answer.
 """
 
 from __future__ import annotations
@@ -12,10 +12,9 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from contextvars import ContextVar
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..core.config import raw_value
 from ..core.data.file_index import RACY_SECONDS
@@ -23,16 +22,12 @@ from ..core.errors import MaeliftError
 from ..core.files import atomic_write_text
 from ..core.optional_imports import installed_version
 
-if TYPE_CHECKING:
-    from .runner import BenchResult
-    from .suite import BenchConfig
-
 FINISHED, RUNNING = "finished.json", "running.json"
-"""In the folder of a suite: what it was asked, what it rests on, and what it said."""
-FORMAT = 2
+"""In the folder of a suite: the request, the files that the answer depends on, and the answer."""
+FORMAT = 3
 STATUS = "--status"
-NOTED_EVERY, BELIEVED_FOR = 10.0, 60.0
-"""Seconds after which a running suite notes anew how far it is; after which the note of one that was killed is no longer told."""
+WRITE_INTERVAL, VALID_SECONDS = 10.0, 60.0
+"""Seconds between two status files of a running suite; age up to which such a file is taken for one of a running suite."""
 LIBRARIES = (
     "torch",
     "torchvision",
@@ -49,109 +44,95 @@ CODE = [
     Path(__file__).parents[1] / name
     for name in ("version.py", "core", "pretrain", "transfer", "adapters", "benchmarks")
 ]
-_at_work: ContextVar[dict[str, Any] | None] = ContextVar("asked", default=None)
 
 
-class RunningNote:
-    """How far a suite is, written into its folder while it runs; for commands only, as another is known by its words."""
+class RunningStatus:
+    """The status of a running suite, in a file of its folder that ``--status`` answers with."""
 
-    def __init__(self, config: BenchConfig) -> None:
-        from .suite_file import suite_files
-
-        self._file, self._asked, self._written = Path(config.out) / RUNNING, _at_work.get(), -NOTED_EVERY
-        self._rests_on = {} if self._asked is None else _stamps([*suite_files(config.suite), *CODE])[0]
+    def __init__(self, out: Path, request: Mapping[str, Any], inputs: Iterable[Path]) -> None:
+        self._file, self._request, self._written = out / RUNNING, request, -WRITE_INTERVAL
+        self._inputs = _file_stats([*inputs, *CODE])[0]
 
     @property
     def is_due(self) -> bool:
-        """Whether the last one is old."""
-        return self._asked is not None and time.monotonic() - self._written >= NOTED_EVERY
+        """Whether the file is old."""
+        return time.monotonic() - self._written >= WRITE_INTERVAL
 
     def write(self, text: str) -> None:
-        """Write the note anew."""
+        """Write the file again."""
         self._written = time.monotonic()
-        _write(self._file, {"asked": self._asked, "rests_on": self._rests_on, "status": text})
+        _write(self._file, {"request": self._request, "inputs": self._inputs, "status": text})
 
     def remove(self) -> None:
-        """Remove it."""
+        """Remove the file."""
         with suppress(OSError):
             self._file.unlink(missing_ok=True)
 
 
-@contextmanager
-def asking(words: Sequence[str]) -> Iterator[None]:
-    """What runs within was asked for in these words."""
-    token = _at_work.set(_asked(words))
-    try:
-        yield
-    finally:
-        _at_work.reset(token)
+class AnswerCache:
+    """The cached answers to one command line; without options of its own but ``--status`` and ``--quiet``, else it has none."""
 
+    def __init__(self, words: Sequence[str]) -> None:
+        self._about_status, self._began = STATUS in words, time.time_ns()
+        self._request = _request([word for word in words if word != STATUS])
 
-def again(words: Sequence[str]) -> str | None:
-    """What the finished suite said, or with ``--status`` how far it is; None where that isn't known without another look."""
-    about_status = STATUS in words
-    try:
-        if (asked := _asked([word for word in words if word != STATUS])) is None:
+    def answer(self) -> str | None:
+        """What the finished suite printed, or with ``--status`` the status; None where only running the command tells."""
+        if self._request is None:
             return None
-        out = Path(str(raw_value("out", asked["words"])))
-        if about_status and (said := _running(out, asked)) is not None:
-            return said
-        found = _read(out / FINISHED, asked)
-        return None if found is None else str(found["status" if about_status else "said"])
-    except (MaeliftError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return None  # not there, damaged, or of another version
+        try:
+            out = Path(str(raw_value("out", self._request["words"])))
+            if self._about_status and (status := _running_status(out, self._request)) is not None:
+                return status
+            found = _read(out / FINISHED, self._request)
+            return None if found is None else str(found["status" if self._about_status else "answer"])
+        except (MaeliftError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            return None  # not there, damaged, or of another version
+
+    def running_status(self, out: Path, inputs: Iterable[Path]) -> RunningStatus | None:
+        """The file for the status of the command while it runs; None for a request that isn't cached."""
+        return None if self._request is None else RunningStatus(out, self._request, inputs)
+
+    def save(self, out: Path, answer: str, status: str, inputs: Iterable[Path]) -> None:
+        """Save the answer of a finished suite, which depends on ``inputs``, the code and the files in ``out``.
+
+        Not where one of them changed while the command ran, or can't be read.
+        """
+        stats, newest = _file_stats([*inputs, *CODE])
+        if self._request is None or newest > self._began - RACY_SECONDS * 1e9:
+            return
+        written = [path for path in sorted(out.iterdir()) if path.name != FINISHED and not path.name.startswith(".")]
+        stats |= _file_stats(written)[0]
+        if None not in stats.values():
+            _write(out / FINISHED, {"request": self._request, "inputs": stats, "answer": answer, "status": status})
 
 
-def remember(words: Sequence[str], began: int, config: BenchConfig, result: BenchResult) -> None:
-    """Note that a suite is finished, which began at ``began`` (ns).
-
-    It isn't noted where files alone don't tell whether anything has changed, nor where something did in the meantime.
-    """
-    whole = result.result
-    if (asked := _asked(words)) is None or whole.missing or whole.failed or whole.unspent:
-        return
-    from .suite_file import suite_files
-
-    out, images = Path(config.out), _image_folders(config)
-    if not all(path.is_dir() for path in images):
-        return  # a list may name images that lie anywhere
-    weights = [Path(arm.weights) for arm in config.arms.values() if arm.weights is not None]
-    stamps, newest = _stamps([*suite_files(config.suite), *images, *weights, *CODE])
-    if newest > began - RACY_SECONDS * 1e9:
-        return
-    written = [path for path in sorted(out.iterdir()) if path.name != FINISHED and not path.name.startswith(".")]
-    stamps |= _stamps(written)[0]
-    if None not in stamps.values():
-        said = {"said": result.summary(), "status": result.status.text()}
-        _write(out / FINISHED, {"asked": asked, "rests_on": stamps, **said})
-
-
-def _running(out: Path, asked: Mapping[str, Any]) -> str | None:
-    """What a suite at work noted of itself; None for a note of one that no longer is."""
+def _running_status(out: Path, request: Mapping[str, Any]) -> str | None:
+    """The status that a running suite wrote; None where the file is of one that no longer runs."""
     try:
         age = time.time() - (out / RUNNING).stat().st_mtime
     except OSError:
         return None
-    if abs(age) > BELIEVED_FOR or (found := _read(out / RUNNING, asked)) is None:
+    if abs(age) > VALID_SECONDS or (found := _read(out / RUNNING, request)) is None:
         return None
     return f"{found['status']}\nas of {max(age, 0):.0f} s ago; the suite is running"
 
 
-def _read(file: Path, asked: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """What a file holds, if it was asked for in these words and what it rests on is as it was; raises OSError, ValueError, ..."""
+def _read(file: Path, request: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The content of a file, if it is of this request and its inputs are as they were; raises OSError, ValueError, ..."""
     found = json.loads(file.read_text(encoding="utf-8"))
-    if found["format"] != FORMAT or found["asked"] != asked:
+    if found["format"] != FORMAT or found["request"] != request:
         return None
-    same = all(_stamp(Path(path))[0] == stamp for path, stamp in found["rests_on"].items())
-    return found if same else None
+    unchanged = all(_stats_hash(Path(path))[0] == stats for path, stats in found["inputs"].items())
+    return found if unchanged else None
 
 
 def _write(file: Path, content: Mapping[str, Any]) -> None:
-    with suppress(OSError):  # it is no more than time that is saved
+    with suppress(OSError):  # it only saves time
         atomic_write_text(file, json.dumps({"format": FORMAT, **content}, indent=1) + "\n")
 
 
-def _asked(words: Sequence[str]) -> dict[str, Any] | None:
+def _request(words: Sequence[str]) -> dict[str, Any] | None:
     """All that sets what a command does but the files that it reads; None where it has options of its own."""
     words = [word for word in words if word not in ("-q", "--quiet")]
     if any(word.startswith("-") for word in words):
@@ -165,23 +146,16 @@ def _asked(words: Sequence[str]) -> dict[str, Any] | None:
     }
 
 
-def _image_folders(config: BenchConfig) -> list[Path]:
-    unlabelled = config.data.unlabelled
-    pool = (unlabelled,) if isinstance(unlabelled, str) else unlabelled or ()
-    given = [config.data.path, *pool, *(task.data for task in config.tasks.values())]
-    return [Path(path) for path in given if path is not None]
+def _file_stats(paths: Iterable[Path]) -> tuple[dict[str, str | None], int]:
+    """The hash of each path's file stats, and the newest time (ns) of all."""
+    found = {str(path): _stats_hash(path) for path in paths}
+    return {path: stats for path, (stats, _) in found.items()}, max((newest for _, newest in found.values()), default=0)
 
 
-def _stamps(paths: Iterable[Path]) -> tuple[dict[str, str | None], int]:
-    """The stamp of each path, and the newest time (ns) of all."""
-    found = {str(path): _stamp(path) for path in paths}
-    return {path: stamp for path, (stamp, _) in found.items()}, max((newest for _, newest in found.values()), default=0)
-
-
-def _stamp(path: Path) -> tuple[str | None, int]:
+def _stats_hash(path: Path) -> tuple[str | None, int]:
     """A hash of the names, sizes and times of a file, or of all files in a folder, and the newest time (ns).
 
-    None where they can't be told.
+    None where they can't be read.
     """
     digest, newest = hashlib.sha256(), 0
     try:

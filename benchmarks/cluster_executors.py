@@ -1,4 +1,4 @@
-"""Runs by jobs of SLURM or by a Ray cluster: processes that share nothing with the runner but the folder of the suite."""
+"""Runs by SLURM jobs or Ray tasks: processes that share only the suite's folder with the runner."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,80 +20,80 @@ from typing_extensions import Self
 from ..core.config import resolve
 from ..core.files import atomic_write_text
 from ..core.optional_imports import require
-from ..core.progress import ProgressListener, TrainingProgress
+from ..core.progress import TrainingProgress
 from ..core.signals import Interrupted
 from ..core.slurm import slurm_executor
 from ..core.yaml_files import to_dict
 from .data import read_suite_images
 from .execute import execute
-from .executor import DIED, FEWER, NO_MEMORY, STALLED, Executor, Hear, told
+from .executor import DIED, FEWER, NO_MEMORY, STALLED, Executor, ProgressCallback, at_intervals, failure_message
 from .experiment import Context
 from .runs import Run
 from .suite import BenchConfig
 
-PROGRESS_FILE, NOTED_EVERY = "progress.json", 5.0
-"""In the folder of a run that is done elsewhere: how far it is; seconds after which it is noted anew."""
+PROGRESS_FILE, WRITE_INTERVAL = "progress.json", 5.0
+"""In the folder of a run: its progress; seconds between two writes of it."""
 
 
-class _ClusterExecutor(Executor):
-    """Runs that are done by processes which share nothing with this one but the folder of the suite.
+class ClusterExecutor(Executor):
+    """Runs by processes that share only the suite's folder with this one.
 
-    There they note how far they are; one whose note no longer changes hangs, and is ended.
+    They write their progress there; a run whose progress file no longer changes hangs, and is ended.
     """
 
     def __init__(self, context: Context, store: Path, workers: int) -> None:
         self._context, self._workers = context, workers
         self._home, self._store = os.getcwd(), store.resolve()
-        self._at_work: dict[str, tuple[Any, Run]] = {}
-        self._heard: dict[str, tuple[TrainingProgress, float]] = {}
+        self._handles: dict[str, tuple[Any, Run]] = {}
+        self._progress: dict[str, tuple[TrainingProgress, float]] = {}
         self._stalled: set[str] = set()
 
     def __exit__(self, *error: object) -> None:
-        """Stop what is left; it saves nothing but its checkpoints."""
-        for handle, _ in self._at_work.values():
+        """Stop the runs in progress; they save only their checkpoints."""
+        for handle, _ in self._handles.values():
             self._stop(handle)
 
     @property
     def running(self) -> list[Run]:
-        return [run for _, run in self._at_work.values()]
+        return [run for _, run in self._handles.values()]
 
     def has_room(self, run: Run, suspects: set[str]) -> bool:
-        return len(self._at_work) < self._workers  # each is a process of its own: none is mistaken for another
+        return len(self._handles) < self._workers  # each is a process of its own: none is mistaken for another
 
-    def begin(self, run: Run) -> None:
-        self._heard.pop(run.key, None)
+    def start(self, run: Run) -> None:
+        self._progress.pop(run.key, None)
         self._stalled.discard(run.key)
         with suppress(OSError):
-            self._note(run).unlink(missing_ok=True)  # of one that was killed
-        self._at_work[run.key] = (self._submit(run), run)
+            self._progress_file(run).unlink(missing_ok=True)  # of one that was killed
+        self._handles[run.key] = (self._submit(run), run)
 
-    def wait(self, hear: Hear) -> list[tuple[Run, str | None]]:
+    def wait(self, on_progress: ProgressCallback) -> list[tuple[Run, str | None]]:
         time.sleep(0.5)
-        self._listen(hear)
-        ended = [(handle, run) for handle, run in self._at_work.values() if self._is_done(handle)]
+        self._read_all(on_progress)
+        ended = [(handle, run) for handle, run in self._handles.values() if self._is_done(handle)]
         for _, run in ended:
-            del self._at_work[run.key]
+            del self._handles[run.key]
         return [(run, STALLED if run.key in self._stalled else self._outcome(handle)) for handle, run in ended]
 
-    def _listen(self, hear: Hear) -> None:
-        """Pass on how far the runs are, and end those that weren't heard of for too long; until a run begins, it may wait."""
+    def _read_all(self, on_progress: ProgressCallback) -> None:
+        """Pass on the progress of the runs, and end those without any for too long; a run that hasn't begun may wait."""
         now = time.monotonic()
-        for handle, run in self._at_work.values():
-            if (progress := _noted(self._note(run))) is not None:
-                hear(run.key, progress)
-                if run.key not in self._heard or self._heard[run.key][0] != progress:
-                    self._heard[run.key] = progress, now
+        for handle, run in self._handles.values():
+            if (progress := _read_progress(self._progress_file(run))) is not None:
+                on_progress(run.key, progress)
+                if run.key not in self._progress or self._progress[run.key][0] != progress:
+                    self._progress[run.key] = progress, now
             late = now - 60 * self._context.config.stall_minutes
-            if run.key in self._heard and self._heard[run.key][1] < late and run.key not in self._stalled:
+            if run.key in self._progress and self._progress[run.key][1] < late and run.key not in self._stalled:
                 self._stalled.add(run.key)
                 self._stop(handle)
 
-    def _note(self, run: Run) -> Path:
+    def _progress_file(self, run: Run) -> Path:
         return self._store / run.key / PROGRESS_FILE
 
     @abstractmethod
     def _submit(self, run: Run) -> Any:
-        """Hand a run over; a handle to it."""
+        """Submit a run; returns a handle to it."""
 
     @abstractmethod
     def _is_done(self, handle: Any) -> bool: ...
@@ -105,7 +106,7 @@ class _ClusterExecutor(Executor):
     def _stop(self, handle: Any) -> None: ...
 
 
-class SlurmJobs(_ClusterExecutor):
+class SlurmJobs(ClusterExecutor):
     """A job of SLURM for each run, on storage that all machines share."""
 
     def __enter__(self) -> Self:
@@ -115,7 +116,7 @@ class SlurmJobs(_ClusterExecutor):
         return self
 
     def _submit(self, run: Run) -> Any:
-        return self._executor.submit(_run_anew, to_dict(self._context.config), run, self._store, self._home)
+        return self._executor.submit(_run_alone, to_dict(self._context.config), run, self._store, self._home)
 
     def _is_done(self, handle: Any) -> bool:
         return bool(handle.done())
@@ -131,7 +132,7 @@ class SlurmJobs(_ClusterExecutor):
         handle.cancel(check=False)
 
 
-class RayTasks(_ClusterExecutor):
+class RayTasks(ClusterExecutor):
     """A task of Ray for each run: on this machine, or on the cluster that RAY_ADDRESS names."""
 
     def __enter__(self) -> Self:
@@ -144,7 +145,7 @@ class RayTasks(_ClusterExecutor):
         resources = {"num_cpus": config.threads, "max_retries": 0}
         if config.device == "cuda" or (config.device == "auto" and self._ray.cluster_resources().get("GPU")):
             resources["num_gpus"] = 1
-        self._task = self._ray.remote(**resources)(_run_anew)
+        self._task = self._ray.remote(**resources)(_run_alone)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -175,8 +176,8 @@ def _end_of(error: Exception) -> str:
     return " ".join(str(error).split())[-200:]
 
 
-def _noted(file: Path) -> TrainingProgress | None:
-    """How far a run has noted that it is; None where it hasn't yet."""
+def _read_progress(file: Path) -> TrainingProgress | None:
+    """The progress that a run wrote; None where it hasn't yet."""
     try:
         return TrainingProgress(**json.loads(file.read_text()))
     except (
@@ -188,34 +189,25 @@ def _noted(file: Path) -> TrainingProgress | None:
         return None
 
 
-def _noting(file: Path) -> ProgressListener:
-    """Notes how far a run is, now and then."""
-    last = -NOTED_EVERY
-
-    def note(progress: TrainingProgress) -> None:
-        nonlocal last
-        if time.monotonic() - last < NOTED_EVERY:
-            return
-        last = time.monotonic()
-        with suppress(OSError):  # the run matters more
-            atomic_write_text(file, json.dumps(asdict(progress)) + "\n")
-
-    return note
+def _write_progress(file: Path, progress: TrainingProgress) -> None:
+    with suppress(OSError):  # the run matters more
+        atomic_write_text(file, json.dumps(asdict(progress)) + "\n")
 
 
-def _run_anew(keys: Mapping[str, Any], run: Run, store: Path, home: str) -> str | None:
-    """Do a run in a process that knows nothing of the suite yet; returns what went wrong, in words."""
+def _run_alone(keys: Mapping[str, Any], run: Run, store: Path, home: str) -> str | None:
+    """Do a run in a process that hasn't read the suite yet; returns what went wrong, in words."""
     os.chdir(home)
-    note = store / run.key / PROGRESS_FILE
+    file = store / run.key / PROGRESS_FILE
     try:
         config = resolve(BenchConfig, keys)
         torch.set_num_threads(config.threads)
-        execute(run, Context.of(config, read_suite_images(config)), store, _noting(note))
-        note.unlink(missing_ok=True)
+        listener = at_intervals(WRITE_INTERVAL, partial(_write_progress, file))
+        execute(run, Context.of(config, read_suite_images(config)), store, listener)
+        file.unlink(missing_ok=True)
     except Interrupted:
         return "stopped"
     except torch.OutOfMemoryError:
         return NO_MEMORY
     except Exception as error:
-        return told(error, run, store)
+        return failure_message(error, run, store)
     return None

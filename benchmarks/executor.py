@@ -1,7 +1,9 @@
-"""Where a suite's runs are done: what its runner asks of that, be it processes of this machine or jobs elsewhere."""
+"""What every executor of a suite's runs can do, and the messages of runs that failed."""
 
 from __future__ import annotations
 
+import math
+import time
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -11,59 +13,72 @@ from typing_extensions import Self
 
 from ..core.errors import MaeliftError
 from ..core.files import atomic_write_text
-from ..core.progress import TrainingProgress
+from ..core.progress import ProgressListener, TrainingProgress
 from ..core.system_errors import ROOM, advice_for
 from .runs import Run
 
-Hear = Callable[[str, TrainingProgress], None]
-"""Who is told how far a run is, by its key."""
+ProgressCallback = Callable[[str, TrainingProgress], None]
+"""Called with the key of a run and its progress."""
 
 DIED = "its process died (killed, or out of memory?)"
-"""What is said first of a run whose process is gone."""
+"""The beginning of the message of a run whose process is gone."""
 
 FEWER = "Give fewer workers to use less memory"
 """What to do about it on one machine."""
 
 NO_ROOM = "the disk takes no more"
-"""What is said first of a run that can't write: no other could either."""
+"""The beginning of the message of a run that can't write: no other could either."""
 
-STALLED = "it gave no sign of life for stall_minutes, and was ended"
-"""What is said of a run that hung."""
+STALLED = "it reported no progress for stall_minutes, and was ended"
+"""The message of a run that hung."""
+
+
+def at_intervals(seconds: float, report: ProgressListener) -> ProgressListener:
+    """A listener that passes progress on to ``report``, but not more often than every ``seconds``."""
+    last = -math.inf
+
+    def listen(progress: TrainingProgress) -> None:
+        nonlocal last
+        if time.monotonic() - last >= seconds:
+            last = time.monotonic()
+            report(progress)
+
+    return listen
 
 
 class Executor(ABC):
-    """Does runs, some at a time; a context, within which it is ready."""
+    """Does runs, some at a time; a context manager, within which it is ready."""
 
     @abstractmethod
     def __enter__(self) -> Self: ...
 
     @abstractmethod
     def __exit__(self, *error: object) -> None:
-        """Stop what is still at work."""
+        """Stop the runs in progress."""
 
     @property
     @abstractmethod
     def running(self) -> list[Run]:
-        """The runs at work."""
+        """The runs in progress."""
 
     @abstractmethod
     def has_room(self, run: Run, suspects: set[str]) -> bool:
-        """Whether a run may begin: suspects are alone at work where others could be mistaken for them."""
+        """Whether a run may start: suspects run alone where others could be mistaken for them."""
 
     @abstractmethod
-    def begin(self, run: Run) -> None:
-        """Have a run done."""
+    def start(self, run: Run) -> None:
+        """Start a run."""
 
     @abstractmethod
-    def wait(self, hear: Hear) -> list[tuple[Run, str | None]]:
+    def wait(self, on_progress: ProgressCallback) -> list[tuple[Run, str | None]]:
         """The runs that ended within about half a second, and what went wrong with them."""
 
 
-NO_MEMORY = "the GPU's memory is too small. Give fewer workers, or a smaller batch_size; finished runs are kept."
+NO_MEMORY = "the GPU's memory is too small. Give fewer workers, or a smaller batch_size; finished runs are saved."
 
 
-def told(error: Exception, run: Run, store: Path) -> str:
-    """What went wrong with a run, in words; where it is no mistake of the user's, its traceback lies beside it."""
+def failure_message(error: Exception, run: Run, store: Path) -> str:
+    """What went wrong with a run, in words; the traceback of what is no user's mistake is saved in the run's folder."""
     if isinstance(error, OSError) and error.errno in ROOM:
         return f"{NO_ROOM}: {advice_for(error)}"
     if isinstance(error, MaeliftError):

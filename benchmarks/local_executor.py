@@ -1,4 +1,4 @@
-"""Runs by processes of this machine: forks that are at work at once, made anew where one of them dies or hangs."""
+"""Runs by worker processes of this machine, which are started again where one of them dies or hangs."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from multiprocessing.queues import Queue
@@ -29,33 +30,33 @@ from ..core.errors import MaeliftError
 from ..core.progress import TrainingProgress
 from ..core.signals import STOP_SIGNALS, Interrupted, StopRequested, ignore_stop_signals, stop_signals_blocked
 from .execute import execute
-from .executor import DIED, FEWER, NO_MEMORY, STALLED, Executor, Hear, told
+from .executor import DIED, FEWER, NO_MEMORY, STALLED, Executor, ProgressCallback, at_intervals, failure_message
 from .experiment import Context
 from .runs import Run
 
 PRELOADED = [__name__, "torch._dynamo", "tensorboard.compat.proto.event_pb2", "torchmetrics.functional"]
-"""What workers need."""
+"""What workers import."""
 
 
 class LocalProcesses(Executor):
-    """Worker processes, made anew where one of them died.
+    """Worker processes, started again where one of them died.
 
-    On Linux they are forks of a process that has imported what they need, and done nothing else: each is at work at once.
+    On Linux they are forks of a process that has imported what they need, and done nothing else: each starts at once.
     """
 
     def __init__(self, context: Context, store: Path, workers: int) -> None:
         self._context, self._store, self._workers = context, store, workers
         self._start = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
         self._start.set_forkserver_preload(PRELOADED)
-        self._strangers = set(multiprocessing.active_children())
-        self._at_work: dict[Future[str | None], Run] = {}
-        self._heard: dict[str, float] = {}
+        self._other_children = set(multiprocessing.active_children())
+        self._futures: dict[Future[str | None], Run] = {}
+        self._reported_at: dict[str, float] = {}
         self._stalled: set[str] = set()
 
     def __enter__(self) -> Self:
         try:
             self._messages: Queue[tuple[str, TrainingProgress]] = self._start.Queue()
-            self._end, self._line = self._start.Pipe(duplex=False)  # closed, it tells every worker to stop
+            self._end, self._line = self._start.Pipe(duplex=False)  # closed, it makes every worker stop
             facts = (self._context, self._store, self._messages, self._end, dict(os.environ))
             self._pool = ProcessPoolExecutor(self._workers, self._start, _start_worker, facts)
         except OSError as error:
@@ -63,7 +64,7 @@ class LocalProcesses(Executor):
                 raise
             raise MaeliftError(
                 f"locks between processes can't be made in /dev/shm ({(error.strerror or str(error)).lower()}). Free some room "
-                "there, or give it more (Docker: --shm-size=1g); finished runs are kept."
+                "there, or give it more (Docker: --shm-size=1g); finished runs are saved."
             ) from error
         self._wait_for_imports()
         return self
@@ -72,7 +73,7 @@ class LocalProcesses(Executor):
         """Wait until what workers are forked from has its imports done; a stop that comes meanwhile may be raised here."""
 
         def start() -> None:
-            with _fit_for_workers():
+            with _clean_start():
                 first.start()
             first.join()
 
@@ -90,68 +91,68 @@ class LocalProcesses(Executor):
 
     @property
     def running(self) -> list[Run]:
-        """The runs at work."""
-        return list(self._at_work.values())
+        """The runs in progress."""
+        return list(self._futures.values())
 
     def has_room(self, run: Run, suspects: set[str]) -> bool:
-        """Whether a run may begin: suspects are alone at work."""
+        """Whether a run may start: suspects run alone."""
         alone = run.key in suspects or any(other.key in suspects for other in self.running)
-        return len(self._at_work) < (1 if alone else self._workers)
+        return len(self._futures) < (1 if alone else self._workers)
 
-    def begin(self, run: Run) -> None:
-        """Have a worker do a run."""
+    def start(self, run: Run) -> None:
+        """Start a run on a worker."""
         future: Future[str | None]
         try:
-            with _fit_for_workers():
+            with _clean_start():
                 future = self._pool.submit(_work, run)
         except BrokenProcessPool as error:  # a worker died just now: the run is among those that are lost
             future = Future()
             future.set_exception(error)
-        self._at_work[future] = run
-        self._heard[run.key] = time.monotonic()
+        self._futures[future] = run
+        self._reported_at[run.key] = time.monotonic()
 
-    def wait(self, hear: Hear) -> list[tuple[Run, str | None]]:
-        """The runs that ended within half a second, and what went wrong; ``hear`` is told how far the others are."""
-        done, _ = wait(self._at_work, timeout=0.5, return_when=FIRST_COMPLETED)
+    def wait(self, on_progress: ProgressCallback) -> list[tuple[Run, str | None]]:
+        """The runs that ended within half a second, and what went wrong; ``on_progress`` gets the progress of the others."""
+        done, _ = wait(self._futures, timeout=0.5, return_when=FIRST_COMPLETED)
         while not self._messages.empty():
             key, progress = self._messages.get()
-            self._heard[key] = time.monotonic()
-            hear(key, progress)
+            self._reported_at[key] = time.monotonic()
+            on_progress(key, progress)
         self._end_stalled()
         try:
-            return [(self._at_work[future], future.result()) for future in done]
+            return [(self._futures[future], future.result()) for future in done]
         except BrokenProcessPool:
-            lost = [(run, self._ended_well(future)) for future, run in self._at_work.items()]
-            done = set(self._at_work)
+            lost = [(run, self._lost_outcome(future)) for future, run in self._futures.items()]
+            done = set(self._futures)
             self._kill()  # they may wait for ever for a lock that the dead one held
             self.__exit__()
             self.__enter__()
             return lost
         finally:
             for future in done:
-                del self._at_work[future]
+                del self._futures[future]
 
-    def _ended_well(self, future: Future[str | None]) -> str | None:
-        """What a run of a broken pool ended with, if it did."""
+    def _lost_outcome(self, future: Future[str | None]) -> str | None:
+        """The outcome of a run of a broken pool: its own if it had ended, else why it was lost."""
         if future.done() and future.exception() is None:
             return future.result()
-        return STALLED if self._at_work[future].key in self._stalled else f"{DIED}. {FEWER}"
+        return STALLED if self._futures[future].key in self._stalled else f"{DIED}. {FEWER}"
 
     def _end_stalled(self) -> None:
-        """End the workers where one hasn't been heard of for too long; which of them does what isn't known."""
+        """End all workers where a run hasn't reported progress for too long; which worker does which run isn't known."""
         late = time.monotonic() - 60 * self._context.config.stall_minutes
-        self._stalled = {run.key for run in self.running if self._heard[run.key] < late}
+        self._stalled = {run.key for run in self.running if self._reported_at[run.key] < late}
         if self._stalled:
             self._kill()
 
     def _kill(self) -> None:
-        for process in set(multiprocessing.active_children()) - self._strangers:
+        for process in set(multiprocessing.active_children()) - self._other_children:
             process.kill()
 
 
 @contextmanager
-def _fit_for_workers() -> Iterator[None]:
-    """Processes that are started within don't import the caller's script, and hear of no signal until they are prepared.
+def _clean_start() -> Iterator[None]:
+    """Processes that are started within don't import the caller's script, and get no signal until they are prepared.
 
     So a script may call ``bench`` without ``if __name__ == "__main__":``, and Ctrl-C while workers start is not answered
     by their tracebacks.
@@ -167,14 +168,13 @@ def _fit_for_workers() -> Iterator[None]:
 
 @dataclass
 class _Worker:
-    """What a worker process has at hand; ``busy`` with a run, ``leaving`` once the parent wants no more of it."""
+    """A worker process: ``busy`` with a run, ``leaving`` once the parent has asked it to stop."""
 
     context: Context
     store: Path
     messages: Queue[tuple[str, TrainingProgress]]
     busy: bool = False
     leaving: bool = False
-    told: float = 0.0
 
     def stop(self, number: int, frame: FrameType | None) -> None:
         """On SIGTERM, end the run or, when it isn't the parent who asks, the process.
@@ -197,11 +197,8 @@ class _Worker:
         parent.join()
         os._exit(1)
 
-    def tell(self, run: Run, progress: TrainingProgress) -> None:
-        """Let the parent know how far a run is, once a second."""
-        if time.monotonic() - self.told > 1.0:
-            self.told = time.monotonic()
-            self.messages.put((run.key, progress))
+    def _report(self, key: str, progress: TrainingProgress) -> None:
+        self.messages.put((key, progress))
 
     def work(self, run: Run) -> str | None:
         """Do a run; returns what went wrong, in words."""
@@ -209,7 +206,7 @@ class _Worker:
             self.busy = True
             if self.leaving:
                 return "stopped"
-            execute(run, self.context, self.store, lambda progress: self.tell(run, progress))
+            execute(run, self.context, self.store, at_intervals(1.0, partial(self._report, run.key)))
         except (Interrupted, StopRequested):
             if not self.leaving:
                 os._exit(1)
@@ -217,14 +214,14 @@ class _Worker:
         except torch.OutOfMemoryError:
             return NO_MEMORY
         except Exception as error:  # a run that crashes must not take the others with it
-            return told(error, run, self.store)
+            return failure_message(error, run, self.store)
         finally:
             self.busy = False
         return None
 
 
 def _nothing() -> None:
-    """What a process does that is started to see when the next one can be."""
+    """The work of a process that is started to find out when the next one can be."""
 
 
 _worker: _Worker | None = None

@@ -1,4 +1,4 @@
-"""How far a suite is, told while it runs."""
+"""The progress of a running suite: runs in progress, runs to do, and the time left, on a terminal or as log lines."""
 
 from __future__ import annotations
 
@@ -8,39 +8,48 @@ import time
 from typing import Any
 
 from ..core.progress import LOG_INTERVAL, TrainingProgress, duration
-from .answer_cache import RunningNote
+from .answer_cache import RunningStatus
 from .estimates import RunCosts, RuntimeHistory
 from .experiment import Context
 from .protocol import Results, predict_runs, seconds_spent
 from .runs import Run
-from .status import standing
+from .status import status_of
 
 logger = logging.getLogger("maelift")
 
-TELLING = 0.02
-"""Share of a run from which on its time tells that of others: the first steps are slow."""
+MIN_SHARE = 0.02
+"""Share of a run from which on its time counts for the time left: the first steps are slow."""
 
 
-class Board:
-    """Shows how far the suite is: on a terminal the runs at work, elsewhere a line now and then."""
+class RunProgress:
+    """Reports the progress of a suite: on a terminal the runs in progress, elsewhere a line now and then.
 
-    def __init__(self, context: Context, results: Results, workers: int, costs: RunCosts) -> None:
-        self._cost = costs.of
+    ``status_file``: where ``--status`` finds the status while the suite runs.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        results: Results,
+        workers: int,
+        costs: RunCosts,
+        status_file: RunningStatus | None = None,
+    ) -> None:
         self.context, self.results, self.workers = context, results, workers
         self.count = 0
-        self._heard: dict[str, TrainingProgress] = {}
-        self._began = self._said = time.monotonic()
-        self._begun: dict[str, tuple[float, TrainingProgress]] = {}
+        self._cost, self._status_file = costs.of, status_file
+        self._latest: dict[str, TrainingProgress] = {}
+        self._first: dict[str, tuple[float, TrainingProgress]] = {}
+        self._began = self._logged = time.monotonic()
         self._history = RuntimeHistory(self._cost)
         self._left: list[Run] = []
         self._spent = 0.0
         self._live: Any = None
-        self._note = RunningNote(context.config)
 
-    def __enter__(self) -> Board:
-        foreseen = self._look_ahead()
-        self._spent = seconds_spent(foreseen, self.results)
-        self._history = RuntimeHistory.of(foreseen, self.results, self._cost)
+    def __enter__(self) -> RunProgress:
+        predicted = self._predict()
+        self._spent = seconds_spent(predicted, self.results)
+        self._history = RuntimeHistory.of(predicted, self.results, self._cost)
         logger.info("bench: %d runs to do, %d at a time; more where steps are doubled", len(self._left), self.workers)
         if sys.stderr is not None and sys.stderr.isatty():
             from rich.console import Console
@@ -51,8 +60,9 @@ class Board:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Give the terminal back; ``--status`` is told by the finished runs from now on."""
-        self._note.remove()
+        """Release the terminal; from now on ``--status`` follows from the finished runs."""
+        if self._status_file is not None:
+            self._status_file.remove()
         if self._live is not None:
             self._live.stop()
 
@@ -60,11 +70,11 @@ class Board:
         """Seconds of computing of the finished runs, those of earlier commands too."""
         return self._spent
 
-    def hear(self, key: str, progress: TrainingProgress) -> None:
-        """Take in a worker's message."""
-        if key not in self._heard or progress.step < self._heard[key].step:
-            self._begun[key] = time.monotonic(), progress
-        self._heard[key] = progress
+    def update(self, key: str, progress: TrainingProgress) -> None:
+        """Set the progress of the run with this key."""
+        if key not in self._latest or progress.step < self._latest[key].step:
+            self._first[key] = time.monotonic(), progress
+        self._latest[key] = progress
 
     def finished(self, run: Run) -> None:
         """Count a run that is done."""
@@ -73,7 +83,7 @@ class Board:
         seconds = float(result.get("seconds", 0))
         self._spent += seconds
         self._history.add(run, seconds)
-        self._look_ahead()
+        self._predict()
         score = f", {100 * result['val']:.1f} % on validation" if "val" in result else ""
         text = f"bench: {run.title()}: done in {duration(seconds)}{score}"
         if self._live is None:
@@ -82,31 +92,32 @@ class Board:
             self._live.console.print(text, markup=False, highlight=False)
 
     def show(self, running: list[Run]) -> None:
-        """Show the runs at work and the time left, if no arm needs its steps doubled."""
-        if self._note.is_due:
-            self._note.write("\n".join([standing(self.context, self.results).text(), "", *self._lines(running)]))
+        """Show the runs in progress and the time left, if no arm needs its steps doubled."""
+        if self._status_file is not None and self._status_file.is_due:
+            status = status_of(self.context, self.results).text()
+            self._status_file.write("\n".join([status, "", *self._lines(running)]))
         if self._live is not None:
             self._live.update(self._table(running))
-        elif time.monotonic() - self._said >= LOG_INTERVAL:
-            self._said = time.monotonic()
+        elif time.monotonic() - self._logged >= LOG_INTERVAL:
+            self._logged = time.monotonic()
             logger.info("\n".join(self._lines(running)))
 
     def _lines(self, running: list[Run]) -> list[str]:
-        """How far the suite is, and a line for each run at work."""
+        """The summary, and a line for each run in progress."""
         lines = [self._summary(running)]
-        for run, progress in self._under_way(running):
+        for run, progress in self._reported(running):
             lines.append(
                 f"  {run.title()}: step {progress.step}/{progress.total}, loss {progress.loss:.3f}, "
                 f"{progress.images_per_second:.0f} images/s"
             )
         return lines
 
-    def _under_way(self, running: list[Run]) -> list[tuple[Run, TrainingProgress]]:
-        """The runs at work that have told how far they are."""
-        return [(run, self._heard[run.key]) for run in running if run.key in self._heard]
+    def _reported(self, running: list[Run]) -> list[tuple[Run, TrainingProgress]]:
+        """The runs in progress that have reported it."""
+        return [(run, self._latest[run.key]) for run in running if run.key in self._latest]
 
     def _table(self, running: list[Run]) -> Any:
-        """What a terminal shows: how far the suite is, and a row for each run at work."""
+        """What a terminal shows: the summary, and a row for each run in progress."""
         from rich.console import Group
         from rich.table import Table
         from rich.text import Text
@@ -114,34 +125,35 @@ class Board:
         table = Table("run", box=None, pad_edge=False)
         for column in ("step", "loss", "images/s"):
             table.add_column(column, justify="right")
-        known = dict(self._under_way(running))
+        known = dict(self._reported(running))
         for run in running:
-            far = ("", "", "")
+            cells = ("", "", "")
             if (progress := known.get(run)) is not None:
-                far = (f"{progress.step}/{progress.total}", f"{progress.loss:.3f}", f"{progress.images_per_second:.0f}")
-            table.add_row(Text(run.title()), *far)
+                step = f"{progress.step}/{progress.total}"
+                cells = (step, f"{progress.loss:.3f}", f"{progress.images_per_second:.0f}")
+            table.add_row(Text(run.title()), *cells)
         return Group(Text(self._summary(running)), table)
 
-    def _look_ahead(self) -> list[Run]:
-        """All runs that are foreseen; keeps those that are to be done."""
-        foreseen = list(predict_runs(self.context, self.results).values())
-        self._left = [run for run in foreseen if self.results(run) is None]
-        return foreseen
+    def _predict(self) -> list[Run]:
+        """All predicted runs; remembers those that are to be done."""
+        predicted = list(predict_runs(self.context, self.results).values())
+        self._left = [run for run in predicted if self.results(run) is None]
+        return predicted
 
     def _summary(self, running: list[Run]) -> str:
-        elapsed, ahead = time.monotonic() - self._began, self._ahead(running)
-        left = "time left unknown yet" if ahead is None else f"about {duration(ahead)} left unless steps are doubled"
-        return f"bench: {self.count} runs done in {duration(elapsed)}, {len(self._left)} to do, {left}"
+        elapsed, left = time.monotonic() - self._began, self._time_left(running)
+        said = "time left unknown yet" if left is None else f"about {duration(left)} left unless steps are doubled"
+        return f"bench: {self.count} runs done in {duration(elapsed)}, {len(self._left)} to do, {said}"
 
-    def _ahead(self, running: list[Run]) -> float | None:
-        """Seconds until all is done, by what runs took so far; None while no run is far enough to tell."""
+    def _time_left(self, running: list[Run]) -> float | None:
+        """Seconds until all is done, by what runs took so far; None while no run is far enough for an estimate."""
         history, now = self._history.copy(), time.monotonic()
         shares = {}
-        for run, progress in self._under_way(running):
-            began, first = self._begun[run.key]
+        for run, progress in self._reported(running):
+            began, first = self._first[run.key]
             shares[run.key] = progress.step / max(progress.total, 1)
             seen = (progress.step - first.step) / max(progress.total, 1)
-            if seen > TELLING and not self._history.knows(run):
+            if seen > MIN_SHARE and not self._history.knows(run):
                 history.add(run, now - began, seen)
         times = [(run, history.seconds(run)) for run in self._left]
         if any(seconds is None for _, seconds in times):

@@ -23,7 +23,7 @@ Results = Callable[[Run], Mapping[str, Any] | None]
 
 
 @dataclass
-class Comparison:
+class ArmState:
     """How far an arm is on a task at a label count: what is to be run next, and, once ``cells`` are there, what came of it.
 
     ``asked`` are all runs that were looked for on the way.
@@ -69,7 +69,7 @@ def read_finished(store: Path) -> Results:
     return results
 
 
-def compare(context: Context, task: str, arm: str, labels: int, results: Results) -> Comparison:
+def arm_state(context: Context, task: str, arm: str, labels: int, results: Results) -> ArmState:
     """How far an arm is on a task at a label count.
 
     In order: the encoder; a trial of every learning rate; the best rate with the check seeds, also for twice the steps,
@@ -78,7 +78,7 @@ def compare(context: Context, task: str, arm: str, labels: int, results: Results
     """
     design = context.config.designs[task]
     tuning = design.tuning
-    state = Comparison(task, arm, labels)
+    state = ArmState(task, arm, labels)
 
     def have(runs: Sequence[Run]) -> bool:
         state.asked.extend(runs)
@@ -126,7 +126,7 @@ def _is_checked(context: Context, design: TaskDesign, arm: str) -> bool:
 
 
 def _check(
-    context: Context, state: Comparison, steps: int, at: tuple[float, ...], doubled: tuple[float, ...]
+    context: Context, state: ArmState, steps: int, at: tuple[float, ...], doubled: tuple[float, ...]
 ) -> ConvergenceCheck:
     design = context.config.designs[state.task]
     images = len(context.pools.tasks[state.task].splits.val) if design.kind == "classify" else None
@@ -186,7 +186,7 @@ def predict_runs(context: Context, results: Results) -> dict[str, Run]:
     for task, arm, labels in iter_cells(config):
         design = config.designs[task]
         tuning, seeds = design.tuning, design.seeds_at(labels)
-        state = compare(context, task, arm, labels, results)
+        state = arm_state(context, task, arm, labels, results)
         steps = context.steps(task, arm, labels)
         rate, trials = config.recipe(task, arm).peak_lr, list[Run]()
         if not design.short:

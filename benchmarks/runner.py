@@ -1,4 +1,4 @@
-"""Running a suite: its runs by several processes, each finished one kept under its key; its plan and its status."""
+"""Running a suite: every missing run by an executor, then the report; its plan and its status."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from ..core.progress import duration
 from ..core.signals import Interrupted, StopSignals, interruptible
 from ..core.yaml_files import write_config
 from .aggregate import RunOutcome, collect, device_of
+from .answer_cache import AnswerCache, RunningStatus
 from .arm_kind import encoder_parameters
 from .cluster_executors import RayTasks, SlurmJobs
 from .data import read_suite_images
@@ -27,12 +28,13 @@ from .estimates import MeasuredCost, RunCosts, RuntimeHistory
 from .executor import DIED, NO_ROOM, STALLED, Executor
 from .experiment import Context
 from .local_executor import LocalProcesses
-from .progress import Board
-from .protocol import Results, compare, iter_cells, predict_runs, read_finished
+from .progress import RunProgress
+from .protocol import Results, arm_state, iter_cells, predict_runs, read_finished
 from .results import SuiteResult
 from .runs import Run
-from .status import Status, standing
+from .status import Status, status_of
 from .suite import BenchConfig
+from .suite_file import suite_files
 from .task_design import TaskDesign
 
 logger = logging.getLogger("maelift")
@@ -57,47 +59,64 @@ class BenchResult:
         if not failed:
             return None
         others = f" (and {len(failed) - 1} more, see the report)" if len(failed) > 1 else ""
-        return f"{failed[0].rstrip('.')}{others}. Finished runs are kept; the same command tries the failed ones again."
+        return (
+            f"{failed[0].rstrip('.')}{others}. Finished runs are saved; the same command tries the failed ones again."
+        )
 
     def summary(self) -> str:
         """The verdicts and where the report is."""
         return "\n".join([*self.verdicts, f"report: {self.report}"])
 
 
-def bench(config: BenchConfig) -> BenchResult:
-    """Run a suite, or what of it is not there yet, and write its report.
+def bench(config: BenchConfig, cache: AnswerCache | None = None) -> BenchResult:
+    """Run a suite, or what of it is not there yet, and write its report; a complete answer is saved in ``cache``.
 
-    Raises MaeliftError for what a user can mend, Interrupted when asked to stop: finished runs are kept, and the same
+    Raises MaeliftError for what a user can fix, Interrupted when asked to stop: finished runs are saved, and the same
     command goes on.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise MaeliftError("a suite is run by processes of its own. Give workers=..., and no torchrun.")
     out = Path(config.out)
-    _check_place(out)
-    with interruptible("stopped; finished runs are kept. The same command goes on."), ExitStack() as held:
-        known_place = (out / "runs").is_dir()
-        if known_place:  # refused before the look through the images, which may take long
-            held.enter_context(exclusive_lock(out, waits=0))
-        context = _look_through(config)
+    _check_folder(out)
+    with interruptible("stopped; finished runs are saved. The same command goes on."), ExitStack() as locks:
+        is_suite = (out / "runs").is_dir()
+        if is_suite:  # refused before the images are scanned, which may take long
+            locks.enter_context(exclusive_lock(out, waits=0))
+        context = _read_context(config)
         store = output_folder(out / "runs")
-        if not known_place:
-            held.enter_context(exclusive_lock(out, waits=0))
+        if not is_suite:
+            locks.enter_context(exclusive_lock(out, waits=0))
         write_config(config, out / "config.yaml")
         results = read_finished(store)
-        ended = run_all(context, store, results)
-        result = collect(context, store, results, ended)
+        running = None if cache is None else cache.running_status(out, suite_files(config.suite))
+        outcome = run_all(context, store, results, running)
+        result = collect(context, store, results, outcome)
         from .report import write_report  # plots take a second to load, and a plan has none
 
         report = write_report(result, out)
-        return BenchResult(report.html, report.verdicts, result, standing(context, results))
+        done = BenchResult(report.html, report.verdicts, result, status_of(context, results))
+        inputs = _input_files(config)
+        if cache is not None and inputs is not None and not (result.missing or result.failed or result.unspent):
+            cache.save(out, done.summary(), done.status.text(), inputs)
+        return done
+
+
+def _input_files(config: BenchConfig) -> list[Path] | None:
+    """The files and folders that a suite reads; None where a list of images names files that may be anywhere."""
+    unlabelled = config.data.unlabelled
+    pool = (unlabelled,) if isinstance(unlabelled, str) else unlabelled or ()
+    given = [config.data.path, *pool, *(task.data for task in config.tasks.values())]
+    images = [Path(path) for path in given if path is not None]
+    weights = [Path(arm.weights) for arm in config.arms.values() if arm.weights is not None]
+    return [*suite_files(config.suite), *images, *weights] if all(path.is_dir() for path in images) else None
 
 
 def plan(config: BenchConfig) -> Plan:
     """What ``bench`` would run and roughly cost if no arm needs its steps doubled; writes nothing.
 
-    The time is told by finished runs in the folder, and of others by a few steps that are measured here.
+    The time follows from finished runs in the folder, and for others from a few steps that are measured here.
     """
-    context = _look_through(config)
+    context = _read_context(config)
     pools, results = context.pools, read_finished(Path(config.out) / "runs")
     foreseen = predict_runs(context, results)
     runs = {key: run for key, run in foreseen.items() if results(run) is None}
@@ -151,13 +170,13 @@ def _planned(design: TaskDesign, counts: Mapping[str, int]) -> str:
 
 
 def status(config: BenchConfig) -> Status:
-    """How far a suite is in ``config.out``; writes nothing, and may be asked while it runs."""
-    return standing(_look_through(config), read_finished(Path(config.out) / "runs"))
+    """How far a suite is in ``config.out``; writes nothing, and works while the suite runs."""
+    return status_of(_read_context(config), read_finished(Path(config.out) / "runs"))
 
 
-def _look_through(config: BenchConfig) -> Context:
+def _read_context(config: BenchConfig) -> Context:
     """The suite with its images, checked against each other."""
-    logger.info("bench: looking through the images of %s", config.data.path or config.data.unlabelled)
+    logger.info("bench: scanning the images of %s", config.data.path or config.data.unlabelled)
     context = Context.of(config, read_suite_images(config))
     context.check()
     return context
@@ -173,62 +192,64 @@ def _workers(config: BenchConfig) -> int:
     return max(1, (os.cpu_count() or 1) // config.threads)
 
 
-def _check_place(out: Path) -> None:
+def _check_folder(out: Path) -> None:
     """Raise MaeliftError, before any work, where ``out`` could not be written or holds something else."""
     nearest_there = next(path for path in (out, *out.absolute().parents) if path.exists())
     if not nearest_there.is_dir() or not os.access(nearest_there, os.W_OK | os.X_OK):
         output_folder(out)  # says what is wrong
     if (out / "config.yaml").exists() and not (out / "runs").exists():
-        raise MaeliftError(f"out={out}: holds something else than a suite's runs. Choose another folder.")
+        raise MaeliftError(f"out={out}: has other files than a suite's runs. Choose another folder.")
 
 
-def run_all(context: Context, store: Path, results: Results) -> RunOutcome:
-    """Do whatever is missing, the costliest first, until nothing is, or the budget is spent.
+def run_all(context: Context, store: Path, results: Results, running_status: RunningStatus | None = None) -> RunOutcome:
+    """Do all missing runs, the costliest first, until none is missing or the budget is spent.
 
-    A run that fails doesn't keep the others from being done. Where a worker process dies, those that were at work are
-    done again one by one, so that the one that kills it is told from the others.
+    A run that fails doesn't stop the others. Where a worker process dies, the runs in progress are done again one by one, so
+    that the one that kills it is identified. ``running_status``: where the status is saved while they run.
     """
-    ended = RunOutcome()
+    outcome = RunOutcome()
     costs = RunCosts(context)
-    waiting = _missing(context, results, ended, costs)
+    waiting = _missing(context, results, outcome, costs)
     if not waiting:
         logger.info("bench: every run is there already")
-        return ended
+        return outcome
     workers = _workers(context.config)
     suspects: set[str] = set()
     with (
         StopSignals.noted() as signals,
-        Board(context, results, workers, costs) as board,
-        ExitStack() as held,
+        RunProgress(context, results, workers, costs, running_status) as progress,
+        ExitStack() as stack,
     ):
         with signals.at_once():  # processes take a while to start
-            pool = held.enter_context(_executor(context, store, workers))
-        while waiting or pool.running:
-            while waiting and board.spent() < context.config.budget.seconds and pool.has_room(waiting[0], suspects):
-                pool.begin(waiting.pop(0))
-            if not pool.running:
-                ended.unspent = _unspent(context.config, board.spent(), len(waiting))
-                logger.warning("bench: %s", ended.unspent)
+            executor = stack.enter_context(_executor(context, store, workers))
+        while waiting or executor.running:
+            while (
+                waiting and progress.spent() < context.config.budget.seconds and executor.has_room(waiting[0], suspects)
+            ):
+                executor.start(waiting.pop(0))
+            if not executor.running:
+                outcome.unspent = _unspent(context.config, progress.spent(), len(waiting))
+                logger.warning("bench: %s", outcome.unspent)
                 break
-            finished = pool.wait(board.hear)
+            finished = executor.wait(progress.update)
             for run, problem in finished:
                 if problem is None:
-                    board.finished(run)
+                    progress.finished(run)
                 elif problem.startswith((DIED, STALLED)) and signals.received is None and run.key not in suspects:
                     suspects.add(run.key)
-                    logger.warning("bench: %s: its process or another ended; it is done again by itself", run.title())
+                    logger.warning("bench: %s: its process or another ended; it is done again alone", run.title())
                 elif problem.startswith(NO_ROOM):
                     raise MaeliftError(f"{problem} The same command goes on.")
                 elif signals.received is None:
-                    ended.failed[run.key] = (run, problem)
+                    outcome.failed[run.key] = (run, problem)
                     logger.warning("bench: %s: failed: %s", run.title(), problem)
             if signals.received is not None:
-                raise _interrupted(board.count, signals.received)
+                raise _interrupted(progress.count, signals.received)
             if finished:
-                busy = {run.key for run in pool.running}
-                waiting = [run for run in _missing(context, results, ended, costs) if run.key not in busy]
-            board.show(pool.running)
-    return ended
+                busy = {run.key for run in executor.running}
+                waiting = [run for run in _missing(context, results, outcome, costs) if run.key not in busy]
+            progress.show(executor.running)
+    return outcome
 
 
 def _executor(context: Context, store: Path, workers: int) -> Executor:
@@ -254,14 +275,14 @@ def _unspent(config: BenchConfig, spent: float, left: int) -> str:
 
 
 def _interrupted(count: int, number: int) -> Interrupted:
-    return Interrupted(f"stopped with {count} runs finished; they are kept. The same command goes on.", number)
+    return Interrupted(f"stopped with {count} runs finished; they are saved. The same command goes on.", number)
 
 
-def _missing(context: Context, results: Results, ended: RunOutcome, costs: RunCosts) -> list[Run]:
+def _missing(context: Context, results: Results, outcome: RunOutcome, costs: RunCosts) -> list[Run]:
     """What can be run now, pretraining first, then the costliest; each once, but for what failed."""
     found: dict[str, Run] = {}
     for place in iter_cells(context.config):
-        for run in compare(context, *place, results).missing:
-            if run.key not in ended.failed:
+        for run in arm_state(context, *place, results).missing:
+            if run.key not in outcome.failed:
                 found.setdefault(run.key, run)
     return sorted(found.values(), key=lambda run: (not run.makes_encoder, -costs.of(run), run.key))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ..core.progress import duration
 from .experiment import Context
-from .protocol import Results, compare, encoder_runs, iter_cells, predict_runs, seconds_spent
+from .protocol import Results, arm_state, encoder_runs, iter_cells, predict_runs, seconds_spent
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Status:
         return "\n".join([*lines, f"{self.done} of {self.runs} runs done, {duration(self.seconds)} of computing{more}"])
 
 
-def standing(context: Context, results: Results) -> Status:
+def status_of(context: Context, results: Results) -> Status:
     """How far a suite is, by its finished runs."""
     runs = predict_runs(context, results)
     return Status(
@@ -44,7 +44,7 @@ def standing(context: Context, results: Results) -> Status:
 
 def _row(context: Context, task: str, arm: str, labels: int, results: Results) -> tuple[str, ...]:
     """How far an arm is on a task at a label count, under ``Status.COLUMNS``."""
-    state, design = compare(context, task, arm, labels, results), context.config.designs[task]
+    state, design = arm_state(context, task, arm, labels, results), context.config.designs[task]
     encoders = encoder_runs(context, arm)
     made = sum(results(run) is not None for run in encoders)
     seeds = len(design.seeds_at(labels))

@@ -29,7 +29,7 @@ from maelift.benchmarks.local_executor import PRELOADED
 from maelift.benchmarks.protocol import Results, predict_runs, read_finished
 from maelift.benchmarks.runner import run_all
 from maelift.benchmarks.runs import RESULT_FILE, Run
-from maelift.benchmarks.status import standing
+from maelift.benchmarks.status import status_of
 from maelift.benchmarks.suite import BenchConfig
 from maelift.core.config import resolve
 from maelift.core.errors import MaeliftError
@@ -154,7 +154,7 @@ def tell_status(settings: Benchmark, folder: Path, known: Path) -> None:
     ours, theirs = [], []
     for _ in range(settings.repeats):
         began = time.monotonic()
-        table = standing(context, read_finished(store))
+        table = status_of(context, read_finished(store))
         ours.append(time.monotonic() - began)
         began = time.monotonic()
         for run in runs:

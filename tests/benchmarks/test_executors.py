@@ -7,13 +7,14 @@ import subprocess
 import sys
 import threading
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from maelift.benchmarks.cluster_executors import _ClusterExecutor, _noted, _noting
-from maelift.benchmarks.executor import STALLED
+from maelift.benchmarks.cluster_executors import ClusterExecutor, _read_progress, _write_progress
+from maelift.benchmarks.executor import STALLED, at_intervals
 from maelift.benchmarks.runs import Run
 from maelift.core.progress import TrainingProgress
 from maelift.core.tools.fashion_scenes import FashionScenesConfig, fashion_scenes
@@ -89,23 +90,23 @@ def test_slurm_gives_the_same_table(home: Path, slurm: dict[str, str]) -> None: 
 
 def test_how_far_a_run_elsewhere_is_gets_heard(tmp_path: Path) -> None:
     note, heard = tmp_path / "progress.json", TrainingProgress(step=3, total=9, images_per_second=12.5, loss=0.25)
-    assert _noted(note) is None
-    tell = _noting(note)
+    assert _read_progress(note) is None
+    tell = at_intervals(5.0, partial(_write_progress, note))
     tell(heard)
     tell(replace(heard, step=4))  # too soon for another note
-    assert _noted(note) == heard
+    assert _read_progress(note) == heard
     note.write_text('{"step": 3, "tot')
-    assert _noted(note) is None
+    assert _read_progress(note) is None
 
 
-class Hanging(_ClusterExecutor):
+class Hanging(ClusterExecutor):
     """Runs that note one step, and no more; they are done once they are stopped, or told to be."""
 
     def __enter__(self) -> Self:
         return self
 
     def _submit(self, run: Run) -> threading.Event:
-        _noting(self._note(run))(TrainingProgress(step=1, total=9, images_per_second=12.5, loss=0.25))
+        _write_progress(self._progress_file(run), TrainingProgress(step=1, total=9, images_per_second=12.5, loss=0.25))
         return threading.Event()
 
     def _is_done(self, handle: threading.Event) -> bool:
@@ -127,7 +128,7 @@ def test_a_run_that_hangs_elsewhere_is_ended(tmp_path: Path) -> None:
         """What one look at a run finds, after a first one has heard of it."""
         context: Any = SimpleNamespace(config=SimpleNamespace(stall_minutes=stall_minutes))
         executor = Hanging(context, tmp_path, 1)
-        executor.begin(run)
+        executor.start(run)
         assert executor.wait(lambda key, _: heard.append(key)) == [] and heard.pop() == run.key
         return executor.wait(lambda key, _: heard.append(key))
 

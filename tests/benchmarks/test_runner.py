@@ -32,7 +32,7 @@ from maelift.benchmarks.data import SuiteImages, read_suite_images
 from maelift.benchmarks.estimates import RunCosts
 from maelift.benchmarks.execute import execute
 from maelift.benchmarks.experiment import Context
-from maelift.benchmarks.progress import Board
+from maelift.benchmarks.progress import RunProgress
 from maelift.benchmarks.runner import plan
 from maelift.benchmarks.runs import Run
 from maelift.benchmarks.suite import BenchConfig
@@ -124,14 +124,14 @@ def resolved(whole: Whole, **keys: object) -> BenchConfig:
 def test_a_terminal_shows_the_runs_at_work_as_a_table(whole: Whole) -> None:
     config = resolved(whole)
     context = Context.of(config, read_suite_images(config))
-    progress = Board(context, lambda run: None, 2, RunCosts(context))
+    progress = RunProgress(context, lambda run: None, 2, RunCosts(context))
     one, other = (context.training("classify", "scratch", 6, seed, 3, 1e-3) for seed in (0, 1))
-    progress._look_ahead()
+    progress._predict()
     assert "time left unknown yet" in progress._summary([one, other])
-    progress.hear(one.key, TrainingProgress(step=1, total=3, images_per_second=41.6, loss=1.5))
-    assert progress._ahead([one, other]) is None  # its first steps tell nothing yet
-    progress.hear(one.key, TrainingProgress(step=2, total=3, images_per_second=41.6, loss=1.25))
-    ahead = progress._ahead([one, other])
+    progress.update(one.key, TrainingProgress(step=1, total=3, images_per_second=41.6, loss=1.5))
+    assert progress._time_left([one, other]) is None  # its first steps tell nothing yet
+    progress.update(one.key, TrainingProgress(step=2, total=3, images_per_second=41.6, loss=1.25))
+    ahead = progress._time_left([one, other])
     assert ahead is not None and ahead > 0 and "left unless steps are doubled" in progress._summary([one, other])
     written = io.StringIO()
     Console(file=written, width=110).print(progress._table([one, other]))
@@ -205,7 +205,7 @@ def test_a_suite_ends_with_verdicts_and_keeps_every_run(whole: Whole) -> None:
     )
     assert len(trials) == 3 * len(LABELS) and set(trials.values()) == {RATES}
     assert len(list((whole.out / "runs").iterdir())) == len(runs)
-    assert "looking through the images" in whole.shown and "runs to do, 2 at a time" in whole.shown
+    assert "scanning the images" in whole.shown and "runs to do, 2 at a time" in whole.shown
 
 
 def test_the_report_names_no_folders_but_by_their_last_names(whole: Whole, tmp_path: Path) -> None:
@@ -447,11 +447,11 @@ def test_a_suite_at_work_says_at_once_how_far_it_is(whole: Whole, tmp_path: Path
     table, _, now = asked.stdout.partition("\n\n")
     assert table.startswith("task") and "runs done" in table
     assert now.startswith("bench: ") and "to do" in now and now.rstrip().endswith("the suite is running")
-    assert "looking through" in other.stderr and "the suite is running" not in other.stdout
+    assert "scanning" in other.stderr and "the suite is running" not in other.stdout
     old = time.time() - 61
     os.utime(note, (old, old))
     killed = run_maelift(*words, "--status")
-    assert "looking through" in killed.stderr and "the suite is running" not in killed.stdout
+    assert "scanning" in killed.stderr and "the suite is running" not in killed.stdout
     assert not (whole.out / note.name).exists()  # that one came to its end
 
 
@@ -475,7 +475,7 @@ def test_a_finished_suite_answers_at_once_until_something_changes(whole: Whole, 
         """The verdicts, and whether the images were looked through for them."""
         done = run_maelift("bench", "suite.yaml", "out=out", *words, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
-        return done.stdout, "looking through" in done.stderr
+        return done.stdout, "scanning" in done.stderr
 
     first, looked = said()
     assert looked and (tmp_path / "out" / "finished.json").is_file()

@@ -21,7 +21,7 @@ from maelift.benchmarks.data import read_suite_images
 from maelift.benchmarks.disk_estimate import bytes_saved, checkpoint_peak
 from maelift.benchmarks.estimates import MeasuredCost
 from maelift.benchmarks.experiment import Context
-from maelift.benchmarks.protocol import compare, predict_runs, read_finished
+from maelift.benchmarks.protocol import arm_state, predict_runs, read_finished
 from maelift.benchmarks.report import write_report
 from maelift.benchmarks.runner import plan
 from maelift.benchmarks.stats import paired_difference
@@ -299,7 +299,7 @@ def test_a_longer_scratch_arm_gets_the_steps_that_pretraining_took(home: Path) -
     assert own == 2 < more
     doubled = Context.of(twice, read_suite_images(twice)).steps("segment", "longer", 8)
     assert doubled - own == pytest.approx(2 * (more - own), abs=1)
-    state = compare(context, "segment", "longer", 8, lambda run: {"val": 0.1} if run.kind == "train" else None)
+    state = arm_state(context, "segment", "longer", 8, lambda run: {"val": 0.1} if run.kind == "train" else None)
     trained = [run for run in state.asked if run.kind == "train"]
     assert state.check is None and len(trained) == 4 + 2 and {run.steps for run in trained} == {more}
 
