@@ -1,4 +1,4 @@
-"""Automatic gradient accumulation: the fewest passes a step at which it fits into the GPU's memory (accumulate=auto)."""
+"""Automatic gradient accumulation: the fewest passes with which a step fits into the GPU's memory."""
 
 from __future__ import annotations
 

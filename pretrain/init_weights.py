@@ -1,4 +1,4 @@
-"""Initial weights of a pretraining: an encoder of one's own or a public one, with its decoder where there is one."""
+"""Initial weights of a pretraining: an encoder, one's own or a public one, and its decoder if there is one."""
 
 from __future__ import annotations
 

@@ -9,8 +9,6 @@ from typing import ClassVar, Literal, cast
 
 import torch
 import torch.nn.functional as F
-from timm.layers import Mlp
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from ..core.errors import ConfigError, MaeliftError
@@ -19,36 +17,8 @@ from ..core.models.encoder_shapes import infer_spec, key_mismatch
 from ..core.models.encoder_spec import EncoderSpec
 from ..core.models.position_embeddings import sincos_positions
 from ..core.models.preprocessing import Preprocessing
+from .decoder import CrossBlock, DecoderBlock, DecoderConfig
 from .masking import Mask, check_mask_ratio, random_mask
-
-
-@dataclass(frozen=True)
-class DecoderConfig:
-    """The light decoder, thrown away after pretraining."""
-
-    embed_dim: int = 512
-    """width of the decoder's tokens, in channels (paper Table 1b)"""
-    depth: int = 8
-    """number of transformer blocks (paper Table 1a)"""
-    num_heads: int = 16
-    """attention heads; must divide embed_dim"""
-    attention: Literal["self", "cross"] = "self"
-    """self: among all patches, as the paper; cross: from hidden patches to the encoder's output only (CrossMAE, 2024)"""
-    predict: float = 1.0
-    """share of the hidden patches that is predicted in training; below 1 with attention=cross, at 0.25 far cheaper"""
-
-    def __post_init__(self) -> None:
-        for key in ("embed_dim", "depth", "num_heads"):
-            if getattr(self, key) < 1:
-                raise ConfigError(key, getattr(self, key), "a whole number of at least 1")
-        if self.embed_dim % self.num_heads:
-            raise ConfigError("num_heads", self.num_heads, f"a divisor of the decoder's embed_dim={self.embed_dim}")
-        if not 0 < self.predict <= 1:
-            raise ConfigError("predict", self.predict, "a share above 0, up to 1")
-        if self.predict < 1 and self.attention == "self":
-            raise ConfigError("predict", self.predict, "1 with attention=self, where every hidden patch takes part")
-        if self.embed_dim % 4:
-            raise ConfigError("embed_dim", self.embed_dim, "a multiple of 4 (sine-cosine positions on two axes)")
 
 
 @dataclass(frozen=True)
@@ -76,48 +46,6 @@ class MaeOutput:
     pred: Tensor
     mask: Tensor
     ids_restore: Tensor
-
-
-class DecoderBlock(Block):  # type: ignore[misc]
-    """timm's block, which can also compute its output for some of the tokens only."""
-
-    def forward(self, tokens: Tensor, ids: Tensor | None = None) -> Tensor:
-        """Tokens (B, 1 + N, E) to the same, or to those at ``ids`` (B, M) alone, (B, M, E): they attend to all tokens.
-
-        For the last block before a head that needs some tokens only. A decoder has no dropout and no layer scale.
-        """
-        if ids is None:
-            return cast(Tensor, super().forward(tokens))
-        dim = tokens.shape[-1]
-        normed = self.norm1(tokens)
-        weight, bias = self.attn.qkv.weight, self.attn.qkv.bias
-        q = F.linear(gather_tokens(normed, ids), weight[:dim], bias[:dim])
-        k, v = F.linear(normed, weight[dim:], bias[dim:]).chunk(2, dim=-1)
-        q, k, v = (_split_heads(part, self.attn.num_heads) for part in (q, k, v))
-        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        chosen = gather_tokens(tokens, ids) + self.attn.proj(attended)
-        return cast(Tensor, chosen + self.mlp(self.norm2(chosen)))
-
-
-class CrossBlock(nn.Module):
-    """A decoder block whose queries attend to the encoder's output, not to one another (CrossMAE, arXiv 2401.14391)."""
-
-    def __init__(self, dim: int, num_heads: int, mlp_ratio: float, norm_eps: float) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
-        self.q = nn.Linear(dim, dim)
-        self.kv = nn.Linear(dim, 2 * dim)
-        self.proj = nn.Linear(dim, dim)
-        self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
-        self.mlp = Mlp(dim, int(mlp_ratio * dim))
-
-    def forward(self, queries: Tensor, memory: Tensor) -> Tensor:
-        """Queries (B, M, E) and the encoder's tokens (B, 1 + V, E) to (B, M, E)."""
-        q = _split_heads(self.q(self.norm1(queries)), self.num_heads)
-        k, v = (_split_heads(part, self.num_heads) for part in self.kv(memory).chunk(2, dim=-1))
-        queries = queries + self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
-        return cast(Tensor, queries + self.mlp(self.norm2(queries)))
 
 
 class MaskedAutoencoder(Encoder):
@@ -392,11 +320,6 @@ def autoencoder_from_state_dict(
     if missing or unexpected:
         raise key_mismatch("state dict", missing, unexpected, "a masked autoencoder")
     return model.to(state["decoder_embed.weight"].dtype)
-
-
-def _split_heads(tokens: Tensor, num_heads: int) -> Tensor:
-    """(B, M, E) to (B, heads, M, E / heads)."""
-    return tokens.view(*tokens.shape[:-1], num_heads, -1).transpose(1, 2)
 
 
 def patchify_channels_last(images: Tensor, patch_size: int) -> Tensor:

@@ -22,7 +22,8 @@ from maelift.core.config import resolve
 from maelift.core.device import Precision, autocast, choose_device
 from maelift.core.errors import ConfigError, MaeliftError
 from maelift.core.models.encoder_spec import ModelName, preset_spec
-from maelift.pretrain.mae import DecoderConfig, MaskedAutoencoder, build_autoencoder
+from maelift.pretrain.decoder import DecoderConfig
+from maelift.pretrain.mae import MaskedAutoencoder, build_autoencoder
 from torch import Tensor
 
 ARMS = {

@@ -1,1 +1,1 @@
-"""The encoder, the file that holds it, and weights of other tools read as one."""
+"""The encoder, its file, probes on its features, and conversion of other libraries' weights."""

@@ -1,4 +1,4 @@
-"""What is said of weights beside their tensors: heads, epsilon, activation and image size, and by whom."""
+"""Hints on a model from config files and checkpoint records: heads, epsilon, activation and image size."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ logger = logging.getLogger("maelift")
 
 @dataclass(frozen=True)
 class ConfigHints:
-    """What a file beside weights, or a record within them, says of their model, and tensors don't show.
+    """Facts on a model that tensors don't show, from a file beside the weights or a record in the checkpoint.
 
-    None: it says nothing of that. ``image_size``: (height, width) in pixels; ``final_norm``: False where there is none;
-    ``sources``: who says it; ``refusal``: why the model that is named is none that an encoder can be; ``given``: the user does.
+    None: unknown. ``image_size``: (height, width) in pixels; ``final_norm``: False if there is none; ``sources``: where the
+    facts are from; ``refusal``: why the named model is not supported; ``given``: the user named the model.
     """
 
     num_heads: int | None = None
@@ -49,7 +49,7 @@ class ConfigHints:
         )
 
     def completed_by(self, other: ConfigHints) -> ConfigHints:
-        """These, and where they say nothing, those of ``other``."""
+        """These hints, completed by those of ``other`` where they are unknown."""
         added = {
             field.name: getattr(other, field.name)
             for field in fields(self)
@@ -60,7 +60,7 @@ class ConfigHints:
 
 
 def hints_of(path: Path, records: Mapping[str, Any], method: str) -> ConfigHints:
-    """What the checkpoint's own records say, then what the files beside it say; ``method``: whose names the tensors have."""
+    """Hints from the checkpoint's records, completed by files beside it; ``method``: whose names the tensors have."""
     facts = ConfigHints()
     for found in (hints_within(records, method), hints_beside(path, method)):
         facts = facts.completed_by(found)
@@ -71,10 +71,9 @@ def hints_of(path: Path, records: Mapping[str, Any], method: str) -> ConfigHints
 
 
 def hints_beside(path: Path, method: str) -> ConfigHints:
-    """What the ``config.json`` or ``backbone.json`` beside weights says.
+    """Hints from the ``config.json`` or ``backbone.json`` beside weights.
 
-    transformers' ViTMAE configurations say an epsilon of 1e-12, a default that the weights were not trained with: theirs
-    stays open.
+    The epsilon of transformers' ViTMAE configurations is ignored: 1e-12 is a default that the weights were not trained with.
     """
     if path.name == "backbone.pth":
         return _of_torchvision_export(read_json(path.with_name("backbone.json")).get("backbone") or {})
@@ -131,11 +130,11 @@ _TRANSFORMERS_ACTIVATIONS = {
     "silu": "silu",
     "swish": "silu",
 }
-"""transformers' names for what ACTIVATIONS has."""
+"""transformers' names for ``ACTIVATIONS``."""
 
 
 def hints_of_transformers(config: Mapping[str, Any]) -> ConfigHints:
-    """What transformers' ``config.json`` says, with the defaults of its model types where keys are not written."""
+    """Hints from transformers' ``config.json``, with the defaults of its model types for missing keys."""
     kind, source = str(config["model_type"]), "config.json beside the weights"
     if kind in _VISION_PARTS and isinstance(config.get("vision_config", {}), Mapping):
         kind, config = _VISION_PARTS[kind], config.get("vision_config") or {}
@@ -189,11 +188,11 @@ _TIMM_SETTINGS = (
     "act_layer",
     "norm_layer",
 )
-"""Keywords of timm's ViTs that say what model it is; others, as paths of checkpoints, are not given to timm."""
+"""Keywords of timm's ViTs that define the architecture; others, as checkpoint paths, are not passed to timm."""
 
 
 def hints_of_timm(architecture: str, settings: Mapping[str, Any], said_by: str) -> ConfigHints:
-    """What timm's own model of this name is: it is built without memory for its tensors, one block deep, and looked at."""
+    """Hints from timm's model of this name, which is built on the meta device with one block."""
     import timm
 
     name = architecture.split(".")[0]
@@ -215,7 +214,7 @@ def hints_of_timm(architecture: str, settings: Mapping[str, Any], said_by: str) 
 
 
 def hints_of_architecture(name: str) -> ConfigHints:
-    """What timm's model of a name that the user gives is; raises ConfigError where timm has none."""
+    """Hints from timm's model of a name that the user gives; raises ConfigError if timm has none."""
     import timm
 
     if not timm.is_model(name.split(".")[0]):
@@ -227,7 +226,7 @@ def hints_of_architecture(name: str) -> ConfigHints:
 
 
 def hints_of_model(model: nn.Module, said: str) -> ConfigHints:
-    """What a model of timm shows in its modules; its tensors need not be there.
+    """Hints from the modules of a timm model; its tensors may be on the meta device.
 
     ``said``: the beginning of a refusal's sentence, as "config.json names timm's swin_tiny_patch4_window7_224".
     """
@@ -252,7 +251,7 @@ def hints_of_model(model: nn.Module, said: str) -> ConfigHints:
 
 
 def _activation_of(module: nn.Module) -> str | None:
-    """The name of an activation by what it computes, whatever its class is called."""
+    """The name of an activation, recognised by its values."""
     values = torch.linspace(-4, 4, 33)
     found = module(values.clone())
     return next((name for name, make in ACTIVATIONS.items() if torch.allclose(make()(values), found, atol=1e-7)), None)
@@ -264,13 +263,13 @@ def _activation_of(module: nn.Module) -> str | None:
 # ---- records within a checkpoint
 
 _REFERENCE = re.compile(r"(?:mae_)?vit_(tiny|small|base|large|huge)(?:_patch(\d+))?(?:_dec\d+d\d+b)?")
-"""What the reference implementations of MAE, DINO, iBOT and MoCo v3 call their models."""
+"""Model names of the reference implementations of MAE, DINO, iBOT and MoCo v3."""
 _REFERENCE_HEADS = {"tiny": 3, "small": 6, "base": 12, "large": 16, "huge": 16}
 _REFERENCE_WIDTHS = {"tiny": 192, "small": 384, "base": 768, "large": 1024, "huge": 1280}
 
 
 def hints_within(records: Mapping[str, Any], method: str) -> ConfigHints:
-    """What a checkpoint's records beside its tensors say: parsed arguments, architecture's name, mmengine's config."""
+    """Hints from a checkpoint's records: parsed arguments, architecture's name, mmengine's config."""
     arguments = {**_mapping(records.get("hyper_parameters")), **_mapping(records.get("args"))}
     if isinstance(records.get("meta"), Mapping) and isinstance(records["meta"].get("cfg"), str):
         return _of_mmengine(records["meta"]["cfg"])

@@ -1,4 +1,4 @@
-"""The metadata of our own files: JSON that is checked field by field on reading, and hashes that tie it to the tensors."""
+"""The contract in our files' metadata: JSON checked field by field, and hashes that tie it to the tensors."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from ..errors import CheckpointError, ConfigError, MaeliftError, show
 T = TypeVar("T")
 
 CONTENT_HASH = "content_hash"
-"""sha256 over the tensors and all that says how they are used; the identity of a file's content."""
+"""sha256 over the tensors and the metadata on how they are used; identifies a file's content."""
 CHECKSUM = "checksum"
 """sha256 over the metadata, provenance and ``content_hash`` with them."""
 PROVENANCE = "provenance"
 DEEPEST = 64
-"""Levels that metadata are nested at most; ours have five."""
+"""Largest nesting depth of metadata; ours have five levels."""
 SHOWN = 120
-"""Characters of a wrong value that an error shows at most."""
+"""Longest wrong value that an error shows, in characters."""
 
 
 def content_hash(state: Mapping[str, Tensor]) -> str:
@@ -80,10 +80,10 @@ class Metadata:
         return cls(path, key, content)
 
     def error(self, reason: str) -> CheckpointError:
-        """The error for metadata that can't be used."""
-        said = " ".join(reason.split()).rstrip(".")
+        """The error for invalid metadata."""
+        text = " ".join(reason.split()).rstrip(".")
         return CheckpointError(
-            f"{self.path}: its '{self.key}' metadata can't be read ({said}). Get the file again, or write it again with "
+            f"{self.path}: its '{self.key}' metadata can't be read ({text}). Get the file again, or write it again with "
             "maelift."
         )
 
@@ -100,17 +100,17 @@ class Metadata:
         return found
 
     def check_keys(self, needed: Iterable[str], possible: Collection[str] = ()) -> None:
-        """Refuse metadata that lack a key, or have one that is not known."""
+        """Raise CheckpointError for a missing or an unknown key."""
         self._check_names(self.content, needed, possible, "")
 
     def value(self, name: str, kind: Any) -> Any:
-        """The value under a key, of a type as annotations have them."""
+        """The value of a key, converted to the type ``kind`` of an annotation."""
         return self._checked("", lambda: from_plain(kind, self.content[name], name))
 
     def dataclass(self, schema: type[T], name: str, needed: Iterable[str] = ()) -> T:
-        """The dataclass that ``dataclasses.asdict`` turned into the mapping under ``name``.
+        """The dataclass whose ``dataclasses.asdict`` is the mapping under ``name``.
 
-        ``needed``: the fields that every file has; those that are missing of the others have their defaults.
+        ``needed``: the fields that every file has; others that are missing get their defaults.
         """
         stated = self.content[name]
         if not isinstance(stated, Mapping):
@@ -120,7 +120,7 @@ class Metadata:
         return cast(T, self._checked(name, lambda: from_plain(schema, stated, name)))
 
     def check_tensors(self, state: Mapping[str, Tensor], *, tensors_only: bool) -> str:
-        """The content hash, once it is that of these tensors, and but for ``tensors_only`` of the metadata with them."""
+        """Check the content hash against tensors and, unless ``tensors_only``, metadata; returns it."""
         stated = self.hash_under(CONTENT_HASH)
         found = content_hash(state) if tensors_only else sealed_hash(self.content, state)
         if found != stated:
@@ -136,19 +136,19 @@ class Metadata:
         return self.content.get(CHECKSUM) == checksum(self.content)
 
     def check_checksum(self) -> None:
-        """Refuse metadata that were changed since they were written."""
+        """Raise CheckpointError for metadata that were changed after writing."""
         if not self.intact:
             raise self.changed("metadata (checksum)")
 
     def changed(self, what: str) -> CheckpointError:
-        """The error for content that isn't what was written."""
+        """The error for content that was changed after writing."""
         return CheckpointError(
             f"{self.path}: the {what} are not those that the file was written with. The file was changed or damaged; get it "
             "again."
         )
 
     def hash_under(self, name: str) -> str:
-        """The hash that stands under a key."""
+        """The sha256 under a key."""
         found = self.content.get(name)
         if not isinstance(found, str) or not re.fullmatch(r"[0-9a-f]{64}", found):
             raise self.error(f"{name}={shown(found)}: expected a sha256 in hexadecimal")
@@ -206,12 +206,12 @@ def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _canonical(content: object) -> str:
-    """JSON of which there is one for equal content."""
+    """JSON that is equal for equal content."""
     return json.dumps(content, sort_keys=True, separators=(",", ":"))
 
 
 def shown(value: object) -> str:
-    """A value as a user would type it, in one line that isn't long, and that a terminal can take."""
+    """A value as a user would type it, on one short line of printable characters."""
     try:
         text = show(value)
     except (RecursionError, ValueError):  # numbers of too many digits

@@ -1,4 +1,4 @@
-"""What a model costs before it is run: floating-point operations, memory, and time by a short measurement."""
+"""Cost estimates before a run: floating-point operations, memory and disk, and time by a short measurement."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ UTILISATION = 0.5
 """Share of the speed of large matrix products that training reaches: 0.55 to 0.75 was measured for ViTs on a CPU, without
 loading the images."""
 MOST_FLOPS = 1e12
-"""Operations an image from which a step is estimated, not measured: a CPU would take minutes to tell."""
+"""Operations per image above which a step is estimated, not measured, which would take minutes on a CPU."""
 ONE_STEP = 2e10
-"""Operations of a measured step: half a second or so of a CPU core."""
+"""Operations of a measured step: about half a second of a CPU core."""
 
 FLOAT_BYTES = 4
-"""Of a weight, in memory and in files."""
+"""Bytes of a weight, in memory and in files."""
 
 
 def block_flops(tokens: int, dim: int, mlp_ratio: float = 4.0) -> float:
@@ -39,30 +39,30 @@ def encoder_flops(spec: EncoderSpec, visible_patches: int | None = None) -> floa
 def training_memory(parameters: int, tokens_times_dim: float, batch_size: int) -> int:
     """Rough bytes for training with AdamW in float32.
 
-    Weights, gradients and two moments, and about 17 activations a token, channel and block kept for the backward pass;
+    Weights, gradients and two moments, and about 17 activations per token, channel and block saved for the backward pass;
     ``tokens_times_dim`` is the sum of tokens times channels over the blocks, for one image.
     """
     return int(16 * parameters + 4 * 17 * tokens_times_dim * batch_size)
 
 
-def checkpoint_bytes(parameters: int, kept: int, *, averaged: bool) -> int:
-    """The most that a run's checkpoints take on the disk: the weights, two moments and, if there is one, the average, in float32.
+def checkpoint_bytes(parameters: int, stored: int, *, averaged: bool) -> int:
+    """Peak disk usage of a run's checkpoints: float32 weights, two moments, and the average if there is one.
 
-    One more is being written than is ``kept``.
+    While one is written there is one more than the ``stored`` ones.
     """
-    return FLOAT_BYTES * parameters * (3 + averaged) * (kept + 1)
+    return FLOAT_BYTES * parameters * (3 + averaged) * (stored + 1)
 
 
 def measured_images(flops_forward: float, batch_size: int, device: torch.device) -> int:
-    """How many images a measured step takes: as near to the batch as ``ONE_STEP`` allows, but at least 16 (128 on a GPU)."""
+    """Images of a measured step: as close to the batch as ``ONE_STEP`` allows, but at least 16 (128 on a GPU)."""
     affordable = 128 if device.type == "cuda" else 16
     return min(batch_size, max(affordable, int(ONE_STEP / (3 * flops_forward))))
 
 
 def seconds_an_image(step: Callable[[], object], images: int, device: torch.device, budget: float = 6.0) -> float:
-    """Seconds that a training step on ``images`` images takes an image, measured: one to warm up, then some more.
+    """Measured seconds per image of a training step on ``images`` images: one warm-up step, then up to three more.
 
-    No step is begun after ``budget`` seconds; where the first takes longer, it is the measurement.
+    No step is started after ``budget`` seconds; if the first takes longer, it is the measurement.
     """
     times: list[float] = []
     began = time.perf_counter()
@@ -76,7 +76,7 @@ def seconds_an_image(step: Callable[[], object], images: int, device: torch.devi
 
 
 def matmul_speed(device: torch.device, seconds: float = 0.2) -> float:
-    """Floating-point operations a second of a 1024 × 1024 float32 matrix product, measured for ``seconds``."""
+    """Floating-point operations per second of a 1024 × 1024 float32 matrix product, measured for ``seconds``."""
     left = torch.ones(1024, 1024, device=device)
     _finish(left @ left)
     begin, done = time.perf_counter(), 0

@@ -16,12 +16,12 @@ from .encoder_spec import LARGEST, LARGEST_EPS
 from .tensor_files import check_finite, read_tensors
 
 DECODER_FILE = "decoder.safetensors"
-"""What a decoder file is called, beside the encoder file of its pretraining."""
+"""The name of a decoder file, which is written beside the encoder file."""
 
 DECODER_KEY = "maelift.decoder"
 
 DECODER_VERSION = 2
-"""As of encoder files."""
+"""See ``CONTRACT_VERSION`` of encoder files."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class DecoderFile:
 
 
 def save_decoder(decoder: DecoderFile, path: str | Path) -> None:
-    """Write a decoder file, all at once or not at all."""
+    """Write a decoder file atomically."""
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in decoder.state.items()}
     contract = {
         "version": DECODER_VERSION,

@@ -24,15 +24,15 @@ ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
     "silu": nn.SiLU,
 }
-"""What may stand between the two layers of a block's MLP: the exact GELU (the paper's), or that of other people's weights."""
+"""Modules of the activations between the two layers of a block's MLP."""
 
 
 @dataclass(frozen=True)
 class Features:
-    """What ``Encoder.forward_features`` gives.
+    """The result of ``Encoder.forward_features``.
 
     ``tokens`` (B, N, D) and ``class_token`` (B, D), both after the final norm; ``layers``: the patch tokens
-    (B, N, D) after each block that was asked for, before the final norm; ``grid``: patches along (height, width).
+    (B, N, D) after each requested block, before the final norm; ``grid``: patches along (height, width).
     """
 
     class_token: Tensor | None
@@ -46,7 +46,7 @@ class Features:
 
 
 class PatchEmbed(nn.Module):
-    """Cut images into patches and project them linearly; ``proj`` keeps timm's convolution weights (D, C, p, p)."""
+    """Split images into patches and project them linearly; ``proj`` has timm's convolution weights (D, C, p, p)."""
 
     def __init__(self, spec: EncoderSpec) -> None:
         super().__init__()
@@ -64,8 +64,8 @@ class PatchEmbed(nn.Module):
 class Encoder(nn.Module):
     """A plain Vision Transformer with the parameter names of timm and the reference MAE.
 
-    Pre-norm blocks, one class token (optional), sine-cosine positions, a final norm. ``preprocessing`` says what the
-    input must look like; ``drop_path`` is the stochastic-depth rate of the last block, rising linearly from 0.
+    Pre-norm blocks, one class token (optional), sine-cosine positions, a final norm. ``preprocessing`` defines the
+    input; ``drop_path`` is the stochastic-depth rate of the last block, rising linearly from 0.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class Encoder(nn.Module):
         self.initialize()
 
     def initialize(self) -> None:
-        """Draw the weights as the paper does (Appendix A.1): Xavier for every linear layer, 0.02 for the tokens."""
+        """Initialize the weights as in the paper (Appendix A.1): Xavier for every linear layer, 0.02 for the tokens."""
         self.apply(initialize_linear)
         nn.init.xavier_uniform_(self.patch_embed.proj.weight.view(self.spec.embed_dim, -1))
         nn.init.zeros_(self.patch_embed.proj.bias)  # type: ignore[arg-type]
@@ -105,7 +105,7 @@ class Encoder(nn.Module):
         return tokens + gather_tokens(positions.expand(images.shape[0], -1, -1), keep)
 
     def forward_tokens(self, tokens: Tensor) -> Tensor:
-        """Run embedded patch tokens (B, V, D) through the blocks and the norm, the class token first: (B, 1 + V, D)."""
+        """Apply blocks and norm to embedded patch tokens (B, V, D), with the class token first: (B, 1 + V, D)."""
         tokens = self.prepend_class_token(tokens)
         for block in self.blocks:
             tokens = block(tokens)
@@ -114,21 +114,21 @@ class Encoder(nn.Module):
     def forward_features(self, images: Tensor, layers: Sequence[int] = ()) -> Features:
         """Features of images (B, C, H, W) of any size that the patch size divides.
 
-        ``layers`` are block numbers, negative ones counted from the last; their patch tokens come before the norm.
+        ``layers`` are block indices, negative ones counted from the last; their patch tokens are those before the norm.
         """
         wanted = [self._block_number(layer) for layer in layers]
         tokens = self.prepend_class_token(self.embed(images))
         prefix = self.spec.num_prefix_tokens
-        kept: dict[int, Tensor] = {}
+        outputs: dict[int, Tensor] = {}
         for number, block in enumerate(self.blocks):
             tokens = block(tokens)
             if number in wanted:
-                kept[number] = tokens[:, prefix:]
+                outputs[number] = tokens[:, prefix:]
         tokens = self.norm(tokens)
         return Features(
             class_token=tokens[:, 0] if prefix else None,
             tokens=tokens[:, prefix:],
-            layers=tuple(kept[number] for number in wanted),
+            layers=tuple(outputs[number] for number in wanted),
             grid=(images.shape[-2] // self.spec.patch_size, images.shape[-1] // self.spec.patch_size),
         )
 
@@ -137,14 +137,14 @@ class Encoder(nn.Module):
         return self.forward_tokens(self.embed(images))
 
     def prepend_class_token(self, tokens: Tensor) -> Tensor:
-        """Put the class token, with its position, before the patch tokens (B, V, D)."""
+        """Prepend the class token, with its position, to the patch tokens (B, V, D)."""
         if self.cls_token is None:
             return tokens
         first = self.cls_token + self.pos_embed[:, :1]
         return torch.cat([first.expand(tokens.shape[0], -1, -1).to(tokens.dtype), tokens], dim=1)
 
     def positions(self, grid: tuple[int, int]) -> Tensor:
-        """The position embeddings for a grid of patches, (1, 1 + N, D), resized when it isn't the trained one."""
+        """The position embeddings for a grid of patches, (1, 1 + N, D), resized if it isn't the trained one."""
         return resize_positions(self.pos_embed, self.spec.grid, grid, self.spec.num_prefix_tokens)
 
     def resized(self, image_size: tuple[int, int], *, drop_path: float = 0.0) -> Encoder:
@@ -158,10 +158,10 @@ class Encoder(nn.Module):
         return encoder.to(self.pos_embed.device, self.pos_embed.dtype)
 
     def with_patch_size(self, patch_size: int) -> Encoder:
-        """A copy for patches of another size, on the same grid: ViT-H's 14 pixels become the 16 that detectors like.
+        """A copy for patches of another size, on the same grid: ViT-H's 14 pixels become the 16 that detectors need.
 
         The kernel is resampled by the pseudo-inverse of bicubic resizing (FlexiViT, Sec. 3.4), so that an image which is
-        enlarged with its patches gives the same tokens; plain interpolation would scale them by the patch's area.
+        enlarged with its patches gives the same tokens; plain interpolation scales them by the patch's area.
         """
         from timm.layers import resample_patch_embed
 
@@ -177,7 +177,7 @@ class Encoder(nn.Module):
         return encoder.to(self.pos_embed.device, self.pos_embed.dtype)
 
     def check_input(self, images: Tensor) -> tuple[int, int]:
-        """The grid of patches of images (B, C, H, W); raises MaeliftError for a shape that does not fit."""
+        """The grid of patches of images (B, C, H, W); raises MaeliftError for another shape."""
         if images.ndim != 4 or images.shape[1] != self.spec.channels:
             raise MaeliftError(
                 f"images of shape {tuple(images.shape)}: expected (batch, {self.spec.channels}, height, width)."
@@ -201,7 +201,7 @@ def transformer_blocks(
     kind: type[nn.Module] = Block,
     act: str = "gelu",
 ) -> nn.ModuleList:
-    """timm's pre-norm blocks with biases in q, k and v, as the paper's ViT has them; one a rate in ``drop_path``.
+    """timm's pre-norm blocks with biases in q, k and v, as in the paper's ViT; one for each rate in ``drop_path``.
 
     ``kind`` is timm's Block, or a class derived from it; ``act`` one of ``ACTIVATIONS``.
     """
@@ -213,7 +213,7 @@ def transformer_blocks(
 
 
 def initialize_linear(module: nn.Module) -> None:
-    """Xavier-uniform weights and zero biases for a linear layer; other modules are left as they are."""
+    """Xavier-uniform weights and zero biases for a linear layer; other modules don't change."""
     if isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)
         if module.bias is not None:

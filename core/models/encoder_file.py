@@ -38,9 +38,9 @@ _NO_ENCODERS = {
     DECODER_KEY: "the decoder of a pretraining, whose encoder.safetensors lies beside it",
     "maelift.model": "a trained model of maelift, made by transfer (of a classifier, encoder.safetensors lies beside it)",
 }
-"""What our other files are, by the key of their metadata."""
+"""Descriptions of our other files, by their metadata key."""
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-"""What the tensors of an encoder may be."""
+"""Dtypes that an encoder's tensors may have."""
 SPEC_FIELDS = (
     "image_size",
     "patch_size",
@@ -52,9 +52,9 @@ SPEC_FIELDS = (
     "norm_eps",
     "class_token",
 )
-"""What every contract says of an encoder's shape; fields that came later have their defaults in older files."""
+"""Fields of the spec in every contract; later fields get their defaults in older files."""
 PREPROCESSING_FIELDS = ("channel_names", "mean", "std", "value_range", "bit_depth", "interpolation")
-"""What every contract says of an encoder's images."""
+"""Fields of the preprocessing in every contract."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class EncoderFile:
 
 
 def save_encoder(encoder: Encoder, path: str | Path, provenance: Provenance) -> str:
-    """Write the encoder file, all at once or not at all; returns its content hash."""
+    """Write the encoder file atomically; returns its content hash."""
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.state_dict().items()}
     digest = encoder_hash(encoder)
     with atomic_path(path) as temporary:
@@ -131,16 +131,16 @@ def encoder_hash(encoder: Encoder) -> str:
 
 
 def contract_text(encoder: Encoder, provenance: Provenance, digest: str) -> str:
-    """The contract that goes with an encoder's tensors, as JSON; ``digest`` is the content hash of its file."""
+    """The contract of an encoder as JSON; ``digest`` is the content hash of its file."""
     return sealed({**_contract(encoder), PROVENANCE: asdict(provenance)}, digest)
 
 
 def read_contract(
     path: str | Path, text: str, fallback: Preprocessing | None = None
 ) -> tuple[Metadata, EncoderSpec, Preprocessing, Provenance]:
-    """The contract in a file's metadata, each field checked; its hashes are not, as there may be other tensors with it.
+    """The contract in a file's metadata, each field checked, but not its hashes, as it may come with other tensors.
 
-    ``fallback`` stands in where it has no preprocessing. Raises CheckpointError.
+    ``fallback`` is used if it has no preprocessing. Raises CheckpointError.
     """
     contract = Metadata.parse(path, CONTRACT_KEY, text)
     version = contract.version(CONTRACT_VERSION)
@@ -173,7 +173,7 @@ def read_contract(
 
 
 def _contract(encoder: Encoder) -> dict[str, Any]:
-    """What an encoder's file says of how its tensors are used."""
+    """The part of the contract on how the tensors are used."""
     return {
         "version": CONTRACT_VERSION,
         "spec": asdict(encoder.spec),

@@ -24,9 +24,9 @@ def infer_spec(
     act: str = "gelu",
     source: str = "state dict",
 ) -> EncoderSpec:
-    """Read an encoder's shape off tensors under our names; raises CheckpointError when they are not an encoder's.
+    """Infer an encoder's shape from tensors under our names; raises CheckpointError if they are not an encoder's.
 
-    The number of heads, the epsilon and the activation leave no trace in the tensors; a grid that is not square needs
+    The number of heads, the epsilon and the activation can't be inferred from tensors; a grid that is not square needs
     ``image_size``.
     """
     needed = ["patch_embed.proj.weight", "pos_embed", "blocks.0.mlp.fc1.weight"]
@@ -58,7 +58,7 @@ def infer_spec(
 
 
 def _depth(state: Mapping[str, Tensor], source: str) -> int:
-    """The number of blocks; raises CheckpointError where one is left out, before as many are built as the last one's number."""
+    """The number of blocks; raises CheckpointError if one is missing, before any is built."""
     numbers = {found[1] for name in state if (found := re.match(r"blocks\.(\d+)\.", name))}
     for number in map(str, range(len(numbers))):
         if number not in numbers:
@@ -69,7 +69,7 @@ def _depth(state: Mapping[str, Tensor], source: str) -> int:
 
 
 def usual_heads(embed_dim: int) -> int:
-    """The number of attention heads that ViTs of this width usually have, where it is one of the presets'."""
+    """The number of attention heads of the preset of this width; raises CheckpointError if there is none."""
     for preset in PRESETS.values():
         if preset.embed_dim == embed_dim:
             return preset.num_heads
@@ -77,11 +77,11 @@ def usual_heads(embed_dim: int) -> int:
 
 
 _KNOWN_HEADS = {384: (12, 6), 512: (8,), 640: (10,), 1152: (16, 18), 1408: (16,), 1536: (24,), 1664: (16,)}
-"""Heads that published ViTs of these widths have, of which none is usual enough to be assumed."""
+"""Heads of published ViTs by width, none of which is common enough to be assumed."""
 
 
 def infer_heads(source: str, state: Mapping[str, Tensor], method: str) -> int | None:
-    """The usual number of heads for the width; raises CheckpointError, naming some, where several are in use."""
+    """The usual number of heads for the width; raises CheckpointError with suggestions if there is none."""
     kernel = state.get("patch_embed.proj.weight")
     if kernel is None or kernel.ndim != 4:
         return None
@@ -97,14 +97,14 @@ def infer_heads(source: str, state: Mapping[str, Tensor], method: str) -> int | 
     )
     more = f" (or {', '.join(map(str, some[1:]))})" if some[1:] else ""
     raise CheckpointError(
-        f"{source}: nothing says its number of attention heads, which tensors don't show, and none is usual for a width of "
+        f"{source}: its number of attention heads is unknown (tensors don't show it), and none is usual for a width of "
         f"{width}. Look it up where the weights are from, and give it: {import_command(source, f'num_heads={some[0]}')}{more}; "
         "or give timm's name of the model, architecture=..."
     )
 
 
 def key_mismatch(source: str, missing: Iterable[str], unexpected: Iterable[str], what: str) -> CheckpointError:
-    """The error for tensors that are not those of ``what``, listing missing and unexpected keys."""
+    """The error for tensors that are not those of ``what``, with missing and unexpected keys."""
     parts = [f"{source}: not the weights of {what}."]
     for label, names in (("Missing", list(missing)), ("Unexpected", list(unexpected))):
         listed = ", ".join(map(shown, names[:8])) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
@@ -113,9 +113,9 @@ def key_mismatch(source: str, missing: Iterable[str], unexpected: Iterable[str],
 
 
 def check_shapes(spec: EncoderSpec, state: Mapping[str, Tensor], source: str, prefix: str = "") -> None:
-    """Raise CheckpointError unless tensors are those of an encoder of this shape, before one is built.
+    """Raise CheckpointError, before an encoder is built, unless tensors have the names and shapes of ``spec``.
 
-    ``prefix``: the encoder's names begin with it, and other names are left alone.
+    ``prefix``: only names with it are checked, without it.
     """
     own = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
     blocks = {int(found[1]) for name in own if (found := re.match(r"blocks\.(\d{1,9})\.", name))}

@@ -13,24 +13,24 @@ Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "silu"]
 """The activation of the MLPs: the exact GELU is the paper's; others occur in weights of other libraries."""
 
 LARGEST = {"patch_size": 4096, "channels": 65536, "embed_dim": 65536, "depth": 1024, "num_heads": 4096}
-"""Numbers that a spec may have at most: many times those of the largest ViTs, to refuse what no encoder can be."""
+"""Upper bounds of a spec's fields, far above the largest ViTs: larger values are errors."""
 
 LARGEST_SIDE = 2**20
-"""Pixels of a side of the images at most."""
+"""Largest side of the images, in pixels."""
 
 LARGEST_MLP = 2**20
-"""Width of the blocks' MLPs at most."""
+"""Largest width of the blocks' MLPs."""
 
 LARGEST_EPS = 0.1
-"""Epsilon of LayerNorm at most; usual are 1e-12 to 1e-5."""
+"""Largest epsilon of LayerNorm; usual are 1e-12 to 1e-5."""
 
 
 @dataclass(frozen=True)
 class EncoderSpec:
-    """The shape of an encoder; all that is needed to build one.
+    """The shape of an encoder: all that is needed to build one.
 
     ``image_size`` is (height, width) in pixels, ``norm_eps`` the epsilon of every LayerNorm, ``act`` the activation of
-    every MLP, one of ``Activation``; specs written before there was a choice lack it, and mean the exact GELU.
+    every MLP, one of ``Activation``; files without it have the exact GELU.
     """
 
     image_size: tuple[int, int] = (224, 224)
@@ -65,7 +65,7 @@ class EncoderSpec:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> EncoderSpec:
-        """The spec that ``dataclasses.asdict`` turned into JSON; raises TypeError for other content."""
+        """The spec from the JSON of its ``dataclasses.asdict``; raises TypeError for other content."""
         return cls(**{**content, "image_size": tuple(content["image_size"])})
 
     @property
@@ -86,7 +86,7 @@ class EncoderSpec:
 
 @dataclass(frozen=True)
 class Preset:
-    """A named encoder: its shape and the image size in pixels that it is usually trained at."""
+    """A named encoder: its shape and its usual image size in pixels."""
 
     embed_dim: int
     depth: int

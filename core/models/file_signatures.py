@@ -54,7 +54,7 @@ def check_file_type(path: Path, head: bytes) -> None:
 
 
 def _zipped(path: Path) -> str | None:
-    """What a zip archive is that torch.save didn't write; None for one that it did, or that can't be looked into."""
+    """The type of a zip archive that torch.save didn't write; None for one that it did, or that can't be read."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
@@ -72,7 +72,7 @@ def _zipped(path: Path) -> str | None:
         return None
     if names and all(name.endswith(".npy") for name in names):
         return (
-            "a NumPy archive (.npz), as JAX's ViTs are. timm reads such: timm.create_model(NAME, checkpoint_path=...), then "
+            "a NumPy archive (.npz), as JAX's ViTs are. timm can read it: timm.create_model(NAME, checkpoint_path=...), then "
             "torch.save(model.state_dict(), ...), and give that file."
         )
     first = names[0] if names else "nothing"

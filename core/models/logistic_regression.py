@@ -14,10 +14,10 @@ from torch import Tensor
 from .probes import LinearProbe
 
 L2_GRID = (1000.0, 100.0, 10.0, 1.0, 0.1)
-"""Strengths of the linear probe's penalty that are tried, the strongest first."""
+"""L2 penalties of the linear probe's search, the strongest first."""
 
 CHUNK = 2**16
-"""Rows of features that the logistic regression takes in double precision at once."""
+"""Rows of features that are converted to double precision at once."""
 
 
 def fit_linear_probe(
@@ -29,9 +29,9 @@ def fit_linear_probe(
     device: torch.device | None = None,
     tolerance: float = 1e-5,
 ) -> Iterator[float]:
-    """Fit ``model`` to features by logistic regression, once for each strength of the penalty, which is given each time.
+    """Fit ``model`` to features by logistic regression, once for each L2 penalty, and yield the penalty after each fit.
 
-    ``rows`` (n, D) are scaled by their own mean and deviation, which the model's batch norm keeps. For ``targets`` see
+    ``rows`` (n, D) are scaled by their own mean and deviation, which become those of the model's batch norm. For ``targets`` see
     ``logistic_regression``; each fit starts from the one before.
     """
     std, mean = torch.std_mean(rows, dim=0, correction=0)

@@ -1,4 +1,4 @@
-"""Which ViTs are not plain: parts that an encoder has no place for, found in a state dict or in a timm model."""
+"""Checks that a ViT is plain: unsupported parts are found in a state dict or in a timm model, and named."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PARALLEL = "attention and MLP side by side in a block (parallel blocks), where a
 
 
 def why_not_plain(model: Any) -> str | None:
-    """Why a model of timm is none that an encoder can be; None for a plain ViT."""
+    """Why a model of timm is not supported; None for a plain ViT."""
     from timm.layers import Attention, Mlp, PatchEmbed
     from timm.models.eva import Eva, EvaAttention, EvaBlock
     from timm.models.vision_transformer import Block, VisionTransformer
@@ -115,7 +115,7 @@ _UNSUPPORTED: tuple[tuple[Callable[[Mapping[str, Tensor]], str | None], str], ..
     ),
     (_no_positions, NO_POSITIONS),
 )
-"""Parts of other ViTs, found by their names or shapes, and what they are; the first that is found is said."""
+"""Unsupported parts, found by names or shapes, and their descriptions; the first that is found is reported."""
 
 
 def check_plain_vit(source: str, state: Mapping[str, Tensor]) -> None:

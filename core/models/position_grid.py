@@ -15,7 +15,7 @@ from .weight_files import import_command
 
 @dataclass(frozen=True)
 class Grid:
-    """What positions were read as: the image size (height, width) in pixels, the tensors, and what was assumed."""
+    """The image size (height, width) in pixels that positions are for, the normalized tensors, and assumptions."""
 
     image_size: tuple[int, int]
     state: dict[str, Tensor]
@@ -25,11 +25,11 @@ class Grid:
 def normalize_positions(
     source: str, state: dict[str, Tensor], image_size: tuple[int, int] | None, *, patch: int, dense: bool
 ) -> Grid:
-    """The positions as one for each patch, after one for the class token where there is one.
+    """Normalize positions to one for each patch, after one for the class token if there is one.
 
-    ``image_size`` (height, width) in pixels decides, where it is known. Without it a grid is taken to be square where that
-    is the one reading; n² positions with a class token may as well be those of n - 1 rows and n + 1 columns and the token:
-    then CheckpointError asks. ``dense``: the weights are a backbone's, which may have a position for a token that it lacks.
+    ``image_size`` (height, width) in pixels determines the grid if it is given. Otherwise a square grid is assumed if that is
+    the only possibility; n² positions with a class token can also be n - 1 rows and n + 1 columns and the token: then
+    CheckpointError asks for the size. ``dense``: a backbone may have a position for a class token that it lacks.
     """
     positions, class_token = state["pos_embed"], "cls_token" in state
     if positions.ndim != 3 or len(positions) != 1:
@@ -49,7 +49,7 @@ def normalize_positions(
         side = math.isqrt(count)
     elif not _is_square(count - 1) or not (class_token or dense):
         raise CheckpointError(
-            f"{source}: {_why_no_grid(count, class_token)} Say the size in pixels: "
+            f"{source}: {_why_no_grid(count, class_token)} Give the size in pixels: "
             f"{_sizes(source, count, class_token, patch)}"
         )
     size = (side * patch, side * patch)
@@ -62,13 +62,13 @@ def normalize_positions(
 def _left_out(count: int, patches: int, class_token: bool) -> tuple[str, ...]:
     if class_token or count == patches:
         return ()
-    return ("the first position is taken for that of a class token, which the weights lack, and left out",)
+    return ("the first position is assumed to be that of a class token, which the weights lack, and left out",)
 
 
 def _one_for_each(state: dict[str, Tensor], patches: int) -> dict[str, Tensor]:
     """The state with one position for each patch, and before them one for the class token where there is one.
 
-    timm can leave the class token without a position of its own, which equals a position of zero.
+    In timm the class token may have no position, which is equal to a position of zero.
     """
     positions, class_token = state["pos_embed"], "cls_token" in state
     if class_token and positions.shape[1] == patches:

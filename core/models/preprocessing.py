@@ -1,4 +1,4 @@
-"""From the pixels of an image to an encoder's input: channels, value range, mean and deviation, interpolation."""
+"""Preprocessing of images for an encoder: channels, value range, mean and deviation, interpolation."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from ..errors import ConfigError, MaeliftError
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 INTERPOLATIONS = ("bicubic", "bilinear", "nearest")
-"""How images are resized for an encoder; names of Pillow's and torch's."""
+"""Interpolations for resizing images, by the names of Pillow and torch."""
 SMALLEST_STD, LARGEST_STD = 1e-6, 1e3
 """Deviations, on the scale where stored values run from 0 to 1: a sixteenth of a step of 16 bits and up."""
 LARGEST_VALUE = 1e15
-"""Stored values at most, and means on their scale of 0 to 1."""
+"""Largest stored value, and largest mean on the scale from 0 to 1."""
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What an encoder expects of its input: stored values are scaled from ``value_range`` to [0, 1], then normalised.
+    """The input of an encoder: stored values are scaled from ``value_range`` to [0, 1], then normalised.
 
     ``mean`` and ``std`` are per channel, on the [0, 1] scale, in the order of ``channel_names``. ``background``: the colour
-    that transparent pixels are composited on (``background_colour``); None, of files that don't say: they were dropped.
+    that transparent pixels are composited on (``background_colour``); None in older files: transparency was dropped.
     """
 
     channel_names: tuple[str, ...]
@@ -60,7 +60,7 @@ class Preprocessing:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Preprocessing:
-        """The preprocessing that ``dataclasses.asdict`` turned into JSON; raises TypeError for other content."""
+        """The preprocessing from the JSON of its ``dataclasses.asdict``; raises TypeError for other content."""
         fields: dict[str, Any] = {key: tuple(item) if isinstance(item, list) else item for key, item in content.items()}
         return cls(**fields)
 
@@ -85,7 +85,7 @@ class Preprocessing:
 
     @property
     def reading(self) -> PixelFormat:
-        """What is made of image files for this encoder: gray or colour, transparency as ``background`` says."""
+        """How image files are read for this encoder: gray or colour, and the ``background`` of transparent pixels."""
         return PixelFormat(background=background_colour(self.background or DROPPED), plain=True)
 
     def normalize(self, pixels: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Probes of an encoder's features: a linear layer, how it is fitted, attention over the patches, the nearest images."""
+"""Probes on an encoder's features: linear, attentive and k-nearest-neighbour classifiers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Pooling = Literal["mean", "class_token", "both"]
 """One vector an image: the mean of its patch tokens, its class token, or the two side by side; after the final norm."""
 
 SIMILARITIES = 2**26
-"""Similarities that are held at once when neighbours are looked for."""
+"""Largest number of similarities in memory at once in the search for neighbours."""
 
 
 def pool(features: Features, pooling: Pooling) -> Tensor:
@@ -36,7 +36,7 @@ def pooled_dim(spec: EncoderSpec, pooling: Pooling) -> int:
 
 
 class LinearProbe(nn.Module):
-    """A linear layer on features that a batch norm without affine has scaled (MAE, Appendix A.1, Table 10)."""
+    """A linear layer on features scaled by a batch norm without affine parameters (MAE, Appendix A.1, Table 10)."""
 
     def __init__(self, dim: int, num_classes: int) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class LinearProbe(nn.Module):
         return cast(Tensor, self.linear(self.norm(features)))
 
     def folded(self) -> nn.Linear:
-        """One linear layer that gives the same logits, with the running mean and variance in its weights."""
+        """One linear layer with the same logits: the running mean and variance are folded into its weights."""
         mean, var = cast(Tensor, self.norm.running_mean).double(), cast(Tensor, self.norm.running_var).double()
         weight = self.linear.weight.double() / (var + self.norm.eps).sqrt()
         plain = nn.Linear(self.linear.in_features, self.linear.out_features, device=self.linear.weight.device)
@@ -61,7 +61,7 @@ class LinearProbe(nn.Module):
 
 
 class AttentiveProbe(nn.Module):
-    """One learnt query that attends to the patch tokens, and a linear layer (AIM, El-Nouby et al. 2024, Sec. 5; CAE).
+    """A learned query that attends to the patch tokens, and a linear layer (AIM, El-Nouby et al. 2024, Sec. 5; CAE).
 
     As in AIM the tokens go through a batch norm without affine first, and the heads' outputs side by side to the linear
     layer, with no projection between.
@@ -95,11 +95,11 @@ class AttentiveProbe(nn.Module):
 
 
 class NearestNeighbours(nn.Module):
-    """The classes of the ``k`` labelled images whose features have the highest cosine with an image's.
+    """k-nearest-neighbour classification by cosine similarity of features.
 
-    With a ``temperature`` a neighbour's vote weighs exp(cosine / temperature), as DINO has it (Caron et al. 2021, Sec. 4.1);
-    without, all weigh the same. ``bank`` (n, D) float32 holds the features, of length 1; ``targets`` (n, K) uint8 the classes.
-    Logits are those of a class's share of the votes: by softmax, or with ``multi_label`` by sigmoid, they give it back.
+    With a ``temperature`` a neighbour's vote has the weight exp(cosine / temperature), as in DINO (Caron et al. 2021, Sec.
+    4.1); without, all have the same. ``bank`` (n, D) float32 are the normalised features, ``targets`` (n, K) uint8 the
+    classes. The softmax of the logits, or with ``multi_label`` the sigmoid, is each class's share of the votes.
     """
 
     bank: Tensor
@@ -115,7 +115,7 @@ class NearestNeighbours(nn.Module):
 
     @torch.no_grad()
     def fill(self, features: Tensor, targets: Tensor) -> None:
-        """Take in the features (n, D) of labelled images, and their targets (n, K) of 0 and 1."""
+        """Store the features (n, D) of labelled images and their targets (n, K) of 0 and 1."""
         self.bank.copy_(F.normalize(features.float(), dim=1))
         self.targets.copy_(targets)
 

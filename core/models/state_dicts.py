@@ -1,4 +1,4 @@
-"""Which tensors of a checkpoint are the encoder's: its states, averages and branches, wrappers' prefixes, files in parts."""
+"""Selection of the encoder's state dict in a checkpoint: nested states, EMA and teacher branches, wrapper prefixes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ STATE_KEYS = (
     "ema_state_dict",
     "model_ema_state_dict",
 )
-"""Where checkpoints keep their tensors; of several, the first of these is taken, and that is said."""
+"""Keys under which checkpoints store a state dict; of several, the first in this order is selected, and logged."""
 _NOT_STATES = re.compile(
     r".*(optim|scheduler|scaler|loss|message_hub|amp|rng|callback|loops|head|predictor).*", re.IGNORECASE
 )
@@ -58,7 +58,7 @@ BRANCHES = (
     "ema_model",
     "ema",
 )
-"""Modules of which several in one state have patches to embed: the first of these is taken, and that is said."""
+"""Modules with a patch embedding; of several in one state, the first in this order is selected, and logged."""
 _WRAPPERS = ("module.", "_orig_mod.", "model.", "encoder.", "backbone.")
 _ANCHORS = (
     "patch_embed.proj.weight",
@@ -67,16 +67,16 @@ _ANCHORS = (
     "embeddings.patch_embedding.weight",
     "conv_proj.weight",
 )
-"""The kernel of the patch embedding, as plain ViTs call it."""
+"""Names of the patch embedding's kernel in plain ViTs."""
 
 
 @dataclass(frozen=True)
 class SelectedState:
-    """The tensors that were taken of a checkpoint.
+    """The tensors that were selected from a checkpoint.
 
-    ``outside``: names that are not in the module taken, as they are and without what they share with its prefix;
-    ``records``: what the checkpoint holds beside tensors; ``notes``: what was chosen, one line each; ``prefix``: what the
-    names taken began with.
+    ``outside``: names outside the selected module, and the same without the modules they share with its prefix;
+    ``records``: the checkpoint's other values; ``notes``: what was selected, one line each; ``prefix``: the prefix that was
+    removed from the names.
     """
 
     state: Mapping[str, Tensor]
@@ -92,8 +92,8 @@ class SelectedState:
 def select_state(source: str, content: object, weights_key: str | None = None) -> SelectedState:
     """The encoder's tensors in a checkpoint, without the prefix of their module.
 
-    ``weights_key`` names a state (model_ema) or a module in it (teacher), dots between what is nested. Raises
-    CheckpointError where nothing is there, or where several are and nothing says which.
+    ``weights_key`` names a state (model_ema) or a module in it (teacher), with dots for nested ones. Raises CheckpointError
+    if there is none, or if there are several and the choice is ambiguous.
     """
     state, records, notes, rest = _state(source, content, weights_key)
     chosen = _branch(source, state, rest)
@@ -101,12 +101,12 @@ def select_state(source: str, content: object, weights_key: str | None = None) -
 
 
 def full_state(source: str, content: object) -> dict[str, Tensor]:
-    """The tensors of a checkpoint's state, all of them, under the names that they have."""
+    """All tensors of a checkpoint's state, under their own names."""
     return _state(source, content, None)[0]
 
 
 def strip_wrappers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state without the modules of wrappers (module., model., encoder., backbone.) that all names begin with."""
+    """A state without prefixes of wrappers (module., model., encoder., backbone.) that all names share."""
     common = "".join(itertools.takewhile(_WRAPPERS.__contains__, _common_prefix(state)))
     return {name.removeprefix(common): value for name, value in state.items()}
 
@@ -114,7 +114,7 @@ def strip_wrappers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _state(
     source: str, content: object, weights_key: str | None
 ) -> tuple[dict[str, Tensor], dict[str, Any], tuple[str, ...], str | None]:
-    """A checkpoint's tensors, its records, what was chosen, and what of ``weights_key`` names a module."""
+    """A checkpoint's tensors, its records, notes on the selection, and the part of ``weights_key`` that names a module."""
     records: dict[str, Any] = {}
     notes: list[str] = []
     rest, path = weights_key, ""
@@ -170,9 +170,9 @@ def _article(word: str) -> str:
 
 
 def _branch(source: str, state: Mapping[str, Tensor], wanted: str | None) -> SelectedState:
-    """The tensors of the module that embeds patches, under their names in it.
+    """The tensors of the module with the patch embedding, under their names in it.
 
-    Other such modules are left out and counted; names outside of any are told apart, for they may be heads.
+    Other such modules are left out and counted; names outside of all are listed in ``outside``, as they may be heads.
     """
     if wanted is not None:
         inside = _inside(state, wanted)
@@ -215,7 +215,7 @@ def _branch(source: str, state: Mapping[str, Tensor], wanted: str | None) -> Sel
 
 
 def _inside(state: Mapping[str, Tensor], module: str) -> dict[str, Tensor]:
-    """The tensors of a module, also where wrappers stand before it (module.teacher. for teacher)."""
+    """The tensors of a module, also below wrappers (module.teacher. for teacher)."""
     start = f"{module}."
     inside = {name.removeprefix(start): value for name, value in state.items() if name.startswith(start)}
     if inside:
@@ -225,7 +225,7 @@ def _inside(state: Mapping[str, Tensor], module: str) -> dict[str, Tensor]:
 
 
 def _prefixes(state: Iterable[str]) -> list[str]:
-    """What stands before the patch embedding in the names, each once; not those of decoders, necks and target generators."""
+    """The prefixes of patch embeddings, each once; not those of decoders, necks and target generators."""
     found: dict[str, None] = {}
     for name in state:
         for anchor in _ANCHORS:
@@ -237,7 +237,7 @@ def _prefixes(state: Iterable[str]) -> list[str]:
 
 
 def _preferred(prefixes: list[str]) -> str:
-    """Of several modules that embed patches the one to take: by BRANCHES, averages last, else the first."""
+    """The preferred one of several modules with a patch embedding: by BRANCHES, averages last, else the first."""
     shared = set.intersection(*(set(prefix.split(".")) for prefix in prefixes))
 
     def rank(prefix: str) -> tuple[int, int]:
@@ -250,14 +250,14 @@ def _preferred(prefixes: list[str]) -> str:
 
 
 def _without_shared(name: str, taken: str) -> str:
-    """A name without the modules that it shares with the prefix that is taken."""
+    """A name without the modules that it shares with the selected prefix."""
     words, others = name.split("."), taken.split(".")
     same = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(words, others, strict=False)))
     return ".".join(words[same:])
 
 
 def _root(prefix: str, taken: str) -> str:
-    """The part of a name up to where it leaves the one that is taken: teacher. of teacher.backbone., beside student."""
+    """A prefix up to the first module that differs from the selected one: teacher. of teacher.backbone., beside student."""
     words, others = prefix.split("."), taken.split(".")
     for count, word in enumerate(words, start=1):
         if count > len(others) or word != others[count - 1]:
@@ -266,7 +266,7 @@ def _root(prefix: str, taken: str) -> str:
 
 
 def _common_prefix(state: Iterable[str]) -> list[str]:
-    """The modules that all names begin with, each with its dot."""
+    """The modules that all names start with, each with its dot."""
     common: list[str] | None = None
     for name in state:
         words = name.split(".")[:-1]

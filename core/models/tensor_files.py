@@ -1,4 +1,4 @@
-"""Safe reading of tensor files: what a file claims is held against its size before anything of that size is made."""
+"""Safe reading of safetensors and torch files: sizes are checked before anything is allocated, no code is run."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 LARGEST_HEADER = 32 * 2**20
-"""Bytes of the header of a safetensors file at most: names, shapes and metadata."""
+"""Largest header of a safetensors file (names, shapes and metadata), in bytes."""
 EXPANSION, ALLOWANCE = 4, 64 * 2**20
-"""What a file unpacks to: this many times its size at most, and so many bytes beyond it."""
+"""Largest size of a file's unpacked content: this many times the file's size, plus so many bytes."""
 LARGEST_RANK = 8
-"""Dimensions of a tensor at most."""
+"""Largest number of dimensions of a tensor."""
 _PLAIN = {"quantised": "tensor.dequantize() in its place", "sparse": "tensor.to_dense() in its place"}
 
 
@@ -50,9 +50,9 @@ def first_bytes(path: Path, expected: str, count: int = 16) -> bytes:
 
 
 def check_safetensors(path: Path) -> None:
-    """Raise CheckpointError for a safetensors file whose header is longer than the file or the bound, or says a name twice.
+    """Raise CheckpointError for a safetensors file whose header is too long, or has a name twice.
 
-    safetensors itself checks that the tensors' places are inside the file, in order, and as long as their shapes.
+    safetensors itself checks that the tensors' offsets are inside the file, in order, and match their shapes.
     """
     size = os.stat(path).st_size
     with path.open("rb") as file:
@@ -86,7 +86,7 @@ def check_torch(path: Path) -> None:
     except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError, EOFError) as error:
         with path.open("rb") as file:
             if file.read(2) != b"PK":
-                return  # as torch wrote them before they were archives: its tensors stand in them as they are
+                return  # torch's format before zip archives: tensors are stored uncompressed
         raise CheckpointError(f"{path}: a damaged torch file ({shown(str(error))}). Get it again.") from error
     if unpacked > _most(size):
         raise CheckpointError(
@@ -117,10 +117,10 @@ def check_tensors(path: Path, state: Mapping[str, Tensor]) -> None:
 
 
 def name_file_in_errors(read: Callable[P, R]) -> Callable[P, R]:
-    """A function that reads the weights at ``path``, its first argument: every error is one line that begins with the path.
+    """Decorator of a function that reads the weights at ``path``, its first argument: every error begins with the path.
 
-    Tensors of others may have any shape and name, so whatever reading them leads to is a CheckpointError. A ConfigError for a
-    key that was given stays as it is.
+    Tensors of other libraries may have any shape and name, so that any error while they are read becomes a CheckpointError.
+    A ConfigError for a key that the user gave is not changed.
     """
 
     @functools.wraps(read)
@@ -176,7 +176,7 @@ def _not_plain(tensor: Tensor) -> str | None:
 
 
 def _most(size: int) -> int:
-    """Bytes that a file of ``size`` may unpack to."""
+    """Largest number of bytes that a file of ``size`` bytes may unpack to."""
     return EXPANSION * size + ALLOWANCE
 
 
@@ -193,9 +193,9 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def read_checkpoint(path: str | Path) -> tuple[object, dict[str, str]]:
-    """What a ``.safetensors`` or torch file holds, or an index of such, and its metadata; never runs code.
+    """The content and metadata of a ``.safetensors`` or torch file, or of the shards of an index; never runs code.
 
-    Raises CheckpointError for another kind of file, saying which it is, and for tensors that are not plain.
+    Raises CheckpointError for another type of file, which it names, and for tensors that are not plain.
     """
     path = Path(path)
     if path.name.endswith(INDEX_SUFFIX):
@@ -208,9 +208,9 @@ def read_checkpoint(path: str | Path) -> tuple[object, dict[str, str]]:
 
 
 def read_torch_file(path: Path) -> object:
-    """The content of a torch file as it lies there, told by its first bytes; raises CheckpointError, never runs code.
+    """The content of a torch file, recognised by its first bytes; raises CheckpointError, never runs code.
 
-    Tensors and plain values are as they were saved; the few records that mmengine saves beside them are left empty.
+    Tensors and plain values are loaded; the few other records that mmengine saves beside them are replaced by empty ones.
     """
     head = first_bytes(path, "weights that torch.save wrote", SIGNATURE_BYTES)
     check_file_type(path, head)
@@ -225,7 +225,7 @@ def read_torch_file(path: Path) -> object:
 
 
 def _all_tensors(path: Path, content: object) -> dict[str, Tensor]:
-    """The tensors of a file's state under the names that they have; raises CheckpointError for those that are not plain."""
+    """The tensors of a file's state under their own names; raises CheckpointError for tensors that are not plain."""
     state = full_state(str(path), content)
     if not path.name.endswith(INDEX_SUFFIX):  # which is smaller than what it stands for
         check_tensors(path, state)
@@ -251,7 +251,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 class _Inert:
-    """Stands for records that training scripts keep beside the weights: takes whatever they hold, and does nothing."""
+    """Placeholder for records that training scripts save beside the weights: accepts any content and ignores it."""
 
     def __new__(cls, *_: object) -> _Inert:
         return super().__new__(cls)
@@ -261,7 +261,7 @@ class _Inert:
 
 
 _TORCH_BEFORE_ZIP = b"\x80\x02\x8a\nl\xfc\x9cF"
-"""How files of torch.save began before they were zip archives: a pickle of torch's magic number."""
+"""First bytes of torch.save's format before zip archives: a pickle of torch's magic number."""
 
 _RECORDS = (
     "mmengine.logging.history_buffer.HistoryBuffer",
@@ -271,13 +271,13 @@ _RECORDS = (
     *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
     "builtins.getattr",
 )
-"""What mmengine's checkpoints hold beside tensors: losses of the training. None of it is built, _Inert takes its place."""
+"""Classes in mmengine's checkpoints beside tensors, as losses of the training: replaced by ``_Inert``, never built."""
 
 
 def _read_torch(path: Path) -> object:
     check_torch(path)
     try:
-        # Parsed arguments are a plain record, safe to build.
+        # Parsed arguments are plain records, safe to build.
         known = torch.serialization.safe_globals([argparse.Namespace, *((_Inert, name) for name in _RECORDS)])
         with known, path.open("rb") as file:  # given a path, newer versions of torch go by its suffix
             return torch.load(file, map_location="cpu", weights_only=True)
@@ -287,15 +287,15 @@ def _read_torch(path: Path) -> object:
             f"{path}: holds more than tensors{f' ({found[1]})' if found else ''}, which could run code when read; nothing "
             "was run. Save only the state dict: torch.save(model.state_dict(), ...)."
         ) from error
-    except Exception as error:  # whatever a changed byte leads to: this reads what others wrote, and runs none of it
+    except Exception as error:  # a changed byte can lead to any error
         reason = shown(str(error).splitlines()[0] if str(error) else type(error).__name__)
         raise CheckpointError(f"{path}: a damaged or foreign torch file ({reason}).") from error
 
 
 def check_float_dtypes(source: str, state: Mapping[str, Tensor]) -> tuple[str, ...]:
-    """Raise CheckpointError for quantised weights and others that are no real numbers; what becomes of those that are.
+    """Raise CheckpointError for quantised weights and other dtypes that are no floats; returns a note on conversions.
 
-    float16, bfloat16 and float64 become float32, as the encoder has it; that is the line returned.
+    float16, bfloat16 and float64 are converted to the encoder's float32.
     """
     kinds = {name: str(value.dtype).removeprefix("torch.") for name, value in state.items()}
     for name, kind in kinds.items():
@@ -305,4 +305,4 @@ def check_float_dtypes(source: str, state: Mapping[str, Tensor]) -> tuple[str, .
                 "weights before they were quantised."
             )
     other = sorted(set(kinds.values()) - {"float32"})
-    return (f"{' and '.join(other)} weights become float32",) if other else ()
+    return (f"{' and '.join(other)} weights are converted to float32",) if other else ()

@@ -1,4 +1,4 @@
-"""Where weights lie: the file in a folder of another library, the shards of an index, and JSON beside them."""
+"""Files of weights: the one in a folder of another library, the shards of an index, and JSON beside them."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ WEIGHTS_IN_FOLDER = (
     "backbone.pth",
     "weights.pth",
 )
-"""What stands for a folder of timm, transformers, or of an export."""
+"""Names of the weights in a folder of timm or transformers, or of an export, in order of preference."""
 
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".pkl")
 
 
 def import_command(source: str, key: str) -> str:
-    """The command that reads weights with one key more, as an error advises it."""
+    """The import command with a further key, for the advice of an error."""
     return f"maelift import {shlex.quote(source)} out=encoder.safetensors {key}"
 
 
 def weights_file(path: Path) -> Path:
-    """The weights in a folder of timm or transformers, or of an export; a file is that itself."""
+    """The weights file in a folder of timm or transformers, or of an export; a file's path is returned as it is."""
     if not path.is_dir():
         return path
     for name in WEIGHTS_IN_FOLDER:
@@ -53,7 +53,7 @@ def weights_file(path: Path) -> Path:
 
 
 def shard_files(index: Path) -> list[Path]:
-    """The files that an index names, as transformers and timm write it; raises CheckpointError for one that is not there."""
+    """The files that an index of transformers or timm names; raises CheckpointError for missing ones."""
     table = read_json(index).get("weight_map")
     names = sorted({str(name) for name in table.values()}) if isinstance(table, Mapping) else []
     if not names:
@@ -73,7 +73,7 @@ def shard_files(index: Path) -> list[Path]:
 
 
 def shard_advice(path: Path) -> str:
-    """What to do where a file is one of several that hold weights together; empty where it isn't."""
+    """Advice for a file that is one of several shards; empty for other files."""
     if not re.search(r"-\d+-of-\d+\.\w+$", path.name):
         return ""
     return f" This is one of several files: give their folder, with its index, as {path.parent}."
@@ -83,7 +83,7 @@ logger = logging.getLogger("maelift")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; empty where there is no such file, or it holds something else."""
+    """The object in a JSON file; empty if there is no such file or it has other content, which is logged."""
     try:
         content = json.loads(read_regular_text(path)) if path.is_file() else {}
     except (ValueError, OSError, RecursionError) as error:

@@ -38,13 +38,13 @@ _RELATIVE = re.compile(r"blocks\.\d+\.attn\.(relative_position_bias_table|rel_po
 
 
 def from_mm(state: Mapping[str, Tensor], notes: Iterable[str]) -> ForeignWeights:
-    """Tensors of mmsegmentation or mmpretrain under our names; those that it doesn't know stay as they are."""
+    """Tensors of mmsegmentation or mmpretrain under our names; unknown names don't change."""
     classifier = [name for name in state if re.fullmatch(r"(ln2|norm2)\..*", name)]  # norms the mean of the tokens
     ours = {rename(name, MM_NAMES): tensor for name, tensor in state.items() if name not in classifier}
     kernel = ours.get("patch_embed.proj.weight")
     if kernel is not None and "patch_embed.proj.bias" not in ours and any(".attn.attn." in name for name in state):
         ours["patch_embed.proj.bias"] = kernel.new_zeros(len(kernel))
-        notes = (*notes, "the patch embedding has no bias (patch_bias=False): zeros take its place")
+        notes = (*notes, "the patch embedding has no bias (patch_bias=False): zeros are used")
     if any("gamma_1" in name for name in ours):
         method = "mmseg MAE"
     elif any("mask" in note or "neck" in note for note in notes):
@@ -72,8 +72,7 @@ def normalize_weights(
     dim = state["pos_embed"].shape[-1] if "pos_embed" in state else 0
     plain = {"norm.weight": torch.ones(dim), "norm.bias": torch.zeros(dim)}
     warning = (
-        "no final norm: one with weights of one and biases of zero stands in its place. The tokens before it are those of the "
-        "file"
+        "no final norm: one with weights of one and biases of zero is added. The tokens before it are those of the file"
     )
     return replace(foreign, state={**state, **plain}, warnings=(*foreign.warnings, warning), final_norm=False)
 
@@ -90,9 +89,9 @@ def _fold_layer_scale(foreign: ForeignWeights) -> ForeignWeights:
         scale = state[name]
         fits = tuple(scale.shape) == (width,) and scale.is_floating_point()
         if not fits or any(tuple(state[f"{layer}.{part}"].shape[:1]) != (width,) for part in ("weight", "bias")):
-            continue  # of another shape than its block: told with what else doesn't fit
+            continue  # of another shape than its block: reported with other mismatches
         if found and sum(other.endswith(f".gamma_{found[2]}") for other in foreign.state) != len(blocks):
-            continue  # that of another block is lost
+            continue  # missing in another block
         del state[name]
         if not torch.equal(scale, torch.ones_like(scale)):
             state[f"{layer}.weight"] = state[f"{layer}.weight"] * scale[:, None]
@@ -117,14 +116,14 @@ def _without_relative_positions(source: str, foreign: ForeignWeights, drop: bool
         return replace(foreign, state=kept, notes=(*foreign.notes, "left out: relative positions, all of them zero"))
     if "pos_embed" not in state:
         raise CheckpointError(
-            f"{source}: not a plain ViT ({learned[0]}): relative positions in its attention and no others, where an encoder adds "
+            f"{source}: not a plain ViT ({learned[0]}): only relative positions in its attention, where an encoder adds "
             "positions to the patches."
         )
     if not drop:
         more = f" and {len(learned) - 1} more" if len(learned) > 1 else ""
         raise CheckpointError(
-            f"{source}: its attention has relative positions ({learned[0]}{more}), which a plain ViT has not: without them "
-            f"the features are others. To do without: {import_command(source, 'drop_relative_positions=true')}"
+            f"{source}: its attention has relative positions ({learned[0]}{more}), which a plain ViT doesn't have: without them "
+            f"the features change. To leave them out: {import_command(source, 'drop_relative_positions=true')}"
         )
     warning = (
         f"relative positions are left out ({len(learned)} tensors): the features are not those of the file's model"
@@ -137,9 +136,9 @@ def _has_norm(state: Mapping[str, Tensor]) -> bool:
 
 
 def merge_projections(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Query, key and value as one layer, biases that a model lacks in every block as zeros; and what to know of that.
+    """Merge query, key and value into one layer, and add zeros for biases that no block has; returns notes on that.
 
-    What doesn't fit together stays as it is, to be told with what else is no encoder's.
+    Tensors that don't fit together are not changed; they are reported with other mismatches later.
     """
     merged = dict(state)
     for block in [name.removesuffix("query.weight") for name in state if name.endswith(".attn.query.weight")]:
@@ -147,7 +146,7 @@ def merge_projections(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], t
     for names in ([f"{part}.bias" for part in _PARTS], ["q_bias", "k_bias", "v_bias"]):
         ends = tuple(f".attn.{name}" for name in names)
         blocks = dict.fromkeys(name[: name.rindex(".attn.") + 6] for name in state if name.endswith(ends))
-        # A bias that some blocks have and others lack is a tensor lost, and not one that the model hasn't.
+        # A bias that only some blocks have is a missing tensor of the others.
         usual = [name for name in names if any(f"{block}{name}" in state for block in blocks)]
         for block in blocks:
             if f"{block}qkv.bias" not in merged and all(f"{block}{name}" in state for name in usual):
@@ -164,11 +163,11 @@ def merge_projections(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], t
             merged |= {
                 bias: merged[name].new_zeros(len(merged[name])) for name, bias in zip(weights, biases_of, strict=True)
             }
-            notes.append(f"{layer} has no biases: zeros take their place")
+            notes.append(f"{layer} has no biases: zeros are used")
     kernel = merged.get("patch_embed.proj.weight")
     if kernel is not None and kernel.ndim > 1 and "patch_embed.proj.bias" not in merged:
         merged["patch_embed.proj.bias"] = kernel.new_zeros(len(kernel))
-        notes.append("the patch embedding has no bias: zeros take its place")
+        notes.append("the patch embedding has no bias: zeros are used")
     return merged, tuple(notes)
 
 
@@ -176,10 +175,10 @@ _PARTS = ("query", "key", "value")
 
 
 def _join(state: dict[str, Tensor], block: str, names: Sequence[str], joined: str, *, dimensions: int) -> None:
-    """Put the tensors of query, key and value in a block together, zeros for a bias that isn't there, if they fit."""
+    """Concatenate query, key and value of a block, with zeros for a missing bias, if their shapes match."""
     found = {name: state[block + name] for name in names if block + name in state}
     if not all(tensor.is_floating_point() for tensor in found.values()):
-        return  # joined with others, integers would pass for real numbers
+        return  # concatenation would hide that these are integers
     shapes = {tuple(tensor.shape) for tensor in found.values()}
     if len(shapes) != 1 or len(next(iter(shapes))) != dimensions or (dimensions > 1 and len(found) < len(names)):
         return
@@ -192,7 +191,7 @@ def _join(state: dict[str, Tensor], block: str, names: Sequence[str], joined: st
 def _kernel_4d(source: str, kernel: Tensor, width: int | None) -> Tensor:
     """The kernel of the patch embedding with its four dimensions (D, C, p, p); ``width``: that of the tokens, if known.
 
-    A kernel of one frame is taken without its time; raises CheckpointError for others, saying what they are.
+    The time axis of a kernel of one frame is removed. Raises CheckpointError for other shapes, and says what they are.
     """
     shape = tuple(kernel.shape)
     if kernel.ndim == 5 and shape[2] == 1:
@@ -203,8 +202,8 @@ def _kernel_4d(source: str, kernel: Tensor, width: int | None) -> Tensor:
         )
     if kernel.ndim == 2:
         raise CheckpointError(
-            f"{source}: its patch embedding is a linear layer on flattened patches ({shape[0]}×{shape[1]}), in an order of "
-            "pixels that is not said. Expected a convolution's kernel (width, channels, patch, patch): reshape it so, and save."
+            f"{source}: its patch embedding is a linear layer on flattened patches ({shape[0]}×{shape[1]}), in an unknown "
+            "order of pixels. Expected a convolution's kernel (width, channels, patch, patch): reshape it so, and save."
         )
     if kernel.ndim != 4:
         raise CheckpointError(

@@ -1,4 +1,4 @@
-"""Other people's names for the parts of a plain ViT, and ours; what of their models has no place in an encoder."""
+"""Tables of other libraries' names for a plain ViT's tensors, to ours and to transformers', and names of heads."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ _TIMM = (
 
 
 def from_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors of transformers' models under our names; those that are not known stay as they are."""
+    """Tensors of transformers' models under our names; unknown names don't change."""
     return _shaped(_renamed(state, _TRANSFORMERS))
 
 
@@ -76,7 +76,7 @@ def from_torchvision(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def from_timm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors of timm's and reference models under our names, layer scale as ``gamma_1`` and ``gamma_2``.
 
-    Layer scale that only some blocks have is no model's, and stays as it is.
+    Names of layer scale don't change if only some blocks have it: that is no valid model.
     """
     renamed = _renamed(state, _TIMM)
     blocks = {found[1] for name in renamed if (found := re.match(r"blocks\.(\d+)\.", name))}
@@ -153,7 +153,7 @@ def to_transformers_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def from_transformers_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse of ``to_transformers_names``, for the names of 4.x and of 5.x; those that it doesn't know stay."""
+    """The inverse of ``to_transformers_names``, for the names of 4.x and of 5.x; unknown names don't change."""
     table = [(theirs, ours) for ours, old, new in _TRANSFORMERS_NAMES for theirs in (old, new)]
     renamed = {rename(name.removeprefix("vit."), table): tensor for name, tensor in state.items()}
     for name in [name for name in renamed if ".attn.query." in name]:
@@ -175,7 +175,7 @@ _HEADS = re.compile(
     r"|proposal_generator|roi_heads|rpn|sem_seg_head|simfp_\d+|top_block|text_model|text|lm_head|text_projection"
     r"|visual_projection|criterion)\..*|pixel_mean|pixel_std|logit_scale|logit_bias)"
 )
-"""What segmentors, detectors and models of text and images have beside their ViT."""
+"""Other parts of segmentors, detectors and vision-language models."""
 
 MM_NAMES = (
     ("patch_embed.projection.*", "patch_embed.proj.*"),
@@ -194,7 +194,7 @@ MM_NAMES = (
 
 
 def rename(name: str, table: Iterable[tuple[str, str]]) -> str:
-    """The name by the first row (pattern, replacement) that fits it, "*" standing for the same words; else as it is."""
+    """The name by the first matching row (pattern, replacement), where "*" matches one word; unknown names don't change."""
     for pattern, replacement in table:
         if found := re.fullmatch(re.escape(pattern).replace(r"\*", r"(\w+)"), name):
             return "".join(
@@ -206,9 +206,9 @@ def rename(name: str, table: Iterable[tuple[str, str]]) -> str:
 def without_heads(
     state: Mapping[str, Tensor], outside: Mapping[str, str]
 ) -> tuple[dict[str, Tensor], tuple[str, ...], list[str]]:
-    """The encoder's tensors of a model, what was left out, and the names outside of its module that are of no known head.
+    """The encoder's tensors of a model, notes on what was left out, and names outside its module that are of no known head.
 
-    ``outside``: names that are not in the module that embeds patches, and what they are called beside it.
+    ``outside``: names outside the module with the patch embedding, and the same without the prefix they share with it.
     """
     left = [short for short in outside.values() if _HEADS.fullmatch(short) or NOT_ENCODER.fullmatch(short)]
     unknown = [name for name, short in outside.items() if short not in left]

@@ -16,7 +16,8 @@ from maelift.core.models.encoder import Encoder
 from maelift.core.models.encoder_file import CONTRACT_KEY, Provenance, load_encoder, read_encoder, save_encoder
 from maelift.core.models.encoder_spec import PRESETS, EncoderSpec, preset_spec
 from maelift.core.models.preprocessing import Preprocessing
-from maelift.pretrain.mae import DecoderConfig, MaskedAutoencoder
+from maelift.pretrain.decoder import DecoderConfig
+from maelift.pretrain.mae import MaskedAutoencoder
 from maelift.tests.support import framework, random_encoder
 from safetensors import safe_open
 from safetensors.torch import save_file

@@ -368,7 +368,7 @@ def test_a_class_token_that_the_weights_lack_is_said(state: State) -> None:
     found = read(state, image_size=32)
     assert not found.encoder.spec.class_token
     assert (
-        "the first position is taken for that of a class token, which the weights lack, and left out" in found.assumed
+        "the first position is assumed to be that of a class token, which the weights lack, and left out" in found.assumed
     )
 
 
@@ -389,7 +389,7 @@ def test_halves_and_doubles_become_float32_and_that_is_said(state: State) -> Non
     for kind in (torch.float16, torch.bfloat16, torch.float64):
         found = read({name: value.to(kind) for name, value in state.items()})
         assert found.encoder.pos_embed.dtype == torch.float32 and any(
-            "weights become float32" in x for x in found.notes
+            "weights are converted to float32" in x for x in found.notes
         )
         assert same(found, {name: value.to(kind).float() for name, value in state.items()})
 
@@ -483,9 +483,9 @@ def eva() -> State:
             "none for the token, or",
         ),
         (lambda state: dict(random_encoder(EncoderSpec((24, 56), 8, 3, 64, 1, 4)).state_dict()), "no square grid"),
-        (lambda state: wider(96, 3), "nothing says its number of attention heads"),
-        (lambda state: wider(100, 5), "nothing says its number of attention heads"),
-        (lambda state: wider(640, 10), "nothing says its number of attention heads"),
+        (lambda state: wider(96, 3), "its number of attention heads is unknown"),
+        (lambda state: wider(100, 5), "its number of attention heads is unknown"),
+        (lambda state: wider(640, 10), "its number of attention heads is unknown"),
         (lambda state: {"first": state, "second": state}, "holds several states"),
         (lambda state: {**under("vit.", state), "other.weight": torch.ones(1)}, "Unexpected (1): other.weight"),
         (lambda state: eva(), "its names are those of EVA and BEiT"),
