@@ -1,1 +1,1 @@
-"""The encoder inside other frameworks, one file a framework, each proven equal by its certificate."""
+"""The encoder in other frameworks: exports, imports, and the certificates that prove them equal."""

@@ -1,4 +1,4 @@
-"""An export: its keys, what an adapter wrote, and the checks that all adapters share."""
+"""What all exports share: their keys, the bundle that an adapter writes, checks of what a framework can hold."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Bundle:
     """What an adapter wrote into its folder.
 
     ``files``: what each of them is, by name; ``usage``: the commands or lines of Python to go on with, "{out}" standing
-    for the folder; ``notes``: what did not go over, or what the framework does otherwise.
+    for the folder; ``notes``: what was not exported, or what the framework does differently.
     """
 
     files: Mapping[str, str]
@@ -44,7 +44,7 @@ class Bundle:
 def at_size(encoder: Encoder, image_size: int | tuple[int, int] | None, patch_size: int | None = None) -> Encoder:
     """The encoder for images of another size in pixels (one side or (height, width)) or patches of another size.
 
-    Without ``image_size`` the trained one, its grid kept when the patches change. Raises ConfigError for sizes that the
+    Without ``image_size`` the trained one, with the same grid when the patches change. Raises ConfigError for sizes that the
     patches do not divide.
     """
     if patch_size is not None:
@@ -69,16 +69,16 @@ def check_8_bit(encoder: Encoder, framework: str) -> None:
 
 
 def check_rgb(encoder: Encoder, framework: str) -> None:
-    """Raise MaeliftError for an encoder of blue, green, red, for frameworks whose pictures are red, green, blue."""
+    """Raise MaeliftError for an encoder of blue, green, red, for frameworks that read images as red, green, blue."""
     if is_bgr(encoder.preprocessing):
         raise MaeliftError(
-            f"the encoder's channels are blue, green, red, and {framework} reads pictures as red, green, blue. Nothing was "
+            f"the encoder's channels are blue, green, red, and {framework} reads images as red, green, blue. Nothing was "
             "written. Export to detectron2 or mmseg, which read either, or to torchvision or onnx, which take arrays."
         )
 
 
 def check_gelu(encoder: Encoder, framework: str, advice: str) -> None:
-    """Raise MaeliftError unless the encoder's MLPs have the exact GELU, for what can't say another activation."""
+    """Raise MaeliftError unless the encoder's MLPs have the exact GELU, for frameworks without other activations."""
     if encoder.spec.act != "gelu":
         raise MaeliftError(
             f"the encoder's activation is {encoder.spec.act}, and {framework} has the exact GELU only. Nothing was written. "

@@ -1,4 +1,4 @@
-"""The certificate: a framework's backbone is shown to compute what our encoder computes, or is refused."""
+"""The certificate: what was compared with the encoder, how well it agrees, and what failed."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ INPUT_LIMIT = 1e-5
 
 @dataclass(frozen=True)
 class Keys:
-    """What became of the tensors: ``missing`` and ``unused`` map names to the reason that makes it right.
+    """How the tensors match: ``missing`` and ``unused`` map names to the reason that makes it right.
 
     ``used``: tensors that the framework's model holds, bit for bit; ``missing``: parameters of its own that the encoder
-    has nothing for; ``unused``: the encoder's tensors that stay behind; ``wrong``: all that has no such reason.
+    has no counterpart for; ``unused``: the encoder's tensors that are not exported; ``wrong``: all that has no such reason.
     """
 
     used: tuple[str, ...]
@@ -66,7 +66,7 @@ class SizeResult:
 
 @dataclass(frozen=True)
 class Step:
-    """What was tried with a config, and what came of it: ``outcome`` is "passed", "failed" or "not run"."""
+    """A step of a config's trial run: ``outcome`` is "passed", "failed" or "not run"."""
 
     name: str
     outcome: str
@@ -93,7 +93,7 @@ class Certificate:
         return not self.failures
 
     def with_steps(self, steps: Sequence[Step]) -> Certificate:
-        """The certificate with what was tried of its config; steps that failed come behind what the config says wrongly."""
+        """The certificate with the steps of a trial run; failed steps come after wrong settings of the config."""
         wrong = {f"{name}: {reason}" for name, reason in self.keys.wrong.items()}
         said = tuple(failure for failure in self.failures if failure in wrong)
         failed = tuple(f"{step.name}: {step.detail}" for step in steps if step.outcome == "failed")
@@ -107,9 +107,9 @@ class Certificate:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Certificate:
-        """The certificate in a parsed document, its figures held against the limits once more.
+        """The certificate in a parsed document, its figures checked against the limits again.
 
-        Raises CheckpointError for a document that is none, or says that it passed where its figures don't.
+        Raises CheckpointError for other documents, and for one that claims to have passed while its figures don't.
         """
         try:
             sizes = tuple(
@@ -198,7 +198,7 @@ class Certificate:
         atomic_write_text(folder / CERTIFICATE_FILE, self.to_json())
 
     def check(self, consequence: str = "") -> None:
-        """Raise CheckpointError with what failed first, and what comes of it, unless the certificate passed."""
+        """Raise CheckpointError with the first failure, and its consequence, unless the certificate passed."""
         if not self.passed:
             more = f" (and {len(self.failures) - 1} more)" if len(self.failures) > 1 else ""
             raise CheckpointError(

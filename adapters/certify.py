@@ -1,4 +1,4 @@
-"""The command ``maelift certify``: does a config or a checkpoint of yours compute what the encoder computes?"""
+"""The command ``maelift certify``: compares a config, a folder or a checkpoint of yours with an encoder file."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ CHECKPOINTS = (".safetensors", ".pth", ".pt", ".bin")
 
 @dataclass(frozen=True)
 class CertifyConfig:
-    """Hold a model of yours against the encoder that it should have been loaded with.
+    """Compare a model of yours with the encoder that it should have been loaded with.
 
     A config in Python (.py) is a program: certifying it runs it. It is run only with --trust, in a process of its own.
     """
@@ -54,7 +54,7 @@ class CertifyConfig:
     out: str | None = None
     """folder for certificate.json; null: it is only shown"""
     overrides: tuple[str, ...] = ()
-    """changes of the config, as one gives them to the framework's own tool: [model.backbone.net.window_size=0]"""
+    """changes of the config, as for the framework's own tool: [model.backbone.net.window_size=0]"""
     trust: bool = False
     """run a config in Python (.py, and what it imports); --trust is the same. Read it first: it can do what you can do"""
     time_limit: float = 1800.0
@@ -112,7 +112,7 @@ def is_program(path: Path) -> bool:
 
 
 def certifier_for(config: CertifyConfig) -> Callable[[EncoderFile], Certificate]:
-    """Who can compare what ``config.model`` is: a framework's adapter, by its config; or we ourselves, for a checkpoint.
+    """The function that certifies ``config.model``: an adapter's for configs and folders, ``certify_checkpoint`` for weights.
 
     Raises MaeliftError for what is none of them, and for a program that isn't trusted.
     """
@@ -150,7 +150,7 @@ def certify_config(framework: str, config: CertifyConfig, file: EncoderFile) -> 
 
 
 def framework_of(path: Path) -> str:
-    """Whose config or folder it is, "checkpoint" for bare weights; raises MaeliftError for anything else."""
+    """The framework of a config or folder, "checkpoint" for bare weights; raises MaeliftError for other files."""
     expected = "Expected a config of detectron2 or mmseg, an exported folder, an .onnx file, or a checkpoint"
     if path.is_dir():
         for name, marks in FOLDERS.items():
@@ -175,14 +175,14 @@ def framework_of(path: Path) -> str:
 
 
 def _holds_tensors(path: Path) -> bool:
-    """Whether a file begins as weights do, under whatever name; a pickle is among them, to be refused as one."""
+    """Whether a file begins like weights, under any name; also for a pickle, which is then refused."""
     with open_regular(path) as file:
         head = file.read(16)
     return head[:2] == b"PK" or head[:1] == b"\x80" or head[8:9] == b"{"
 
 
 FOLDERS = {"torchvision": ("backbone.json",), "onnx": ("encoder.onnx",), "config.json": ("config.json",)}
-"""Files that tell whose folder it is; timm and transformers both write ``config.json``."""
+"""Files that identify the framework of a folder; timm and transformers both write ``config.json``."""
 
 
 def _of_config_json(path: Path) -> str:
@@ -197,7 +197,7 @@ def _of_config_json(path: Path) -> str:
 
 
 def certify_checkpoint(path: Path, file: EncoderFile) -> Certificate:
-    """Hold the tensors of a checkpoint, in whichever names, against the encoder.
+    """Compare the tensors of a checkpoint, under any known names, with the encoder.
 
     Heads, epsilon and activation leave no trace in tensors: those of the encoder are taken. A class token or a final norm
     that the checkpoint hasn't takes no part.

@@ -1,4 +1,4 @@
-"""The weights that a framework's config names: files on this disk, read without running code; nothing is downloaded."""
+"""Reads the weights that a framework's config names: local files only, without running code."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def read_checkpoint(path: Path, *, key: str, unreadable: tuple[str, ...] = ()) -
 def detectron2_checkpoint(name: str, *, key: str) -> dict[str, object]:
     """What detectron2's checkpointer makes of the weights that a config names, by the same rules, but read safely.
 
-    Those are: the query after "?" is not part of the name, "model" or the whole file is the state dict, ``.pyth`` files
+    Those are: the query after "?" is not part of the name, "model" or the full file is the state dict, ``.pyth`` files
     keep it under "model_state". Raises CheckpointError.
     """
     url = urlparse(name)

@@ -1,6 +1,6 @@
-"""Configs run in a process of their own: a time limit, no network, no pickles, and a certificate that is checked again here.
+"""Certifies a config in a separate process: a time limit, no network, no pickles, and a checked certificate.
 
-A config in Python is a program. Whatever it does, to exit with code 0, to print a certificate or to run for ever, there is
+A config in Python is a program. Whatever it does, to exit with code 0, to print a certificate or to run without end, there is
 a certificate only where the process sent one, complete, for this encoder, and within the limits.
 """
 
@@ -48,7 +48,7 @@ class Request:
 
 
 def certify_in_process(request: Request) -> Certificate:
-    """Have a process run a config, and give the certificate that it sent.
+    """Certify a config in a separate process; returns the certificate that it sent.
 
     Raises MaeliftError for what the process refused, and CheckpointError where it took longer than its time limit
     or ended without a certificate.
@@ -111,12 +111,12 @@ def _how_it_ended(code: int | None) -> str:
 
 
 def _last_line(log: str) -> str:
-    """What the process said last, in brackets; nothing where it said nothing."""
+    """The last line that the process printed, in brackets; empty if there is none."""
     with open(log, "rb") as file:
         file.seek(max(0, os.path.getsize(log) - 2000))
         lines = file.read().decode("utf-8", "replace").split("\n")
     said = next((line for line in reversed(lines) if line.strip()), "")
-    return f" (it said last: {''.join(letter for letter in said if letter.isprintable())[-200:]})" if said else ""
+    return f" (its last line: {''.join(letter for letter in said if letter.isprintable())[-200:]})" if said else ""
 
 
 def _checked(answer: bytes, token: bytes, request: Request) -> Certificate:
@@ -136,7 +136,7 @@ def _seal(token: bytes, body: bytes) -> bytes:
 
 
 def _answer(pipe: Connection, token: bytes, request: Request, log: str, environment: Mapping[str, str]) -> NoReturn:
-    """Be the process: run the config, and send the certificate or what was refused."""
+    """The body of the process: run the config, then send the certificate or the error."""
     os.setsid()
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.alarm(int(min(request.time_limit, 1e9)) + 60)  # if nobody is left to end it
@@ -155,7 +155,7 @@ def _answer(pipe: Connection, token: bytes, request: Request, log: str, environm
 
 
 def _limit_memory() -> None:
-    """Have this process fail, and not others, where a config takes more memory than is free."""
+    """Limit this process' memory, so that a config that takes more than is free fails alone."""
     free = available_memory()
     if free is not None:
         _, hard = resource.getrlimit(resource.RLIMIT_DATA)
@@ -185,7 +185,7 @@ def _certify(request: Request) -> Certificate:
 
 
 def _guard(event: str, arguments: tuple[Any, ...]) -> None:
-    """Refuse what reads pickles and what goes to the network, whoever calls it."""
+    """Refuse pickles and network access, whichever code asks for them."""
     if event == "pickle.find_class" and arguments != ("collections", "OrderedDict"):
         raise CheckpointError(
             f"a pickle was to be read ({arguments[0]}.{arguments[1]}), which could run code; nothing of it was run. Certify "

@@ -1,4 +1,4 @@
-"""detectron2: the encoder as the plain ViT of its detectors: a bundle, weights alone, or a backbone in Python."""
+"""detectron2 in Python: the encoder as the backbone of a LazyConfig or of a yacs config."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def use_encoder(cfg: Any, encoder: str | Path) -> None:
     """Set what a yacs config of a two-stage detector needs for an encoder file, after ``add_maelift_config``.
 
     The backbone and its file, no other weights, how images are read and normalised, and the pyramid's levels with their
-    anchors; keys of MODEL.MAELIFT are kept, of which PATCH_SIZE must be set before.
+    anchors; keys of MODEL.MAELIFT stay as they are; set PATCH_SIZE before the call.
     """
     found = at_size(load_encoder(encoder), None, cfg.MODEL.MAELIFT.PATCH_SIZE or None)
     settings = pixel_settings(encoder)
@@ -242,8 +242,8 @@ def _padded_pyramid() -> Callable[..., Any]:
     class PaddedFeaturePyramid(SimpleFeaturePyramid):  # type: ignore[misc]
         """SimpleFeaturePyramid for images of any size, padded to multiples of ``multiple`` pixels.
 
-        detectron2's own says so under a misspelt key, which nobody reads, and loses borders; with a square to pad to, it
-        cuts larger images.
+        detectron2's own class states it under a misspelt key, which nothing reads, and loses borders; with a square to pad
+        to, it crops larger images.
         """
 
         def __init__(self, net: Any, *, multiple: int, **settings: Any) -> None:

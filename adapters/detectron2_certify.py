@@ -1,4 +1,4 @@
-"""Certifies detectron2 configs: builds the detector, loads its weights, compares its ViT, tries its data and steps."""
+"""Certifies detectron2 configs: builds the detector, loads its weights, and compares its ViT with the encoder."""
 
 from __future__ import annotations
 
@@ -40,18 +40,18 @@ UNUSED = {
 MISSING = {
     r".*\.rel_pos_[hw]": "relative positions, which begin at zero and so change nothing",
     r".*\.residual\..*": "residual blocks, whose last norm begins at zero and so change nothing",
-    r"backbone\.(simfp_|top_block).*": "the pyramid begins anew",
-    r"(proposal_generator|roi_heads|head)\..*": "the detector's heads begin anew",
+    r"backbone\.(simfp_|top_block).*": "the pyramid is newly initialised",
+    r"(proposal_generator|roi_heads|head)\..*": "the detector's heads are newly initialised",
 }
 
 
 def certify_config(
     config: Path, file: EncoderFile, opts: Sequence[str] = (), *, step_seconds: float = 120
 ) -> Certificate:
-    """Hold the backbone of a user's own config, loaded with its own checkpoint, against the encoder.
+    """Compare the backbone of a user's own config, with the checkpoint that it loads, with the encoder.
 
     ``config`` is a LazyConfig (``.py``) or a yacs ``.yaml``, ``opts`` what one appends to the tool's command line. Then its
-    mappers are run on pictures, and a training and an inference step where they take at most ``step_seconds``, as estimated.
+    mappers are run on sample images, then a training and an inference step if they take at most ``step_seconds``, as estimated.
     Raises CheckpointError where there is nothing to compare: another backbone, or a checkpoint of which detectron2
     loaded nothing.
     """
@@ -215,7 +215,7 @@ def certify_detector(
 def candidate(loaded: LoadedDetector, encoder: Encoder, image_size: tuple[int, int], scratch: Path) -> Candidate:
     """The detector's ViT, fed as its mapper and ``preprocess_image`` do: a file, read and normalised, not padded.
 
-    The pictures are written to PNG files in ``scratch``; where detectron2 can't read such images, they are taken as they
+    The sample images are written to PNG files in ``scratch``; images that detectron2 can't read are taken as they
     are. Windows stay on at sizes that they tile.
     """
     net = copy.deepcopy(loaded.vit).eval()
@@ -255,7 +255,7 @@ def candidate(loaded: LoadedDetector, encoder: Encoder, image_size: tuple[int, i
 
 
 def diagnosis(loaded: LoadedDetector, encoder: Encoder) -> tuple[str, ...]:
-    """What in a config does not fit the encoder, in the config's own words, where a difference of features says less."""
+    """What in a config does not match the encoder, by the config's own keys, which a difference of features can't name."""
     found = []
     wanted = image_format(encoder.preprocessing)
     if wanted is not None and any(given != wanted for given in loaded.formats):

@@ -1,4 +1,4 @@
-"""ViTDet for detectron2: the keys of an export, the recipe by width, the text of a LazyConfig, the data that it names."""
+"""LazyConfigs for detectron2: the keys of an export, ViTDet's recipe by width, the text, the annotation files."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def recipe_lines(spec: EncoderSpec, config: Detectron2Export, train: CocoFile | 
 
 
 def zoo_overrides(encoder: Encoder, num_classes: int | None = None) -> tuple[list[str], list[str]]:
-    """What ViTDet's config of ViT-B needs changed for this encoder: words for the command line, and lines of Python."""
+    """Changes that ViTDet's config of ViT-B needs for this encoder: overrides for the command line, and lines of Python."""
     spec, values = encoder.spec, recipe(encoder.spec)
     readable = image_format(encoder.preprocessing)
     changes: list[tuple[str, object, object]] = [
@@ -219,7 +219,7 @@ class Data:
 
 
 def read_data(config: Detectron2Export) -> Data:
-    """Look at the annotations that the export names; raises DataError, and ConfigError for a ``num_classes`` too small."""
+    """Read the annotations that the export names; raises DataError, and ConfigError for a ``num_classes`` too small."""
     train = read_coco("train_json", config.train_json, config.train_images)
     val = read_coco("val_json", config.val_json, config.val_images)
     if train and config.num_classes and config.num_classes < len(train.categories):

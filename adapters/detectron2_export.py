@@ -46,14 +46,14 @@ def export(file: EncoderFile, folder: Path, config: Detectron2Export) -> Bundle:
 
 
 def usage(encoder: Encoder, config: Detectron2Export) -> str:
-    """The commands to go on with: the bundle's, the words for a config of one's own, and the backbone in Python."""
+    """The next commands: the bundle's, the overrides for a config of your own, and the backbone in Python."""
     lines = [
-        "with detectron2's own tools/lazyconfig_train_net.py (--resume goes on; cascade_mask_rcnn.py likewise):",
+        "with detectron2's own tools/lazyconfig_train_net.py (--resume continues a run; the same with cascade_mask_rcnn.py):",
         "  python lazyconfig_train_net.py --config-file {out}/mask_rcnn.py",
     ]
     if encoder.spec.patch_size == 16:
         words, python = zoo_overrides(encoder, config.num_classes)
-        lines += ["with a ViTDet config of detectron2's zoo (mask_rcnn_vitdet_b_100ep.py), these words after it:"]
+        lines += ["with a ViTDet config of detectron2's zoo (mask_rcnn_vitdet_b_100ep.py), append these overrides:"]
         lines += [f"  {word}" for word in words]
         if python:
             lines += ["and these lines in it:", *(f"  {line}" for line in python)]
@@ -65,7 +65,7 @@ def usage(encoder: Encoder, config: Detectron2Export) -> str:
 
 
 def notes(encoder: Encoder, config: Detectron2Export, window: int) -> tuple[str, ...]:
-    """What did not go over, and what detectron2 does otherwise."""
+    """What was not exported, and what detectron2 does differently."""
     found = []
     preprocessing, spec = encoder.preprocessing, encoder.spec
     if image_format(preprocessing) is None:

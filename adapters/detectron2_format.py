@@ -31,7 +31,7 @@ def image_format(preprocessing: Preprocessing) -> str | None:
 
 
 def float32_numbers(values: Sequence[float]) -> list[float]:
-    """Shortest decimals that are the same float32, which is what detectron2 makes of them."""
+    """The shortest decimals that are equal in float32, the precision that detectron2 uses."""
     return [float(str(np.float32(value))) for value in values]
 
 
@@ -61,7 +61,7 @@ def load_framework() -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without detectron2's warnings: of loading, where the certificate says which tensors are new, and of old ways in it."""
+    """Silence detectron2's warnings: of loading, as the certificate lists new tensors, and of deprecated calls in it."""
     loggers = [logging.getLogger(name) for name in ("detectron2", "fvcore", "iopath", "torch.fx._symbolic_trace")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

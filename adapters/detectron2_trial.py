@@ -1,4 +1,4 @@
-"""detectron2: does a config run, and on whole images? Its mappers on pictures, one training and one inference step."""
+"""Trial run of a detectron2 config: its mappers on sample images, one training and one inference step."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .parity import sample_images
 from .trial import Cost, TrialReport, check_drop_path, cost_of, skip_reason, times
 
 DRAWS = 4
-"""Random augmentations of each picture that sizes are read off."""
+"""Random augmentations of each sample image, of which the sizes are checked."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class ConfigParts:
 def run_trial(
     model: Any, vit: Any, parts: ConfigParts, encoder: Encoder, step_seconds: float, *, certified: bool = True
 ) -> tuple[Step, ...]:
-    """What comes of a config's parts, one by one.
+    """Run a config's parts one by one; returns a step for each.
 
     ``vit`` is the backbone in ``model``, which is trained for a step, if it was ``certified`` before.
     """
@@ -56,7 +56,9 @@ def run_trial(
             if mapper is None:
                 trial.note(name, "not run", f"the config has no {parts.key.format(part)}")
             elif image_format(encoder.preprocessing) is None:
-                trial.note(name, "not run", "detectron2 reads no such images, and mappers of one's own need their data")
+                trial.note(
+                    name, "not run", "detectron2 can't read such images, and mappers of your own need their data"
+                )
             else:
                 key = parts.key.format(part)
                 samples[part] = (
@@ -82,7 +84,7 @@ def run_trial(
 def run_mapper(
     make: Callable[[], Any], key: str, model: Any, vit: Any, encoder: Encoder, folder: Path, part: str
 ) -> tuple[str, list[dict[str, Any]]]:
-    """What a mapper makes of pictures of several shapes, a training mapper several times.
+    """The samples that a mapper gives for images of several shapes, a training mapper several times.
 
     Raises CheckpointError for a mapper that fails, and for images that the model would cut.
     """
@@ -109,7 +111,7 @@ def run_mapper(
 
 
 def check_cropping(model: Any, vit: Any, images: Sequence[Tensor], key: str) -> str:
-    """The sizes of prepared images in words; raises CheckpointError where the model cuts them."""
+    """The sizes of prepared images as text; raises CheckpointError where the model crops them."""
     patch = vit.patch_embed.proj.kernel_size[0]
     stride = math.lcm(patch, coarsest_stride(model))
     window = max((block.window_size for block in vit.blocks), default=0)
@@ -168,7 +170,7 @@ def grid_of(model: Any, image: Tensor) -> tuple[int, int]:
 
 
 def write_record(encoder: Encoder, size: tuple[int, int], folder: Path, name: str) -> dict[str, Any]:
-    """A picture in a file with two objects, as detectron2's datasets have it."""
+    """The dataset record of an image file with two objects, as detectron2's datasets have it."""
     from detectron2.structures import BoxMode
 
     height, width = size
@@ -193,7 +195,7 @@ def write_record(encoder: Encoder, size: tuple[int, int], folder: Path, name: st
 
 
 def synthetic_sample(model: Any, vit: Any, encoder: Encoder) -> dict[str, Any]:
-    """A mapped picture for a config without mappers: of the size that the model pads to, or of the encoder's."""
+    """A synthetic sample for a config without mappers: of the size that the model pads to, or of the encoder's."""
     from detectron2.structures import BitMasks, Boxes, Instances
 
     side = square_pad(model) or max(max(encoder.spec.image_size), 2 * coarsest_stride(model))
@@ -210,8 +212,8 @@ def untrainable_reason(model: Any) -> str | None:
     """Why a model's heads can't have a training step here; None for those that can."""
     heads = getattr(model, "roi_heads", None)
     if getattr(heads, "keypoint_on", False) or getattr(heads, "keypoint_head", None) is not None:
-        return "the pictures have no keypoints"
-    return "the pictures have no labels of stuff" if hasattr(model, "sem_seg_head") else None
+        return "the sample images have no keypoints"
+    return "the sample images have no labels of stuff" if hasattr(model, "sem_seg_head") else None
 
 
 def cost(model: Any, samples: Sequence[Mapping[str, Any]]) -> Cost | None:
@@ -264,7 +266,7 @@ def train_step(
 
 
 def test_step(model: Any, sample: Mapping[str, Any]) -> tuple[str, None]:
-    """A prediction; raises CheckpointError for one of another size than the picture."""
+    """Make a prediction; raises CheckpointError for one of another size than the image."""
     model.eval()
     with torch.no_grad():
         found = model([dict(sample)])[0]["instances"]

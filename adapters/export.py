@@ -96,7 +96,7 @@ class ExportResult:
 
 
 def export(config: ExportConfig) -> ExportResult:
-    """Write the encoder for ``config.to``: the whole folder, or nothing.
+    """Write the encoder for ``config.to``: the complete folder, or nothing.
 
     Raises MaeliftError: an encoder file without preprocessing, a folder in use, a framework that is missing or too old,
     or a certificate that failed.
@@ -106,7 +106,7 @@ def export(config: ExportConfig) -> ExportResult:
 
 
 def export_to_folder(target: Path, write: Callable[[Path], Bundle]) -> ExportResult:
-    """Have an export written into a folder beside ``target``, which takes its place if the certificate passed.
+    """Write an export into a folder beside ``target``, and move it there if the certificate passed.
 
     Raises MaeliftError for a folder in use, and for a certificate that failed.
     """

@@ -1,4 +1,4 @@
-"""The command ``maelift import``: weights of others in, an encoder file out, with its contract."""
+"""The command ``maelift import``: converts weights of other libraries into an encoder file with its contract."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .published import TIMM, from_timm, timm_name
 
 @dataclass(frozen=True)
 class ImportConfig:
-    """Make an encoder file of other weights, or change what an encoder file says of its images and licence."""
+    """Make an encoder file of other weights, or change the preprocessing and licence that an encoder file states."""
 
     weights: str
     """weights of MAE, timm, transformers, torchvision, mmseg, mmpretrain or detectron2 (.pth, .safetensors), their folder,
@@ -29,31 +29,31 @@ class ImportConfig:
     out: str
     """encoder file to be written (.safetensors); it must not be there yet"""
     num_heads: int | None = None
-    """attention heads, which tensors don't show; null: what is said beside the weights, else the usual for the width"""
+    """attention heads, which can't be read off tensors; null: from a file beside the weights, else the usual for the width"""
     norm_eps: float | None = None
-    """epsilon of the LayerNorms, which tensors don't show; null: what is said beside the weights, else 1e-6"""
+    """epsilon of the LayerNorms, which can't be read off tensors; null: from a file beside the weights, else 1e-6"""
     image_size: int | tuple[int, int] | None = None
-    """pixels that the positions were trained for, one side or [height,width]; null: as said beside the weights, else square"""
+    """pixels that the positions were trained for, one side or [height,width]; null: from a file beside them, else square"""
     act: Activation | None = None
-    """activation of the MLPs, which tensors don't show; null: what is said beside the weights, else the exact GELU"""
+    """activation of the MLPs, which can't be read off tensors; null: from a file beside the weights, else the exact GELU"""
     architecture: str | None = None
     """timm's name of the model that the weights are of, whose heads, epsilon and activation are then taken; null: unknown"""
     weights_key: str | None = None
-    """which of several states or modules of a checkpoint, as model_ema or teacher; null: the usual one, which is said"""
+    """which of several states or modules of a checkpoint, as model_ema or teacher; null: the usual one, which is reported"""
     channel_names: tuple[str, ...] | None = None
     """names of the channels, in the order that the weights expect; null: red, green, blue for three"""
     mean: tuple[float, ...] | None = None
-    """mean of each channel, values scaled to 0..1; null: as said beside the weights, else ImageNet's for three channels"""
+    """mean of each channel, values scaled to 0..1; null: from a file beside the weights, else ImageNet's for three channels"""
     std: tuple[float, ...] | None = None
     """deviation of each channel, values scaled to 0..1; null: as for mean"""
     value_range: tuple[float, float] | None = None
     """stored values that become 0 and 1; null: [0,255]"""
     interpolation: Interpolation | None = None
-    """how images are resized; null: as said beside the weights, else bicubic"""
+    """how images are resized; null: from a file beside the weights, else bicubic"""
     parent: str | None = None
-    """what the weights are, to be noted: a name or an address; null: the name of their file"""
+    """what the weights are, to be recorded: a name or an address; null: the name of their file"""
     licence: str | None = None
-    """licence of the weights, to be noted; null: as said beside them, else unknown"""
+    """licence of the weights, to be recorded; null: from a file beside them, else unknown"""
     drop_relative_positions: bool = False
     """leave out relative positions of attention, which the encoder can't have; its features are then not the model's"""
 
@@ -162,7 +162,7 @@ def _published(config: ImportConfig, name: str, target: Path) -> tuple[ImportRes
 
 
 def preprocessing_of(config: ImportConfig, file: EncoderFile, path: Path) -> tuple[Preprocessing, str]:
-    """How images are prepared, and who says so: the keys given, else the encoder file, else a file beside the weights."""
+    """How images are prepared, and the source: the keys given, else the encoder file, else a file beside the weights."""
     channels = file.encoder.spec.channels
     if file.foreign:
         base, source = preprocessing_beside(path, channels)
@@ -172,7 +172,7 @@ def preprocessing_of(config: ImportConfig, file: EncoderFile, path: Path) -> tup
 
 
 def _changed(config: ImportConfig, base: Preprocessing, source: str, channels: int) -> tuple[Preprocessing, str]:
-    """A preprocessing with the keys that are given in place of its own, and who says what of it."""
+    """A preprocessing with the given keys replaced, and the source of each part."""
     changes: dict[str, Any] = {
         key: getattr(config, key)
         for key in ("channel_names", "mean", "std", "value_range", "interpolation")
@@ -239,7 +239,7 @@ _BESIDE: Mapping[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
     "config.json": _of_timm,
     "backbone.json": _of_torchvision,
 }
-"""Files beside weights that say how images are prepared, and who can read them."""
+"""Files beside weights that define how images are prepared, and their readers."""
 
 
 def _numbers(value: object) -> tuple[float, ...] | None:
@@ -264,7 +264,7 @@ def licence_beside(path: Path) -> str | None:
 
 
 def _refuse_shape_keys(config: ImportConfig, what: str) -> None:
-    """An encoder file, and weights with a name, say their own shape."""
+    """Raise ConfigError for shape keys where the weights define their own shape: encoder files, named weights."""
     for key in ("num_heads", "norm_eps", "image_size", "act", "architecture", "weights_key"):
         if getattr(config, key) is not None:
             raise ConfigError(key, getattr(config, key), f"nothing: {config.weights} is {what}")

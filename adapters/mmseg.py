@@ -1,4 +1,4 @@
-"""mmsegmentation: the encoder as its own MAE backbone under UPerNet and FCN heads, and a check of users' own configs."""
+"""Exports to mmsegmentation: weights for its MAE backbone, and complete configs with UPerNet and FCN heads."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def check_encoder(encoder: Encoder) -> None:
 
 
 def notes(encoder: Encoder, crop: tuple[int, int]) -> tuple[str, ...]:
-    """What did not go over, and what mmseg does otherwise."""
+    """What was not exported, and what mmseg does differently."""
     found = [
         f"mmseg's MAE takes one size only: crops of {crop[0]}×{crop[1]} pixels; larger images are tested by sliding"
     ]

@@ -1,4 +1,4 @@
-"""For mmsegmentation's own configs: the encoder file as backbone, as preprocessor, and its layers' learning rates.
+"""Modules for users' own mmseg configs: the encoder as backbone, its preprocessor, layer-wise learning rates.
 
 A config names this module in ``custom_imports``; it registers MaeliftViT, MaeliftDataPreProcessor and MaeliftLayerDecay.
 """

@@ -53,9 +53,9 @@ MISSING = {
 
 
 def certify_folder(folder: Path, encoder: Encoder, crop: tuple[int, int], content_hash: str) -> Certificate:
-    """Hold the backbone that ``upernet.py`` builds and initialises against the encoder.
+    """Compare the backbone that ``upernet.py`` builds and initialises with the encoder.
 
-    At the crop as written; then for the trained size and others, which mmseg's MAE must be built anew for.
+    At the crop as written; then for the trained size and others, for which mmseg's MAE is built again.
     """
     config = read_config(folder / "upernet.py")
     with tempfile.TemporaryDirectory() as scratch:
@@ -74,7 +74,7 @@ def certify_folder(folder: Path, encoder: Encoder, crop: tuple[int, int], conten
 def certified(
     build: Callable[[tuple[int, int]], Candidate], sizes: Mapping[tuple[int, int], None], content_hash: str
 ) -> Certificate:
-    """The certificate, what is set wrongly before what comes of it."""
+    """The certificate, with wrong settings before the differences that they cause."""
     found = measure_parity(build, sizes, framework="mmseg", encoder=content_hash, distributions=DISTRIBUTIONS)
     causes = [f"{name}: {reason}" for name, reason in found.keys.wrong.items()]
     return replace(found, failures=(*causes, *(failure for failure in found.failures if failure not in causes)))
@@ -83,10 +83,10 @@ def certified(
 def certify_config(
     config: Path, file: EncoderFile, opts: Sequence[str] = (), *, step_seconds: float = 120
 ) -> Certificate:
-    """Hold the backbone of a user's own mmseg config, with the weights that it loads, against an encoder file.
+    """Compare the backbone of a user's own mmseg config, with the weights that it loads, with an encoder file.
 
     The model is built, initialised and given ``load_from`` as mmengine's Runner does it; ``opts`` are words "key=value" as
-    after ``--cfg-options``. Then its pipelines are run on a picture, and a training and an inference step where they take at
+    after ``--cfg-options``. Then its pipelines are run on sample images, and a training and an inference step if they take at
     most ``step_seconds``, as estimated. Raises CheckpointError: a config that does not build, or a backbone of another kind
     or shape.
     """
@@ -135,7 +135,7 @@ def mae_candidate(config: Any, backbone: Any, encoder: Encoder) -> Candidate:
 
 
 def mae_keys(net: Any, encoder: Encoder, faults: Mapping[str, str]) -> Keys:
-    """The tensors of an MAE backbone against the encoder's, and the values of those that the encoder has nothing for."""
+    """The tensors of an MAE backbone against the encoder's, and the values of those without a counterpart in the encoder."""
     expected = mae_state(encoder)
     if net.final_norm:
         expected |= {f"ln1.{name}": tensor for name, tensor in encoder.norm.state_dict().items()}
@@ -192,7 +192,7 @@ def vit_candidate(config: Any, backbone: PlainViT, encoder: Encoder, image_size:
 
 
 def preprocessing_issues(config: Any, encoder: Encoder) -> dict[str, str]:
-    """What a config's reading and ``data_preprocessor`` say otherwise than the encoder's contract, by key."""
+    """Where a config's reading and ``data_preprocessor`` differ from the encoder's contract, by key."""
     found: dict[str, str] = {}
     if reading_steps(config, "train_dataloader") != (steps := reading_steps(config, "test_dataloader")):
         found["train_dataloader"] = "reads or normalises images otherwise than test_dataloader"

@@ -1,4 +1,4 @@
-"""mmsegmentation: the keys of an export, the recipe, and the text of its complete configs."""
+"""Configs for mmsegmentation: the keys of an export, the recipe, and the text of the complete configs."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class MmsegExport(ExportConfig):
     ignore_index: int = 255
     """mask value of pixels that do not count"""
     reduce_zero_label: bool = False
-    """whether 0 in the masks means not labelled and classes begin with 1, as in ADE20K"""
+    """whether 0 in the masks means unlabelled and classes start at 1, as in ADE20K"""
     batch_size: int = 16
     """images a step and process; the learning rate is scaled to those of all processes"""
     iterations: int = 160_000
@@ -172,7 +172,7 @@ def backbone_settings(encoder: Encoder, crop: tuple[int, int], taps: Sequence[in
 
 
 def shape_settings(encoder: Encoder, crop: tuple[int, int]) -> dict[str, Any]:
-    """The keywords of mmseg's MAE backbone that say an encoder's shape."""
+    """The keywords of mmseg's MAE backbone for an encoder's shape."""
     spec = encoder.spec
     return {
         "img_size": crop,
@@ -290,12 +290,12 @@ def statistics(encoder: Encoder) -> dict[str, list[float]]:
 
 
 def read_as_bgr(encoder: Encoder) -> bool:
-    """Whether what mmcv reads, colours as blue, green, red, must be turned round for the encoder."""
+    """Whether what mmcv reads, colours as blue, green, red, must be reversed for the encoder."""
     return encoder.spec.channels == 3 and not is_bgr(encoder.preprocessing)
 
 
 def overrides(encoder: Encoder, crop: tuple[int, int]) -> str:
-    """The words after ``--cfg-options`` that make a stock config with the MAE backbone fit the weights."""
+    """The overrides after ``--cfg-options`` with which a stock config with the MAE backbone fits the weights."""
     settings = data_preprocessor(encoder, crop)
     backbone = {
         "init_values": 1.0,
@@ -316,6 +316,6 @@ def overrides(encoder: Encoder, crop: tuple[int, int]) -> str:
 
 
 def shell(value: object) -> str:
-    """A value as a word for ``--cfg-options``: sequences quoted and without blanks."""
+    """A value for ``--cfg-options``: sequences quoted and without blanks."""
     text = str(value).replace(" ", "")
     return f'"{text}"' if isinstance(value, list | tuple) else text

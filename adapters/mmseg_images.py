@@ -21,7 +21,7 @@ from .parity import Pixels
 
 
 def swaps_channels(preprocessor: Any) -> bool:
-    """Whether the first channel of an image comes out as the third; tried out, as its attributes differ by version."""
+    """Whether the preprocessor swaps the first and third channel; tested by running it, as its attributes differ by version."""
     from mmseg.structures import SegDataSample
 
     images = torch.zeros(2, 3, 2, 2)
@@ -53,7 +53,7 @@ def build_preprocessor(config: Any) -> Any:
 
 
 def prepare(config: Any, encoder: Encoder, stored: Sequence[Pixels]) -> Tensor:
-    """Pictures (H, W, C) through files, the config's own reading step, and its preprocessor, to (B, C, H, W)."""
+    """Images (H, W, C) through files, the config's own reading step, and its preprocessor, to (B, C, H, W)."""
     from mmengine.dataset import Compose
 
     pipeline = Compose([*reading_steps(config, "test_dataloader"), {"type": "PackSegInputs"}])
@@ -79,7 +79,7 @@ def type_name(step: Mapping[str, Any]) -> str:
 
 
 def write_image(picture: Pixels, encoder: Encoder, path: Path) -> str:
-    """Write a picture (H, W, C) the way a user keeps such images: PNG of 8 or 16 bits, TIFF for more channels."""
+    """Write an image (H, W, C) in the usual format for its kind: PNG of 8 or 16 bits, TIFF for more channels."""
     channels = picture.shape[2]
     if channels not in (1, 3):
         return write_tiff(picture, path.with_suffix(".tif"))

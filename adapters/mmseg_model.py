@@ -59,7 +59,7 @@ def build_backbone(settings: Any) -> Any:
 
 
 def build_model(config: Any, path: Path) -> Any:
-    """The whole model of a config as mmengine's Runner begins with it: initialised, then ``load_from``."""
+    """The full model of a config as mmengine's Runner starts with it: initialised, then ``load_from``."""
     from mmengine.runner import load_checkpoint
     from mmseg.registry import MODELS
 
@@ -76,7 +76,7 @@ def build_model(config: Any, path: Path) -> Any:
 
 @contextmanager
 def safe_weights(config: Any) -> Iterator[None]:
-    """Have mmengine get all weights from our own reader: its own runs pickles, and downloads what it has a URL for."""
+    """Replace mmengine's checkpoint loader by our own: mmengine's runs pickles, and downloads URLs."""
     from mmengine.runner.checkpoint import CheckpointLoader
 
     def load(filename: str, map_location: object = None, logger: object = None) -> Mapping[str, object]:
@@ -99,7 +99,7 @@ def keys_of(settings: Any, value: object, prefix: str = "") -> Iterator[str]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep to itself what mmengine prints of each file that it loads."""
+    """Silence what mmengine prints of each file that it loads."""
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         yield
@@ -107,7 +107,7 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def one_line_errors(path: Path, what: str) -> Iterator[None]:
-    """Tell whatever goes wrong with a user's config in one line."""
+    """Report any error of a user's config in one line."""
     try:
         yield
     except MaeliftError:

@@ -1,4 +1,4 @@
-"""mmsegmentation: does a config run? Its heads, its own pipelines on a picture, one training and one inference step."""
+"""Trial run of an mmseg config: its heads, its pipelines on sample images, one training and one inference step."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MIXED = 2
 def run_trial(
     config: Any, model: Any, encoder: Encoder, step_seconds: float, *, certified: bool = True
 ) -> tuple[Step, ...]:
-    """What comes of a config's parts, one by one; ``model`` is trained for a step, if it was ``certified`` before."""
+    """Run a config's parts one by one; returns a step for each. ``model`` is trained for a step if it is ``certified``."""
     from mmengine.model import revert_sync_batchnorm
 
     trial = TrialReport()
@@ -65,7 +65,7 @@ def backbone_size(backbone: Any) -> tuple[int, int] | None:
 
 
 def check_blocks(trial: TrialReport, config: Any, model: Any) -> None:
-    """Note blocks that aren't there; mmseg's MAE gives no map for them, without a word."""
+    """Record blocks that don't exist; mmseg's MAE silently gives no map for them."""
     given = config.model.backbone.get("out_indices")
     if not isinstance(given, Sequence):
         return
@@ -81,7 +81,7 @@ def check_blocks(trial: TrialReport, config: Any, model: Any) -> None:
 
 
 def heads_fit(config: Any, model: Any, encoder: Encoder, size: tuple[int, int] | None) -> tuple[str, None]:
-    """Have shapes alone go through backbone, neck and heads; raises CheckpointError, saying which does not fit what."""
+    """Run backbone, neck and heads on the meta device; raises CheckpointError, naming what does not fit."""
     side = size or encoder.spec.image_size
     empty: Any = None
 
@@ -151,7 +151,7 @@ def check_heads(name: str, settings: Any, built: Any, channels: Sequence[int]) -
 
 
 def check_sliding(trial: TrialReport, config: Any, size: tuple[int, int] | None) -> None:
-    """Note windows of another size than the backbone takes."""
+    """Record a sliding window of another size than the backbone takes."""
     settings = config.model.get("test_cfg") or {}
     if size is None or settings.get("mode") != "slide":
         return
@@ -168,7 +168,7 @@ def check_sliding(trial: TrialReport, config: Any, size: tuple[int, int] | None)
 def train_batch(
     config: Any, model: Any, encoder: Encoder, size: tuple[int, int] | None, folder: Path
 ) -> tuple[str, dict[str, Any]]:
-    """A prepared training batch: pictures and masks in files, through the config's own pipeline and preprocessor."""
+    """A prepared training batch: images and masks in files, through the config's own pipeline and preprocessor."""
     dataset = dataset_of(config, TRAIN)
     pipeline = composed(dataset, TRAIN)
     head = config.model.get("decode_head") or {}
@@ -196,7 +196,7 @@ def train_batch(
 def test_batch(
     config: Any, model: Any, encoder: Encoder, size: tuple[int, int] | None, folder: Path
 ) -> tuple[str, dict[str, Any]]:
-    """A picture as the test pipeline gives it, for ``test_step``."""
+    """An image as the test pipeline gives it, for ``test_step``."""
     dataset = dataset_of(config, TEST)
     image, mask = write_sample(encoder, picture_size(size or encoder.spec.image_size), 2, folder, "test")
     item = packed(composed(dataset, TEST), dataset, image, mask, TEST)
@@ -239,7 +239,7 @@ def train_step(model: Any, batch: Mapping[str, Any]) -> tuple[str, None]:
 
 
 def test_step(model: Any, sample: dict[str, Any]) -> tuple[str, None]:
-    """A prediction; raises CheckpointError for one of another size than the picture."""
+    """Make a prediction; raises CheckpointError for one of another size than the image."""
     model.eval()
     due = tuple(sample["data_samples"][0].metainfo["ori_shape"])
     with torch.no_grad():
@@ -321,7 +321,7 @@ def reduces_zero(dataset: Any) -> bool:
 
 
 def write_sample(encoder: Encoder, size: tuple[int, int], classes: int, folder: Path, name: str) -> tuple[str, str]:
-    """A picture and a mask of blocks of classes, as files."""
+    """Write an image and a mask of blocks of classes as files."""
     from .mmseg_images import write_image
 
     picture = sample_images(size, encoder.spec.channels, encoder.preprocessing.value_range)[0]
@@ -333,7 +333,7 @@ def write_sample(encoder: Encoder, size: tuple[int, int], classes: int, folder: 
 
 
 def picture_size(size: tuple[int, int]) -> tuple[int, int]:
-    """A picture larger than the crop, of another shape, and of no round size."""
+    """The size of an image larger than the crop, of another shape, and of no round size."""
     return size[0] * 5 // 4 + 3, size[1] * 3 // 2 + 5
 
 
@@ -344,6 +344,6 @@ def kind_of(settings: Mapping[str, Any]) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, in one line."""
+    """The type and first line of an error."""
     said = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     return f"{type(error).__name__}{f': {said[:200]}' if said else ''}"

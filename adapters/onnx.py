@@ -1,4 +1,4 @@
-"""ONNX: the encoder as one graph, for onnxruntime, TensorRT, OpenVINO and others; it can normalise images itself."""
+"""Exports to ONNX: the encoder as one graph for onnxruntime, TensorRT or OpenVINO, with normalisation inside."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def to_onnx(
 
 
 def certify_folder(path: Path, file: EncoderFile) -> Certificate:
-    """Hold an exported graph, or the one in a folder, against the encoder file, whose positions it may have resized.
+    """Compare an exported graph, or the one in a folder, with the encoder file, whose positions it may have resized.
 
     Raises CheckpointError for a file that isn't ONNX, or that no export wrote.
     """
@@ -118,7 +118,7 @@ def certify_folder(path: Path, file: EncoderFile) -> Certificate:
 
 
 def certify_file(path: Path, encoder: Encoder, digest: str) -> Certificate:
-    """Hold a written graph, as onnxruntime loads it, against the encoder; ``digest`` is the encoder file's hash."""
+    """Compare a written graph, as onnxruntime loads it, with the encoder; ``digest`` is the encoder file's hash."""
     graph = LoadedGraph(path)
     sizes = [graph.image_size] if graph.image_size else certificate_sizes(encoder.spec)
     reference = in_float32(encoder)
@@ -142,7 +142,7 @@ def _write_and_certify(
 
 
 class LoadedGraph:
-    """A graph file in onnxruntime, on the CPU, and what its metadata say.
+    """A graph file in onnxruntime, on the CPU, with its metadata.
 
     ``image_size`` (height, width) is None where both are free; ``normalizes``: it takes stored pixel values.
     """
@@ -171,7 +171,7 @@ class LoadedGraph:
         self._normalizing = session(self._head().SerializeToString()) if self.normalizes else None
 
     def prepare(self, stored: Sequence[Pixels]) -> Tensor:
-        """Normalised images (B, C, H, W): by the graph's own first nodes, or by what its metadata say."""
+        """Normalised images (B, C, H, W): by the graph's own first nodes, or as its metadata define."""
         images = _batch(stored)
         if self._normalizing is not None:
             return torch.from_numpy(self._normalizing.run([PREPARED], {"images": images})[0])
@@ -243,7 +243,7 @@ def _candidate(graph: LoadedGraph, encoder: Encoder, keys: Keys) -> Candidate:
 
 
 def _keys(graph: LoadedGraph, encoder: Encoder) -> Keys:
-    """What became of the tensors; a wrong epsilon too, which features in float32 hardly show."""
+    """How the tensors match; also a wrong epsilon, which features in float32 hardly show."""
     keys = compare_keys(encoder, encoder.state_dict(), graph.tensors(), unused={}, missing=MISSING)
     expected = encoder.spec.norm_eps
     wrong = [eps for eps in graph.epsilons() if not math.isclose(eps, expected, rel_tol=1e-6)]

@@ -173,7 +173,7 @@ class Nodes:
 
 
 def write_encoder(nodes: Nodes, encoder: Encoder, *, normalize: bool, dynamic_size: bool) -> None:
-    """The whole encoder, with the outputs of ``to_onnx``."""
+    """Write the nodes of the full encoder, with the outputs of ``to_onnx``."""
     spec = encoder.spec
     images = normalize_images(nodes, encoder.preprocessing) if normalize else "images"
     tokens = embed(nodes, spec, images, dynamic_size=dynamic_size)  # (B, P + N, D)

@@ -1,4 +1,4 @@
-"""Parity: compares a framework's backbone, or a graph, with the encoder, tensor by tensor and feature by feature."""
+"""Compares a framework's backbone, or a graph, with the encoder: tensor by tensor, feature by feature."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Pixels = NDArray[np.generic]
 
 @dataclass(frozen=True)
 class Level:
-    """One output of a framework's backbone, in its own words, and what it is in ours.
+    """One output of a framework's backbone: its name there, and what it is in the encoder.
 
     The tokens after ``block`` (from 0), ``normed`` by the final norm or not; ``prefix``: with the class token first;
     ``pooled``: the mean over the patch tokens in their place, as one token.
@@ -46,12 +46,12 @@ class Level:
 class Candidate:
     """A framework's backbone, with the weights as the framework itself loaded them, for images of one size.
 
-    ``reference``: the encoder that it must equal. ``prepare``: pictures (H, W, C) of stored values, channels in the
+    ``reference``: the encoder that it must equal. ``prepare``: images (H, W, C) of stored values, channels in the
     order of the encoder's contract, to the float32 input (B, C, H, W) that the framework's own reading and normalising
     gives. ``features``: such input, float32 or float64, to one tensor (B, N, D) a level, computed in the input's
     precision. ``class_token``: whether it takes part in attention. ``windows``: side of the attention windows, in
     patches, of the blocks that have them; the others attend to everything. ``from_stored``: for a model that normalises
-    by itself, its features for the stored pictures; they take the place of ``features`` in float32.
+    by itself, its features for the stored images; they take the place of ``features`` in float32.
     """
 
     reference: Encoder
@@ -73,10 +73,10 @@ def measure_parity(
     encoder: str,
     distributions: Sequence[str] = (),
 ) -> Certificate:
-    """Compare the candidates that ``build`` gives with their encoders, on pictures of each size (height, width).
+    """Compare the candidates that ``build`` gives with their encoders, on sample images of each size (height, width).
 
     ``encoder`` is the content hash of the encoder file; the versions of ``distributions`` are written down. In float32
-    each side goes its whole way from the stored picture; in float64 both networks get the framework's prepared images,
+    each side starts from the stored image; in float64 both networks get the framework's prepared images,
     so that what is left is the difference of weights and arithmetic alone.
     """
     results, failures, keys = [], [], Keys(())
@@ -130,10 +130,10 @@ def compare_keys(
     unused: Mapping[str, str],
     missing: Mapping[str, str],
 ) -> Keys:
-    """Hold a framework's model, after it loaded the file, against the tensors that were ``written`` for it.
+    """Compare a framework's model, after it loaded the file, with the tensors that were ``written`` for it.
 
     ``written`` are in the framework's names, ``loaded`` is its model's state dict. ``unused`` (the encoder's names) and
-    ``missing`` (the framework's) map regular expressions to the reason why a tensor stays behind or starts anew.
+    ``missing`` (the framework's) map regular expressions to the reason why a tensor is not exported or is newly initialised.
     """
     wrong: dict[str, str] = {}
     used = []
@@ -155,7 +155,7 @@ def compare_keys(
 def sample_images(
     size: tuple[int, int], channels: int, value_range: tuple[float, float] = (0.0, 255.0)
 ) -> list[Pixels]:
-    """Pictures (H, W, C) with structure and noise, each channel another; uint8 where ``value_range`` allows, else float32."""
+    """Images (H, W, C) with structure and noise, channels differing; uint8 where ``value_range`` allows, else float32."""
     drawn: list[Pixels] = []
     for number in range(IMAGES):
         generator = stream(0, "certificate", *size, channels, number)
@@ -246,7 +246,7 @@ def _difference(theirs: Tensor, ours: Tensor) -> Difference:
 
 
 def reason_for(name: str, reasons: Mapping[str, str]) -> str:
-    """The reason of the first pattern that fits a whole name, "" if none does."""
+    """The reason of the first pattern that matches a full name, "" if none does."""
     return next((reason for pattern, reason in reasons.items() if re.fullmatch(pattern, name)), "")
 
 

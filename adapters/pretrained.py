@@ -1,4 +1,4 @@
-"""Weights that training begins with, whosever they are: encoder files, checkpoints of others, timm's by their names."""
+"""Pretrained weights to start from: encoder files, checkpoints of other libraries, timm models by name."""
 
 from __future__ import annotations
 

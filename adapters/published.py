@@ -1,4 +1,4 @@
-"""Weights that timm fetches by a name, from where it publishes them, with what timm says of them."""
+"""Published weights that timm downloads by name, with the metadata that timm has for them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""timm: the encoder as one of its own Vision Transformers, in a folder that ``timm.create_model`` reads."""
+"""Exports to timm: the encoder as a Vision Transformer, in a folder that ``timm.create_model`` reads."""
 
 from __future__ import annotations
 
@@ -61,15 +61,15 @@ class TimmExport(ExportConfig):
     """A Vision Transformer of timm."""
 
     image_size: int | tuple[int, int] | None = None
-    """pixels of the images to come, one side or [height,width], positions resized to it; null: as trained"""
+    """pixels of the images, one side or [height,width], positions resized to it; null: as trained"""
     patch_size: int | None = None
     """pixels a side of a patch, to resample the patch kernel to; null: as trained"""
     global_pool: Pool = "avg"
-    """what a classifier sees: avg, the mean of the normed patch tokens, as maelift's own, or token, the class token"""
+    """the features of a classifier: avg, the mean of the normed patch tokens, as maelift's own, or token, the class token"""
 
 
 def export(file: EncoderFile, folder: Path, config: TimmExport) -> Bundle:
-    """Write ``config.json`` and ``model.safetensors``; raises ConfigError for sizes, MaeliftError for what timm can't say."""
+    """Write ``config.json`` and ``model.safetensors``; raises ConfigError for sizes, MaeliftError for other encoders."""
     require("timm")
     check_8_bit(file.encoder, "timm")
     check_rgb(file.encoder, "timm")
@@ -173,7 +173,7 @@ NOT_THE_MODELS = (
     "cache_dir",
     "scriptable",
 )
-"""Keywords of ``timm.create_model`` that say where weights are from; a folder has its own."""
+"""Keywords of ``timm.create_model`` for the source of weights; a folder has its own."""
 
 
 def load_folder(folder: Path) -> VisionTransformer:
@@ -216,7 +216,7 @@ def load_folder(folder: Path) -> VisionTransformer:
 
 
 SOURCES = ("url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source", "custom_load")
-"""What timm's ``pretrained_cfg`` says of where weights are from."""
+"""Keys of timm's ``pretrained_cfg`` for the source of weights."""
 
 
 def _torch_state(path: Path) -> dict[str, Tensor]:
@@ -227,7 +227,7 @@ def _torch_state(path: Path) -> dict[str, Tensor]:
 
 
 def certify_folder(folder: Path, file: EncoderFile) -> Certificate:
-    """Hold timm's model of a folder, and of those that are exported for other image sizes, against the encoder.
+    """Compare timm's model of a folder, and of exports for other image sizes, with the encoder.
 
     Raises CheckpointError for a folder that timm can't load, or a model of another shape.
     """

@@ -1,4 +1,4 @@
-"""torchvision: the encoder with a simple feature pyramid, as the backbone of its Faster and Mask R-CNN."""
+"""Exports to torchvision: the encoder with a simple feature pyramid, as backbone of Faster and Mask R-CNN."""
 
 from __future__ import annotations
 

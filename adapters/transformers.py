@@ -1,4 +1,4 @@
-"""transformers: the encoder as a ViTModel and, with its decoder, as a ViTMAEForPreTraining."""
+"""Exports to transformers: the encoder as a ViTModel and, with its decoder, as a ViTMAEForPreTraining."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class TransformersExport(ExportConfig):
     """A ViTModel of transformers, and a ViTMAEForPreTraining where the decoder is at hand."""
 
     image_size: int | tuple[int, int] | None = None
-    """pixels of the images to come, one side or [height,width], positions resized to it; null: as trained"""
+    """pixels of the images, one side or [height,width], positions resized to it; null: as trained"""
     patch_size: int | None = None
     """pixels a side of a patch, to resample the patch kernel to; null: as trained"""
     decoder: str | None = None
@@ -85,7 +85,7 @@ def export(file: EncoderFile, folder: Path, config: TransformersExport) -> Bundl
 
 
 def notes(encoder: Encoder) -> tuple[str, ...]:
-    """What a user of the folder must know of other sizes, and of pictures that are not RGB."""
+    """Limits of the folder: other image sizes, and images that are not RGB."""
     height, width = encoder.spec.image_size
     sizes = (
         "models: interpolate_pos_encoding=True for other image sizes"
@@ -112,7 +112,8 @@ def find_decoder(
 ) -> tuple[DecoderFile | None, tuple[str, ...]]:
     """The decoder to be written, and why none is, if there is one that can't be.
 
-    A decoder that ``config`` names must fit, or CheckpointError or ConfigError is raised; one that just lies there need not.
+    A decoder that ``config`` names must fit, or CheckpointError or ConfigError is raised; one found beside the
+    encoder file need not.
     """
     path = Path(config.decoder) if config.decoder else Path(config.encoder).with_name(DECODER_FILE)
     if config.decoder is None and not path.is_file():
@@ -141,7 +142,7 @@ def find_decoder(
 
 
 def mask_ratio(config: Mapping[str, Any]) -> float:
-    """The share of patches that a pretraining hid; the paper's 0.75 where the provenance doesn't say."""
+    """The pretraining's mask ratio; the paper's 0.75 where the provenance has none."""
     masking = config.get("masking")
     return float(masking["ratio"]) if isinstance(masking, Mapping) and "ratio" in masking else 0.75
 
@@ -221,7 +222,7 @@ def processor_settings(encoder: Encoder) -> dict[str, Any]:
 
 
 def certify_folder(folder: Path, file: EncoderFile, decoder: DecoderFile | None = None) -> Certificate:
-    """Hold the models that transformers loads from a folder against the encoder, at the sizes that they can be used at.
+    """Compare the models that transformers loads from a folder with the encoder, at the sizes that they accept.
 
     That is the ViTModel and, where there is ``mae/``, the ViTMAEForPreTraining, its other half against ``decoder`` if one is
     given. Raises CheckpointError for a folder that transformers can't load, or a model of another shape.
@@ -326,7 +327,7 @@ def candidate(
         size = {"height": image_size[0], "width": image_size[1]}
         if spec.channels == 3 and stored[0].dtype == np.uint8:
             pixels = processor([Image.fromarray(picture) for picture in stored], size=size, return_tensors="pt")
-        else:  # for other pictures transformers 4 must be told the layout, and can't resize them
+        else:  # for other images transformers 4 needs the layout as an argument, and can't resize them
             pixels = processor(list(stored), do_resize=False, input_data_format="channels_last", return_tensors="pt")
         return pixels["pixel_values"]  # type: ignore[no-any-return]
 
@@ -351,7 +352,7 @@ def _keys(model: ViTModel, encoder: Encoder, mae: ViTMAEForPreTraining | None, d
     keys = compare_keys(encoder, written, from_transformers_names(model.state_dict()), unused={}, missing={})
     if mae is None:
         return keys
-    missing = {} if decoder else {"mask_token|decoder_.*": "the decoder, of which the encoder file knows nothing"}
+    missing = {} if decoder else {"mask_token|decoder_.*": "the decoder, which is not part of the encoder file"}
     written |= decoder.state if decoder else {}
     more = compare_keys(encoder, written, from_transformers_names(mae.state_dict()), unused={}, missing=missing)
     return Keys(

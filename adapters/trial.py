@@ -1,4 +1,4 @@
-"""A config is tried out: its own pipelines on a picture, one training step, one inference step, where a machine can do them."""
+"""Trial runs of users' configs: the report of their steps, and an estimate of what a step costs."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ class TrialReport:
         return any(step.outcome == "failed" for step in self.steps)
 
     def note(self, name: str, outcome: str, detail: str) -> None:
-        """Write down what came of a step."""
+        """Record the outcome of a step."""
         self.steps.append(Step(name, outcome, detail))
 
     def fault(self, name: str, detail: str) -> None:
-        """Write down what a step would fail of, once."""
+        """Record a failure, each detail once."""
         if all(step.detail != detail for step in self.steps):
             self.note(name, "failed", detail)
 
     def leave_out(self, reason: str) -> None:
-        """Write down why there is no training and no inference step."""
+        """Record why there is no training and no inference step."""
         for name in ("training step", "inference step"):
             self.note(name, "not run", f"{reason}; the sizes fit, as computed")
 
     def run(self, name: str, action: Callable[[], tuple[str, T]]) -> T | None:
-        """Do a step, which gives what to write down and its result; None where it failed or an earlier one had."""
+        """Run a step, which returns a detail and its result; None if it or an earlier step failed."""
         if self.failed:
             self.note(name, "not run", "an earlier step failed")
             return None
@@ -85,7 +85,7 @@ class _Bytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def check_drop_path(trial: TrialReport, backbone: nn.Module, key: str) -> None:
-    """Note rates of drop path that are no probabilities, which the frameworks compute with all the same."""
+    """Record drop path rates that are no probabilities, which the frameworks accept."""
     rates = {
         float(rate) for module in backbone.modules() if isinstance(rate := getattr(module, "drop_prob", None), float)
     }
@@ -135,7 +135,7 @@ def speed() -> float:
 
 
 def available_memory() -> float | None:
-    """Bytes that a process may still take; None where the system doesn't say."""
+    """Bytes of memory that are available; None where the system doesn't report them."""
     try:
         with open("/proc/meminfo") as file:
             lines = dict(line.split(":", 1) for line in file)
@@ -148,5 +148,5 @@ def available_memory() -> float | None:
 
 
 def times(size: Any) -> str:
-    """A size (height, width) in words: 48×64."""
+    """A size (height, width) as text: 48×64."""
     return f"{int(size[0])}×{int(size[1])}"

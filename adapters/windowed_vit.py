@@ -254,7 +254,7 @@ def relative_table(table: Tensor, side: int) -> Tensor:
 def load_weights(net: PlainViT, state: Mapping[str, Tensor]) -> None:
     """Load a state dict under timm's names; raises ValueError for a tensor that is missing or of another shape.
 
-    The class token and the final norm stay behind where ``net`` has none; relative positions that ``state`` has not
+    The class token and the final norm are left out where ``net`` has none; relative positions that ``state`` has not
     stay as they are.
     """
     own = {name: tensor for name, tensor in net.state_dict().items() if name in state or ".attn.rel_pos_" not in name}

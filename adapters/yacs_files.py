@@ -1,4 +1,4 @@
-"""yacs configs, read as plain data with their ``_BASE_`` chain: no YAML tag runs, nothing is downloaded."""
+"""Reads yacs configs as plain data with their ``_BASE_`` chain: no YAML tag runs, nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def base_file(path: Path, base: object) -> Path:
 
 
 def merge(values: Mapping[str, Any], into: dict[str, Any], path: Path) -> None:
-    """Put ``values`` over those of ``into``, key by key."""
+    """Merge ``values`` into ``into``, key by key."""
     for key, value in values.items():
         held = into.get(key)
         if isinstance(value, dict) and key in into:
@@ -58,7 +58,7 @@ def merge(values: Mapping[str, Any], into: dict[str, Any], path: Path) -> None:
 
 
 def read_plain_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file without tags; raises MaeliftError for anything else, and for too much of it."""
+    """The mapping in a YAML file without tags; raises MaeliftError for other content, and for files over the limits."""
     try:
         text = read_regular_text(path, limit=LARGEST_FILE)
         root = yaml.compose(text, Loader=yaml.SafeLoader)

@@ -1,4 +1,4 @@
-"""``maelift export``: an encoder file for another framework, as adapters/export.py does it, or a whole model as ONNX."""
+"""The command ``maelift export`` for all files: encoder files (adapters/export.py), and full models as ONNX."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ images = np.zeros((1, {channels}, {height}, {width}), np.float32)  # {meaning}
 
 
 def export(config: ExportConfig) -> ExportResult:
-    """Write an encoder file for ``config.to``, or the whole model of a model file as ONNX: the whole folder, or nothing.
+    """Write an encoder file for ``config.to``, or the full model of a model file as ONNX: the complete folder, or nothing.
 
     Raises MaeliftError as the adapters do, and CheckpointError for models that have no graph.
     """
@@ -69,12 +69,12 @@ def plan(config: ExportConfig) -> Plan:
 def _checked(config: ExportConfig) -> tuple[ModelFile, OnnxExport]:
     if not isinstance(config, OnnxExport):
         raise CheckpointError(
-            f"{config.encoder}: a whole model, which goes to onnx only. For {config.to} give an encoder file: the "
+            f"{config.encoder}: a full model, which can be exported to onnx only. For {config.to} give an encoder file: the "
             "encoder.safetensors beside it, where there is one."
         )
     for key in ("image_size", "patch_size"):
         if getattr(config, key) is not None:
-            raise ConfigError(key, getattr(config, key), "null: a whole model keeps the size that it was trained at")
+            raise ConfigError(key, getattr(config, key), "null: a full model has the size that it was trained at")
     file = read_model(config.encoder)
     if file.task == "detect":
         raise CheckpointError(
@@ -123,7 +123,7 @@ def _notes(model: nn.Module) -> tuple[str, ...]:
 
 
 def certify_graph(file: ModelFile, model: nn.Module, path: Path, config: OnnxExport) -> Certificate:
-    """Hold a written graph, as onnxruntime runs it, against the model: the logits of several sizes, two images and one."""
+    """Compare a written graph, as onnxruntime runs it, with the model: logits of several sizes, of two images and of one."""
     session = onnx.session(str(path))
     model = model.eval().float()
     spec, preprocessing = file.spec, file.preprocessing

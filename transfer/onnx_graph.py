@@ -184,20 +184,20 @@ def _tensor(nodes: Nodes, name: str, tensor: Tensor) -> str:
 
 @dataclass(frozen=True)
 class _Shape:
-    """The shape of a value, or an item or part of it, as a head's Python sees it."""
+    """The shape of a value, or a part of it, in the traced code of a head."""
 
     value: str
 
 
 class _HeadTracer(fx.Tracer):
-    """Follows a head's Python; its own layers are single nodes."""
+    """Traces a head's Python; its own layers are single nodes."""
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         return isinstance(module, ChannelNorm | nn.LayerNorm) or super().is_leaf_module(module, name)
 
 
 class HeadNodes:
-    """Turns the layers of a segmentation head into nodes, as torch.fx finds them called."""
+    """Writes a segmentation head as nodes, layer by layer, in the order that torch.fx traces."""
 
     def __init__(self, nodes: Nodes, source: str) -> None:
         self.nodes, self.source = nodes, source

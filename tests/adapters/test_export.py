@@ -168,7 +168,7 @@ def test_channels_go_over_in_their_order(tmp_path: Path, capsys: pytest.CaptureF
     for name in ("timm", "transformers"):
         framework(name)
         assert main(["export", file, "--to", name, f"out={tmp_path}/{name}"]) == 2
-        assert f"blue, green, red, and {name} reads pictures as red, green, blue" in capsys.readouterr().err
+        assert f"blue, green, red, and {name} reads images as red, green, blue" in capsys.readouterr().err
         assert not (tmp_path / name).exists()
 
 

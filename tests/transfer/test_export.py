@@ -124,7 +124,7 @@ def test_what_has_no_graph_is_refused_in_a_line(tmp_path: Path, capsys: pytest.C
     for path, words, expected in (
         (tmp_path / "detector.safetensors", ("--to", "onnx"), "a detector"),
         (windows, ("--to", "onnx"), "window_size=2"),
-        (plain, ("--to", "timm"), "a whole model, which goes to onnx only"),
+        (plain, ("--to", "timm"), "a full model, which can be exported to onnx only"),
         (plain, ("--to", "onnx", "image_size=64"), "image_size=64"),
     ):
         assert main(["export", str(path), *words, f"out={tmp_path / 'out'}"]) == 2
