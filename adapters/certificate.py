@@ -95,10 +95,10 @@ class Certificate:
     def with_steps(self, steps: Sequence[Step]) -> Certificate:
         """The certificate with the steps of a trial run; failed steps come after wrong settings of the config."""
         wrong = {f"{name}: {reason}" for name, reason in self.keys.wrong.items()}
-        said = tuple(failure for failure in self.failures if failure in wrong)
+        settings = tuple(failure for failure in self.failures if failure in wrong)
         failed = tuple(f"{step.name}: {step.detail}" for step in steps if step.outcome == "failed")
         others = tuple(failure for failure in self.failures if failure not in wrong)
-        return replace(self, failures=(*said, *failed, *others), steps=(*self.steps, *steps))
+        return replace(self, failures=(*settings, *failed, *others), steps=(*self.steps, *steps))
 
     def to_json(self) -> str:
         """The certificate as one JSON document."""

@@ -71,8 +71,8 @@ def detectron2_checkpoint(name: str, *, key: str) -> dict[str, object]:
         state = content.get("model_state")
         if not isinstance(state, Mapping):
             raise CheckpointError(f"{key}={name}: no model_state in it, which detectron2 expects in a .pyth file.")
-        kept = {entry: value for entry, value in state.items() if not entry.endswith("num_batches_tracked")}
-        return {"model": kept, "matching_heuristics": True}
+        tensors = {entry: value for entry, value in state.items() if not entry.endswith("num_batches_tracked")}
+        return {"model": tensors, "matching_heuristics": True}
     if not isinstance(content.get("model"), Mapping):
         content = {"model": content}
     state = content["model"]
@@ -110,12 +110,12 @@ def check_described(
     parameters = numbers.get("depth", 1.0) * dim * dim * (4 + 2 * ratio)
     parameters += dim * (numbers.get("patches", 0.0) + numbers.get("channels", 0.0))
     try:
-        held = check_regular(weights).st_size
+        size = check_regular(weights).st_size
     except OSError as error:
         raise CheckpointError(f"{weights}: {(error.strerror or str(error)).lower()}. Expected weights.") from error
-    if parameters > held:
+    if parameters > size:
         raise CheckpointError(
-            f"{config}: describes a model of {parameters:.3g} parameters or more, and {weights.name} has {held:,} bytes. "
+            f"{config}: describes a model of {parameters:.3g} parameters or more, and {weights.name} has {size:,} bytes. "
             "Expected the config that was written with these weights."
         )
 

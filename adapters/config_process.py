@@ -115,8 +115,10 @@ def _last_line(log: str) -> str:
     with open(log, "rb") as file:
         file.seek(max(0, os.path.getsize(log) - 2000))
         lines = file.read().decode("utf-8", "replace").split("\n")
-    said = next((line for line in reversed(lines) if line.strip()), "")
-    return f" (its last line: {''.join(letter for letter in said if letter.isprintable())[-200:]})" if said else ""
+    printed = next((line for line in reversed(lines) if line.strip()), "")
+    return (
+        f" (its last line: {''.join(letter for letter in printed if letter.isprintable())[-200:]})" if printed else ""
+    )
 
 
 def _checked(answer: bytes, token: bytes, request: Request) -> Certificate:

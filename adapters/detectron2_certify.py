@@ -230,7 +230,7 @@ def candidate(loaded: LoadedDetector, encoder: Encoder, image_size: tuple[int, i
     keys = compare_keys(encoder, written, loaded.model.state_dict(), unused=UNUSED, missing=MISSING)
 
     def prepare(stored: Sequence[Pixels]) -> Tensor:
-        images = [torch.as_tensor(np.ascontiguousarray(picture.transpose(2, 0, 1))) for picture in read(stored)]
+        images = [torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1))) for image in read(stored)]
         return torch.stack([(image - loaded.pixel_mean) / loaded.model.pixel_std for image in images])
 
     def read(stored: Sequence[Pixels]) -> Sequence[Pixels]:
@@ -238,8 +238,8 @@ def candidate(loaded: LoadedDetector, encoder: Encoder, image_size: tuple[int, i
 
         if image_format(encoder.preprocessing) is None:
             return stored
-        for number, picture in enumerate(stored):
-            drawn = picture[..., ::-1] if is_bgr(encoder.preprocessing) else picture  # files are red, green, blue
+        for number, image in enumerate(stored):
+            drawn = image[..., ::-1] if is_bgr(encoder.preprocessing) else image  # files are red, green, blue
             Image.fromarray(drawn.squeeze(2) if drawn.shape[2] == 1 else drawn).save(scratch / f"{number}.png")
         return [read_image(str(scratch / f"{number}.png"), loaded.formats[0]) for number in range(len(stored))]
 
@@ -272,14 +272,14 @@ def diagnosis(loaded: LoadedDetector, encoder: Encoder) -> tuple[str, ...]:
         ("pixel_mean", encoder.preprocessing.pixel_mean),
         ("pixel_std", encoder.preprocessing.pixel_std),
     ):
-        held = getattr(loaded.model, name).flatten().tolist()
-        if not all_close(held, means):
-            found.append(f"{name} is {float32_numbers(held)}, but the encoder's is {float32_numbers(means)}")
+        values = getattr(loaded.model, name).flatten().tolist()
+        if not all_close(values, means):
+            found.append(f"{name} is {float32_numbers(values)}, but the encoder's is {float32_numbers(means)}")
     norms = [module for module in loaded.vit.modules() if isinstance(module, nn.LayerNorm)]
-    for what, held, wanted_number in (
+    for what, values, wanted_number in (
         ("eps in the LayerNorms", {norm.eps for norm in norms}, encoder.spec.norm_eps),
         ("heads of attention", {block.attn.num_heads for block in loaded.vit.blocks}, encoder.spec.num_heads),
     ):
-        if held != {wanted_number}:
-            found.append(f"{what}: {', '.join(map(str, sorted(held)))}, but the encoder's is {wanted_number}")
+        if values != {wanted_number}:
+            found.append(f"{what}: {', '.join(map(str, sorted(values)))}, but the encoder's is {wanted_number}")
     return tuple(found)

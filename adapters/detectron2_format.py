@@ -75,7 +75,7 @@ def quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def all_close(held: Sequence[float], wanted: Sequence[float]) -> bool:
-    return len(held) == len(wanted) and all(
-        math.isclose(one, other, rel_tol=1e-5, abs_tol=1e-3) for one, other in zip(held, wanted, strict=True)
+def all_close(given: Sequence[float], expected: Sequence[float]) -> bool:
+    return len(given) == len(expected) and all(
+        math.isclose(one, other, rel_tol=1e-5, abs_tol=1e-3) for one, other in zip(given, expected, strict=True)
     )

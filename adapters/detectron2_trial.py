@@ -54,9 +54,9 @@ def run_trial(
             name = "training images" if part == "train" else "test images"
             mapper = parts.mappers.get(part)
             if mapper is None:
-                trial.note(name, "not run", f"the config has no {parts.key.format(part)}")
+                trial.record(name, "not run", f"the config has no {parts.key.format(part)}")
             elif image_format(encoder.preprocessing) is None:
-                trial.note(
+                trial.record(
                     name, "not run", "detectron2 can't read such images, and mappers of your own need their data"
                 )
             else:
@@ -74,7 +74,7 @@ def run_trial(
     reason = untrainable_reason(model) if certified else "the certificate failed"
     reason = reason or skip_reason(cost(model, train[:2]), step_seconds)
     if reason is not None:
-        trial.leave_out(reason)
+        trial.skip_steps(reason)
         return tuple(trial.steps)
     trial.run("training step", partial(train_step, model, train[:2], parts.optimizer))
     trial.run("inference step", partial(test_step, model, test[0]))
@@ -98,8 +98,8 @@ def run_mapper(
             try:
                 sample = mapper(record)
             except Exception as error:
-                said = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
-                raise CheckpointError(f"{key} fails on an image of {times(size)} pixels ({said})") from error
+                reason = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+                raise CheckpointError(f"{key} fails on an image of {times(size)} pixels ({reason})") from error
             if sample is not None:
                 found.append(sample)
     if not found:
@@ -144,7 +144,7 @@ def check_windows(model: Any, vit: Any, images: Sequence[Tensor]) -> tuple[str, 
     for image in images:
         grid = [side // patch for side in grid_of(model, image)]
         if any(side % window for side in grid):
-            tiling = [side for side in range(2, min(grid) + 1) if all(whole % side == 0 for whole in grid)]
+            tiling = [side for side in range(2, min(grid) + 1) if all(length % side == 0 for length in grid)]
             due = min(tiling, key=lambda side: abs(side - window), default=0)
             raise CheckpointError(
                 f"model.backbone.net.window_size={window} doesn't tile the {times(grid)} patches of an image, so that detectron2 "
@@ -174,8 +174,8 @@ def write_record(encoder: Encoder, size: tuple[int, int], folder: Path, name: st
     from detectron2.structures import BoxMode
 
     height, width = size
-    picture = sample_images(size, encoder.spec.channels)[0]
-    drawn = picture[..., ::-1] if is_bgr(encoder.preprocessing) else picture
+    pixels = sample_images(size, encoder.spec.channels)[0]
+    drawn = pixels[..., ::-1] if is_bgr(encoder.preprocessing) else pixels
     path = folder / f"{name}.png"
     Image.fromarray(np.ascontiguousarray(drawn.squeeze(2) if drawn.shape[2] == 1 else drawn)).save(path)
     annotations = []
@@ -199,12 +199,12 @@ def synthetic_sample(model: Any, vit: Any, encoder: Encoder) -> dict[str, Any]:
     from detectron2.structures import BitMasks, Boxes, Instances
 
     side = square_pad(model) or max(max(encoder.spec.image_size), 2 * coarsest_stride(model))
-    picture = sample_images((side, side), encoder.spec.channels, encoder.preprocessing.value_range)[0]
+    pixels = sample_images((side, side), encoder.spec.channels, encoder.preprocessing.value_range)[0]
     target = Instances((side, side))
     target.gt_boxes = Boxes(torch.tensor([[0.1 * side, 0.1 * side, 0.8 * side, 0.9 * side]]))
     target.gt_classes = torch.zeros(1, dtype=torch.int64)
     target.gt_masks = BitMasks(torch.ones(1, side, side))
-    image = torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1)))
+    image = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
     return {"image": image, "instances": target, "height": side, "width": side}
 
 

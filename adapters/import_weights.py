@@ -187,8 +187,8 @@ def _changed(config: ImportConfig, base: Preprocessing, source: str, channels: i
     if "value_range" in changes:
         low, high = changes["value_range"]
         changes["bit_depth"] = max(8, int(high - low).bit_length())
-    whole = {"mean", "std"} <= set(changes)
-    return replace(base, **changes), given if whole else f"{given}; the rest: {source}"
+    complete = {"mean", "std"} <= set(changes)
+    return replace(base, **changes), given if complete else f"{given}; the rest: {source}"
 
 
 def preprocessing_beside(path: Path, channels: int) -> tuple[Preprocessing, str]:

@@ -134,7 +134,7 @@ def mae_candidate(config: Any, backbone: Any, encoder: Encoder) -> Candidate:
     )
 
 
-def mae_keys(net: Any, encoder: Encoder, faults: Mapping[str, str]) -> Keys:
+def mae_keys(net: Any, encoder: Encoder, issues: Mapping[str, str]) -> Keys:
     """The tensors of an MAE backbone against the encoder's, and the values of those without a counterpart in the encoder."""
     expected = mae_state(encoder)
     if net.final_norm:
@@ -160,7 +160,7 @@ def mae_keys(net: Any, encoder: Encoder, faults: Mapping[str, str]) -> Keys:
             f"out_indices={list(net.out_indices)}: no block of 0 to {encoder.spec.depth - 1}. Set "
             f"model.backbone.out_indices={upernet_blocks(encoder.spec.depth)}."
         )
-    return replace(keys, wrong={**wrong, **faults, **keys.wrong})
+    return replace(keys, wrong={**wrong, **issues, **keys.wrong})
 
 
 def vit_candidate(config: Any, backbone: PlainViT, encoder: Encoder, image_size: tuple[int, int]) -> Candidate:

@@ -59,8 +59,8 @@ def prepare(config: Any, encoder: Encoder, stored: Sequence[Pixels]) -> Tensor:
     pipeline = Compose([*reading_steps(config, "test_dataloader"), {"type": "PackSegInputs"}])
     with tempfile.TemporaryDirectory() as folder:
         packed = [
-            pipeline({"img_path": write_image(picture, encoder, Path(folder) / f"{number}")})
-            for number, picture in enumerate(stored)
+            pipeline({"img_path": write_image(image, encoder, Path(folder) / f"{number}")})
+            for number, image in enumerate(stored)
         ]
     channels = packed[0]["inputs"].shape[0]
     if channels != encoder.spec.channels:
@@ -78,15 +78,15 @@ def type_name(step: Mapping[str, Any]) -> str:
     return kind if isinstance(kind, str) else str(kind.__name__)
 
 
-def write_image(picture: Pixels, encoder: Encoder, path: Path) -> str:
+def write_image(image: Pixels, encoder: Encoder, path: Path) -> str:
     """Write an image (H, W, C) in the usual format for its kind: PNG of 8 or 16 bits, TIFF for more channels."""
-    channels = picture.shape[2]
+    channels = image.shape[2]
     if channels not in (1, 3):
-        return write_tiff(picture, path.with_suffix(".tif"))
-    rgb = picture[:, :, ::-1] if is_bgr(encoder.preprocessing) else picture
+        return write_tiff(image, path.with_suffix(".tif"))
+    rgb = image[:, :, ::-1] if is_bgr(encoder.preprocessing) else image
     low, high = encoder.preprocessing.value_range
     file = path.with_suffix(".png")
-    if picture.dtype == np.uint8:
+    if image.dtype == np.uint8:
         Image.fromarray(np.ascontiguousarray(rgb if channels == 3 else rgb[:, :, 0])).save(file)
     elif low >= 0 and high <= 65535:
         import cv2
@@ -97,14 +97,14 @@ def write_image(picture: Pixels, encoder: Encoder, path: Path) -> str:
     return str(file)
 
 
-def write_tiff(picture: Pixels, path: Path) -> str:
+def write_tiff(image: Pixels, path: Path) -> str:
     """Write a TIFF, its channels side by side."""
     try:
         import tifffile
     except ModuleNotFoundError as error:
         raise MaeliftError(
-            f"tifffile is not installed, and mmcv reads images of {picture.shape[2]} channels with it. Install it: "
+            f"tifffile is not installed, and mmcv reads images of {image.shape[2]} channels with it. Install it: "
             "pip install tifffile"
         ) from error
-    tifffile.imwrite(path, picture, photometric="minisblack", planarconfig="contig")
+    tifffile.imwrite(path, image, photometric="minisblack", planarconfig="contig")
     return str(path)

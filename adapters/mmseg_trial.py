@@ -49,7 +49,7 @@ def run_trial(
         cost = cost_of(model, lambda empty: empty._forward(torch.empty(shape, device="meta")))
         reason = skip_reason(with_windows(cost, config, sample), step_seconds)
     if reason is not None:
-        trial.leave_out(reason)
+        trial.skip_steps(reason)
         return tuple(trial.steps)
     trial.run("training step", partial(train_step, model, batch))
     trial.run("inference step", partial(test_step, model, sample))
@@ -73,7 +73,7 @@ def check_blocks(trial: TrialReport, config: Any, model: Any) -> None:
     least = 0 if hasattr(model.backbone, "layers") else -depth  # MaeliftViT counts negative ones from the end
     if any(not least <= block < depth for block in given):
         blocks = upernet_blocks(depth)
-        trial.fault(
+        trial.fail(
             "blocks",
             f"model.backbone.out_indices={list(given)}: the encoder has blocks 0 to {depth - 1}. Set out_indices={blocks}, and "
             f"neck and heads for {len(blocks)} map{'s' if len(blocks) > 1 else ''} (docs/mmseg.md)",
@@ -158,7 +158,7 @@ def check_sliding(trial: TrialReport, config: Any, size: tuple[int, int] | None)
     crop = tuple(settings.get("crop_size", ()))
     if crop != size:
         stride = tuple(side * 2 // 3 for side in size)
-        trial.fault(
+        trial.fail(
             "sliding window",
             f"model.test_cfg.crop_size={crop}: the backbone takes img_size={size} only. Set model.test_cfg.crop_size={size} "
             f"and stride={stride}",
@@ -176,7 +176,7 @@ def train_batch(
     items = []
     for number in range(MIXED):
         image, mask = write_sample(
-            encoder, picture_size(size or encoder.spec.image_size), classes, folder, f"train{number}"
+            encoder, sample_size(size or encoder.spec.image_size), classes, folder, f"train{number}"
         )
         items.append(packed(pipeline, dataset, image, mask, TRAIN))
     largest = [max(item["inputs"].shape[axis] for item in items) for axis in (1, 2)]
@@ -198,7 +198,7 @@ def test_batch(
 ) -> tuple[str, dict[str, Any]]:
     """An image as the test pipeline gives it, for ``test_step``."""
     dataset = dataset_of(config, TEST)
-    image, mask = write_sample(encoder, picture_size(size or encoder.spec.image_size), 2, folder, "test")
+    image, mask = write_sample(encoder, sample_size(size or encoder.spec.image_size), 2, folder, "test")
     item = packed(composed(dataset, TEST), dataset, image, mask, TEST)
     sample = {"inputs": [item["inputs"]], "data_samples": [item["data_samples"]]}
     mode = (config.model.get("test_cfg") or {}).get("mode")
@@ -324,15 +324,15 @@ def write_sample(encoder: Encoder, size: tuple[int, int], classes: int, folder: 
     """Write an image and a mask of blocks of classes as files."""
     from .mmseg_images import write_image
 
-    picture = sample_images(size, encoder.spec.channels, encoder.preprocessing.value_range)[0]
-    image = write_image(picture, encoder, folder / name)
+    pixels = sample_images(size, encoder.spec.channels, encoder.preprocessing.value_range)[0]
+    image = write_image(pixels, encoder, folder / name)
     rows, columns = np.indices(size)
     mask = ((rows * 4 // size[0] + columns * 4 // size[1]) % max(2, min(classes, 4))).astype(np.uint8)
     Image.fromarray(mask).save(folder / f"{name}_mask.png")
     return image, str(folder / f"{name}_mask.png")
 
 
-def picture_size(size: tuple[int, int]) -> tuple[int, int]:
+def sample_size(size: tuple[int, int]) -> tuple[int, int]:
     """The size of an image larger than the crop, of another shape, and of no round size."""
     return size[0] * 5 // 4 + 3, size[1] * 3 // 2 + 5
 
@@ -345,5 +345,5 @@ def kind_of(settings: Mapping[str, Any]) -> str:
 
 def first_line(error: Exception) -> str:
     """The type and first line of an error."""
-    said = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    return f"{type(error).__name__}{f': {said[:200]}' if said else ''}"
+    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return f"{type(error).__name__}{f': {reason[:200]}' if reason else ''}"

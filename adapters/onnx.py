@@ -264,7 +264,7 @@ def session(model: str | bytes) -> Any:
 
 
 def _batch(stored: Sequence[Pixels]) -> NDArray[np.float32]:
-    return np.stack([np.asarray(picture, np.float32).transpose(2, 0, 1) for picture in stored])
+    return np.stack([np.asarray(image, np.float32).transpose(2, 0, 1) for image in stored])
 
 
 def usage(

@@ -225,8 +225,8 @@ def _compare(candidate: Candidate, size: tuple[int, int]) -> SizeResult:
                 class_token=candidate.class_token,
                 windows=candidate.windows,
             )
-            whole = candidate.from_stored if dtype == torch.float32 else None
-            features = whole(stored) if whole else candidate.features(theirs.to(dtype))
+            from_stored = candidate.from_stored if dtype == torch.float32 else None
+            features = from_stored(stored) if from_stored else candidate.features(theirs.to(dtype))
             found[dtype] = [_difference(*pair) for pair in zip(features, expected, strict=True)]
         levels = tuple(
             LevelResult(level.name, level.block, {dtype_name(dtype): row[number] for dtype, row in found.items()})

@@ -44,10 +44,10 @@ def from_timm(name: str, key: str) -> EncoderFile:
             "and the network; or fetch them elsewhere and give the file."
         ) from error
     settings = model.pretrained_cfg
-    said = replace(hints_of_model(model, "timm"), sources=("timm",))
-    if said.refusal:
+    hints = replace(hints_of_model(model, "timm"), sources=("timm",))
+    if hints.refusal:
         raise CheckpointError(
-            f"{key}={TIMM}{name}: not a plain ViT ({said.refusal.removeprefix('timm: ')}). Expected one, as "
+            f"{key}={TIMM}{name}: not a plain ViT ({hints.refusal.removeprefix('timm: ')}). Expected one, as "
             "vit_base_patch16_224.mae."
         )
     usual = Preprocessing(channel_names(3), tuple(settings["mean"]), tuple(settings["std"]))
@@ -55,6 +55,6 @@ def from_timm(name: str, key: str) -> EncoderFile:
         usual = replace(usual, interpolation=settings["interpolation"])
     source = f"{TIMM}{name}"
     selected = SelectedState(dict(model.state_dict()))
-    file = EncoderFile.of_converted(convert_encoder(selected, source, hints=said, preprocessing=usual), source)
+    file = EncoderFile.of_converted(convert_encoder(selected, source, hints=hints, preprocessing=usual), source)
     provenance = Provenance(method=f"timm {name}", parent=f"{TIMM}{name}", licence=settings.get("license"))
     return replace(file, provenance=provenance)

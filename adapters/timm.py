@@ -269,11 +269,11 @@ def candidate(model: VisionTransformer, encoder: Encoder) -> Candidate:
 
     def prepare(stored: Sequence[Pixels]) -> Tensor:
         if spec.channels in (1, 3, 4):
-            squeezed = [picture[..., 0] if spec.channels == 1 else picture for picture in stored]
-            return torch.stack([transform(Image.fromarray(picture)) for picture in squeezed])
+            squeezed = [image[..., 0] if spec.channels == 1 else image for image in stored]
+            return torch.stack([transform(Image.fromarray(image)) for image in squeezed])
         # PIL has no such pictures: only the last two steps, to a tensor and normalising, take arrays.
         to_tensor, normalize = transform.transforms[-2:]
-        return torch.stack([normalize(to_tensor(picture)) for picture in stored])
+        return torch.stack([normalize(to_tensor(image)) for image in stored])
 
     def features(images: Tensor) -> list[Tensor]:
         net = model.to(images.dtype)

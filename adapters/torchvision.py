@@ -142,7 +142,7 @@ def candidate(
         net.attend_everywhere()
 
     def prepare(stored: Sequence[Pixels]) -> Tensor:
-        images = [torch.from_numpy(np.asarray(picture, np.float32)).permute(2, 0, 1) for picture in stored]
+        images = [torch.from_numpy(np.asarray(image, np.float32)).permute(2, 0, 1) for image in stored]
         return torch.stack([transform.normalize((image - low) / (high - low)) for image in images])
 
     return Candidate(

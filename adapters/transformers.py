@@ -326,7 +326,7 @@ def candidate(
     def prepare(stored: Sequence[Pixels]) -> Tensor:
         size = {"height": image_size[0], "width": image_size[1]}
         if spec.channels == 3 and stored[0].dtype == np.uint8:
-            pixels = processor([Image.fromarray(picture) for picture in stored], size=size, return_tensors="pt")
+            pixels = processor([Image.fromarray(image) for image in stored], size=size, return_tensors="pt")
         else:  # for other images transformers 4 needs the layout as an argument, and can't resize them
             pixels = processor(list(stored), do_resize=False, input_data_format="channels_last", return_tensors="pt")
         return pixels["pixel_values"]  # type: ignore[no-any-return]

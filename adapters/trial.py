@@ -31,35 +31,35 @@ class TrialReport:
     def failed(self) -> bool:
         return any(step.outcome == "failed" for step in self.steps)
 
-    def note(self, name: str, outcome: str, detail: str) -> None:
+    def record(self, name: str, outcome: str, detail: str) -> None:
         """Record the outcome of a step."""
         self.steps.append(Step(name, outcome, detail))
 
-    def fault(self, name: str, detail: str) -> None:
+    def fail(self, name: str, detail: str) -> None:
         """Record a failure, each detail once."""
         if all(step.detail != detail for step in self.steps):
-            self.note(name, "failed", detail)
+            self.record(name, "failed", detail)
 
-    def leave_out(self, reason: str) -> None:
+    def skip_steps(self, reason: str) -> None:
         """Record why there is no training and no inference step."""
         for name in ("training step", "inference step"):
-            self.note(name, "not run", f"{reason}; the sizes fit, as computed")
+            self.record(name, "not run", f"{reason}; the sizes fit, as computed")
 
     def run(self, name: str, action: Callable[[], tuple[str, T]]) -> T | None:
         """Run a step, which returns a detail and its result; None if it or an earlier step failed."""
         if self.failed:
-            self.note(name, "not run", "an earlier step failed")
+            self.record(name, "not run", "an earlier step failed")
             return None
         try:
             with seeded_rng(0, "trial of a config"):
                 detail, result = action()
         except MaeliftError as error:
-            self.note(name, "failed", str(error))
+            self.record(name, "failed", str(error))
         except Exception as error:  # whatever a config's own parts raise
             reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-            self.note(name, "failed", f"{type(error).__name__}{f': {reason[:300]}' if reason else ''}")
+            self.record(name, "failed", f"{type(error).__name__}{f': {reason[:300]}' if reason else ''}")
         else:
-            self.note(name, "passed", detail)
+            self.record(name, "passed", detail)
             return result
         return None
 
@@ -91,7 +91,7 @@ def check_drop_path(trial: TrialReport, backbone: nn.Module, key: str) -> None:
     }
     wrong = [rate for rate in rates if not 0 <= rate < 1]
     if wrong:
-        trial.fault("drop path", f"{key}: rates up to {max(wrong, key=abs):g}. Set it to at least 0, and below 1")
+        trial.fail("drop path", f"{key}: rates up to {max(wrong, key=abs):g}. Set it to at least 0, and below 1")
 
 
 def cost_of(model: nn.Module, forward: Callable[[Any], object]) -> Cost | None:

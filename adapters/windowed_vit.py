@@ -86,7 +86,7 @@ class PlainViT(nn.Module):
         self.prefix = int(class_position)  # positions before those of the patches
         self.pos_embed = nn.Parameter(torch.zeros(1, self.prefix + math.prod(self.grid), embed_dim))
         everywhere = {index % depth for index in global_blocks}
-        whole = relative_grid or self.grid
+        full_grid = relative_grid or self.grid
         self.blocks = nn.ModuleList(
             Block(
                 embed_dim,
@@ -95,7 +95,7 @@ class PlainViT(nn.Module):
                 norm_eps,
                 window=0 if number in everywhere else window_size,
                 drop_path=drop_path * number / max(1, depth - 1),
-                relative_grid=whole if use_rel_pos else None,
+                relative_grid=full_grid if use_rel_pos else None,
                 act=act,
             )
             for number in range(depth)

@@ -48,11 +48,11 @@ def base_file(path: Path, base: object) -> Path:
 def merge(values: Mapping[str, Any], into: dict[str, Any], path: Path) -> None:
     """Merge ``values`` into ``into``, key by key."""
     for key, value in values.items():
-        held = into.get(key)
+        found = into.get(key)
         if isinstance(value, dict) and key in into:
-            if not isinstance(held, dict):
-                raise MaeliftError(f"{path}: {key} has keys of its own, but its {BASE} has the value {held!r} there.")
-            merge(value, held, path)
+            if not isinstance(found, dict):
+                raise MaeliftError(f"{path}: {key} has keys of its own, but its {BASE} has the value {found!r} there.")
+            merge(value, found, path)
         else:
             into[key] = value
 

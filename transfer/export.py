@@ -104,10 +104,12 @@ def _export_model(file: ModelFile, folder: Path, config: OnnxExport) -> Bundle:
     )
     escaped = sum(line != name for line, name in zip(lines, file.classes, strict=True))
     names = "1 class has" if escaped == 1 else f"{escaped} classes have"
-    told = (
+    escape_note = (
         f"{names} a name of letters that are no text of one line: escaped in classes.txt, as it is in classes.json",
     )
-    return Bundle(files, certify_graph(file, model, path, config), usage, (*_notes(model), *(told if escaped else ())))
+    return Bundle(
+        files, certify_graph(file, model, path, config), usage, (*_notes(model), *(escape_note if escaped else ()))
+    )
 
 
 def _notes(model: nn.Module) -> tuple[str, ...]:

@@ -152,9 +152,9 @@ def _segmentor_nodes(file: ModelFile, model: Segmentor, config: OnnxExport) -> N
     given = [maps[number] for number in backbone.out_indices]
     given = given if len(given) == 4 else given[-1:]  # heads read four maps, or the last
     logits = HeadNodes(nodes, file.source).run(head, [padded, *given])
-    whole = _resized(nodes, logits, padded)
+    resized = _resized(nodes, logits, padded)
     begin = nodes.integers(0, 0)
-    nodes.add("Slice", [whole, begin, sides, nodes.integers(2, 3)], "logits")
+    nodes.add("Slice", [resized, begin, sides, nodes.integers(2, 3)], "logits")
     nodes.add("ArgMax", ["logits"], "classes", {"axis": 1, "keepdims": 0})
     return nodes
 
@@ -170,9 +170,9 @@ def _padded(nodes: Nodes, images: str, sides: str, divisor: int, least: int) -> 
 
 def _resized(nodes: Nodes, value: str, like: str) -> str:
     """Maps (B, C, h, w) at the size of ``like``: bilinear, as PyTorch does it without aligned corners."""
-    kept = nodes.add("Shape", [value], attributes={"start": 0, "end": 2})
+    batch = nodes.add("Shape", [value], attributes={"start": 0, "end": 2})
     sides = nodes.add("Shape", [like], attributes={"start": 2, "end": 4})
-    sizes = nodes.add("Concat", [kept, sides], attributes={"axis": 0})
+    sizes = nodes.add("Concat", [batch, sides], attributes={"axis": 0})
     how = {"mode": "linear", "coordinate_transformation_mode": "half_pixel"}
     return nodes.add("Resize", [value, "", "", sizes], attributes=how)
 
