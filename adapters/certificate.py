@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -12,6 +13,8 @@ import torch
 
 from ..core.errors import CheckpointError
 from ..core.files import atomic_write_text
+from ..core.optional_imports import versions
+from ..version import __version__
 
 CERTIFICATE_FILE = "certificate.json"
 LIMITS = {torch.float64: 1e-10, torch.float32: 1e-4}
@@ -238,3 +241,9 @@ def _by_reason(entries: Mapping[str, str]) -> list[tuple[str, str]]:
 
 def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
+
+
+def tool_versions(*distributions: str) -> dict[str, str]:
+    """The versions of maelift, Python and the installed ones of these distributions, for a certificate."""
+    found = versions(*dict.fromkeys(distributions))
+    return {"maelift": __version__, "python": platform.python_version(), **found}

@@ -17,6 +17,8 @@ from ..core.models.preprocessing import Preprocessing
 from ..core.optional_imports import require
 from .bundle import detector_state
 
+BACKBONE = "backbone.net."
+"""The prefix of the ViT's parameters in a detector with a pyramid."""
 FORMATS = {1: "L", 3: "RGB", 4: "RGBA"}
 """detectron2's names for images of so many channels, in the encoder's order; it reads no others."""
 
@@ -37,10 +39,6 @@ def float32_numbers(values: Sequence[float]) -> list[float]:
 
 def value_range_text(preprocessing: Preprocessing) -> str:
     return f"{preprocessing.value_range[0]:g} to {preprocessing.value_range[1]:g}"
-
-
-BACKBONE = "backbone.net."
-"""Where a detector with a pyramid holds its ViT."""
 
 
 def with_square_grid(encoder: Encoder, image_size: tuple[int, int]) -> Encoder:

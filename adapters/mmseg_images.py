@@ -32,12 +32,17 @@ def swaps_channels(preprocessor: Any) -> bool:
 
 def reading_steps(config: Any, loader: str) -> list[Any]:
     """The steps of a dataloader's pipeline that read images and normalise them; those of the other where there is none."""
-    dataset = (config.get(loader) or config.get("train_dataloader") or config.test_dataloader).dataset
-    while "dataset" in dataset:  # wrapped, as by RepeatDataset
-        dataset = dataset.dataset
+    dataset = unwrapped((config.get(loader) or config.get("train_dataloader") or config.test_dataloader).dataset)
     named = [(type_name(step), step) for step in dataset.pipeline]
     reading = [step for name, step in named if name.startswith("Load") and "Image" in name][:1]
     return reading + [step for name, step in named if name == "Normalize"]
+
+
+def unwrapped(dataset: Any) -> Any:
+    """The settings of a dataset without wrappers such as RepeatDataset."""
+    while "dataset" in dataset:
+        dataset = dataset.dataset
+    return dataset
 
 
 def build_preprocessor(config: Any) -> Any:
@@ -73,7 +78,7 @@ def prepare(config: Any, encoder: Encoder, stored: Sequence[Pixels]) -> Tensor:
 
 
 def type_name(step: Mapping[str, Any]) -> str:
-    """The name of a step, which newer configs give as a class."""
+    """The type in a config's dict, which newer configs give as a class."""
     kind = step["type"]
     return kind if isinstance(kind, str) else str(kind.__name__)
 

@@ -17,6 +17,7 @@ from ..core.errors import CheckpointError
 from ..core.models.encoder import Encoder
 from .certificate import Step
 from .mmseg_config import upernet_blocks
+from .mmseg_images import type_name, unwrapped, write_image
 from .parity import sample_images
 from .trial import Cost, TrialReport, check_drop_path, cost_of, skip_reason, times
 
@@ -101,7 +102,7 @@ def heads_fit(config: Any, model: Any, encoder: Encoder, size: tuple[int, int] |
                 maps = list(empty.neck(tuple(maps)))
             except (AssertionError, RuntimeError, IndexError, ValueError) as error:
                 raise CheckpointError(
-                    f"model.neck: {kind_of(config.model.neck)} doesn't take the backbone's {given} "
+                    f"model.neck: {type_name(config.model.neck)} doesn't take the backbone's {given} "
                     f"({first_line(error)}). Set its channels and scales for as many as model.backbone.out_indices names"
                 ) from error
         for name in ("decode_head", "auxiliary_head"):
@@ -181,7 +182,7 @@ def train_batch(
         items.append(packed(pipeline, dataset, image, mask, TRAIN))
     largest = [max(item["inputs"].shape[axis] for item in items) for axis in (1, 2)]
     if size is not None and (largest[0] > size[0] or largest[1] > size[1]):
-        steps = [kind_of(step) for step in dataset.pipeline]
+        steps = [type_name(step) for step in dataset.pipeline]
         where = f"{TRAIN}.dataset.pipeline.{steps.index('RandomCrop')}." if "RandomCrop" in steps else "RandomCrop's "
         raise CheckpointError(
             f"{TRAIN}.dataset.pipeline gives images of {times(largest)} pixels, and the backbone takes img_size={size} only. "
@@ -266,10 +267,7 @@ def dataset_of(config: Any, loader: str) -> Any:
     settings = config.get(loader) or (config.get("val_dataloader") if loader == TEST else None)
     if not settings:
         raise CheckpointError(f"the config has no {loader}, which mmseg's own tools need")
-    dataset = settings.dataset
-    while "dataset" in dataset:
-        dataset = dataset.dataset
-    return dataset
+    return unwrapped(settings.dataset)
 
 
 def composed(dataset: Any, loader: str) -> list[tuple[str, Any]]:
@@ -279,10 +277,10 @@ def composed(dataset: Any, loader: str) -> list[tuple[str, Any]]:
     steps = []
     for number, step in enumerate(dataset.pipeline):
         try:
-            steps.append((f"{loader}.dataset.pipeline.{number} ({kind_of(step)})", TRANSFORMS.build(step)))
+            steps.append((f"{loader}.dataset.pipeline.{number} ({type_name(step)})", TRANSFORMS.build(step)))
         except Exception as error:
             raise CheckpointError(
-                f"{loader}.dataset.pipeline.{number} ({kind_of(step)}): {first_line(error)}"
+                f"{loader}.dataset.pipeline.{number} ({type_name(step)}): {first_line(error)}"
             ) from error
     return steps
 
@@ -322,8 +320,6 @@ def reduces_zero(dataset: Any) -> bool:
 
 def write_sample(encoder: Encoder, size: tuple[int, int], classes: int, folder: Path, name: str) -> tuple[str, str]:
     """Write an image and a mask of blocks of classes as files."""
-    from .mmseg_images import write_image
-
     pixels = sample_images(size, encoder.spec.channels, encoder.preprocessing.value_range)[0]
     image = write_image(pixels, encoder, folder / name)
     rows, columns = np.indices(size)
@@ -335,12 +331,6 @@ def write_sample(encoder: Encoder, size: tuple[int, int], classes: int, folder: 
 def sample_size(size: tuple[int, int]) -> tuple[int, int]:
     """The size of an image larger than the crop, of another shape, and of no round size."""
     return size[0] * 5 // 4 + 3, size[1] * 3 // 2 + 5
-
-
-def kind_of(settings: Mapping[str, Any]) -> str:
-    """The type in a config's dict, which newer configs give as a class."""
-    kind = settings["type"]
-    return kind if isinstance(kind, str) else str(kind.__name__)
 
 
 def first_line(error: Exception) -> str:

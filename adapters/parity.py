@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import copy
-import platform
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,10 +15,8 @@ from torch import Tensor, nn
 from ..core.errors import CheckpointError
 from ..core.models.encoder import Encoder
 from ..core.models.encoder_spec import EncoderSpec
-from ..core.optional_imports import versions
 from ..core.seeding import stream
-from ..version import __version__
-from .certificate import Certificate, Difference, Keys, LevelResult, SizeResult, dtype_name, failures_of
+from .certificate import Certificate, Difference, Keys, LevelResult, SizeResult, dtype_name, failures_of, tool_versions
 
 IMAGES = 2
 
@@ -93,11 +89,7 @@ def measure_parity(
         keys=keys,
         sizes=tuple(results),
         failures=tuple(failures),
-        versions={
-            "maelift": __version__,
-            "python": platform.python_version(),
-            **versions(*dict.fromkeys((*distributions, "torch", "timm"))),
-        },
+        versions=tool_versions(*distributions, "torch", "timm"),
     )
 
 
@@ -250,6 +242,6 @@ def reason_for(name: str, reasons: Mapping[str, str]) -> str:
     return next((reason for pattern, reason in reasons.items() if re.fullmatch(pattern, name)), "")
 
 
-def tokens_of(features: Any) -> Tensor:
+def tokens_of(features: Tensor) -> Tensor:
     """A map of features (B, D, H, W) as tokens (B, H * W, D)."""
-    return features.flatten(2).transpose(1, 2)  # type: ignore[no-any-return]
+    return features.flatten(2).transpose(1, 2)

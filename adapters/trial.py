@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -147,6 +147,6 @@ def available_memory() -> float | None:
             return None
 
 
-def times(size: Any) -> str:
+def times(size: Sequence[int]) -> str:
     """A size (height, width) as text: 48×64."""
     return f"{int(size[0])}×{int(size[1])}"

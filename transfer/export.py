@@ -4,27 +4,26 @@ from __future__ import annotations
 
 import json
 import math
-import platform
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..adapters import export as encoder_export
 from ..adapters import onnx
 from ..adapters.bundle import Bundle, ExportConfig
-from ..adapters.certificate import LIMITS, Certificate, Difference, Keys, LevelResult, SizeResult
+from ..adapters.certificate import LIMITS, Certificate, Difference, Keys, LevelResult, SizeResult, tool_versions
 from ..adapters.export import ExportCommand, ExportResult
 from ..adapters.onnx import OnnxExport
 from ..adapters.onnx_graph import data_file
 from ..adapters.parity import certificate_sizes, sample_images
 from ..core.dry_run import Plan
 from ..core.errors import CheckpointError, ConfigError
-from ..core.optional_imports import require, versions
+from ..core.optional_imports import require
 from ..core.terminal import printable
-from ..version import __version__
 from .model_file import ModelFile, is_model, read_model
 from .onnx_graph import write_model_graph
 from .segmentation.model import Segmentor
@@ -160,15 +159,11 @@ def certify_graph(file: ModelFile, model: nn.Module, path: Path, config: OnnxExp
         keys=Keys(tuple(file.state)),
         sizes=tuple(results),
         failures=tuple(failures),
-        versions={
-            "maelift": __version__,
-            "python": platform.python_version(),
-            **versions("onnx", "onnxruntime", "torch"),
-        },
+        versions=tool_versions("onnx", "onnxruntime", "torch"),
     )
 
 
-def _difference(found: Any, expected: Any) -> Difference:
+def _difference(found: NDArray[np.float32], expected: NDArray[np.float32]) -> Difference:
     if found.shape != expected.shape:
         return Difference(math.inf, math.inf)
     largest = float(np.abs(found - expected).max())
