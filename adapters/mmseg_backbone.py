@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..core.models.encoder_file import load_encoder
 from ..core.training.optimizers import parameter_groups
 from .mmseg_config import data_preprocessor, statistics
-from .torchvision import backbone_settings
+from .torchvision import vit_settings
 from .vitdet_sizes import usual_global_blocks
 from .windowed_vit import PlainViT, load_weights
 
@@ -59,7 +59,7 @@ class MaeliftViT(PlainViT):
                 f"window_size={window_size}: none of {spec.depth} blocks would have windows; give global_blocks"
             )
         super().__init__(
-            **backbone_settings(described, 0)
+            **vit_settings(described, 0)
             | {
                 "window_size": window_size,
                 "class_token": (spec.class_token and not window_size) if class_token is None else class_token,

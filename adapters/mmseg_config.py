@@ -121,7 +121,7 @@ def config_text(head: str, encoder: Encoder, crop: tuple[int, int], config: Mmse
         data_preprocessor=python(
             data_preprocessor(encoder, crop) | {"seg_pad_val": config.ignore_index, "test_cfg": {"size": crop}}
         ),
-        backbone=python(backbone_settings(encoder, crop, taps, drop_path)),
+        backbone=python(mae_settings(encoder, crop, taps, drop_path)),
         heads=heads,
         loading=inline(loading(encoder)),
         scale=(long, short),
@@ -158,7 +158,7 @@ def inline(value: object) -> str:
     return repr(value)
 
 
-def backbone_settings(encoder: Encoder, crop: tuple[int, int], taps: Sequence[int], drop_path: float) -> dict[str, Any]:
+def mae_settings(encoder: Encoder, crop: tuple[int, int], taps: Sequence[int], drop_path: float) -> dict[str, Any]:
     """The config of mmseg's MAE backbone that computes what the encoder computes on crops of this size."""
     return {
         "type": "MAE",

@@ -60,7 +60,7 @@ def export(file: EncoderFile, folder: Path, config: TorchvisionExport) -> Bundle
     shape = detector_shape(encoder, config.image_size, config.window_size)
     with atomic_path(folder / "backbone.pth") as temporary:
         torch.save(detector_state(encoder), temporary)
-    settings = backbone_settings(encoder, shape.window) | {"out_channels": config.out_channels}
+    settings = vit_settings(encoder, shape.window) | {"out_channels": config.out_channels}
     transform = transform_settings(encoder, shape.size)
     atomic_write_text(folder / "backbone.json", json.dumps({"backbone": settings, "transform": transform}, indent=1))
     copy_module(folder / MODULE)
@@ -177,7 +177,7 @@ def build_backbone(
 
     shape, patch = detector_shape(encoder, image_size, window_size), encoder.spec.patch_size
     net = PlainViT(
-        **backbone_settings(encoder, window_size),
+        **vit_settings(encoder, window_size),
         use_rel_pos=use_rel_pos,
         relative_grid=(shape.size[0] // patch, shape.size[1] // patch),
         drop_path=drop_path,
@@ -188,7 +188,7 @@ def build_backbone(
     return backbone
 
 
-def backbone_settings(encoder: Encoder, window_size: int) -> dict[str, Any]:
+def vit_settings(encoder: Encoder, window_size: int) -> dict[str, Any]:
     """The keywords of ``PlainViT`` for an encoder: no class token, no final norm, windows but in four blocks."""
     spec = encoder.spec
     everywhere = usual_global_blocks(spec.depth)

@@ -145,7 +145,7 @@ def test_sizes_are_the_trained_one_a_smaller_one_and_one_that_is_not_square() ->
 
 def test_the_reference_in_windows_equals_a_network_of_windows() -> None:
     encoder = random_encoder("vit_nano")
-    settings = {**adapter.backbone_settings(encoder, 0), "window_size": 4, "global_blocks": (1, 2)}
+    settings = {**adapter.vit_settings(encoder, 0), "window_size": 4, "global_blocks": (1, 2)}
     net = PlainViT(**{**settings, "out_indices": (0, 2)})
     net.load_state_dict({name: encoder.state_dict()[name] for name in net.state_dict()})
     images = torch.randn(2, 3, 32, 64)

@@ -81,8 +81,8 @@ def test_an_empty_folder_is_filled(file: Path, tmp_path: Path) -> None:
 
 
 def test_a_failing_certificate_refuses_the_export(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    build = adapter.backbone_settings
-    monkeypatch.setattr(adapter, "backbone_settings", lambda *words: {**build(*words), "norm_eps": 1e-5})
+    build = adapter.vit_settings
+    monkeypatch.setattr(adapter, "vit_settings", lambda *words: {**build(*words), "norm_eps": 1e-5})
     config = ExportCommand.resolve({"encoder": str(file), "to": "torchvision", "out": str(tmp_path / "o")})
     with pytest.raises(CheckpointError, match=r"failed: at 32×32 pixels last map differs by .* Nothing was written\."):
         export(config)

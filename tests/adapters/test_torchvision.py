@@ -163,7 +163,7 @@ def test_a_patch_of_fourteen_is_resampled_to_sixteen(tmp_path: Path) -> None:
 
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     encoder = random_encoder("vit_nano")
-    net = plain_vit.PlainViT(**adapter.backbone_settings(encoder, 0))
+    net = plain_vit.PlainViT(**adapter.vit_settings(encoder, 0))
     state = encoder.state_dict()
     with pytest.raises(ValueError, match=r"unknown \['head\.weight'\]"):
         plain_vit.load_weights(net, {**state, "head.weight": torch.zeros(2, 64)})

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ...adapters.mmseg_config import MmsegExport, config_text, upernet_blocks, upernet_scales
 from ...adapters.simple_feature_pyramid import ChannelNorm
-from ...adapters.torchvision import backbone_settings
+from ...adapters.torchvision import vit_settings
 from ...adapters.windowed_vit import PlainViT, load_weights, pad
 from ...core.data.images import stored_pixels
 from ...core.data.segmentation import ignore_index
@@ -338,7 +338,7 @@ def plain_settings(encoder: Encoder, architecture: Architecture, drop_path: floa
     The class token stays, where nothing is against it: it was there in pretraining, and mmseg's MAE keeps it.
     """
     spec = encoder.spec
-    settings = backbone_settings(encoder, architecture.window_size)
+    settings = vit_settings(encoder, architecture.window_size)
     patches_only = settings["window_size"] > 0 or architecture.relative_positions
     return settings | {
         "class_token": spec.class_token and not patches_only,

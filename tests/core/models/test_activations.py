@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from maelift.adapters.torchvision import backbone_settings
+from maelift.adapters.torchvision import vit_settings
 from maelift.adapters.windowed_vit import PlainViT
 from maelift.cli import main
 from maelift.core.errors import ConfigError
@@ -51,7 +51,7 @@ def test_a_file_written_before_there_was_a_choice_has_the_exact_gelu(tmp_path: P
 @pytest.mark.parametrize("act", OTHERS)
 def test_the_backbone_of_dense_tasks_has_the_encoder_s_activation(act: str) -> None:
     encoder, images = other(act), torch.randn(1, 3, 32, 32)
-    settings = {**backbone_settings(encoder, 0), "class_token": True}
+    settings = {**vit_settings(encoder, 0), "class_token": True}
     backbone = PlainViT(**settings)
     state = {name: value for name, value in encoder.state_dict().items() if not name.startswith("norm.")}
     backbone.load_state_dict(state)
