@@ -15,7 +15,7 @@ from ..core.errors import MaeliftError, show
 from ..core.files import atomic_write_text, output_folder, read_regular_text
 from ..core.report.html import MINUS, Table, plain, render
 from .analysis import Comparison, Comparisons
-from .results import METRICS, SuiteResult
+from .results import SuiteResult
 from .stats import Difference, Independent, independent_difference
 
 RESULT = "results.json"
@@ -177,7 +177,7 @@ def _mean(result: SuiteResult, task: str, arm: str, labels: int) -> float:
 
 
 def _between(one: SuiteResult, two: SuiteResult, task: str, arm: str, labels: int) -> Independent | None:
-    """A's mean less B's, where the two tasks are judged by the same figure."""
+    """A's mean less B's, where the two tasks have the same scores."""
     kinds = {part.kind for result in (one, two) for part in result.parts if part.name == task}
     ours, theirs = (_values(result, task, arm, labels) for result in (one, two))
     return independent_difference(ours, theirs) if ours and theirs and len(kinds) == 1 else None
@@ -198,7 +198,7 @@ def _verdicts(one: SuiteResult, two: SuiteResult, names: tuple[str, str]) -> Tab
         for task, arm, labels in _places(one, two)
         if any((task, arm, labels) in side for side in sides)
     ]
-    figures = " and ".join(sorted({METRICS[part.kind][0][1] for result in (one, two) for part in result.parts}))
+    figures = " and ".join(sorted({part.scores.label for result in (one, two) for part in result.parts}))
     baselines = f"{one.label(one.baseline)} / {two.label(two.baseline)}"
     return Table(
         f"Verdicts, each against its own baseline ({baselines}), on the test images: points of {figures}, mean over paired seeds",

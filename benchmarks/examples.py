@@ -14,8 +14,9 @@ from ..core.data.labeled_dataset import LabeledDataset
 from ..core.data.pixel_format import Picture
 from ..core.data.segmentation import SegmentationImages
 from ..core.report.html import MINUS, data_url
+from ..transfer.tasks import ReportedScores
 from .leakage import small_picture
-from .results import METRICS, Arm, Example, TaskResult
+from .results import Arm, Example, TaskResult
 
 SHOWN = 6
 """Images won and lost each, an arm."""
@@ -45,7 +46,7 @@ def won_and_lost(part: TaskResult, images: LabeledDataset, arms: tuple[Arm, ...]
                         won,
                         images.images.name(index),
                         _shown(images, index),
-                        _outcome(part.kind, ours, theirs, index, len(seeds)),
+                        _outcome(part.scores, ours, theirs, index, len(seeds)),
                         address(small_picture(images.images, index)),
                     )
 
@@ -56,16 +57,18 @@ def _sums(part: TaskResult, arm: str, labels: int, seeds: Sequence[int]) -> NDAr
     if len({len(row) for row in rows}) != 1:
         return np.zeros(0)
     total: NDArray[np.float64] = np.sum(rows, axis=0)
-    return np.rint(total) if part.kind == "classify" else total
+    return np.rint(total) if part.scores.is_accuracy else total
 
 
-def _outcome(kind: str, ours: NDArray[np.float64], theirs: NDArray[np.float64], index: int, seeds: int) -> str:
+def _outcome(
+    scores: ReportedScores, ours: NDArray[np.float64], theirs: NDArray[np.float64], index: int, seeds: int
+) -> str:
     """How an arm and the baseline did on an image: of accuracy how often they were right, else its part in the difference."""
-    if kind == "classify":
+    if scores.is_accuracy:
         return f"right in {ours[index]:.0f} against {theirs[index]:.0f} of {seeds} seeds"
     parts = 100 * (ours - theirs) / (seeds * len(ours))
     mine, all_ = (f"{value:+.2g}".replace("-", MINUS) for value in (parts[index], parts.sum()))
-    return f"brings {mine} of the {all_} points of {METRICS[kind][0][1]} (mean of {seeds} seeds)"
+    return f"brings {mine} of the {all_} points of {scores.label} (mean of {seeds} seeds)"
 
 
 def _shown(images: LabeledDataset, index: int) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..core.errors import MaeliftError
 from .experiment import Context
-from .results import METRICS, Cell, ConvergenceCheck, Curve, TuningRecord
+from .results import Cell, ConvergenceCheck, Curve, TuningRecord
 from .runs import Run, read_result
 from .stats import converged
 from .suite import BenchConfig
@@ -129,7 +129,7 @@ def _check(
     context: Context, state: ArmState, steps: int, at: tuple[float, ...], doubled: tuple[float, ...]
 ) -> ConvergenceCheck:
     design = context.config.designs[state.task]
-    images = len(context.pools.tasks[state.task].splits.val) if design.kind == "classify" else None
+    images = len(context.pools.tasks[state.task].splits.val) if design.scores.is_accuracy else None
     gain, noise, enough = converged(at, doubled, n_val=images)
     seeds = design.seeds_at(state.labels)[: design.tuning.check_seeds]
     return ConvergenceCheck(state.arm, state.labels, steps, seeds, at, doubled, gain, noise, enough)
@@ -137,14 +137,13 @@ def _check(
 
 def _cell(run: Run, context: Context, results: Results) -> Cell:
     trained, tested = _there(results(run)), _there(results(context.testing(run)))
-    kind = context.config.designs[run.task].kind
-    figure = METRICS[kind][0][0]
+    scores = context.config.designs[run.task].scores
+    figure = scores.key
     judged = [record for record in trained["curve"] if f"val/{figure}" in record]
     losses = [record for record in trained["curve"] if "train/loss" in record]
     metrics = tested["scores"]["metrics"]
-    test = {name: metrics[name] for name, _ in METRICS[kind] if name in metrics}
-    if kind == "classify" and test["top5"] is None:
-        test["top5"] = 1.0  # five classes or fewer
+    test = {key: metrics[key] for key in scores.labels if key in metrics}
+    test |= {key: value for key, value in scores.defaults.items() if key in test and test[key] is None}
     return Cell(
         arm=run.arm,
         labels=run.labels,

@@ -13,10 +13,11 @@ from ..core.files import TableWriter, atomic_path, atomic_write_text, safe_cell
 from ..core.optional_imports import installed_version
 from ..core.progress import duration
 from ..core.report.html import Table, data_url, plain, render
+from ..transfer import tasks
 from .analysis import Comparisons
 from .charts import Chart, charts
 from .report_tables import convergence_table, task_tables, time_table, tuning_table, with_rows
-from .results import METRICS, Cell, SuiteResult, TaskResult
+from .results import Cell, SuiteResult, TaskResult
 from .task_design import CLASSIFY
 from .verdicts import interval_coverage, verdict_sentences, warnings_of
 
@@ -94,7 +95,7 @@ def _sections(found: Comparisons) -> list[Section]:
 
 
 def _heading(part: TaskResult) -> str:
-    what = {"classify": "Classification", "detect": "Detection", "segment": "Segmentation"}[part.kind]
+    what = tasks.entry(part.kind).title
     name = "" if part.name in (CLASSIFY, part.kind) else f" ({part.name})"
     return f"{what}{name}{': a short run, for a look only' if part.short else ''}"
 
@@ -146,7 +147,7 @@ Row = dict[str, Any]
 
 def _row(part: TaskResult, cell: Cell) -> Row:
     """A run as a row of a table, scores in percent; None where one could not be measured."""
-    scores = {f"test_{name}_percent": _in_percent(cell.test.get(name)) for name, _ in METRICS[part.kind]}
+    scores = {f"test_{name}_percent": _in_percent(cell.test.get(name)) for name in part.scores.labels}
     return {
         "task": part.name,
         "arm": cell.arm,
@@ -155,7 +156,7 @@ def _row(part: TaskResult, cell: Cell) -> Row:
         "encoder": cell.encoder if cell.encoder >= 0 else None,
         "learning_rate": cell.lr,
         "steps": cell.steps,
-        f"val_{METRICS[part.kind][0][0]}_percent": _in_percent(cell.val),
+        f"val_{part.scores.key}_percent": _in_percent(cell.val),
         **scores,
         "seconds": round(cell.seconds, 3),
         "run": cell.key,

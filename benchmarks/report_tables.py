@@ -10,7 +10,7 @@ from ..core.progress import duration
 from ..core.report.html import MINUS, Table
 from .analysis import ALPHA, Comparisons
 from .published import read_published
-from .results import METRICS, Arm, SuiteResult, TaskResult
+from .results import Arm, SuiteResult, TaskResult
 from .score_text import interval, percent, signed
 from .stats import POWER, SMALLEST_GAIN, Difference, labels_needed, mean_interval
 
@@ -33,10 +33,12 @@ def with_rows(*tables: Table) -> list[Table]:
 def _score_table(result: SuiteResult, part: TaskResult) -> Table:
     groups = product(part.label_counts, result.arms)
     shown = [
-        (key, name) for key, name in METRICS[part.kind] if any(cell.test.get(key) is not None for cell in part.cells)
+        (key, name)
+        for key, name in part.scores.labels.items()
+        if any(cell.test.get(key) is not None for cell in part.cells)
     ]
     rows = tuple(_scores(part, arm, labels, [key for key, _ in shown]) for labels, arm in groups) if shown else ()
-    what = "Accuracy" if part.kind == "classify" else "Scores"
+    what = "Accuracy" if part.scores.is_accuracy else "Scores"
     return Table(
         f"{what} in % on the {part.counts['test']:,} test images, mean ± standard deviation over seeds",
         ("arm", "labels", *(name for _, name in shown), "seeds"),
@@ -112,7 +114,7 @@ def _savings_table(result: SuiteResult, part: TaskResult) -> Table:
     return Table(
         f"Labels that {result.label(result.baseline)} needs for the same test {part.figure} in %, by its means over the seeds; "
         "a line over the logarithm of the labels between those tried",
-        ("arm", "labels", METRICS[part.kind][0][1], "labels needed"),
+        ("arm", "labels", part.scores.label, "labels needed"),
         tuple(rows) if len(counts) > 1 else (),
     )
 
@@ -167,7 +169,7 @@ def tuning_table(result: SuiteResult, part: TaskResult) -> Table:
 
 
 def _score_word(part: TaskResult) -> str:
-    return "accuracy" if part.kind == "classify" else "score"
+    return "accuracy" if part.scores.is_accuracy else "score"
 
 
 def convergence_table(result: SuiteResult, part: TaskResult) -> Table:

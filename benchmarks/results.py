@@ -14,16 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..core.errors import MaeliftError
-
-FIGURES = {"classify": "top-1 accuracy", "detect": "AP of boxes", "segment": "mIoU"}
-"""What a task is judged by, by its kind."""
-
-METRICS: Mapping[str, tuple[tuple[str, str], ...]] = {
-    "classify": (("top1", "top-1"), ("top5", "top-5"), ("balanced", "balanced")),
-    "detect": (("AP", "AP"), ("AP50", "AP50"), ("mask_AP", "AP of masks")),
-    "segment": (("mIoU", "mIoU"), ("aAcc", "pixel accuracy"), ("mAcc", "mean class accuracy")),
-}
-"""The scores of a kind of task, with what they are called; the first is what it is judged by."""
+from ..transfer import tasks
+from ..transfer.tasks import ReportedScores
 
 
 def pack_items(values: NDArray[np.float64] | None) -> str:
@@ -67,8 +59,9 @@ class Curve:
 class Cell:
     """One finished run of an arm, at a label count, with a seed; ``key`` hashes all that determines it.
 
-    ``test`` are its scores on the test split, by ``METRICS``; None where one can't be measured. ``encoder`` is the seed that its
-    encoder was pretrained with, -1 where it was not; ``items`` what each test item brings to the first score, packed.
+    ``test`` are its scores on the test split, by the keys of its task's ``ReportedScores``; None where one can't be measured.
+    ``encoder`` is the seed that its encoder was pretrained with, -1 where it was not; ``items`` what each test item brings to the
+    first score, packed.
     """
 
     arm: str
@@ -129,8 +122,8 @@ class ConvergenceCheck:
 class TaskResult:
     """A task of a suite, and what came of it.
 
-    ``kind``: classify, detect or segment. ``seeds`` are those compared at each label count; ``counts`` are images by use
-    (labelled source, validation, test). ``short``: nothing was tuned or checked. ``recipes``: each arm's.
+    ``kind``: its name in the table of tasks (transfer/tasks.py). ``seeds`` are those compared at each label count; ``counts`` are
+    images by use (labelled source, validation, test). ``short``: nothing was tuned or checked. ``recipes``: each arm's.
     """
 
     name: str
@@ -145,13 +138,18 @@ class TaskResult:
     short: bool = False
 
     @property
+    def scores(self) -> ReportedScores:
+        """The scores that are reported of it."""
+        return tasks.entry(self.kind).scores
+
+    @property
     def figure(self) -> str:
-        """What it is judged by, in words."""
-        return FIGURES[self.kind]
+        """The score that verdicts go by, in words."""
+        return self.scores.figure
 
     def score(self, cell: Cell) -> float:
-        """What a run is judged by on the test split, a share; 0 where nothing could be measured."""
-        return cell.test.get(METRICS[self.kind][0][0]) or 0.0
+        """The test score of a run that verdicts go by, a share; 0 where nothing could be measured."""
+        return cell.test.get(self.scores.key) or 0.0
 
     def by_seed(self, arm: str, labels: int) -> dict[int, Cell]:
         """The runs of an arm at a label count."""

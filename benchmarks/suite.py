@@ -16,10 +16,9 @@ from ..core.errors import ConfigError, MaeliftError
 from ..core.models.encoder_spec import EncoderSpec, ModelName, check_divisible, preset_spec
 from ..core.slurm import Slurm
 from ..core.yaml_files import to_dict
+from ..transfer import tasks
 from ..transfer.classification.task import ClassifyRecipe
-from ..transfer.detection.task import DetectConfig
 from ..transfer.recipe import Recipe, recipe_defaults
-from ..transfer.segmentation.task import SegmentConfig
 from ..transfer.task import TransferConfig
 from .arm_kind import ArmConfig, ArmKind
 from .arm_kinds import kind_of
@@ -201,7 +200,7 @@ class BenchConfig:
         """What is compared, by task: classification of the suite's own images first, where they have labels."""
         designs = {}
         if self.data.path is not None:
-            designs[CLASSIFY] = TaskDesign(CLASSIFY, "classify", self.labels, self.seeds, self.tuning, self.evaluations)
+            designs[CLASSIFY] = TaskDesign(CLASSIFY, CLASSIFY, self.labels, self.seeds, self.tuning, self.evaluations)
         for name, task in self.tasks.items():
             tuning = replace(
                 self.tuning,
@@ -252,7 +251,9 @@ class BenchConfig:
     def _transfer(self, task: str, arm: str, changes: Mapping[str, Any]) -> TransferConfig:
         """The keys of maelift transfer that an arm is trained with on a task."""
         own = self.tasks[task]
-        return CONFIGS[own.task].resolve({**own.recipe, **changes, **self._of_all_transfers(task, arm)})
+        return (
+            tasks.entry(own.task).config_type().resolve({**own.recipe, **changes, **self._of_all_transfers(task, arm)})
+        )
 
     def _of_all_transfers(self, task: str, arm: str) -> dict[str, Any]:
         """The keys of a task that the suite gives to all arms."""
@@ -356,8 +357,6 @@ GIVEN = (
     "patience",
 )
 """Keys of maelift transfer that no recipe of a suite may have: the suite says them, or they would be unequal."""
-
-CONFIGS: dict[str, type[TransferConfig]] = {"detect": DetectConfig, "segment": SegmentConfig}
 
 
 def _refuse_rates(recipe: Mapping[str, Any], short: bool = False) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
+from ..core.config_keys import nearest
 from ..core.errors import ConfigError
-
-Kind = Literal["classify", "detect", "segment"]
+from ..transfer import tasks
+from ..transfer.tasks import ReportedScores
 
 CLASSIFY = "classify"
 """What the task of the suite's own labelled images is called."""
@@ -17,7 +18,7 @@ CLASSIFY = "classify"
 class TaskConfig:
     """Another task that the same arms are compared on, with annotated images of its own."""
 
-    task: Literal["detect", "segment"]
+    task: str
     """what is trained: see maelift transfer detect -h, segment -h"""
     data: str
     """annotated images, as maelift transfer takes them: COCO JSON, or masks"""
@@ -47,6 +48,14 @@ class TaskConfig:
     """times that a run is judged on validation images, which in detection costs much; null: the suite's"""
     short: bool = False
     """one run a seed at the recipe's own rate: nothing is tuned or checked, and no verdict is drawn"""
+
+    def __post_init__(self) -> None:
+        known = [name for name in tasks.names() if name != CLASSIFY]
+        if self.task not in known:
+            close = nearest(self.task, known)
+            raise ConfigError(
+                "task", self.task, f"one of {', '.join(known)}", f"Did you mean {close}?" if close else ""
+            )
 
 
 @dataclass(frozen=True)
@@ -80,12 +89,18 @@ class TaskDesign:
     """What is compared on a task: label counts, seeds, and how every arm is tuned and judged; ``short``: it isn't tuned."""
 
     name: str
-    kind: Kind
+    kind: str
+    """its name in the table of tasks (transfer/tasks.py)"""
     labels: tuple[int, ...]
     seeds: tuple[int, ...] | dict[str, tuple[int, ...]]
     tuning: Tuning
     evaluations: int
     short: bool = False
+
+    @property
+    def scores(self) -> ReportedScores:
+        """The scores that are reported of it."""
+        return tasks.entry(self.kind).scores
 
     def seeds_at(self, labels: int) -> tuple[int, ...]:
         """The seeds that are compared at a label count."""

@@ -55,7 +55,7 @@ def _short_lines(result: SuiteResult, part: TaskResult) -> Iterator[str]:
 
 def _sentence(result: SuiteResult, one: Comparison, difference: Difference, p: float) -> str:
     part, arm = one.part, one.arm
-    what = "accuracy" if part.kind == "classify" else part.figure
+    what = "accuracy" if part.scores.is_accuracy else part.figure
     points = f"{signed(difference.mean)} points of test {what} compared with {result.label(result.baseline)}"
     unresolved = f"whether {arm.label} helps is not resolved: {points}"
     images = f"{part.counts['test']:,} test images"
@@ -123,9 +123,9 @@ def interval_coverage(result: SuiteResult, part: TaskResult) -> str:
     else:
         luck = f"They also cover the luck of pretraining: there are as many encoders as seeds ({encoders})."
     counts = ", ".join(f"{len(seeds)} at {labels:,} labels" for labels, seeds in part.seeds.items())
-    drawn = "test images, as if they were drawn anew"
-    if part.kind == "detect":
-        drawn += " (by leaving out groups of them)"
+    drawn = "test images, as if they were drawn again"
+    if part.scores.interval_note:
+        drawn += f" ({part.scores.interval_note})"
     items = f" and that of the {drawn}" if all(cell.items for cell in part.cells) else ""
     return (
         f"Intervals are 95 % intervals of the mean over seeds ({counts}), by Student's t on paired "

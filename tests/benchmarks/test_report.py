@@ -66,7 +66,7 @@ def test_test_images_are_drawn_too_where_it_is_known_which_were_right(tmp_path: 
     report = write_report(result, tmp_path)
     assert f"interval {low} to {high};" in report.verdicts[0]
     page = Page(report.html)
-    assert "The intervals cover that luck and that of the test images, as if they were drawn anew." in page.text
+    assert "The intervals cover that luck and that of the test images, as if they were drawn again." in page.text
     assert page.tables[1][1][5] == f"{100 * expected.smallest_resolved:.2f}"
     again = SuiteResult.from_json(result.to_json())
     assert again == result and write_report(again, tmp_path).verdicts == report.verdicts
