@@ -368,7 +368,8 @@ def test_a_class_token_that_the_weights_lack_is_said(state: State) -> None:
     found = read(state, image_size=32)
     assert not found.encoder.spec.class_token
     assert (
-        "the first position is assumed to be that of a class token, which the weights lack, and left out" in found.assumed
+        "the first position is assumed to be that of a class token, which the weights lack, and left out"
+        in found.assumed
     )
 
 
