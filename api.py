@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from .pretrain.config import PretrainConfig
     from .pretrain.reconstruct import ReconstructConfig, ReconstructResult
     from .pretrain.train import PretrainResult
-    from .transfer.classification.task import ClassifyConfig
-    from .transfer.detection.task import DetectConfig
+    from .transfer.classification.config import ClassifyConfig
+    from .transfer.detection.config import DetectConfig
     from .transfer.finetune import TransferResult
-    from .transfer.segmentation.task import SegmentConfig
+    from .transfer.segmentation.config import SegmentConfig
     from .transfer.task import TransferConfig
 
 

@@ -93,7 +93,11 @@ COMMANDS = {
     ),
     **{f"transfer {name}": _task_command(tasks.entry(name)) for name in tasks.BUILT_IN},
     "predict": Command(
-        "transfer.predict", "PredictConfig", "predict", "what a trained model says of images, and pictures of it"
+        "transfer.predict_config",
+        "PredictConfig",
+        "predict",
+        "what a trained model says of images, and pictures of it",
+        home="transfer.predict",
     ),
     "bench": Command(
         "benchmarks.runner",

@@ -33,7 +33,9 @@ from ..core.yaml_files import to_dict
 from ..pretrain.config import PretrainConfig
 from ..pretrain.dry_run import forward_flops, loading_seconds, mae_parameters, training_seconds_an_image
 from ..pretrain.train import pretrain
-from ..transfer.classification.task import ClassificationTask, Classifier, ClassifyRecipe
+from ..transfer.classification.config import ClassifyRecipe
+from ..transfer.classification.model import Classifier
+from ..transfer.classification.task import ClassificationTask
 from ..transfer.init_weights import fresh_encoder
 from ..transfer.recipe import recipe_defaults
 from ..transfer.task import Task

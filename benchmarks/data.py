@@ -23,6 +23,7 @@ from ..core.errors import DataError
 from ..core.progress import progress_logger
 from ..core.seeding import stream
 from ..core.terminal import quoted
+from ..transfer.tasks import task_type
 from .leakage import LeakageGuard, NearDuplicatePair, Subset
 from .suite import BenchConfig, SuiteData
 from .task_design import CLASSIFY
@@ -203,7 +204,7 @@ def _read_task(config: BenchConfig, name: str, guard: LeakageGuard) -> TaskImage
         )
     recipe = config.transfer(name)
     with keys_below(f"tasks.{name}.recipe."):
-        splits, manifest = recipe.chosen_task().read_audited(replace(recipe, max_rejected=config.data.broken))
+        splits, manifest = task_type(recipe).read_audited(replace(recipe, max_rejected=config.data.broken))
     guard.report_broken(f"{name}: ", len(manifest.rejected))
     train, val, test = (Subset(part, manifest.splits[split].hashes, range(len(part))) for split, part in splits.items())
     val = guard.add_evaluated(name, val, test, recipe.group)

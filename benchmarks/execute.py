@@ -6,7 +6,7 @@ import json
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from torch import nn
 
@@ -18,7 +18,6 @@ from ..core.models.encoder import Encoder
 from ..core.models.encoder_file import ENCODER_FILE, Provenance, load_encoder
 from ..core.progress import ProgressListener
 from ..core.training.recovery import Diverged
-from ..transfer.classification.task import ClassificationTask, Classifier, save_classifier
 from ..transfer.init_weights import fresh_encoder
 from ..transfer.model_file import MODEL_FILE
 from ..transfer.task import Task
@@ -64,10 +63,7 @@ def _train(run: Run, context: Context, store: Path, ranks: Ranks, listener: Prog
 
 def _save(model: nn.Module, task: Task[Any, Any], run: Run, folder: Path) -> None:
     provenance = Provenance(f"{run.task} with {run.labels} labelled images", seed=run.seed, tool_version=__version__)
-    if isinstance(task, ClassificationTask):  # without its encoder beside it: a suite has hundreds of models
-        save_classifier(cast(Classifier, model), folder / MODEL_FILE, provenance)
-    else:
-        task.save(model, folder / MODEL_FILE, provenance)
+    task.save(model, folder / MODEL_FILE, provenance)  # without its encoder beside it: a suite has hundreds of models
 
 
 def _start(run: Run, context: Context, store: Path) -> Encoder:

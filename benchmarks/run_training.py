@@ -12,10 +12,12 @@ from ..core.models.encoder import Encoder
 from ..core.progress import ProgressListener
 from ..core.training.checkpoints import Checkpoints
 from ..core.training.tracker import Tracker
-from ..transfer.classification.task import ClassificationTask, ClassifyRecipe
-from ..transfer.finetune import Fit, fit
+from ..transfer.classification.config import ClassifyRecipe
+from ..transfer.classification.task import ClassificationTask
+from ..transfer.finetune import FitResult, fit
 from ..transfer.recipe import Recipe
 from ..transfer.task import Task, TransferConfig
+from ..transfer.tasks import task_type
 from .runs import Run
 
 
@@ -26,12 +28,12 @@ def task_of(
     if not isinstance(recipe, TransferConfig):  # of the suite's own images with a class each
         return ClassificationTask(cast(ClassifyRecipe, recipe), encoder, splits, ranks)
     config = recipe if folder is None else replace(recipe, out=str(folder))
-    return config.chosen_task()(config, encoder, splits, ranks)
+    return task_type(config)(config, encoder, splits, ranks)
 
 
 def fit_run(
     run: Run, task: Task[Any, Any], evaluations: int, folder: Path | None, listener: ProgressListener | None
-) -> tuple[Fit, list[dict[str, float]]]:
+) -> tuple[FitResult, list[dict[str, float]]]:
     """Train with validation on the suite's images; also the curve. Only long runs, which give a folder, save checkpoints."""
     curve: list[dict[str, float]] = []
     tracker = Tracker(

@@ -17,7 +17,7 @@ from ..core.models.encoder_spec import EncoderSpec, ModelName, check_divisible, 
 from ..core.slurm import Slurm
 from ..core.yaml_files import to_dict
 from ..transfer import tasks
-from ..transfer.classification.task import ClassifyRecipe
+from ..transfer.classification.config import ClassifyRecipe
 from ..transfer.recipe import Recipe, recipe_defaults
 from ..transfer.task import TransferConfig
 from .arm_kind import ArmConfig, ArmKind

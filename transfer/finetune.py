@@ -1,14 +1,13 @@
-"""Fine-tuning for any task: a task says what is particular (data, model, loss, metric); all the rest stands here.
+"""Fine-tuning for any task: data, encoder, training, the best weights on validation, test scores, model file and summary.
 
-``Task`` is what a new task writes; ``run`` is what its command does: read and check the data, take the start, train with
-``core/training/loop.py``, keep the best weights on validation, read the test split once, and leave model, figures and summary.
+What is particular to a task (data, model, loss, metrics) stands in its ``Task``; training is that of ``core/training/loop.py``.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,18 +15,14 @@ from typing import Any
 
 from torch import nn
 
-from ..core.data.audit import audit, told_once, write_rejected
-from ..core.data.labeled_dataset import Images, Splits, draw_labeled
+from ..core.data.audit import told_once, write_rejected
+from ..core.data.labeled_dataset import draw_labeled
 from ..core.data.missing_splits import SplitManifest
 from ..core.data.pixel_format import PixelFormat, background_colour
 from ..core.data.sampling import Sampler, each
-from ..core.device import Precision, choose_device
+from ..core.device import Precision
 from ..core.distributed import Ranks
-from ..core.dry_run import Plan
-from ..core.errors import DataError
 from ..core.files import output_folder
-from ..core.models.cost import training_memory, training_seconds
-from ..core.models.encoder import Encoder
 from ..core.models.encoder_file import EncoderFile, Provenance
 from ..core.progress import ProgressListener
 from ..core.public_names import public_config
@@ -44,23 +39,23 @@ from ..core.training.tracker import Tracker, read_metrics
 from ..core.yaml_files import to_dict
 from ..version import __version__
 from . import tasks
-from .init_weights import background_of, read_start, start_encoder
+from .dry_run import plan, step_warnings
+from .evaluate import EvaluationResult, evaluate
+from .init_weights import background_of, init_encoder, read_init_weights
 from .metrics import Scores
 from .model_file import MODEL_FILE
 from .report import write_summary
-from .run_folder import SPLITS_FILE, TEST_FILE, finished_config, split_of_run, write_splits
+from .run_folder import ENCODER_FILE, SPLITS_FILE, TEST_FILE, write_splits
 from .task import Task, TransferConfig
-from .trained_model import load_model
+
+__all__ = ["FitResult", "TransferResult", "fit", "plan", "run", "run_or_evaluate"]
 
 logger = logging.getLogger("maelift")
 
-FEW_STEPS = 200
-"""With fewer, a recipe given in epochs trains next to nothing, and says so."""
-
 
 @dataclass(frozen=True)
-class Fit:
-    """A trained model, with the weights of its best validation figure (a share, at ``best_step``)."""
+class FitResult:
+    """A trained model, with the weights of its best validation score (a share, at ``best_step``)."""
 
     model: nn.Module
     best: float
@@ -71,7 +66,7 @@ class Fit:
 
 @dataclass(frozen=True)
 class TransferResult:
-    """What a transfer leaves: the model file, its test scores, and its best validation figure (a share)."""
+    """What a transfer ends with: the model file, its test scores, and its best validation score (a share)."""
 
     task: str
     model: Path
@@ -104,11 +99,11 @@ def fit(
     workers: int | None = None,
     checkpoints: Checkpoints | None = None,
     checkpoint_seconds: float = 300.0,
-) -> Fit:
-    """Train the task's model on its training images; keep the weights of the best validation figure.
+) -> FitResult:
+    """Train the task's model on its training images; return the weights of the best validation score.
 
-    The head, the order and the augmentation depend on ``seed`` only, not on the encoder: two encoders with one seed are a
-    pair.
+    The head, the order and the augmentation depend on ``seed`` only, not on the encoder: two encoders with the same seed are
+    compared as a pair.
     """
     recipe, ranks, labeled = task.config, task.ranks, task.splits.train
     recipe.check_passes(ranks.world_size * accumulate)
@@ -119,7 +114,7 @@ def fit(
     if steps == 0:
         metrics = task.validate(model.eval())
         tracker.log(0, metrics)
-        return Fit(task.finished(model).eval(), metrics[task.metric()], 0, 0, 0.0)
+        return FitResult(task.finished(model).eval(), metrics[task.metric()], 0, 0, 0.0)
     average = WeightAverage(model, recipe.ema_decay) if recipe.ema_decay else None
     state = State(model, task.optimizer(model), average)
     if checkpoints is not None and state.load(checkpoints):
@@ -153,43 +148,43 @@ def fit(
     )
     if state.best_weights:
         model.load_state_dict(state.best_weights)
-    return Fit(task.finished(model).eval(), state.best_value, state.best_step, state.step, state.seconds)
+    return FitResult(task.finished(model).eval(), state.best_value, state.best_step, state.step, state.seconds)
 
 
 def run_or_evaluate(config: TransferConfig) -> TransferResult | EvaluationResult:
-    """What the command does: ``run``, or with ``evaluate`` the judgement of a model that a run has left."""
+    """What the command does: ``run``, or with ``evaluate`` the evaluation of the model that a run has saved."""
     return run(config) if config.evaluate is None else evaluate(config, config.evaluate)
 
 
 def run(config: TransferConfig, listener: ProgressListener | None = None) -> TransferResult:
-    """Fine-tune as ``config`` says, or go on where the same run was stopped; the test split is read once, at the end.
+    """Fine-tune as ``config`` says, or resume a run that was stopped; the test split is read once, at the end.
 
-    ``listener`` hears of progress in place of the terminal. Raises MaeliftError for what a user can mend.
+    ``listener`` receives the progress in place of the terminal. Raises MaeliftError for what a user can fix.
     """
-    task_type = config.chosen_task()
+    task_type = tasks.task_type(config)
     title = f"transfer {task_type.name}"
     with Ranks.here(config.device) as ranks, ExitStack() as held:
         config.check_passes(ranks.world_size * config.accumulate)
-        source = read_start(config)
+        source = read_init_weights(config)
         folder = held.enter_context(RunFolder.open(output_folder(config.out), config, ranks))
         form = PixelFormat(background=background_colour(background_of(config, source)), plain=True)
         splits, manifest = task_type.read_audited(config, form)
         if ranks.is_main:
             if manifest.rejected:
-                _tell_rejected(title, manifest, folder.path)
+                _report_rejected(title, manifest, folder.path)
             for line in told_once(manifest.sound, manifest.unusual):
                 logger.warning("%s: %s", title, line)
         labeled = (
             splits.train if config.labels is None else draw_labeled(splits.train, config.labels, config.split_seed)
         )
-        encoder, notes = start_encoder(config, source, labeled.images, manifest.gray)
+        encoder, notes = init_encoder(config, source, labeled.images, manifest.gray)
         task = task_type(config, encoder, replace(splits, train=labeled), ranks)
         task.manifest = manifest.digest
         folder.check_data(manifest.digest, ranks, source.content_hash if source is not None else None)
         if (folder.path / TEST_FILE).exists():
             logger.info("%s: %s is there already; nothing was done again", title, folder.path / TEST_FILE)
             return _read_result(task, folder.path)
-        for note in [*notes, *_too_few_steps(task)]:
+        for note in [*notes, *step_warnings(task)]:
             logger.warning("%s: %s", title, note)
         if ranks.is_main:
             write_splits(task.splits, folder.path / SPLITS_FILE)
@@ -221,9 +216,12 @@ def run(config: TransferConfig, listener: ProgressListener | None = None) -> Tra
         return _read_result(task, folder.path)
 
 
-def _finish(task: Task[Any, Any], found: Fit, provenance: Provenance, folder: RunFolder, notes: Sequence[str]) -> None:
-    """Write the model, score it on the test split, and write what people read; the test's figures come last."""
+def _finish(
+    task: Task[Any, Any], found: FitResult, provenance: Provenance, folder: RunFolder, notes: Sequence[str]
+) -> None:
+    """Write the model, score it on the test split, and write what people read; the test scores come last."""
     path, splits = folder.path, task.splits
+    task.save_encoder(found.model, path / ENCODER_FILE, provenance)
     task.save(found.model, path / MODEL_FILE, provenance)
     scores = task.score(found.model, splits.test, "test")
     validation = {task.metric(): found.best, "count": len(splits.val)}
@@ -233,7 +231,7 @@ def _finish(task: Task[Any, Any], found: Fit, provenance: Provenance, folder: Ru
         config=to_dict(task.config),
         scores=scores,
         curves=read_metrics(path / "metrics.jsonl"),
-        pictures=task.pictures(found.model, splits.test, "test"),
+        pictures=task.examples(found.model, splits.test, "test"),
         notes=notes,
         seconds=found.seconds,
     )
@@ -242,112 +240,19 @@ def _finish(task: Task[Any, Any], found: Fit, provenance: Provenance, folder: Ru
     scores.write(path / TEST_FILE, val=validation, best_step=found.best_step, steps=found.steps)
 
 
-@dataclass(frozen=True)
-class EvaluationResult:
-    """The scores of a finished model on a split, and the file that they were written to."""
-
-    scores: Scores
-    file: Path
-
-    def summary(self) -> str:
-        """The result in two lines."""
-        return f"{self.scores.line()}\nwritten: {self.file}"
-
-
-def evaluate(config: TransferConfig, split: str) -> EvaluationResult:
-    """Score the model of the finished run in ``config.out`` on a split of its data, or of other data of the same classes.
-
-    Other data that have not got that split, but are a whole, are taken as a whole.
-    """
-    folder, task_type = Path(config.out), config.chosen_task()
-    model = load_model(folder / MODEL_FILE)
-    own = config.data == finished_config(folder)["data"]
-    parts = task_type.read_parts(config)
-    images = split_of_run(parts, config.data, folder, split) if own else _part_of_others(parts, config.data, split)
-    if tuple(images.classes) != model.classes:
-        raise DataError(
-            f"data={config.data}: classes {', '.join(images.classes[:5])}; the model in {folder} knows "
-            f"{', '.join(model.classes[:5])}. Expected the same, in the same order."
-        )
-    with Ranks.here(config.device) as ranks:
-        _, manifest = audit(images.images, config.max_rejected, form=model.preprocessing.reading)
-        images = images.subset(manifest.kept) if manifest.rejected else images
-        encoder = Encoder(model.spec, preprocessing=model.preprocessing)
-        task = task_type(config, encoder, Splits(images, images, images), ranks)
-        name = split if own else f"{split}_{manifest.digest[:8]}"
-        scores = replace(task.score(model.to(ranks.device), images, name), split=split)
-    file = folder / f"evaluation_{name}.json"
-    scores.write(file, data=config.data, rejected=len(manifest.rejected))
-    return EvaluationResult(scores, file)
-
-
-def _part_of_others(parts: Mapping[str, Images], data: str, split: str) -> Images:
-    if split in parts:
-        return parts[split]
-    if len(parts) == 1:
-        return next(iter(parts.values()))
-    raise DataError(f"data={data}: no {split} images; found only {', '.join(sorted(parts))}. Give one of these.")
-
-
-def plan(config: TransferConfig) -> Plan:
-    """What ``run`` would do and roughly cost; writes nothing and trains nothing."""
-    task_type = config.chosen_task()
-    splits = task_type.read(config)
-    labeled = splits.train if config.labels is None else draw_labeled(splits.train, config.labels, config.split_seed)
-    device = choose_device(config.device)
-    encoder, notes = start_encoder(config, read_start(config), labeled.images, gray=False)
-    task = task_type(config, encoder, replace(splits, train=labeled), Ranks(0, 1, device))
-    spec, steps = encoder.spec, task.steps()
-    model = task.build_model()
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    tokens = (spec.num_patches + spec.num_prefix_tokens) * spec.embed_dim * spec.depth
-    rate = f"{task.config.peak_lr:.3g} after warm-up, layer decay {config.layer_decay:g}"
-    counts = f"{len(labeled)} to train on, {len(splits.val)} validation, {len(splits.test)} test (unchecked yet)"
-    return Plan(
-        lines=(
-            *(("beware", note) for note in [*notes, *_too_few_steps(task)]),
-            ("images", counts),
-            ("classes", f"{len(labeled.classes)}"),
-            ("start", "from nothing" if config.init == "scratch" else f"{config.encoder} ({config.init})"),
-            ("recipe", f"transfer/recipes/{config.recipe_name()}.yaml"),
-            ("image size", f"{spec.image_size[0]}×{spec.image_size[1]} px, patch {spec.patch_size} px"),
-            *((("learning rate", rate),) if steps else ()),
-            ("device", str(device)),
-            ("result", str(Path(config.out) / MODEL_FILE)),
-        ),
-        parameters=parameters,
-        steps=steps,
-        seconds=training_seconds(task.flops(model), task.images_seen(), device),
-        memory_bytes=training_memory(parameters, tokens, task.config.batch_size // config.accumulate),
-    )
-
-
-def _too_few_steps(task: Task[Any, Any]) -> list[str]:
-    """What to tell those whose few labelled images make next to no steps of a recipe for a large data set."""
-    steps, config = task.steps(), task.config
-    if not 0 < steps < FEW_STEPS or config.steps is not None:
-        return []
-    small = isinstance(config, TransferConfig) and config.recipe == "small"
-    better = "steps=1000" if small else "recipe=small, or steps=1000 with a small batch_size,"
-    return [
-        f"{len(task.splits.train)} labelled images make only {steps} steps of batch_size={config.batch_size}; the recipe is "
-        f"for many more. With so few, {better} is a better start."
-    ]
-
-
-def _tell_rejected(title: str, manifest: SplitManifest, folder: Path) -> None:
+def _report_rejected(title: str, manifest: SplitManifest, folder: Path) -> None:
     file = folder / "rejected.csv"
     write_rejected(file, manifest.rejected)
     logger.warning("%s: %d broken images are left out; see %s", title, len(manifest.rejected), file)
 
 
 def _provenance(
-    config: TransferConfig, source: EncoderFile | None, found: Fit, labeled: int, digest: str, ranks: Ranks
+    config: TransferConfig, source: EncoderFile | None, found: FitResult, labeled: int, digest: str, ranks: Ranks
 ) -> Provenance:
     hours, on_gpu = found.seconds / 3600 * ranks.world_size, ranks.device.type == "cuda"
     starting = source is not None and config.init != "scratch"
     return Provenance(
-        method=f"supervised {config.task().name} with {labeled} labelled images, start: {config.init}",
+        method=f"supervised {config.task_name} with {labeled} labelled images, start: {config.init}",
         config=public_config(
             {key: value for key, value in to_dict(config).items() if key not in ("data", "out", "encoder")}
         ),

@@ -21,7 +21,7 @@ Init = Literal["encoder", "supervised", "scratch"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Start:
+class EncoderInit:
     """Which weights training begins with, and the shape of the network."""
 
     encoder: str | None = None
@@ -47,19 +47,21 @@ class Start:
             raise ConfigError("encoder", self.encoder, "an encoder file, or init=scratch")
 
 
-def read_start(start: Start) -> EncoderFile | None:
+def read_init_weights(start: EncoderInit) -> EncoderFile | None:
     """The weights that ``start`` names, with the preprocessing that goes with them; None where it names none."""
     if not start.encoder:
         return None
     return read_pretrained(start.encoder, "encoder")
 
 
-def background_of(start: Start, source: EncoderFile | None) -> str:
+def background_of(start: EncoderInit, source: EncoderFile | None) -> str:
     """What transparent pixels are composited on: as the user says, as the encoder was trained, or white."""
     return start.background or (source and source.encoder.preprocessing.background) or "white"
 
 
-def start_encoder(start: Start, source: EncoderFile | None, images: ImageSet, gray: bool) -> tuple[Encoder, list[str]]:
+def init_encoder(
+    start: EncoderInit, source: EncoderFile | None, images: ImageSet, gray: bool
+) -> tuple[Encoder, list[str]]:
     """The encoder that training starts from, and in words what was adapted to the images.
 
     ``gray``: every image is grayscale. Raises DataError for an encoder that these images can't be given to.
@@ -100,7 +102,7 @@ def fresh_encoder(spec: EncoderSpec, preprocessing: Preprocessing, seed: int) ->
         return Encoder(spec, preprocessing=preprocessing)
 
 
-def _new_encoder(start: Start, images: ImageSet, gray: bool, background: str) -> Encoder:
+def _new_encoder(start: EncoderInit, images: ImageSet, gray: bool, background: str) -> Encoder:
     channels = 1 if gray else 3
     spec = preset_spec(start.model, image_size=start.image_size, patch_size=start.patch_size, channels=channels)
     preprocessing = replace(Preprocessing.default(channels), background=background)
@@ -110,7 +112,7 @@ def _new_encoder(start: Start, images: ImageSet, gray: bool, background: str) ->
     return fresh_encoder(spec, preprocessing, start.seed)
 
 
-def _need_image_channels(start: Start, encoder: Encoder) -> None:
+def _need_image_channels(start: EncoderInit, encoder: Encoder) -> None:
     channels, value_range = encoder.spec.channels, encoder.preprocessing.value_range
     if channels not in (1, 3):
         raise DataError(

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
+import numpy as np
 import safetensors
 import safetensors.torch
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor, nn
 
 from ..core.errors import CheckpointError
@@ -24,6 +28,7 @@ from ..core.models.contract import (
     shown,
 )
 from ..core.models.decoder_file import DECODER_KEY
+from ..core.models.encoder import Encoder
 from ..core.models.encoder_file import CONTRACT_KEY, PREPROCESSING_FIELDS, SPEC_FIELDS, Provenance
 from ..core.models.encoder_shapes import key_mismatch
 from ..core.models.encoder_spec import EncoderSpec
@@ -97,19 +102,20 @@ class ModelFile:
             raise key_mismatch(self.source, missing, unexpected, f"the model ({self.task}) that it describes")
 
 
-class TrainedModel(Protocol):
-    """What every trained model says of itself."""
+class TrainedModel(nn.Module, ABC):
+    """A trained model of any task: an encoder under a head, with what its file says of it.
 
-    @property
-    def classes(self) -> tuple[str, ...]: ...
+    ``classes`` in the order of the head's outputs; ``spec`` and ``preprocessing`` are the encoder's.
+    """
 
-    @property
-    def spec(self) -> EncoderSpec: ...
+    def __init__(self, encoder: Encoder, classes: Sequence[str]) -> None:
+        super().__init__()
+        self.classes = tuple(classes)
+        self.spec, self.preprocessing = encoder.spec, encoder.preprocessing
 
-    @property
-    def preprocessing(self) -> Preprocessing: ...
-
-    def state_dict(self) -> dict[str, Any]: ...
+    @abstractmethod
+    def predict(self, images: Sequence[str | Path | Image.Image | NDArray[np.generic]]) -> Sequence[Any]:
+        """The prediction for each image: files, PIL images, or arrays (H, W) or (H, W, C) of stored values."""
 
 
 def write_model(

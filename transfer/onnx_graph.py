@@ -21,9 +21,9 @@ from ..adapters.onnx_graph import Nodes
 from ..adapters.simple_feature_pyramid import ChannelNorm
 from ..core.errors import CheckpointError
 from ..core.models.probes import AttentiveProbe, LinearProbe
-from .classification.task import Classifier
+from .classification.model import Classifier
 from .model_file import MODEL_KEY, ModelFile
-from .segmentation import model
+from .segmentation.logits import resize_logits
 from .segmentation.model import Segmentor
 
 
@@ -255,7 +255,7 @@ class HeadNodes:
         if function is torch.cat:
             axis = keywords.get("dim", arguments[1] if len(arguments) > 1 else 0)
             return self.nodes.add("Concat", list(arguments[0]), attributes={"axis": axis})
-        if function is model._resize:
+        if function is resize_logits:
             return _resized(self.nodes, arguments[0], self._like(arguments[1]))
         if function is F.interpolate and keywords.get("mode") == "bilinear" and not keywords.get("align_corners"):
             return _resized(self.nodes, arguments[0], self._like(keywords["size"]))

@@ -16,7 +16,7 @@ from ..core.public_names import public_config
 from ..core.report.html import LINES, Table, data_url, draw_curves, in_words, keys_table, machine, points, render
 from ..version import __version__
 from .metrics import NOT_SHARES, Scores
-from .visualize import Picture
+from .visualize import ExampleImage
 
 SUMMARY_FILE = "summary.html"
 LIBRARIES = ("torch", "torchvision", "timm", "torchmetrics", "numpy", "pillow", "detectron2", "onedl-mmsegmentation")
@@ -36,7 +36,7 @@ def write_summary(
     config: Mapping[str, object],
     scores: Scores,
     curves: Sequence[Mapping[str, float]] = (),
-    pictures: Sequence[Picture] = (),
+    pictures: Sequence[ExampleImage] = (),
     notes: Sequence[str] = (),
     seconds: float | None = None,
 ) -> Path:
@@ -167,7 +167,7 @@ def _confusions(scores: Scores) -> list[str]:
     ]
 
 
-def _sorted(pictures: Sequence[Picture]) -> list[tuple[str, str, list[Picture]]]:
+def _sorted(pictures: Sequence[ExampleImage]) -> list[tuple[str, str, list[ExampleImage]]]:
     """The pictures under two headings, the wrong ones first: they tell more."""
     if not pictures:
         return []

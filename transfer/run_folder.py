@@ -13,8 +13,10 @@ from ..core.errors import DataError, MaeliftError
 from ..core.files import TableWriter, atomic_path
 from ..core.training.run_dir import read_run_config
 
+ENCODER_FILE = "encoder.safetensors"
+"""The fine-tuned encoder by itself."""
 TEST_FILE = "test.json"
-"""The figures of the test split, written last: a run that has it is finished."""
+"""The scores of the test split, written last: a run that has it is finished."""
 
 SPLITS_FILE = "splits.csv"
 """Which image is in which split."""

@@ -28,11 +28,11 @@ from ..core.models.encoder import Encoder
 from ..core.models.encoder_file import Provenance
 from ..core.training.loader import Batch
 from ..core.training.optimizers import parameter_groups
-from .init_weights import Start
+from .init_weights import EncoderInit
 from .metrics import Scores
 from .recipe import Recipe, recipe_defaults
 from .run_folder import finished_config
-from .visualize import Picture
+from .visualize import ExampleImage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,9 +46,11 @@ class Paths:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TransferConfig(Recipe, Start, Paths):
+class TransferConfig(Recipe, EncoderInit, Paths):
     """The keys that the commands of all tasks share."""
 
+    task_name: ClassVar[str]
+    """the task that this configures, as its row in tasks.py names it"""
     recipe: Literal["paper", "small"] = "paper"
     """paper: as published for the start, for large images and many labels; small: for small images and few labels"""
     labels: int | float | None = None
@@ -87,7 +89,7 @@ class TransferConfig(Recipe, Start, Paths):
 
     def __post_init__(self) -> None:
         Recipe.__post_init__(self)
-        Start.__post_init__(self)
+        EncoderInit.__post_init__(self)
         for key in ("accumulate", "evaluations", "patience", "checkpoint_minutes"):
             value = getattr(self, key)
             if value is not None and value <= 0:
@@ -100,25 +102,16 @@ class TransferConfig(Recipe, Start, Paths):
             raise ConfigError("fold", self.fold, f"0 to {(self.folds or 1) - 1}, with folds={show(self.folds)}")
         self.check_passes(self.accumulate)
 
-    @classmethod
-    def task(cls) -> type[Task[Any, Any]]:
-        """The task that this configures."""
-        raise NotImplementedError
-
-    def chosen_task(self) -> type[Task[Any, Any]]:
-        """The task as this very configuration wants it done, where there are several ways."""
-        return self.task()
-
     def recipe_name(self) -> str:
         """The file in transfer/recipes/, without its ending, whose numbers stand beneath what the user says."""
-        return f"{self.task().name}_{self.init}" + ("_small" if self.recipe == "small" else "")
+        return f"{self.task_name}_{self.init}" + ("_small" if self.recipe == "small" else "")
 
     @classmethod
     def resolve(cls, overrides: Sequence[str] | Mapping[str, object] = (), file: Path | None = None) -> Self:
         """The configuration: what the user says, over the recipe that it names or the finished run that it is to judge."""
         # any recipe that goes with what the user says: the right one is known only when that is
         likely = [name for key, name in cls.recipes().items() if _says(key, overrides, file)]
-        usual = recipe_defaults([f"{cls.task().name}_encoder", *likely][-1])
+        usual = recipe_defaults([f"{cls.task_name}_encoder", *likely][-1])
         first = resolve(cls, overrides, file, {**usual, "encoder": "any", "data": "any"})
         if first.evaluate is not None:
             return resolve(cls, overrides, file, finished_config(Path(first.out)))
@@ -137,7 +130,7 @@ class TransferConfig(Recipe, Start, Paths):
     @classmethod
     def recipes(cls) -> dict[str, str]:
         """The recipes by the key that chooses them, the usual one first."""
-        return {f"init={init}": f"{cls.task().name}_{init}" for init in ("encoder", "supervised", "scratch")}
+        return {f"init={init}": f"{cls.task_name}_{init}" for init in ("encoder", "supervised", "scratch")}
 
 
 def _says(key_value: str, overrides: Sequence[str] | Mapping[str, object], file: Path | None) -> bool:
@@ -149,7 +142,7 @@ Config = TypeVar("Config", bound=Recipe)
 
 
 class Task(ABC, Generic[Config, Images]):
-    """What is particular to a task. A new task is one file with such a class, its recipes, and a line in cli.py and models.py.
+    """What is particular to a task. A new task is a folder with such a class and a row in tasks.py.
 
     ``encoder`` holds the weights of the start, at the image size of the run; ``splits`` the images that are trained on,
     chosen by and judged by.
@@ -223,8 +216,11 @@ class Task(ABC, Generic[Config, Images]):
         """Write the model file."""
 
     @abstractmethod
-    def pictures(self, model: nn.Module, images: Images, split: str) -> list[Picture]:
-        """Some right and some wrong predictions."""
+    def examples(self, model: nn.Module, images: Images, split: str) -> list[ExampleImage]:
+        """Images with some right and some wrong predictions, for the summary."""
+
+    def save_encoder(self, model: nn.Module, path: Path, provenance: Provenance) -> None:
+        """Write the fine-tuned encoder by itself, where the model has one that other tools can use; nothing by default."""
 
     def metric(self) -> str:
         """``best_metric``, or another where the data want it."""

@@ -10,7 +10,7 @@ What stands in a row are words and references to code, "module:name"; a module's
 How other parts read it:
 
 - ``tasks.names()``: every task; ``tasks.entry("detect")``: its row, ConfigError for an unknown one.
-- ``entry.config_type()``: its ``TransferConfig``; ``entry.task_type(config)``: the ``Task`` that a configuration trains with.
+- ``entry.config_type()``: its ``TransferConfig``; ``tasks.task_type(config)``: the ``Task`` that a configuration trains with.
 - ``entry.build_model(file)``: the model of a model file (``trained_model.load_model`` calls it).
 - ``entry.title``: the heading in reports; ``entry.scores``: the scores that suites report, and the one verdicts go by.
 """
@@ -26,9 +26,8 @@ from typing import TYPE_CHECKING, Any, cast
 from ..core.errors import ConfigError, MaeliftError
 
 if TYPE_CHECKING:
-    from torch import nn
-
-    from .model_file import ModelFile
+    from .model_file import ModelFile, TrainedModel
+    from .prediction_writers import PredictionWriter
     from .task import Task, TransferConfig
 
 ENTRY_POINTS = "maelift.tasks"
@@ -73,8 +72,12 @@ class TaskEntry:
     """a line for ``maelift --help``"""
     config: str
     """reference to the task's ``TransferConfig``"""
+    task: str
+    """reference to the ``Task``, or to a function that gives it for a configuration"""
     load: str
     """reference to the function that builds the model of a ``ModelFile``"""
+    writer: str
+    """reference to the ``PredictionWriter`` of ``maelift predict``"""
     out: str
     """where ``maelift predict`` writes without ``out=``: a file or a folder"""
     scores: ReportedScores
@@ -85,14 +88,24 @@ class TaskEntry:
 
     def task_type(self, config: TransferConfig) -> type[Task[Any, Any]]:
         """The ``Task`` that trains as ``config`` says."""
-        return config.chosen_task()
+        found = _resolve(self.task)
+        return cast("type[Task[Any, Any]]", found if isinstance(found, type) else found(config))
 
-    def build_model(self, file: ModelFile) -> nn.Module:
+    def build_model(self, file: ModelFile) -> TrainedModel:
         """The model that a file of this task describes, its tensors in it; raises CheckpointError where they don't fit."""
-        return cast("nn.Module", _resolve(self.load)(file))
+        return cast("TrainedModel", _resolve(self.load)(file))
+
+    def writer_type(self) -> type[PredictionWriter]:
+        """What writes predictions of the task."""
+        return cast("type[PredictionWriter]", _resolve(self.writer))
 
 
 _ENTRIES: dict[str, TaskEntry] = {}
+
+
+def task_type(config: TransferConfig) -> type[Task[Any, Any]]:
+    """The ``Task`` that trains as ``config`` says."""
+    return entry(config.task_name).task_type(config)
 
 
 def register(entry: TaskEntry) -> None:
@@ -141,8 +154,10 @@ register(
         name="classify",
         title="Classification",
         summary="labelled images and an encoder in, classifier out",
-        config=".classification.task:ClassifyConfig",
-        load=".classification.task:load",
+        config=".classification.config:ClassifyConfig",
+        task=".classification.methods:task_type",
+        load=".classification.model:load",
+        writer=".prediction_writers:ClassificationWriter",
         out="predictions.csv",
         scores=ReportedScores(
             labels={"top1": "top-1", "top5": "top-5", "balanced": "balanced"},
@@ -157,8 +172,10 @@ register(
         name="detect",
         title="Detection",
         summary="boxes or masks (COCO JSON) and an encoder in, detector out",
-        config=".detection.task:DetectConfig",
+        config=".detection.config:DetectConfig",
+        task=".detection.task:DetectionTask",
         load=".detection.model:load",
+        writer=".prediction_writers:DetectionWriter",
         out="predictions.json",
         scores=ReportedScores(
             labels={"AP": "AP", "AP50": "AP50", "mask_AP": "AP of masks"},
@@ -172,8 +189,10 @@ register(
         name="segment",
         title="Segmentation",
         summary="masks and an encoder in, segmentor out",
-        config=".segmentation.task:SegmentConfig",
+        config=".segmentation.config:SegmentConfig",
+        task=".segmentation.task:SegmentationTask",
         load=".segmentation.model:load",
+        writer=".prediction_writers:SegmentationWriter",
         out="masks",
         scores=ReportedScores(
             labels={"mIoU": "mIoU", "aAcc": "pixel accuracy", "mAcc": "mean class accuracy"},

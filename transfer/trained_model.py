@@ -14,7 +14,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from ..core.errors import CheckpointError, ConfigError
 from ..core.models.contract import Metadata, shown
 from . import tasks
-from .model_file import MODEL_KEY, ModelFile, read_model
+from .model_file import MODEL_KEY, ModelFile, TrainedModel, read_model
 from .tasks import TaskEntry
 
 _WIDTHS = ("pyramid_channels", "head_channels", "fc_dim")
@@ -40,7 +40,7 @@ def task_entry(file: ModelFile) -> TaskEntry:
     return tasks.entry(file.task)
 
 
-def build_model(file: ModelFile) -> nn.Module:
+def build_model(file: ModelFile) -> TrainedModel:
     """The model that a file describes, by the ``load`` of its task's row.
 
     Nothing is made that is much larger than the file: modules of our own are built without memory first and compared.

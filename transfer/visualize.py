@@ -27,11 +27,11 @@ BACKGROUND = "#8a8f98"
 """The colour of a class called background."""
 INK, PAPER = "#111418", "#ffffff"
 MASK_OPACITY = 0.45
-LEAST_SCORE = 0.5
+MIN_SCORE = 0.5
 """Objects of a lower score are not drawn, where no other limit is given."""
 
 Colour = tuple[int, int, int]
-Shown = Image.Image | NDArray[np.generic]
+ImageLike = Image.Image | NDArray[np.generic]
 """An image, or its pixels (H, W) or (H, W, C) from 0 to 255."""
 Words = tuple[str, str]
 """A name, and what follows it and is never left out."""
@@ -40,7 +40,7 @@ Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
-class Picture:
+class ExampleImage:
     """An encoded picture for a page: ``data`` is a file of ``kind``, ``caption`` what a person reads in its place too.
 
     ``right``: whether it shows a prediction that agrees with the truth.
@@ -52,7 +52,7 @@ class Picture:
     right: bool
 
     @classmethod
-    def of(cls, image: Image.Image, caption: str, right: bool) -> Picture:
+    def of(cls, image: Image.Image, caption: str, right: bool) -> ExampleImage:
         """Encode an image: few pixels without loss, many as JPEG."""
         kind: Literal["png", "jpeg"] = "png" if max(image.size) <= 2 * LONGEST // 3 else "jpeg"
         buffer = io.BytesIO()
@@ -66,7 +66,7 @@ def class_colours(classes: Sequence[str]) -> list[Colour]:
 
 
 def draw_classification(
-    image: Shown, prediction: Classification, *, truth: str | None = None, most: int = 3
+    image: ImageLike, prediction: Classification, *, truth: str | None = None, most: int = 3
 ) -> Image.Image:
     """The image with its ``most`` likeliest classes in words below it; and the true one, where it is known."""
     canvas = enlarged(image)[0]
@@ -79,10 +79,10 @@ def draw_classification(
 
 
 def draw_detections(
-    image: Shown,
+    image: ImageLike,
     found: Detections,
     *,
-    least_score: float = LEAST_SCORE,
+    least_score: float = MIN_SCORE,
     show_scores: bool = True,
 ) -> Image.Image:
     """The image with boxes, names, scores and, where there are any, translucent masks; boxes are in the image's pixels.
@@ -113,7 +113,7 @@ def draw_detections(
     return canvas
 
 
-def draw_segmentation(image: Shown, found: Segmentation, *, ignored: int | None = None) -> Image.Image:
+def draw_segmentation(image: ImageLike, found: Segmentation, *, ignored: int | None = None) -> Image.Image:
     """The image under its classes' colours, and a legend of those that it has; pixels of ``ignored`` stay as they are.
 
     Raises ValueError for a mask of another size than the image.
@@ -150,7 +150,7 @@ def side_by_side(pictures: Sequence[tuple[str, Image.Image]]) -> Image.Image:
     return canvas
 
 
-def enlarged(image: Shown) -> tuple[Image.Image, float]:
+def enlarged(image: ImageLike) -> tuple[Image.Image, float]:
     """The image in RGB at a size that a person can look at, and its pixels for each pixel of the original.
 
     Arrays are (H, W) or (H, W, C) from 0 to 255; of other than three channels the first three, or the first, are shown.
@@ -185,7 +185,7 @@ def percent(share: float) -> str:
     return f"{100 * share:.0f} %"
 
 
-def _as_rgb(image: Shown) -> Image.Image:
+def _as_rgb(image: ImageLike) -> Image.Image:
     if isinstance(image, Image.Image):
         if image.mode == "F":
             return Image.fromarray(np.asarray(image).clip(0, 255).astype(np.uint8)).convert("RGB")
@@ -198,7 +198,7 @@ def _as_rgb(image: Shown) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(array)).convert("RGB")
 
 
-def pixels_of(image: Shown) -> tuple[int, int]:
+def pixels_of(image: ImageLike) -> tuple[int, int]:
     """Height and width."""
     if isinstance(image, Image.Image):
         return image.height, image.width

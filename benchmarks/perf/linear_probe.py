@@ -29,8 +29,11 @@ from maelift.core.models.encoder_file import load_encoder
 from maelift.core.models.encoder_spec import preset_spec
 from maelift.core.models.probes import pool
 from maelift.core.training.tracker import Tracker
-from maelift.transfer.classification.probe import FeatureFile, ProbeTask, Rows
-from maelift.transfer.classification.task import Classifier, ClassifyConfig, score
+from maelift.transfer.classification.config import ClassifyConfig
+from maelift.transfer.classification.evaluation import evaluate_classifier
+from maelift.transfer.classification.features import FeatureRequest, FeatureRows
+from maelift.transfer.classification.model import Classifier
+from maelift.transfer.classification.probe import ProbeTask
 from maelift.transfer.finetune import fit
 from maelift.transfer.init_weights import fresh_encoder
 from torch import Tensor
@@ -60,10 +63,10 @@ class Benchmark:
     """of torch"""
 
 
-class ComputedRows(Rows):
+class ComputedRows(FeatureRows):
     """Features that are computed whenever they are asked for."""
 
-    def __init__(self, wanted: FeatureFile) -> None:
+    def __init__(self, wanted: FeatureRequest) -> None:
         self._wanted = wanted
 
     def __len__(self) -> int:
@@ -85,7 +88,7 @@ class Reextracting(ProbeTask):
 
     def begin(self, model: torch.nn.Module) -> None:
         super().begin(model)
-        self.train_rows = ComputedRows(FeatureFile(self.encoder.eval(), self.splits.train.images, tokens=False))
+        self.train_rows = ComputedRows(FeatureRequest(self.encoder.eval(), self.splits.train.images, tokens=False))
 
 
 def measure(
@@ -101,7 +104,7 @@ def measure(
             found = fit(task, seed=0, tracker=tracker, evaluations=1, workers=0)
         seconds = time.perf_counter() - began
         assert isinstance(found.model, Classifier)
-        return seconds, score(found.model, splits.test, "test", ranks).metrics["top1"] or 0.0
+        return seconds, evaluate_classifier(found.model, splits.test, "test", ranks).metrics["top1"] or 0.0
 
 
 def main() -> None:

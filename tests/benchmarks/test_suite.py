@@ -20,7 +20,7 @@ from maelift.core.errors import MaeliftError
 from maelift.core.models.preprocessing import Preprocessing
 from maelift.core.signals import Interrupted
 from maelift.tests.support import one_line_error, run_maelift
-from maelift.transfer.classification.task import ClassifyRecipe
+from maelift.transfer.classification.config import ClassifyRecipe
 from PIL import Image
 
 SUITE = """

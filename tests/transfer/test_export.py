@@ -14,10 +14,11 @@ from maelift.core.models.encoder_file import Provenance
 from maelift.core.models.encoder_spec import EncoderSpec
 from maelift.core.models.probes import AttentiveProbe
 from maelift.tests.support import framework, random_encoder
-from maelift.transfer.classification.task import Classifier, save_classifier
-from maelift.transfer.detection.model import Architecture as DetectorArchitecture
+from maelift.transfer.classification.model import Classifier, save_classifier
+from maelift.transfer.detection.architecture import Architecture as DetectorArchitecture
 from maelift.transfer.detection.model import Detector
-from maelift.transfer.segmentation.model import Architecture, Segmentor
+from maelift.transfer.segmentation.architecture import Architecture
+from maelift.transfer.segmentation.model import Segmentor
 from maelift.transfer.trained_model import load_model
 from torch import nn
 

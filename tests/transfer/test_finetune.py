@@ -21,7 +21,7 @@ from maelift.tests.support import (
     run_maelift,
     run_page,
 )
-from maelift.transfer.classification.task import ClassifyConfig
+from maelift.transfer.classification.config import ClassifyConfig
 from maelift.transfer.metrics import Scores
 from maelift.transfer.recipe import Recipe, recipe_defaults
 
@@ -110,7 +110,7 @@ def test_what_cannot_be_judged_is_refused(finished: Path, class_folders: Path, t
         for number in range(6):
             noise_image(number).save(tmp_path / "two" / name / f"{number}.png")
     config = ClassifyConfig.resolve(words(out=finished, evaluate="test", data=tmp_path / "two"))
-    from maelift.transfer.finetune import evaluate
+    from maelift.transfer.evaluate import evaluate
 
     with pytest.raises(DataError, match=r"knows dark, light, middle"):
         evaluate(config, "test")

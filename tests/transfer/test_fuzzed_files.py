@@ -22,11 +22,11 @@ from maelift.core.models.contract import sealed, sealed_hash
 from maelift.core.models.decoder_file import DecoderFile, read_decoder, save_decoder
 from maelift.core.models.encoder_file import Provenance, read_encoder, save_encoder
 from maelift.tests.support import GOLDEN, bounded_memory, random_encoder, rewrite_metadata, write_images
-from maelift.transfer.classification.task import Classifier, save_classifier
-from maelift.transfer.detection.model import Architecture as DetectorArchitecture
+from maelift.transfer.classification.model import Classifier, save_classifier
+from maelift.transfer.detection.architecture import Architecture as DetectorArchitecture
 from maelift.transfer.detection.model import Detector
 from maelift.transfer.model_file import read_model
-from maelift.transfer.segmentation.model import Architecture as SegmentorArchitecture
+from maelift.transfer.segmentation.architecture import Architecture as SegmentorArchitecture
 from maelift.transfer.segmentation.model import Segmentor
 from maelift.transfer.trained_model import build_model
 from safetensors import safe_open

@@ -17,7 +17,7 @@ from maelift.core.models.encoder_file import Provenance, read_encoder, save_enco
 from maelift.core.models.encoder_spec import EncoderSpec
 from maelift.core.models.preprocessing import Preprocessing
 from maelift.tests.support import encoder_file, random_encoder, write_images
-from maelift.transfer.init_weights import Start, read_start, start_encoder
+from maelift.transfer.init_weights import EncoderInit, init_encoder, read_init_weights
 
 SPEC = EncoderSpec(image_size=(16, 16), patch_size=4, embed_dim=32, depth=2, num_heads=2)
 
@@ -29,8 +29,8 @@ def images(tmp_path: Path) -> FolderImages:
 
 
 def started(images: FolderImages, *, gray: bool = False, **keys: Any) -> tuple[Encoder, list[str]]:
-    start = Start(**keys)
-    return start_encoder(start, read_start(start), images, gray)
+    start = EncoderInit(**keys)
+    return init_encoder(start, read_init_weights(start), images, gray)
 
 
 def test_the_weights_are_those_of_the_file(tmp_path: Path, images: FolderImages) -> None:
@@ -97,7 +97,7 @@ def test_an_encoder_that_these_images_cannot_be_given_to_is_refused(
 
 def test_weights_must_be_named_unless_the_start_is_scratch() -> None:
     with pytest.raises(ConfigError, match="init=scratch"):
-        Start(init="supervised")
+        EncoderInit(init="supervised")
     with pytest.raises(ConfigError, match="multiples of the patch size"):
         started(FolderImages(Path("."), ()), init="scratch", model="vit_nano", image_size=30, gray=False)
 
@@ -112,7 +112,7 @@ def test_weights_of_timm_come_with_their_mean_heads_epsilon_and_licence(
         return real(name, pretrained=False, num_classes=num_classes, img_size=32, embed_dim=48, num_heads=4, depth=2)
 
     monkeypatch.setattr(timm, "create_model", without_network)
-    file = read_start(Start(encoder="timm:vit_tiny_patch16_224.augreg_in21k", init="supervised"))
+    file = read_init_weights(EncoderInit(encoder="timm:vit_tiny_patch16_224.augreg_in21k", init="supervised"))
     assert file is not None
     spec, prepared = file.encoder.spec, file.encoder.preprocessing
     assert (spec.image_size, spec.embed_dim, spec.num_heads, spec.depth) == ((32, 32), 48, 4, 2)
@@ -126,4 +126,4 @@ def test_weights_that_timm_cannot_give_are_refused_in_a_line(monkeypatch: pytest
 
     monkeypatch.setattr(timm, "create_model", unreachable)
     with pytest.raises(CheckpointError, match=r"timm:vit.*no route to host\)"):
-        read_start(Start(encoder="timm:vit_base_patch16_224.mae"))
+        read_init_weights(EncoderInit(encoder="timm:vit_base_patch16_224.mae"))

@@ -19,9 +19,10 @@ from maelift.core.errors import CheckpointError
 from maelift.core.models.contract import content_hash
 from maelift.core.models.encoder_file import Provenance
 from maelift.tests.support import GOLDEN, encoder_file, noise_image, random_encoder, rewrite_metadata
-from maelift.transfer.classification.task import Classifier, save_classifier
+from maelift.transfer.classification.model import Classifier, save_classifier
 from maelift.transfer.model_file import MODEL_KEY, read_model, write_model
-from maelift.transfer.segmentation.model import Architecture, Segmentor
+from maelift.transfer.segmentation.architecture import Architecture
+from maelift.transfer.segmentation.model import Segmentor
 from maelift.transfer.trained_model import load_model
 from torch import nn
 

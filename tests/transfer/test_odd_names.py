@@ -12,9 +12,10 @@ from maelift.cli import main
 from maelift.core.data.class_lists import read_class_list
 from maelift.core.models.encoder_file import Provenance, read_encoder
 from maelift.tests.support import GOLDEN, framework, noise_image, write_images
-from maelift.transfer.classification.task import Classifier, save_classifier
+from maelift.transfer.classification.model import Classifier, save_classifier
 from maelift.transfer.model_file import MODEL_KEY, read_model
-from maelift.transfer.segmentation.model import Architecture, Segmentor
+from maelift.transfer.segmentation.architecture import Architecture
+from maelift.transfer.segmentation.model import Segmentor
 from maelift.transfer.trained_model import load_model
 from PIL import Image
 

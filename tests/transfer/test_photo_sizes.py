@@ -21,11 +21,12 @@ from maelift.core.models.preprocessing import Preprocessing
 from maelift.pretrain.config import PretrainConfig
 from maelift.pretrain.data import Source
 from maelift.tests.support import TINY, encoder_file, noise_image, rewrite_metadata
-from maelift.transfer.classification.task import ClassificationTask, pixel_batches
-from maelift.transfer.detection.model import Canvas
+from maelift.transfer.classification.evaluation import pixel_batches
+from maelift.transfer.classification.task import ClassificationTask
+from maelift.transfer.detection.canvas import Canvas
 from maelift.transfer.detection.task import DetectionTask
 from maelift.transfer.model_file import read_model
-from maelift.transfer.segmentation.model import Inference
+from maelift.transfer.segmentation.sliding_window import Inference
 from maelift.transfer.segmentation.task import SegmentationTask
 from maelift.transfer.trained_model import load_model
 from PIL import Image

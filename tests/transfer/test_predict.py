@@ -18,11 +18,13 @@ from maelift.core.config import resolve
 from maelift.core.errors import DataError, MaeliftError
 from maelift.core.models.encoder_file import Provenance
 from maelift.tests.support import framework, noise_image, one_line_error, random_encoder, run_maelift, write_images
-from maelift.transfer.detection.model import Architecture as DetectorArchitecture
+from maelift.transfer.detection.architecture import Architecture as DetectorArchitecture
 from maelift.transfer.detection.model import Detector
 from maelift.transfer.finetune import TransferResult
-from maelift.transfer.predict import PredictConfig, PredictResult, predict
-from maelift.transfer.segmentation.model import Architecture, Segmentor
+from maelift.transfer.predict import PredictResult, predict
+from maelift.transfer.predict_config import PredictConfig
+from maelift.transfer.segmentation.architecture import Architecture
+from maelift.transfer.segmentation.model import Segmentor
 from maelift.transfer.visualize import class_colours
 from PIL import Image
 

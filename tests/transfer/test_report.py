@@ -11,7 +11,7 @@ from typing import Any
 from maelift.tests.support import noise_image
 from maelift.transfer.metrics import Scores
 from maelift.transfer.report import write_summary
-from maelift.transfer.visualize import Picture
+from maelift.transfer.visualize import ExampleImage
 
 EVIL = "<script>alert('1')</script> & $\\frac"
 CLASSES = ("shirt", EVIL, "日本語", "bag")
@@ -44,7 +44,7 @@ class Page(HTMLParser):
 
 def page(folder: Path, **changes: Any) -> Page:
     pictures = [
-        Picture.of(noise_image(number), f"image \udce9 {number} {EVIL}", right=number < 2) for number in range(3)
+        ExampleImage.of(noise_image(number), f"image \udce9 {number} {EVIL}", right=number < 2) for number in range(3)
     ]
     values: dict[str, Any] = {
         "title": "Classification",
@@ -103,7 +103,7 @@ def test_names_are_shown_as_they_are_and_bytes_that_are_no_text_do_no_harm(tmp_p
 def test_wrong_pictures_come_first_and_none_is_said(tmp_path: Path) -> None:
     found = page(tmp_path)
     assert found.text.index("Wrong predictions") < found.text.index("Right predictions")
-    only_right = page(tmp_path, pictures=[Picture.of(noise_image(1), "right", right=True)])
+    only_right = page(tmp_path, pictures=[ExampleImage.of(noise_image(1), "right", right=True)])
     assert "None among the images that were looked at." in only_right.text
     assert "Wrong predictions" not in page(tmp_path, pictures=[]).text
 

@@ -10,7 +10,7 @@ from maelift.transfer.predictions import Classification, Detections, Segmentatio
 from maelift.transfer.visualize import (
     LONGEST,
     SHORTEST,
-    Picture,
+    ExampleImage,
     class_colours,
     draw_classification,
     draw_detections,
@@ -128,5 +128,5 @@ def test_side_by_side_and_encoding() -> None:
     row = side_by_side([("predicted", black(40, 40)), (LONG, black(60, 40))])
     assert row.width >= 80 and row.height > 60
     for image, kind in ((black(), "png"), (black(1200, 1200), "jpeg")):
-        picture = Picture.of(image, "a caption", right=False)
+        picture = ExampleImage.of(image, "a caption", right=False)
         assert picture.kind == kind and Image.open(io.BytesIO(picture.data)).size == image.size

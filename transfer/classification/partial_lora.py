@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 from timm.models.vision_transformer import Block
 from torch import nn
 
+from ...core.data.labeled_dataset import Splits
+from ...core.distributed import Ranks
 from ...core.errors import ConfigError
 from ...core.models.encoder import Encoder
 from ...core.optional_imports import require
-
-LORA_TARGETS = {"qkv": "attn.qkv", "proj": "attn.proj", "fc1": "mlp.fc1", "fc2": "mlp.fc2"}
-"""The linear layers of a block that may get low-rank updates, by their short names."""
+from .config import LORA_TARGETS, ClassifyConfig, Lora
+from .model import Classifier
+from .task import ClassificationTask
 
 
 def train_last_blocks(encoder: Encoder, blocks: float) -> None:
@@ -46,31 +47,6 @@ def check_blocks(blocks: float, depth: int) -> None:
         raise ConfigError("blocks", blocks, f"0, 0.5 or a whole number up to the encoder's {depth}")
 
 
-@dataclass(frozen=True)
-class Lora:
-    """Low-rank updates: ``W + alpha / rank * B A`` with A (rank, in), B (out, rank), B zero at first."""
-
-    rank: int = 8
-    """method=lora: rank of the updates"""
-    alpha: float = 16.0
-    """method=lora: the updates are scaled by alpha / rank"""
-    dropout: float = 0.0
-    """method=lora: probability that an input of an update is left out"""
-    targets: tuple[str, ...] = ("qkv", "proj")
-    """method=lora: layers of each block that are updated: some of qkv, proj, fc1, fc2"""
-
-    def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise ConfigError("rank", self.rank, "a whole number of at least 1")
-        if self.alpha <= 0:
-            raise ConfigError("alpha", self.alpha, "a number above 0")
-        if not 0 <= self.dropout < 1:
-            raise ConfigError("dropout", self.dropout, "a share from 0 to below 1")
-        strange = [name for name in self.targets if name not in LORA_TARGETS]
-        if strange or not self.targets:
-            raise ConfigError("targets", list(self.targets), f"some of {', '.join(LORA_TARGETS)}")
-
-
 def add_lora(encoder: Encoder, lora: Lora) -> None:
     """Freeze an encoder and add low-rank updates, which are trained in its place; by peft. In place.
 
@@ -79,7 +55,7 @@ def add_lora(encoder: Encoder, lora: Lora) -> None:
     peft = require("peft")
     encoder.requires_grad_(False)
     layers = "|".join(LORA_TARGETS[name].replace(".", r"\.") for name in lora.targets)
-    config = peft.LoraConfig(
+    config = peft.Lora(
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
@@ -89,7 +65,7 @@ def add_lora(encoder: Encoder, lora: Lora) -> None:
     peft.inject_adapter_in_model(config, encoder)
 
 
-def merged(encoder: Encoder) -> Encoder:
+def merge_lora(encoder: Encoder) -> Encoder:
     """A plain encoder with the low-rank updates added to its weights; a copy, or the same where there are none.
 
     Its outputs differ from those with the updates apart by rounding only.
@@ -106,3 +82,38 @@ def merged(encoder: Encoder) -> Encoder:
             parent, _, child = name.rpartition(".")
             setattr(plain.get_submodule(parent), child, module.get_base_layer())
     return plain.requires_grad_(True)
+
+
+class PartialTask(ClassificationTask):
+    """Fine-tuning of the last blocks, the final norm and the head (MAE, Sec. 4.4, Fig. 9)."""
+
+    def __init__(self, config: ClassifyConfig, encoder: Encoder, splits: Splits[Any], ranks: Ranks) -> None:
+        super().__init__(config, encoder, splits, ranks)
+        check_blocks(config.blocks, encoder.spec.depth)
+
+    def build_model(self) -> nn.Module:
+        model = cast(Classifier, super().build_model())
+        train_last_blocks(model.encoder, cast(ClassifyConfig, self.config).blocks)
+        return model
+
+    def finished(self, model: nn.Module) -> nn.Module:
+        return model.requires_grad_(True)
+
+
+class LoraTask(ClassificationTask):
+    """Fine-tuning of low-rank updates and the head; the updates are added to the weights that are kept."""
+
+    def __init__(self, config: ClassifyConfig, encoder: Encoder, splits: Splits[Any], ranks: Ranks) -> None:
+        super().__init__(config, encoder, splits, ranks)
+        require("peft")
+
+    def build_model(self) -> nn.Module:
+        model = cast(Classifier, super().build_model())
+        add_lora(model.encoder, cast(ClassifyConfig, self.config).lora)
+        return model
+
+    def finished(self, model: nn.Module) -> nn.Module:
+        classifier = cast(Classifier, model)
+        return Classifier(
+            merge_lora(classifier.encoder), classifier.classes, classifier.head, multi_label=classifier.multi_label
+        )

@@ -19,11 +19,11 @@ from maelift.core.data.transforms import (
     random_resized_crop,
 )
 from maelift.core.models.preprocessing import Preprocessing
-from maelift.transfer.detection.model import Canvas, resample
-from maelift.transfer.detection.task import View, targets
+from maelift.transfer.detection.augmentation import JitteredCrop, crop_targets
+from maelift.transfer.detection.canvas import Canvas, crop_and_resize
 from maelift.transfer.predictions import Detections, Segmentation
-from maelift.transfer.segmentation.model import Inference, slide
-from maelift.transfer.segmentation.task import random_crop
+from maelift.transfer.segmentation.augmentation import random_crop
+from maelift.transfer.segmentation.sliding_window import Inference, sliding_window_logits
 from maelift.transfer.visualize import draw_detections, draw_segmentation
 from PIL import Image
 
@@ -104,7 +104,7 @@ def test_random_crops_of_extreme_shapes_are_resized(size: tuple[int, int]) -> No
 def test_the_view_of_a_detector_lies_within_image_and_canvas(
     height: int, width: int, canvas: tuple[int, int], draws: list[float], jitter: float
 ) -> None:
-    view = View.drawn((height, width), canvas, (jitter, jitter), np.array(draws))
+    view = JitteredCrop.drawn((height, width), canvas, (jitter, jitter), np.array(draws))
     assert inside(view.box, height, width)
     assert all(1 <= part <= side for part, side in zip(view.filled, canvas, strict=True))
     x1, y1, x2, y2 = view.box
@@ -126,11 +126,13 @@ def test_image_box_and_mask_of_an_object_stay_aligned(
         np.array([[x1, y1, x2, y2]], np.float64), np.zeros(1, np.int64), np.zeros(1, bool),
         np.array([(x2 - x1) * (y2 - y1)], np.float64), ((outline,),), (height, width),
     )  # fmt: skip
-    view = View.drawn((height, width), (64, 48), (0.5, 2.0), np.array(draws))
-    boxes = targets(whole, view, mirrored, masks=False)["boxes"]
-    seen = targets(whole, view, mirrored, masks=True)
+    view = JitteredCrop.drawn((height, width), (64, 48), (0.5, 2.0), np.array(draws))
+    boxes = crop_targets(whole, view, mirrored, masks=False)["boxes"]
+    seen = crop_targets(whole, view, mirrored, masks=True)
     tall, wide = view.filled
-    shown = resample(picture, view.box, view.filled, Preprocessing(("gray",), (0.5,), (0.5,), interpolation="nearest"))
+    shown = crop_and_resize(
+        picture, view.box, view.filled, Preprocessing(("gray",), (0.5,), (0.5,), interpolation="nearest")
+    )
     if mirrored:
         shown = shown[:, :, ::-1]
     for box in boxes:
@@ -190,7 +192,7 @@ def test_windows_cover_images_of_any_shape(size: tuple[int, int]) -> None:
     working = inference.working_size(size)
     assert min(working) >= 1 and max(working) <= 4 * inference.short_side
     images = torch.arange(float(np.prod(working))).reshape(1, 1, *working)
-    assert torch.equal(slide(lambda window: window, images, inference.crop, inference.stride), images)
+    assert torch.equal(sliding_window_logits(lambda window: window, images, inference.crop, inference.stride), images)
 
 
 @pytest.mark.parametrize("size", [(1, 3000), (3000, 3), (1, 1), (4, 6000)])

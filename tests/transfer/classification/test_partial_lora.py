@@ -13,7 +13,8 @@ from maelift.core.errors import ConfigError, MaeliftError
 from maelift.core.models.encoder_file import read_encoder
 from maelift.core.models.encoder_spec import EncoderSpec
 from maelift.tests.support import encoder_file, framework, random_encoder
-from maelift.transfer.classification.partial_lora import Lora, add_lora, merged, train_last_blocks
+from maelift.transfer.classification.config import Lora
+from maelift.transfer.classification.partial_lora import add_lora, merge_lora, train_last_blocks
 
 SPEC = EncoderSpec(image_size=(16, 16), patch_size=4, embed_dim=32, depth=3, num_heads=2)
 KEYS: dict[str, Any] = {
@@ -75,11 +76,11 @@ def test_merged_updates_give_the_same_function_in_plain_weights(targets: tuple[s
     assert torch.allclose(encoder.eval()(images), plain.eval()(images))  # B is zero at first
     for parameter in updates:
         parameter.data += 0.1 * torch.randn_like(parameter)
-    result = merged(encoder).eval()
+    result = merge_lora(encoder).eval()
     assert result.state_dict().keys() == plain.state_dict().keys()
     assert not torch.allclose(result(images), plain(images), atol=1e-2)
     assert torch.allclose(result(images), encoder(images), atol=1e-5)
-    assert merged(plain) is plain
+    assert merge_lora(plain) is plain
 
 
 @pytest.mark.parametrize(

@@ -24,8 +24,8 @@ from maelift.core.training.optimizers import Lars, set_learning_rate
 from maelift.core.training.schedule import warmup_cosine
 from maelift.tests.support import encoder_file, has_checkpoint, random_encoder, run_maelift, start_maelift
 from maelift.transfer.classification import probe as probe_module
-from maelift.transfer.classification.probe import FeatureFile, Rows, features
-from maelift.transfer.classification.task import ClassifyConfig
+from maelift.transfer.classification.config import ClassifyConfig
+from maelift.transfer.classification.features import FeatureRequest, FeatureRows, cached_features
 from safetensors.torch import load_file
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
@@ -170,26 +170,26 @@ def test_features_are_the_encoders_in_the_order_of_the_images(
 ) -> None:
     monkeypatch.setattr(probe_module, "EXTRACT_BATCH", 16)
     images, encoder = find_images(image_folder), random_encoder(SPEC).eval()
-    wanted = FeatureFile(encoder, images, tokens=False, pooling="both")
-    found = features(wanted, tmp_path, ONE)
+    wanted = FeatureRequest(encoder, images, tokens=False, pooling="both")
+    found = cached_features(wanted, tmp_path, ONE)
     assert found.shape == (40, 64) and found.dtype == np.float32 and isinstance(found, np.memmap)
     pixels = torch.from_numpy(wanted.pixels(37))[None]
     with torch.no_grad():
         single = encoder.forward_features(encoder.preprocessing.normalize(pixels))
     assert np.allclose(found[37, :32], single.pooled()[0], atol=1e-5)
     assert single.class_token is not None and np.allclose(found[37, 32:], single.class_token[0], atol=1e-5)
-    tokens = FeatureFile(encoder, images, tokens=True, crops=2)
-    assert features(tokens, tmp_path, ONE).shape == (80, 16, 32)
+    tokens = FeatureRequest(encoder, images, tokens=True, crops=2)
+    assert cached_features(tokens, tmp_path, ONE).shape == (80, 16, 32)
     assert not np.array_equal(tokens.pixels(0), tokens.pixels(1))  # two crops of one image
-    assert np.array_equal(tokens.pixels(1), FeatureFile(encoder, images, tokens=True, crops=2).pixels(1))
+    assert np.array_equal(tokens.pixels(1), FeatureRequest(encoder, images, tokens=True, crops=2).pixels(1))
 
 
 def test_rows_on_disk_are_the_rows_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     np.save(tmp_path / "rows.npy", np.random.default_rng(0).normal(size=(9, 4)).astype(np.float32))
     file = np.load(tmp_path / "rows.npy", mmap_mode="r")
-    held = Rows(file, ONE.device).take(torch.tensor([7, 0, 7]))
+    held = FeatureRows(file, ONE.device).take(torch.tensor([7, 0, 7]))
     monkeypatch.setattr(probe_module, "HELD_BYTES", 0)
-    on_disk = Rows(file, ONE.device)
+    on_disk = FeatureRows(file, ONE.device)
     assert torch.equal(held, on_disk.take(torch.tensor([7, 0, 7]))) and torch.equal(on_disk.all()[7], held[0])
 
 
@@ -198,7 +198,7 @@ def test_features_that_do_not_fit_on_the_disk_are_refused_before_any_is_computed
 ) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda folder: type("Usage", (), {"free": 100})())
     with pytest.raises(MaeliftError, match=r"has 0.0 GB free. Give cache=FOLDER"):
-        features(FeatureFile(random_encoder(SPEC), find_images(image_folder), tokens=True), tmp_path, ONE)
+        cached_features(FeatureRequest(random_encoder(SPEC), find_images(image_folder), tokens=True), tmp_path, ONE)
     assert not list(tmp_path.iterdir())
 
 

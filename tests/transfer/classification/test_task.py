@@ -35,7 +35,9 @@ from maelift.tests.support import (
     start_maelift,
     write_images,
 )
-from maelift.transfer.classification.task import ClassifyConfig, _MixupOfSets, score
+from maelift.transfer.classification.config import ClassifyConfig
+from maelift.transfer.classification.evaluation import evaluate_classifier
+from maelift.transfer.classification.task import MultiLabelMixup
 from maelift.transfer.finetune import TransferResult
 from maelift.transfer.finetune import run as run_transfer
 from maelift.transfer.init_weights import fresh_encoder
@@ -216,7 +218,7 @@ def test_the_weights_of_the_best_validation_are_kept(class_folders: Path, encode
     assert len(curve) == 30 and curve[-1] < best == result.val
     assert results_of(tmp_path / "run")["best_step"] == 1 + curve.index(best)
     model = load_model(result.model)
-    kept = score(model, read_splits(data).val, "val", ranks=ONE)
+    kept = evaluate_classifier(model, read_splits(data).val, "val", ranks=ONE)
     assert kept.metrics["top1"] == best
 
 
@@ -493,7 +495,7 @@ def test_images_with_several_classes_each(
 
 
 def test_mixed_images_of_several_classes_get_their_classes_mixed() -> None:
-    mix = _MixupOfSets(mixup_alpha=1.0, label_smoothing=0.1, num_classes=3)
+    mix = MultiLabelMixup(mixup_alpha=1.0, label_smoothing=0.1, num_classes=3)
     images = torch.stack([torch.full((1, 8, 8), float(value)) for value in range(4)])
     targets = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 1, 1], [0, 0, 0]])
     mixed, classes = mix(images.clone(), targets)

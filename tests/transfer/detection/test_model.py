@@ -15,7 +15,9 @@ from maelift.core.models.encoder_file import Provenance
 from maelift.core.models.preprocessing import Preprocessing
 from maelift.core.seeding import seeded_rng
 from maelift.tests.support import framework, noise_image, random_encoder
-from maelift.transfer.detection.model import ENCODER_PREFIX, Architecture, Canvas, Detector, load, paste_masks
+from maelift.transfer.detection.architecture import Architecture
+from maelift.transfer.detection.canvas import Canvas, paste_masks
+from maelift.transfer.detection.model import ENCODER_PREFIX, Detector, load
 from maelift.transfer.model_file import read_model
 from maelift.transfer.trained_model import load_model
 from PIL import Image

@@ -22,8 +22,10 @@ from maelift.core.models.encoder_spec import EncoderSpec
 from maelift.core.models.preprocessing import Preprocessing
 from maelift.core.training.tracker import read_metrics
 from maelift.tests.support import framework, has_checkpoint, one_line_error, run_maelift, run_ranks, start_maelift
+from maelift.transfer.detection.augmentation import JitteredCrop, crop_targets, mask_box
+from maelift.transfer.detection.config import DetectConfig
 from maelift.transfer.detection.model import Detector
-from maelift.transfer.detection.task import DetectConfig, DetectionTask, View, agrees, box_around, targets
+from maelift.transfer.detection.task import DetectionTask, matches_annotations
 from maelift.transfer.finetune import TransferResult
 from maelift.transfer.init_weights import fresh_encoder
 from maelift.transfer.predictions import Detections
@@ -116,7 +118,7 @@ def draw_shapes(
 
 
 def annotation(number: int, image: int, category: int, mask: NDArray[np.bool_], *, masks: bool) -> dict[str, Any]:
-    x1, y1, x2, y2 = box_around(mask)
+    x1, y1, x2, y2 = mask_box(mask)
     entry: dict[str, Any] = {
         "id": number,
         "image_id": image,
@@ -177,7 +179,7 @@ def test_objects_of_images_of_many_shapes_are_learned(
     pixels, ((_, square), *_) = draw_shapes(np.random.default_rng(14), (26, 41), 1)
     (objects,) = model.predict([pixels], score_threshold=0.2)
     assert len(objects)
-    best = np.array(box_around(square))
+    best = np.array(mask_box(square))
     assert np.abs(objects.boxes[0] - best).max() < 5
 
 
@@ -277,7 +279,7 @@ def test_what_is_seen_of_an_object_is_what_is_trained_on(shapes: Path, encoder: 
         target = sample.target
         assert target["boxes"].dtype == np.float32 and target["masks"].shape == (len(target["labels"]), 32, 32)
         for box, label, mask in zip(target["boxes"], target["labels"], target["masks"], strict=True):
-            assert tuple(box) == box_around(mask)
+            assert tuple(box) == mask_box(mask)
             if mask.sum() >= 40:
                 median = float(np.median(sample.pixels[:, mask].astype(np.float64)))
                 assert (median > 200) if label == 0 else (median < 60)
@@ -305,9 +307,9 @@ def test_outlines_and_run_lengths_give_one_target() -> None:
         for segmentation in segmentations
     ]
     for draws, mirrored in (((0.99, 0.5, 0.5), False), ((0.6, 0.2, 0.9), True), ((0.0, 0.0, 0.0), True)):
-        view = View.drawn((40, 60), (32, 32), (0.5, 3.0), np.array(draws))
-        by_outline, by_runs = (targets(objects, view, mirrored, masks=True) for objects in made)
-        plain = targets(made[0], view, mirrored, masks=False)
+        view = JitteredCrop.drawn((40, 60), (32, 32), (0.5, 3.0), np.array(draws))
+        by_outline, by_runs = (crop_targets(objects, view, mirrored, masks=True) for objects in made)
+        plain = crop_targets(made[0], view, mirrored, masks=False)
         for found in (by_outline, by_runs, plain):
             assert 0 not in found["labels"][: 1 if draws[0] else 0]  # the crowd is left out
             assert found["boxes"].shape == (len(found["labels"]), 4)
@@ -315,18 +317,18 @@ def test_outlines_and_run_lengths_give_one_target() -> None:
         np.testing.assert_allclose(plain["boxes"][0], by_runs["boxes"][0], atol=1)
         overlap = (by_outline["masks"][0] & by_runs["masks"][0]).sum() / by_runs["masks"][0].sum()
         assert overlap > 0.85
-    close = View.drawn((40, 60), (32, 32), (3.0, 3.0), np.array([0.5, 0.999, 0.999]))  # the lower right corner
-    found = targets(made[1], close, False, masks=True)
+    close = JitteredCrop.drawn((40, 60), (32, 32), (3.0, 3.0), np.array([0.5, 0.999, 0.999]))  # the lower right corner
+    found = crop_targets(made[1], close, False, masks=True)
     assert len(found["labels"]) == 1 and found["labels"][0] == 1
 
 
 def test_a_view_follows_its_draws() -> None:
-    whole = View.drawn((40, 60), (32, 32), (1.0, 1.0), np.array([0.5, 0.5, 0.5]))
+    whole = JitteredCrop.drawn((40, 60), (32, 32), (1.0, 1.0), np.array([0.5, 0.5, 0.5]))
     assert whole.filled == (21, 32) and whole.box == (0, 0, 60, 40)
-    large = View.drawn((40, 60), (32, 32), (2.0, 2.0), np.array([0.5, 0.999, 0.0]))
+    large = JitteredCrop.drawn((40, 60), (32, 32), (2.0, 2.0), np.array([0.5, 0.999, 0.0]))
     assert large.filled == (32, 32) and large.box[0] == 0 and large.box[3] == pytest.approx(40, abs=0.5)
     assert large.box[2] == pytest.approx(30) and large.scale[0] == pytest.approx(64 / 60)
-    small = View.drawn((1000, 3), (32, 32), (0.1, 0.1), np.array([0.0, 0.0, 0.0]))
+    small = JitteredCrop.drawn((1000, 3), (32, 32), (0.1, 0.1), np.array([0.0, 0.0, 0.0]))
     assert small.filled == (3, 1)
 
 
@@ -337,11 +339,11 @@ def test_a_picture_is_right_when_all_and_nothing_else_is_found() -> None:
         )
 
     truth = objects([[0, 0, 10, 10], [8, 0, 18, 10]], [0, 1])
-    assert agrees(objects([[9, 0, 18, 10], [0, 1, 10, 10]], [1, 0]), truth)
-    assert not agrees(objects([[0, 0, 10, 10], [8, 0, 18, 10]], [0, 0]), truth)
-    assert not agrees(objects([[0, 0, 10, 10]], [0]), truth)
-    assert not agrees(objects([[0, 0, 10, 10], [0, 0, 10, 10]], [0, 1]), truth)
-    assert agrees(objects([], []), objects([], [])) and not agrees(objects([], []), truth)
+    assert matches_annotations(objects([[9, 0, 18, 10], [0, 1, 10, 10]], [1, 0]), truth)
+    assert not matches_annotations(objects([[0, 0, 10, 10], [8, 0, 18, 10]], [0, 0]), truth)
+    assert not matches_annotations(objects([[0, 0, 10, 10]], [0]), truth)
+    assert not matches_annotations(objects([[0, 0, 10, 10], [0, 0, 10, 10]], [0, 1]), truth)
+    assert matches_annotations(objects([], []), objects([], [])) and not matches_annotations(objects([], []), truth)
 
 
 def test_heads_are_equal_for_any_encoder_of_one_seed(shapes: Path, encoder: Path) -> None:

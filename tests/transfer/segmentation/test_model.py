@@ -13,7 +13,10 @@ from maelift.core.models.encoder_file import Provenance
 from maelift.core.models.encoder_spec import EncoderSpec
 from maelift.tests.support import framework, random_encoder
 from maelift.transfer.segmentation import model
-from maelift.transfer.segmentation.model import ENCODER_PREFIX, Architecture, Inference, Segmentor, likeliest, slide
+from maelift.transfer.segmentation.architecture import Architecture
+from maelift.transfer.segmentation.logits import resized_argmax
+from maelift.transfer.segmentation.model import ENCODER_PREFIX, Segmentor
+from maelift.transfer.segmentation.sliding_window import Inference, sliding_window_logits
 from maelift.transfer.trained_model import load_model
 from PIL import Image
 from torch import Tensor
@@ -119,7 +122,10 @@ def test_sliding_windows_give_what_mmseg_s_give(
 
     images = torch.randn(3, 1, *size)
     torch.testing.assert_close(
-        slide(window_mean, images, crop, stride), Theirs().slide_inference(images, [{}] * 3), rtol=0, atol=1e-5
+        sliding_window_logits(window_mean, images, crop, stride),
+        Theirs().slide_inference(images, [{}] * 3),
+        rtol=0,
+        atol=1e-5,
     )
 
 
@@ -151,8 +157,8 @@ def test_many_classes_at_a_large_size_are_compared_a_few_at_a_time(monkeypatch: 
     resized = torch.nn.functional.interpolate(logits[None], (11, 9), mode="bilinear")[0]
     for step in (1, 7, 300):
         monkeypatch.setattr(model, "VALUES_AT_ONCE", step * 99)
-        torch.testing.assert_close(likeliest(logits, (11, 9)), resized.argmax(dim=0))
-    assert likeliest(logits[:256], (11, 9)).dtype == torch.uint8
+        torch.testing.assert_close(resized_argmax(logits, (11, 9)), resized.argmax(dim=0))
+    assert resized_argmax(logits[:256], (11, 9)).dtype == torch.uint8
 
 
 def test_images_are_brought_to_the_scale_of_training_but_not_made_endless() -> None:

@@ -23,8 +23,10 @@ from maelift.tests.support import framework, has_checkpoint, run_maelift, start_
 from maelift.transfer.finetune import TransferResult
 from maelift.transfer.finetune import run as run_transfer
 from maelift.transfer.init_weights import fresh_encoder
+from maelift.transfer.segmentation.augmentation import distort_colors, pad_to, random_crop
+from maelift.transfer.segmentation.config import SegmentConfig
 from maelift.transfer.segmentation.model import ENCODER_PREFIX, Segmentor
-from maelift.transfer.segmentation.task import SegmentationTask, SegmentConfig, distorted, padded, random_crop
+from maelift.transfer.segmentation.task import SegmentationTask
 from maelift.transfer.trained_model import load_model
 from PIL import Image
 from safetensors.torch import load_file
@@ -232,7 +234,7 @@ def test_a_crop_is_drawn_again_while_one_class_takes_too_much_of_it() -> None:
 
 
 def test_small_images_are_padded_with_the_mean_and_ignored_pixels() -> None:
-    pixels = padded(np.full((3, 2, 5), 7, np.uint8), (4, 6), (123.7, 116.3, 103.5))
+    pixels = pad_to(np.full((3, 2, 5), 7, np.uint8), (4, 6), (123.7, 116.3, 103.5))
     assert pixels[:, :2, :5].min() == pixels[:, :2, :5].max() == 7
     assert pixels[:, 3, 5].tolist() == [124, 116, 104]
 
@@ -240,18 +242,18 @@ def test_small_images_are_padded_with_the_mean_and_ignored_pixels() -> None:
 def test_distortion_changes_colours_within_its_ranges() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (3, 9, 9), dtype=np.uint8)
     none = np.full(9, 0.9)
-    np.testing.assert_array_equal(distorted(pixels, none), pixels)
+    np.testing.assert_array_equal(distort_colors(pixels, none), pixels)
     bright = none.copy()
     bright[:2] = 0.1, 1.0
-    np.testing.assert_array_equal(distorted(pixels, bright), np.clip(pixels.astype(int) + 32, 0, 255))
+    np.testing.assert_array_equal(distort_colors(pixels, bright), np.clip(pixels.astype(int) + 32, 0, 255))
     contrast = none.copy()
     contrast[2:5] = 0.1, 0.0, 0.1
-    np.testing.assert_array_equal(distorted(pixels, contrast), pixels // 2)
+    np.testing.assert_array_equal(distort_colors(pixels, contrast), pixels // 2)
     gray = np.repeat(pixels[:1], 3, axis=0)
     hue = none.copy()
     hue[5:9] = 0.1, 1.0, 0.1, 0.0
-    np.testing.assert_array_equal(distorted(gray, hue), gray)  # gray has neither saturation nor hue
-    assert not np.array_equal(distorted(pixels, hue), pixels)
+    np.testing.assert_array_equal(distort_colors(gray, hue), gray)  # gray has neither saturation nor hue
+    assert not np.array_equal(distort_colors(pixels, hue), pixels)
 
 
 def test_a_crop_of_ignored_pixels_gives_a_loss_of_zero(tmp_path: Path, encoder: Path) -> None:

@@ -1,0 +1,205 @@
+"""Features of a frozen encoder, computed once and saved in a file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ...core.data.images import ImageSet
+from ...core.data.transforms import fit_and_crop, random_resized_crop, to_array
+from ...core.device import Precision, autocast
+from ...core.distributed import Ranks
+from ...core.errors import MaeliftError
+from ...core.files import check_regular, output_folder
+from ...core.models.contract import content_hash
+from ...core.models.encoder import Encoder
+from ...core.models.probes import Pooling, pool, pooled_dim
+from ...core.progress import progress_logger
+from ...core.seeding import stream
+from ...core.training.worker_loader import load_in_order
+from .task import CROP_DRAWS
+
+logger = logging.getLogger("maelift")
+
+FEATURES_VERSION = 2
+"""Raised whenever a change of the code would change the features that are kept."""
+
+EXTRACT_BATCH = 250
+
+MAX_BYTES_IN_MEMORY = 2**30
+"""Features of no more than this are held in memory, on the device; larger ones stay on disk and are read as they are needed."""
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureRequest:
+    """Which features of which images: with the same of all this, a file of features is used again.
+
+    ``tokens``: all patch tokens in float16 instead of one pooled vector in float32. ``crops``: random crops of each image,
+    drawn from ``seed``, ``crop_scale`` and ``flip``; 0: the image itself, as it is judged. ``manifest``: the hash of what
+    the images contain; without it nothing is used again.
+    """
+
+    encoder: Encoder
+    images: ImageSet
+    tokens: bool
+    pooling: Pooling = "mean"
+    crops: int = 0
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    flip: bool = True
+    seed: int = 0
+    manifest: str = ""
+    precision: Precision = "auto"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(images × crops, D), or (images × crops, patches, D)."""
+        rows, spec = len(self.images) * max(1, self.crops), self.encoder.spec
+        return (rows, spec.num_patches, spec.embed_dim) if self.tokens else (rows, pooled_dim(spec, self.pooling))
+
+    @property
+    def dtype(self) -> np.dtype[np.floating]:
+        """float16 for tokens, of which there are many."""
+        return np.dtype(np.float16 if self.tokens else np.float32)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the features take."""
+        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+
+    def name(self, device: torch.device) -> str:
+        """The file's name: a hash of all that the features depend on."""
+        names = hashlib.sha256(
+            "\n".join(self.images.name(index) for index in range(len(self.images))).encode("utf-8", "surrogateescape")
+        )
+        drawn = [self.crops, self.crop_scale, self.flip, self.seed] if self.crops else []
+        parts = [
+            FEATURES_VERSION,
+            content_hash(self.encoder.state_dict()),
+            asdict(self.encoder.spec),
+            asdict(self.encoder.preprocessing),
+            self.manifest,
+            names.hexdigest(),
+            "tokens" if self.tokens else self.pooling,
+            drawn,
+            [self.precision, device.type],
+        ]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24] + ".npy"
+
+    def pixels(self, row: int) -> NDArray[np.generic]:
+        """The pixels (C, H, W) whose features stand in a row."""
+        spec, form = self.encoder.spec, self.encoder.preprocessing.reading
+        if not self.crops:
+            return to_array(fit_and_crop(self.images.open(row, form), spec.image_size), spec.channels)
+        index, crop = divmod(row, self.crops)
+        draws = stream(self.seed, "feature crops", index, crop).random(CROP_DRAWS)
+        draws = draws if self.flip else np.append(draws[:4], 1.0)
+        crop_image = random_resized_crop(self.images.open(index, form), spec.image_size, draws, self.crop_scale)
+        return to_array(crop_image, spec.channels)
+
+
+def cached_features(
+    wanted: FeatureRequest, folder: Path, ranks: Ranks, *, workers: int = 0, what: str = "images"
+) -> NDArray[np.generic]:
+    """The features of images, ``wanted.shape``, mapped from a file in ``folder``; computed only when it isn't there.
+
+    The processes of ``ranks`` share the work, and ``folder``. Raises MaeliftError when they don't fit on the disk.
+    """
+    path = folder / wanted.name(ranks.device)
+    if wanted.manifest and path.exists():
+        if (kept := _mapped(path, wanted)) is not None:
+            logger.info("features of %s: %s is used again", what, path)
+            return kept
+        logger.warning("features of %s: %s is damaged, and written again", what, path)
+    part = path.with_suffix(".part")
+    if ranks.is_main:
+        output_folder(folder)
+        if (free := shutil.disk_usage(folder).free) < wanted.nbytes:
+            raise MaeliftError(
+                f"features of {what}: they take {wanted.nbytes / 1e9:.1f} GB, and {folder} has {free / 1e9:.1f} GB free. "
+                "Give cache=FOLDER on a larger disk, or features of one vector an image (method=linear or knn)."
+            )
+        np.lib.format.open_memmap(part, mode="w+", dtype=wanted.dtype, shape=wanted.shape).flush()
+    ranks.barrier()
+    file = cast("np.memmap[tuple[int, ...], np.dtype[np.floating]]", np.lib.format.open_memmap(part, mode="r+"))
+    first, last = (wanted.shape[0] * share // ranks.world_size for share in (ranks.rank, ranks.rank + 1))
+    _extract(wanted, range(first, last), file, ranks.device, workers, f"features of {what}")
+    file.flush()
+    ranks.barrier()
+    if ranks.is_main:
+        part.replace(path)
+    ranks.barrier()
+    found = _mapped(path, wanted)
+    if found is None:
+        raise MaeliftError(f"features of {what}: {path} can't be read again. Give cache=FOLDER on another disk.")
+    return found
+
+
+def _mapped(path: Path, wanted: FeatureRequest) -> NDArray[np.generic] | None:
+    """The features of a file; None where it isn't theirs, by its type, its shape and its length."""
+    try:
+        check_regular(path)
+        found: NDArray[np.generic] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError, SyntaxError, RecursionError, MemoryError):
+        return None
+    return found if found.shape == wanted.shape and found.dtype == wanted.dtype else None
+
+
+@torch.inference_mode()
+def _extract(
+    wanted: FeatureRequest,
+    rows: range,
+    file: NDArray[np.generic],
+    device: torch.device,
+    workers: int,
+    title: str,
+) -> None:
+    """Compute the features of ``rows`` into ``file``."""
+    encoder = wanted.encoder.to(device).eval()
+    tell = progress_logger(title)
+    chunks = [rows[start : start + EXTRACT_BATCH] for start in range(0, len(rows), EXTRACT_BATCH)]
+
+    def load(number: int) -> Tensor:
+        return torch.from_numpy(np.stack([wanted.pixels(row) for row in chunks[number]]))
+
+    for chunk, pixels in zip(chunks, load_in_order(load, len(chunks), workers), strict=True):
+        with autocast(device, wanted.precision):
+            found = encoder.forward_features(wanted.encoder.preprocessing.normalize(pixels.to(device)))
+            result = found.tokens if wanted.tokens else pool(found, wanted.pooling)
+        file[chunk.start : chunk.stop] = result.float().cpu().numpy().astype(wanted.dtype)
+        tell(chunk.stop - rows.start, len(rows))
+
+
+class FeatureRows:
+    """Features by row number: on the device where they are few, else read from their file as they are asked for."""
+
+    def __init__(self, file: NDArray[np.generic], device: torch.device) -> None:
+        self._file, self._device = file, device
+        held = file.nbytes <= MAX_BYTES_IN_MEMORY
+        self._held = torch.from_numpy(np.array(file)).to(device) if held else None
+
+    def __len__(self) -> int:
+        return len(self._file)
+
+    def take(self, rows: Tensor) -> Tensor:
+        """The features at ``rows`` (B,) int64, float32, on the device."""
+        if self._held is not None:
+            return self._held[rows].float()
+        return torch.from_numpy(np.asarray(self._file[rows.cpu().numpy()])).to(self._device).float()
+
+    def batches(self, size: int) -> list[Tensor]:
+        """The row numbers of all features in order, ``size`` at a time."""
+        return list(torch.split(torch.arange(len(self), device=self._device), size))
+
+    def all(self) -> Tensor:
+        """All features, float32, on the CPU."""
+        return torch.from_numpy(np.array(self._file)).float()
