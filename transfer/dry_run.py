@@ -40,7 +40,7 @@ def plan(config: TransferConfig) -> Plan:
             ("images", counts),
             ("classes", f"{len(labeled.classes)}"),
             ("start", "from nothing" if config.init == "scratch" else f"{config.encoder} ({config.init})"),
-            ("recipe", f"transfer/recipes/{config.recipe_name()}.yaml"),
+            ("recipe", f"{config.recipe_folder().parent.name}/recipes/{config.recipe_name()}.yaml"),
             ("image size", f"{spec.image_size[0]}×{spec.image_size[1]} px, patch {spec.patch_size} px"),
             *((("learning rate", rate),) if steps else ()),
             ("device", str(device)),

@@ -12,6 +12,9 @@ import yaml
 from ..core.errors import ConfigError
 from ..core.training.schedule import Decay
 
+RECIPES = Path(__file__).parent / "recipes"
+"""The recipes of maelift's own tasks."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
@@ -75,10 +78,10 @@ class Recipe:
         return self.steps or max(1, math.ceil(self.epochs * images / self.batch_size))
 
 
-def recipe_defaults(name: str) -> dict[str, Any]:
-    """The numbers of a recipe, "classify_encoder", say, from transfer/recipes/."""
-    path = Path(__file__).parent / "recipes" / f"{name}.yaml"
+def recipe_defaults(name: str, folder: Path = RECIPES) -> dict[str, Any]:
+    """The numbers of a recipe, "classify_encoder", say; raises ConfigError where ``folder`` has none of this name."""
+    path = folder / f"{name}.yaml"
     if not path.is_file():
         there = ", ".join(sorted(found.stem for found in path.parent.glob(f"{name.partition('_')[0]}_*.yaml")))
-        raise ConfigError("recipe", name, f"a recipe that is there: {there}")
+        raise ConfigError("recipe", name, f"a recipe that is there: {there or 'none'}")
     return cast(dict[str, Any], yaml.safe_load(path.read_text(encoding="utf-8")))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ from ..core.training.loader import Batch
 from ..core.training.optimizers import parameter_groups
 from .init_weights import EncoderInit
 from .metrics import Scores
-from .recipe import Recipe, recipe_defaults
+from .recipe import RECIPES, Recipe, recipe_defaults
 from .run_folder import finished_config
 from .visualize import ExampleImage
 
@@ -111,16 +112,16 @@ class TransferConfig(Recipe, EncoderInit, Paths):
         """The configuration: what the user says, over the recipe that it names or the finished run that it is to judge."""
         # any recipe that goes with what the user says: the right one is known only when that is
         likely = [name for key, name in cls.recipes().items() if _says(key, overrides, file)]
-        usual = recipe_defaults([f"{cls.task_name}_encoder", *likely][-1])
+        usual = cls.recipe_defaults([f"{cls.task_name}_encoder", *likely][-1])
         first = resolve(cls, overrides, file, {**usual, "encoder": "any", "data": "any"})
         if first.evaluate is not None:
             return resolve(cls, overrides, file, finished_config(Path(first.out)))
-        return resolve(cls, overrides, file, recipe_defaults(first.recipe_name()))
+        return resolve(cls, overrides, file, cls.recipe_defaults(first.recipe_name()))
 
     @classmethod
     def help(cls) -> str:
         """Every key, those of the recipe with their value for each start."""
-        usual, *others = [(chosen, recipe_defaults(name)) for chosen, name in cls.recipes().items()]
+        usual, *others = [(chosen, cls.recipe_defaults(name)) for chosen, name in cls.recipes().items()]
         texts = {}
         for key, value in usual[1].items():
             different = [f"with {chosen} {show(own[key])}" for chosen, own in others if own.get(key, value) != value]
@@ -128,9 +129,21 @@ class TransferConfig(Recipe, EncoderInit, Paths):
         return format_help(cls, texts)
 
     @classmethod
+    def recipe_folder(cls) -> Path:
+        """Where the task's recipes are: transfer/recipes/, for another package's task recipes/ beside its configuration."""
+        own = cls.__module__.startswith(f"{__package__}.")
+        return RECIPES if own else Path(inspect.getfile(cls)).parent / "recipes"
+
+    @classmethod
+    def recipe_defaults(cls, name: str) -> dict[str, Any]:
+        """The numbers of one of the task's recipes; raises ConfigError where there is none of this name."""
+        return recipe_defaults(name, cls.recipe_folder())
+
+    @classmethod
     def recipes(cls) -> dict[str, str]:
         """The recipes by the key that chooses them, the usual one first."""
-        return {f"init={init}": f"{cls.task_name}_{init}" for init in ("encoder", "supervised", "scratch")}
+        names = {f"init={init}": f"{cls.task_name}_{init}" for init in ("encoder", "supervised", "scratch")}
+        return {key: name for key, name in names.items() if (cls.recipe_folder() / f"{name}.yaml").is_file()}
 
 
 def _says(key_value: str, overrides: Sequence[str] | Mapping[str, object], file: Path | None) -> bool:

@@ -12,6 +12,7 @@ How other parts read it:
 - ``tasks.names()``: every task; ``tasks.entry("detect")``: its row, ConfigError for an unknown one.
 - ``entry.config_type()``: its ``TransferConfig``; ``tasks.task_type(config)``: the ``Task`` that a configuration trains with.
 - ``entry.build_model(file)``: the model of a model file (``trained_model.load_model`` calls it).
+- ``entry.writer_type()``: what writes predictions; ``tasks.annotated_tasks()``: what data check reads of each task.
 - ``entry.title``: the heading in reports; ``entry.scores``: the scores that suites report, and the one verdicts go by.
 """
 
@@ -26,6 +27,7 @@ from typing import TYPE_CHECKING, Any, cast
 from ..core.errors import ConfigError, MaeliftError
 
 if TYPE_CHECKING:
+    from ..core.data.task_data import AnnotatedTask
     from .model_file import ModelFile, TrainedModel
     from .prediction_writers import PredictionWriter
     from .task import Task, TransferConfig
@@ -80,6 +82,8 @@ class TaskEntry:
     """reference to the ``PredictionWriter`` of ``maelift predict``"""
     out: str
     """where ``maelift predict`` writes without ``out=``: a file or a folder"""
+    annotations: str
+    """reference to the ``AnnotatedTask`` by which ``maelift data check`` reads and checks the task's data"""
     scores: ReportedScores
 
     def config_type(self) -> type[TransferConfig]:
@@ -95,6 +99,10 @@ class TaskEntry:
         """The model that a file of this task describes, its tensors in it; raises CheckpointError where they don't fit."""
         return cast("TrainedModel", _resolve(self.load)(file))
 
+    def annotated_task(self) -> AnnotatedTask:
+        """How data check and init read the task's data."""
+        return cast("AnnotatedTask", _resolve(self.annotations))
+
     def writer_type(self) -> type[PredictionWriter]:
         """What writes predictions of the task."""
         return cast("type[PredictionWriter]", _resolve(self.writer))
@@ -106,6 +114,11 @@ _ENTRIES: dict[str, TaskEntry] = {}
 def task_type(config: TransferConfig) -> type[Task[Any, Any]]:
     """The ``Task`` that trains as ``config`` says."""
     return entry(config.task_name).task_type(config)
+
+
+def annotated_tasks() -> tuple[AnnotatedTask, ...]:
+    """How the data of each task is read and checked, for data check and init."""
+    return tuple(entry(name).annotated_task() for name in names())
 
 
 def register(entry: TaskEntry) -> None:
@@ -159,6 +172,7 @@ register(
         load=".classification.model:load",
         writer=".prediction_writers:ClassificationWriter",
         out="predictions.csv",
+        annotations="..core.data.task_data:CLASSIFY",
         scores=ReportedScores(
             labels={"top1": "top-1", "top5": "top-5", "balanced": "balanced"},
             figure="top-1 accuracy",
@@ -177,6 +191,7 @@ register(
         load=".detection.model:load",
         writer=".prediction_writers:DetectionWriter",
         out="predictions.json",
+        annotations="..core.data.task_data:DETECT",
         scores=ReportedScores(
             labels={"AP": "AP", "AP50": "AP50", "mask_AP": "AP of masks"},
             figure="AP of boxes",
@@ -194,6 +209,7 @@ register(
         load=".segmentation.model:load",
         writer=".prediction_writers:SegmentationWriter",
         out="masks",
+        annotations="..core.data.task_data:SEGMENT",
         scores=ReportedScores(
             labels={"mIoU": "mIoU", "aAcc": "pixel accuracy", "mAcc": "mean class accuracy"},
             figure="mIoU",

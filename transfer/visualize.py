@@ -69,13 +69,17 @@ def draw_classification(
     image: ImageLike, prediction: Classification, *, truth: str | None = None, most: int = 3
 ) -> Image.Image:
     """The image with its ``most`` likeliest classes in words below it; and the true one, where it is known."""
-    canvas = enlarged(image)[0]
     numbers = {name: number for number, name in enumerate(prediction.probabilities)}
     best = sorted(prediction.probabilities.items(), key=lambda item: -item[1])[:most]
     lines = [(readable(name, numbers[name]), f"  {percent(value)}") for name, value in best]
     if truth is not None:
         lines.append((f"true: {readable(truth, numbers.get(truth))}", ""))
-    return _with_lines_below(canvas, lines)
+    return draw_text(image, lines)
+
+
+def draw_text(image: ImageLike, lines: Sequence[Words]) -> Image.Image:
+    """The image with lines of text below it: of each a name, and what follows it and is never cut off."""
+    return _with_lines_below(enlarged(image)[0], lines)
 
 
 def draw_detections(

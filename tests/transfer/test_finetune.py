@@ -19,7 +19,6 @@ from maelift.tests.support import (
     one_line_error,
     random_encoder,
     run_maelift,
-    run_page,
 )
 from maelift.transfer.classification.config import ClassifyConfig
 from maelift.transfer.metrics import Scores
@@ -56,20 +55,6 @@ def finished(class_folders: Path, encoder: Path, tmp_path_factory: pytest.TempPa
 
 def words(**keys: object) -> list[str]:
     return [f"{key}={value}" for key, value in keys.items()]
-
-
-def test_a_fourth_task_is_one_class_as_the_docs_have_it(tmp_path: Path) -> None:
-    encoder_file(tmp_path / "encoder.safetensors", random_encoder(SPEC))
-    for number in range(4):
-        folder = tmp_path / "counts" / str(number)
-        folder.mkdir(parents=True)
-        for image in range(12):
-            noise_image(100 * number + image).point(lambda value, number=number: value * (number + 1) // 4).save(
-                folder / f"{image}.png"
-            )
-    printed = run_page(ROOT / "docs" / "new_task.md", tmp_path)
-    assert printed.startswith("test: closeness ") and "images, 1 seed" in printed
-    assert json.loads((tmp_path / "runs/count/test.json").read_text())["metrics"]["closeness"] > 0.5
 
 
 def test_training_ends_early_when_patience_runs_out(

@@ -55,7 +55,7 @@ def add_lora(encoder: Encoder, lora: Lora) -> None:
     peft = require("peft")
     encoder.requires_grad_(False)
     layers = "|".join(LORA_TARGETS[name].replace(".", r"\.") for name in lora.targets)
-    config = peft.Lora(
+    config = peft.LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,

@@ -23,7 +23,7 @@ from maelift.core.models.probes import AttentiveProbe, LinearProbe, NearestNeigh
 from maelift.core.training.optimizers import Lars, set_learning_rate
 from maelift.core.training.schedule import warmup_cosine
 from maelift.tests.support import encoder_file, has_checkpoint, random_encoder, run_maelift, start_maelift
-from maelift.transfer.classification import probe as probe_module
+from maelift.transfer.classification import features as features_module
 from maelift.transfer.classification.config import ClassifyConfig
 from maelift.transfer.classification.features import FeatureRequest, FeatureRows, cached_features
 from safetensors.torch import load_file
@@ -168,7 +168,7 @@ def test_kept_features_are_used_again_for_the_same_images_and_encoder_only(
 def test_features_are_the_encoders_in_the_order_of_the_images(
     image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(probe_module, "EXTRACT_BATCH", 16)
+    monkeypatch.setattr(features_module, "EXTRACT_BATCH", 16)
     images, encoder = find_images(image_folder), random_encoder(SPEC).eval()
     wanted = FeatureRequest(encoder, images, tokens=False, pooling="both")
     found = cached_features(wanted, tmp_path, ONE)
@@ -188,7 +188,7 @@ def test_rows_on_disk_are_the_rows_in_memory(tmp_path: Path, monkeypatch: pytest
     np.save(tmp_path / "rows.npy", np.random.default_rng(0).normal(size=(9, 4)).astype(np.float32))
     file = np.load(tmp_path / "rows.npy", mmap_mode="r")
     held = FeatureRows(file, ONE.device).take(torch.tensor([7, 0, 7]))
-    monkeypatch.setattr(probe_module, "HELD_BYTES", 0)
+    monkeypatch.setattr(features_module, "MAX_BYTES_IN_MEMORY", 0)
     on_disk = FeatureRows(file, ONE.device)
     assert torch.equal(held, on_disk.take(torch.tensor([7, 0, 7]))) and torch.equal(on_disk.all()[7], held[0])
 

@@ -12,7 +12,7 @@ from maelift.core.errors import ConfigError, DataError
 from maelift.core.models.encoder_file import Provenance
 from maelift.core.models.encoder_spec import EncoderSpec
 from maelift.tests.support import framework, random_encoder
-from maelift.transfer.segmentation import model
+from maelift.transfer.segmentation import logits as logits_module
 from maelift.transfer.segmentation.architecture import Architecture
 from maelift.transfer.segmentation.logits import resized_argmax
 from maelift.transfer.segmentation.model import ENCODER_PREFIX, Segmentor
@@ -156,7 +156,7 @@ def test_many_classes_at_a_large_size_are_compared_a_few_at_a_time(monkeypatch: 
     logits[7] = logits[3]  # the first of equals is taken
     resized = torch.nn.functional.interpolate(logits[None], (11, 9), mode="bilinear")[0]
     for step in (1, 7, 300):
-        monkeypatch.setattr(model, "VALUES_AT_ONCE", step * 99)
+        monkeypatch.setattr(logits_module, "MAX_LOGITS", step * 99)
         torch.testing.assert_close(resized_argmax(logits, (11, 9)), resized.argmax(dim=0))
     assert resized_argmax(logits[:256], (11, 9)).dtype == torch.uint8
 
