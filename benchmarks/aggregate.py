@@ -1,4 +1,4 @@
-"""What a suite's report says, put together from its finished runs."""
+"""The result of a suite, collected from its finished runs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..core.yaml_files import to_dict, to_yaml
 from ..pretrain.evaluation import PICTURE_FILE
 from ..version import __version__
 from .data import SuiteImages
-from .examples import address, won_and_lost
+from .examples import to_data_url, won_and_lost
 from .experiment import Context
 from .protocol import ArmState, Results, arm_state, encoder_runs, iter_cells, seconds_spent
 from .results import Arm, Example, NearPair, SuiteResult, TaskResult
@@ -28,15 +28,15 @@ from .task_design import CLASSIFY
 
 @dataclass
 class RunOutcome:
-    """How a suite ended: runs that ``failed``, by key, with what went wrong; and why others were not begun."""
+    """How a suite ended: runs that ``failed``, by key, with the error; and why others were not started."""
 
     failed: dict[str, tuple[Run, str]] = field(default_factory=dict)
     unspent: str = ""
 
 
-def collect(context: Context, store: Path, results: Results, ended: RunOutcome | None = None) -> SuiteResult:
-    """Put together what the report says from the finished runs, and how the suite ``ended``."""
-    ended = RunOutcome() if ended is None else ended
+def collect(context: Context, store: Path, results: Results, outcome: RunOutcome | None = None) -> SuiteResult:
+    """Collect the result from the finished runs, and the ``outcome`` of the suite."""
+    outcome = RunOutcome() if outcome is None else outcome
     config, pools = context.config, context.pools
     comparisons = [arm_state(context, *place, results) for place in iter_cells(config)]
     encoders = {arm: _encoders(context, arm, results) for arm in config.arms}
@@ -68,7 +68,7 @@ def collect(context: Context, store: Path, results: Results, ended: RunOutcome |
         config_yaml=to_yaml(public_config(config.given())),
         versions=_versions(),
         machine=_machine(config),
-        seconds_total=seconds_spent((run for state in comparisons for run in state.asked), results),
+        seconds_total=seconds_spent((run for state in comparisons for run in state.requested), results),
         pretraining_seeds=len(config.pretrain_seeds),
         missing=tuple(
             f"{state.arm}{'' if state.task == CLASSIFY else f', {state.task},'} at {state.labels} labels"
@@ -76,9 +76,9 @@ def collect(context: Context, store: Path, results: Results, ended: RunOutcome |
             if not state.cells
         ),
         failed=tuple(
-            f"{run.title()}: {public_text(problem, [store.parent])}" for run, problem in ended.failed.values()
+            f"{run.title()}: {public_text(problem, [store.parent])}" for run, problem in outcome.failed.values()
         ),
-        unspent=ended.unspent,
+        unspent=outcome.unspent,
         axis=config.axis,
         published=config.published,
         examples=tuple(_examples(context, parts, arms)),
@@ -99,9 +99,9 @@ def _examples(context: Context, parts: Sequence[TaskResult], arms: tuple[Arm, ..
 
 
 def _near(pools: SuiteImages) -> Iterator[NearPair]:
-    """What the guard left out as nearly the same, with pictures."""
+    """The near-duplicates that were left out, with pictures."""
     for pair in pools.pairs:
-        first, second = (address(picture) for picture in pair.pictures)
+        first, second = (to_data_url(picture) for picture in pair.pictures)
         yield NearPair(pair.part, pair.name, pair.other, pair.similarity, (first, second))
 
 
@@ -123,7 +123,7 @@ def _part(context: Context, task: str, comparisons: Sequence[ArmState]) -> TaskR
 
 
 def _note(config: BenchConfig, name: str) -> str:
-    """How an arm comes by its encoder, in words."""
+    """How an arm gets its encoder, for the report."""
     arm = config.arms[name]
     shape = "" if arm.model is None else f"{arm.model}: "
     return shape + config.arm_kind(name).describe(arm)
@@ -140,5 +140,5 @@ def _machine(config: BenchConfig) -> str:
 
 
 def device_of(config: BenchConfig) -> torch.device:
-    """What runs are done on; where they are done elsewhere, what this machine has."""
+    """The device of the runs; of a cluster, what this machine has."""
     return choose_device(config.device if config.executor == "local" else "auto")

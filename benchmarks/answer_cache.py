@@ -77,7 +77,7 @@ class AnswerCache:
         self._request = _request([word for word in words if word != STATUS])
 
     def answer(self) -> str | None:
-        """What the finished suite printed, or with ``--status`` the status; None where only running the command tells."""
+        """What the finished suite printed, or with ``--status`` the status; None where the command must run."""
         if self._request is None:
             return None
         try:

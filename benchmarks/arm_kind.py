@@ -1,4 +1,4 @@
-"""What an arm of a suite is: its settings, and what every kind of arm says of how it comes by its encoder."""
+"""An arm of a suite: its settings, and the interface of a kind of arm, which makes its encoder."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Init = Literal["encoder", "supervised", "scratch"]
 
 @dataclass(frozen=True)
 class ArmConfig:
-    """One way to come by an encoder, and how it is fine-tuned."""
+    """One way to get an encoder, and how it is fine-tuned."""
 
     start: str
     """mae: pretrained on the pool, without labels; supervised: with the pool's labels; encoder: as weights are; scratch"""
@@ -170,7 +170,7 @@ MEASURED_EVALUATION = 32
 
 
 class ArmKind(ABC):
-    """How an arm comes by its encoder."""
+    """How an arm gets its encoder."""
 
     init: Init
     """whose recipe, in transfer/recipes/, it is fine-tuned with"""
@@ -223,7 +223,7 @@ class ArmKind(ABC):
 
     @abstractmethod
     def describe(self, arm: ArmConfig) -> str:
-        """How the arm comes by its encoder, in the report's words."""
+        """How the arm gets its encoder, as the report says it."""
 
 
 def part_of_pool(context: ArmContext, name: str) -> dict[str, int]:
@@ -232,7 +232,7 @@ def part_of_pool(context: ArmContext, name: str) -> dict[str, int]:
 
 
 def pool_words(arm: ArmConfig) -> str:
-    """The images that an arm is pretrained on, in words."""
+    """The images that an arm is pretrained on, as the report says it."""
     if arm.pool is None:
         return "the pool"
     return f"{arm.pool:,} images of the pool" if isinstance(arm.pool, int) else f"{100 * arm.pool:g} % of the pool"

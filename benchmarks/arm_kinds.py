@@ -61,7 +61,7 @@ from .task_design import CLASSIFY
 
 
 class Mae(ArmKind):
-    """Masked autoencoder pretraining on the pool, from random weights or from those of others."""
+    """Masked autoencoder pretraining on the pool, from random weights or from given ones."""
 
     init: Init = "encoder"
     code_version = 2
@@ -195,7 +195,7 @@ class SupervisedOnPool(ArmKind):
 
 
 class GivenWeights(ArmKind):
-    """Weights that were pretrained elsewhere, used as they are; ``labels``: with labels or without, in words."""
+    """Weights that were pretrained elsewhere, used as they are; ``labels``: "with labels" or "without labels"."""
 
     def __init__(self, init: Init, labels: str) -> None:
         self.init, self.labels = init, labels

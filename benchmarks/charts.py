@@ -1,4 +1,4 @@
-"""The charts of a suite's report, as inline SVG with what they show in words."""
+"""The charts of a suite's report: inline SVG, each with a description in text."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .stats import mean_interval
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart, its caption, and in words what it shows, for those who don't see it."""
+    """A chart, its caption, and a description for those who don't see it."""
 
     caption: str
     drawing: Markup

@@ -195,7 +195,7 @@ def _write_progress(file: Path, progress: TrainingProgress) -> None:
 
 
 def _run_alone(keys: Mapping[str, Any], run: Run, store: Path, home: str) -> str | None:
-    """Do a run in a process that hasn't read the suite yet; returns what went wrong, in words."""
+    """Do a run in a process that hasn't read the suite yet; returns the error, None where all went well."""
     os.chdir(home)
     file = store / run.key / PROGRESS_FILE
     try:

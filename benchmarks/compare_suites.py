@@ -1,4 +1,4 @@
-"""Two results side by side: what differs between two suites' settings, and what they make of the same comparisons."""
+"""Two finished suites side by side: settings that differ, scores and verdicts."""
 
 from __future__ import annotations
 
@@ -146,8 +146,8 @@ def _scores(one: SuiteResult, two: SuiteResult, names: tuple[str, str]) -> Table
     for task, arm, labels in _places(one, two):
         means = [_mean(result, task, arm, labels) for result in (one, two)]
         difference = _between(one, two, task, arm, labels)
-        told = "" if difference is None else _told(difference)
-        rows.append((f"{task}: {arm}", f"{labels:,}", *("none" if math.isnan(m) else f"{m:.2f}" for m in means), told))
+        text = "" if difference is None else _interval_text(difference)
+        rows.append((f"{task}: {arm}", f"{labels:,}", *("none" if math.isnan(m) else f"{m:.2f}" for m in means), text))
     return Table(
         "Scores in % on the test images, mean over the seeds, by task and arm; A−B in points with its 95 % interval",
         ("task: arm", "labels", *names, f"A{MINUS}B"),
@@ -183,7 +183,7 @@ def _between(one: SuiteResult, two: SuiteResult, task: str, arm: str, labels: in
     return independent_difference(ours, theirs) if ours and theirs and len(kinds) == 1 else None
 
 
-def _told(difference: Difference | Independent) -> str:
+def _interval_text(difference: Difference | Independent) -> str:
     mean = f"{100 * difference.mean:+.2f}"
     if difference.known:
         mean += f" ({100 * difference.low:+.2f} to {100 * difference.high:+.2f})"
@@ -215,5 +215,5 @@ def _verdict(found: Comparison | None) -> str:
     if found is None or found.difference is None:
         return "none"
     if found.part.short:
-        return f"short run ({_told(found.difference)})"
-    return f"{found.verdict} ({_told(found.difference)})"
+        return f"short run ({_interval_text(found.difference)})"
+    return f"{found.verdict} ({_interval_text(found.difference)})"

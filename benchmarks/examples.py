@@ -1,4 +1,4 @@
-"""Test images on which an arm does better than the baseline, and worse: the extremes, for a look."""
+"""Test images on which an arm does better than the baseline, and worse: the extremes."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def won_and_lost(part: TaskResult, images: LabeledDataset, arms: tuple[Arm, ...]
                         images.images.name(index),
                         _shown(images, index),
                         _outcome(part.scores, ours, theirs, index, len(seeds)),
-                        address(small_picture(images.images, index)),
+                        to_data_url(small_picture(images.images, index)),
                     )
 
 
@@ -72,13 +72,13 @@ def _outcome(
 
 
 def _shown(images: LabeledDataset, index: int) -> str:
-    """What an image shows, in words: its label, or the classes that were annotated on it."""
+    """What an image shows: its label, or the classes that were annotated on it."""
     if isinstance(images, (SegmentationImages, DetectionImages)):
         return ", ".join(images.classes[number] for number in images.present[index]) or "nothing"
     return images.label_text(index)
 
 
-def address(picture: Picture) -> str:
+def to_data_url(picture: Picture) -> str:
     """A small picture (H, W) or (H, W, 3), uint8, as an address that holds it."""
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, "PNG", optimize=True)

@@ -78,7 +78,7 @@ NO_MEMORY = "the GPU's memory is too small. Give fewer workers, or a smaller bat
 
 
 def failure_message(error: Exception, run: Run, store: Path) -> str:
-    """What went wrong with a run, in words; the traceback of what is no user's mistake is saved in the run's folder."""
+    """The error of a run as one line; the traceback of what is no user's mistake is saved in the run's folder."""
     if isinstance(error, OSError) and error.errno in ROOM:
         return f"{NO_ROOM}: {advice_for(error)}"
     if isinstance(error, MaeliftError):

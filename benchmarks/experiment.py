@@ -137,11 +137,11 @@ class Context:
 
     def pool_size(self, arm: str) -> int:
         """How many images an arm is pretrained on; raises ConfigError where that is more than there are, or none."""
-        wanted, whole = self.config.arms[arm].pool, len(self.pools.pool)
+        wanted, total = self.config.arms[arm].pool, len(self.pools.pool)
         if wanted is None:
-            return whole
-        if not 0 < (count := count_of(wanted, whole)) <= whole:
-            raise ConfigError(f"arms.{arm}.pool", wanted, f"at most the {whole:,} images of the pool")
+            return total
+        if not 0 < (count := count_of(wanted, total)) <= total:
+            raise ConfigError(f"arms.{arm}.pool", wanted, f"at most the {total:,} images of the pool")
         return count
 
     def steps(self, task: str, arm: str, labels: int) -> int:

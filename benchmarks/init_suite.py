@@ -1,4 +1,4 @@
-"""The first step of a benchmark on one's own images: a suite file, made from what lies in a folder."""
+"""maelift init: a suite file for one's own images, made from what is in a folder."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from ..core.tools.check_data import DataCheckConfig, tasks_of
 from .suite import BenchConfig
 
 TEMPLATE = Path(__file__).with_name("own_images.yaml.j2")
-LOOKED_AT = 50
-"""Images whose size tells which model fits."""
+SIZED_IMAGES = 50
+"""Images whose size decides which model fits."""
 PAPERS_DECODER = 512
 """Width of the paper's decoder (Table 1)."""
 SHOWN_CLASSES = 6
@@ -49,7 +49,7 @@ class InitConfig:
     """the suite file; it must not be there yet"""
     layout: Literal["auto", "class_folders", "folders", "ade20k", "cityscapes", "coco", "yolo", "voc"] = "auto"
     """class_folders: every folder of data is a class; coco, yolo, voc: how boxes are written; folders, ade20k, cityscapes: how
-    images and masks lie in their folders; auto: as found"""
+    images and masks are arranged in folders; auto: as found"""
     label_column: str | tuple[str, ...] | None = None
     """the CSV's column of labels, or [a,b,c]: its columns of 0 and 1, a class each; null: as the header says"""
     group: str | None = None
@@ -72,7 +72,7 @@ class Suite:
 
 @dataclass(frozen=True)
 class _Found:
-    """Annotated images of a task: how many there are to learn from, of how many classes, and where its images lie."""
+    """Annotated images of a task: how many there are to learn from, of how many classes, and where its images are."""
 
     task: str
     images: ImageSet
@@ -84,7 +84,7 @@ class _Found:
 
     @property
     def line(self) -> str:
-        """What was found, in words."""
+        """What was found, as one line."""
         splits, shown = ", ".join(self.splits), ", ".join(self.names[:SHOWN_CLASSES])
         named = shown if self.classes <= SHOWN_CLASSES else f"{shown}, …"
         return f"{self.task}: {self.train:,} training images, {self.classes} classes ({named}); splits there: {splits}"
@@ -96,7 +96,7 @@ class _Found:
 
 
 def init(config: InitConfig) -> Suite:
-    """Look into a folder and write a suite for what is there; raises MaeliftError where nothing can be compared."""
+    """Scan a folder and write a suite for what is there; raises MaeliftError where nothing can be compared."""
     file = Path(config.out)
     if file.exists():
         raise MaeliftError(
@@ -140,7 +140,7 @@ def init(config: InitConfig) -> Suite:
 
 
 def plan(config: InitConfig) -> Plan:
-    """What ``init`` would look at."""
+    """What ``init`` would read."""
     tasks = tasks_of(DataCheckConfig(config.data, layout=config.layout))
     return Plan((("data", config.data), ("as", ", ".join(tasks)), ("suite", config.out)))
 
@@ -173,7 +173,7 @@ def _find(task: str, config: InitConfig) -> _Found:
 def _look(images: ImageSet) -> tuple[bool, int]:
     """Whether the first images are gray, and the usual length of their shorter side in pixels."""
     sizes, gray = [], True
-    for number in range(min(LOOKED_AT, len(images))):
+    for number in range(min(SIZED_IMAGES, len(images))):
         try:
             picture = opened(images, number)
             gray = gray and picture.pixels().shape[2] == 1
@@ -181,7 +181,7 @@ def _look(images: ImageSet) -> tuple[bool, int]:
             continue
         sizes.append(min(picture.size))
     if not sizes:
-        raise DataError(f"none of the first {LOOKED_AT} images can be read. See maelift data check.")
+        raise DataError(f"none of the first {SIZED_IMAGES} images can be read. See maelift data check.")
     return gray, int(median(sizes))
 
 

@@ -70,7 +70,7 @@ class LocalProcesses(Executor):
         return self
 
     def _wait_for_imports(self) -> None:
-        """Wait until what workers are forked from has its imports done; a stop that comes meanwhile may be raised here."""
+        """Wait until what workers are forked from has its imports done; a stop signal may be raised here meanwhile."""
 
         def start() -> None:
             with _clean_start():
@@ -124,7 +124,7 @@ class LocalProcesses(Executor):
         except BrokenProcessPool:
             lost = [(run, self._lost_outcome(future)) for future, run in self._futures.items()]
             done = set(self._futures)
-            self._kill()  # they may wait for ever for a lock that the dead one held
+            self._kill()  # they may wait forever for a lock of the dead one
             self.__exit__()
             self.__enter__()
             return lost
@@ -201,7 +201,7 @@ class _Worker:
         self.messages.put((key, progress))
 
     def work(self, run: Run) -> str | None:
-        """Do a run; returns what went wrong, in words."""
+        """Do a run; returns the error, None where all went well."""
         try:
             self.busy = True
             if self.leaving:
@@ -254,7 +254,7 @@ def _start_worker(
 
 
 def _work(run: Run) -> str | None:
-    """Do a run in a worker; returns what went wrong, in words."""
+    """Do a run in a worker; returns the error, None where all went well."""
     if _worker is None:
         raise RuntimeError("a worker is used before it is prepared")
     return _worker.work(run)

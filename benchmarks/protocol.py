@@ -1,4 +1,4 @@
-"""The stages of a suite: what each arm is asked to do next on a task, by what is finished, and what came of it."""
+"""The protocol of a suite: what each arm runs next on a task, given what is finished, and its results."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ Results = Callable[[Run], Mapping[str, Any] | None]
 
 @dataclass
 class ArmState:
-    """How far an arm is on a task at a label count: what is to be run next, and, once ``cells`` are there, what came of it.
+    """The state of an arm on a task at a label count: the ``missing`` runs, and, once all are done, ``cells``.
 
-    ``asked`` are all runs that were looked for on the way.
+    ``requested`` are all runs that it needed up to here.
     """
 
     task: str
     arm: str
     labels: int
-    asked: list[Run] = field(default_factory=list)
+    requested: list[Run] = field(default_factory=list)
     missing: list[Run] = field(default_factory=list)
     tuning: TuningRecord | None = None
     check: ConvergenceCheck | None = None
@@ -48,7 +48,7 @@ def iter_cells(config: BenchConfig) -> Iterator[tuple[str, str, int]]:
 
 
 def read_finished(store: Path) -> Results:
-    """Reads the finished runs in a folder, each once; a damaged result is told of and counts as none."""
+    """Reads the finished runs in a folder, each once; a damaged result is reported and counts as none."""
     known: dict[str, Mapping[str, Any]] = {}
     damaged: set[str] = set()
 
@@ -59,7 +59,7 @@ def read_finished(store: Path) -> Results:
             found = read_result(run, store)
         except MaeliftError as error:
             if run.key not in damaged:
-                logger.warning("bench: %s, so that run is made again (%s)", error, run.title())
+                logger.warning("bench: %s, so that run is repeated (%s)", error, run.title())
             damaged.add(run.key)
             return None
         if found is not None:
@@ -70,7 +70,7 @@ def read_finished(store: Path) -> Results:
 
 
 def arm_state(context: Context, task: str, arm: str, labels: int, results: Results) -> ArmState:
-    """How far an arm is on a task at a label count.
+    """The state of an arm on a task at a label count.
 
     In order: the encoder; a trial of every learning rate; the best rate with the check seeds, also for twice the steps,
     and again for as long as doubling helps; the other seeds; the test split, once a seed. Of a short task, the encoder and
@@ -81,12 +81,12 @@ def arm_state(context: Context, task: str, arm: str, labels: int, results: Resul
     state = ArmState(task, arm, labels)
 
     def have(runs: Sequence[Run]) -> bool:
-        state.asked.extend(runs)
+        state.requested.extend(runs)
         state.missing.extend(run for run in runs if results(run) is None)
         return all(results(run) is not None for run in runs)
 
     def scores(runs: Sequence[Run]) -> tuple[float, ...]:
-        return tuple(float(_there(results(run))["val"]) for run in runs)
+        return tuple(float(_required(results(run))["val"]) for run in runs)
 
     if not have(encoder_runs(context, arm)):
         return state
@@ -121,7 +121,7 @@ def arm_state(context: Context, task: str, arm: str, labels: int, results: Resul
 
 
 def _is_checked(context: Context, design: TaskDesign, arm: str) -> bool:
-    """Whether it is looked at what twice the steps bring: not of short tasks, nor where another's compute sets the steps."""
+    """Whether twice the steps are tried: not of short tasks, nor where another's compute sets the steps."""
     return not design.short and context.config.arms[arm].compute_of is None
 
 
@@ -136,10 +136,10 @@ def _check(
 
 
 def _cell(run: Run, context: Context, results: Results) -> Cell:
-    trained, tested = _there(results(run)), _there(results(context.testing(run)))
+    trained, tested = _required(results(run)), _required(results(context.testing(run)))
     scores = context.config.designs[run.task].scores
     figure = scores.key
-    judged = [record for record in trained["curve"] if f"val/{figure}" in record]
+    evaluated = [record for record in trained["curve"] if f"val/{figure}" in record]
     losses = [record for record in trained["curve"] if "train/loss" in record]
     metrics = tested["scores"]["metrics"]
     test = {key: metrics[key] for key in scores.labels if key in metrics}
@@ -153,8 +153,8 @@ def _cell(run: Run, context: Context, results: Results) -> Cell:
         val=trained["val"],
         test=test,
         curve=Curve(
-            steps=tuple(record["step"] for record in judged),
-            val=tuple(record[f"val/{figure}"] for record in judged),
+            steps=tuple(record["step"] for record in evaluated),
+            val=tuple(record[f"val/{figure}"] for record in evaluated),
             loss_steps=tuple(record["step"] for record in losses),
             train_loss=tuple(record["train/loss"] for record in losses),
         ),
@@ -171,15 +171,15 @@ def encoder_runs(context: Context, arm: str) -> list[Run]:
     return list({run.key: run for run in runs if run is not None}.values())
 
 
-def _there(value: Any) -> Any:
-    """A value that an earlier check has shown to be there."""
+def _required(value: Any) -> Any:
+    """A value that an earlier check has shown not to be None."""
     if value is None:
         raise RuntimeError("a run is used before it is finished")
     return value
 
 
 def predict_runs(context: Context, results: Results) -> dict[str, Run]:
-    """Every run of a suite, by key, as far as can be told: learning rates and steps that are not chosen yet are guessed."""
+    """Every run of a suite, by key, as far as is known: learning rates and steps that are not chosen yet are guessed."""
     config = context.config
     runs: dict[str, Run] = {}
     for task, arm, labels in iter_cells(config):
@@ -193,12 +193,12 @@ def predict_runs(context: Context, results: Results) -> dict[str, Run]:
             trials = [context.training(task, arm, labels, tuning.seed, steps, lr) for lr in tuning.rates]
         checked = seeds[: tuning.check_seeds] if _is_checked(context, design, arm) else ()
         if state.check is not None:
-            settled = state.check.converged or state.check.steps >= steps << tuning.max_doublings
-            steps, checked = (state.check.steps, ()) if settled else (2 * state.check.steps, checked)
+            is_final = state.check.converged or state.check.steps >= steps << tuning.max_doublings
+            steps, checked = (state.check.steps, ()) if is_final else (2 * state.check.steps, checked)
         at = [context.training(task, arm, labels, seed, steps, rate) for seed in seeds]
         doubled = [context.training(task, arm, labels, seed, 2 * steps, rate) for seed in checked]
         tests = [context.testing(run) for run in at]
-        runs.update((run.key, run) for run in [*state.asked, *trials, *at, *doubled, *tests])
+        runs.update((run.key, run) for run in [*state.requested, *trials, *at, *doubled, *tests])
     return runs
 
 

@@ -22,17 +22,17 @@ from .task_design import CLASSIFY
 from .verdicts import interval_coverage, verdict_sentences, warnings_of
 
 FAIRNESS = (
-    "Every arm gets the same learning rates to try at every label count, judged on validation images only, "
+    "Every arm gets the same learning rates to try at every label count, evaluated on validation images only, "
     "at the steps that its tuning begins with. Then its steps are doubled for as long as that raises its "
     "validation score beyond the noise. In every run the validation score is measured equally often, and "
-    "the best weights are kept. The test images are read once for each compared run, after everything is "
+    "the best weights are used. The test images are read once for each compared run, after everything is "
     "chosen."
 )
 
 
 @dataclass(frozen=True)
 class Report:
-    """The files of a report, and its verdicts in words, the first of them the answer to the suite's title."""
+    """The files of a report, and its verdicts as sentences, the first of them the answer to the suite's title."""
 
     html: Path
     markdown: Path
@@ -97,7 +97,7 @@ def _sections(found: Comparisons) -> list[Section]:
 def _heading(part: TaskResult) -> str:
     what = tasks.entry(part.kind).title
     name = "" if part.name in (CLASSIFY, part.kind) else f" ({part.name})"
-    return f"{what}{name}{': a short run, for a look only' if part.short else ''}"
+    return f"{what}{name}{': a short run, for demonstration only' if part.short else ''}"
 
 
 def _html(result: SuiteResult, verdicts: Sequence[str], sections: Sequence[Section], hours: Table) -> str:

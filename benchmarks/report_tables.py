@@ -16,7 +16,7 @@ from .stats import POWER, SMALLEST_GAIN, Difference, labels_needed, mean_interva
 
 
 def task_tables(found: Comparisons, part: TaskResult) -> list[Table]:
-    """What came of a task."""
+    """The results of a task."""
     result = found.result
     return with_rows(
         _score_table(result, part),
@@ -81,9 +81,9 @@ def _difference_table(found: Comparisons, part: TaskResult) -> Table:
 def _difference_row(
     result: SuiteResult, first: str, second: str, labels: int, difference: Difference, p: float | None
 ) -> tuple[str, ...]:
-    words = {"helps": "higher", "hurts": "lower"}
+    verdicts = {"helps": "higher", "hurts": "lower"}
     if p is None:
-        verdict = words.get(difference.verdict, difference.verdict)
+        verdict = verdicts.get(difference.verdict, difference.verdict)
     else:
         verdict = difference.verdict if p <= ALPHA else "not resolved"
     return (
@@ -109,8 +109,8 @@ def _savings_table(result: SuiteResult, part: TaskResult) -> Table:
         reached = [part.mean_score(arm.name, labels) for labels in there]
         for labels, score, needed in zip(there, reached, labels_needed(counts, reached, curve), strict=True):
             beyond = "more than were tried" if score > max(curve) else "fewer than were tried"
-            told = beyond if needed is None else f"{needed:,.0f}"
-            rows.append((arm.label, f"{labels:,}", percent(score), told))
+            text = beyond if needed is None else f"{needed:,.0f}"
+            rows.append((arm.label, f"{labels:,}", percent(score), text))
     return Table(
         f"Labels that {result.label(result.baseline)} needs for the same test {part.figure} in %, by its means over the seeds; "
         "a line over the logarithm of the labels between those tried",
@@ -162,7 +162,7 @@ def tuning_table(result: SuiteResult, part: TaskResult) -> Table:
     )
     return Table(
         f"Learning rates tried, each with its {part.figure} in % on the {part.counts['validation']:,} "
-        f"validation images, 0.00 where it diverged (seed {seeds}, kept apart from those compared)",
+        f"validation images, 0.00 where it diverged (seed {seeds}, not among those compared)",
         ("arm", "labels", "steps", f"rate: {_score_word(part)}", "trials", "at the edge"),
         rows,
     )

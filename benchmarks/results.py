@@ -1,4 +1,4 @@
-"""What a suite ends with: plain values that the report is written from. Scores are shares from 0 to 1."""
+"""The result of a suite: the values that its report is written from; scores are shares from 0 to 1."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..transfer.tasks import ReportedScores
 
 
 def pack_items(values: NDArray[np.float64] | None) -> str:
-    """Scores of single items as text, kept to seven digits; empty where they aren't known."""
+    """Scores of single items as text, with seven digits; empty where they aren't known."""
     if values is None:
         return ""
     return base64.b64encode(zlib.compress(np.asarray(values, dtype="<f4").tobytes())).decode()
@@ -32,7 +32,7 @@ def unpack_items(text: str) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to come by an encoder.
+    """One way to get an encoder.
 
     ``note`` is what a reader must know of it (that it is an upper bound, say), ``pretrain_seconds`` its
     compute, ``x`` its place on the suite's axis, if it has one.
@@ -144,7 +144,7 @@ class TaskResult:
 
     @property
     def figure(self) -> str:
-        """The score that verdicts go by, in words."""
+        """The name of the score that verdicts go by, in a sentence."""
         return self.scores.figure
 
     def score(self, cell: Cell) -> float:
@@ -165,7 +165,7 @@ class TaskResult:
 class Example:
     """A test image of a task on which an arm does better than the baseline (``won``), or worse.
 
-    ``truth`` is what it shows, ``outcome`` how both did, in words; ``picture`` is an address that holds a small copy.
+    ``truth`` is what it shows, ``outcome`` how both did; ``picture`` is a data URL of a small copy.
     """
 
     task: str
@@ -180,7 +180,7 @@ class Example:
 
 @dataclass(frozen=True)
 class NearPair:
-    """An image that was left out of ``part``, beside the one to be judged by that it nearly is; pictures as in ``Example``."""
+    """An image left out of ``part``, and the evaluation image that it is a near-duplicate of; pictures as in ``Example``."""
 
     part: str
     name: str
@@ -193,11 +193,11 @@ class NearPair:
 class SuiteResult:
     """Everything that the report of a suite says.
 
-    ``parts`` are its tasks; ``pool`` counts the images to pretrain on; ``guards`` what the overlap check found, in words;
-    ``missing`` names runs that are not there, which makes the result partial; ``seconds_total`` is compute. ``failed``: runs
-    that ended with an error, and which; ``unspent``: why others were not begun. ``axis``: what the arms differ in, where that is
-    a number; ``published``: the protocol in ``published.yaml`` that a task follows, if any; ``examples``: test images that arms
-    win and lose; ``near``: images that were left out as nearly the same as others.
+    ``parts`` are its tasks; ``pool`` counts the images to pretrain on; ``guards``: findings of the overlap check; ``missing``
+    names runs that are not there, which makes the result partial; ``seconds_total`` is compute. ``failed``: runs that ended with
+    an error, and which; ``unspent``: why others were not started. ``axis``: what the arms differ in, where it is a number;
+    ``published``: the protocol in ``published.yaml`` that a task follows, if any; ``examples``: test images that arms win and
+    lose; ``near``: near-duplicates that were left out.
     """
 
     name: str

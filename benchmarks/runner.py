@@ -44,7 +44,7 @@ logger = logging.getLogger("maelift")
 class BenchResult:
     """Where a suite's report is, and what it says: ``verdicts`` are its sentences, ``result`` its numbers.
 
-    ``status`` is how far the suite is.
+    ``status`` is its status.
     """
 
     report: Path
@@ -54,7 +54,7 @@ class BenchResult:
 
     @property
     def error(self) -> str | None:
-        """What went wrong, where runs failed: the others were done, and the report is partial."""
+        """The error, where runs failed: the others were done, and the report is partial."""
         failed = self.result.failed
         if not failed:
             return None
@@ -118,11 +118,11 @@ def plan(config: BenchConfig) -> Plan:
     """
     context = _read_context(config)
     pools, results = context.pools, read_finished(Path(config.out) / "runs")
-    foreseen = predict_runs(context, results)
-    runs = {key: run for key, run in foreseen.items() if results(run) is None}
+    predicted = predict_runs(context, results)
+    runs = {key: run for key, run in predicted.items() if results(run) is None}
     device = device_of(config)
     workers = _workers(config)
-    history = RuntimeHistory.of(foreseen.values(), results, RunCosts(context).of)
+    history = RuntimeHistory.of(predicted.values(), results, RunCosts(context).of)
     measured = MeasuredCost(context, device)
     shapes = [config.spec_of(arm, task) for task in config.designs for arm in config.arms]
     parameters = max(map(encoder_parameters, shapes))
@@ -135,7 +135,7 @@ def plan(config: BenchConfig) -> Plan:
     seconds = sum(
         cast(float, history.seconds(run)) if history.knows(run) else measured.seconds(run) for run in runs.values()
     )
-    there = f"; {len(foreseen) - len(runs)} are there already" if len(runs) < len(foreseen) else ""
+    there = f"; {len(predicted) - len(runs)} are there already" if len(runs) < len(predicted) else ""
     seeds = sum(len(design.seeds_at(labels)) for design in config.designs.values() for labels in design.labels)
     cells = len(config.arms) * seeds
     counts = f"{', '.join(f'{count} {kind}' for kind, count in kinds.items())}"
@@ -162,7 +162,7 @@ def plan(config: BenchConfig) -> Plan:
 
 
 def _planned(design: TaskDesign, counts: Mapping[str, int]) -> str:
-    """A task in words."""
+    """A task as a line of the plan."""
     images = ", ".join(f"{use} {count:,}" for use, count in counts.items())
     seeds = ", ".join(f"{len(design.seeds_at(labels))} paired seeds at {labels:,} labels" for labels in design.labels)
     tuned = "not tuned (short)" if design.short else f"{len(design.tuning.rates)} rates tried"
@@ -170,7 +170,7 @@ def _planned(design: TaskDesign, counts: Mapping[str, int]) -> str:
 
 
 def status(config: BenchConfig) -> Status:
-    """How far a suite is in ``config.out``; writes nothing, and works while the suite runs."""
+    """The status of a suite in ``config.out``; writes nothing, and works while the suite runs."""
     return status_of(_read_context(config), read_finished(Path(config.out) / "runs"))
 
 
@@ -263,7 +263,7 @@ def _executor(context: Context, store: Path, workers: int) -> Executor:
 
 
 def _unspent(config: BenchConfig, spent: float, left: int) -> str:
-    """That the budget ends the suite, in words."""
+    """The message that the budget ends the suite."""
     budget = config.budget
     limits = [f"budget.hours={budget.hours:g}"] if budget.hours is not None else []
     limits += [f"budget.money={budget.money:g}"] if budget.money is not None else []

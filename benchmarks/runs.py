@@ -47,7 +47,7 @@ class Run:
     ``kind``: "train" (on a task), "test" (the one reading of the test split), or what makes an encoder: "mae", say. ``recipe``
     is all of its configuration that matters, ``context`` what it shares with the others of its kind; ``parents`` are the keys of
     the runs whose files it reads. ``task``: what it is trained for; none for an encoder. ``code`` is raised whenever a change of
-    the code would change what a run of the kind ends with. ``action``: what makes an encoder, in words.
+    the code would change what a run of the kind ends with. ``action``: what makes an encoder, as a title says it.
     """
 
     kind: str
@@ -77,7 +77,7 @@ class Run:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
 
     def title(self) -> str:
-        """The run in words."""
+        """The run as log lines and messages name it."""
         if self.makes_encoder:
             return f"{self.arm}: {self.action}"
         what = "test" if self.kind == "test" else f"{self.steps} steps at rate {self.lr:g}"

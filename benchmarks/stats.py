@@ -1,6 +1,6 @@
 """Paired differences of two arms, with intervals, verdicts, and what a design can resolve.
 
-Seeds, encoders and test items all bring luck. Every seed of an arm is scored on the same test items, so that differences form a
+Seeds, encoders and test items all vary at random. Every seed of an arm is scored on the same test items: differences form a
 table of units (rows) and items (columns). A unit is what was drawn independently: a pretrained encoder where several were
 pretrained, else a seed of fine-tuning. Both are random: the interval is of the mean over units and items like these.
 
@@ -31,7 +31,7 @@ MOST_SEEDS = 1000
 """Numbers of seeds beyond this are not worth naming."""
 
 NO_SPREAD = 1e-12
-"""Differences that deviate by less are equal but for rounding, and tell nothing of their spread."""
+"""Differences that deviate by less are equal but for rounding, and say nothing about their spread."""
 
 SMALLEST_GAIN = 0.002
 """Gains in validation accuracy below this share are not worth twice the steps."""
@@ -159,7 +159,7 @@ def crossed_difference(
         raise ValueError("expected as many rows of both arms, at least 1, all of one length")
     table = np.stack([np.asarray(row, dtype=float) for row in treated])
     table -= np.stack([np.asarray(row, dtype=float) for row in baseline])
-    return _analysed(_by_encoder(table, encoders), confidence)
+    return _analyse(_by_encoder(table, encoders), confidence)
 
 
 def independent_difference(
@@ -184,7 +184,7 @@ def _by_encoder(table: NDArray[np.float64], encoders: Sequence[int] | None) -> N
     return np.stack([table[numbers == number].mean(axis=0) for number in sorted(set(encoders))])
 
 
-def _analysed(table: NDArray[np.float64], confidence: float) -> Difference:
+def _analyse(table: NDArray[np.float64], confidence: float) -> Difference:
     """The analysis of variance of a table (units, items)."""
     units, items = table.shape
     mean = float(table.mean())
@@ -242,7 +242,7 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
 def labels_needed(counts: Sequence[int], treated: Sequence[float], baseline: Sequence[float]) -> list[float | None]:
     """How many labels the baseline needs for what the treated arm reaches with each of ``counts``, by its curve.
 
-    Between two counts the curve is a line over the logarithm of the labels; None where the score lies beyond it, so
+    Between two counts the curve is a line over the logarithm of the labels; None where the score is beyond it, so
     that nothing is said of labels that weren't tried. Where the curve falls, the first crossing counts.
     """
     logs = np.log(np.asarray(counts, dtype=float))
@@ -269,7 +269,7 @@ def converged(at: Sequence[float], doubled: Sequence[float], n_val: int | None) 
 
     That is deliberately eager. Calling an arm converged too early handicaps it, and a handicapped baseline
     makes the others look good; training it too long costs little but time, as the best weights on validation
-    are kept. So the bar is one standard error, not two: an arm that gains nothing is trained on in up to one
+    are used. So the bar is one standard error, not two: an arm that gains nothing is trained on in up to one
     case in six.
     """
     gains = np.asarray(doubled, dtype=float) - np.asarray(at, dtype=float)
@@ -290,7 +290,7 @@ def _t(confidence: float, n: int) -> float:
 def _shift(bar: float, confidence: float, power: float = POWER) -> float:
     """The mean, in standard errors, at which a two-sided test resolves a difference with a chance of ``power``.
 
-    ``bar``: half the interval's width in standard errors; it tells of how many degrees of freedom the test is.
+    ``bar``: half the interval's width in standard errors; from it follow the degrees of freedom of the test.
     """
     alpha = 1 - confidence
     if bar <= float(stats.t.isf(alpha / 2, 1e4)):

@@ -1,4 +1,4 @@
-"""How far a suite is, as a table: what is finished of each arm, task and label count."""
+"""The status of a suite as a table: what is finished of each arm, task and label count."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .protocol import Results, arm_state, encoder_runs, iter_cells, predict_runs
 
 @dataclass(frozen=True)
 class Status:
-    """How far a suite is: a row a task, arm and label count, under ``COLUMNS``; runs done and foreseen; seconds of computing."""
+    """The status of a suite: a row a task, arm and label count (``COLUMNS``); runs done and predicted; seconds of computing."""
 
     rows: tuple[tuple[str, ...], ...]
     done: int
@@ -32,7 +32,7 @@ class Status:
 
 
 def status_of(context: Context, results: Results) -> Status:
-    """How far a suite is, by its finished runs."""
+    """The status of a suite, by its finished runs."""
     runs = predict_runs(context, results)
     return Status(
         tuple(_row(context, *place, results) for place in iter_cells(context.config)),
@@ -43,7 +43,7 @@ def status_of(context: Context, results: Results) -> Status:
 
 
 def _row(context: Context, task: str, arm: str, labels: int, results: Results) -> tuple[str, ...]:
-    """How far an arm is on a task at a label count, under ``Status.COLUMNS``."""
+    """The status of an arm on a task at a label count, under ``Status.COLUMNS``."""
     state, design = arm_state(context, task, arm, labels, results), context.config.designs[task]
     encoders = encoder_runs(context, arm)
     made = sum(results(run) is not None for run in encoders)

@@ -54,7 +54,7 @@ class SuiteData:
     """leave near-duplicates of validation or test images out of the pool and of training; auto: cropped ones up to 20 million
     pairs, others up to 2 billion"""
     broken: float = 0.05
-    """largest share of broken images that is put up with"""
+    """largest share of broken images that is tolerated"""
 
     def __post_init__(self) -> None:
         if self.path is None and self.unlabelled is None:
@@ -127,7 +127,7 @@ class BenchConfig:
     tuning: Tuning = field(default_factory=Tuning)
     budget: Budget = field(default_factory=Budget)
     evaluations: int = 10
-    """times that validation accuracy is measured in a run, whatever its steps; the best weights are kept"""
+    """times that validation accuracy is measured in a run, whatever its steps; the best weights are used"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """where to train; auto: a GPU when there is one"""
     executor: Literal["local", "slurm", "ray"] = "local"
@@ -139,7 +139,7 @@ class BenchConfig:
     threads: int = 1
     """CPU threads of a run"""
     stall_minutes: float = 60.0
-    """a run that gives no sign of life for so long is ended, and done once more by itself; training gives one each second"""
+    """a run that reports no progress for so long is ended, and done once more by itself; training reports each second"""
 
     def __post_init__(self) -> None:
         if self.channels not in (1, 3):
@@ -233,7 +233,7 @@ class BenchConfig:
         return content
 
     def arm_kind(self, arm: str) -> ArmKind:
-        """How an arm comes by its encoder."""
+        """How an arm gets its encoder."""
         return kind_of(self.arms[arm])
 
     @cached_property

@@ -45,7 +45,7 @@ class TaskConfig:
     max_doublings: int | None = None
     """how often an arm's steps may be doubled; null: as tuning says"""
     evaluations: int | None = None
-    """times that a run is judged on validation images, which in detection costs much; null: the suite's"""
+    """times that a run is evaluated on validation images, which is expensive in detection; null: the suite's"""
     short: bool = False
     """one run a seed at the recipe's own rate: nothing is tuned or checked, and no verdict is drawn"""
 
@@ -86,7 +86,7 @@ class Tuning:
 
 @dataclass(frozen=True)
 class TaskDesign:
-    """What is compared on a task: label counts, seeds, and how every arm is tuned and judged; ``short``: it isn't tuned."""
+    """What is compared on a task: label counts, seeds, and how every arm is tuned and evaluated; ``short``: it isn't tuned."""
 
     name: str
     kind: str

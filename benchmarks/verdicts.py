@@ -48,8 +48,9 @@ def _short_lines(result: SuiteResult, part: TaskResult) -> Iterator[str]:
         if shown:
             seeds = len(part.seeds[labels])
             yield (
-                f"{_where(part, labels)}, a short run for a look only, nothing tuned and nothing concluded: test {part.figure} "
-                f"{', '.join(shown)} ({seeds} seed{'' if seeds == 1 else 's'} each, {part.counts['test']:,} test images)."
+                f"{_where(part, labels)}, a short run for demonstration only, nothing tuned and nothing concluded: test "
+                f"{part.figure} {', '.join(shown)} ({seeds} seed{'' if seeds == 1 else 's'} each, "
+                f"{part.counts['test']:,} test images)."
             )
 
 
@@ -79,7 +80,7 @@ def _sentence(result: SuiteResult, one: Comparison, difference: Difference, p: f
 
 
 def _units(result: SuiteResult, one: Comparison, difference: Difference) -> str:
-    """What the differences are over, in words."""
+    """What the differences are over."""
     part, labels = one.part, one.labels
     seeds = len(part.by_seed(one.arm.name, labels).keys() & part.by_seed(result.baseline, labels).keys())
     return f"{seeds} paired seeds" + (f" on {difference.units} encoders" if difference.units < seeds else "")
@@ -90,7 +91,7 @@ def _p(p: float) -> str:
 
 
 def _reservation(result: SuiteResult, one: Comparison) -> str:
-    """What takes from a verdict: that one of its two arms could still be trained on."""
+    """The reservation of a verdict: one of its two arms could still be trained longer."""
     unfinished = [
         result.label(check.arm)
         for check in one.part.checks
@@ -114,14 +115,14 @@ def interval_coverage(result: SuiteResult, part: TaskResult) -> str:
     most = max((len(seeds) for seeds in part.seeds.values()), default=0)
     encoders = result.pretraining_seeds
     if encoders < 2:
-        luck = "They do not cover the luck of pretraining: each encoder was pretrained once, with 1 seed."
+        pretraining = "They do not cover the variation of pretraining: each encoder was pretrained once, with 1 seed."
     elif encoders < most:
-        luck = (
-            f"They also cover the luck of pretraining: {encoders} pretrained encoders an arm are shared by up to {most} "
+        pretraining = (
+            f"They also cover the variation of pretraining: {encoders} pretrained encoders an arm are shared by up to {most} "
             "seeds, and count as the independent draws where an arm is pretrained."
         )
     else:
-        luck = f"They also cover the luck of pretraining: there are as many encoders as seeds ({encoders})."
+        pretraining = f"They also cover the variation of pretraining: there are as many encoders as seeds ({encoders})."
     counts = ", ".join(f"{len(seeds)} at {labels:,} labels" for labels, seeds in part.seeds.items())
     drawn = "test images, as if they were drawn again"
     if part.scores.interval_note:
@@ -130,7 +131,7 @@ def interval_coverage(result: SuiteResult, part: TaskResult) -> str:
     return (
         f"Intervals are 95 % intervals of the mean over seeds ({counts}), by Student's t on paired "
         "differences. A seed is one draw of the labelled images, one initial head, one order of the images "
-        f"and one set of augmentation draws, the same for every arm. The intervals cover that luck{items}. {luck} "
+        f"and one set of augmentation draws, the same for every arm. The intervals cover that variation{items}. {pretraining} "
         "Verdicts are corrected for there being several comparisons with the baseline, those of all tasks (Holm): where no arm "
         f"has an effect, the chance of any false verdict is at most {100 * ALPHA:.0f} %. The intervals themselves are not "
         "corrected."

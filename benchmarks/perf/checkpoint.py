@@ -55,7 +55,7 @@ def main() -> None:
             checkpoints.finish()
             written.append(time.monotonic() - began)
             began = time.monotonic()
-            torch.save(tensors, Path(name) / "whole.pt")
+            torch.save(tensors, Path(name) / "complete.pt")
             peer.append(time.monotonic() - began)
     interval = 60 * PretrainConfig.checkpoint_minutes
     wait = statistics.median(waited)
@@ -63,8 +63,8 @@ def main() -> None:
     print(
         f"  training waits      {wait:6.2f} s ({min(waited):.2f} to {max(waited):.2f}), {wait / interval:.2%} of the interval"
     )
-    whole = statistics.median(written)
-    print(f"  written and hashed  {whole:6.2f} s ({min(written):.2f} to {max(written):.2f})")
+    complete = statistics.median(written)
+    print(f"  written and hashed  {complete:6.2f} s ({min(written):.2f} to {max(written):.2f})")
     print(
         f"  torch.save          {statistics.median(peer):6.2f} s; waiting is {wait / statistics.median(peer):.2f} of it"
     )

@@ -1,4 +1,4 @@
-"""How much faster 90 epochs of linear probing are on cached features than with the encoder run anew in each epoch.
+"""How much faster 90 epochs of linear probing are on cached features than with the encoder run again in each epoch.
 
     python benchmarks/perf/linear_probe.py [data=data/fashion-mnist] [images=500] [repeats=3] [encoder=FILE] ...
 
@@ -84,7 +84,7 @@ class ComputedRows(FeatureRows):
 
 
 class Reextracting(ProbeTask):
-    """The same probe without kept features of the training images."""
+    """The same probe without cached features of the training images."""
 
     def begin(self, model: torch.nn.Module) -> None:
         super().begin(model)

@@ -66,7 +66,7 @@ def test_test_images_are_drawn_too_where_it_is_known_which_were_right(tmp_path: 
     report = write_report(result, tmp_path)
     assert f"interval {low} to {high};" in report.verdicts[0]
     page = Page(report.html)
-    assert "The intervals cover that luck and that of the test images, as if they were drawn again." in page.text
+    assert "The intervals cover that variation and that of the test images, as if they were drawn again." in page.text
     assert page.tables[1][1][5] == f"{100 * expected.smallest_resolved:.2f}"
     again = SuiteResult.from_json(result.to_json())
     assert again == result and write_report(again, tmp_path).verdicts == report.verdicts
@@ -171,9 +171,9 @@ def test_a_rate_at_the_edge_and_unequal_trials_are_warned_of(tmp_path: Path) -> 
 
 def test_what_the_intervals_cover_depends_on_the_pretraining_seeds(tmp_path: Path) -> None:
     said = [Page(write_report(made_up(pretraining_seeds=n), tmp_path).html).text for n in (1, 2, 4)]
-    assert "They do not cover the luck of pretraining" in said[0]
+    assert "They do not cover the variation of pretraining" in said[0]
     assert "2 pretrained encoders an arm are shared by up to 4 seeds, and count as the independent draws" in said[1]
-    assert "They also cover the luck of pretraining: there are as many encoders as seeds" in said[2]
+    assert "They also cover the variation of pretraining: there are as many encoders as seeds" in said[2]
     assert all("Verdicts are corrected for there being several comparisons" in text for text in said)
 
 

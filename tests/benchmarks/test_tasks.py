@@ -110,8 +110,11 @@ def test_a_suite_of_detection_and_segmentation_is_compared_and_reported(home: Pa
     assert all(0 <= float(row["test_mIoU_percent"]) <= 100 for row in rows if row["task"] == "segment")
     assert all(row["test_AP_percent"] and not row["test_mIoU_percent"] for row in rows if row["task"] == "find")
     page = Page(whole / "report.html")
-    assert "Detection (find): a short run, for a look only" in page.text and "Segmentation" in page.text
-    assert "On find at 8 labels, a short run for a look only, nothing tuned and nothing concluded: test AP" in page.text
+    assert "Detection (find): a short run, for demonstration only" in page.text and "Segmentation" in page.text
+    assert (
+        "On find at 8 labels, a short run for demonstration only, nothing tuned and nothing concluded: test AP"
+        in page.text
+    )
     assert "On segment at 8 labels," in page.text and "2 paired seeds, 10 test images" in page.text
     assert "left out of the pool: 1." in page.text  # the scene that is in test too
     runs = [json.loads(path.read_text()) for path in whole.glob("runs/*/result.json")]
@@ -300,7 +303,7 @@ def test_a_longer_scratch_arm_gets_the_steps_that_pretraining_took(home: Path) -
     doubled = Context.of(twice, read_suite_images(twice)).steps("segment", "longer", 8)
     assert doubled - own == pytest.approx(2 * (more - own), abs=1)
     state = arm_state(context, "segment", "longer", 8, lambda run: {"val": 0.1} if run.kind == "train" else None)
-    trained = [run for run in state.asked if run.kind == "train"]
+    trained = [run for run in state.requested if run.kind == "train"]
     assert state.check is None and len(trained) == 4 + 2 and {run.steps for run in trained} == {more}
 
 
