@@ -145,7 +145,7 @@ def test_detectron2_s_relative_positions_are_refused_or_knowingly_dropped(
     theirs.blocks[1].attn.rel_pos_h.data[3, 2] = 0.5
     torch.save({"model": {f"backbone.net.{name}": tensor for name, tensor in theirs.state_dict().items()}}, path)
     assert main(["import", str(path), f"out={tmp_path / 'imported.safetensors'}"]) == 2
-    assert "blocks.1.attn.rel_pos_h), which a plain ViT has not" in capsys.readouterr().err
+    assert "blocks.1.attn.rel_pos_h), which a plain ViT doesn't have" in capsys.readouterr().err
     assert not (tmp_path / "imported.safetensors").exists()
     found = bring(path, "drop_relative_positions=true")
     assert any("relative positions are left out (1 tensors)" in note for note in found.provenance.config["notes"])
