@@ -99,7 +99,7 @@ def _run(name: str, command: Command, words: list[str]) -> None:
     unread.forget()
     if dry_run:
         keys = f"{to_yaml(config).rstrip()}\n\n" if to_dict(config) else ""
-        _print(keys + "\n".join([command.load("plan")(config).text(), *unread.told()]))
+        _print(keys + "\n".join([command.load("plan")(config).text(), *unread.reported()]))
         return
     _log_to_stderr(quiet)
     if asked:

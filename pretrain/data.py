@@ -7,62 +7,33 @@ import math
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..core.cache import cache_file, load, save
-from ..core.data.audit import (
-    FORMAT,
-    KEPT_SECONDS,
-    Manifest,
-    audit,
-    check_rejected,
-    common_channels,
-    scan_images,
-    told_once,
-    write_rejected,
-)
+from ..core.data.audit import Manifest, audit, check_rejected, common_channels, summary_lines, write_rejected
 from ..core.data.channel_statistics import channel_statistics, statistics_sample
+from ..core.data.image_scan import CACHED_SECONDS, FORMAT, scan_images
 from ..core.data.images import FileBacked, ImageSet, opened
 from ..core.data.pixel_format import PixelFormat
 from ..core.data.sampling import Sample, Uniforms
 from ..core.data.sources import find_sources
 from ..core.data.string_table import StringTable
-from ..core.data.transforms import fit_and_crop, random_crops, to_array
+from ..core.data.transforms import fit_and_crop, to_array
 from ..core.distributed import Ranks
 from ..core.errors import ConfigError, DataError
 from ..core.models.encoder_spec import preset_spec
 from ..core.models.preprocessing import Preprocessing, channel_names
 from ..core.progress import duration, progress_logger
 from ..core.seeding import stream
-
-if TYPE_CHECKING:
-    from .config import PretrainConfig
+from .config import PretrainConfig
 
 logger = logging.getLogger("maelift")
 
-CROP_DRAWS = 5
 FULL_AUDIT = 200_000
-"""Images up to which each is opened before training unasked: it takes minutes, and is done once."""
+"""Images up to which ``audit=auto`` opens each before training: it takes minutes, and is done once."""
 SAMPLE = 512
-"""Images beside those held out that are opened to tell channels and bits, where not all are."""
-
-
-@dataclass(frozen=True)
-class Crop:
-    """The only augmentation that MAE needs: a random resized crop and a flip (paper Table 1e)."""
-
-    scale: tuple[float, float] = (0.2, 1.0)
-    """smallest and largest area of a crop, as shares of the image"""
-    flip: bool = True
-    """mirror every second image left to right, at random"""
-    reduced_decoding: bool = True
-    """decode JPEGs at 1/2, 1/4 or 1/8 where their crops still have twice the pixels a side: faster, values differ by 1 of 255"""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.scale[0] <= self.scale[1] <= 1:
-            raise ConfigError("scale", list(self.scale), "two shares with 0 < smallest <= largest <= 1")
+"""Images beside those held out that are opened to find channels and bits, where not all are."""
 
 
 @dataclass(frozen=True)
@@ -83,10 +54,7 @@ class Source:
 
     def crops(self, index: int, draws: Uniforms) -> list[Sample]:
         """Random crops of an image of the pool, one a row of ``draws`` (K, 5)."""
-        crop = self.config.crop
-        flips = draws if crop.flip else np.column_stack([draws[:, :4], np.ones(len(draws))])
-        image = opened(self.pool, index, self.form)
-        crops = random_crops(image, self.size, flips, crop.scale, reduced=crop.reduced_decoding)
+        crops = self.config.crop.crops(opened(self.pool, index, self.form), self.size, draws)
         return [Sample(to_array(crop, self.channels)) for crop in crops]
 
     def whole(self, index: int, draws: Uniforms) -> Sample:
@@ -113,7 +81,7 @@ class Source:
 def find_pool(config: PretrainConfig, ranks: Ranks) -> ImageSet:
     """The images of the run's sources; raises DataError where the processes don't find the same.
 
-    The main process goes first, so that the others find what is kept of a long list.
+    The main process goes first, so that the others find a long list cached.
     """
     if ranks.world_size == 1:
         return find_sources(config.data, config.reindex)
@@ -128,7 +96,7 @@ def find_pool(config: PretrainConfig, ranks: Ranks) -> ImageSet:
 
 
 def read_source(config: PretrainConfig, images: ImageSet, folder: Path, ranks: Ranks) -> Source:
-    """Look through the images once, all or a few of them as ``config.audit`` says, and set some apart."""
+    """Scan the images, all or a few of them as ``config.audit`` says, and hold some out."""
     begin = time.monotonic()
     light = config.audit == "light" or (config.audit == "auto" and len(images) > FULL_AUDIT)
     pool, held_out, manifest = (_few if light else _all)(config, images, ranks)
@@ -144,7 +112,7 @@ def read_source(config: PretrainConfig, images: ImageSet, folder: Path, ranks: R
         if manifest.unusual:
             write_rejected(folder / "unusual.csv", manifest.unusual, "note")
             logger.info("pretrain: %d images are unusual, but read; see unusual.csv", len(manifest.unusual))
-            for line in told_once(len(manifest.kept), manifest.unusual):
+            for line in summary_lines(len(manifest.kept), manifest.unusual):
                 logger.warning("pretrain: %s", line)
         looked = len(manifest.kept) + len(manifest.rejected)
         logger.info("pretrain: %d images looked through in %s", looked, duration(time.monotonic() - begin))
@@ -211,13 +179,13 @@ def _statistics(config: PretrainConfig, source: Source) -> tuple[tuple[float, ..
     pool, file = source.pool, None
     if isinstance(pool, FileBacked) and (origin := pool.origin()) is not None:
         sample = statistics_sample(len(pool), seed=config.seed)
-        seen = (pool.listed().subset(sample).digest, str(pool.stamps(sample).tolist()))
+        seen = (pool.listed().subset(sample).digest, str(pool.file_stats(sample).tolist()))
         file = cache_file("statistics", FORMAT, origin, *seen, repr(source.form))
     found = None if config.reindex or file is None else load(file)
     if found is None:
         began = time.monotonic()
         mean, std = channel_statistics(pool, source.channels, seed=config.seed, form=source.form)
-        if file is not None and time.monotonic() - began > KEPT_SECONDS:
+        if file is not None and time.monotonic() - began > CACHED_SECONDS:
             save(file, {"statistics": np.array([mean, std])}, {"kind": "statistics"})
         return mean, std
     mean, std = (tuple(float(value) for value in row) for row in found[0]["statistics"])

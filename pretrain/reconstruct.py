@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..core.config import config_difference
-from ..core.data.audit import told_once, write_rejected
+from ..core.data.audit import summary_lines, write_rejected
 from ..core.data.decode import image_file
 from ..core.data.image_formats import SUFFIXES
 from ..core.data.images import ImageSet, opened
@@ -139,7 +139,7 @@ def reconstruct(config: ReconstructConfig) -> ReconstructResult:
                 _write(_side_by_side(filled.image, filled.seen, filled.result), compared)
             _write(_result(filled.result, gray=stored.shape[2] == 1, deep=found.bits == 16), path)
         progress(number + 1, len(images))
-    for line in told_once(len(unusual), tuple(unusual.items())):
+    for line in summary_lines(len(unusual), tuple(unusual.items())):
         logger.warning("reconstruct: %s", line)
     if rejected:
         write_rejected(out / "rejected.csv", rejected)

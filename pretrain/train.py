@@ -41,9 +41,10 @@ from ..core.training.state import State
 from ..core.training.tracker import Tracker, read_metrics
 from ..core.yaml_files import to_dict
 from ..version import __version__
+from .augmentation import CROP_DRAWS
 from .auto_accumulate import auto_accumulate
 from .config import PretrainConfig
-from .data import CROP_DRAWS, Source, check_split, data_preprocessing, find_pool, read_source
+from .data import Source, check_split, data_preprocessing, find_pool, read_source
 from .dry_run import plan
 from .evaluation import REPORT_FILE, Evaluator, loading_advice
 from .init_weights import InitWeights, load_init_weights, read_init_weights

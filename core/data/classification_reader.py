@@ -25,7 +25,7 @@ from .images import ImageSet
 from .label_table import TABLE_SUFFIXES, LabeledFile, read_label_table
 from .labeled_dataset import Splits
 from .missing_splits import draw_missing_splits
-from .readers.folder import FolderImages, find_images, tell_unused
+from .readers.folder import FolderImages, find_images, report_unused
 from .readers.mnist_idx import ArrayImages, idx_file, idx_images, read_idx
 from .readers.tar_shards import find_shards, read_shards
 from .table_paths import names_differing_in_case_only
@@ -103,7 +103,7 @@ def read_parts(data: str | Path, keys: LabelKeys = AS_FOUND) -> Mapping[str, Cla
         )
     if (folder / "labels.csv").is_file():
         parts = _read_table(folder / "labels.csv", keys)
-        tell_unused(folder, [part.images for part in parts.values()], "row of labels.csv")
+        report_unused(folder, [part.images for part in parts.values()], "row of labels.csv")
         return parts
     if idx_file(folder, "train", "labels") is not None:
         return _read_idx_splits(folder)

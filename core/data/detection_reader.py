@@ -16,7 +16,7 @@ from .detection import DetectionImages, Objects
 from .issues import DataIssue, raise_on_errors
 from .labeled_dataset import Splits
 from .missing_splits import draw_missing_splits
-from .readers.folder import tell_unused
+from .readers.folder import report_unused
 from .segmentation_layouts import find_mask_folders
 from .voc import read_voc
 from .yolo import read_yolo
@@ -73,7 +73,7 @@ def parse_detection(data: str | Path, layout: DetectionLayout = "auto") -> dict[
         more = [DataIssue("another kind of annotations", path, "", f"layout={other} reads these") for other in others]
         parsed[first] = replace(parsed[first], issues=(*parsed[first].issues, *more))
     masks = [folder for _, folder in find_mask_folders(path).values()] if path.is_dir() else []
-    tell_unused(path, [part.data.images for part in parsed.values()], "annotation", masks)
+    report_unused(path, [part.data.images for part in parsed.values()], "annotation", masks)
     train = parsed.get("train")
     if train is None:
         return parsed

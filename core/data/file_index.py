@@ -24,11 +24,11 @@ from ..files import OUTPUT_MARK
 from ..threads import Threads
 from .image_formats import ARRAY_SUFFIXES, SUFFIXES
 from .string_table import StringTable
-from .unread import is_junk, kind_of, tell
+from .unread import is_junk, kind_of, report
 
 logger = logging.getLogger("maelift")
 
-KEPT_FROM = 10_000
+CACHED_FROM = 10_000
 """Images from which on a list is kept: fewer are listed in no time."""
 RACY_SECONDS = 2.0
 """What was changed so shortly before it was looked at may have changed again within one tick of its clock."""
@@ -114,12 +114,12 @@ def list_folder(root: Path) -> Listing:
             return before.listing()
         tree = _renewed(root, before, gone, stale)
         logger.info("%s: %d of %d folders listed again", root, len(stale), len(tree.folders))
-    if len(tree.names) >= KEPT_FROM:
+    if len(tree.names) >= CACHED_FROM:
         arrays = {
-            **packed("names", tree.names),
-            **packed("folders", tree.folders),
-            **packed("unread", tree.unread),
-            **packed("outputs", tree.outputs),
+            **packed_strings("names", tree.names),
+            **packed_strings("folders", tree.folders),
+            **packed_strings("unread", tree.unread),
+            **packed_strings("outputs", tree.outputs),
             "stamps": tree.stamps,
         }
         save(file, arrays, {"arrays": str(int(tree.arrays)), "root": str(root)})
@@ -280,7 +280,7 @@ def _walk(root: Path, folders: Iterable[str], known: Iterable[str] = ()) -> Iter
             logger.info("listing %s: %d files so far", root, count)
         yield _Folder(folder, stamp, names, [name for name in hidden if not is_junk(name)])
     if far:
-        tell(f"{root}: folders behind more than {MOST_LINKS} links are left out, such as {far}")
+        report(f"{root}: folders behind more than {MOST_LINKS} links are left out, such as {far}")
 
 
 def _is_output(names: set[str]) -> bool:
@@ -333,24 +333,24 @@ def _read_tree(file: Path) -> _Tree | None:
     arrays, about = found
     try:
         return _Tree(
-            unpacked("names", arrays),
+            unpacked_strings("names", arrays),
             about["arrays"] == "1",
-            unpacked("folders", arrays),
+            unpacked_strings("folders", arrays),
             arrays["stamps"].reshape(-1, 3),
-            unpacked("unread", arrays),
-            unpacked("outputs", arrays),
+            unpacked_strings("unread", arrays),
+            unpacked_strings("outputs", arrays),
         )
     except KeyError:
         return None
 
 
-def packed(key: str, names: StringTable) -> dict[str, NDArray[Any]]:
+def packed_strings(key: str, names: StringTable) -> dict[str, NDArray[Any]]:
     """Names as arrays for ``cache.keep``."""
     compact = names.compact()
     return {f"{key}.text": compact.text, f"{key}.stops": compact.stops}
 
 
-def unpacked(key: str, arrays: Mapping[str, NDArray[Any]]) -> StringTable:
+def unpacked_strings(key: str, arrays: Mapping[str, NDArray[Any]]) -> StringTable:
     """The names that ``packed`` made arrays of."""
     return StringTable.packed(arrays[f"{key}.text"], arrays[f"{key}.stops"])
 
@@ -366,16 +366,16 @@ def is_racy(path: Path) -> bool:
     return time.time() - path.stat().st_mtime < RACY_SECONDS
 
 
-def file_stamps(paths: Iterable[str]) -> NDArray[np.int64]:
+def read_file_stats(paths: Iterable[str]) -> NDArray[np.int64]:
     """(N, 3): size, and the times of the last change of content and of status in ns, of each file; -1 for one that is gone."""
     with Threads(max_workers=8) as pool:
         listed = list(paths)
         parts = [listed[first : first + 1024] for first in range(0, len(listed), 1024)]
-        rows = [row for part in pool.map(_file_stamps, parts) for row in part]
+        rows = [row for part in pool.map(_read_file_stats, parts) for row in part]
     return np.array(rows, dtype=np.int64).reshape(-1, 3)
 
 
-def _file_stamps(paths: Iterable[str]) -> list[tuple[int, int, int]]:
+def _read_file_stats(paths: Iterable[str]) -> list[tuple[int, int, int]]:
     rows = []
     for path in paths:
         try:

@@ -22,7 +22,7 @@ class ImageSet(Protocol):
     def __len__(self) -> int: ...
 
     def name(self, index: int) -> str:
-        """What a person knows the image by: its path below the folder, or its number in an idx file."""
+        """The image's name for a person: its path below the folder, or its number in an idx file."""
         ...
 
     def open(self, index: int, form: PixelFormat = ANY_FORMAT) -> Image.Image | Picture:
@@ -100,7 +100,7 @@ def opened(images: ImageSet, index: int, form: PixelFormat = ANY_FORMAT) -> Lazy
 
 
 def opened_content(images: ImageSet, index: int, content: bytes | None, form: PixelFormat = ANY_FORMAT) -> LazyImage:
-    """The same where its ``content`` has been read."""
+    """As ``opened``, of ``content`` that has been read."""
     name = images.name(index)
     found = open_values(images.open(index, form), form) if content is None else open_picture(Path(name), content, form)
     if isinstance(images, Sized):
@@ -113,16 +113,16 @@ def opened_content(images: ImageSet, index: int, content: bytes | None, form: Pi
 
 @runtime_checkable
 class FileBacked(Protocol):
-    """Images that lie in files: what was found of them holds as long as the files are the same."""
+    """Images that are stored in files: what was found of them holds as long as the files are the same."""
 
     def origin(self) -> str | None:
-        """Where they lie, which together with a name says which image it is; None where nothing may be kept."""
+        """Where the images are, which together with a name identifies an image; None where nothing may be cached."""
         ...
 
     def listed(self) -> StringTable:
         """The names of all."""
         ...
 
-    def stamps(self, numbers: Numbers) -> NDArray[np.int64]:
+    def file_stats(self, numbers: Numbers) -> NDArray[np.int64]:
         """(len(numbers), 3): size and times (modification, status change; ns) of the file that holds each; -1 without."""
         ...

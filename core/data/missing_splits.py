@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from ..errors import DataError
 from ..progress import progress_logger
-from .audit import Manifest, audit, check_rejected, scan_images
+from .audit import Manifest, audit, check_rejected
 from .groups import check_groups, groups_of
+from .image_scan import scan_images
 from .labeled_dataset import Images, LabeledDataset, Splits, min_train_text
 from .pixel_format import PixelFormat
 from .splits import MIN_CLUSTERS, Strata, cluster, rare_classes, stratified_draw, stratified_folds
@@ -230,7 +231,7 @@ def audited_splits(
         check_rejected(Manifest.of(scans[name], part.images).rejected, len(part), max_rejected)
     everything = np.arange(len(parts["train"]))
     hashes = scans["train"].contents(everything)
-    contents = [None if scans["train"].told(number)[0] else hashes[number] for number in everything.tolist()]
+    contents = [None if scans["train"].remarks(number)[0] else hashes[number] for number in everything.tolist()]
     # Broken images are drawn too and then left out: the others' splits are the same with and without them.
     drawn = _draw_indices(parts, data, val, test, seed, contents, group, folds, fold)
     own: dict[str, Images] = {}

@@ -19,7 +19,7 @@ from .issues import DataIssue
 from .mask_files import LOSSY_SUFFIXES, MASK_SUFFIXES
 from .mask_names import mask_names
 from .readers.folder import FolderImages, find_images
-from .unread import tell
+from .unread import report
 from .voc import image_sets
 
 MaskLayout = Literal["folders", "ade20k", "cityscapes"]
@@ -114,7 +114,7 @@ def folder_pairs(root: Path) -> dict[str, MaskPairs]:
     if lists:  # Pascal VOC's: few of its images have masks
         pairs = {split: _pair_masks(*parts["train"], names) for split, names in lists.items()}
         counts = ", ".join(f"{len(names):,} {split}" for split, names in lists.items())
-        tell(f"{root}: the images that ImageSets/Segmentation lists are read ({counts}), and no others")
+        report(f"{root}: the images that ImageSets/Segmentation lists are read ({counts}), and no others")
     else:
         pairs = {split: _pair_masks(*folders) for split, folders in parts.items()}
     chosen = {masks for _, masks in parts.values()}

@@ -17,7 +17,7 @@ from .readers.npy import read_npy
 from .readers.parquet import read_parquet
 from .readers.path_list import LISTS, path_list_cache, read_path_list
 from .readers.tar_shards import find_shards, index_shards, tables_file
-from .unread import in_brackets, kind_of, tell_beside
+from .unread import kind_of, reader_hint, report_beside
 
 
 def find_sources(data: str | Sequence[str], reindex: bool = False) -> ImageSet:
@@ -51,13 +51,13 @@ def find_source(data: str) -> ImageSet:
     if suffix == ".parquet" and is_file:
         return read_parquet([path])
     if path.is_dir() and (files := sorted(file for file in path.glob("*.parquet") if file.is_file())):
-        tell_beside(path, files, "Parquet files")
+        report_beside(path, files, "Parquet files")
         return read_parquet(files)
     if shards := find_shards(data):
         return index_shards(shards)
     if is_file and not is_idx_images(path):
         kind = kind_of(path.name)
-        why = "a single image" if kind in SUFFIXES else f"no source of images{in_brackets(kind)}"
+        why = "a single image" if kind in SUFFIXES else f"no source of images{reader_hint(kind)}"
         raise DataError(
             f"data={path}: {why}. Expected a folder, a list of paths (.txt, .csv), a .tar, .parquet, .npy or idx file."
         )

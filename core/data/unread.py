@@ -1,4 +1,4 @@
-"""What of a source isn't read, told once a command: how many files of which kind, and what would read them."""
+"""What of a source isn't read, reported once a command: how many files of which kind, and what would read them."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ _REASONS: Mapping[str, str] = {
     "links": "links within an archive",
 }
 
-_told: dict[str, None] = {}
-_gathering: list[list[str]] = []
+_reported: dict[str, None] = {}
+_collecting: list[list[str]] = []
 
 
 def kind_of(name: str) -> str:
@@ -32,7 +32,7 @@ def kind_of(name: str) -> str:
     return os.path.splitext(name)[1].lower().replace("\0", "") or "no suffix"
 
 
-def in_brackets(kind: str) -> str:
+def reader_hint(kind: str) -> str:
     """What reads files of a kind, or why they aren't read, after their count: " (unpack it)"; empty for others."""
     from .image_formats import what_reads  # it imports NumPy, which the command line's help can do without
 
@@ -50,36 +50,36 @@ def unread_text(images: int, unread: Mapping[str, int], things: str = "other fil
     """How many images there are, and what isn't read: "10 images; 20 other files are not read: 20 .heic (pip install …)"."""
     count = sum(unread.values())
     kinds = sorted(unread.items(), key=lambda pair: (-pair[1], pair[0]))
-    listed = [f"{number:,} {kind}{in_brackets(kind)}" for kind, number in kinds[:SHOWN_KINDS]]
+    listed = [f"{number:,} {kind}{reader_hint(kind)}" for kind, number in kinds[:SHOWN_KINDS]]
     if len(kinds) > SHOWN_KINDS:
         listed.append(f"{sum(number for _, number in kinds[SHOWN_KINDS:]):,} of {len(kinds) - SHOWN_KINDS} other kinds")
     things, verb = (things.removesuffix("s"), "is") if count == 1 else (things, "are")
     return f"{images:,} images; {count:,} {things} {verb} not read: {', '.join(listed)}"
 
 
-def tell(text: str) -> None:
-    """Say, once a command, what isn't read; or add it to what is gathered."""
-    if text not in _told:
-        _told[text] = None
-        for texts in _gathering:
+def report(text: str) -> None:
+    """Report, once a command, what isn't read: in the log, or in the list that is being collected."""
+    if text not in _reported:
+        _reported[text] = None
+        for texts in _collecting:
             texts.append(text)
-        if not _gathering:
+        if not _collecting:
             logger.info("%s", text)
 
 
 @contextmanager
-def gathered() -> Iterator[list[str]]:
-    """A list of all that is told within the block, in place of the log: for a result that says it itself."""
+def collected() -> Iterator[list[str]]:
+    """A list of all that is reported within the block, in place of the log: for a result that shows it itself."""
     texts: list[str] = []
-    _gathering.append(texts)
+    _collecting.append(texts)
     try:
         yield texts
     finally:
-        _gathering.pop()
+        _collecting.pop()
 
 
-def tell_beside(folder: Path, files: Sequence[Path], what: str, named: Sequence[Path] = ()) -> None:
-    """Say what else lies in a folder of which only these ``files`` are read, ``what`` they are; ``named`` have been reported."""
+def report_beside(folder: Path, files: Sequence[Path], what: str, named: Sequence[Path] = ()) -> None:
+    """Report what else is in a folder of which only these ``files`` are read, ``what`` they are; ``named`` have been reported."""
     taken = {file.name for file in (*files, *named)}
     with os.scandir(folder) as entries:
         others = [entry for entry in entries if entry.name not in taken and not entry.name.startswith(".")]
@@ -90,14 +90,14 @@ def tell_beside(folder: Path, files: Sequence[Path], what: str, named: Sequence[
     if left > 0:
         listed = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common(SHOWN_KINDS))
         read = files[0].name if len(files) == 1 else f"{len(files):,} {what}"
-        tell(f"{folder}: only {read} {'is' if len(files) == 1 else 'are'} read, not what lies beside: {listed}")
+        report(f"{folder}: only {read} {'is' if len(files) == 1 else 'are'} read, not what lies beside: {listed}")
 
 
-def told() -> Sequence[str]:
-    """What has been said in this command."""
-    return tuple(_told)
+def reported() -> Sequence[str]:
+    """What has been reported in this command."""
+    return tuple(_reported)
 
 
 def forget() -> None:
     """Begin with another command."""
-    _told.clear()
+    _reported.clear()

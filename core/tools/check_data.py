@@ -99,7 +99,7 @@ def data_check(config: DataCheckConfig, tasks: Sequence[AnnotatedTask] = BUILT_I
     report = Path(config.out) if config.out else None
     if report is not None:
         output_folder(report.parent)
-    with unread.gathered() as texts:
+    with unread.collected() as texts:
         names = tasks_of(config, tasks)
         if names == (PRETRAIN,):
             check = _check_unlabelled(config, report)

@@ -9,10 +9,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..data.audit import FLAT_IMAGE, TRANSPARENCY, TRANSPARENT, flat_text, pixel_hash
+from ..data.audit import FLAT_IMAGE, TRANSPARENT, flat_text
 from ..data.detection import SizedImages
 from ..data.folder_names import SPLIT_NAMES
 from ..data.groups import groups_of
+from ..data.image_scan import TRANSPARENCY, pixel_hash
 from ..data.images import ImageSet, opened
 from ..data.issues import DataIssue
 from ..data.near_duplicates import NearDuplicate, compare_uncropped, compare_within

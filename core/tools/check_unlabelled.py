@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data.audit import FLAT_IMAGE, FLAT_NOTE, TRANSPARENCY, TRANSPARENT, ImageInfo, flat_text, look_at, remember
+from ..data.audit import FLAT_IMAGE, TRANSPARENT, flat_text
 from ..data.channel_statistics import channel_statistics
+from ..data.image_scan import FLAT_NOTE, TRANSPARENCY, ImageInfo, cache_scan, image_info
 from ..data.images import ImageSet, opened
 from ..data.issues import DataIssue
 from ..data.near_duplicates import compare_within
@@ -127,7 +128,7 @@ def _look_through(images: ImageSet, form: PixelFormat, compared: bool) -> tuple[
                     thumbnails[len(looks)] = small
                 looks.append(seen)
                 tell(len(looks), len(images))
-    remember(images, form, looks, began)
+    cache_scan(images, form, looks, began)
     return looks, thumbnails
 
 
@@ -140,7 +141,7 @@ def _look(images: ImageSet, number: int, form: PixelFormat, compared: bool) -> t
         return ImageInfo(
             name, reason=str(error).removeprefix(f"{_name(images, number)}: ").removeprefix(f"{name}: ")
         ), None
-    seen = look_at(images.name(number), picture, image)
+    seen = image_info(images.name(number), picture, image)
     return seen, thumbnail(picture) if compared else None
 
 

@@ -56,13 +56,13 @@ class ConcatImages:
     def listed(self) -> StringTable:
         return StringTable.of(map(self.name, range(len(self))))
 
-    def stamps(self, numbers: Numbers) -> NDArray[np.int64]:
+    def file_stats(self, numbers: Numbers) -> NDArray[np.int64]:
         places = self.places[np.asarray(numbers, dtype=np.int64)]
         stamps = np.full((len(places), 3), -1, dtype=np.int64)
         for number, part in enumerate(self.parts):
             here = places[:, 0] == number
             if isinstance(part, FileBacked):
-                stamps[here] = part.stamps(places[here, 1])
+                stamps[here] = part.file_stats(places[here, 1])
         return stamps
 
     def groups(self) -> list[NDArray[np.int64]]:

@@ -15,12 +15,12 @@ from PIL import Image
 from ...errors import DataError
 from ...files import check_regular, read_regular
 from ..decode import decode
-from ..file_index import file_stamps, list_files, list_folder
+from ..file_index import list_files, list_folder, read_file_stats
 from ..image_formats import kinds, what_reads
 from ..images import ImageSet
 from ..pixel_format import ANY_FORMAT, Picture, PixelFormat
 from ..string_table import Numbers, StringTable
-from ..unread import in_brackets, kind_of, tell, tell_beside, unread_text
+from ..unread import kind_of, reader_hint, report, report_beside, unread_text
 from .mnist_idx import idx_file, idx_images, is_idx_images
 
 
@@ -61,8 +61,8 @@ class FolderImages:
     def listed(self) -> StringTable:
         return self.paths if isinstance(self.paths, StringTable) else StringTable.of(self.paths)
 
-    def stamps(self, numbers: Numbers) -> NDArray[np.int64]:
-        return file_stamps(os.path.join(self.root, path) for path in self.listed().subset(numbers))
+    def file_stats(self, numbers: Numbers) -> NDArray[np.int64]:
+        return read_file_stats(os.path.join(self.root, path) for path in self.listed().subset(numbers))
 
 
 def find_images(data: str | Path, key: str = "data") -> ImageSet:
@@ -88,20 +88,20 @@ def find_images(data: str | Path, key: str = "data") -> ImageSet:
         return idx_images(path)
     listing = list_folder(path)
     if listing.outputs:
-        tell(f"{path}: left out, as maelift wrote it: {_few(listing.outputs)}")
+        report(f"{path}: left out, as maelift wrote it: {_few(listing.outputs)}")
     if listing.names:
         if listing.unread:
-            tell(f"{path}: {unread_text(len(listing.names), listing.unread)}")
+            report(f"{path}: {unread_text(len(listing.names), listing.unread)}")
         return FolderImages(path, listing.names)
     idx = idx_file(path, "train", "images") or idx_file(path, "", "images")
     if idx is not None:
-        tell_beside(path, [idx], "idx file")
+        report_beside(path, [idx], "idx file")
         return idx_images(idx)
     files = list_files(path)
     if not files:
         raise DataError(f"{key}={path}: the folder is empty. Expected images ({kinds()}) or idx files.")
     counts = Counter(map(kind_of, files))
-    listed = ", ".join(f"{count} {kind}{in_brackets(kind)}" for kind, count in counts.most_common(5))
+    listed = ", ".join(f"{count} {kind}{reader_hint(kind)}" for kind, count in counts.most_common(5))
     raise DataError(
         f"{key}={path}: no images among its {len(files)} files ({listed}). Expected {kinds()} or idx files."
     )
@@ -113,7 +113,7 @@ def _few(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + more
 
 
-def tell_unused(data: Path, used: Iterable[ImageSet], annotated_by: str, masks: Iterable[Path] = ()) -> None:
+def report_unused(data: Path, used: Iterable[ImageSet], annotated_by: str, masks: Iterable[Path] = ()) -> None:
     """Say how many images of a folder ``data`` aren't used, as no annotation names them, and which files would be images.
 
     What lies in the folders ``masks`` is none.
@@ -131,10 +131,10 @@ def tell_unused(data: Path, used: Iterable[ImageSet], annotated_by: str, masks: 
     images_there = [name for name in listing.names if not name.startswith(without)]
     unused = [name for name in images_there if name not in taken]
     if unused:
-        tell(
+        report(
             f"{data}: {len(unused):,} of {len(images_there):,} images are named by no {annotated_by} and aren't used, such as "
             f"{unused[0]}"
         )
     images = {kind: count for kind, count in listing.unread.items() if what_reads(kind)}
     if images:
-        tell(f"{data}: {unread_text(len(listing.names), images)}")
+        report(f"{data}: {unread_text(len(listing.names), images)}")

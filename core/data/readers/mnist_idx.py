@@ -16,7 +16,7 @@ from PIL import Image
 
 from ...errors import DataError
 from ...files import LARGEST_READ, open_regular
-from ..file_index import file_stamps
+from ..file_index import read_file_stats
 from ..pixel_format import ANY_FORMAT, PixelFormat
 from ..string_table import Numbers, StringTable
 
@@ -63,8 +63,8 @@ class ArrayImages:
     def listed(self) -> StringTable:
         return StringTable.of(map(self.name, range(len(self))))
 
-    def stamps(self, numbers: Numbers) -> NDArray[np.int64]:
-        return file_stamps([os.fspath(self.path)]).repeat(len(numbers), axis=0)
+    def file_stats(self, numbers: Numbers) -> NDArray[np.int64]:
+        return read_file_stats([os.fspath(self.path)]).repeat(len(numbers), axis=0)
 
 
 def idx_file(folder: Path, split: str, content: str) -> Path | None:

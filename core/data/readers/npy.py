@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ...errors import DataError
 from ...files import check_regular
-from ..file_index import file_stamps
+from ..file_index import read_file_stats
 from ..pixel_format import ANY_FORMAT, Picture, PixelFormat
 from ..string_table import Numbers, StringTable
 
@@ -49,8 +49,8 @@ class NumpyImages:
     def listed(self) -> StringTable:
         return StringTable.of(map(self.name, range(len(self))))
 
-    def stamps(self, numbers: Numbers) -> NDArray[np.int64]:
-        return np.repeat(file_stamps([str(self.path)]), len(numbers), axis=0)
+    def file_stats(self, numbers: Numbers) -> NDArray[np.int64]:
+        return np.repeat(read_file_stats([str(self.path)]), len(numbers), axis=0)
 
 
 @functools.lru_cache(maxsize=16)

@@ -17,7 +17,7 @@ from ...errors import DataError
 from ...files import LARGEST_READ, check_regular
 from ...optional_imports import require
 from ..decode import decode
-from ..file_index import file_stamps
+from ..file_index import read_file_stats
 from ..pixel_format import ANY_FORMAT, Picture, PixelFormat
 from ..string_table import Numbers, StringTable
 
@@ -75,9 +75,9 @@ class ParquetImages:
     def listed(self) -> StringTable:
         return StringTable.of(map(self.name, range(len(self))))
 
-    def stamps(self, numbers: Numbers) -> NDArray[np.int64]:
+    def file_stats(self, numbers: Numbers) -> NDArray[np.int64]:
         files = self.places[np.asarray(numbers, dtype=np.int64), 0]
-        stamps: NDArray[np.int64] = file_stamps(map(str, self.files))[files]
+        stamps: NDArray[np.int64] = read_file_stats(map(str, self.files))[files]
         return stamps
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from ...cache import cache_file, load, save
 from ...errors import DataError
 from ...files import read_regular
-from ..file_index import FORMAT, KEPT_FROM, file_stamp, is_racy, packed, unpacked
+from ..file_index import CACHED_FROM, FORMAT, file_stamp, is_racy, packed_strings, unpacked_strings
 from ..string_table import StringTable
-from ..unread import tell
+from ..unread import report
 from .folder import FolderImages
 
 LISTS = (".txt", ".csv")
@@ -29,7 +29,7 @@ def read_path_list(path: Path) -> FolderImages:
     file, stamp = path_list_cache(path), file_stamp(path)
     before = load(file)
     if before is not None and before[1].get("stamp") == stamp:
-        return FolderImages(path.parent, unpacked("names", before[0]))
+        return FolderImages(path.parent, unpacked_strings("names", before[0]))
     paths = _read_list(path)
     # one that is there and no file is named where it is opened, as in a folder
     missing = [number for number, name in enumerate(paths) if not os.path.lexists(path.parent / name)]
@@ -39,8 +39,8 @@ def read_path_list(path: Path) -> FolderImages:
             f"{path.parent}, or absolute ones."
         )
     names = StringTable.of(paths)
-    if len(names) >= KEPT_FROM and not is_racy(path):
-        save(file, packed("names", names), {"stamp": stamp})
+    if len(names) >= CACHED_FROM and not is_racy(path):
+        save(file, packed_strings("names", names), {"stamp": stamp})
     return FolderImages(path.parent, names)
 
 
@@ -68,7 +68,7 @@ def _read_list(path: Path) -> list[str]:
     if not paths:
         raise DataError(f"data={path}: an empty list. Expected a path a line, or a column named path.")
     if len(paths) < len(lines):
-        tell(f"{path}: {len(paths):,} images; {len(lines) - len(paths):,} other rows name none")
+        report(f"{path}: {len(paths):,} images; {len(lines) - len(paths):,} other rows name none")
     return paths
 
 

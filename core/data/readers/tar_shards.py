@@ -24,11 +24,11 @@ from ...files import LARGEST_READ, check_regular, open_regular
 from ...optional_imports import require
 from ...progress import progress_logger
 from ..decode import decode
-from ..file_index import FORMAT, KEPT_FROM, file_stamp, file_stamps, is_racy, packed, unpacked
+from ..file_index import CACHED_FROM, FORMAT, file_stamp, is_racy, packed_strings, read_file_stats, unpacked_strings
 from ..image_formats import ARRAY_SUFFIXES, SUFFIXES, kinds
 from ..pixel_format import ANY_FORMAT, Picture, PixelFormat
 from ..string_table import Numbers, StringTable
-from ..unread import is_junk, kind_of, tell, tell_beside, unread_text
+from ..unread import is_junk, kind_of, report, report_beside, unread_text
 
 logger = logging.getLogger("maelift")
 
@@ -87,9 +87,9 @@ class TarImages:
     def listed(self) -> StringTable:
         return self.names
 
-    def stamps(self, numbers: Numbers) -> NDArray[np.int64]:
+    def file_stats(self, numbers: Numbers) -> NDArray[np.int64]:
         shards = self.places[np.asarray(numbers, dtype=np.int64), 0]
-        stamps: NDArray[np.int64] = file_stamps(map(str, self.shards))[shards]
+        stamps: NDArray[np.int64] = read_file_stats(map(str, self.shards))[shards]
         return stamps
 
 
@@ -125,10 +125,10 @@ def _shards_in(folder: Path) -> list[Path]:
     found = sorted(folder.glob("*.tar"))
     reasons = {path: reason for path in found if not path.is_dir() and (reason := _not_there(path))}
     for path, reason in reasons.items():
-        tell(f"{path}: {reason}; it is left out")
+        report(f"{path}: {reason}; it is left out")
     shards = [path for path in found if path not in reasons and path.is_file()]
     if shards:
-        tell_beside(folder, shards, "shards", list(reasons))
+        report_beside(folder, shards, "shards", list(reasons))
     return shards
 
 
@@ -180,9 +180,14 @@ def index_shards(shards: Sequence[Path]) -> TarImages:
         raise DataError(f"{shards[0]}: no images in {len(shards)} shards. Expected KEY.jpg and the like ({kinds()}).")
     places = np.concatenate([table.places for table in tables])
     names = StringTable.joined([table.names for table in tables])
-    if anew and len(names) >= KEPT_FROM:
+    if anew and len(names) >= CACHED_FROM:
         settled = {str(number): stamp for number, stamp in enumerate(stamps) if not is_racy(shards[number])}
-        arrays = {"places": places, "counts": np.array(counts), **packed("names", names), **packed("unread", unread)}
+        arrays = {
+            "places": places,
+            "counts": np.array(counts),
+            **packed_strings("names", names),
+            **packed_strings("unread", unread),
+        }
         save(file, arrays, settled)
     numbers = np.repeat(np.arange(len(shards)), counts)
     return TarImages(tuple(shards), np.column_stack([numbers, places]), names)
@@ -222,7 +227,7 @@ def _tell_unread(shards: Sequence[Path], images: int, counts: Sequence[Mapping[s
         unread.update(count)
     if unread:
         where = str(shards[0]) if len(shards) == 1 else f"{shards[0]} to {shards[-1].name}"
-        tell(f"{where}: {unread_text(images, unread, 'files of samples without an image')}")
+        report(f"{where}: {unread_text(images, unread, 'files of samples without an image')}")
 
 
 def _read_tables(file: Path) -> dict[int, tuple[str, _Table]]:
@@ -232,8 +237,8 @@ def _read_tables(file: Path) -> dict[int, tuple[str, _Table]]:
         return {}
     arrays, stamps = found
     try:
-        names, places, ends = unpacked("names", arrays), arrays["places"], np.cumsum(arrays["counts"])
-        unread = unpacked("unread", arrays)
+        names, places, ends = unpacked_strings("names", arrays), arrays["places"], np.cumsum(arrays["counts"])
+        unread = unpacked_strings("unread", arrays)
     except KeyError:
         return {}
     begins = ends - arrays["counts"]

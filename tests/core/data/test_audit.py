@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from maelift.core.config import resolve
-from maelift.core.data import audit as auditing
+from maelift.core.data import image_scan
 from maelift.core.data.images import ImageSet
 from maelift.core.data.pixel_format import PixelFormat
 from maelift.core.data.sources import find_source
@@ -127,16 +127,16 @@ def test_the_encoder_file_says_that_only_names_were_compared(tmp_path: Path) -> 
 
 def test_reindex_looks_again_and_goes_on_with_the_same_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_images(tmp_path / "data", 24)
-    monkeypatch.setattr("maelift.core.data.audit.KEPT_SECONDS", 0.0)
-    monkeypatch.setattr("maelift.core.data.audit.RACY_SECONDS", 0.0)
+    monkeypatch.setattr("maelift.core.data.image_scan.CACHED_SECONDS", 0.0)
+    monkeypatch.setattr("maelift.core.data.image_scan.RACY_SECONDS", 0.0)
     looked: list[int] = []
-    look = auditing.look
+    look = image_scan.read_image_info
 
-    def noting(images: ImageSet, number: int, form: PixelFormat | None = None) -> auditing.ImageInfo:
+    def noting(images: ImageSet, number: int, form: PixelFormat | None = None) -> image_scan.ImageInfo:
         looked.append(number)
         return look(images, number, form)
 
-    monkeypatch.setattr("maelift.core.data.audit.look", noting)
+    monkeypatch.setattr("maelift.core.data.image_scan.read_image_info", noting)
     counts = []
     for keys in ([], [], ["reindex=true"]):
         looked.clear()

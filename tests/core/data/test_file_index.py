@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 from maelift.core import cache
-from maelift.core.data import audit as auditing
-from maelift.core.data import file_index, sources
-from maelift.core.data.audit import audit, scan_images
+from maelift.core.data import file_index, image_scan
+from maelift.core.data.audit import audit
 from maelift.core.data.file_index import list_folder, list_images
 from maelift.core.data.image_formats import SUFFIXES
+from maelift.core.data.image_scan import scan_images
 from maelift.core.data.pixel_format import PixelFormat
-from maelift.core.data.readers import tar_shards
+from maelift.core.data.readers import path_list, tar_shards
 from maelift.core.data.readers.folder import FolderImages, find_images
 from maelift.core.data.sources import find_source, find_sources
 from maelift.core.data.string_table import StringTable
@@ -36,11 +36,11 @@ TICK = 0.02
 def kept_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Keep short lists too, and what was changed a moment ago."""
     monkeypatch.setenv("MAELIFT_CACHE", str(tmp_path_factory.mktemp("cache")))
-    for module in (file_index, tar_shards, sources):
-        monkeypatch.setattr(module, "KEPT_FROM", 1)
-    for module in (file_index, auditing):
+    for module in (file_index, tar_shards, path_list):
+        monkeypatch.setattr(module, "CACHED_FROM", 1)
+    for module in (file_index, image_scan):
         monkeypatch.setattr(module, "RACY_SECONDS", 0.0)
-    monkeypatch.setattr(auditing, "KEPT_SECONDS", 0.0)
+    monkeypatch.setattr(image_scan, "CACHED_SECONDS", 0.0)
 
 
 @pytest.fixture
@@ -61,13 +61,13 @@ def scanned(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def looked_at(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The images that are opened."""
     seen: list[str] = []
-    look = auditing.look
+    look = image_scan.read_image_info
 
-    def noting(images: FolderImages, number: int, form: PixelFormat | None = None) -> auditing.ImageInfo:
+    def noting(images: FolderImages, number: int, form: PixelFormat | None = None) -> image_scan.ImageInfo:
         seen.append(images.name(number))
         return look(images, number, form)
 
-    monkeypatch.setattr(auditing, "look", noting)
+    monkeypatch.setattr(image_scan, "read_image_info", noting)
     return seen
 
 
@@ -205,7 +205,7 @@ def test_a_list_is_read_again_only_when_it_changes(tmp_path: Path, monkeypatch: 
     file = tmp_path / "list.txt"
     file.write_text("data/image000.png\ndata/image001.png\n")
     names = [find_source(str(file)).name(number) for number in range(2)]
-    read = noted(monkeypatch, sources, "_read_list")
+    read = noted(monkeypatch, path_list, "_read_list")
     again = find_source(str(file))
     assert [again.name(number) for number in range(2)] == names and read == []
     time.sleep(TICK)
@@ -276,7 +276,7 @@ def test_a_file_that_changed_in_place_is_looked_at_again(tmp_path: Path, looked_
 def test_what_changed_while_it_was_looked_at_is_not_kept(
     tmp_path: Path, looked_at: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(auditing, "RACY_SECONDS", 2.0)
+    monkeypatch.setattr(image_scan, "RACY_SECONDS", 2.0)
     write_images(tmp_path, 2)
     for _ in range(2):
         audit(find_images(tmp_path))
@@ -305,7 +305,7 @@ def test_a_light_look_after_a_full_one_loses_nothing(tmp_path: Path, looked_at: 
     few = scan_images(images, numbers=np.array([1, 5]))
     assert looked_at == ["image001.png"] and list(few.done) == [number in (1, 5) for number in range(8)]
     after = scan_images(images)
-    assert looked_at == ["image001.png"] and after.told(5) == before.told(5) == ("an empty file", ())
+    assert looked_at == ["image001.png"] and after.remarks(5) == before.remarks(5) == ("an empty file", ())
     same = np.array([0, 2, 3, 4, 6, 7])
     assert after.contents(same) == before.contents(same) and after.contents(same[:0] + 1) == []
 
@@ -330,7 +330,7 @@ def test_one_who_is_interrupted_does_not_begin_anew(
     tmp_path: Path, looked_at: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_images(tmp_path, 9)
-    monkeypatch.setattr(auditing, "CHUNK", 1)
+    monkeypatch.setattr(image_scan, "CHUNK", 1)
 
     def stop(done: int, total: int) -> None:
         assert total == 9
@@ -346,14 +346,14 @@ def test_one_who_is_interrupted_does_not_begin_anew(
     assert len(manifest.names) == 9 and 0 < len(looked_at) <= 5 and len(already | set(looked_at)) == 9
 
 
-@pytest.mark.parametrize("lost", ["contents", "stamps", "told", "names.text", "names.stops"])
+@pytest.mark.parametrize("lost", ["contents", "stats", "remarks", "names.text", "names.stops"])
 @pytest.mark.parametrize("other", [False, True])
-def test_a_damaged_memory_is_no_memory(tmp_path: Path, looked_at: list[str], lost: str, other: bool) -> None:
+def test_a_damaged_cache_is_ignored(tmp_path: Path, looked_at: list[str], lost: str, other: bool) -> None:
     write_images(tmp_path, 3)
     audit(find_images(tmp_path))
-    (file,) = cache_files("looks")
+    (file,) = cache_files("scans")
     arrays, about = cache.load(file) or ({}, {})
-    cut = {lost: arrays[lost][:1]} if lost in ("contents", "stamps") else {}
+    cut = {lost: arrays[lost][:1]} if lost in ("contents", "stats") else {}
     cache.save(file, {**{name: array for name, array in arrays.items() if name != lost}, **cut}, about)
     looked_at.clear()
     time.sleep(TICK)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from maelift.core.data import image_formats
-from maelift.core.data.audit import audit, told_once
+from maelift.core.data.audit import audit, summary_lines
 from maelift.core.data.decode import decode, open_picture, upright_size
 from maelift.core.data.image_formats import SUFFIXES, what_reads
 from maelift.core.data.images import as_image, opened, stored_pixels
@@ -397,7 +397,7 @@ def test_transparency_and_flat_colours_are_counted(tmp_path: Path) -> None:
     noise_image(0).save(tmp_path / "photo.png")
     for form in (PRETRAINING, TRANSFER):
         _, manifest = audit(find_images(tmp_path), form=form)
-        assert set(told_once(6, manifest.unusual)) == {
+        assert set(summary_lines(6, manifest.unusual)) == {
             "4 of 6 images are one flat colour without their transparency",
             "4 of 6 images have transparency: composited on white (background=)",
             "2 of 6 images are one flat colour (red.png, for example, 1 of them with transparency: another background may "

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from maelift.core.data import audit as auditing
-from maelift.core.data import unread
+from maelift.core.data import image_scan, unread
 from maelift.core.data.audit import audit
 from maelift.core.data.images import as_image, opened
 from maelift.core.data.pixel_format import PixelFormat
@@ -107,14 +106,14 @@ def test_every_kind_of_source_is_looked_at_once(
     kind: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MAELIFT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(auditing, "KEPT_SECONDS", 0.0)
-    monkeypatch.setattr(auditing, "RACY_SECONDS", 0.0)
+    monkeypatch.setattr(image_scan, "CACHED_SECONDS", 0.0)
+    monkeypatch.setattr(image_scan, "RACY_SECONDS", 0.0)
     data = str(folder) if kind == "several" else source(kind, folder, tmp_path / "source")
     sources = [data, source("npy", folder, tmp_path / "other")] if kind == "several" else data
     time.sleep(0.02)
     form = PixelFormat()
     before = audit(find_sources(sources), form=form)[1]
-    monkeypatch.setattr(auditing, "look", lambda *unexpected: pytest.fail(f"looked at {unexpected} again"))
+    monkeypatch.setattr(image_scan, "read_image_info", lambda *unexpected: pytest.fail(f"looked at {unexpected} again"))
     assert audit(find_sources(sources), form=form)[1] == before and len(before.names) in (COUNT, 2 * COUNT)
     part = find_sources(sources).subset([5, 2])
     assert audit(part, form=form)[1].hashes == (before.hashes[5], before.hashes[2])
@@ -211,7 +210,7 @@ def test_a_list_is_read_as_it_was_written(tmp_path: Path, monkeypatch: pytest.Mo
     unread.forget()
     (tmp_path / "table.csv").write_text('id,Path\n1,c.png\n2\n3,\n4,"a b.png"\n\n')
     assert len(find_source(str(tmp_path / "table.csv"))) == 2
-    assert [text.partition(": ")[2] for text in unread.told()] == ["2 images; 2 other rows name none"]
+    assert [text.partition(": ")[2] for text in unread.reported()] == ["2 images; 2 other rows name none"]
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "list.txt").write_text("c.png\npipe.png\n")
     assert dict(audit(find_source(str(tmp_path / "list.txt")), 0.9)[1].rejected) == {

@@ -21,7 +21,7 @@ def told_by(read: Callable[[Path], object], data: Path) -> list[str]:
     """What is reported of a folder, without its name."""
     unread.forget()
     read(data)
-    return [text.removeprefix(f"{data}: ") for text in unread.told()]
+    return [text.removeprefix(f"{data}: ") for text in unread.reported()]
 
 
 def test_images_without_annotation_are_counted(tmp_path: Path) -> None:

@@ -149,7 +149,7 @@ def test_what_is_in_no_sample_with_an_image_is_counted(tmp_path: Path, caplog: p
     caplog.set_level("INFO", "maelift")
     images = find_source(str(tmp_path))
     assert [images.name(number) for number in range(len(images))] == ["0.tar/a.png"]
-    assert [text.partition(": ")[2] for text in unread.told()] == [
+    assert [text.partition(": ")[2] for text in unread.reported()] == [
         "a named pipe, not a file; it is left out",
         "1 images; 6 files of samples without an image are not read: 1 .json, "
         "1 .npy (arrays are read where no image file lies beside them), "
