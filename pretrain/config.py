@@ -18,7 +18,7 @@ from ..core.errors import ConfigError
 from ..core.models.encoder_spec import ModelName, preset_spec
 from ..core.slurm import Slurm
 from ..core.training.recovery import Recovery
-from .data import Crop
+from .augmentation import Crop
 from .decoder import DecoderConfig
 from .masking import Masking
 from .online_probe import ProbeConfig

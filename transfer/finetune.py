@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import nn
 
-from ..core.data.audit import told_once, write_rejected
+from ..core.data.audit import summary_lines, write_rejected
 from ..core.data.labeled_dataset import draw_labeled
 from ..core.data.missing_splits import SplitManifest
 from ..core.data.pixel_format import PixelFormat, background_colour
@@ -172,7 +172,7 @@ def run(config: TransferConfig, listener: ProgressListener | None = None) -> Tra
         if ranks.is_main:
             if manifest.rejected:
                 _report_rejected(title, manifest, folder.path)
-            for line in told_once(manifest.sound, manifest.unusual):
+            for line in summary_lines(manifest.sound, manifest.unusual):
                 logger.warning("%s: %s", title, line)
         labeled = (
             splits.train if config.labels is None else draw_labeled(splits.train, config.labels, config.split_seed)

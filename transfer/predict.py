@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from ..core.data.audit import told_once, write_rejected
+from ..core.data.audit import summary_lines, write_rejected
 from ..core.data.images import ImageSet, opened
 from ..core.data.pixel_format import PixelFormat, image_of
 from ..core.data.readers.folder import find_images
@@ -87,7 +87,7 @@ def predict(config: PredictConfig) -> PredictResult:
             tell(writer.count + len(rejected), len(images))
         if writer.count == 0:
             raise DataError(f"images={config.images}: none of {len(images)} can be read; the first: {rejected[0][1]}")
-    for line in told_once(writer.count, unusual):
+    for line in summary_lines(writer.count, unusual):
         logger.warning("predict: %s", line)
     if rejected:
         write_rejected(rejected_file(out), rejected)

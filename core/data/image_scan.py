@@ -241,7 +241,7 @@ class _ScanCache:
         return table
 
     def save(self, table: ImageTable, began: int, forget: bool) -> None:
-        """Save what is known, and what was cached of others of this origin; not of files that changed just before ``began`` (ns)."""
+        """Save what is known, and what was cached of other images; not of files that changed just before ``began`` (ns)."""
         done = np.flatnonzero(table.done)
         stats = self.images.file_stats(done)
         settled = (stats[:, 1:].max(axis=1, initial=0) < began - RACY_SECONDS * 1e9) & (stats[:, 0] >= 0)
