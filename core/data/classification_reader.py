@@ -120,7 +120,7 @@ def _read_folder_splits(data: Path, layout: ClassFolderLayout) -> dict[str, Labe
     loose = [name for name in names if "/" not in name]
     if loose:
         raise DataError(
-            f"data={data}: {len(loose)} images lie outside class folders, such as {loose[0]}. Expected "
+            f"data={data}: {len(loose)} images are outside class folders, such as {loose[0]}. Expected "
             "CLASS/IMAGE folders, or a labels.csv with the columns path,label."
         )
     classes = ClassLayout({"train": ""}) if layout == "class_folders" else _class_layout(data, names)
@@ -168,7 +168,7 @@ def _read_class_folders(root: Path, paths: Sequence[str]) -> LabeledImages:
     loose = [name for name in paths if "/" not in name]
     if loose:
         raise DataError(
-            f"data={root}: {len(loose)} images lie outside class folders, such as {loose[0]}. Expected "
+            f"data={root}: {len(loose)} images are outside class folders, such as {loose[0]}. Expected "
             "CLASS/IMAGE folders, or a labels.csv with the columns path,label."
         )
     names = [name.split("/", 1)[0] for name in paths]

@@ -229,7 +229,7 @@ def _parse_annotation(
     x1, y1, x2, y2 = max(x, 0.0), max(y, 0.0), min(x + w, float(width)), min(y + h, float(height))
     if min(x, y) < -OVERHANG_TOLERANCE or x + w > width + OVERHANG_TOLERANCE or y + h > height + OVERHANG_TOLERANCE:
         inside = x2 > x1 and y2 > y1
-        how = "reaches beyond" if inside else "lies outside"
+        how = "reaches beyond" if inside else "is outside"
         issues.add("box beyond its image", where, f"bbox {short_text(box)} {how} the image of {width}×{height} px")
     if not (np.float32(x2) > np.float32(x1) and np.float32(y2) > np.float32(y1)):
         issues.add("box without area", where, f"bbox {short_text(box)}: nothing of it is on the image")

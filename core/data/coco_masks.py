@@ -73,7 +73,7 @@ def polygon_extent(segmentation: Segmentation | None) -> tuple[float, float, flo
 
 
 def checked_segmentation(value: object, size: tuple[int, int]) -> Segmentation | None:
-    """Polygons (those of three points or more that lie on the image) or run-lengths; raises DataError for anything else."""
+    """Polygons (those of three points or more that overlap the image) or run-lengths; raises DataError for anything else."""
     if not value and (value is None or isinstance(value, list | dict)):
         return None
     if isinstance(value, dict):

@@ -18,7 +18,7 @@ from ..errors import DataError
 from .folder_names import split_of
 from .table_columns import FALSE, TRUE, Columns, find_columns
 from .table_paths import file_identity, resolve_paths
-from .table_sheet import FLAG_COLUMNS, Table, TableRow, read_table
+from .table_sheet import FLAG_COLUMNS, Sheet, SheetRow, read_sheet
 
 logger = logging.getLogger("maelift")
 
@@ -62,7 +62,7 @@ def read_label_table(
     ``multi_label``: whether images have several classes, None: as the table says; ``label_column``: the column of labels, or
     the columns of 0 and 1, one for each class; ``group``: name of the column of groups, if the table has it.
     """
-    sheet = read_table(path)
+    sheet = read_sheet(path)
     columns = find_columns(sheet, label_column, group)
     cells = [row.cells[columns.labels[0]] for row in sheet.rows] if columns.one_label else []
     lists = any(cells) and all(re.fullmatch(r"\s*\[.*\]\s*", cell, re.DOTALL) for cell in cells if cell)
@@ -85,7 +85,7 @@ def read_label_table(
 
 
 def _row_labels(
-    where: str, row: TableRow, columns: Columns, several: bool, lists: bool, multi_label: bool | None
+    where: str, row: SheetRow, columns: Columns, several: bool, lists: bool, multi_label: bool | None
 ) -> tuple[str, ...]:
     if columns.one_label:
         cell = row.cells[columns.labels[0]]
@@ -104,10 +104,10 @@ def _row_labels(
     return labels
 
 
-def _without_decimals(sheet: Table, column: str) -> Table:
+def _without_decimals(sheet: Sheet, column: str) -> Sheet:
     """The table with 1 for 1.0 in a column."""
-    rows = (TableRow(row.line, {**row.cells, column: row.cells[column].removesuffix(".0")}) for row in sheet.rows)
-    return Table(sheet.path, sheet.columns, tuple(rows))
+    rows = (SheetRow(row.line, {**row.cells, column: row.cells[column].removesuffix(".0")}) for row in sheet.rows)
+    return Sheet(sheet.path, sheet.columns, tuple(rows))
 
 
 def _cell_labels(where: str, cell: str, lists: bool) -> tuple[str, ...]:
@@ -123,7 +123,7 @@ def _cell_labels(where: str, cell: str, lists: bool) -> tuple[str, ...]:
     return tuple(dict.fromkeys(label.strip() for label in cell.replace(";", "|").split("|")))
 
 
-def _is_true(where: str, row: TableRow, name: str) -> bool:
+def _is_true(where: str, row: SheetRow, name: str) -> bool:
     value = row.cells[name].lower()
     if value not in TRUE | FALSE:
         raise DataError(
@@ -132,7 +132,7 @@ def _is_true(where: str, row: TableRow, name: str) -> bool:
     return value in TRUE
 
 
-def _row_split(where: str, row: TableRow, columns: Columns) -> str:
+def _row_split(where: str, row: SheetRow, columns: Columns) -> str:
     """The split of a row; training where the table has none."""
     for name in columns.flags:
         if row.cells[name].lower() in TRUE:
@@ -189,7 +189,7 @@ def _list_lines(lines: Sequence[int], most: int = 6) -> str:
     return " and ".join([", ".join(shown[:-1]), shown[-1]]) if len(shown) > 1 else shown[0]
 
 
-def _log_columns(path: Path, sheet: Table, columns: Columns, several: bool, files: Sequence[LabeledFile]) -> None:
+def _log_columns(path: Path, sheet: Sheet, columns: Columns, several: bool, files: Sequence[LabeledFile]) -> None:
     """Log which columns were used where that isn't obvious, and which weren't."""
     used = []
     if columns.path != "path":

@@ -30,7 +30,7 @@ from .segmentation_layouts import MaskLayout, MaskPairs, ade20k_pairs, cityscape
 
 
 @dataclass(frozen=True)
-class ParsedMasks:
+class ParsedSegmentation:
     """A split's masks and what is wrong in them; ``data`` holds the valid ones."""
 
     folder: Path
@@ -93,7 +93,7 @@ def segmentation_parts(
 
 def parse_segmentation(
     data: str | Path, layout: MaskLayout = "folders", ignore: int | Sequence[int] | None = None
-) -> dict[str, ParsedMasks]:
+) -> dict[str, ParsedSegmentation]:
     """The masks of each split that a data set has, with all their issues; see ``segmentation_parts``.
 
     Raises DataError where there are no masks.
@@ -162,7 +162,7 @@ def image_size(path: Path) -> tuple[int, int] | None:
 
 def _check_masks(
     pairs: MaskPairs, scans: Sequence[_MaskScan], classes: MaskClasses, colours: ColourTable | None
-) -> ParsedMasks:
+) -> ParsedSegmentation:
     """The valid masks of a split with their class numbers, and the issues of the others."""
     lookup = np.full(NUM_MASK_VALUES, UNKNOWN_VALUE, dtype=np.int64)
     lookup[list(classes.ignored)] = ignore_index(len(classes.names))
@@ -198,7 +198,7 @@ def _check_masks(
         digests=tuple(_digest(scans[index], lookup) for index in valid),
         colours=colours,
     )
-    return ParsedMasks(pairs.folder, data, tuple(issues))
+    return ParsedSegmentation(pairs.folder, data, tuple(issues))
 
 
 def _present(scan: _MaskScan, lookup: NDArray[np.int64], void: int) -> tuple[int, ...]:

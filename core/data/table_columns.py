@@ -9,7 +9,7 @@ from pathlib import Path
 from ..config_keys import nearest
 from ..errors import DataError
 from .folder_names import is_image_name, split_of
-from .table_sheet import FLAG_COLUMNS, LABEL_COLUMNS, PATH_COLUMNS, SPLIT_COLUMNS, Table
+from .table_sheet import FLAG_COLUMNS, LABEL_COLUMNS, PATH_COLUMNS, SPLIT_COLUMNS, Sheet
 
 BOX_COLUMNS = frozenset(
     {"xmin", "ymin", "xmax", "ymax", "x1", "y1", "x2", "y2", "bbox", "x_min", "y_min", "x_max", "y_max"}
@@ -39,7 +39,7 @@ class Columns:
     unused: tuple[str, ...] = ()
 
 
-def find_columns(sheet: Table, label_column: str | Sequence[str] | None, group: str | None) -> Columns:
+def find_columns(sheet: Sheet, label_column: str | Sequence[str] | None, group: str | None) -> Columns:
     """The roles of a table's columns; raises DataError where they are ambiguous. For the keys see ``read_label_table``."""
     path, names = sheet.path, list(sheet.columns)
     listed = ", ".join(names)
@@ -75,7 +75,7 @@ def _column_named(path: Path, name: str, names: Sequence[str]) -> str:
     raise DataError(f"{path}: no column '{name}' (label_column; found: {', '.join(names)}).{advice}")
 
 
-def _path_column(sheet: Table) -> str:
+def _path_column(sheet: Sheet) -> str:
     """The column of paths; of several candidates the first whose files exist."""
     found = [name for name in PATH_COLUMNS if name in sheet.columns]
     if not found:
@@ -89,7 +89,7 @@ def _path_column(sheet: Table) -> str:
     return paths[0] if paths else found[0]
 
 
-def _label_column(sheet: Table, others: Sequence[str]) -> str | None:
+def _label_column(sheet: Sheet, others: Sequence[str]) -> str | None:
     """The column of labels; None where each class has a column of 0 and 1."""
     found = [name for name in LABEL_COLUMNS if name in others]
     if "label" in found or len(found) == 1:
@@ -120,11 +120,11 @@ def _label_column(sheet: Table, others: Sequence[str]) -> str | None:
     return None
 
 
-def _is_boolean_column(sheet: Table, name: str) -> bool:
+def _is_boolean_column(sheet: Sheet, name: str) -> bool:
     return all(row.cells[name].lower() in TRUE | FALSE for row in sheet.rows)
 
 
-def _split_column(sheet: Table, others: Sequence[str]) -> str | None:
+def _split_column(sheet: Sheet, others: Sequence[str]) -> str | None:
     """The column of splits: ``split``, or one of ``SPLIT_COLUMNS`` whose values are splits."""
     for name in SPLIT_COLUMNS:
         if name not in others:

@@ -16,7 +16,7 @@ from ..errors import DataError
 from .file_index import list_files
 from .folder_names import is_image_name
 from .image_formats import SUFFIXES, kinds
-from .table_sheet import Table
+from .table_sheet import Sheet
 
 logger = logging.getLogger("maelift")
 
@@ -61,7 +61,7 @@ def _normalized_name(name: str) -> str:
     return unicodedata.normalize("NFC", name).casefold()
 
 
-def resolve_paths(path: Path, sheet: Table, column: str) -> list[str]:
+def resolve_paths(path: Path, sheet: Sheet, column: str) -> list[str]:
     """The image file of each row, as a path from the table's folder; raises DataError for a missing or ambiguous one."""
     root = path.parent
     known: dict[str, str] = {}

@@ -61,7 +61,7 @@ BYTE_ORDER_MARKS = (
 
 
 @dataclass(frozen=True)
-class TableRow:
+class SheetRow:
     """A row: its line in the file and its cells by column."""
 
     line: int
@@ -69,12 +69,12 @@ class TableRow:
 
 
 @dataclass(frozen=True)
-class Table:
+class Sheet:
     """A table's columns, without those that have no name, and its rows that aren't empty."""
 
     path: Path
     columns: tuple[str, ...]
-    rows: tuple[TableRow, ...]
+    rows: tuple[SheetRow, ...]
 
 
 def _read_table_text(path: Path) -> str:
@@ -101,7 +101,7 @@ def _read_table_text(path: Path) -> str:
     return text
 
 
-def read_table(path: Path) -> Table:
+def read_sheet(path: Path) -> Sheet:
     """Read the rows of a CSV or TSV file; raises DataError, with the line, for one that can't be parsed."""
     text = _read_table_text(path)
     first = re.match(r"sep=(.)\r?\n?", text)
@@ -138,10 +138,10 @@ def read_table(path: Path) -> Table:
                 f"contains {delimiter!r}."
             )
         padded = cells + [""] * (len(names) - len(cells))
-        rows.append(TableRow(number, {name: cell for name, cell in zip(names, padded, strict=False) if name}))
+        rows.append(SheetRow(number, {name: cell for name, cell in zip(names, padded, strict=False) if name}))
     if not rows:
         raise DataError(f"{path}: no rows. Expected path,label.")
-    return Table(path, tuple(name for name in names if name), tuple(rows))
+    return Sheet(path, tuple(name for name in names if name), tuple(rows))
 
 
 def _delimiter(text: str) -> str:

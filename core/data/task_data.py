@@ -1,4 +1,4 @@
-"""What the data tools need to know of a task: how its annotated splits are read, and what their issues mean."""
+"""What the data tools need to know of a task: how its annotated splits are read, and which issues are tolerated."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def _read_boxes(data: str, keys: AnnotationKeys) -> dict[str, AnnotatedSplit]:
 
 
 def box_layout(keys: AnnotationKeys) -> DetectionLayout:
-    """How boxes are written: as the keys say, or auto."""
+    """The format of boxes: as the keys say, or auto."""
     layouts: tuple[DetectionLayout, ...] = ("coco", "yolo", "voc")
     return next((layout for layout in layouts if layout == keys.layout), "auto")
 
@@ -154,7 +154,7 @@ def _read_masks(data: str, keys: AnnotationKeys) -> dict[str, AnnotatedSplit]:
 
 
 def mask_layout(data: str, keys: AnnotationKeys) -> MaskLayout:
-    """How images and masks lie in their folders: as the keys say, or as found."""
+    """The layout of images and masks: as the keys say, or as found."""
     layouts: tuple[MaskLayout, ...] = ("folders", "ade20k", "cityscapes")
     for layout in layouts:
         if layout == keys.layout:

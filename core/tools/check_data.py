@@ -41,28 +41,28 @@ from .check_unlabelled import POOL_RULES, check_pool, paths_of
 
 @dataclass(frozen=True)
 class DataCheckConfig:
-    """Name everything that is wrong in a data set: annotations, files, images that splits share; or in images to pretrain on."""
+    """Report everything that is wrong in a data set: annotations, files, images shared by splits; or in images to pretrain on."""
 
     data: str
     """the data set: class folders, CSV or idx files; COCO JSON with images; images with mask PNGs; any images (pretrain)"""
     task: str = "auto"
-    """what the data is for: classify, detect, segment, pretrain; auto: all that is found in it, pretrain where images lie in no
-    folder of a class"""
+    """what the data is for: classify, detect, segment, pretrain or a task of your own; auto: all tasks that it has annotations
+    for, pretrain where images are in no class folder"""
     layout: str = "auto"
-    """class_folders: every folder is a class (classify); coco, yolo, voc: how boxes are written (detect); folders, ade20k,
-    cityscapes: how images and masks lie in their folders (segment)"""
+    """class_folders: every folder is a class (classify); coco, yolo, voc: format of boxes (detect); folders, ade20k,
+    cityscapes: layout of images and masks (segment)"""
     multi_label: bool | None = None
     """images have any number of classes each; null: as the data says (classify)"""
     label_column: str | tuple[str, ...] | None = None
-    """the CSV's column of labels, or [a,b,c]: its columns of 0 and 1, a class each (classify); null: as the header says"""
+    """the CSV's column of labels, or [a,b,c]: columns of 0 and 1, one for each class (classify); null: as the header says"""
     group: str | None = None
-    """what is to stay in one split, a patient, video or flight: a column of the CSV, or a regular expression over the paths"""
+    """what must stay in one split, a patient, video or flight: a column of the CSV, or a regular expression over the paths"""
     ignore: int | tuple[int, ...] | None = None
-    """value or values of masks that mean nothing; null: 255, unless it is the value of a class"""
+    """value or values of masks that are ignored; null: 255, unless it is the value of a class"""
     near: float | None = None
     """least similarity of near-duplicates (correlation of thumbnails, mirrored ones too), up to 1 (none); null: from the data"""
     out: str | None = None
-    """JSON file for all findings; the summary spells out the first of each kind"""
+    """JSON file for all findings; the summary shows the first of each kind"""
     keep: str | None = None
     """text file for the paths of the sound images, each once, a list that data= of pretrain accepts (pretrain)"""
     keep_near: bool = True
@@ -70,11 +70,11 @@ class DataCheckConfig:
     least_side: int = 16
     """pixels of the shorter side below which an image is tiny (pretrain)"""
     channels: int | None = None
-    """channels that images are to have; null: what most have (pretrain)"""
+    """channels that images must have; null: those of most images (pretrain)"""
     value_range: tuple[float, float] | None = None
     """lowest and highest value of float arrays or deep images as stored; null: integers (pretrain)"""
     background: str = "white"
-    """colour that transparent pixels are composited on: white, black, '#rrggbb', or drop: what is stored under them"""
+    """colour that transparent pixels are composited on: white, black, '#rrggbb', or drop: their stored colour"""
 
     def __post_init__(self) -> None:
         if self.near is not None and not 0.5 <= self.near <= 1:
@@ -92,9 +92,9 @@ class DataCheckConfig:
 
 
 def data_check(config: DataCheckConfig, tasks: Sequence[AnnotatedTask] = BUILT_IN_TASKS) -> DataCheck:
-    """Scan a data set and name all that is wrong; ``DataCheck.error`` says whether it is sound.
+    """Scan a data set and report all its issues; ``DataCheck.error`` is None where it is sound.
 
-    ``tasks`` are those that data may be annotated for. Raises DataError where no data set is found at all.
+    ``tasks`` are those that data may be annotated for. Raises DataError where there is no data set.
     """
     report = Path(config.out) if config.out else None
     if report is not None:
@@ -121,7 +121,7 @@ def plan(config: DataCheckConfig, tasks: Sequence[AnnotatedTask] = BUILT_IN_TASK
 
 
 def tasks_of(config: DataCheckConfig, tasks: Sequence[AnnotatedTask] = BUILT_IN_TASKS) -> tuple[str, ...]:
-    """The names of the tasks that the data is for: as the keys say, or by what lies in it.
+    """The names of the tasks that the data is for: as the keys say, or as found.
 
     Raises ConfigError for a task that isn't among ``tasks`` and for a layout of another task.
     """
