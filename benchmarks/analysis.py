@@ -1,4 +1,4 @@
-"""What a result says of its arms: paired differences with the baseline, corrected for there being several, and verdicts."""
+"""Paired differences of a result's arms from the baseline, corrected for multiple comparisons; verdicts."""
 
 from __future__ import annotations
 

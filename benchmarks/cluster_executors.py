@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from typing_extensions import Self
@@ -31,11 +31,14 @@ from .experiment import Context
 from .runs import Run
 from .suite import BenchConfig
 
+Handle = TypeVar("Handle")
+"""What a cluster's framework knows a submitted run by."""
+
 PROGRESS_FILE, WRITE_INTERVAL = "progress.json", 5.0
 """In the folder of a run: its progress; seconds between two writes of it."""
 
 
-class ClusterExecutor(Executor):
+class ClusterExecutor(Executor, Generic[Handle]):
     """Runs by processes that share only the suite's folder with this one.
 
     They write their progress there; a run whose progress file no longer changes hangs, and is ended.
@@ -44,7 +47,7 @@ class ClusterExecutor(Executor):
     def __init__(self, context: Context, store: Path, workers: int) -> None:
         self._context, self._workers = context, workers
         self._home, self._store = os.getcwd(), store.resolve()
-        self._handles: dict[str, tuple[Any, Run]] = {}
+        self._handles: dict[str, tuple[Handle, Run]] = {}
         self._progress: dict[str, tuple[TrainingProgress, float]] = {}
         self._stalled: set[str] = set()
 
@@ -92,21 +95,21 @@ class ClusterExecutor(Executor):
         return self._store / run.key / PROGRESS_FILE
 
     @abstractmethod
-    def _submit(self, run: Run) -> Any:
+    def _submit(self, run: Run) -> Handle:
         """Submit a run; returns a handle to it."""
 
     @abstractmethod
-    def _is_done(self, handle: Any) -> bool: ...
+    def _is_done(self, handle: Handle) -> bool: ...
 
     @abstractmethod
-    def _outcome(self, handle: Any) -> str | None:
+    def _outcome(self, handle: Handle) -> str | None:
         """What went wrong with a run that has ended."""
 
     @abstractmethod
-    def _stop(self, handle: Any) -> None: ...
+    def _stop(self, handle: Handle) -> None: ...
 
 
-class SlurmJobs(ClusterExecutor):
+class SlurmJobs(ClusterExecutor[Any]):
     """A job of SLURM for each run, on storage that all machines share."""
 
     def __enter__(self) -> Self:
@@ -132,7 +135,7 @@ class SlurmJobs(ClusterExecutor):
         handle.cancel(check=False)
 
 
-class RayTasks(ClusterExecutor):
+class RayTasks(ClusterExecutor[Any]):
     """A task of Ray for each run: on this machine, or on the cluster that RAY_ADDRESS names."""
 
     def __enter__(self) -> Self:

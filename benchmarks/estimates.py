@@ -1,4 +1,4 @@
-"""How long a suite's runs take: by finished runs of their kind, and by a few measured steps where there are none."""
+"""How long a suite's runs take: by finished runs of their kind, else by a few measured steps."""
 
 from __future__ import annotations
 
@@ -73,6 +73,10 @@ class RuntimeHistory:
             if (result := results(run)) is not None:
                 history.add(run, float(result["seconds"]))
         return history
+
+    def known_seconds(self, run: Run) -> float | None:
+        """What a run takes; None where none of its kind and task was added."""
+        return self.seconds(run) if self.knows(run) else None
 
     def copy(self) -> RuntimeHistory:
         """Another with what this one has."""

@@ -1,4 +1,4 @@
-"""The progress of a running suite: runs in progress, runs to do, and the time left, on a terminal or as log lines."""
+"""The progress of a running suite, on a terminal or as log lines: runs in progress, runs to do, time left."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ..core.errors import MaeliftError
 from .experiment import Context
@@ -17,6 +17,8 @@ from .suite import BenchConfig
 from .task_design import TaskDesign
 
 logger = logging.getLogger("maelift")
+
+T = TypeVar("T")
 
 Results = Callable[[Run], Mapping[str, Any] | None]
 """From a run to what it wrote; None when it isn't finished."""
@@ -171,7 +173,7 @@ def encoder_runs(context: Context, arm: str) -> list[Run]:
     return list({run.key: run for run in runs if run is not None}.values())
 
 
-def _required(value: Any) -> Any:
+def _required(value: T | None) -> T:
     """A value that an earlier check has shown not to be None."""
     if value is None:
         raise RuntimeError("a run is used before it is finished")

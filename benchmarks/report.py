@@ -1,4 +1,4 @@
-"""The report of a suite: one self-contained HTML page, Markdown, LaTeX, and tables of every run as CSV and Parquet."""
+"""The report of a suite: a self-contained HTML page, Markdown, LaTeX, and all runs as CSV and Parquet."""
 
 from __future__ import annotations
 

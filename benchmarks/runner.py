@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 from ..core.dry_run import Plan
 from ..core.errors import MaeliftError
@@ -133,7 +132,7 @@ def plan(config: BenchConfig) -> Plan:
         run.kind for run in sorted(runs.values(), key=lambda run: (not run.makes_encoder, run.kind == "test"))
     )
     seconds = sum(
-        cast(float, history.seconds(run)) if history.knows(run) else measured.seconds(run) for run in runs.values()
+        measured.seconds(run) if (known := history.known_seconds(run)) is None else known for run in runs.values()
     )
     there = f"; {len(predicted) - len(runs)} are there already" if len(runs) < len(predicted) else ""
     seeds = sum(len(design.seeds_at(labels)) for design in config.designs.values() for labels in design.labels)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from ..core.config import MissingKeyError, resolve
 from ..core.config_keys import nearest, schema_defaults
@@ -276,7 +276,10 @@ class BenchConfig:
 
     def transfer(self, task: str) -> TransferConfig:
         """How the images of a task with data of its own are read: the same for all arms."""
-        return cast(TransferConfig, self.recipe(task, next(iter(self.arms))))
+        recipe = self.recipe(task, next(iter(self.arms)))
+        if not isinstance(recipe, TransferConfig):
+            raise TypeError(f"{task} has no data of its own")
+        return recipe
 
     def spec_at(self, task: str) -> EncoderSpec:
         """The suite's shape of encoders on a task, at the task's image size."""

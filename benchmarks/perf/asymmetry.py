@@ -1,4 +1,4 @@
-"""What it saves that the encoder sees visible patches only: a step with mask tokens in the encoder against one without.
+"""Training steps with mask tokens in the encoder against steps without: time and memory saved.
 
     python benchmarks/perf/asymmetry.py [models=[vit_small,vit_base,vit_large]] [threads=2] [batch=4] [repeats=3] ...
 

@@ -1,4 +1,4 @@
-"""What a step costs, beside what it computes: over visible patches, width and depth; and what a second process brings.
+"""Time of a training step against its operations, over visible patches, width, depth and processes.
 
     python benchmarks/perf/cost.py [chart=cost.png] [threads=1] [repeats=5] [processes=2] ...
 

@@ -1,4 +1,4 @@
-"""How much faster 90 epochs of linear probing are on cached features than with the encoder run again in each epoch.
+"""90 epochs of linear probing on cached features against running the encoder in each epoch.
 
     python benchmarks/perf/linear_probe.py [data=data/fashion-mnist] [images=500] [repeats=3] [encoder=FILE] ...
 

@@ -1,4 +1,4 @@
-"""How many times as many images a CPU core loads as with torchvision's ImageFolder and the paper's transforms on PIL images.
+"""Images that a CPU core loads, against torchvision's ImageFolder and the paper's transforms on PIL images.
 
     python benchmarks/perf/loader.py [data=FOLDER] [images=300] [repeats=5] [crops=4] [size=256] [memory_images=20000] ...
 

@@ -1,4 +1,4 @@
-"""What the runner of a suite costs beside its runs: against a bare pool of processes that does the same runs.
+"""The runner of a suite against a bare process pool that does the same runs.
 
     python benchmarks/perf/runner.py [data=data/fashion-mnist] [seeds=10] [steps=250] [cells=1000] [repeats=3]
 

@@ -1,4 +1,4 @@
-"""How long a run takes to its first step when it has a million images; and torchvision's ImageFolder to list them.
+"""Time to the first step of a run with a million images; and torchvision's ImageFolder to list them.
 
     python benchmarks/perf/start.py [images=1000000] [folders=1000] [repeats=3] [audit=full] [tree=FOLDER] ...
 

@@ -1,4 +1,4 @@
-"""A training step of ours against transformers' ViTMAEForPreTraining: equal shapes, weights, masks, losses, optimiser.
+"""A training step against transformers' ViTMAEForPreTraining: equal shapes, weights, masks, losses, optimiser.
 
 Run: python benchmarks/perf/training_step.py [threads=1 shapes=[small,middle,base] repeats=7]; every key is below. The arms take
 turns; a ratio below 1 means that ours took less time. ``cross`` predicts a quarter of the hidden patches by cross-attention,

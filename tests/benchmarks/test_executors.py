@@ -99,7 +99,7 @@ def test_how_far_a_run_elsewhere_is_gets_heard(tmp_path: Path) -> None:
     assert _read_progress(note) is None
 
 
-class Hanging(ClusterExecutor):
+class Hanging(ClusterExecutor[threading.Event]):
     """Runs that note one step, and no more; they are done once they are stopped, or told to be."""
 
     def __enter__(self) -> Self:
