@@ -46,7 +46,7 @@ class RecoveryKeys(TypedDict, total=False):
 
 
 class SlurmKeys(TypedDict, total=False):
-    """Keys of Slurm."""
+    """Keys of SlurmConfig."""
 
     nodes: int
     processes_per_node: int

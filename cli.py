@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not words or words[0].startswith("-") or (words[0] == "transfer" and " ".join(words[:2]) not in COMMANDS):
         add_external_tasks()
     name = command_name(words)
-    with StopSignals.noted(f"maelift {name}", raising=True) as signals:
+    with StopSignals.caught(f"maelift {name}", raising=True) as signals:
         try:
             code = _dispatch(words, signals)
         except StopRequested as asked:

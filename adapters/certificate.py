@@ -13,7 +13,7 @@ import torch
 
 from ..core.errors import CheckpointError
 from ..core.files import atomic_write_text
-from ..core.optional_imports import versions
+from ..core.optional_imports import installed_versions
 from ..version import __version__
 
 CERTIFICATE_FILE = "certificate.json"
@@ -245,5 +245,5 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 def tool_versions(*distributions: str) -> dict[str, str]:
     """The versions of maelift, Python and the installed ones of these distributions, for a certificate."""
-    found = versions(*dict.fromkeys(distributions))
+    found = installed_versions(*dict.fromkeys(distributions))
     return {"maelift": __version__, "python": platform.python_version(), **found}

@@ -10,7 +10,7 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator
 
-from ..core.report.html import COLOURS, DASHES, MARKERS, chart, svg
+from ..core.report.html import COLOURS, DASHES, MARKERS, inline_svg, new_chart
 from .analysis import Comparison, Comparisons
 from .results import Arm, SuiteResult, TaskResult
 from .stats import mean_interval
@@ -47,7 +47,7 @@ def _forest(compared: Comparisons, part: TaskResult) -> list[Chart]:
     shown = [one for one in compared.of(part) if one.difference is not None and one.difference.known]
     if not shown:
         return []
-    figure, axes = chart(height=1.3 + 0.42 * len(shown))
+    figure, axes = new_chart(height=1.3 + 0.42 * len(shown))
     for row, one in enumerate(shown):
         number = result.arms.index(one.arm)
         mean, low, high = _points(one)
@@ -73,7 +73,7 @@ def _forest(compared: Comparisons, part: TaskResult) -> list[Chart]:
         f"{part.counts['test']:,} test images, in points of {part.figure}"
     )
     words = "; ".join("{}: {:+.2f} ({:+.2f} to {:+.2f})".format(_row_name(one, part), *_points(one)) for one in shown)
-    return [Chart(caption, svg(figure, f"forest-{part.name}"), words)]
+    return [Chart(caption, inline_svg(figure, f"forest-{part.name}"), words)]
 
 
 def _points(one: Comparison) -> tuple[float, float, float]:
@@ -93,7 +93,7 @@ def _short(label: str, most: int = 34) -> str:
 
 
 def _over_labels(result: SuiteResult, part: TaskResult) -> Chart:
-    figure, axes = chart()
+    figure, axes = new_chart()
     words = []
     for number, arm in enumerate(result.arms):
         found = _means(part, [(labels, arm.name, labels) for labels in part.label_counts])
@@ -113,12 +113,12 @@ def _over_labels(result: SuiteResult, part: TaskResult) -> Chart:
         f"Test {part.figure} over the number of labelled images: mean over the seeds, and its 95 % interval. Each arm's own "
         "intervals are usually wider than that of the paired difference, so that they may overlap where it is resolved"
     )
-    return Chart(caption, svg(figure, f"labels-{part.name}"), "; ".join(words))
+    return Chart(caption, inline_svg(figure, f"labels-{part.name}"), "; ".join(words))
 
 
 def _over_axis(result: SuiteResult, part: TaskResult, labels: int) -> Chart:
     """The arms along what they differ in, as the paper's Figure 5 has them; those without a place as lines across."""
-    figure, axes = chart()
+    figure, axes = new_chart()
     placed = sorted((arm for arm in result.arms if arm.x is not None), key=lambda arm: arm.x or 0.0)
     found = _means(part, [(arm.x or 0.0, arm.name, labels) for arm in placed])
     words = [f"{mean:.2f} at {x:g}" for x, mean, _ in found]
@@ -142,7 +142,7 @@ def _over_axis(result: SuiteResult, part: TaskResult, labels: int) -> Chart:
     caption = (
         f"Test {part.figure} with {labels:,} labels over {result.axis}: mean over the seeds, and its 95 % interval"
     )
-    return Chart(caption, svg(figure, f"axis-{part.name}-{labels}"), "; ".join(words))
+    return Chart(caption, inline_svg(figure, f"axis-{part.name}-{labels}"), "; ".join(words))
 
 
 def _means(part: TaskResult, places: Sequence[tuple[float, str, int]]) -> list[tuple[float, float, float]]:
@@ -177,7 +177,7 @@ def _bars(axes: Axes, found: Sequence[tuple[float, float, float]], arm: Arm, num
 
 
 def _curves(result: SuiteResult, part: TaskResult, labels: int) -> Chart:
-    figure, axes = chart()
+    figure, axes = new_chart()
     words = []
     for number, arm in enumerate(result.arms):
         readings: dict[int, list[float]] = {}
@@ -209,4 +209,4 @@ def _curves(result: SuiteResult, part: TaskResult, labels: int) -> Chart:
     axes.set_ylabel(f"{part.figure}, % ({part.counts['validation']:,} validation images)")
     _within_percent(axes)
     caption = f"Validation {part.figure} while training on {labels:,} labels: mean and range over the seeds"
-    return Chart(caption, svg(figure, f"curves-{part.name}-{labels}"), "; ".join(words))
+    return Chart(caption, inline_svg(figure, f"curves-{part.name}-{labels}"), "; ".join(words))

@@ -13,7 +13,7 @@ import yaml
 from ..core.dry_run import Plan
 from ..core.errors import MaeliftError, show
 from ..core.files import atomic_write_text, output_folder, read_regular_text
-from ..core.report.html import MINUS, Table, plain, render
+from ..core.report.html import MINUS, Table, escape_markdown, render
 from .analysis import Comparison, Comparisons
 from .results import SuiteResult
 from .stats import Difference, Independent, independent_difference
@@ -51,9 +51,11 @@ def compare_results(config: CompareConfig) -> SideBySide:
     results = (read_result(Path(config.one)), read_result(Path(config.two)))
     tables = [table for table in (_settings(*results, names), _scores(*results, names)) if table.rows]
     tables += [table for table in (_verdicts(*results, names),) if table.rows]
-    title = f"{plain(results[0].title)} / {plain(results[1].title)}"
+    title = f"{escape_markdown(results[0].title)} / {escape_markdown(results[1].title)}"
     notes = list(_notes(*results))
-    text = "\n\n".join([f"# {title}", *(f"- {plain(note)}" for note in notes), *(table.markdown() for table in tables)])
+    text = "\n\n".join(
+        [f"# {title}", *(f"- {escape_markdown(note)}" for note in notes), *(table.markdown() for table in tables)]
+    )
     if config.out is None:
         return SideBySide(text, None)
     out = output_folder(config.out)

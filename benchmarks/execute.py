@@ -33,7 +33,7 @@ def execute(run: Run, context: Context, store: Path, listener: ProgressListener 
     """Do one run and write its result into ``store``; what it needs of its parents is there already."""
     folder = store / run.key
     folder.mkdir(parents=True, exist_ok=True)
-    with Ranks.here(context.config.device) as ranks:
+    with Ranks.join(context.config.device) as ranks:
         if run.kind == "train":
             result = _train(run, context, store, ranks, listener)
         elif run.kind == "test":

@@ -14,7 +14,7 @@ from typing_extensions import Self
 from ..core.errors import MaeliftError
 from ..core.files import atomic_write_text
 from ..core.progress import ProgressListener, TrainingProgress
-from ..core.system_errors import ROOM, advice_for
+from ..core.system_errors import DISK_ADVICE, advice_for
 from .runs import Run
 
 ProgressCallback = Callable[[str, TrainingProgress], None]
@@ -79,7 +79,7 @@ NO_MEMORY = "the GPU's memory is too small. Give fewer workers, or a smaller bat
 
 def failure_message(error: Exception, run: Run, store: Path) -> str:
     """The error of a run as one line; the traceback of what is no user's mistake is saved in the run's folder."""
-    if isinstance(error, OSError) and error.errno in ROOM:
+    if isinstance(error, OSError) and error.errno in DISK_ADVICE:
         return f"{NO_ROOM}: {advice_for(error)}"
     if isinstance(error, MaeliftError):
         return str(error)

@@ -12,7 +12,7 @@ from typing import Any
 from ..core.files import TableWriter, atomic_path, atomic_write_text, safe_cell
 from ..core.optional_imports import installed_version
 from ..core.progress import duration
-from ..core.report.html import Table, data_url, plain, render
+from ..core.report.html import Table, data_url, escape_markdown, render
 from ..transfer import tasks
 from .analysis import Comparisons
 from .charts import Chart, charts
@@ -119,7 +119,7 @@ def _html(result: SuiteResult, verdicts: Sequence[str], sections: Sequence[Secti
 def _markdown(result: SuiteResult, verdicts: Sequence[str], sections: Sequence[Section], hours: Table) -> str:
     warnings = warnings_of(result)
     parts = [
-        f"# {plain(_title(result))}",
+        f"# {escape_markdown(_title(result))}",
         _bullets(verdicts),
         f"**Beware**\n\n{_bullets(warnings)}" if warnings else "",
         _bullets([f"{arm.label}: {arm.note}." for arm in result.arms]),
@@ -228,4 +228,4 @@ def _reconstructions(picture: Path | None) -> str | None:
 
 
 def _bullets(lines: Sequence[str]) -> str:
-    return "\n".join(f"- {plain(line)}" for line in lines)
+    return "\n".join(f"- {escape_markdown(line)}" for line in lines)

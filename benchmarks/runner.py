@@ -80,11 +80,11 @@ def bench(config: BenchConfig, cache: AnswerCache | None = None) -> BenchResult:
     with interruptible("stopped; finished runs are saved. The same command goes on."), ExitStack() as locks:
         is_suite = (out / "runs").is_dir()
         if is_suite:  # refused before the images are scanned, which may take long
-            locks.enter_context(exclusive_lock(out, waits=0))
+            locks.enter_context(exclusive_lock(out, timeout=0))
         context = _read_context(config)
         store = output_folder(out / "runs")
         if not is_suite:
-            locks.enter_context(exclusive_lock(out, waits=0))
+            locks.enter_context(exclusive_lock(out, timeout=0))
         write_config(config, out / "config.yaml")
         results = read_finished(store)
         running = None if cache is None else cache.running_status(out, suite_files(config.suite))
@@ -215,7 +215,7 @@ def run_all(context: Context, store: Path, results: Results, running_status: Run
     workers = _workers(context.config)
     suspects: set[str] = set()
     with (
-        StopSignals.noted() as signals,
+        StopSignals.caught() as signals,
         RunProgress(context, results, workers, costs, running_status) as progress,
         ExitStack() as stack,
     ):

@@ -14,7 +14,7 @@ from ..core.config_keys import nearest, schema_defaults
 from ..core.data.classification import ClassFolderLayout
 from ..core.errors import ConfigError, MaeliftError
 from ..core.models.encoder_spec import EncoderSpec, ModelName, check_divisible, preset_spec
-from ..core.slurm import Slurm
+from ..core.slurm import SlurmConfig
 from ..core.yaml_files import to_dict
 from ..transfer import tasks
 from ..transfer.classification.config import ClassifyRecipe
@@ -132,7 +132,7 @@ class BenchConfig:
     """where to train; auto: a GPU when there is one"""
     executor: Literal["local", "slurm", "ray"] = "local"
     """who does the runs: processes of this machine, jobs of SLURM, tasks of Ray (RAY_ADDRESS names a cluster)"""
-    slurm: Slurm = field(default_factory=lambda: Slurm(minutes=240, cpus_per_process=1))
+    slurm: SlurmConfig = field(default_factory=lambda: SlurmConfig(minutes=240, cpus_per_process=1))
     """what each job is given, with executor=slurm"""
     workers: int | None = None
     """runs at the same time; null: one a core, on a GPU one; with slurm and ray 8"""

@@ -13,7 +13,7 @@ Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 def choose_device(device: str, local_rank: int = 0) -> torch.device:
-    """The device named "auto", "cpu" or "cuda"; raises ConfigError when there is no such device."""
+    """The device named "auto", "cpu" or "cuda"; raises ConfigError when the machine has none."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu":
@@ -25,7 +25,7 @@ def choose_device(device: str, local_rank: int = 0) -> torch.device:
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
-    """Mixed precision for the forward pass: bfloat16 where the device is made for it, or what is asked for."""
+    """Mixed precision for the forward pass; "auto" is bfloat16 on GPUs that support it, else float32."""
     if precision == "float16":
         return torch.autocast(device.type, dtype=torch.float16)
     wanted = precision == "bfloat16" or (

@@ -1,6 +1,6 @@
-"""One process or many: device, process group, DDP and FSDP.
+"""Distributed training: process group, DDP, FSDP2, collectives, activation checkpointing, compiled blocks.
 
-All device code stands here: a run on a GPU differs from one on a CPU by what ``Ranks.here`` and ``autocast`` choose.
+A run on a GPU differs from one on a CPU only by what ``Ranks.join`` and ``autocast`` choose.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from .errors import MaeliftError
 
 T = TypeVar("T")
 Parallel = Literal["ddp", "fsdp"]
-"""How several processes share the work: each has the whole model (DDP), or a part of its parameters (FSDP2)."""
+"""How several processes share the work: each has the full model (DDP), or a shard of its parameters (FSDP2)."""
 
-PATIENCE = timedelta(minutes=30)
-"""How long a process waits for the others: the main one judges the model meanwhile."""
-LAUNCHER_SECONDS = 0.5
-"""Between two looks whether the launcher is still there."""
-LOST_CONTACT = (
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+"""How long a process waits for the others, for instance while the main one evaluates the model."""
+LAUNCHER_POLL_SECONDS = 0.5
+"""Seconds between two checks whether the launcher is still running."""
+PEER_FAILURE_MESSAGES = (
     "Connection closed by peer",
     "Connection reset by peer",
     "Broken pipe",
     "Timed out waiting",
     "timed out",
 )
-"""What gloo says of a process that is gone or hangs."""
+"""Parts of gloo's messages about a process that has ended or hangs."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ class Ranks:
 
     @classmethod
     @contextmanager
-    def here(cls, device: str = "auto") -> Iterator[Ranks]:
-        """Join the group that torchrun describes in the environment (nccl on GPUs, gloo on CPUs); leave it at the end.
+    def join(cls, device: str = "auto") -> Iterator[Ranks]:
+        """Join the process group that torchrun describes in the environment (nccl on GPUs, gloo on CPUs); leave it at the end.
 
         ``device`` is "auto" (a GPU when there is one), "cpu" or "cuda". Without torchrun: one process, no group.
         """
@@ -64,8 +64,8 @@ class Ranks:
         chosen = choose_device(device, int(os.environ.get("LOCAL_RANK", "0")))
         started = world_size > 1 and not dist.is_initialized()
         if started:
-            _end_with_the_launcher()
-            dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=PATIENCE)
+            _exit_with_launcher()
+            dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=COLLECTIVE_TIMEOUT)
         try:
             yield cls(rank, world_size, chosen)
         finally:
@@ -74,7 +74,7 @@ class Ranks:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process is the one that writes files and speaks."""
+        """Whether this process is the one that writes files and prints."""
         return self.rank == 0
 
     def mean(self, value: Tensor) -> Tensor:
@@ -91,33 +91,34 @@ class Ranks:
             return flag
         return bool(self.mean(torch.tensor(float(flag), device=self.device)) > 0)
 
-    def broadcast(self, find: Callable[[], T]) -> T:
-        """What ``find`` gives on the main process, on all; its MaeliftError is raised on all."""
+    def broadcast(self, compute: Callable[[], T]) -> T:
+        """The result of ``compute`` on the main process, on all; a MaeliftError that it raises is raised on all."""
         if self.world_size == 1:
-            return find()
-        told: list[Any] = [None, None]
+            return compute()
+        outcome: list[Any] = [None, None]
         if self.is_main:
             try:
-                told[0] = find()
+                outcome[0] = compute()
             except MaeliftError as error:
-                told[1] = error
-        dist.broadcast_object_list(told, src=0, device=self.device)
-        if told[1] is not None:
-            raise told[1]
-        return cast(T, told[0])
+                outcome[1] = error
+        dist.broadcast_object_list(outcome, src=0, device=self.device)
+        result, failure = outcome
+        if failure is not None:
+            raise failure
+        return cast(T, result)
 
     def all_gather(self, values: list[T]) -> list[T]:
-        """The values of all processes, one after the other."""
+        """The values of all processes, in the order of their ranks."""
         if self.world_size == 1:
             return values
-        told: list[list[T]] = [[] for _ in range(self.world_size)]
-        dist.all_gather_object(told, values)
-        return [value for part in told for value in part]
+        gathered: list[list[T]] = [[] for _ in range(self.world_size)]
+        dist.all_gather_object(gathered, values)
+        return [value for part in gathered for value in part]
 
     def shard(self, model: nn.Module, blocks: Iterable[nn.Module]) -> None:
-        """Spread the model's parameters over the processes, in place (FSDP2): each of ``blocks`` is gathered by itself.
+        """Shard the model's parameters over the processes, in place (FSDP2); each of ``blocks`` is gathered by itself.
 
-        Every parameter then is a DTensor; an optimiser must be made after this.
+        Every parameter is a DTensor then; create the optimiser after this.
         """
         mesh = init_device_mesh(self.device.type, (self.world_size,))
         for block in blocks:
@@ -135,16 +136,15 @@ class Ranks:
         return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
 
     def barrier(self) -> None:
-        """Wait until every process is here."""
+        """Wait until every process has reached this."""
         if self.world_size > 1:
             dist.barrier()
 
 
-def _end_with_the_launcher() -> None:
-    """Under torchrun, end this process once the launcher is gone.
+def _exit_with_launcher() -> None:
+    """Under torchrun, end this process once the launcher has ended.
 
-    Where only the launcher is killed, its processes would train on, out of everyone's sight and beside those of the command
-    that is given next.
+    Where only the launcher is killed, its processes would train on unnoticed, and beside those of the next command.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return
@@ -152,37 +152,37 @@ def _end_with_the_launcher() -> None:
 
     def watch() -> None:
         while os.getppid() == launcher:
-            time.sleep(LAUNCHER_SECONDS)
+            time.sleep(LAUNCHER_POLL_SECONDS)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether the model's parameters are spread over the processes."""
+    """Whether the model's parameters are sharded over the processes."""
     return isinstance(model, FSDPModule)
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """A tensor that may be spread over the processes, in one piece on each; all must ask for it."""
+    """The full tensor of one that may be sharded over the processes; all of them must call this."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def recompute_activations(blocks: Iterable[nn.Module]) -> None:
-    """Have each block keep only its input for the backward pass, and compute the rest anew (activation checkpointing)."""
+    """Activation checkpointing: each block stores only its input for the backward pass, and recomputes the rest."""
     for block in blocks:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
 
 def compile_blocks(blocks: Iterable[nn.Module]) -> None:
-    """Compile each block, in place: equal blocks share their code, and the names of parameters stay."""
+    """Compile each block, in place: equal blocks share their code, and the parameters' names stay."""
     for block in blocks:
         block.compile()
 
 
 @contextmanager
 def no_grad_sync(model: nn.Module) -> Iterator[None]:
-    """Let the backward passes within the block add to the gradients of this process only: the last one sums over all."""
+    """Accumulate gradients within the block in this process only; a backward pass after it sums them over all."""
     if isinstance(model, DistributedDataParallel):
         with model.no_sync():
             yield
@@ -198,16 +198,16 @@ def no_grad_sync(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def peer_failure_as_error() -> Iterator[None]:
-    """Turn the error of a collective whose partner has died, or answers no more, into one that says so."""
+    """Turn a collective's error that another process has died or hangs into PeerFailure."""
     try:
         yield
     except RuntimeError as error:
         text = str(error)
-        if not isinstance(error, dist.DistBackendError) and not any(sign in text for sign in LOST_CONTACT):
+        if not isinstance(error, dist.DistBackendError) and not any(sign in text for sign in PEER_FAILURE_MESSAGES):
             raise
         raise PeerFailure(
-            f"another process of this run has ended or answers no more ({text.splitlines()[0][:200]}). "
-            "See what it said; the same command goes on from the last checkpoint."
+            f"another process of this run has ended or does not respond ({text.splitlines()[0][:200]}). "
+            "See its messages; the same command goes on from the last checkpoint."
         ) from error
 
 

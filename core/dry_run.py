@@ -1,4 +1,4 @@
-"""What a command would do, for --dry-run."""
+"""The plan that ``--dry-run`` prints: what a command would do, its time and its memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a user can fix: errors of one line that say what was wrong, where, what was expected and what to do."""
+"""Errors that a user can fix: one line that says what is wrong, where, what was expected and what to do."""
 
 from __future__ import annotations
 
@@ -6,29 +6,29 @@ from collections.abc import Mapping
 
 
 class MaeliftError(Exception):
-    """A user's mistake or a state of the world to be told in one line: exit code 2, no traceback."""
+    """A user's mistake or a failure of the machine, reported in one line: exit code 2, no traceback."""
 
     exit_code = 2
 
 
 class DataError(MaeliftError):
-    """Images or labels that are missing or not what they should be."""
+    """Images or labels that are missing or invalid."""
 
 
 class CheckpointError(MaeliftError):
-    """Weights or checkpoints that are missing or not what they should be."""
+    """Weights or checkpoints that are missing or invalid."""
 
 
 class ConfigError(MaeliftError):
-    """A value that a key can't have: names the key, the value, what was expected and what to do."""
+    """An invalid value of a key: names the key, the value, what was expected and what to do."""
 
     def __init__(self, key: str, value: object, expected: str, advice: str = "") -> None:
         self.key, self.value, self.expected, self.advice = key, value, expected, advice
         super().__init__(f"{key}={_shortened(show(value))}: expected {expected}.{f' {advice}' if advice else ''}")
 
 
-SHOWN_LETTERS = 300
-"""Letters up to which a value is repeated in an error."""
+MAX_VALUE_LENGTH = 300
+"""Characters up to which a value is repeated in an error."""
 
 
 def show(value: object) -> str:
@@ -48,4 +48,4 @@ def show(value: object) -> str:
 
 
 def _shortened(text: str) -> str:
-    return text if len(text) <= SHOWN_LETTERS else f"{text[:SHOWN_LETTERS]}... ({len(text):,} letters)"
+    return text if len(text) <= MAX_VALUE_LENGTH else f"{text[:MAX_VALUE_LENGTH]}... ({len(text):,} letters)"

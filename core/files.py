@@ -1,4 +1,4 @@
-"""Files are never written half: a temporary file beside the target, fsync, rename; and only regular ones are read."""
+"""Safe file access: only regular files are read, output is written atomically, a folder is locked by one command."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from .errors import MaeliftError
 from .system_errors import disk_errno
 
 LOCK_FILE = ".lock"
-"""In a folder that a command is at work in."""
+"""The file in an output folder by which a running command locks it."""
 
-OUTPUT_MARK = ".maelift"
-"""A file in a folder of pictures that maelift wrote, by which it is no data to go on with."""
+OUTPUT_MARKER = ".maelift"
+"""A file in a folder of pictures that maelift wrote, which marks it as output, not as data."""
 
-LARGEST_READ = 4 * 2**30
+MAX_READ_BYTES = 4 * 2**30
 """Bytes up to which a file is read into memory at once; a sparse file may claim any size."""
 
 UMASK = os.umask(0o077)
-"""The process's; read once, as reading it changes it for a moment, for all threads."""
+"""The process's umask; read once, as reading it changes it for a moment, for all threads."""
 os.umask(UMASK)
 
 
@@ -40,10 +40,10 @@ class NotRegularError(OSError):
 
 
 def check_regular(path: str | Path) -> os.stat_result:
-    """The status of a regular file, links followed, without opening it: opening a named pipe waits, a device may act.
+    """The status of a regular file, links followed, without opening it: opening a pipe blocks, a device may act.
 
     Raises NotRegularError for a folder, named pipe, socket or device, and for a link that leads to itself; FileNotFoundError
-    and other OSErrors as ``os.stat`` does, "a link to nothing" among them.
+    and other OSErrors as ``os.stat`` does, for a link to nothing with that reason.
     """
     try:
         status = os.stat(path)
@@ -73,13 +73,13 @@ def open_regular(path: str | Path) -> BinaryIO:
         raise
 
 
-def read_regular(path: str | Path, limit: int = LARGEST_READ) -> bytes:
+def read_regular(path: str | Path, limit: int = MAX_READ_BYTES) -> bytes:
     """The bytes of a regular file of at most ``limit`` bytes; raises as ``check_regular``, NotRegularError for a larger one."""
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size <= limit:
             content = file.read(size + 1)
-            if len(content) > size:  # it grows: what is there by now, up to the limit
+            if len(content) > size:  # it grows while it is read: the content so far, up to the limit
                 content += file.read(limit + 1 - len(content))
             if len(content) <= limit:
                 return content
@@ -90,7 +90,7 @@ def read_regular(path: str | Path, limit: int = LARGEST_READ) -> bytes:
 
 
 def read_regular_text(
-    path: str | Path, encoding: str = "utf-8", errors: str = "strict", limit: int = LARGEST_READ
+    path: str | Path, encoding: str = "utf-8", errors: str = "strict", limit: int = MAX_READ_BYTES
 ) -> str:
     """The text of a regular file with \\n at the ends of its lines; raises as ``read_regular``, and UnicodeDecodeError."""
     return io.TextIOWrapper(io.BytesIO(read_regular(path, limit)), encoding, errors).read()
@@ -113,7 +113,7 @@ def _check_mode(mode: int, path: str | Path) -> None:
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Give a temporary path beside ``path``; rename it to ``path`` once the block has ended well, else remove it."""
+    """Yield a temporary path beside ``path``; rename it to ``path`` if the block succeeds, else remove it."""
     target = Path(path)
     handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
     os.close(handle)
@@ -137,20 +137,20 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 
 def atomic_write_bytes(path: str | Path, content: bytes) -> None:
-    """Write ``content`` to ``path`` all at once or not at all."""
+    """Write ``content`` to ``path``, completely or not at all."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)
 
 
 def atomic_write_text(path: str | Path, text: str) -> None:
-    """Write ``text`` as UTF-8, with names of files that aren't UTF-8 as the system has them, all at once or not at all."""
+    """Write ``text`` as UTF-8, completely or not at all; file names that aren't UTF-8 are written as the system has them."""
     atomic_write_bytes(path, text.encode("utf-8", "surrogateescape"))
 
 
 def safe_cell(text: str) -> str:
-    """A cell of words for people: with an apostrophe before what a spreadsheet would take for a formula, numbers excepted.
+    """A text cell with an apostrophe before what a spreadsheet would run as a formula; numbers stay as they are.
 
-    Paths are written without it: whoever reads the table gets them exactly.
+    Paths are written without it, so that readers of the table get them exactly.
     """
     if text[:1] not in ("=", "+", "-", "@", "\t", "\r"):
         return text
@@ -162,11 +162,11 @@ def safe_cell(text: str) -> str:
 
 
 class TableWriter:
-    """Rows of a CSV with \\n at their ends, written so that ``csv`` reads each cell as it was, carriage returns too."""
+    """Writes rows of a CSV that end with \\n, so that ``csv`` reads each cell unchanged, carriage returns included."""
 
     def __init__(self, file: TextIO) -> None:
         self._file, self._line = file, io.StringIO(newline="")
-        self._writer = csv.writer(self._line, lineterminator="\r\n")  # quotes cells with either letter
+        self._writer = csv.writer(self._line, lineterminator="\r\n")  # quotes cells that contain either character
 
     def writerow(self, row: Iterable[object]) -> None:
         """Write a row."""
@@ -182,20 +182,20 @@ class TableWriter:
 
 
 def append_row(path: str | Path, header: Sequence[str], row: Sequence[str]) -> None:
-    """Add a row to a CSV file, with the header where it is new, by a single write: whole, whichever process else adds to it."""
+    """Append a row to a CSV file, with the header where it is new, by a single write: other processes may append too."""
     table = io.StringIO()
     TableWriter(table).writerows([header, row] if not Path(path).exists() else [row])
     append_bytes(path, table.getvalue().encode("utf-8", "surrogateescape"))
 
 
 def append_bytes(path: str | Path, content: bytes) -> None:
-    """Add ``content`` to a file, made where it isn't there, by a single write; none of it where the disk takes only a part."""
+    """Append ``content`` to a file, which may be new, by a single write; nothing is appended where the disk is full."""
     handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     try:
         size = os.fstat(handle).st_size
         try:
             written = os.write(handle, content)
-            while written < len(content):  # the second try says what is wrong
+            while written < len(content):  # the second try raises what is wrong
                 written += os.write(handle, content[written:])
         except OSError as error:
             os.ftruncate(handle, size)
@@ -205,7 +205,7 @@ def append_bytes(path: str | Path, content: bytes) -> None:
 
 
 def output_folder(path: str | Path) -> Path:
-    """Make the folder ``path`` where needed; raise MaeliftError in one line when nothing can be written there."""
+    """Create the folder ``path`` where needed; raise MaeliftError when nothing can be written there."""
     folder = Path(path)
     if not str(folder).isascii() and str(folder) != os.fsencode(folder).decode("utf-8", "replace"):
         raise MaeliftError(
@@ -223,35 +223,36 @@ def output_folder(path: str | Path) -> Path:
 
 
 def mark_output(folder: Path) -> None:
-    """Mark a folder of pictures as written by maelift, so that none of them is taken for data where it lies in a data folder."""
-    (folder / OUTPUT_MARK).touch()
+    """Mark a folder of pictures as written by maelift, so that they aren't read as data if it is in a data folder."""
+    (folder / OUTPUT_MARKER).touch()
 
 
 @contextmanager
-def exclusive_lock(folder: Path, waits: float = 10.0) -> Iterator[None]:
-    """Hold a folder's lock, which the system takes back from a process that is killed; raise MaeliftError where another has it.
+def exclusive_lock(folder: Path, timeout: float = 10.0) -> Iterator[None]:
+    """Lock a folder for the block; raise MaeliftError where another process has it locked.
 
-    ``waits``: seconds to wait for it; processes of a killed command may take some to end. The lock's file is removed at
-    the end.
+    ``timeout``: seconds to wait for it; the processes of a killed command may take some to end. The system releases the lock
+    of a killed process, and the lock file is removed at the end. Not filelock, which leaves its file in the user's folder,
+    notices a removed one by its link count only, which NFS doesn't lower, and fails where a file system has no locks.
     """
-    path, deadline = folder / LOCK_FILE, time.monotonic() + waits
+    path, deadline = folder / LOCK_FILE, time.monotonic() + timeout
     while True:
         with path.open("a") as file:
             if _try_lock(file):
-                if not _is_at(file, path):
-                    continue  # the one before ended just now, its file with it
+                if not _still_at(file, path):
+                    continue  # the command before has just ended and removed the file
                 try:
                     yield
                 finally:
                     path.unlink(missing_ok=True)
                 return
         if time.monotonic() > deadline:
-            raise MaeliftError(f"out={folder}: another maelift command is at work there. Wait for it, or stop it.")
+            raise MaeliftError(f"out={folder}: another maelift command is running there. Wait for it, or stop it.")
         time.sleep(0.1)
 
 
 def _try_lock(file: IO[str]) -> bool:
-    """Whether this process has the lock of an open file now; on storage that knows no locks, everyone has it."""
+    """Try to lock an open file; whether that succeeded. On a file system without locks it always does."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -261,8 +262,8 @@ def _try_lock(file: IO[str]) -> bool:
     return True
 
 
-def _is_at(file: IO[str], path: Path) -> bool:
-    """Whether an open file is still the one with this name."""
+def _still_at(file: IO[str], path: Path) -> bool:
+    """Whether ``path`` is still this open file."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except FileNotFoundError:
@@ -270,7 +271,7 @@ def _is_at(file: IO[str], path: Path) -> bool:
 
 
 def sync_tree(folder: Path) -> None:
-    """Have everything below a folder reach the disk, before it is renamed to its place."""
+    """Flush everything below a folder to disk, before it is renamed to its final name."""
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             path.chmod(0o666 & ~UMASK)
@@ -281,7 +282,7 @@ def sync_tree(folder: Path) -> None:
 
 
 def _disk_error(error: Exception, temporary: Path, target: Path) -> OSError | None:
-    """What keeps a file from growing, if anything does: writers of weights and pictures hide it in errors of their own."""
+    """The disk error behind an error of a library that writes weights or pictures; None where the disk is fine."""
     if (number := disk_errno(error)) is not None:
         return OSError(number, os.strerror(number), str(target))
     try:
@@ -295,7 +296,7 @@ def _disk_error(error: Exception, temporary: Path, target: Path) -> OSError | No
 
 
 def sync_folder(folder: Path) -> None:
-    """Have the names in a folder reach the disk."""
+    """Flush the names in a folder to disk."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

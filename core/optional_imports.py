@@ -1,4 +1,4 @@
-"""The optional frameworks: which versions the adapters need, how they are installed, and a clear line when they aren't."""
+"""The optional frameworks, a row each: minimum version, how to install it, a clear error where it is missing."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from .errors import MaeliftError
 
 @dataclass(frozen=True)
 class Framework:
-    """A framework that an adapter imports.
+    """An optional framework.
 
-    ``distributions`` are the names that it is published under, any of which will do; ``minimum`` is the oldest version
-    that has what the adapter uses; ``needs`` are modules that it does not work without; ``install`` says how to get it.
+    ``distributions``: the names of the packages on PyPI that provide it; ``minimum``: the oldest version that has what
+    maelift uses; ``needs``: modules that must import too; ``install``: the command that installs it.
     """
 
     name: str
@@ -63,36 +63,36 @@ FRAMEWORKS = {
         Framework("wandb", "wandb", ("wandb",), "0.17", "pip install -U wandb"),
     )
 }
-"""The frameworks that are used when someone asks for them, by the name that the command line knows them by."""
+"""The optional frameworks, by their names on the command line."""
 
 
 def require(name: str) -> ModuleType:
-    """Import a framework; raises MaeliftError when it isn't there, is too old, or doesn't import."""
+    """Import a framework; raises MaeliftError when it isn't installed, is too old, or doesn't import."""
     framework = FRAMEWORKS[name]
-    if (fault := too_old(framework)) is not None:
-        raise MaeliftError(fault)
+    if (problem := outdated_message(framework)) is not None:
+        raise MaeliftError(problem)
     for module in (framework.module, *framework.needs):
         try:
             importlib.import_module(module)
         except ModuleNotFoundError as error:
             if error.name and module.startswith(error.name):
                 raise MaeliftError(f"{module} is not installed here. Install it: {framework.install}") from error
-            raise _broken(module, error, framework) from error
-        except Exception as error:  # whatever a broken installation raises, it is not the user's traceback to read
-            raise _broken(module, error, framework) from error
+            raise _import_failure(module, error, framework) from error
+        except Exception as error:  # a broken installation may raise anything, and its traceback helps no user
+            raise _import_failure(module, error, framework) from error
     return importlib.import_module(framework.module)
 
 
-def too_old(framework: Framework) -> str | None:
-    """What is wrong with the installed version, if it is older than the adapter can use."""
+def outdated_message(framework: Framework) -> str | None:
+    """The error for an installed version below the minimum; None where it is new enough, or not installed."""
     version = installed_version(framework.distributions)
-    if version is None or _numbers(version) >= _numbers(framework.minimum):
+    if version is None or _version_numbers(version) >= _version_numbers(framework.minimum):
         return None
     return f"{framework.name} {version} is installed; expected {framework.minimum} or newer. Update it: {framework.install}"
 
 
-def versions(*distributions: str) -> dict[str, str]:
-    """The installed versions of these distributions; those that aren't there are left out."""
+def installed_versions(*distributions: str) -> dict[str, str]:
+    """The installed versions of these distributions; those that aren't installed are left out."""
     found = {name: installed_version([name]) for name in distributions}
     return {name: version for name, version in found.items() if version is not None}
 
@@ -107,10 +107,10 @@ def installed_version(distributions: Iterable[str]) -> str | None:
     return None
 
 
-def _broken(module: str, error: Exception, framework: Framework) -> MaeliftError:
+def _import_failure(module: str, error: Exception, framework: Framework) -> MaeliftError:
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return MaeliftError(f"{module} is installed, but does not import ({reason}). Mend it: {framework.install}")
+    return MaeliftError(f"{module} is installed, but does not import ({reason}). Fix it: {framework.install}")
 
 
-def _numbers(version: str) -> tuple[int, ...]:
+def _version_numbers(version: str) -> tuple[int, ...]:
     return tuple(int(number) for number in re.findall(r"\d+", version.split("+")[0])[:3])

@@ -1,4 +1,4 @@
-"""Named, seeded random streams: the same name and counters give the same draws, on any rank, worker or machine.
+"""Named, seeded random streams: the same name and counters give the same draws on any rank, worker or machine.
 
 A stream is addressed, not advanced: its whole state is (seed, name, counters), for instance ``(7, "masks", step)``.
 A checkpoint that holds the seed and the step therefore holds the state of every generator.

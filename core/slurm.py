@@ -1,4 +1,4 @@
-"""Handing a command to SLURM: the job is written and submitted by submitit, saves before its time is up, and goes on."""
+"""Submitting a command to SLURM through submitit: the job saves before its time limit, is requeued and resumes."""
 
 from __future__ import annotations
 
@@ -19,36 +19,36 @@ from .signals import Interrupted
 
 logger = logging.getLogger("maelift")
 
-BEFORE_THE_END = signal.SIGUSR2
-"""What SLURM sends the processes of a job some time before it ends it; SIGTERM comes when it makes room or is cancelled."""
+TIME_LIMIT_SIGNAL = signal.SIGUSR2
+"""Sent by SLURM to the processes of a job before its time limit; on preemption or scancel it sends SIGTERM."""
 
 
 @dataclass(frozen=True)
-class Slurm:
-    """What is asked of SLURM with launch=slurm."""
+class SlurmConfig:
+    """The resources that launch=slurm requests."""
 
     nodes: int = 1
-    """machines"""
+    """nodes (machines)"""
     processes_per_node: int = 1
-    """processes on each, one a GPU as a rule"""
+    """processes on each node, usually one per GPU"""
     gpus_per_node: int = 0
-    """GPUs on each"""
+    """GPUs on each node"""
     cpus_per_process: int = 4
-    """cores of each process, which its loaders share"""
+    """CPU cores of each process, shared by its loader workers"""
     memory_gb: float | None = None
-    """memory of each machine in GB; null: the partition's usual"""
+    """memory of each node in GB; null: the partition's default"""
     minutes: int = 1440
-    """time limit of the job; it saves before, is queued again, and goes on"""
+    """time limit of the job in minutes; it saves before, is requeued and resumes"""
     save_seconds: int = 120
-    """how long before the limit it is told to save"""
+    """how long before the limit it is signalled to save, in seconds"""
     partition: str | None = None
-    """partition; null: the usual one"""
+    """partition; null: the default"""
     account: str | None = None
-    """account to charge; null: the usual one"""
+    """account to charge; null: the default"""
     qos: str | None = None
-    """quality of service; null: the usual one"""
+    """quality of service; null: the default"""
     constraint: str | None = None
-    """features that machines must have, as sbatch takes them; null: any"""
+    """features that nodes must have, as for sbatch --constraint; null: any"""
 
     def __post_init__(self) -> None:
         for key in ("nodes", "processes_per_node", "cpus_per_process", "minutes", "save_seconds"):
@@ -59,25 +59,25 @@ class Slurm:
 
     @property
     def processes(self) -> int:
-        """Processes in all."""
+        """Processes on all nodes together."""
         return self.nodes * self.processes_per_node
 
 
 @dataclass(frozen=True)
-class Submitted:
-    """A job that waits or runs: its number, and the file that its first process writes what it says to."""
+class SubmittedJob:
+    """A job in the queue: its number, and the log file of its first process."""
 
     job: str
     log: Path
 
     def summary(self) -> str:
-        """The result in two lines."""
-        return f"submitted: SLURM job {self.job}\nwhat it says: {self.log} (squeue -j {self.job} shows where it is)"
+        """The job's number and log file, in two lines."""
+        return f"submitted: SLURM job {self.job}\nlog: {self.log} (squeue -j {self.job} shows its state)"
 
 
 @dataclass(frozen=True)
 class Job:
-    """What each process of the job does: join the others, run ``run`` on ``keys``, and see to it that it goes on."""
+    """What each process of the job does: join the others, call ``run`` with ``keys``, requeue the job at its time limit."""
 
     run: Callable[[Mapping[str, Any]], Any]
     keys: Mapping[str, Any]
@@ -86,11 +86,11 @@ class Job:
         from submitit.helpers import TorchDistributedEnvironment
 
         TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
-        _log()
+        _set_up_logging()
         try:
             result = self.run(self.keys)
         except Interrupted as stopped:
-            if stopped.exit_code == 128 + BEFORE_THE_END and os.environ["RANK"] == "0":
+            if stopped.exit_code == 128 + TIME_LIMIT_SIGNAL and os.environ["RANK"] == "0":
                 logger.info("%s", stopped)
                 subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=True, timeout=60)
             return str(stopped)
@@ -100,14 +100,14 @@ class Job:
 
 
 def submit(
-    run: Callable[[Mapping[str, Any]], Any], keys: Mapping[str, Any], slurm: Slurm, out: str, name: str
-) -> Submitted:
-    """Have SLURM run ``run`` on ``keys`` in all the processes asked for; what they say goes to ``out``/slurm.
+    run: Callable[[Mapping[str, Any]], Any], keys: Mapping[str, Any], slurm: SlurmConfig, out: str, name: str
+) -> SubmittedJob:
+    """Submit a job that calls ``run`` with ``keys`` in all its processes; their logs go to ``out``/slurm.
 
     Raises MaeliftError where there is no SLURM, no submitit, or the job is refused.
     """
     executor = slurm_executor(slurm, out, name, "launch=slurm", "launch=here (several processes: torchrun)")
-    import submitit  # is there, as an executor is
+    import submitit  # installed, as slurm_executor requires it
 
     executor.update_parameters(slurm_additional_parameters={"requeue": True})
     try:
@@ -117,24 +117,24 @@ def submit(
         raise MaeliftError(
             f"launch=slurm: the job was refused ({reason}). Nothing runs; change the slurm keys."
         ) from error
-    return Submitted(job.job_id, Path(str(job.paths.stderr)))
+    return SubmittedJob(job.job_id, Path(str(job.paths.stderr)))
 
 
-def slurm_executor(slurm: Slurm, out: str | Path, name: str, key: str, instead: str) -> Any:
-    """submitit's executor for jobs that are given this; what they say goes to ``out``/slurm.
+def slurm_executor(slurm: SlurmConfig, out: str | Path, name: str, key: str, instead: str) -> Any:
+    """submitit's executor for jobs with these resources; their logs go to ``out``/slurm.
 
-    Raises MaeliftError, which names the user's ``key`` and what to give ``instead``, where there is no SLURM or no submitit;
-    nothing is written then.
+    Raises MaeliftError where there is no SLURM or no submitit; it names the user's ``key`` and what to use ``instead``, and
+    nothing is written.
     """
     if shutil.which("sbatch") is None:
         raise MaeliftError(
-            f"{key}: no sbatch on this machine's path. Give the command on a machine of the cluster, or {instead}."
+            f"{key}: no sbatch on this machine's path. Run the command on a machine of the cluster, or use {instead}."
         )
     require("submitit")
     import submitit
 
     executor = submitit.AutoExecutor(folder=output_folder(out) / "slurm", cluster="slurm")
-    asked: dict[str, Any] = {
+    resources: dict[str, Any] = {
         "name": name,
         "nodes": slurm.nodes,
         "tasks_per_node": slurm.processes_per_node,
@@ -148,12 +148,12 @@ def slurm_executor(slurm: Slurm, out: str | Path, name: str, key: str, instead: 
         "slurm_qos": slurm.qos,
         "slurm_constraint": slurm.constraint,
     }
-    executor.update_parameters(**{key: value for key, value in asked.items() if value is not None})
+    executor.update_parameters(**{key: value for key, value in resources.items() if value is not None})
     return executor
 
 
-def _log() -> None:
-    """Have the first process say how things are, as a command does."""
+def _set_up_logging() -> None:
+    """Log as a command does: the first process everything, the others warnings only."""
     logger.setLevel(logging.INFO if os.environ["RANK"] == "0" else logging.WARNING)
     if not logger.handlers:
         handler = logging.StreamHandler()

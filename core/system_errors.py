@@ -1,54 +1,56 @@
-"""What the machine lacks, in one line with what to do: memory, room on the disk, files, processes."""
+"""Errors of the operating system as one line with advice: memory, disk space, open files, processes."""
 
 from __future__ import annotations
 
 import errno
 import re
 
-MEMORY = (
+MEMORY_ADVICE = (
     "not enough memory. Free some, or in training give fewer workers (workers=0 takes the least) or a larger accumulate, with "
     "which the same run goes on, or a smaller batch_size in another out; finished work is saved."
 )
-GPU_MEMORY = (
+GPU_MEMORY_ADVICE = (
     "the GPU's memory is too small. In training give a larger accumulate, with which the same run goes on, or a smaller "
     "batch_size in another out; finished work is saved."
 )
-THREADS = (
+THREADS_ADVICE = (
     "the system starts no more processes or threads (ulimit -u, or a container's limit of pids). Raise the limit, or give "
     "workers=0; finished work is saved."
 )
-FILES = "too many open files. Raise the limit (ulimit -n 4096), or give fewer workers; finished work is saved."
-ROOM = {
-    errno.ENOSPC: "no space left on the device. Free some, or choose another out; finished work is kept.",
-    errno.EDQUOT: "the disk quota is used up. Free some space, or choose another out; finished work is kept.",
+OPEN_FILES_ADVICE = (
+    "too many open files. Raise the limit (ulimit -n 4096), or give fewer workers; finished work is saved."
+)
+DISK_ADVICE = {
+    errno.ENOSPC: "no space left on the device. Free some, or choose another out; finished work is saved.",
+    errno.EDQUOT: "the disk quota is used up. Free some space, or choose another out; finished work is saved.",
     errno.EFBIG: "larger than this system's limit for files. Raise the limit, or choose another out.",
     errno.EROFS: "read-only file system. Choose another out.",
 }
-"""Errors of a disk that takes no more, in words."""
+"""What to do about disk errors, by errno."""
 
 
 def advice_for(error: BaseException) -> str | None:
-    """What the machine lacks and what to do; None where the error is of another kind."""
+    """What the machine lacks and what to do; None for errors of other kinds."""
     text = str(error)
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
-        if error.errno in ROOM:
-            return where + ROOM[error.errno]
+        if error.errno in DISK_ADVICE:
+            return where + DISK_ADVICE[error.errno]
         if error.errno in (errno.EMFILE, errno.ENFILE):
-            return FILES
+            return OPEN_FILES_ADVICE
         if error.errno == errno.ENOMEM:
-            return MEMORY
-        return THREADS if isinstance(error, BlockingIOError) and error.errno == errno.EAGAIN else None
-    if type(error).__name__ == "OutOfMemoryError":  # torch's, which need not be imported for this
-        return GPU_MEMORY
-    if out_of_memory(error):
-        return MEMORY
+            return MEMORY_ADVICE
+        return THREADS_ADVICE if isinstance(error, BlockingIOError) and error.errno == errno.EAGAIN else None
+    if type(error).__name__ == "OutOfMemoryError":  # torch's class, without importing torch
+        return GPU_MEMORY_ADVICE
+    if is_out_of_memory(error):
+        return MEMORY_ADVICE
     if isinstance(error, RuntimeError) and "can't start new thread" in text:
-        return THREADS
+        return THREADS_ADVICE
     return None
 
 
-def out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that the machine's memory, not a GPU's, is used up."""
     signs = ("can't allocate memory", "Cannot allocate memory", "not enough memory", "failed to map segment")
     return isinstance(error, MemoryError) or (

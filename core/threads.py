@@ -1,4 +1,4 @@
-"""Threads that don't hold up a stop: what hasn't begun when the block ends with an error is not done."""
+"""A pool of threads that doesn't delay a stop: after an error, tasks that haven't started are cancelled."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 
 
-class Threads(ThreadPoolExecutor):
-    """A pool of threads whose ``with`` waits, after an error or a stop, only for what is being done."""
+class CancellingThreadPool(ThreadPoolExecutor):
+    """A ThreadPoolExecutor whose ``with`` block waits, after an error or a stop, only for running tasks."""
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -16,7 +16,7 @@ from ..core.device import Precision
 from ..core.distributed import Parallel
 from ..core.errors import ConfigError
 from ..core.models.encoder_spec import ModelName, preset_spec
-from ..core.slurm import Slurm
+from ..core.slurm import SlurmConfig
 from ..core.training.recovery import Recovery
 from .augmentation import Crop
 from .decoder import DecoderConfig
@@ -105,7 +105,7 @@ class PretrainConfig:
     """where to train; auto: a GPU when there is one"""
     launch: Literal["here", "slurm"] = "here"
     """here, or slurm: submit a job that saves a checkpoint before its time limit, is requeued, and resumes"""
-    slurm: Slurm = field(default_factory=Slurm)
+    slurm: SlurmConfig = field(default_factory=SlurmConfig)
     workers: int | None = None
     """processes that load images; null: one per core, none for idx files"""
     holdout: int | float = 0.02

@@ -17,10 +17,21 @@ from PIL import Image
 from ..core.errors import show
 from ..core.files import atomic_write_bytes
 from ..core.models.encoder_file import ENCODER_FILE, Provenance
-from ..core.optional_imports import versions
+from ..core.optional_imports import installed_versions
 from ..core.progress import duration
 from ..core.public_names import public_config, public_name
-from ..core.report.html import LINES, Line, Table, data_url, draw_curves, in_words, keys_table, machine, points, render
+from ..core.report.html import (
+    MAX_LINES,
+    Line,
+    Table,
+    data_url,
+    describe_curves,
+    describe_machine,
+    draw_curves,
+    keys_table,
+    points,
+    render,
+)
 from ..core.training.tracker import EVENTS_FILE, METRICS_FILE, WAIT_LIMIT, Event, read_events, read_metrics
 from ..core.yaml_files import flatten, to_dict
 from ..version import __version__
@@ -78,8 +89,8 @@ def write_report(
         costs=_cost_table(records, provenance, seconds),
         next_steps=_next(config, folder / ENCODER_FILE),
         keys=keys_table(dict(flatten(public_config(to_dict(config))))),
-        versions={"maelift": __version__, "python": platform.python_version(), **versions(*LIBRARIES)},
-        machine=machine(),
+        versions={"maelift": __version__, "python": platform.python_version(), **installed_versions(*LIBRARIES)},
+        machine=describe_machine(),
     )
     path = folder / REPORT_FILE
     atomic_write_bytes(path, html.encode("utf-8", "replace"))  # file names need not be UTF-8
@@ -204,10 +215,10 @@ def _charts(
         ("wait", "Share of the training time spent waiting for images", "%", ["data_wait_share"], 100.0),
         ("memory", "Peak memory so far (CPU: the main process alone)", "MiB", _with(metrics, "memory/"), 1.0),
     ):
-        lines: list[Line] = [(name, found) for name in chosen[:LINES] if (found := points(records, name, factor))]
+        lines: list[Line] = [(name, found) for name in chosen[:MAX_LINES] if (found := points(records, name, factor))]
         if lines:
             logarithmic = key == "gradient" and all(value > 0 for _, found in lines for _, value in found)
-            drawn.append((caption, in_words(lines), draw_curves(lines, label, key, logarithmic=logarithmic)))
+            drawn.append((caption, describe_curves(lines), draw_curves(lines, label, key, logarithmic=logarithmic)))
     return drawn
 
 

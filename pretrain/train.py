@@ -28,7 +28,7 @@ from ..core.optional_imports import require
 from ..core.progress import ProgressListener, duration
 from ..core.public_names import public_config
 from ..core.seeding import seeded_rng, torch_stream
-from ..core.slurm import Submitted, submit
+from ..core.slurm import SubmittedJob, submit
 from ..core.terminal import quoted
 from ..core.training.checkpoints import Checkpoints
 from ..core.training.ema import WeightAverage
@@ -83,7 +83,7 @@ class PretrainResult:
         )
 
 
-def pretrain_or_submit(config: PretrainConfig) -> PretrainResult | Submitted:
+def pretrain_or_submit(config: PretrainConfig) -> PretrainResult | SubmittedJob:
     """The command: ``pretrain`` here, or with launch=slurm as a SLURM job."""
     if config.launch == "here":
         return pretrain(config)
@@ -119,7 +119,7 @@ def pretrain(
     ``listener`` gets the progress instead of the terminal. Raises MaeliftError for errors that a user can fix, Interrupted
     when asked to stop.
     """
-    with Ranks.here(config.device) as ranks, ExitStack() as stack:
+    with Ranks.join(config.device) as ranks, ExitStack() as stack:
         init = read_init_weights(config)
         images = images if images is not None else find_pool(config, ranks)
         check_split(config, len(images), ranks.world_size)

@@ -46,7 +46,7 @@ def evaluate(config: TransferConfig, split: str) -> EvaluationResult:
             f"data={config.data}: classes {', '.join(images.classes[:5])}; the model in {folder} knows "
             f"{', '.join(model.classes[:5])}. Expected the same, in the same order."
         )
-    with Ranks.here(config.device) as ranks:
+    with Ranks.join(config.device) as ranks:
         _, manifest = audit(images.images, config.max_rejected, form=model.preprocessing.reading)
         images = images.subset(manifest.kept) if manifest.rejected else images
         encoder = Encoder(model.spec, preprocessing=model.preprocessing)

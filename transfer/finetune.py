@@ -163,7 +163,7 @@ def run(config: TransferConfig, listener: ProgressListener | None = None) -> Tra
     """
     task_type = tasks.task_type(config)
     title = f"transfer {task_type.name}"
-    with Ranks.here(config.device) as ranks, ExitStack() as held:
+    with Ranks.join(config.device) as ranks, ExitStack() as held:
         config.check_passes(ranks.world_size * config.accumulate)
         source = read_init_weights(config)
         folder = held.enter_context(RunFolder.open(output_folder(config.out), config, ranks))

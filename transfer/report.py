@@ -10,10 +10,20 @@ from pathlib import Path
 from markupsafe import Markup
 
 from ..core.files import atomic_write_bytes
-from ..core.optional_imports import versions
+from ..core.optional_imports import installed_versions
 from ..core.progress import duration
 from ..core.public_names import public_config
-from ..core.report.html import LINES, Table, data_url, draw_curves, in_words, keys_table, machine, points, render
+from ..core.report.html import (
+    MAX_LINES,
+    Table,
+    data_url,
+    describe_curves,
+    describe_machine,
+    draw_curves,
+    keys_table,
+    points,
+    render,
+)
 from ..version import __version__
 from .metrics import NOT_SHARES, Scores
 from .visualize import ExampleImage
@@ -64,8 +74,8 @@ def write_summary(
             for heading, nothing, shown in _sorted(pictures)
         ],
         recipe=keys_table(config),
-        versions={"maelift": __version__, "python": platform.python_version(), **versions(*LIBRARIES)},
-        machine=machine(),
+        versions={"maelift": __version__, "python": platform.python_version(), **installed_versions(*LIBRARIES)},
+        machine=describe_machine(),
         spent=None if seconds is None else duration(seconds),
         folded_from=FOLDED_FROM,
     )
@@ -189,10 +199,10 @@ def _charts(curves: Sequence[Mapping[str, float]]) -> list[tuple[str, str, Marku
         ("validation", "Figures of the validation images while training", "%", figures, 100.0),
         ("rate", "Learning rate", "learning rate", [name for name in names if name == "lr"], 1.0),
     ):
-        lines = [(name, found) for name in chosen[:LINES] if (found := points(curves, name, factor))]
+        lines = [(name, found) for name in chosen[:MAX_LINES] if (found := points(curves, name, factor))]
         if lines:
-            left_out = f" (the first {LINES} of {len(chosen)})" if len(chosen) > LINES else ""
-            drawn.append((caption + left_out, in_words(lines), draw_curves(lines, label, key)))
+            left_out = f" (the first {MAX_LINES} of {len(chosen)})" if len(chosen) > MAX_LINES else ""
+            drawn.append((caption + left_out, describe_curves(lines), draw_curves(lines, label, key)))
     return drawn
 
 

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from ..cache import cache_file, cache_folder, load, save
 from ..errors import DataError
-from ..files import OUTPUT_MARK
-from ..threads import Threads
+from ..files import OUTPUT_MARKER
+from ..threads import CancellingThreadPool
 from .image_formats import ARRAY_SUFFIXES, SUFFIXES
 from .string_table import StringTable
 from .unread import is_junk, kind_of, report
@@ -169,7 +169,7 @@ def _listed(root: Path) -> _Tree:
 def _changed(root: Path, tree: _Tree) -> tuple[set[str], list[str]]:
     """The folders of a tree that are gone, and those that have changed since they were listed."""
     gone, stale = set(), []
-    with Threads(max_workers=8) as pool:  # on network storage each answer takes its time
+    with CancellingThreadPool(max_workers=8) as pool:  # on network storage each answer takes its time
         stamps = pool.map(lambda folder: _stat(root / folder), tree.folders, chunksize=64)
         for folder, found, known in zip(tree.folders, stamps, tree.stamps.tolist(), strict=True):
             if found is None:
@@ -285,7 +285,7 @@ def _walk(root: Path, folders: Iterable[str], known: Iterable[str] = ()) -> Iter
 
 def _is_output(names: set[str]) -> bool:
     """Whether maelift wrote a folder with these files: that of a run, a suite, or of pictures."""
-    return OUTPUT_MARK in names or any(files <= names for files in RUN_FILES)
+    return OUTPUT_MARKER in names or any(files <= names for files in RUN_FILES)
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
@@ -368,7 +368,7 @@ def is_racy(path: Path) -> bool:
 
 def read_file_stats(paths: Iterable[str]) -> NDArray[np.int64]:
     """(N, 3): size, and the times of the last change of content and of status in ns, of each file; -1 for one that is gone."""
-    with Threads(max_workers=8) as pool:
+    with CancellingThreadPool(max_workers=8) as pool:
         listed = list(paths)
         parts = [listed[first : first + 1024] for first in range(0, len(listed), 1024)]
         rows = [row for part in pool.map(_read_file_stats, parts) for row in part]

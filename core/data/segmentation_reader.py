@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ..errors import ConfigError, DataError
 from ..progress import progress_logger
-from ..threads import Threads
+from ..threads import CancellingThreadPool
 from .class_lists import NUM_MASK_VALUES, UNKNOWN_COLOUR, ColourTable, read_class_list
 from .decode import upright_size
 from .issues import DataIssue, raise_on_errors
@@ -129,7 +129,7 @@ def parse_segmentation(
 def _scan_masks(split: str, pairs: MaskPairs, colours: ColourTable | None) -> list[_MaskScan]:
     """Read every mask of a split."""
     report, scans = progress_logger(f"scanning the masks of {split}"), []
-    with Threads(max_workers=min(8, os.cpu_count() or 1)) as pool:
+    with CancellingThreadPool(max_workers=min(8, os.cpu_count() or 1)) as pool:
         paths = [pairs.images.root / name for name in pairs.images.paths]
         for scan in pool.map(lambda mask, image: _scan_mask(mask, image, colours), pairs.masks, paths):
             scans.append(scan)

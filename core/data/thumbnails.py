@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import DataError
-from ..threads import Threads
+from ..threads import CancellingThreadPool
 from .images import ImageSet, opened
 from .pixel_format import Picture
 from .transforms import to_array
@@ -67,7 +67,7 @@ class Thumbnails:
             for number in range(len(images)):
                 put(number)
             return found
-        with Threads(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        with CancellingThreadPool(max_workers=min(8, os.cpu_count() or 1)) as pool:
             for _ in pool.map(put, range(len(images))):
                 pass
         return found

@@ -1,4 +1,4 @@
-"""What the pages of reports share: the look of one self-contained HTML file, tables, and charts as inline SVG."""
+"""Reports as one self-contained HTML file: templates, tables (HTML, LaTeX, Markdown), charts as inline SVG."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ from markupsafe import Markup
 
 from ..errors import show
 
-if TYPE_CHECKING:  # imported where it draws: every training imports this file, and few draw
+if TYPE_CHECKING:  # imported where charts are drawn: every training imports this file, and few draw
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 COLOURS = ("#0072b2", "#d55e00", "#6b7280", "#00845f", "#b5578a", "#9a6b00")
-"""A line's colour on a light page: told apart by the colour-blind too (after Okabe and Ito)."""
+"""Line colours on a light page, distinguishable by the colour-blind too (after Okabe and Ito)."""
 
 COLOURS_ON_DARK = ("#4aa8e0", "#f0883e", "#a3acb5", "#2fc497", "#dd9bc0", "#e0b040")
 
 MARKERS = ("o", "s", "^", "D", "v", "P")
 DASHES = ("-", "--", "-.", ":")
 MINUS = "\N{MINUS SIGN}"
-LINES = 6
-"""Curves in one chart."""
-MARKED = 40
-"""Points up to which each is marked on its curve."""
+MAX_LINES = 6
+"""Maximum number of curves in one chart."""
+MAX_MARKED_POINTS = 40
+"""Number of points up to which each is marked on its curve."""
 
 Line = tuple[str, list[tuple[float, float]]]
-"""A curve: its name, and (step, value) of each of its points."""
+"""A curve: its name, and the (step, value) of its points."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table for a reader: ``caption`` says unit, split and seeds; the first column names the row."""
+    """A table: ``caption`` says unit, split and seeds; the first column names the row."""
 
     caption: str
     header: tuple[str, ...]
@@ -51,7 +51,7 @@ class Table:
 
     @property
     def numeric(self) -> tuple[bool, ...]:
-        """For each column, whether it holds numbers, with ± or as intervals too, to be set flush right."""
+        """For each column, whether it contains numbers (with ± and intervals too), which are aligned right."""
         number = rf"[+{MINUS}]?[\d.,e{MINUS}]+"
         cell = re.compile(rf"{number}(( ± | to ){number})?|missing|none|unknown|")
         columns = zip(*self.rows, strict=True) if self.rows else ((),) * len(self.header)
@@ -75,7 +75,7 @@ class Table:
 
 
 def render(template: Path, **values: object) -> str:
-    """The HTML of a template, which extends ``page.html.j2`` of this folder; every value is escaped, none may be missing."""
+    """The HTML of a template, which extends ``page.html.j2`` of this folder; values are escaped, none may be missing."""
     environment = Environment(
         loader=FileSystemLoader([template.parent, Path(__file__).parent]),
         autoescape=True,
@@ -87,8 +87,8 @@ def render(template: Path, **values: object) -> str:
     return environment.get_template(template.name).render(colours=colours, **values)
 
 
-def chart(height: float = 3.9) -> tuple[Figure, Axes]:
-    """An empty chart without a background, for ``svg``; ``height`` in inches, where its width is 5.2."""
+def new_chart(height: float = 3.9) -> tuple[Figure, Axes]:
+    """An empty chart without a background, for ``inline_svg``; ``height`` in inches, the width is 5.2."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5.2, height), layout="constrained")
@@ -100,8 +100,8 @@ def chart(height: float = 3.9) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def svg(figure: Figure, name: str) -> Markup:
-    """A figure as inline SVG: equal bytes each time, ids of its own by ``name``, colours that follow the page's."""
+def inline_svg(figure: Figure, name: str) -> Markup:
+    """A figure as inline SVG: deterministic bytes, ids prefixed with ``name``, colours that follow the page's."""
     import matplotlib
 
     if any(axes.get_legend_handles_labels()[1] for axes in figure.axes):
@@ -123,13 +123,13 @@ def svg(figure: Figure, name: str) -> Markup:
 
 
 def points(records: Iterable[Mapping[str, float]], name: str, factor: float = 1.0) -> list[tuple[float, float]]:
-    """The (step, ``factor`` times value) of a metric in the records of a metrics.jsonl, but for values that are no numbers."""
+    """The (step, ``factor`` times value) of a metric in the records of a metrics.jsonl, without values that aren't finite."""
     found = [(record["step"], record[name]) for record in records if name in record and "step" in record]
     return [(step, factor * value) for step, value in found if value is not None and math.isfinite(value)]
 
 
-def in_words(lines: Sequence[Line]) -> str:
-    """Where curves begin and end, for those who don't see them."""
+def describe_curves(lines: Sequence[Line]) -> str:
+    """The first and last point of each curve in words, for screen readers."""
     return "; ".join(
         f"{name} from {points[0][1]:.4g} at step {points[0][0]:,.0f} to {points[-1][1]:.4g} at step {points[-1][0]:,.0f}"
         for name, points in lines
@@ -137,8 +137,8 @@ def in_words(lines: Sequence[Line]) -> str:
 
 
 def draw_curves(lines: Sequence[Line], label: str, name: str, *, logarithmic: bool = False) -> Markup:
-    """Curves over the steps of training as inline SVG, its ids by ``name``; ``label`` names their values and the unit."""
-    figure, axes = chart()
+    """Curves over the training steps as inline SVG with ids by ``name``; ``label`` says what the values are and their unit."""
+    figure, axes = new_chart()
     for number, (metric, found) in enumerate(lines):
         axes.plot(
             [step for step, _ in found],
@@ -146,7 +146,7 @@ def draw_curves(lines: Sequence[Line], label: str, name: str, *, logarithmic: bo
             label=metric,
             color=COLOURS[number % len(COLOURS)],
             linestyle=DASHES[number % len(DASHES)],
-            marker=MARKERS[number % len(MARKERS)] if len(found) <= MARKED else None,
+            marker=MARKERS[number % len(MARKERS)] if len(found) <= MAX_MARKED_POINTS else None,
             markersize=4,
         )
     if logarithmic:
@@ -154,27 +154,27 @@ def draw_curves(lines: Sequence[Line], label: str, name: str, *, logarithmic: bo
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.set_xlabel("steps of training")
     axes.set_ylabel(label)
-    return svg(figure, name)
+    return inline_svg(figure, name)
 
 
 def keys_table(config: Mapping[str, object]) -> Table:
-    """The keys of a run and their values."""
+    """The table of a run's keys and values."""
     return Table("The keys of this run", ("key", "value"), tuple((key, show(value)) for key, value in config.items()))
 
 
-def machine() -> str:
-    """What this runs on, in a few words."""
+def describe_machine() -> str:
+    """This machine in a few words: GPU, architecture, number of cores."""
     name = f"{platform.machine()}, {os.cpu_count()} cores"
     return f"{torch.cuda.get_device_name()}, {name}" if torch.cuda.is_available() else name
 
 
 def data_url(picture: bytes, kind: str) -> str:
-    """A picture of a kind ("png", "jpeg") as an address that holds it."""
+    """A picture of a kind ("png", "jpeg") as a data URL."""
     return f"data:image/{kind};base64,{base64.b64encode(picture).decode()}"
 
 
-def plain(text: str) -> str:
-    """Text on one line that Markdown shows as it is, tags included."""
+def escape_markdown(text: str) -> str:
+    """Text on one line, with tags escaped for Markdown."""
     return " ".join(text.split()).replace("<", "&lt;")
 
 
@@ -197,4 +197,4 @@ def _in_latex(text: str) -> str:
 
 
 def _in_markdown(cells: Sequence[str]) -> tuple[str, ...]:
-    return tuple(plain(cell).replace("|", "\\|") for cell in cells)
+    return tuple(escape_markdown(cell).replace("|", "\\|") for cell in cells)

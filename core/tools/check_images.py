@@ -23,7 +23,7 @@ from ..data.task_data import AnnotatedSplit, AnnotatedTask
 from ..data.thumbnails import Thumbnail, Thumbnails, thumbnail
 from ..errors import DataError
 from ..progress import progress_logger
-from ..threads import Threads
+from ..threads import CancellingThreadPool
 from .check_report import SplitContent
 
 IMAGE_RULES: Mapping[str, str] = {
@@ -101,7 +101,7 @@ def scan_splits(splits: Sequence[CheckedSplit], form: PixelFormat) -> dict[str, 
     images = {name: (part.images, index) for part in splits for index, name in enumerate(part.names)}
     scans: dict[str, ImageScan] = {}
     report = progress_logger("scanning the images")
-    with Threads(max_workers=min(8, os.cpu_count() or 1)) as pool:
+    with CancellingThreadPool(max_workers=min(8, os.cpu_count() or 1)) as pool:
         for name, scan in zip(
             images, pool.map(lambda place: _scan(place[0], place[1], form), images.values()), strict=True
         ):

@@ -23,7 +23,7 @@ from ..data.thumbnails import Thumbnail, Thumbnails, thumbnail
 from ..data.transforms import check_channels
 from ..errors import DataError
 from ..progress import progress_logger
-from ..threads import Threads
+from ..threads import CancellingThreadPool
 
 LEFT_OUT = "left out of pretraining, which puts up with a share of max_rejected"
 POOL_RULES: Mapping[str, str] = {
@@ -120,7 +120,7 @@ def _look_through(images: ImageSet, form: PixelFormat, compared: bool) -> tuple[
     began = time.time_ns()
     looks: list[ImageInfo] = []
     thumbnails: dict[int, Thumbnail] = {}
-    with Threads(max_workers=min(8, os.cpu_count() or 1)) as pool:
+    with CancellingThreadPool(max_workers=min(8, os.cpu_count() or 1)) as pool:
         for start in range(0, len(images), 1024):  # in parts: a pool's queue of millions would fill the memory
             numbers = range(start, min(start + 1024, len(images)))
             for seen, small in pool.map(lambda number: _look(images, number, form, compared), numbers):

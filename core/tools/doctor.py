@@ -1,4 +1,4 @@
-"""What this machine has: versions, devices, optional frameworks that really import, disk, data."""
+"""``maelift doctor``: versions, devices, optional frameworks that really import, disk space, loading, data."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from pathlib import Path
 
 try:
     import resource
-except ImportError:  # Windows has none
+except ImportError:  # not on Windows
     resource = None  # type: ignore[assignment]
 
 from ..dry_run import Plan
 from ..optional_imports import FRAMEWORKS as ADAPTERS
-from ..optional_imports import Framework, installed_version, too_old
+from ..optional_imports import Framework, installed_version, outdated_message
 from .fashion_mnist import DEBIAN_FOLDER, FASHION_MNIST
 
 PACKAGES = (
@@ -34,7 +34,7 @@ PACKAGES = (
     "omegaconf",
     "pillow",
 )
-FRAMEWORKS = {
+OTHER_PACKAGES = {
     "mmcv": "mmcv",
     "mmengine": "mmengine",
     "onnxruntime": "onnxruntime",
@@ -48,21 +48,21 @@ IMPORT_SECONDS = 120
 
 SHARED_MEMORY = Path("/dev/shm")
 BATCH_BYTES = 256 * 3 * 224 * 224
-"""A batch of 256 colour images of 224 pixels; each worker has two ready."""
-FEW_FILES = 4096
-"""Open files below which processes that hand over many tensors run out of them."""
+"""A batch of 256 RGB images of 224 × 224 pixels; each worker prefetches two."""
+MIN_OPEN_FILES = 4096
+"""Limit of open files below which loader workers that pass many tensors run out of them."""
 
 
 @dataclass(frozen=True)
 class DoctorConfig:
-    """Say what this machine has."""
+    """Report what this machine has (no keys)."""
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What was found; ``frameworks`` maps names to a version, "not installed", or why the import fails.
+    """The report; ``frameworks`` maps names to a version, "not installed", or why the import fails.
 
-    ``adapters`` says for each framework that ``maelift export`` knows whether it would work here, or how to make it work.
+    ``adapters`` maps each framework of ``maelift export`` to whether it works here, or how to make it work.
     """
 
     versions: dict[str, str]
@@ -100,15 +100,15 @@ class Diagnosis:
 
 
 def doctor(config: DoctorConfig) -> Diagnosis:
-    """Look at this machine; a package that crashes or hangs on import can't take this down with it."""
+    """Examine this machine; packages are imported in processes of their own, as they may crash or hang."""
     from ...version import __version__
 
     versions = {"maelift": __version__, "python": platform.python_version()}
     versions |= {name: _version(name) for name in PACKAGES}
     with ThreadPoolExecutor() as pool:
         devices = pool.submit(_devices)
-        adapters = dict(zip(ADAPTERS, pool.map(_adapter, ADAPTERS.values()), strict=True))
-        frameworks = dict(zip(FRAMEWORKS, pool.map(_framework, FRAMEWORKS.values()), strict=True))
+        adapters = dict(zip(ADAPTERS, pool.map(_adapter_state, ADAPTERS.values()), strict=True))
+        frameworks = dict(zip(OTHER_PACKAGES, pool.map(_package_state, OTHER_PACKAGES.values()), strict=True))
     return Diagnosis(
         versions=versions,
         devices=devices.result(),
@@ -122,7 +122,9 @@ def doctor(config: DoctorConfig) -> Diagnosis:
 
 def plan(config: DoctorConfig) -> Plan:
     """What ``doctor`` would do."""
-    return Plan((("reads", "versions, devices, disk, data"), ("imports", ", ".join(["torch", *ADAPTERS, *FRAMEWORKS]))))
+    return Plan(
+        (("reads", "versions, devices, disk, data"), ("imports", ", ".join(["torch", *ADAPTERS, *OTHER_PACKAGES])))
+    )
 
 
 def _version(package: str) -> str:
@@ -151,12 +153,12 @@ def _devices() -> dict[str, str]:
     pages = os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
     memory = f", {pages * os.sysconf('SC_PAGE_SIZE') / 2**30:.1f} GiB memory" if pages else ""
     devices = {"cpu": f"{cores} cores{memory}"}
-    said, wrong = _in_a_process(_DEVICES)
-    return devices | ({"torch": f"does not work: {wrong}"} if wrong else json.loads(said))
+    output, problem = _run_in_process(_DEVICES)
+    return devices | ({"torch": f"does not work: {problem}"} if problem else json.loads(output))
 
 
 def _cores() -> int:
-    """Cores that this process may use: those it is bound to, and no more than its control group allows."""
+    """Cores that this process may use: by its CPU affinity and its control group's quota."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
@@ -166,30 +168,30 @@ def _cores() -> int:
 
 
 def _loading() -> dict[str, str]:
-    """What loader processes need: cores, shared memory to hand batches over, open files."""
+    """What loader workers need: cores, shared memory for batches, open files."""
     cores = _cores()
-    said = {"workers": f"up to {cores} (one a core)"}
+    report = {"workers": f"up to {cores} (one a core)"}
     if SHARED_MEMORY.is_dir():
         free = shutil.disk_usage(SHARED_MEMORY).free
         need = cores * 2 * BATCH_BYTES
         advice = "" if free >= need else f": little for {cores} workers; docker run --shm-size=8g, or fewer workers"
-        said["shared memory"] = f"{free / 2**30:.1f} GiB free{advice}"
+        report["shared memory"] = f"{free / 2**30:.1f} GiB free{advice}"
     if resource is not None:
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        few = limit != resource.RLIM_INFINITY and limit < FEW_FILES
+        few = limit != resource.RLIM_INFINITY and limit < MIN_OPEN_FILES
         unlimited = limit == resource.RLIM_INFINITY
-        said["open files"] = (
+        report["open files"] = (
             f"{'no limit' if unlimited else limit}{': few for many workers; ulimit -n 65536' if few else ''}"
         )
-    return said
+    return report
 
 
-def _adapter(framework: Framework) -> str:
+def _adapter_state(framework: Framework) -> str:
     """Whether the adapter of a framework would work here; if not, how to make it work."""
-    if (fault := too_old(framework)) is not None:
-        return fault
+    if (problem := outdated_message(framework)) is not None:
+        return problem
     for module in (framework.module, *framework.needs):
-        state = _framework(module)
+        state = _package_state(module)
         if state == "not installed":
             return f"{module} is not installed: {framework.install}"
         if not state.endswith("(imports)"):
@@ -197,10 +199,10 @@ def _adapter(framework: Framework) -> str:
     return f"works ({framework.name} {installed_version(framework.distributions) or 'of unknown version'})"
 
 
-def _framework(module: str) -> str:
+def _package_state(module: str) -> str:
     """The version of a framework that imports, "not installed", or what is wrong with it."""
     absent = "not installed"
-    said, wrong = _in_a_process(
+    output, problem = _run_in_process(
         "import importlib.util\n"
         f"if importlib.util.find_spec({module.partition('.')[0]!r}) is None:\n"
         f"    print({absent!r})\n"
@@ -208,15 +210,15 @@ def _framework(module: str) -> str:
         f"    module = importlib.import_module({module!r})\n"
         "    print(getattr(module, '__version__', 'version unknown'), '(imports)')"
     )
-    return f"installed, but does not import: {wrong}" if wrong else said
+    return f"installed, but does not import: {problem}" if problem else output
 
 
-def _in_a_process(code: str) -> tuple[str, str]:
-    """Run Python code by itself: the last line that it printed, and what went wrong, if anything did.
+def _run_in_process(code: str) -> tuple[str, str]:
+    """Run Python code in a new process: the last line that it printed, and what went wrong, or "".
 
-    The current folder is kept off its path, so that a folder named as a package isn't taken for it.
+    The current folder is not on its path, so that a folder with a package's name isn't imported.
     """
-    code = f"import sys\nsys.path = [place for place in sys.path if place]\n{code}"
+    code = f"import sys\nsys.path = [folder for folder in sys.path if folder]\n{code}"
     try:
         done = subprocess.run(
             [sys.executable, "-c", code],
@@ -236,7 +238,7 @@ def _in_a_process(code: str) -> tuple[str, str]:
 
 
 def _data() -> dict[str, str]:
-    places = [Path("data/fashion-mnist"), Path("/") / DEBIAN_FOLDER]
-    found = [str(place) for place in places if all((place / name).is_file() for name in FASHION_MNIST)]
-    bring = "not found: maelift data fashion-mnist out=data/fashion-mnist"
-    return {"fashion-mnist": found[0] if found else bring}
+    folders = [Path("data/fashion-mnist"), Path("/") / DEBIAN_FOLDER]
+    found = [str(folder) for folder in folders if all((folder / name).is_file() for name in FASHION_MNIST)]
+    missing = "not found: maelift data fashion-mnist out=data/fashion-mnist"
+    return {"fashion-mnist": found[0] if found else missing}

@@ -29,7 +29,7 @@ from ..files import atomic_path, atomic_write_text, output_folder
 from ..progress import progress_logger
 from ..seeding import stream
 from ..terminal import quoted
-from ..threads import Threads
+from ..threads import CancellingThreadPool
 
 logger = logging.getLogger("maelift")
 
@@ -263,7 +263,7 @@ def member_name(name: str, suffix: str, number: int) -> str:
 
 def _all_packed(config: PackConfig, images: ImageSet, part: Sequence[int]) -> Iterator[_Packed]:
     """The images of a shard in order, some of them worked on ahead."""
-    with Threads(max_workers=min(8, os.cpu_count() or 1)) as pool:
+    with CancellingThreadPool(max_workers=min(8, os.cpu_count() or 1)) as pool:
         for start in range(0, len(part), AHEAD):
             yield from pool.map(lambda index: _packed(config, images, index), part[start : start + AHEAD])
 

@@ -19,7 +19,7 @@ from ..errors import MaeliftError
 from ..progress import duration
 from ..seeding import reseed, seeded_rng
 from ..signals import Interrupted, StopRequested, StopSignals
-from ..system_errors import MEMORY, out_of_memory
+from ..system_errors import MEMORY_ADVICE, is_out_of_memory
 from .checkpoints import Checkpoints
 from .ema import M
 from .loader import Batch, Batches
@@ -89,7 +89,7 @@ def train(
     tracker.resume_from(state.step)
     if _out_of_patience(state, callbacks):
         return  # it was saved when it ended
-    with StopSignals.noted() as signals, seeded_rng(seed, "training"), peer_failure_as_error():
+    with StopSignals.caught() as signals, seeded_rng(seed, "training"), peer_failure_as_error():
         run = _TrainingRun(
             state, model, objective, schedule, seed, ranks, tracker, callbacks, precision, clip_grad, signals
         )
@@ -264,10 +264,10 @@ class _TrainingRun(Generic[M]):
             with self.signals.at_once():
                 yield
         except (MemoryError, RuntimeError) as error:
-            if not out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             self._save_without_memory()
-            raise OutOfMemory(f"step {self.state.step + 1} of {self.schedule.steps}: {MEMORY}") from error
+            raise OutOfMemory(f"step {self.state.step + 1} of {self.schedule.steps}: {MEMORY_ADVICE}") from error
 
     def _save_without_memory(self) -> None:
         """Save the state after the steps so far, if the memory suffices for that."""

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 NO_DECAY = ("pos_embed", "cls_token", "dist_token")
-"""Parameters without weight decay though they have more than one axis (fine-tuning, as BEiT and MAE do)."""
+"""Parameters with more than one axis that get no weight decay (fine-tuning, as in BEiT and MAE)."""
 
 
-def layer_number(name: str, depth: int) -> int:
-    """The layer of a ViT that a parameter belongs to: 0 embeddings, 1 to ``depth`` blocks, ``depth`` + 1 the rest."""
+def layer_index(name: str, depth: int) -> int:
+    """The layer of a ViT's parameter: 0 for embeddings, 1 to ``depth`` for the blocks, ``depth`` + 1 for the rest."""
     if name.startswith(("cls_token", "pos_embed", "patch_embed")):
         return 0
     found = re.match(r"blocks\.(\d+)\.", name)
@@ -32,8 +32,8 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Groups for a torch optimiser, each with ``lr_scale``, ``weight_decay`` and the ``names`` of its parameters.
 
-    The encoder's parameters are those whose names begin with ``prefix`` (or with none); all others count as above its last
-    block. The rate of layer l of L = depth + 1 is scaled by ``layer_decay ** (L - l)``; vectors, biases and the parameters
+    The encoder's parameters are those whose names begin with ``prefix`` (or have none); all others are treated as above its
+    last block. The rate of layer l of L = depth + 1 is scaled by ``layer_decay ** (L - l)``; vectors, biases and the parameters
     named in ``no_decay`` get no weight decay. Frozen parameters are left out.
     """
     groups: dict[tuple[int, float], dict[str, Any]] = {}
@@ -41,7 +41,7 @@ def parameter_groups(
         if not parameter.requires_grad:
             continue
         bare = name.removeprefix(prefix)
-        layer = layer_number(bare, depth) if layer_decay != 1.0 else depth + 1
+        layer = layer_index(bare, depth) if layer_decay != 1.0 else depth + 1
         decay = 0.0 if parameter.ndim <= 1 or bare in no_decay else weight_decay
         group = groups.setdefault(
             (layer, decay),
@@ -53,13 +53,13 @@ def parameter_groups(
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Give every group the rate ``lr`` times its ``lr_scale``."""
+    """Set every group's learning rate to ``lr`` times its ``lr_scale``."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("lr_scale", 1.0)
 
 
 class Lars(torch.optim.Optimizer):
-    """LARS (You et al. 2017), which the paper's linear probe uses (Appendix A.1, Table 10).
+    """LARS (You et al., 2017), the optimiser of MAE's linear probe (Appendix A.1, Table 10).
 
     Momentum on gradients that are scaled, weight by weight, by ``trust_coefficient`` times the ratio of the norms of
     weight and update. Vectors and biases get neither the scaling nor weight decay.
@@ -106,6 +106,6 @@ class Lars(torch.optim.Optimizer):
         state = self.state[parameter]
         if "momentum" not in state:
             state["momentum"] = torch.zeros_like(parameter)
-        momentum = cast(Tensor, state["momentum"])
+        momentum: Tensor = state["momentum"]
         momentum.mul_(group["momentum"]).add_(update)
         parameter.add_(momentum, alpha=-group["lr"])

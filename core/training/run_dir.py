@@ -1,9 +1,9 @@
-"""The folder of a run: its configuration beside its output, and whether another run may go on in it."""
+"""The folder of a run: its configuration beside its output, and whether a command may resume the run in it."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
@@ -22,8 +22,8 @@ FREE_KEYS = (
     *("parallel", "activation_checkpointing", "compile"),
     *("checkpoint_minutes", "checkpoints", "log_every", "probe", "wandb", "reindex", "background"),
 )
-"""Keys that may differ between a run and its continuation: they do not change the result, but for rounding. The contents of
-data and encoder are compared themselves, images as they are seen on a background."""
+"""Keys that may differ between a run and its continuation: they do not change the result, except for rounding. The contents
+of data and encoder are compared instead, images as composed on the background."""
 
 
 @dataclass(frozen=True)
@@ -35,35 +35,35 @@ class RunFolder:
 
     @property
     def checkpoints(self) -> Path:
-        """The folder of the states that an unfinished run goes on from."""
+        """The folder of the checkpoints that an unfinished run resumes from."""
         return self.path / "checkpoints"
 
     @classmethod
     @contextmanager
     def open(cls, path: Path, config: Any, ranks: Ranks) -> Iterator[RunFolder]:
-        """The folder for this configuration, for one command at a time; raise MaeliftError when it holds a run of another one.
+        """The folder for this configuration, locked for one command; raise MaeliftError when it has a run of another one.
 
-        Nothing but a lock is written before ``check_data``, so that a mistake found until then can be mended in the same
+        Nothing but a lock is written before ``check_data``, so that a mistake found until then can be fixed in the same
         folder.
         """
         file = path / "config.yaml"
-        with ExitStack() as held:
-            ranks.broadcast(lambda: held.enter_context(exclusive_lock(path)))
+        with ExitStack() as locks:
+            ranks.broadcast(lambda: locks.enter_context(exclusive_lock(path)))
             if file.exists():
-                before = {**_usual(config), **read_run_config(file)}  # a key that is newer than the run: its default
-                differences = config_difference(_fixed(before), _fixed(to_dict(config)))
+                before = {**_default_values(config), **read_run_config(file)}  # for keys that are newer than the run
+                differences = config_difference(_determining(before), _determining(to_dict(config)))
                 if differences:
                     raise MaeliftError(
                         f"out={path} holds a run of another configuration ({'; '.join(differences)}). "
-                        "Choose another out, or give that configuration to go on with it."
+                        "Choose another out, or use that configuration to resume it."
                     )
             ranks.barrier()
             yield cls(path, config)
 
     def check_data(self, digest: str, ranks: Ranks, encoder: str | None = None) -> None:
-        """Raise MaeliftError when the run in this folder was made on other images, or from another encoder.
+        """Raise MaeliftError when the run in this folder was trained on other images, or from another encoder.
 
-        Both are told by hashes of their contents. The first time, they are written down, and the configuration.
+        Both are compared by hashes of their contents. The first time, these and the configuration are saved.
         """
         file, new = self.path / "data.json", {"manifest": digest, "encoder": encoder}
         if file.exists():
@@ -73,7 +73,7 @@ class RunFolder:
                 if old.get(key) != new[key]:
                     raise MaeliftError(
                         f"out={self.path} holds a run {what} ({key} {before}, now {now}). "
-                        "Choose another out, or bring back what it was made from to go on."
+                        "Choose another out, or restore what it was made from to resume it."
                     )
         elif ranks.is_main:
             write_config(self.config, self.path / "config.yaml")
@@ -82,18 +82,18 @@ class RunFolder:
 
 
 def read_run_config(file: Path) -> dict[str, Any]:
-    """The mapping in a YAML or JSON file of a run; raises MaeliftError for a file of another kind."""
+    """The mapping in a YAML or JSON file of a run; raises MaeliftError for other content."""
     try:
         content = yaml.safe_load(read_regular_text(file))
     except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError, NotRegularError):
         content = None
     if not isinstance(content, dict):
-        raise MaeliftError(f"{file}: not that of a maelift run. Choose another out, or remove it.")
+        raise MaeliftError(f"{file}: not a file of a maelift run. Choose another out, or remove it.")
     return content
 
 
-def _usual(config: Any) -> dict[str, Any]:
-    """The keys of a configuration that are as they are by default."""
+def _default_values(config: Any) -> dict[str, Any]:
+    """The keys of a configuration that have their default values."""
     plain, found = to_dict(config), {}
     for field in fields(config):
         default = field.default if field.default_factory is MISSING else field.default_factory()
@@ -102,5 +102,6 @@ def _usual(config: Any) -> dict[str, Any]:
     return found
 
 
-def _fixed(config: Any) -> dict[str, Any]:
+def _determining(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys that the result depends on."""
     return {key: value for key, value in config.items() if key not in FREE_KEYS}

@@ -19,14 +19,14 @@ def warmup_cosine(at: float, *, lr: float, warmup: float, total: float, min_lr: 
 
 
 Decay = Literal["cosine", "linear", "steps"]
-"""How the learning rate falls after warm-up: half a cosine, a line, or by 10 after 8/9 and 26/27 of all steps (ViTDet, A.2)."""
+"""How the learning rate decays after warm-up: half a cosine, a line, or by 10 after 8/9 and 26/27 of the steps (ViTDet, A.2)."""
 
 STEP_DECAY_AT = (8 / 9, 26 / 27)
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long, and at which learning rate: linear warm-up, then ``decay``, in steps of the optimiser."""
+    """The number of optimiser steps and the learning rate of each: linear ``warmup`` (in steps), then ``decay`` to ``min_lr``."""
 
     steps: int
     lr: float
@@ -35,7 +35,7 @@ class Schedule:
     decay: Decay = "cosine"
 
     def lr_at(self, step: int) -> float:
-        """The rate with which step number ``step``, from 0, is made."""
+        """The learning rate of step number ``step``, from 0."""
         if self.decay == "cosine" or step < self.warmup:
             return warmup_cosine(step, lr=self.lr, warmup=self.warmup, total=self.steps, min_lr=self.min_lr)
         if self.decay == "steps":

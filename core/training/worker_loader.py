@@ -30,7 +30,7 @@ from torch import Tensor
 from ..errors import MaeliftError
 from ..progress import duration
 from ..signals import leave_stop_signals_to_parent, stop_signals_blocked
-from ..system_errors import out_of_memory
+from ..system_errors import is_out_of_memory
 
 logger = logging.getLogger("maelift")
 
@@ -184,7 +184,7 @@ class _Failed:
 
     def __init__(self, error: BaseException) -> None:
         self.text, self.error = traceback.format_exc(), None
-        self.memory = out_of_memory(error)
+        self.memory = is_out_of_memory(error)
         with suppress(Exception):
             self.error = pickle.loads(pickle.dumps(error))
 

@@ -152,7 +152,7 @@ def test_a_framework_that_is_missing_too_old_or_broken_is_told(monkeypatch: pyte
         (tmp_path / f"broken{number}.py").write_text(source)
         thing(f"broken{number}")
         with pytest.raises(
-            MaeliftError, match=rf"^broken{number} is installed, but does not import \(.*\)\. Mend it: pip"
+            MaeliftError, match=rf"^broken{number} is installed, but does not import \(.*\)\. Fix it: pip"
         ):
             require("thing")
 

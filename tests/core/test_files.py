@@ -28,16 +28,16 @@ from maelift.core.files import (
 
 
 def test_a_held_folder_is_refused_and_free_again_after_it(tmp_path: Path) -> None:
-    with exclusive_lock(tmp_path, waits=0):
+    with exclusive_lock(tmp_path, timeout=0):
         assert (tmp_path / LOCK_FILE).exists()
         with (
-            pytest.raises(MaeliftError, match="another maelift command is at work there"),
-            exclusive_lock(tmp_path, waits=0),
+            pytest.raises(MaeliftError, match="another maelift command is running there"),
+            exclusive_lock(tmp_path, timeout=0),
         ):
             pass
         assert (tmp_path / LOCK_FILE).exists()  # a refused one leaves the lock alone
     assert not (tmp_path / LOCK_FILE).exists()
-    with exclusive_lock(tmp_path, waits=0):
+    with exclusive_lock(tmp_path, timeout=0):
         pass
 
 
@@ -45,11 +45,11 @@ def test_one_that_waits_gets_the_folder_once_the_other_has_ended(tmp_path: Path)
     order: list[str] = []
 
     def second() -> None:
-        with exclusive_lock(tmp_path, waits=20):
+        with exclusive_lock(tmp_path, timeout=20):
             order.append("second")
 
     waiting = threading.Thread(target=second)
-    with exclusive_lock(tmp_path, waits=0):
+    with exclusive_lock(tmp_path, timeout=0):
         waiting.start()
         time.sleep(0.4)
         order.append("first")
@@ -70,7 +70,7 @@ def test_a_lock_whose_file_was_removed_and_made_anew_is_not_taken_for_held(tmp_p
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fcntl, "flock", flock)
-        with exclusive_lock(tmp_path, waits=5):
+        with exclusive_lock(tmp_path, timeout=5):
             assert path.exists()
             with path.open() as other, pytest.raises(BlockingIOError):
                 real(other, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -11,7 +11,7 @@ import time
 import pytest
 from maelift.core import signals
 from maelift.core.signals import Interrupted, StopRequested, StopSignals, interruptible
-from maelift.core.threads import Threads
+from maelift.core.threads import CancellingThreadPool
 
 
 def ask(number: int = signal.SIGTERM) -> None:
@@ -19,8 +19,8 @@ def ask(number: int = signal.SIGTERM) -> None:
 
 
 def test_a_repeated_signal_is_the_same_request_wherever_it_comes() -> None:
-    with StopSignals.noted("maelift test", raising=True) as outer:
-        with StopSignals.noted() as inner:
+    with StopSignals.caught("maelift test", raising=True) as outer:
+        with StopSignals.caught() as inner:
             ask()
             ask()
             assert inner.received == signal.SIGTERM
@@ -57,7 +57,7 @@ def test_threads_do_not_keep_a_stop_waiting() -> None:
         time.sleep(0.01)
         done.append(number)
 
-    with pytest.raises(Interrupted), interruptible("stopped"), Threads(1) as pool:
+    with pytest.raises(Interrupted), interruptible("stopped"), CancellingThreadPool(1) as pool:
         for number in range(1000):
             pool.submit(work, number)
         ask()
@@ -68,8 +68,8 @@ PROGRAM = """
 import os, signal, sys, time
 from maelift.core import signals
 from maelift.core.signals import StopSignals
-signals.REPEATED_SECONDS = signals.UNWINDING_SECONDS = 0.2
-with StopSignals.noted("maelift test", raising=sys.argv[1] == "stuck"):
+signals.SAME_REQUEST_SECONDS = signals.SHUTDOWN_SECONDS = 0.2
+with StopSignals.caught("maelift test", raising=sys.argv[1] == "stuck"):
     try:
         os.kill(os.getpid(), signal.SIGINT)
     except KeyboardInterrupt:

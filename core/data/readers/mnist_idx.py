@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ...errors import DataError
-from ...files import LARGEST_READ, open_regular
+from ...files import MAX_READ_BYTES, open_regular
 from ..file_index import read_file_stats
 from ..pixel_format import ANY_FORMAT, PixelFormat
 from ..string_table import Numbers, StringTable
@@ -99,9 +99,9 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
                     f"{path}: {size:,} bytes that promise to unpack to {promised:,}: a decompression bomb? "
                     "Unpack it with gunzip if it is to be trusted."
                 )
-            if promised > LARGEST_READ:
+            if promised > MAX_READ_BYTES:
                 raise DataError(
-                    f"{path}: its header promises {promised:,} bytes, more than the {LARGEST_READ:,} that are read of a file. "
+                    f"{path}: its header promises {promised:,} bytes, more than the {MAX_READ_BYTES:,} that are read of a file. "
                     "Save it as a .npy array, which is mapped, not read."
                 )
             there = size - 4 - 4 * axes

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ...errors import DataError
-from ...files import LARGEST_READ, check_regular
+from ...files import MAX_READ_BYTES, check_regular
 from ...optional_imports import require
 from ..decode import decode
 from ..file_index import read_file_stats
@@ -140,9 +140,9 @@ def _row_group(file: Path, group: int, column: str) -> Any:
     import pyarrow.parquet as parquet
 
     source = parquet.ParquetFile(file)
-    if (size := source.metadata.row_group(group).total_byte_size) > LARGEST_READ:
+    if (size := source.metadata.row_group(group).total_byte_size) > MAX_READ_BYTES:
         raise DataError(
-            f"{file}: row group {group} of {size:,} bytes, more than the {LARGEST_READ:,} that are read at once. Write the file "
-            "with smaller row groups"
+            f"{file}: row group {group} of {size:,} bytes, more than the {MAX_READ_BYTES:,} that are read at once. Write the "
+            "file with smaller row groups"
         )
     return source.read_row_group(group, columns=[column]).column(0)

@@ -20,7 +20,7 @@ from PIL import Image
 
 from ...cache import cache_file, load, save
 from ...errors import DataError
-from ...files import LARGEST_READ, check_regular, open_regular
+from ...files import MAX_READ_BYTES, check_regular, open_regular
 from ...optional_imports import require
 from ...progress import progress_logger
 from ..decode import decode
@@ -64,9 +64,9 @@ class TarImages:
     def content(self, index: int) -> bytes:
         shard, offset, size = (int(value) for value in self.places[index])
         try:
-            if size > LARGEST_READ:
+            if size > MAX_READ_BYTES:
                 raise DataError(
-                    f"{self.names[index]}: {size:,} bytes, more than the {LARGEST_READ:,} that are read of a file"
+                    f"{self.names[index]}: {size:,} bytes, more than the {MAX_READ_BYTES:,} that are read of a file"
                 )
             with open_regular(self.shards[shard]) as file:
                 file.seek(offset)

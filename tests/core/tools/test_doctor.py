@@ -30,7 +30,7 @@ def frameworks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def state_of(name: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """What the doctor says of a framework."""
-    monkeypatch.setattr(doctor_module, "FRAMEWORKS", {name: name})
+    monkeypatch.setattr(doctor_module, "OTHER_PACKAGES", {name: name})
     return doctor(DoctorConfig()).frameworks[name]
 
 
@@ -87,7 +87,7 @@ def test_which_adapters_would_work_is_told(
     (frameworks / "framework_here").mkdir()
     (frameworks / "framework_here" / "__init__.py").touch()
     (frameworks / "framework_here" / "part.py").write_text(part)
-    monkeypatch.setattr(doctor_module, "FRAMEWORKS", {})
+    monkeypatch.setattr(doctor_module, "OTHER_PACKAGES", {})
     monkeypatch.setattr(doctor_module, "ADAPTERS", {"thing": framework})
     found = doctor(DoctorConfig())
     assert expected in found.adapters["thing"] and expected in found.summary()
@@ -96,7 +96,7 @@ def test_which_adapters_would_work_is_told(
 def test_a_torch_that_does_not_work_is_told(frameworks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor_module, "_DEVICES", "import torch")
     (frameworks / "torch.py").write_text("raise OSError('libcudart.so: cannot open shared object file')")
-    monkeypatch.setattr(doctor_module, "FRAMEWORKS", {})
+    monkeypatch.setattr(doctor_module, "OTHER_PACKAGES", {})
     devices = doctor(DoctorConfig()).devices
     assert devices["torch"] == "does not work: OSError: libcudart.so: cannot open shared object file"
     assert "cores" in devices["cpu"]
@@ -105,7 +105,7 @@ def test_a_torch_that_does_not_work_is_told(frameworks: Path, monkeypatch: pytes
 def test_this_machine_is_described(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(doctor_module, "ADAPTERS", {})
-    monkeypatch.setattr(doctor_module, "FRAMEWORKS", {"absent": "a_module_that_is_not_there"})
+    monkeypatch.setattr(doctor_module, "OTHER_PACKAGES", {"absent": "a_module_that_is_not_there"})
     found = doctor(DoctorConfig())
     assert found.versions["python"] == ".".join(map(str, sys.version_info[:3]))
     assert {"cpu", "threads", "mps"} <= found.devices.keys()
@@ -118,7 +118,7 @@ def test_this_machine_is_described(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_the_embedded_data_counts_as_found_when_whole(
     tmp_path: Path, frameworks: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doctor_module, "FRAMEWORKS", {})
+    monkeypatch.setattr(doctor_module, "OTHER_PACKAGES", {})
     monkeypatch.setattr(doctor_module, "DEBIAN_FOLDER", Path("nowhere"))
     folder = tmp_path / "data" / "fashion-mnist"
     folder.mkdir(parents=True)
@@ -130,11 +130,11 @@ def test_the_embedded_data_counts_as_found_when_whole(
 
 
 def test_what_loaders_need_is_told(frameworks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor_module, "FRAMEWORKS", {})
+    monkeypatch.setattr(doctor_module, "OTHER_PACKAGES", {})
     said = doctor(DoctorConfig()).loading
     assert said["workers"].startswith("up to ") and "GiB free" in said["shared memory"]
     monkeypatch.setattr(doctor_module, "BATCH_BYTES", 2**50)
-    monkeypatch.setattr(doctor_module, "FEW_FILES", 2**40)
+    monkeypatch.setattr(doctor_module, "MIN_OPEN_FILES", 2**40)
     said = doctor(DoctorConfig()).loading
     assert "--shm-size" in said["shared memory"] and (
         "ulimit" in said["open files"] or "no limit" in said["open files"]

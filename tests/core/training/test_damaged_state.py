@@ -166,7 +166,7 @@ def test_lines_that_are_no_records_end_the_metrics(tmp_path: Path) -> None:
 )
 def test_a_configuration_of_another_kind_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "config.yaml").write_bytes(content)
-    with pytest.raises(MaeliftError, match=r"not that of a maelift run\. Choose another out, or remove it"):
+    with pytest.raises(MaeliftError, match=r"not a file of a maelift run\. Choose another out, or remove it"):
         read_run_config(tmp_path / "config.yaml")
 
 

@@ -412,7 +412,7 @@ def test_folders_that_hold_something_else_or_half_a_run(class_folders: Path, enc
     out.mkdir()
     for content in ("- a list\n", "key: [", "\xff"):
         (out / "config.yaml").write_text(content, encoding="latin-1")
-        with pytest.raises(MaeliftError, match=r"config.yaml: not that of a maelift run"):
+        with pytest.raises(MaeliftError, match=r"config.yaml: not a file of a maelift run"):
             run(class_folders, out, encoder=encoder)
     (out / "config.yaml").unlink()
     config = ClassifyConfig.resolve({**KEYS, "data": class_folders, "out": out, "encoder": encoder, "steps": 2})
