@@ -40,8 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     with StopSignals.caught(f"maelift {name}", raising=True) as signals:
         try:
             code = _dispatch(words, signals)
-        except StopRequested as asked:
-            code = _stopped(name, asked.number)
+        except StopRequested as stop:
+            code = _stopped(name, stop.number)
     if argv is None:  # Python's own shutdown takes time
         ignore_stop_signals()
         if code > 128:
@@ -94,7 +94,7 @@ def _run(name: str, command: Command, words: list[str]) -> None:
     dry_run, quiet = _pop_flag(words, "-n", "--dry-run"), _pop_flag(words, "-q", "--quiet")
     as_json = command.json and _pop_flag(words, "--json")
     words += [f"{key}=true" for key in command.switches if _pop_flag(words, f"--{key}")]
-    asked = [function for flag, function in command.flags.items() if _pop_flag(words, flag)]
+    actions = [function for flag, function in command.flags.items() if _pop_flag(words, flag)]
     config = _resolve(command, schema, _options_to_keys(words, command.options), file)
     unread.forget()
     if dry_run:
@@ -102,8 +102,8 @@ def _run(name: str, command: Command, words: list[str]) -> None:
         _print(keys + "\n".join([command.load("plan")(config).text(), *unread.reported()]))
         return
     _log_to_stderr(quiet)
-    if asked:
-        _print(command.load(asked[0])(config).text())
+    if actions:
+        _print(command.load(actions[0])(config).text())
         return
     try:
         run = command.load(command.run)

@@ -19,7 +19,7 @@ class Command:
     The words without "=" are the values of ``positional``, in this order; keys in ``options`` may also be given as
     ``--key value``, and may be left out where ``optional`` has a word for the value; those in ``switches`` as ``--key`` for
     true. ``home`` is the module of the functions, where it isn't the schema's; ``external``: ``module`` is one of another
-    package. ``defaults`` says of keys without a default in the schema where their values come from. ``json``: the result has a
+    package. ``defaults`` describes where the values of keys without a default come from. ``json``: the result has a
     ``to_json``. ``flags``: options that call another function of the module, by its name, for a result with a ``text``.
     ``answers``: a module with an ``AnswerCache`` of the command's words, which may know the answer without running the command;
     the function gets it too.
@@ -96,7 +96,7 @@ COMMANDS = {
         "transfer.predict_config",
         "PredictConfig",
         "predict",
-        "what a trained model says of images, and pictures of it",
+        "a trained model's predictions for images, with pictures",
         home="transfer.predict",
     ),
     "bench": Command(
@@ -120,7 +120,7 @@ COMMANDS = {
         "benchmarks.init_suite",
         "InitConfig",
         "init",
-        "a suite for your own images, made from what lies in a folder",
+        "a suite for your own images, written from the contents of a folder",
         positional=("data",),
     ),
     "export": Command(

@@ -1,4 +1,4 @@
-"""Safe file access: only regular files are read, output is written atomically, a folder is locked by one command."""
+"""Safe file access: only regular files are read, files are written atomically, folders can be locked."""
 
 from __future__ import annotations
 

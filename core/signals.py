@@ -119,7 +119,7 @@ class StopSignals:
         os._exit(128 + number)
 
 
-RESUME_HINT = "Finished work is saved; give the same command again to go on."
+RESUME_HINT = "Finished work is saved; run the same command again to continue."
 
 
 @contextmanager

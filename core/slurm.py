@@ -53,7 +53,7 @@ class SlurmConfig:
     def __post_init__(self) -> None:
         for key in ("nodes", "processes_per_node", "cpus_per_process", "minutes", "save_seconds"):
             if getattr(self, key) < 1:
-                raise ConfigError(key, getattr(self, key), "a whole number of at least 1")
+                raise ConfigError(key, getattr(self, key), "an integer of at least 1")
         if self.gpus_per_node < 0:
             raise ConfigError("gpus_per_node", self.gpus_per_node, "0 or more")
 

@@ -6,19 +6,19 @@ import errno
 import re
 
 MEMORY_ADVICE = (
-    "not enough memory. Free some, or in training give fewer workers (workers=0 takes the least) or a larger accumulate, with "
-    "which the same run goes on, or a smaller batch_size in another out; finished work is saved."
+    "not enough memory. Free some, or in training use fewer workers (workers=0 needs the least) or a larger accumulate, which "
+    "continue the same run, or a smaller batch_size in another out; finished work is saved."
 )
 GPU_MEMORY_ADVICE = (
-    "the GPU's memory is too small. In training give a larger accumulate, with which the same run goes on, or a smaller "
+    "the GPU's memory is too small. In training use a larger accumulate, which continues the same run, or a smaller "
     "batch_size in another out; finished work is saved."
 )
 THREADS_ADVICE = (
-    "the system starts no more processes or threads (ulimit -u, or a container's limit of pids). Raise the limit, or give "
+    "the system starts no more processes or threads (ulimit -u, or a container's limit of pids). Raise the limit, or use "
     "workers=0; finished work is saved."
 )
 OPEN_FILES_ADVICE = (
-    "too many open files. Raise the limit (ulimit -n 4096), or give fewer workers; finished work is saved."
+    "too many open files. Raise the limit (ulimit -n 4096), or use fewer workers; finished work is saved."
 )
 DISK_ADVICE = {
     errno.ENOSPC: "no space left on the device. Free some, or choose another out; finished work is saved.",
@@ -51,7 +51,7 @@ def advice_for(error: BaseException) -> str | None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that the machine's memory, not a GPU's, is used up."""
+    """Whether an error means that the machine's memory, not a GPU's, is used up."""
     signs = ("can't allocate memory", "Cannot allocate memory", "not enough memory", "failed to map segment")
     return isinstance(error, MemoryError) or (
         isinstance(error, (RuntimeError, OSError, ImportError)) and any(sign in str(error) for sign in signs)

@@ -200,7 +200,7 @@ def _adapter_state(framework: Framework) -> str:
 
 
 def _package_state(module: str) -> str:
-    """The version of a framework that imports, "not installed", or what is wrong with it."""
+    """The version of a framework that imports, "not installed", or why the import fails."""
     absent = "not installed"
     output, problem = _run_in_process(
         "import importlib.util\n"

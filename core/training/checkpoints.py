@@ -1,4 +1,4 @@
-"""Checkpoints of a training run: written by all processes in the background, complete or not at all, with hashes.
+"""Checkpoints of a training run: written by all processes in the background, atomically, with hashes.
 
 Each is a folder ``step-NNNNNNNN`` of torch.distributed.checkpoint with a ``state.json`` beside the tensors, which holds what
 isn't a tensor and a hash of every file. It gets its name once it is complete, and damage is detected by the hashes. All
@@ -222,7 +222,7 @@ class Checkpoints:
 
 
 class _Reader(FileSystemReader):
-    """torch's reader, without running the code that the description of the tensors, a pickle, may ask for."""
+    """torch's reader, without running code from the pickle that describes the tensors."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         try:
@@ -273,7 +273,7 @@ class _DescriptionOnly(pickle.Unpickler):
         if not allowed and module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
             allowed = True
         if not allowed:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+            raise pickle.UnpicklingError(f"it refers to {module}.{name}")
         return super().find_class(module, name)
 
 
@@ -295,7 +295,7 @@ def _wrapped(error: CheckpointException, kinds: tuple[type[BaseException], ...])
 
 
 def _first_failure(error: CheckpointException) -> str:
-    """What the first of torch's failures says, in one line."""
+    """The message of the first of torch's failures, in one line."""
     first = next(iter(error.failures.values()))[0]
     return shown(str(first).partition("\n")[0] or repr(first)).rstrip(".")
 

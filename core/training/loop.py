@@ -181,7 +181,7 @@ class _TrainingRun(Generic[M]):
         if callbacks.evaluate is not None:
             cancelled = False
             with self.tracker.paused():
-                # Where the parameters are sharded, all processes take part in gathering them.
+                # Sharded parameters are gathered by all processes together.
                 model = state.eval_model() if self.ranks.is_main or state.unsharded is not None else None
                 if model is not None and self.ranks.is_main:
                     cancelled = not self._evaluate(model, callbacks.evaluate)

@@ -1,4 +1,4 @@
-"""Recovery from losses or gradients that aren't finite: skipped steps, rewinds to a checkpoint, the scale of float16."""
+"""Recovery from losses or gradients that aren't finite: skipped steps, rewinds, the loss scale of float16."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class DivergenceMonitor:
     skipped: int = 0
     """steps skipped in a row"""
     rewinds: int = 0
-    """times gone back"""
+    """times that the run went back to a checkpoint"""
     lr_factor: float = 1.0
     """factor of the schedule's learning rate"""
     avoid: set[int] = field(default_factory=set)

@@ -54,7 +54,7 @@ class RunFolder:
                 differences = config_difference(_determining(before), _determining(to_dict(config)))
                 if differences:
                     raise MaeliftError(
-                        f"out={path} holds a run of another configuration ({'; '.join(differences)}). "
+                        f"out={path} has a run of another configuration ({'; '.join(differences)}). "
                         "Choose another out, or use that configuration to resume it."
                     )
             ranks.barrier()
@@ -72,7 +72,7 @@ class RunFolder:
                 before, now = (str(content.get(key))[:12] for content in (old, new))
                 if old.get(key) != new[key]:
                     raise MaeliftError(
-                        f"out={self.path} holds a run {what} ({key} {before}, now {now}). "
+                        f"out={self.path} has a run {what} ({key} {before}, now {now}). "
                         "Choose another out, or restore what it was made from to resume it."
                     )
         elif ranks.is_main:

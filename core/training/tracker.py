@@ -1,4 +1,4 @@
-"""Tracking of a run: progress with rate and time left, metrics.jsonl, events.jsonl, TensorBoard, Weights & Biases."""
+"""Tracking of a run: progress, metrics.jsonl, events.jsonl, TensorBoard and Weights & Biases."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ class Event:
 class Tracker:
     """Saves the metrics of a run in ``folder`` and shows its progress; silent on all processes but the main one.
 
-    ``record``, where given, gets every logged record too. With ``loading_advice``, which says what to change when the
-    steps wait for images, throughput, waiting and memory are logged beside the training loss, and long waiting is warned
+    ``record``, where given, gets every logged record too. With ``loading_advice``, advice for when the steps wait for
+    images, throughput, waiting and memory are logged beside the training loss, and long waiting is warned
     of. ``wandb``: the Weights & Biases project that gets the metrics too; raises MaeliftError where it isn't installed.
     """
 
@@ -248,7 +248,9 @@ class _TensorBoardFile:
     def _give_up(self, error: OSError) -> None:
         self._file = None
         reason = (error.strerror or str(error)).lower()
-        logger.warning("TensorBoard's files can't be written (%s); going on without them, see %s", reason, METRICS_FILE)
+        logger.warning(
+            "TensorBoard's files can't be written (%s); continuing without them, see %s", reason, METRICS_FILE
+        )
 
 
 class _Interval:

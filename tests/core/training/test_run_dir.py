@@ -26,7 +26,7 @@ def test_a_key_that_is_newer_than_the_run_counts_by_its_default(tmp_path: Path) 
         assert folder.path == tmp_path
     for other in (Config(group="patient"), Config(scale=(0.1, 1.0)), Config(steps=6)):
         with (
-            pytest.raises(MaeliftError, match="holds a run of another configuration"),
+            pytest.raises(MaeliftError, match="has a run of another configuration"),
             RunFolder.open(tmp_path, other, ranks),
         ):
             pass

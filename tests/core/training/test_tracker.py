@@ -41,7 +41,7 @@ def test_a_run_goes_on_without_tensorboard_and_says_so(tmp_path: Path, caplog: p
         log(tmp_path, range(1, 6))
     assert len(read_metrics(tmp_path / METRICS_FILE)) == 5 and threading.active_count() == before
     assert [record.getMessage() for record in caplog.records] == [
-        "TensorBoard's files can't be written (file exists); going on without them, see metrics.jsonl"
+        "TensorBoard's files can't be written (file exists); continuing without them, see metrics.jsonl"
     ]
 
 
