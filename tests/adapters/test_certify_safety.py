@@ -1,4 +1,4 @@
-"""What certify reads runs no code: weights named in any way, YAML tags, folders; a program runs only where it is trusted."""
+"""Certify runs no code of what it reads: weights, YAML tags, folders; a config in Python runs only with trust."""
 
 from __future__ import annotations
 

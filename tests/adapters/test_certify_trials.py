@@ -1,4 +1,4 @@
-"""certify tries configs out: sound ones pass with every step run; those that can't run or cut images are told what to change."""
+"""Trial runs of certify: sound configs pass every step; for those that can't run or crop images it reports what to change."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from maelift.core.models.encoder_spec import preset_spec
 from maelift.tests.support import encoder_file, framework, random_encoder
 from torch import nn
 
-Judge = Callable[..., Certificate]
+Certify = Callable[..., Certificate]
 
 SMALL_HEADS = [
     "model.roi_heads.box_head.conv_dims=[16]",
@@ -38,24 +38,24 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def detectron2(file: Path, tmp_path_factory: pytest.TempPathFactory) -> Judge:
+def detectron2(file: Path, tmp_path_factory: pytest.TempPathFactory) -> Certify:
     """Certifies a small bundle's config, changed by words."""
     framework("detectron2")
     folder = tmp_path_factory.mktemp("detectron2") / "bundle"
     maelift.export(str(file), "detectron2", str(folder), image_size=64, out_channels=16)
-    return judge("detectron2", folder / "mask_rcnn.py", read_encoder(file), SMALL_HEADS)
+    return certify_with("detectron2", folder / "mask_rcnn.py", read_encoder(file), SMALL_HEADS)
 
 
 @pytest.fixture(scope="module")
-def mmseg(file: Path, tmp_path_factory: pytest.TempPathFactory) -> Judge:
+def mmseg(file: Path, tmp_path_factory: pytest.TempPathFactory) -> Certify:
     """Certifies a small bundle's UPerNet, changed by words."""
     framework("mmseg")
     folder = tmp_path_factory.mktemp("mmseg") / "bundle"
     maelift.export(str(file), "mmseg", str(folder), crop_size=32, head_channels=16, num_classes=3)
-    return judge("mmseg", folder / "upernet.py", read_encoder(file), [])
+    return certify_with("mmseg", folder / "upernet.py", read_encoder(file), [])
 
 
-def judge(name: str, config: Path, file: EncoderFile, always: list[str]) -> Judge:
+def certify_with(name: str, config: Path, file: EncoderFile, always: list[str]) -> Certify:
     def certify(*words: str, **keys: Any) -> Certificate:
         found: Certificate = certifier(name).certify_config(config, file, [*always, *words], **keys)
         return found
@@ -67,7 +67,7 @@ def outcomes(certificate: Certificate) -> dict[str, str]:
     return {step.name: step.outcome for step in certificate.steps}
 
 
-def test_a_sound_detector_runs_every_step(detectron2: Judge) -> None:
+def test_a_sound_detector_runs_every_step(detectron2: Certify) -> None:
     found = detectron2()
     assert found.passed, found.failures
     steps = ["training images", "test images", "windows", "training step", "inference step"]
@@ -77,7 +77,7 @@ def test_a_sound_detector_runs_every_step(detectron2: Judge) -> None:
     assert "loss_mask" in details["training step"] and "training step" in found.text()
 
 
-def test_a_sound_segmentor_runs_every_step(mmseg: Judge) -> None:
+def test_a_sound_segmentor_runs_every_step(mmseg: Certify) -> None:
     found = mmseg()
     assert found.passed, found.failures
     steps = ["neck and heads", "training pipeline", "test pipeline", "training step", "inference step"]
@@ -130,7 +130,7 @@ DETECTORS: dict[str, tuple[list[str], str, list[str]]] = {
 
 
 @pytest.mark.parametrize("case", DETECTORS)
-def test_a_detector_that_cuts_images_or_fails_is_told_what_to_change(case: str, detectron2: Judge) -> None:
+def test_a_detector_that_cuts_images_or_fails_is_told_what_to_change(case: str, detectron2: Certify) -> None:
     words, expected, advised = DETECTORS[case]
     failed = detectron2(*words)
     assert_fails(failed, expected)
@@ -212,7 +212,7 @@ SEGMENTORS: dict[str, tuple[list[str], str, list[str]]] = {
 
 
 @pytest.mark.parametrize("case", SEGMENTORS)
-def test_a_segmentor_that_can_not_run_is_told_what_to_change(case: str, mmseg: Judge) -> None:
+def test_a_segmentor_that_can_not_run_is_told_what_to_change(case: str, mmseg: Certify) -> None:
     words, expected, advised = SEGMENTORS[case]
     assert_fails(mmseg(*words), expected)
     assert mmseg(*words, *advised).passed
@@ -222,7 +222,7 @@ def test_a_segmentor_that_can_not_run_is_told_what_to_change(case: str, mmseg: J
 def test_steps_that_are_too_much_for_the_machine_are_left_out_and_said(
     name: str, request: pytest.FixtureRequest
 ) -> None:
-    certify: Judge = request.getfixturevalue(name)
+    certify: Certify = request.getfixturevalue(name)
     found = certify(step_seconds=1e-9)
     assert found.passed
     left_out = [step for step in found.steps if step.outcome == "not run"]

@@ -1,4 +1,4 @@
-"""The commands export and certify: a whole folder or nothing, and mistakes told in one line."""
+"""The commands export and certify: a complete folder or nothing, and mistakes reported in one line."""
 
 from __future__ import annotations
 

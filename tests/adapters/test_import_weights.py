@@ -1,4 +1,4 @@
-"""The way back: weights of others become an encoder file with their features, or are refused in one line."""
+"""Import: weights of other libraries become an encoder file with their features, or are refused in one line."""
 
 from __future__ import annotations
 

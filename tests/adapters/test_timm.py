@@ -88,7 +88,7 @@ def expected(encoder: Encoder, folder: Path, image_size: tuple[int, int]) -> Non
     )
 
 
-def judged(found: Candidate, size: tuple[int, int] = (32, 32)) -> Certificate:
+def certified(found: Candidate, size: tuple[int, int] = (32, 32)) -> Certificate:
     """The certificate of one candidate, at its own size."""
     return measure_parity(lambda _: found, [size], framework="timm", encoder="")
 
@@ -140,7 +140,7 @@ def test_an_epsilon_of_1e_5_goes_over_and_others_only_in_memory(tmp_path: Path) 
         else:
             one_line_error(done, "norm_eps=1e-12", "to_timm")
         in_memory = candidate(to_timm(other), other)
-        assert judged(in_memory).passed
+        assert certified(in_memory).passed
 
 
 def test_a_folder_of_another_encoder_or_shape_is_told(tmp_path: Path) -> None:
@@ -189,7 +189,7 @@ def mean_for_deviation(model: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (worse_epsilon, "forward_features differs"),
         (no_bias, "blocks[1] differs"),
@@ -198,18 +198,18 @@ def mean_for_deviation(model: Any) -> None:
         (mean_for_deviation, "prepared images differ"),
     ],
 )
-def test_the_certificate_fails_for_a_changed_model(tmp_path: Path, change: Mutation, told: str) -> None:
+def test_the_certificate_fails_for_a_changed_model(tmp_path: Path, change: Mutation, message: str) -> None:
     encoder = random_encoder()
     save_folder(encoder, tmp_path)
 
     def certificate(change: Mutation) -> Certificate:
         model = load_folder(tmp_path)
         change(model)
-        return judged(candidate(model, encoder))
+        return certified(candidate(model, encoder))
 
     assert certificate(lambda model: None).passed
     failed = certificate(change)
-    assert not failed.passed and any(told in failure for failure in failed.failures), failed.failures
+    assert not failed.passed and any(message in failure for failure in failed.failures), failed.failures
 
 
 def test_timms_own_resizing_of_positions_fails_where_ours_passes(tmp_path: Path) -> None:
@@ -220,11 +220,11 @@ def test_timms_own_resizing_of_positions_fails_where_ours_passes(tmp_path: Path)
     smaller = timm.create_model(
         f"local-dir:{tmp_path}", pretrained=True, img_size=(16, 16), pretrained_cfg_overlay={"input_size": (3, 16, 16)}
     )
-    found = judged(candidate(smaller.eval(), encoder.resized((16, 16))), (16, 16))
+    found = certified(candidate(smaller.eval(), encoder.resized((16, 16))), (16, 16))
     assert list(found.keys.wrong) == ["pos_embed"]
     assert any("blocks[0] differs" in failure for failure in found.failures)
     smaller.pos_embed.data.copy_(encoder.resized((16, 16)).pos_embed)
-    assert judged(candidate(smaller, encoder.resized((16, 16))), (16, 16)).passed
+    assert certified(candidate(smaller, encoder.resized((16, 16))), (16, 16)).passed
 
 
 @pytest.mark.slow

@@ -51,9 +51,9 @@ def check(name, found):
     assert torch.allclose(found, given[name], rtol=1e-5, atol=2e-5), (name, (found - given[name]).abs().max())
 
 def load(kind, folder, absent=(), **keywords):
-    model, told = kind.from_pretrained(folder, output_loading_info=True, **keywords)
-    assert set(told["missing_keys"]) == set(absent), told
-    assert not told["unexpected_keys"] and not told["mismatched_keys"], told
+    model, reported = kind.from_pretrained(folder, output_loading_info=True, **keywords)
+    assert set(reported["missing_keys"]) == set(absent), reported
+    assert not reported["unexpected_keys"] and not reported["mismatched_keys"], reported
     return model.eval()
 
 with torch.inference_mode():
@@ -225,7 +225,7 @@ def no_rescaling(model: Any, processor: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "reported"),
     [
         (worse_epsilon, "last_hidden_state differs"),
         (no_bias, "hidden_states[2] differs"),
@@ -235,7 +235,7 @@ def no_rescaling(model: Any, processor: Any) -> None:
         (no_rescaling, "prepared images differ"),
     ],
 )
-def test_the_certificate_fails_for_a_changed_model(tmp_path: Path, change: Mutation, told: str) -> None:
+def test_the_certificate_fails_for_a_changed_model(tmp_path: Path, change: Mutation, reported: str) -> None:
     encoder = random_encoder()
     save_folder(encoder, tmp_path)
 
@@ -247,7 +247,7 @@ def test_the_certificate_fails_for_a_changed_model(tmp_path: Path, change: Mutat
 
     assert certificate(lambda model, processor: None).passed
     failed = certificate(change)
-    assert not failed.passed and any(told in failure for failure in failed.failures), failed.failures
+    assert not failed.passed and any(reported in failure for failure in failed.failures), failed.failures
 
 
 def test_tensors_that_transformers_makes_up_fail_the_certificate(tmp_path: Path) -> None:
@@ -257,7 +257,7 @@ def test_tensors_that_transformers_makes_up_fail_the_certificate(tmp_path: Path)
     decoder = decoder_of(model, file.content_hash)
     save_mae_folder(file.encoder, decoder, tmp_path / "mae", 0.75)
     assert certify_folder(tmp_path, file, decoder).passed
-    for path, lost, told in (
+    for path, lost, reported in (
         (tmp_path / "mae", "decoder.decoder_layers.1.output.dense.bias", "mae decoder_blocks.1.mlp.fc2.bias"),
         (tmp_path, "encoder.layer.0.attention.output.dense.bias", "blocks.0.attn.proj.bias"),
     ):
@@ -265,7 +265,7 @@ def test_tensors_that_transformers_makes_up_fail_the_certificate(tmp_path: Path)
         state[lost].fill_(1.0)  # transformers fills in zeros, or noise, where a tensor is absent
         state.pop(lost)
         safetensors.torch.save_file(state, path / "model.safetensors", metadata={"format": "pt"})
-        assert told in certify_folder(tmp_path, file, decoder).keys.wrong
+        assert reported in certify_folder(tmp_path, file, decoder).keys.wrong
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Whole models as ONNX: onnxruntime gives what the model gives, for every head, size and batch; the rest is refused."""
+"""Full models as ONNX: onnxruntime gives the model's logits for every head, size and batch; others are refused."""
 
 from __future__ import annotations
 
