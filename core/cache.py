@@ -1,4 +1,4 @@
-"""What may be thrown away at any time: results that took long to get, kept between runs in a folder of the user's."""
+"""The cache: arrays that took long to compute, in a folder of the user that may be deleted at any time."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ logger = logging.getLogger("maelift")
 Arrays = Mapping[str, NDArray[Any]]
 
 _DTYPES = {"U8": np.uint8, "I32": np.int32, "I64": np.int64, "F64": np.float64}
-_told: set[str] = set()
+_reported: set[str] = set()
 
 
 def cache_folder() -> Path:
@@ -33,7 +33,7 @@ def cache_folder() -> Path:
 
 
 def cache_file(kind: str, *identity: str) -> Path:
-    """Where arrays of a ``kind`` are kept that belong to this identity."""
+    """The file in which arrays of a ``kind`` are cached for this identity."""
     digest = hashlib.sha256("\0".join(identity).encode("utf-8", "surrogateescape")).hexdigest()
     return cache_folder() / kind / f"{digest[:40]}.safetensors"
 
@@ -41,7 +41,7 @@ def cache_file(kind: str, *identity: str) -> Path:
 def save(file: Path, arrays: Arrays, about: Mapping[str, str]) -> None:
     """Write arrays of uint8, int32, int64 or float64 as a safetensors file with ``about`` as its metadata.
 
-    A folder that can't be written to is told of once: what is kept there is a convenience.
+    A folder that can't be written to is logged once; the cache is only a convenience.
     """
     try:
         from safetensors.numpy import save_file
@@ -51,15 +51,15 @@ def save(file: Path, arrays: Arrays, about: Mapping[str, str]) -> None:
             save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, temporary, dict(about))
     except OSError as error:
         reason = (
-            f"{file.parent}: nothing can be kept there for the next start ({(error.strerror or str(error)).lower()})"
+            f"{file.parent}: nothing can be cached there for the next start ({(error.strerror or str(error)).lower()})"
         )
-        if reason not in _told:
-            _told.add(reason)
+        if reason not in _reported:
+            _reported.add(reason)
             logger.info("%s; $MAELIFT_CACHE may name another folder", reason)
 
 
 def load(file: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]] | None:
-    """The arrays of a file, mapped into memory, and its metadata; None where it isn't there, or isn't whole."""
+    """The arrays of a file, mapped into memory, and its metadata; None where it isn't there, or isn't complete."""
     try:
         size = check_regular(file).st_size
         with file.open("rb") as stream:

@@ -1,4 +1,4 @@
-"""What is published of paths: their last names. Weights, pages and tables then show no one's folders and user names."""
+"""Paths as they are published in weights, pages and tables: their last names, without folders and user names."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def public_config(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def public_text(text: str, folders: Iterable[str | os.PathLike[str]] = ()) -> str:
-    """Text without the places of files: those below ``folders``, the working folder and the home folder begin there."""
+    """Text without the folders of files: those below ``folders``, the working folder and the home folder begin there."""
     if os.environ.get(FULL_PATHS, "0") != "0":
         return text
     places = {os.path.abspath(folder) for folder in (*folders, os.getcwd(), os.path.expanduser("~"))}

@@ -1,4 +1,4 @@
-"""What is shown on a terminal: names of files as they can be printed, and as a shell takes them back."""
+"""Text for a terminal: escaped so that it can be printed, and quoted so that a shell accepts it."""
 
 from __future__ import annotations
 

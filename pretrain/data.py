@@ -1,4 +1,4 @@
-"""The images of a pretraining: the pool to train on, those held out, and the crops that are made of them."""
+"""The images of a pretraining run: the pool to train on, those held out, and their samples."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Source:
         crops = self.config.crop.crops(opened(self.pool, index, self.form), self.size, draws)
         return [Sample(to_array(crop, self.channels)) for crop in crops]
 
-    def whole(self, index: int, draws: Uniforms) -> Sample:
+    def center(self, index: int, draws: Uniforms) -> Sample:
         """A held-out image, its centre fitted to the size."""
         return self.fitted(self.held_out, index)
 
@@ -114,13 +114,13 @@ def read_source(config: PretrainConfig, images: ImageSet, folder: Path, ranks: R
             logger.info("pretrain: %d images are unusual, but read; see unusual.csv", len(manifest.unusual))
             for line in summary_lines(len(manifest.kept), manifest.unusual):
                 logger.warning("pretrain: %s", line)
-        looked = len(manifest.kept) + len(manifest.rejected)
-        logger.info("pretrain: %d images looked through in %s", looked, duration(time.monotonic() - begin))
+        scanned = len(manifest.kept) + len(manifest.rejected)
+        logger.info("pretrain: %d images scanned in %s", scanned, duration(time.monotonic() - begin))
         if light:
             logger.info(
                 "pretrain: the other %d are opened when they are trained on; the broken ones will stand in quarantine.csv "
                 "(audit=full opens all beforehand)",
-                len(images) - looked,
+                len(images) - scanned,
             )
     channels = config.channels or common_channels(manifest.channels)
     spec = preset_spec(config.model, image_size=config.image_size, patch_size=config.patch_size)
@@ -130,7 +130,7 @@ def read_source(config: PretrainConfig, images: ImageSet, folder: Path, ranks: R
 def _all(config: PretrainConfig, images: ImageSet, ranks: Ranks) -> tuple[ImageSet, ImageSet, Manifest]:
     """The sound images to train on and to hold out, where each is opened."""
     form = config.form()
-    progress = progress_logger("pretrain: looking through")
+    progress = progress_logger("pretrain: scanning")
     sound, manifest = audit(images, config.max_rejected, progress, form, ranks=ranks, forget=config.reindex)
     check_split(config, len(sound), ranks.world_size)
     held_out = config.held_out_count(len(sound))
@@ -139,21 +139,21 @@ def _all(config: PretrainConfig, images: ImageSet, ranks: Ranks) -> tuple[ImageS
 
 
 def _few(config: PretrainConfig, images: ImageSet, ranks: Ranks) -> tuple[ImageSet, ImageSet, Manifest]:
-    """The same, where those held out are opened and as many others as tell what the images are like."""
+    """The same, where those held out are opened, and a sample of the others to find channels and bits."""
     form = config.form()
     held_out = config.held_out_count(len(images))
     order = stream(config.seed, "held out").permutation(len(images))
-    looked = order[: held_out + max(SAMPLE, math.ceil(config.max_rejected * held_out))]
-    progress = progress_logger("pretrain: looking through")
-    looks = scan_images(images, form, looked, progress=progress, ranks=ranks, forget=config.reindex)
+    scanned = order[: held_out + max(SAMPLE, math.ceil(config.max_rejected * held_out))]
+    progress = progress_logger("pretrain: scanning")
+    table = scan_images(images, form, scanned, progress=progress, ranks=ranks, forget=config.reindex)
     listed = (
         images.listed().digest if isinstance(images, FileBacked) else StringTable.of(map(images.name, order)).digest
     )
-    manifest = Manifest.of(looks, images, looked, listed)
-    check_rejected(manifest.rejected, len(looked), config.max_rejected)
+    manifest = Manifest.of(table, images, scanned, listed)
+    check_rejected(manifest.rejected, len(scanned), config.max_rejected)
     kept = np.array(manifest.kept[:held_out], dtype=np.int64)
     pool = np.ones(len(images), dtype=bool)
-    pool[looked] = False
+    pool[scanned] = False
     pool[list(manifest.kept)] = True
     pool[kept] = False
     check_split(config, len(kept) + int(pool.sum()), ranks.world_size)
@@ -175,7 +175,7 @@ def data_preprocessing(config: PretrainConfig, source: Source) -> Preprocessing:
 
 
 def _statistics(config: PretrainConfig, source: Source) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation of the pool's channels; known from before, where the same images were measured."""
+    """Mean and deviation of the pool's channels; from the cache, where the same images were measured."""
     pool, file = source.pool, None
     if isinstance(pool, FileBacked) and (origin := pool.origin()) is not None:
         sample = statistics_sample(len(pool), seed=config.seed)

@@ -68,7 +68,7 @@ class Evaluator:
         if step in self._loss_steps:
             self._save_picture(model, step)
             if (count := len(source.held_out)) > 0:
-                metrics["held_out/loss"] = held_out_loss(model, source.whole, count, config)
+                metrics["held_out/loss"] = held_out_loss(model, source.center, count, config)
         if step in self._probe_steps and self.labeled is not None:
             metrics |= evaluate_probes(model, self.labeled, config.probe.kinds, self._pixels, config.seed)
         return metrics

@@ -103,7 +103,7 @@ def read_probe_images(config: ProbeConfig, max_rejected: float) -> ProbeImages |
 
 def _readable(labeled: LabeledImages, max_rejected: float) -> tuple[LabeledImages, tuple[str, ...]]:
     """The images that can be read, and the hashes of their pixels."""
-    _, manifest = audit(labeled.images, max_rejected, progress_logger("probe: looking through"))
+    _, manifest = audit(labeled.images, max_rejected, progress_logger("probe: scanning"))
     return labeled.subset(manifest.kept) if manifest.rejected else labeled, manifest.hashes
 
 

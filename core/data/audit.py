@@ -1,4 +1,4 @@
-"""A look at images before they are trained on: what they are, which are broken and why; kept, as it takes hours for millions."""
+"""The audit of images before training: which are sound, which are broken and why, and what is unusual."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ FLAT_IMAGE, TRANSPARENT = "image of one colour", "transparent image"
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a look at images found, one entry a sound image; ``rejected`` holds (name, reason) of the others.
+    """What a scan of images found, one entry a sound image; ``rejected`` holds (name, reason) of the others.
 
     ``hashes`` are of the decoded pixels, the same for one picture in two formats; ``kept`` are the sound images' numbers
     among all; ``channels`` how many each has; ``bits`` the most that a value has; ``unusual``: (name, what was found and
     done) of sound images that may not be what was meant. ``listed``: a hash of the names of all images, where only some
-    were looked at.
+    were scanned.
     """
 
     names: tuple[str, ...]
@@ -73,7 +73,7 @@ class Manifest:
 
     @property
     def digest(self) -> str:
-        """A hash of all names and contents, whatever their order; where only some were looked at, of the names in their order
+        """A hash of all names and contents, whatever their order; where only some were scanned, of the names in their order
         and of the contents known, marked as that."""
         lines = sorted(f"{name}\t{content}\n" for name, content in zip(self.names, self.hashes, strict=True))
         text = (self.listed or "") + "".join(lines)
@@ -108,7 +108,7 @@ def check_rejected(rejected: Sequence[tuple[str, str]], count: int, max_rejected
         examples = "; ".join(f"{name}: {reason}" for name, reason in rejected[:3])
         raise DataError(
             f"{len(rejected)} of {count} images are broken, more than max_rejected={max_rejected:g} "
-            f"allows ({examples}). Mend or remove them, or raise max_rejected."
+            f"allows ({examples}). Repair or remove them, or raise max_rejected."
         )
 
 

@@ -209,7 +209,7 @@ def _open_image(path: Path, content: bytes, form: PixelFormat) -> LazyImage:
 
 
 def _stored_bits(file: Image.Image, content: bytes) -> int:
-    """Bits of a value in formats that PIL reads with 8 in colour; 8 where they aren't told."""
+    """Bits of a value in formats that PIL reads with 8 in colour; 8 where they aren't known."""
     if file.format == "JPEG2000" and (begin := content.find(b"\xff\x4f\xff\x51")) >= 0:
         return (content[begin + 42] & 0x7F) + 1  # Ssiz of the first component
     if file.format == "AVIF" and (begin := content.find(b"av1C")) >= 0:

@@ -1,4 +1,4 @@
-"""Which images there are: listed once, then only what has changed, as a tree of millions takes minutes to walk through.
+"""The index of a folder's images: listed once, then only where it has changed, as millions take minutes.
 
 What is known of a folder holds as long as its modification time does, which changes with every file that comes, goes or is
 renamed in it; a tar shard's and a list's as long as their own time and size do.
@@ -29,11 +29,11 @@ from .unread import is_junk, kind_of, report
 logger = logging.getLogger("maelift")
 
 CACHED_FROM = 10_000
-"""Images from which on a list is kept: fewer are listed in no time."""
+"""Images from which on a list is cached: fewer are listed in no time."""
 RACY_SECONDS = 2.0
-"""What was changed so shortly before it was looked at may have changed again within one tick of its clock."""
+"""What was changed so shortly before it was read may have changed again within one tick of its clock."""
 LISTED_EVERY = 5.0
-"""Seconds between two words on how far listing is."""
+"""Seconds between two messages on how far listing is."""
 MOST_LINKS = 3
 """Links to folders that a path may lead through: folders that link to each other would have paths without number."""
 FORMAT = "2"
@@ -67,7 +67,7 @@ class _Tree:
     outputs: StringTable
 
     def listing(self) -> Listing:
-        """What is reported of it."""
+        """The names and counts of it."""
         counts: Counter[str] = Counter()
         for text in self.unread:
             _, kind, count = text.split("\0")
@@ -127,7 +127,7 @@ def list_folder(root: Path) -> Listing:
 
 
 def tree_file(root: Path) -> Path:
-    """Where the list of a folder's images is kept; another one where other suffixes are images."""
+    """Where the list of a folder's images is cached; another one where other suffixes are images."""
     return cache_file("trees", FORMAT, ",".join(sorted(SUFFIXES | ARRAY_SUFFIXES)), os.path.realpath(root))
 
 
@@ -238,7 +238,7 @@ def _walk(root: Path, folders: Iterable[str], known: Iterable[str] = ()) -> Iter
     folder without anything in it that is called as an image counts as one: whoever opens it says what it is.
     """
     waiting, seen, links = list(folders), set(known), dict.fromkeys(folders, 0)
-    count, told = 0, time.monotonic()
+    count, logged = 0, time.monotonic()
     own, far = _identity(cache_folder()), ""
     while waiting:
         folder = waiting.pop()
@@ -275,8 +275,8 @@ def _walk(root: Path, folders: Iterable[str], known: Iterable[str] = ()) -> Iter
             names.append(folder)
         hidden = [entry.name for entry in found if entry.name.startswith(".") and _suffix(entry.name) in SUFFIXES]
         count += len(names)
-        if time.monotonic() - told > LISTED_EVERY:
-            told = time.monotonic()
+        if time.monotonic() - logged > LISTED_EVERY:
+            logged = time.monotonic()
             logger.info("listing %s: %d files so far", root, count)
         yield _Folder(folder, stamp, names, [name for name in hidden if not is_junk(name)])
     if far:
@@ -345,7 +345,7 @@ def _read_tree(file: Path) -> _Tree | None:
 
 
 def packed_strings(key: str, names: StringTable) -> dict[str, NDArray[Any]]:
-    """Names as arrays for ``cache.keep``."""
+    """Names as arrays for ``cache.save``."""
     compact = names.compact()
     return {f"{key}.text": compact.text, f"{key}.stops": compact.stops}
 
@@ -362,7 +362,7 @@ def file_stamp(path: Path) -> str:
 
 
 def is_racy(path: Path) -> bool:
-    """Whether a file was changed so shortly ago that its time need not tell of the next change."""
+    """Whether a file was changed so shortly ago that its time need not show the next change."""
     return time.time() - path.stat().st_mtime < RACY_SECONDS
 
 

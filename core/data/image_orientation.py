@@ -1,4 +1,4 @@
-"""How an image is shown upright, by the orientation in its EXIF."""
+"""The size and pixels of an image as shown upright, by the orientation in its EXIF."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Near-duplicates among images: re-encoded, resized, mirrored or slightly cropped copies, by the correlation of thumbnails.
+"""Near-duplicates among images (re-encoded, resized, mirrored, slightly cropped), by similarity of thumbnails.
 
 This is the one detector: suites leave out of training what it finds of validation and test, and ``maelift data check`` reports
 what it finds between splits or among images to pretrain on. Images are compared at 16 × 16 pixels with all others, or mirrored

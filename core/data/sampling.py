@@ -1,4 +1,4 @@
-"""Which image comes in which batch: the same global batches on any number of processes, workers and restarts."""
+"""Which image comes in which batch, the same on any number of processes, workers and restarts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where images to pretrain on come from: folders, lists, tar shards, Parquet, idx and NumPy arrays, one or several."""
+"""The images of a source to pretrain on: folder, list of paths, tar shards, Parquet, idx or NumPy array."""
 
 from __future__ import annotations
 

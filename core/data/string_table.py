@@ -1,4 +1,4 @@
-"""Millions of names in three arrays: what a million strings would take ten times the memory for, and copy into each worker."""
+"""Millions of file names in three arrays: a tenth of the memory of as many strings, shared with forked workers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ ENCODING = ("utf-8", "surrogateescape")
 
 
 class StringTable(Sequence[str]):
-    """A sequence of strings, kept as the bytes ``text`` (T,) uint8, of which name i is ``text[starts[i] : stops[i]]``.
+    """A sequence of strings, stored as the bytes ``text`` (T,) uint8, of which name i is ``text[starts[i] : stops[i]]``.
+
+    Our own, as PyArrow is optional, and NumPy's strings are of one length, or (StringDType) neither mapped from files nor of any
+    bytes.
 
     The arrays may be mapped from a file. A subset shares the text. Equal to any other sequence of the same strings.
     """
@@ -80,7 +83,7 @@ class StringTable(Sequence[str]):
     __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
-        return f"Names({len(self)}: {', '.join(self[:3])}{', …' if len(self) > 3 else ''})"
+        return f"StringTable({len(self)}: {', '.join(self[:3])}{', …' if len(self) > 3 else ''})"
 
     def subset(self, indices: Numbers) -> StringTable:
         """The names with these numbers, in this order."""

@@ -159,7 +159,7 @@ def _check_unlabelled(config: DataCheckConfig, report: Path | None) -> DataCheck
         atomic_write_bytes(file, os.fsencode("".join(f"{path}\n" for path in paths_of(images, pool.kept))))
         facts = (*facts, ("list", f"{len(pool.kept):,} of {len(images):,} images in {file}"))
     content = SplitContent(PRETRAIN, "all", len(images), None, pool.sizes, ())
-    return DataCheck(config.data, (content,), group_by_kind(pool.faults, POOL_RULES), pool.near, report, facts)
+    return DataCheck(config.data, (content,), group_by_kind(pool.issues, POOL_RULES), pool.near, report, facts)
 
 
 def _check_annotated(config: DataCheckConfig, tasks: Sequence[AnnotatedTask], report: Path | None) -> DataCheck:

@@ -1,4 +1,4 @@
-"""``maelift data check`` of images without labels: what pretraining would leave out, and what it had better not see twice."""
+"""``maelift data check`` of images without labels: what pretraining would leave out, duplicates, and statistics."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from ..errors import DataError
 from ..progress import progress_logger
 from ..threads import CancellingThreadPool
 
-LEFT_OUT = "left out of pretraining, which puts up with a share of max_rejected"
+LEFT_OUT = "left out of pretraining, which tolerates a share of max_rejected"
 POOL_RULES: Mapping[str, str] = {
     "broken image": LEFT_OUT,
     "other channels": LEFT_OUT,
@@ -33,21 +33,21 @@ POOL_RULES: Mapping[str, str] = {
     "duplicate image": "left out of the list; pretraining itself takes it",
     "near-duplicate image": "kept; keep_near=false leaves it out of the list",
     TRANSPARENT: "its pixels are composited on background=, the same in every command",
-    FLAT_IMAGE: "kept; nothing can be told from it",
+    FLAT_IMAGE: "kept; nothing can be learned from it",
     "unusual image": "read all the same, as it says",
 }
 """What may be found in a pool of images, by kind, and what is done about it."""
 
 NEAR_LIMIT = 50_000
-"""Images up to which near-duplicates are looked for unasked: each is compared with every other."""
+"""Images up to which near-duplicates are searched for by default: each is compared with every other."""
 
 
 @dataclass(frozen=True)
 class PoolContent:
-    """What a pool of images holds: ``facts`` are lines of (what, value); ``kept`` the numbers of the images for the list."""
+    """What a pool of images contains: ``facts`` are lines of (what, value); ``kept`` the numbers of the images for the list."""
 
     images: ImageSet
-    faults: tuple[DataIssue, ...]
+    issues: tuple[DataIssue, ...]
     facts: tuple[tuple[str, str], ...]
     kept: tuple[int, ...]
     sizes: tuple[tuple[int, int], tuple[int, int]] | None
@@ -57,82 +57,84 @@ class PoolContent:
 def check_pool(
     images: ImageSet, form: PixelFormat, *, least_side: int, near: float | None, keep_near: bool
 ) -> PoolContent:
-    """Open every image once, and tell what is wrong or unusual, which are the same or nearly, and what their pixels are like.
+    """Open every image once, and report what is wrong or unusual, which are the same or nearly, and statistics of their pixels.
 
     ``near`` as in ``DataCheckConfig``. Raises DataError when no image is sound.
     """
     compared = near != 1 and (near is not None or len(images) <= NEAR_LIMIT)
-    looks, thumbnails = _look_through(images, form, compared)
-    channels = form.channels or _usual_channels(looks)
-    faults: list[DataIssue] = []
+    table, thumbnails = _scan(images, form, compared)
+    channels = form.channels or _usual_channels(table)
+    issues: list[DataIssue] = []
     sound: list[int] = []
-    for number, seen in enumerate(looks):
+    for number, seen in enumerate(table):
         name = _name(images, number)
         if seen.reason:
-            faults.append(DataIssue("broken image", name, "", seen.reason))
+            issues.append(DataIssue("broken image", name, "", seen.reason))
             continue
         try:
             check_channels(seen.channels, channels)
         except DataError as error:
-            faults.append(DataIssue("other channels", name, "", str(error)))
+            issues.append(DataIssue("other channels", name, "", str(error)))
             continue
         clear = [note for note in seen.notes if note.startswith(TRANSPARENCY)]
         if other := [note for note in seen.notes if note != FLAT_NOTE and note not in clear]:
-            faults.append(DataIssue("unusual image", name, "", "; ".join(other)))
+            issues.append(DataIssue("unusual image", name, "", "; ".join(other)))
         if clear:
-            faults.append(DataIssue(TRANSPARENT, name, "", "; ".join(clear)))
+            issues.append(DataIssue(TRANSPARENT, name, "", "; ".join(clear)))
         if FLAT_NOTE in seen.notes:
-            faults.append(DataIssue(FLAT_IMAGE, name, "", flat_text(clear)))
+            issues.append(DataIssue(FLAT_IMAGE, name, "", flat_text(clear)))
         if min(seen.size) < least_side:
-            faults.append(DataIssue("tiny image", name, "", f"{seen.size[1]}×{seen.size[0]} px"))
+            issues.append(DataIssue("tiny image", name, "", f"{seen.size[1]}×{seen.size[0]} px"))
         else:
             sound.append(number)
     if not sound:
-        raise DataError(f"none of {len(looks)} images is sound ({faults[0].text() if faults else 'there are none'}).")
+        raise DataError(f"none of {len(table)} images is sound ({issues[0].text() if issues else 'there are none'}).")
     single = []
     first: dict[str, int] = {}
     for number in sound:
-        if (earlier := first.setdefault(looks[number].content, number)) == number:
+        if (earlier := first.setdefault(table[number].content, number)) == number:
             single.append(number)
         else:
-            faults.append(
+            issues.append(
                 DataIssue("duplicate image", _name(images, number), "", f"the pixels of {_name(images, earlier)}")
             )
     found, least = _near(images, single, thumbnails, near) if compared else ({}, None)
-    faults += [DataIssue("near-duplicate image", _name(images, number), "", text) for number, text in found.items()]
+    issues += [DataIssue("near-duplicate image", _name(images, number), "", text) for number, text in found.items()]
     kept = tuple(number for number in single if keep_near or number not in found)
-    facts = _facts(images, looks, sound, channels, form, compared)
-    sizes = sorted({looks[number].size for number in sound}, key=lambda size: (size[0] * size[1], size))
-    return PoolContent(images, tuple(faults), facts, kept, (sizes[0], sizes[-1]), least)
+    facts = _facts(images, table, sound, channels, form, compared)
+    sizes = sorted({table[number].size for number in sound}, key=lambda size: (size[0] * size[1], size))
+    return PoolContent(images, tuple(issues), facts, kept, (sizes[0], sizes[-1]), least)
 
 
 def paths_of(images: ImageSet, numbers: Sequence[int]) -> list[str]:
     """The absolute paths of images that are files of their own; raises DataError for others."""
     if not isinstance(images, FolderImages):
-        raise DataError("keep: these images aren't files of their own. 'maelift data pack' writes the sound ones anew.")
+        raise DataError(
+            "keep: these images aren't files of their own. 'maelift data pack' writes the sound ones to files."
+        )
     root = images.root.absolute()
     return [str(root / images.name(number)) for number in numbers]
 
 
-def _look_through(images: ImageSet, form: PixelFormat, compared: bool) -> tuple[list[ImageInfo], dict[int, Thumbnail]]:
-    """What is found of each image, kept for a pretraining on them, and thumbnails of the sound ones."""
-    tell = progress_logger("looking through the images")
+def _scan(images: ImageSet, form: PixelFormat, compared: bool) -> tuple[list[ImageInfo], dict[int, Thumbnail]]:
+    """What is found of each image, cached for a pretraining on them, and thumbnails of the sound ones."""
+    progress = progress_logger("scanning the images")
     began = time.time_ns()
-    looks: list[ImageInfo] = []
+    table: list[ImageInfo] = []
     thumbnails: dict[int, Thumbnail] = {}
     with CancellingThreadPool(max_workers=min(8, os.cpu_count() or 1)) as pool:
         for start in range(0, len(images), 1024):  # in parts: a pool's queue of millions would fill the memory
             numbers = range(start, min(start + 1024, len(images)))
-            for seen, small in pool.map(lambda number: _look(images, number, form, compared), numbers):
+            for seen, small in pool.map(lambda number: _read(images, number, form, compared), numbers):
                 if small is not None:
-                    thumbnails[len(looks)] = small
-                looks.append(seen)
-                tell(len(looks), len(images))
-    cache_scan(images, form, looks, began)
-    return looks, thumbnails
+                    thumbnails[len(table)] = small
+                table.append(seen)
+                progress(len(table), len(images))
+    cache_scan(images, form, table, began)
+    return table, thumbnails
 
 
-def _look(images: ImageSet, number: int, form: PixelFormat, compared: bool) -> tuple[ImageInfo, Thumbnail | None]:
+def _read(images: ImageSet, number: int, form: PixelFormat, compared: bool) -> tuple[ImageInfo, Thumbnail | None]:
     try:
         image = opened(images, number, form)
         picture = image.pixels()
@@ -145,9 +147,9 @@ def _look(images: ImageSet, number: int, form: PixelFormat, compared: bool) -> t
     return seen, thumbnail(picture) if compared else None
 
 
-def _usual_channels(looks: Sequence[ImageInfo]) -> int:
+def _usual_channels(table: Sequence[ImageInfo]) -> int:
     """The channels that most images have; colour, where some are gray and some are colour."""
-    counts = Counter(look.channels for look in looks if not look.reason)
+    counts = Counter(info.channels for info in table if not info.reason)
     if not counts:
         return 3
     usual = counts.most_common(1)[0][0]
@@ -168,14 +170,14 @@ def _near(
 
 
 def _facts(
-    images: ImageSet, looks: Sequence[ImageInfo], sound: Sequence[int], channels: int, form: PixelFormat, compared: bool
+    images: ImageSet, table: Sequence[ImageInfo], sound: Sequence[int], channels: int, form: PixelFormat, compared: bool
 ) -> tuple[tuple[str, str], ...]:
-    sides = np.array([min(looks[number].size) for number in sound])
+    sides = np.array([min(table[number].size) for number in sound])
     low, middle, high = np.percentile(sides, (0, 50, 100))
-    wide = np.array([looks[number].size[1] / looks[number].size[0] for number in sound])
+    wide = np.array([table[number].size[1] / table[number].size[0] for number in sound])
     counts: dict[int, int] = defaultdict(int)
     for number in sound:
-        counts[looks[number].channels] += 1
+        counts[table[number].channels] += 1
     mean, std = channel_statistics(images.subset(sound), channels, form=replace(form, channels=channels))
     drawn = f" (of {min(len(sound), 2000):,} images)"
 
@@ -190,7 +192,7 @@ def _facts(
         ("deviation", listed(std) + drawn),
     ]
     if not compared:
-        facts.append(("near-duplicates", f"not looked for; near=0.998 does it, in hours for more than {NEAR_LIMIT:,}"))
+        facts.append(("near-duplicates", f"not searched for; near=0.998 does, in hours for more than {NEAR_LIMIT:,}"))
     return tuple(facts)
 
 

@@ -1,4 +1,4 @@
-"""The embedded data: Fashion-MNIST, brought from where it can be had, and checked against its hashes."""
+"""Fashion-MNIST, the embedded data: fetched from where it can be had, and checked against its hashes."""
 
 from __future__ import annotations
 

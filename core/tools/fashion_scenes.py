@@ -45,7 +45,7 @@ VAL_SHARE = 1 / 12
 """share of the training items that is set aside for val"""
 
 PLACES = 50
-"""places that are tried for an item before the scene is laid out anew"""
+"""places that are tried for an item before the scene is laid out again"""
 
 RECORD = "scenes.json"
 FORMAT = 2
@@ -218,7 +218,7 @@ def _resized(item: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
 def _write(folder: Path, config: FashionScenesConfig, items: dict[str, _Items], settings: dict[str, Any]) -> None:
     used: dict[str, list[int]] = {}
     total = config.train + config.val + config.test + config.pool
-    tell, done = progress_logger("composing scenes"), 0
+    progress, done = progress_logger("composing scenes"), 0
     for split in ("train", "val", "test", "pool"):
         count = getattr(config, split)
         if not count:
@@ -240,7 +240,7 @@ def _write(folder: Path, config: FashionScenesConfig, items: dict[str, _Items], 
                 _add(content, scene, f"{split}/{name}")
             numbers.update(members)
             done += 1
-            tell(done, total)
+            progress(done, total)
         used[split] = sorted(numbers)
         if labelled:
             (folder / f"{split}.json").write_text(json.dumps(content, separators=(",", ":")) + "\n")

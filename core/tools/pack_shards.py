@@ -1,4 +1,4 @@
-"""``maelift data pack``: images of any source into tar shards, as webdataset lays them out; a killed run goes on where it was."""
+"""``maelift data pack``: images of any source into tar shards in webdataset's layout; a killed run is resumed."""
 
 from __future__ import annotations
 
@@ -55,9 +55,9 @@ class PackConfig:
     size: int | None = None
     """pixels of the shorter side that larger images are reduced to, for good; null: none is (8 bits, gray or colour)"""
     encoding: Encoding = "keep"
-    """keep: files as they are, byte by byte, unless reduced; jpeg, png, npy (no decoding, 3 bytes a pixel): all anew"""
+    """keep: files as they are, byte by byte, unless reduced; jpeg, png, npy (no decoding, 3 bytes a pixel): all re-encoded"""
     quality: int = 92
-    """of JPEGs that are encoded anew, 1 to 95"""
+    """of JPEGs that are re-encoded, 1 to 95"""
     shuffle: int | None = None
     """seed of a random order, for readers that take shards in sequence; null: in the order of their names"""
     channels: int | None = None
@@ -67,7 +67,7 @@ class PackConfig:
     background: str = "white"
     """colour that transparent pixels are composited on in images that are encoded again; drop: what is stored under them"""
     max_rejected: float = 0.05
-    """largest share of broken images that is put up with"""
+    """largest share of broken images that is tolerated"""
 
     def __post_init__(self) -> None:
         for key in ("shard_images", "size", "channels"):
@@ -85,20 +85,20 @@ class PackConfig:
 
 @dataclass(frozen=True)
 class PackResult:
-    """What was packed. ``anew``: images that were encoded anew; ``rejected``: how many were broken."""
+    """What was packed. ``reencoded``: images that were re-encoded; ``rejected``: how many were broken."""
 
     folder: Path
     shards: int
     images: int
-    anew: int
+    reencoded: int
     rejected: int
     size: int
 
     def summary(self) -> str:
         """The result in lines."""
         lines = [f"{self.images:,} images in {self.shards:,} shards in {self.folder} ({self.size / 2**20:,.1f} MiB)"]
-        if self.anew:
-            lines.append(f"{self.anew:,} of them encoded anew; the others as they were, byte by byte")
+        if self.reencoded:
+            lines.append(f"{self.reencoded:,} of them re-encoded; the others as they were, byte by byte")
         if self.rejected:
             lines.append(f"{self.rejected:,} broken ones are left out, see {self.folder / QUARANTINE_FILE}")
         lines.append(f"next: maelift pretrain data={quoted(self.folder)} out=FOLDER")
@@ -107,11 +107,12 @@ class PackResult:
 
 @dataclass(frozen=True)
 class _Shard:
-    """A finished shard, as its line in the progress file says."""
+    """A finished shard: the fields are the keys of its line in the progress file."""
 
     shard: str
     images: int
     anew: int
+    """images that were re-encoded"""
     size: int
     rejected: tuple[tuple[str, str], ...]
 
@@ -123,12 +124,12 @@ class _Packed:
     name: str
     suffix: str = ""
     content: bytes = b""
-    anew: bool = False
+    reencoded: bool = False
     reason: str = ""
 
 
 def pack(config: PackConfig) -> PackResult:
-    """Write the shards that are missing in ``config.out``; each is there whole or not at all.
+    """Write the shards that are missing in ``config.out``; each is written in full or not at all.
 
     Every image is decoded once; broken ones are left out, with names and reasons in quarantine.csv. Raises DataError when
     their share is above ``config.max_rejected``, MaeliftError when the folder holds shards of other images or settings.
@@ -139,7 +140,7 @@ def pack(config: PackConfig) -> PackResult:
     _check_settings(folder, config, images)
     done = _finished(folder)
     starts = range(0, len(order), config.shard_images)
-    tell = progress_logger("packing")
+    progress = progress_logger("packing")
     rejected: list[tuple[str, str]] = []
     for number, start in enumerate(starts):
         name = f"{number:06d}.tar"
@@ -148,11 +149,11 @@ def pack(config: PackConfig) -> PackResult:
             done[name] = _write_shard(folder / name, config, images, part, start)
             _append(folder / PROGRESS_FILE, done[name])
         rejected += done[name].rejected
-        # A full judgement comes at the end; this one saves the time of packing what is broken throughout.
+        # The full check comes at the end; this one saves the time of packing what is broken throughout.
         if len(rejected) > config.max_rejected * len(order):
             write_rejected(folder / QUARANTINE_FILE, rejected)
             check_rejected(rejected, len(order), config.max_rejected)
-        tell(min(start + config.shard_images, len(order)), len(order))
+        progress(min(start + config.shard_images, len(order)), len(order))
     if rejected:
         write_rejected(folder / QUARANTINE_FILE, rejected)
         check_rejected(rejected, len(order), config.max_rejected)
@@ -236,7 +237,7 @@ def _append(file: Path, shard: _Shard) -> None:
 def _write_shard(path: Path, config: PackConfig, images: ImageSet, part: Sequence[int], first: int) -> _Shard:
     """Write the shard of these images, of which the first has the number ``first`` in all shards' order."""
     rejected: list[tuple[str, str]] = []
-    count = anew = 0
+    count = reencoded = 0
     with atomic_path(path) as temporary, tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT) as archive:
         for number, packed in enumerate(_all_packed(config, images, part), start=first):
             if packed.reason:
@@ -245,8 +246,8 @@ def _write_shard(path: Path, config: PackConfig, images: ImageSet, part: Sequenc
             entry = tarfile.TarInfo(member_name(packed.name, packed.suffix, number))
             entry.size = len(packed.content)
             archive.addfile(entry, io.BytesIO(packed.content))
-            count, anew = count + 1, anew + packed.anew
-    return _Shard(path.name, count, anew, path.stat().st_size, tuple(rejected))
+            count, reencoded = count + 1, reencoded + packed.reencoded
+    return _Shard(path.name, count, reencoded, path.stat().st_size, tuple(rejected))
 
 
 def member_name(name: str, suffix: str, number: int) -> str:
@@ -296,16 +297,16 @@ def _encoded(config: PackConfig, name: str, content: bytes | None, image: LazyIm
         encoding = ("jpeg" if kind in (".jpg", ".jpeg") else "png") if plain else "npy"
     file = io.BytesIO()
     if encoding == "npy":
-        # 16 bits are kept as 16: they would be read as floats of no known range.
+        # 16 bits stay 16: they would be read as floats of no known range.
         deep = image.bits == 16 and config.value_range is None and picture.dtype == np.float32
         np.save(file, np.rint(picture / DEEP).astype(np.uint16) if deep else np.ascontiguousarray(picture))
-        return _Packed(name, ".npy", file.getvalue(), anew=True)
+        return _Packed(name, ".npy", file.getvalue(), reencoded=True)
     whole = Image.fromarray(np.ascontiguousarray(picture[:, :, 0] if picture.shape[2] == 1 else picture))
     if encoding == "jpeg":
         whole.save(file, "JPEG", quality=config.quality)
-        return _Packed(name, ".jpg", file.getvalue(), anew=True)
+        return _Packed(name, ".jpg", file.getvalue(), reencoded=True)
     whole.save(file, "PNG")
-    return _Packed(name, ".png", file.getvalue(), anew=True)
+    return _Packed(name, ".png", file.getvalue(), reencoded=True)
 
 
 def _kind(name: str, content: bytes | None) -> str:

@@ -1,1 +1,1 @@
-"""One file a format that images are read from."""
+"""Readers of images, one file a format."""

@@ -19,7 +19,7 @@ from ..string_table import Numbers, StringTable
 
 @dataclass(frozen=True, eq=False)
 class NumpyImages:
-    """Images of a .npy file (N, H, W, C), which is read where it is looked at; those at ``indices`` are meant."""
+    """Images of a .npy file (N, H, W, C), which is mapped into memory; those at ``indices`` are meant."""
 
     path: Path
     indices: NDArray[np.int64]

@@ -25,7 +25,7 @@ SMALLEST_IMAGE = 16
 """Bytes that an image takes at least: Parquet files of more rows than that leaves room for are refused."""
 
 GROUPS_KEPT = 4
-"""Row groups of Parquet files that each process keeps in memory."""
+"""Row groups of Parquet files that each process caches in memory."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -45,7 +45,7 @@ def read_path_list(path: Path) -> FolderImages:
 
 
 def path_list_cache(path: Path) -> Path:
-    """Where the list is kept once its files have been seen to be there."""
+    """Where the list is cached once its files were found to exist."""
     return cache_file("lists", FORMAT, os.path.realpath(path))
 
 

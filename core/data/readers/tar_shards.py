@@ -1,4 +1,4 @@
-"""Images in tar shards as webdataset lays them out: each shard is looked through once, then images are opened at random."""
+"""Images in tar shards in webdataset's layout: a shard is scanned once, then images are opened at random."""
 
 from __future__ import annotations
 
@@ -160,27 +160,27 @@ def _pattern_count(pattern: str) -> int:
 def index_shards(shards: Sequence[Path]) -> TarImages:
     """The images of the shards, labelled or not; raises DataError for a shard that can't be read or two images of one key.
 
-    A shard that hasn't changed since the last time isn't looked through again.
+    A shard that hasn't changed since the last time isn't scanned again.
     """
     file = tables_file(shards)
     before = _read_tables(file)
     show = progress_logger("scanning the shards", "shards")
-    tables, anew = [], 0
+    tables, scanned = [], 0
     stamps = [file_stamp(shard) for shard in shards]
     for number, (shard, stamp) in enumerate(zip(shards, stamps, strict=True)):
         known, table = before.get(number, ("", None))
         if table is None or known != stamp:
-            table, anew = _table(shard), anew + 1
+            table, scanned = _table(shard), scanned + 1
         tables.append(table)
         show(number + 1, len(shards))
     counts = [len(table.places) for table in tables]
     unread = StringTable.of(json.dumps(table.unread) for table in tables)
-    _tell_unread(shards, sum(counts), [table.unread for table in tables])
+    _report_unread(shards, sum(counts), [table.unread for table in tables])
     if not sum(counts):
         raise DataError(f"{shards[0]}: no images in {len(shards)} shards. Expected KEY.jpg and the like ({kinds()}).")
     places = np.concatenate([table.places for table in tables])
     names = StringTable.joined([table.names for table in tables])
-    if anew and len(names) >= CACHED_FROM:
+    if scanned and len(names) >= CACHED_FROM:
         settled = {str(number): stamp for number, stamp in enumerate(stamps) if not is_racy(shards[number])}
         arrays = {
             "places": places,
@@ -194,7 +194,7 @@ def index_shards(shards: Sequence[Path]) -> TarImages:
 
 
 def tables_file(shards: Sequence[Path]) -> Path:
-    """Where it is kept what the shards hold."""
+    """Where it is cached what the shards contain."""
     suffixes = ",".join(sorted(SUFFIXES | ARRAY_SUFFIXES))
     return cache_file("shards", FORMAT, suffixes, *(os.path.realpath(shard) for shard in shards))
 
@@ -220,8 +220,8 @@ def _table(shard: Path) -> _Table:
     return _Table(places, StringTable.of(f"{shard.name}/{entry.name}" for entry in found), contents.unread(arrays))
 
 
-def _tell_unread(shards: Sequence[Path], images: int, counts: Sequence[Mapping[str, int]]) -> None:
-    """Say what isn't read of shards."""
+def _report_unread(shards: Sequence[Path], images: int, counts: Sequence[Mapping[str, int]]) -> None:
+    """Report what isn't read of shards."""
     unread: Counter[str] = Counter()
     for count in counts:
         unread.update(count)
@@ -231,7 +231,7 @@ def _tell_unread(shards: Sequence[Path], images: int, counts: Sequence[Mapping[s
 
 
 def _read_tables(file: Path) -> dict[int, tuple[str, _Table]]:
-    """What was kept of shards: by their numbers the stamps, and the tables."""
+    """What is cached of shards: by their numbers the stamps, and the tables."""
     found = load(file)
     if found is None:
         return {}
@@ -270,7 +270,7 @@ def read_shards(shards: Sequence[Path]) -> tuple[TarImages, list[tuple[str, ...]
             places.append((number, *sample.image.place))
             names.append(f"{shard.name}/{sample.image.name}")
             labels.append(sample.labels)
-    _tell_unread(shards, len(names), unread)
+    _report_unread(shards, len(names), unread)
     if not names:
         raise DataError(f"{shards[0]}: no images in {len(shards)} shards. Expected KEY.jpg with KEY.cls ({kinds()}).")
     return TarImages(tuple(shards), np.array(places, dtype=np.int64).reshape(-1, 3), StringTable.of(names)), labels
