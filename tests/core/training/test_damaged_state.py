@@ -110,7 +110,7 @@ def test_a_description_of_other_things_is_refused(folder: Path, description: obj
 def test_code_in_a_description_is_not_run(folder: Path, tmp_path: Path) -> None:
     (folder / "step-00000007" / ".metadata").write_bytes(pickle.dumps(_Touches(tmp_path / "ran")))
     resealed(folder / "step-00000007")
-    refused(folder, "it asks for")
+    refused(folder, "it refers to")
     assert not (tmp_path / "ran").exists()
 
 
