@@ -7,23 +7,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal
+from typing import Literal
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from ..core.data.classification import LabelKeys
-from ..core.data.classification_reader import single_label_parts
-from ..core.data.detection_reader import detection_parts
+from ..core.data.classification import MultiLabeledImages
+from ..core.data.format_evidence import PRETRAIN
 from ..core.data.images import ImageSet, opened
-from ..core.data.segmentation_reader import segmentation_parts
 from ..core.data.sources import find_source
-from ..core.data.task_data import BUILT_IN_TASKS, AnnotationKeys, box_layout, class_folder_layout, mask_layout
+from ..core.data.task_data import AnnotationKeys
 from ..core.dry_run import Plan
 from ..core.errors import DataError, MaeliftError
 from ..core.files import atomic_write_text, output_folder
 from ..core.models.encoder_spec import PRESETS
 from ..core.terminal import quoted
 from ..core.tools.check_data import DataCheckConfig, tasks_of
+from ..transfer.tasks import annotated_tasks, entry
 from .suite import BenchConfig
 
 TEMPLATE = Path(__file__).with_name("own_images.yaml.j2")
@@ -80,7 +79,7 @@ class _Found:
     names: tuple[str, ...]
     splits: tuple[str, ...]
     root: str
-    keys: Mapping[str, Any]
+    keys: Mapping[str, object]
 
     @property
     def line(self) -> str:
@@ -102,7 +101,7 @@ def init(config: InitConfig) -> Suite:
         raise MaeliftError(
             f"out={file}: is there already, and may have been changed by hand. Give another name, or remove it."
         )
-    found = [_find(task, config) for task in tasks_of(DataCheckConfig(config.data, layout=config.layout))]
+    found = [_find(task, config) for task in _tasks(config)]
     pool = config.unlabelled or (None if found[0].task == "classify" else found[0].root)
     images = found[0].images if pool is None else find_source(pool)
     gray, side = _look(images)
@@ -141,33 +140,33 @@ def init(config: InitConfig) -> Suite:
 
 def plan(config: InitConfig) -> Plan:
     """What ``init`` would read."""
-    tasks = tasks_of(DataCheckConfig(config.data, layout=config.layout))
-    return Plan((("data", config.data), ("as", ", ".join(tasks)), ("suite", config.out)))
+    return Plan((("data", config.data), ("as", ", ".join(_tasks(config))), ("suite", config.out)))
+
+
+def _tasks(config: InitConfig) -> tuple[str, ...]:
+    """The tasks that the data is annotated for, or pretrain."""
+    return tasks_of(DataCheckConfig(config.data, layout=config.layout), annotated_tasks())
 
 
 def _find(task: str, config: InitConfig) -> _Found:
     """The annotated images of a task; raises DataError where there are none."""
     data = config.data
-    if task == "pretrain":
+    if task == PRETRAIN:
         raise DataError(
             f"data={data}: images without labels. A benchmark needs some with: class folders, a CSV with path,label, COCO "
             "JSON, or masks. Give these as data, and this folder as unlabelled."
         )
-    given = AnnotationKeys(config.layout, None, config.label_column, config.group)
-    described = next(one for one in BUILT_IN_TASKS if one.name == task)
-    keys = {**({} if config.group is None else {"group": config.group}), **described.transfer_keys(data, given)}
-    if task == "classify":
-        read = LabelKeys(None, class_folder_layout(given), config.label_column, config.group)
-        parts: Mapping[str, Any] = single_label_parts(data, read)
-    elif task == "detect":
-        parts = detection_parts(data, box_layout(given))
-    else:
-        parts = segmentation_parts(data, mask_layout(data, given))
+    keys = AnnotationKeys(config.layout, None, config.label_column, config.group)
+    annotated = entry(task).annotated_task()
+    parts = annotated.labeled_splits(data, keys)
+    if any(isinstance(part, MultiLabeledImages) for part in parts.values()):
+        raise DataError(f"data={data}: images with several classes each. A benchmark needs one class for each image.")
     if "train" not in parts:
         raise DataError(f"data={data}: no training images; found only {', '.join(sorted(parts))}.")
     train = parts["train"]
     root = str(getattr(train.images, "root", data))
-    return _Found(task, train.images, len(train), tuple(train.classes), tuple(sorted(parts)), root, keys)
+    task_keys = {**({} if config.group is None else {"group": config.group}), **annotated.transfer_keys(data, keys)}
+    return _Found(task, train.images, len(train), train.classes, tuple(sorted(parts)), root, task_keys)
 
 
 def _look(images: ImageSet) -> tuple[bool, int]:

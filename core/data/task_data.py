@@ -13,7 +13,7 @@ from .classification import ClassFolderLayout, LabelKeys
 from .classification_reader import read_parts
 from .detection_reader import DetectionLayout, parse_detection
 from .folder_names import SPLIT_NAMES
-from .issues import DataIssue
+from .issues import DataIssue, raise_on_errors
 from .labeled_dataset import LabeledDataset
 from .segmentation_layouts import MaskLayout
 from .segmentation_reader import parse_segmentation
@@ -91,13 +91,20 @@ class AnnotatedTask:
     transfer_keys: Callable[[str, AnnotationKeys], Mapping[str, object]] = lambda data, keys: {}
     """keys of ``maelift transfer NAME`` that read the same annotations, those that differ from their defaults"""
 
+    def labeled_splits(self, data: str, keys: AnnotationKeys) -> dict[str, LabeledDataset]:
+        """The splits without their issues; raises DataError for an issue that no rule handles."""
+        splits = self.read(data, keys)
+        issues = [issue for split in splits.values() for issue in split.issues if issue.kind not in self.auto_fixes]
+        raise_on_errors(issues, data)
+        return {name: split.data for name, split in splits.items()}
+
 
 def _in_order(splits: Mapping[str, AnnotatedSplit]) -> dict[str, AnnotatedSplit]:
     return {split: splits[split] for split in SPLIT_NAMES if split in splits}
 
 
 def _read_classes(data: str, keys: AnnotationKeys) -> dict[str, AnnotatedSplit]:
-    parts = read_parts(data, LabelKeys(keys.multi_label, class_folder_layout(keys), keys.label_column, keys.group))
+    parts = read_parts(data, LabelKeys(keys.multi_label, _class_folder_layout(keys), keys.label_column, keys.group))
     return _in_order(
         {
             split: AnnotatedSplit(part, labels=tuple(part.label_text(index) for index in range(len(part))))
@@ -106,19 +113,19 @@ def _read_classes(data: str, keys: AnnotationKeys) -> dict[str, AnnotatedSplit]:
     )
 
 
-def class_folder_layout(keys: AnnotationKeys) -> ClassFolderLayout:
+def _class_folder_layout(keys: AnnotationKeys) -> ClassFolderLayout:
     """How class folders are read: as the keys say, or auto."""
     return "class_folders" if keys.layout == "class_folders" else "auto"
 
 
 def _classify_keys(data: str, keys: AnnotationKeys) -> dict[str, object]:
-    given = {"layout": class_folder_layout(keys), "label_column": keys.label_column}
+    given = {"layout": _class_folder_layout(keys), "label_column": keys.label_column}
     return {key: value for key, value in given.items() if value not in ("auto", None)}
 
 
 def _read_boxes(data: str, keys: AnnotationKeys) -> dict[str, AnnotatedSplit]:
     splits = {}
-    for split, parsed in parse_detection(data, box_layout(keys)).items():
+    for split, parsed in parse_detection(data, _box_layout(keys)).items():
         images, issues = parsed.data, list(parsed.issues)
         counts = Counter(int(label) for objects in images.objects for label in objects.labels[~objects.crowd])
         if split == "train" and not counts:
@@ -129,20 +136,20 @@ def _read_boxes(data: str, keys: AnnotationKeys) -> dict[str, AnnotatedSplit]:
     return _in_order(splits)
 
 
-def box_layout(keys: AnnotationKeys) -> DetectionLayout:
+def _box_layout(keys: AnnotationKeys) -> DetectionLayout:
     """The format of boxes: as the keys say, or auto."""
     layouts: tuple[DetectionLayout, ...] = ("coco", "yolo", "voc")
     return next((layout for layout in layouts if layout == keys.layout), "auto")
 
 
 def _detect_keys(data: str, keys: AnnotationKeys) -> dict[str, object]:
-    layout = box_layout(keys)
+    layout = _box_layout(keys)
     return {} if layout == "auto" else {"layout": layout}
 
 
 def _read_masks(data: str, keys: AnnotationKeys) -> dict[str, AnnotatedSplit]:
     splits = {}
-    for split, parsed in parse_segmentation(data, mask_layout(data, keys), keys.ignore).items():
+    for split, parsed in parse_segmentation(data, _mask_layout(data, keys), keys.ignore).items():
         images = parsed.data
         empty = (
             DataIssue("mask without any class", mask, "", "every pixel is ignored")
@@ -153,7 +160,7 @@ def _read_masks(data: str, keys: AnnotationKeys) -> dict[str, AnnotatedSplit]:
     return _in_order(splits)
 
 
-def mask_layout(data: str, keys: AnnotationKeys) -> MaskLayout:
+def _mask_layout(data: str, keys: AnnotationKeys) -> MaskLayout:
     """The layout of images and masks: as the keys say, or as found."""
     layouts: tuple[MaskLayout, ...] = ("folders", "ade20k", "cityscapes")
     for layout in layouts:
@@ -166,7 +173,7 @@ def mask_layout(data: str, keys: AnnotationKeys) -> MaskLayout:
 
 
 def _segment_keys(data: str, keys: AnnotationKeys) -> dict[str, object]:
-    layout = mask_layout(data, keys)
+    layout = _mask_layout(data, keys)
     return {} if layout == "folders" else {"layout": layout}
 
 

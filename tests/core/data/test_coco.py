@@ -289,7 +289,7 @@ def test_boxes_are_cut_and_objects_without_area_left_out_by_rule_and_counted(
         second["bbox"] = [2, 3, 0, 10]
         third["bbox"] = [40, 40, 5, 5]
         fourth["segmentation"] = [[1, 1, 5, 5]]
-        fifth["bbox"] = [2, 3, 18.4, 10]  # 0.4 px too far is how tools round: cut, but not told
+        fifth["bbox"] = [2, 3, 18.4, 10]  # 0.4 px too far is how tools round: clipped, but not reported
 
     changed(single, change)
     with caplog.at_level(logging.WARNING, logger="maelift"):

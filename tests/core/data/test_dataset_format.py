@@ -1,4 +1,4 @@
-"""What a folder is taken for, by what lies in it; and the question, with the key that decides, where it may be something else."""
+"""The format of a folder by its files; an ambiguous one is an error that names the key that decides."""
 
 from __future__ import annotations
 
