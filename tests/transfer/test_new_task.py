@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ import maelift
 import pytest
 from maelift.cli import main
 from maelift.core.errors import ConfigError
-from maelift.tests.support import ROOT, encoder_file, noise_image
+from maelift.tests.support import ROOT, encoder_file, noise_image, write_images
 from maelift.transfer import tasks
 from maelift.transfer.tasks import TaskEntry
 
@@ -30,6 +31,7 @@ def counting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         (site / name).write_text(content)
     point = re.search(r'^\[project\.entry-points\."(.+)"\]\n(.+)$', (site / "pyproject.toml").read_text(), re.MULTILINE)
     assert point is not None
+    shutil.move(site / "counting.yaml", tmp_path)
     (site / "counting-1.0.dist-info").mkdir()
     (site / "counting-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: counting\nVersion: 1.0\n")
     (site / "counting-1.0.dist-info" / "entry_points.txt").write_text(
@@ -84,6 +86,19 @@ def test_the_command_line_and_the_api_know_the_task(counting: Path, capsys: pyte
     keys = {"init": "scratch", "model": "vit_nano", "image_size": 16, "steps": 2, "workers": 0, "device": "cpu"}
     result = maelift.transfer("count", data="counts", out="runs/api", **keys)  # type: ignore[call-overload]
     assert result.metric == "val/closeness" and "layer_decay: 1.0" in Path("runs/api/config.yaml").read_text()
+
+
+def test_a_suite_compares_encoders_on_the_task(counting: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_images(counting / "photos", 8)
+    assert main(["bench", "counting.yaml", "out=runs/suite", "device=cpu"]) == 0, capsys.readouterr().err
+    with Path("runs/suite/results.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["arm"], row["seed"]) for row in rows] == [
+        (arm, seed) for arm in ("mae", "scratch") for seed in ("0", "1")
+    ]
+    assert all(0 < float(row["test_closeness_percent"]) < 100 for row in rows)
+    page = Path("runs/suite/report.html").read_text()
+    assert "Counting" in page and "test closeness" in page
 
 
 def test_rows_are_checked_when_they_are_registered() -> None:
