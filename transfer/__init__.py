@@ -1,4 +1,4 @@
-"""Encoders put to use: labelled images in, a trained model out. ``maelift.transfer("classify", ...)`` runs it."""
+"""Transfer of encoders to tasks: labelled images in, a trained model out."""
 
 from ..callable_package import make_callable
 

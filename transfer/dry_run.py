@@ -54,7 +54,7 @@ def plan(config: TransferConfig) -> Plan:
 
 
 def step_warnings(task: Task[Any, Any]) -> list[str]:
-    """What to tell those whose few labelled images make next to no steps of a recipe for a large data set."""
+    """Warnings for few labelled images, which make only a few steps of a recipe for a large data set."""
     steps, config = task.steps(), task.config
     if not 0 < steps < MIN_STEPS or config.steps is not None:
         return []

@@ -34,7 +34,7 @@ class EvaluationResult:
 def evaluate(config: TransferConfig, split: str) -> EvaluationResult:
     """Score the model of the finished run in ``config.out`` on a split of its data, or of other data of the same classes.
 
-    Other data that have not got that split, but are a whole, are taken as a whole.
+    Other data without splits are evaluated in full.
     """
     folder, task_type = Path(config.out), tasks.task_type(config)
     model = load_model(folder / MODEL_FILE)

@@ -1,4 +1,4 @@
-"""Fine-tuning for any task: data, encoder, training, the best weights on validation, test scores, model file and summary.
+"""Fine-tuning for any task: data, encoder, training, best weights, test scores, model file and summary.
 
 What is particular to a task (data, model, loss, metrics) stands in its ``Task``; training is that of ``core/training/loop.py``.
 """
@@ -163,10 +163,10 @@ def run(config: TransferConfig, listener: ProgressListener | None = None) -> Tra
     """
     task_type = tasks.task_type(config)
     title = f"transfer {task_type.name}"
-    with Ranks.join(config.device) as ranks, ExitStack() as held:
+    with Ranks.join(config.device) as ranks, ExitStack() as stack:
         config.check_passes(ranks.world_size * config.accumulate)
         source = read_init_weights(config)
-        folder = held.enter_context(RunFolder.open(output_folder(config.out), config, ranks))
+        folder = stack.enter_context(RunFolder.open(output_folder(config.out), config, ranks))
         form = PixelFormat(background=background_colour(background_of(config, source)), plain=True)
         splits, manifest = task_type.read_audited(config, form)
         if ranks.is_main:

@@ -1,4 +1,4 @@
-"""What a transfer begins with: an encoder file, public weights, weights trained with labels, or nothing."""
+"""The encoder that a transfer starts from: an encoder file, public weights, supervised ones or random ones."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ Init = Literal["encoder", "supervised", "scratch"]
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderInit:
-    """Which weights training begins with, and the shape of the network."""
+    """Which weights training starts from, and the shape of the network."""
 
     encoder: str | None = None
     """encoder file, weights of the reference MAE, timm or transformers, or timm:NAME to fetch them"""
     init: Init = "encoder"
-    """begin with these weights, pretrained without labels (encoder) or with (supervised), or from nothing (scratch)"""
+    """start from these weights, pretrained without labels (encoder) or with (supervised), or from random ones (scratch)"""
     model: ModelName = "vit_base"
     """the shape for init=scratch without an encoder to take it from"""
     image_size: int | tuple[int, int] | None = None
@@ -77,13 +77,11 @@ def init_encoder(
     _need_image_channels(start, encoder)
     if is_bgr(encoder.preprocessing):
         encoder = to_rgb(encoder)
-        notes.append(
-            "the encoder's channels are blue, green, red: its patch kernel was turned round for red, green, blue"
-        )
+        notes.append("the encoder's channels are blue, green, red: its patch kernel was reordered for red, green, blue")
     if encoder.spec.channels == 1 and not gray:
         notes.append("the encoder has one channel: colour images are read as gray (ITU-R 601)")
     if encoder.spec.channels == 3 and gray:
-        notes.append("every image is gray and the encoder has three channels: gray is given three times")
+        notes.append("every image is gray and the encoder has three channels: gray is repeated three times")
     if size is not None and size != encoder.spec.image_size:
         check_divisible(size, encoder.spec.patch_size)
         was, now = ("×".join(map(str, pair)) for pair in (encoder.spec.image_size, size))

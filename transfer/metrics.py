@@ -1,4 +1,4 @@
-"""How a trained model does on a split: the figures of every task in one form, for files, reports and people."""
+"""Scores of a trained model on a split, in one form for every task: for files, reports and people."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def figure(metric: str, value: float) -> str:
 
 @dataclass(frozen=True)
 class Scores:
-    """Figures of a model on ``count`` images of ``split``, all but ``NOT_SHARES`` shares from 0 to 1.
+    """Scores of a model on ``count`` images of ``split``, all but ``NOT_SHARES`` shares from 0 to 1.
 
     ``metrics`` in the order in which people read them, the first the most important; None: there was nothing to measure it
-    on. ``per_class`` holds figures of each class. ``confusion[i][j]`` counts images of class i taken for class j.
+    on. ``per_class`` holds the scores of each class. ``confusion[i][j]`` counts images of class i taken for class j.
     """
 
     split: str
@@ -35,12 +35,12 @@ class Scores:
     confusion: tuple[tuple[int, ...], ...] | None = None
 
     def line(self) -> str:
-        """The figures in a line, shares in percent, with the split, the count and the seeds."""
+        """The scores in a line, shares in percent, with the split, the count and the seeds."""
         shown = [f"{name} {figure(name, value)}" for name, value in self.metrics.items() if value is not None]
         return f"{self.split}: {', '.join(shown)} ({self.count} images, 1 seed)"
 
     def write(self, path: Path, **more: object) -> None:
-        """Write the figures as JSON, with ``more`` beside them."""
+        """Write the scores as JSON, with the keys ``more`` added."""
         atomic_write_text(path, json.dumps({**asdict(self), **more}, indent=1, ensure_ascii=False) + "\n")
 
     def write_confusion(self, path: Path) -> None:

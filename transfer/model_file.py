@@ -1,4 +1,4 @@
-"""The model file of a transfer: safetensors, with all that is needed to use the model in its metadata, as JSON."""
+"""The model file of a transfer: safetensors, with all that is needed to use the model in its metadata."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ T = TypeVar("T")
 class ModelFile:
     """What a model file holds.
 
-    ``head``: what rebuilds the model beside the encoder's ``spec``, as the task's module wrote it; ``state``: every
+    ``head``: what is needed to build the model in addition to the encoder's ``spec``, as its task wrote it; ``state``: every
     tensor, under the model's own names; ``source``: the file, for messages.
     """
 
@@ -122,7 +122,7 @@ def write_model(
     path: str | Path, model: TrainedModel, *, task: str, head: Mapping[str, object], provenance: Provenance
 ) -> None:
     """Write a trained model, all at once or not at all; ``head`` is what JSON can hold, ``task`` the task's name."""
-    state = _apart(model.state_dict())
+    state = _without_shared_memory(model.state_dict())
     description = {
         "version": MODEL_VERSION,
         "task": task,
@@ -190,7 +190,7 @@ def is_model(path: str | Path) -> bool:
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     head = first_bytes(path, f"the {MODEL_FILE} of maelift transfer")
-    if head[8:9] != b"{" and (head[:1] == b"\x80" or head[:2] == b"PK"):  # safetensors begin with a length, then "{"
+    if head[8:9] != b"{" and (head[:1] == b"\x80" or head[:2] == b"PK"):  # safetensors start with a length, then "{"
         raise CheckpointError(
             f"{path}: a pickle, which could run code when read; nothing was run. Expected the {MODEL_FILE} of maelift "
             "transfer."
@@ -199,7 +199,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _what_else(path: str | Path, metadata: Mapping[str, str]) -> str:
-    """What to tell of a safetensors file that is no model."""
+    """What a safetensors file is that is not a model, for the error."""
     if CONTRACT_KEY in metadata:
         return (
             "an encoder file, not a trained model. Expected a model.safetensors; train one: maelift transfer classify "
@@ -210,14 +210,14 @@ def _what_else(path: str | Path, metadata: Mapping[str, str]) -> str:
     return f"not a model of maelift. Expected the {MODEL_FILE} of maelift transfer."
 
 
-def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _without_shared_memory(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors on the CPU, those that share memory copied: safetensors holds each by itself."""
     state: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, tensor in tensors.items():
-        kept = tensor.detach().cpu().contiguous()
-        if kept.untyped_storage().data_ptr() in seen:
-            kept = kept.clone()
-        seen.add(kept.untyped_storage().data_ptr())
-        state[name] = kept
+        stored = tensor.detach().cpu().contiguous()
+        if stored.untyped_storage().data_ptr() in seen:
+            stored = stored.clone()
+        seen.add(stored.untyped_storage().data_ptr())
+        state[name] = stored
     return state

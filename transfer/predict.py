@@ -1,4 +1,4 @@
-"""Prediction: a trained model and images in; a CSV, COCO JSON or mask PNGs out, and pictures for people."""
+"""Prediction: a trained model and images in; a CSV, COCO JSON or mask PNGs out, and drawn images."""
 
 from __future__ import annotations
 
@@ -54,7 +54,9 @@ class PredictResult:
 
 
 def predict(config: PredictConfig) -> PredictResult:
-    """Predict for images; a broken one is left out, named beside the predictions and counted. All is written, or nothing.
+    """Predict for images; a broken one is left out, counted and named in a file next to the predictions.
+
+    Everything is written, or nothing.
 
     Raises MaeliftError when the model or the images can't be read, when something is in the way, or when every image is
     broken.
@@ -72,7 +74,7 @@ def predict(config: PredictConfig) -> PredictResult:
     output_folder(out.parent)
     rejected: list[tuple[str, str]] = []
     unusual: list[tuple[str, str]] = []
-    tell = progress_logger("predict")
+    log_progress = progress_logger("predict")
     with writer.writing(out), staged_folder(pictures) as drawn:
         for start in range(0, len(images), config.batch_size):
             batch = range(start, min(start + config.batch_size, len(images)))
@@ -84,7 +86,7 @@ def predict(config: PredictConfig) -> PredictResult:
                     writer.add(number, image, prediction)
                     if drawn is not None:
                         _write_picture(drawn / writer.files[number], writer.draw(image, prediction))
-            tell(writer.count + len(rejected), len(images))
+            log_progress(writer.count + len(rejected), len(images))
         if writer.count == 0:
             raise DataError(f"images={config.images}: none of {len(images)} can be read; the first: {rejected[0][1]}")
     for line in summary_lines(writer.count, unusual):

@@ -1,4 +1,4 @@
-"""The keys of maelift predict."""
+"""The keys of ``maelift predict``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class PredictConfig:
     out: str | None = None
     """CSV (classify), COCO JSON (detect) or new folder of mask PNGs (segment); null: predictions.csv, .json or masks"""
     draw: bool = False
-    """also draw every prediction, into a new folder beside out: NAME.pictures"""
+    """also draw every prediction, into a new folder next to out: NAME.pictures"""
     score_threshold: float | None = None
     """least score of an object, 0 to 1 (detect); null: the detector's own (0.05 by default), and 0.5 in pictures"""
     coco: str | None = None

@@ -1,4 +1,4 @@
-"""What writes predictions: a CSV of classes, COCO JSON of objects, mask PNGs."""
+"""Writers of predictions: a CSV of classes, COCO JSON of objects, mask PNGs."""
 
 from __future__ import annotations
 
@@ -198,7 +198,7 @@ class DetectionWriter(PredictionWriter):
 class SegmentationWriter(PredictionWriter):
     """A folder of mask PNGs as they are read for training: a class's value in every pixel, its colour in the palette.
 
-    ``classes.txt`` beside them names the values.
+    ``classes.txt`` next to them names the values.
     """
 
     def __init__(self, file: ModelFile, config: PredictConfig, images: ImageSet) -> None:

@@ -1,4 +1,4 @@
-"""What trained models say of an image: a class, objects, or a class for every pixel."""
+"""Predictions for an image: a class, objects, or a class for every pixel."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 class Classification:
     """The classes of an image.
 
-    ``label`` is the likeliest class; ``probabilities``: each class's, in the order of the training data; ``labels``: of a
+    ``label`` is the most probable class; ``probabilities``: each class's, in the order of the training data; ``labels``: of a
     multi-label model all classes of a probability of 0.5 or more, perhaps none; None of others.
     """
 
@@ -24,7 +24,7 @@ class Classification:
 
 @dataclass(frozen=True, eq=False)
 class Detections:
-    """The objects found in an image, the surest first.
+    """The objects found in an image, by descending score.
 
     ``boxes`` (n, 4) float32: x1, y1, x2, y2 in pixels of the image as it was given; ``scores`` (n,) float32, 0 to 1;
     ``labels`` (n,) int64, numbers into ``classes``; ``masks`` (n, H, W) bool, None from a model without masks.

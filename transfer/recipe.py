@@ -18,12 +18,12 @@ RECIPES = Path(__file__).parent / "recipes"
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How a model is trained; the numbers of each task and start stand in transfer/recipes/."""
+    """How a model is trained; the numbers of each task and start are in transfer/recipes/."""
 
     epochs: float
-    """times that every labelled image is seen"""
+    """passes over the labelled images"""
     steps: int | None = None
-    """steps of the optimiser; given, it takes the place of epochs"""
+    """steps of the optimiser, in place of epochs"""
     batch_size: int
     """labelled images in a step, over all processes and accumulations"""
     base_lr: float
@@ -41,9 +41,9 @@ class Recipe:
     schedule: Decay = "cosine"
     """how the rate falls after it: cosine and linear to 0; steps: by 10 after 8/9 and 26/27 of all steps"""
     drop_path: float
-    """probability that the last block is left out in a step; it rises from 0 at the first"""
+    """stochastic depth: probability that the last block is skipped, rising linearly from 0 at the first"""
     ema_decay: float | None
-    """decay of the moving average of weights that is evaluated and kept; null: none"""
+    """decay of the moving average of weights that is evaluated and saved; null: none"""
     clip_grad: float | None
     """largest norm of the gradient; null: not clipped"""
 

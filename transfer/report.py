@@ -1,4 +1,4 @@
-"""summary.html: what a finished transfer was, how well it does and what its predictions look like, in one file."""
+"""summary.html: the configuration, scores, curves and example predictions of a finished transfer, in a page."""
 
 from __future__ import annotations
 
@@ -178,13 +178,13 @@ def _confusions(scores: Scores) -> list[str]:
 
 
 def _sorted(pictures: Sequence[ExampleImage]) -> list[tuple[str, str, list[ExampleImage]]]:
-    """The pictures under two headings, the wrong ones first: they tell more."""
+    """The pictures under two headings, the wrong ones first: they say more."""
     if not pictures:
         return []
     wrong, right = ([picture for picture in pictures if picture.right is which] for which in (False, True))
     return [
-        ("Wrong predictions", "None among the images that were looked at.", wrong),
-        ("Right predictions", "None among the images that were looked at.", right),
+        ("Wrong predictions", "None among the images that were examined.", wrong),
+        ("Right predictions", "None among the images that were examined.", right),
     ]
 
 

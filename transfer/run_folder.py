@@ -1,4 +1,4 @@
-"""What a transfer leaves in its folder beside the model, and how that is read again."""
+"""The files in the folder of a transfer other than the model: splits, test scores, configuration."""
 
 from __future__ import annotations
 

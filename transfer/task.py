@@ -70,11 +70,11 @@ class TransferConfig(Recipe, EncoderInit, Paths):
     fold: int = 0
     """which of the folds is tested with, from 0"""
     accumulate: int = 1
-    """passes that a step is split into, to save memory; what is drawn within the model is drawn anew in each"""
+    """passes that a step is split into, to save memory; random numbers within the model are drawn in each"""
     evaluations: int = 20
-    """times that the validation images are judged; the best of these weights are kept"""
+    """evaluations on the validation images; the best of these weights are saved"""
     patience: int | None = None
-    """evaluations without a better one after which training ends; null: it goes on to the last step"""
+    """early stopping: evaluations without an improvement after which training ends; null: none"""
     precision: Precision = "auto"
     """of the forward pass; auto: bfloat16 on a GPU that has it, else float32"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -84,7 +84,7 @@ class TransferConfig(Recipe, EncoderInit, Paths):
     checkpoint_minutes: float = 5.0
     """minutes between two checkpoints"""
     max_rejected: float = 0.05
-    """largest share of broken images that is put up with"""
+    """largest share of broken images that is tolerated"""
     evaluate: Literal["train", "val", "test"] | None = None
     """--evaluate SPLIT: score the finished model in out on this split of data (its own, if data is not given)"""
 
@@ -104,13 +104,13 @@ class TransferConfig(Recipe, EncoderInit, Paths):
         self.check_passes(self.accumulate)
 
     def recipe_name(self) -> str:
-        """The file in transfer/recipes/, without its ending, whose numbers stand beneath what the user says."""
+        """The file in transfer/recipes/, without its suffix, whose numbers are the defaults of the keys."""
         return f"{self.task_name}_{self.init}" + ("_small" if self.recipe == "small" else "")
 
     @classmethod
     def resolve(cls, overrides: Sequence[str] | Mapping[str, object] = (), file: Path | None = None) -> Self:
-        """The configuration: what the user says, over the recipe that it names or the finished run that it is to judge."""
-        # any recipe that goes with what the user says: the right one is known only when that is
+        """The configuration: the given keys, over the recipe that they name or over the finished run that is evaluated."""
+        # any recipe that fits the given keys: the right one is known only when these are resolved
         likely = [name for key, name in cls.recipes().items() if _says(key, overrides, file)]
         usual = cls.recipe_defaults([f"{cls.task_name}_encoder", *likely][-1])
         first = resolve(cls, overrides, file, {**usual, "encoder": "any", "data": "any"})
@@ -130,7 +130,7 @@ class TransferConfig(Recipe, EncoderInit, Paths):
 
     @classmethod
     def recipe_folder(cls) -> Path:
-        """Where the task's recipes are: transfer/recipes/, for another package's task recipes/ beside its configuration."""
+        """Where the task's recipes are: transfer/recipes/, for another package's task recipes/ next to its configuration."""
         own = cls.__module__.startswith(f"{__package__}.")
         return RECIPES if own else Path(inspect.getfile(cls)).parent / "recipes"
 
@@ -158,19 +158,19 @@ class Task(ABC, Generic[Config, Images]):
     """What is particular to a task. A new task is a folder with such a class and a row in tasks.py.
 
     ``encoder`` holds the weights of the start, at the image size of the run; ``splits`` the images that are trained on,
-    chosen by and judged by.
+    validated on and tested on.
     """
 
     name: ClassVar[str]
     """the word after maelift transfer"""
     best_metric: ClassVar[str]
-    """the validation metric whose best weights are kept, "val/top1", say; higher is better"""
+    """the validation metric whose best weights are saved, "val/top1", say; higher is better"""
     draws: ClassVar[int]
     """uniform draws in [0, 1) that a training sample takes: all of its randomness"""
     encoder_prefix: ClassVar[str] = "encoder."
-    """what the names of the encoder's parameters begin with in the model, before timm's names"""
+    """prefix of the encoder's parameters in the model, before timm's names"""
     manifest: str = ""
-    """hash of what the images of ``splits`` contain, where a run has looked through them"""
+    """hash of what the images of ``splits`` contain, where a run has scanned them"""
 
     def __init__(self, config: Config, encoder: Encoder, splits: Splits[Images], ranks: Ranks) -> None:
         self.config, self.encoder, self.splits, self.ranks = config, encoder, splits, ranks
@@ -178,7 +178,7 @@ class Task(ABC, Generic[Config, Images]):
     @classmethod
     @abstractmethod
     def read_parts(cls, config: Any) -> Mapping[str, Images]:
-        """The splits of annotated images that ``config.data`` has, by name; a whole without splits is "train"."""
+        """The splits of annotated images that ``config.data`` has, by name; data without splits is "train"."""
 
     @classmethod
     def read(cls, config: Any) -> Splits[Images]:
@@ -207,15 +207,15 @@ class Task(ABC, Generic[Config, Images]):
 
     @abstractmethod
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The mean loss over a micro-batch. ``model`` may be wrapped: it must be called as a whole."""
+        """The mean loss over a micro-batch. ``model`` may be wrapped: call it itself, not its parts."""
 
     @abstractmethod
     def validate(self, model: nn.Module) -> Mapping[str, float]:
-        """Figures of the validation images, ``best_metric`` among them."""
+        """Scores on the validation images, ``best_metric`` among them."""
 
     @abstractmethod
     def score(self, model: nn.Module, images: Images, split: str) -> Scores:
-        """All figures of a trained model on a split."""
+        """All scores of a trained model on a split."""
 
     def score_items(self, model: nn.Module, images: Images, split: str) -> tuple[Scores, NDArray[np.float64] | None]:
         """``score``, and what each item brings to its first figure, the items' mean (items,); None where it isn't known.
@@ -262,7 +262,7 @@ class Task(ABC, Generic[Config, Images]):
         """What comes before the first step, on every process."""
 
     def finished(self, model: nn.Module) -> nn.Module:
-        """The trained model as it is scored and kept."""
+        """The trained model as it is scored and saved."""
         return model
 
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:

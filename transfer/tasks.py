@@ -1,11 +1,11 @@
-"""The table of tasks: a row each, read by the command line, the API, model files, prediction, suites, reports and data check.
+"""The table of tasks: a row each, read by commands, API, model files, prediction, suites and data check.
 
 A task is one folder (its configuration, ``Task``, model and recipes) and one row here. Rows of other packages are added by
 ``register``, or by an entry point of the group ``maelift.tasks`` whose value names a ``TaskEntry``: with it the task is known in
 every process, on the command line and in suites too (docs/new_task.md).
 
-What stands in a row are words and references to code, "module:name"; a module's name that begins with a dot is below
-``maelift.transfer``. A module is imported when it is first used, so that ``maelift --help`` imports none.
+A row holds words and references to code, "module:name"; a module name with a leading dot is relative to ``maelift.transfer``.
+A module is imported when it is first used, so that ``maelift --help`` imports none.
 
 How other parts read it:
 

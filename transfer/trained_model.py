@@ -1,4 +1,4 @@
-"""A trained model from its file, of whatever task: the table of tasks says who builds it."""
+"""Loading of trained models: the table of tasks says what builds the model of a file."""
 
 from __future__ import annotations
 

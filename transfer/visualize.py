@@ -1,4 +1,4 @@
-"""Predictions as pictures: boxes, masks and names over an image, of any size, in colours that the colour-blind can tell apart."""
+"""Predictions drawn on images: boxes, masks and class names, in colours that are distinct for the colour-blind."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .predictions import Classification, Detections, Segmentation
 SHORTEST, LONGEST = 320, 1280
 """Pixels of a picture's longer side: smaller images are enlarged by whole numbers, larger ones made smaller."""
 OKABE_ITO = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7")
-"""Seven colours that are told apart with any colour vision (Okabe and Ito, 2008); later classes get others."""
+"""Seven colours that are told apart with any colour vision (Okabe and Ito, 2008); further classes get others."""
 NARROWEST = 160
 """Pixels of width that a picture with words below it has at least."""
 BACKGROUND = "#8a8f98"
@@ -68,7 +68,7 @@ def class_colours(classes: Sequence[str]) -> list[Colour]:
 def draw_classification(
     image: ImageLike, prediction: Classification, *, truth: str | None = None, most: int = 3
 ) -> Image.Image:
-    """The image with its ``most`` likeliest classes in words below it; and the true one, where it is known."""
+    """The image with its ``most`` most probable classes in words below it; and the true one, where it is known."""
     numbers = {name: number for number, name in enumerate(prediction.probabilities)}
     best = sorted(prediction.probabilities.items(), key=lambda item: -item[1])[:most]
     lines = [(readable(name, numbers[name]), f"  {percent(value)}") for name, value in best]

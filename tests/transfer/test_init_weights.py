@@ -54,7 +54,7 @@ def test_scratch_takes_the_shape_and_preprocessing_but_no_weights(tmp_path: Path
 def test_what_is_adapted_is_said(tmp_path: Path, images: FolderImages) -> None:
     colour = str(encoder_file(tmp_path / "colour.safetensors", random_encoder(SPEC)))
     gray = str(encoder_file(tmp_path / "gray.safetensors", random_encoder(replace(SPEC, channels=1))))
-    assert "given three times" in started(images, encoder=colour, gray=True)[1][0]
+    assert "repeated three times" in started(images, encoder=colour, gray=True)[1][0]
     assert "read as gray" in started(images, encoder=gray)[1][0]
     encoder, notes = started(images, encoder=colour, image_size=(24, 32))
     assert encoder.spec.image_size == (24, 32) and "16×16 to 24×32 pixels" in notes[0]
@@ -70,7 +70,7 @@ def test_an_encoder_of_blue_green_red_gives_the_same_features_of_red_green_blue(
     pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 3, 16, 16), dtype=np.uint8))
     wanted = source.eval()(source.preprocessing.normalize(pixels.flip(1)))
     found = encoder.eval()(encoder.preprocessing.normalize(pixels))
-    assert encoder.preprocessing.channel_names == ("red", "green", "blue") and "turned round" in notes[0]
+    assert encoder.preprocessing.channel_names == ("red", "green", "blue") and "was reordered" in notes[0]
     assert torch.allclose(found, wanted, atol=1e-6)
 
 

@@ -104,7 +104,7 @@ def test_wrong_pictures_come_first_and_none_is_said(tmp_path: Path) -> None:
     found = page(tmp_path)
     assert found.text.index("Wrong predictions") < found.text.index("Right predictions")
     only_right = page(tmp_path, pictures=[ExampleImage.of(noise_image(1), "right", right=True)])
-    assert "None among the images that were looked at." in only_right.text
+    assert "None among the images that were examined." in only_right.text
     assert "Wrong predictions" not in page(tmp_path, pictures=[]).text
 
 

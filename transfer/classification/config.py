@@ -1,4 +1,4 @@
-"""The keys of maelift transfer classify."""
+"""The keys of ``maelift transfer classify``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..task import TransferConfig
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifyRecipe(Recipe):
-    """How a classifier is trained; the numbers of each start stand in transfer/recipes/."""
+    """How a classifier is trained; the numbers for each init are in transfer/recipes/."""
 
     label_smoothing: float
     """share of the target spread over all classes"""
@@ -85,7 +85,7 @@ class Lora:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifyConfig(TransferConfig, ClassifyRecipe):
-    """Fine-tune an encoder on labelled images, judge it by a probe, or train the same architecture from nothing.
+    """Fine-tune an encoder on labelled images, evaluate it by a probe, or train the same architecture from scratch.
 
     ``data`` are class folders (also train/ val/ test/ of them), a CSV, a folder of idx files, or tar shards. A CSV has the
     columns path,label[,split], for several labels an image with ``|`` or ``;`` between them, or path[,split] and a column of
@@ -107,13 +107,13 @@ class ClassifyConfig(TransferConfig, ClassifyRecipe):
     features: Pooling = "mean"
     """method=linear or knn: mean of the patch tokens, class_token, or both side by side"""
     crops: int = 0
-    """method=linear or attentive: random crops of each training image that features are kept of; 0: of the image as judged"""
+    """method=linear or attentive: random crops of each training image that features are computed of; 0: the image as evaluated"""
     cache: str | None = None
-    """folder that features are kept in, for other runs too; null: features/ in out. It may be removed when the run has ended"""
+    """folder for the features, shared with other runs; null: features/ in out. It may be removed when the run has ended"""
     solver: Literal["lars", "lbfgs"] = "lars"
     """method=linear: lars as the paper has it, or lbfgs: logistic regression, which needs no learning rate"""
     l2: float | None = None
-    """solver=lbfgs: weight of half the squared weights beside the summed loss; null: validation chooses one from 0.1 to 1000"""
+    """solver=lbfgs: factor of half the squared weights in the loss (a sum); null: the best on validation from 0.1 to 1000"""
     probe_heads: int | None = None
     """method=attentive: attention heads of the probe; null: the encoder's"""
     neighbours: int = 20

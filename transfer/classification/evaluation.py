@@ -23,22 +23,22 @@ from .metrics import mean_average_precision, multi_label_scores, single_label_sc
 from .model import Classifier
 
 CACHE_BYTES = 2**30
-"""Evaluation images are decoded once and kept when they take up no more than this."""
+"""Evaluation images are decoded once and cached when they take up no more than this."""
 
 
 class Evaluation:
-    """Labelled images as a model sees them when it is judged: the shorter side fitted, the centre cut out."""
+    """Labelled images as a model sees them in evaluation: the shorter side fitted, the centre cut out."""
 
     def __init__(self, labeled: ClassImages, spec: EncoderSpec, preprocessing: Preprocessing) -> None:
         self.labeled, self.spec, self.preprocessing = labeled, spec, preprocessing
-        self._kept: list[Tensor] | None = None
+        self._cached: list[Tensor] | None = None
         self._small = len(labeled) * spec.channels * math.prod(spec.image_size) <= CACHE_BYTES
 
     def logits(self, model: nn.Module, ranks: Ranks, precision: Precision = "auto", batch_size: int = 250) -> Tensor:
         """Logits (N, classes), float32, on the CPU."""
-        if self._kept is None and self._small:
-            self._kept = list(self._pixels(batch_size))
-        batches = self._kept if self._kept is not None else self._pixels(batch_size)
+        if self._cached is None and self._small:
+            self._cached = list(self._pixels(batch_size))
+        batches = self._cached if self._cached is not None else self._pixels(batch_size)
         results = []
         with torch.inference_mode(), autocast(ranks.device, precision):
             for pixels in batches:
@@ -49,14 +49,14 @@ class Evaluation:
         return pixel_batches(self.labeled.images, self.spec, batch_size, self.preprocessing.reading)
 
     def figures(self, model: nn.Module, ranks: Ranks) -> dict[str, float]:
-        """What a model is chosen by, of these images: see ``validation_figures``."""
+        """The validation scores of these images, see ``validation_figures``."""
         return validation_figures(self.logits(model, ranks), torch.from_numpy(self.labeled.targets()))
 
 
 def pixel_batches(
     images: ImageSet, spec: EncoderSpec, batch_size: int, form: PixelFormat = PLAIN_FORMAT
 ) -> Iterator[Tensor]:
-    """Images as they are judged, in batches (B, C, H, W) of stored values."""
+    """Images as they are evaluated, in batches (B, C, H, W) of stored values."""
     for start in range(0, len(images), batch_size):
         numbers = range(start, min(start + batch_size, len(images)))
         arrays = [
@@ -73,7 +73,7 @@ def validation_figures(logits: Tensor, targets: Tensor) -> dict[str, float]:
 
 
 def evaluate_classifier(model: Classifier, labeled: ClassImages, split: str, ranks: Ranks) -> Scores:
-    """Judge a classifier on a split."""
+    """Evaluate a classifier on a split."""
     scores = single_label_scores if isinstance(labeled, LabeledImages) else multi_label_scores
     return scores(
         split, _classifier_logits(model, labeled, ranks), torch.from_numpy(labeled.targets()), labeled.classes
@@ -83,7 +83,7 @@ def evaluate_classifier(model: Classifier, labeled: ClassImages, split: str, ran
 def evaluate_items(
     model: Classifier, labeled: LabeledImages, split: str, ranks: Ranks
 ) -> tuple[Scores, NDArray[np.bool_]]:
-    """Judge a classifier on a split; and which of its images (N,) it got right."""
+    """Evaluate a classifier on a split; also which of its images (N,) it got right."""
     logits, targets = _classifier_logits(model, labeled, ranks), torch.from_numpy(labeled.targets())
     right = (logits.argmax(dim=1).cpu() == targets).numpy()
     return single_label_scores(split, logits, targets, labeled.classes), right

@@ -32,21 +32,21 @@ from .task import CROP_DRAWS
 logger = logging.getLogger("maelift")
 
 FEATURES_VERSION = 2
-"""Raised whenever a change of the code would change the features that are kept."""
+"""Raised whenever a change of the code would change the saved features."""
 
 EXTRACT_BATCH = 250
 
 MAX_BYTES_IN_MEMORY = 2**30
-"""Features of no more than this are held in memory, on the device; larger ones stay on disk and are read as they are needed."""
+"""Features of no more than this are loaded into memory, on the device; larger ones are read from disk as they are needed."""
 
 
 @dataclass(frozen=True, eq=False)
 class FeatureRequest:
-    """Which features of which images: with the same of all this, a file of features is used again.
+    """Which features of which images: with the same of all this, a file of features is reused.
 
     ``tokens``: all patch tokens in float16 instead of one pooled vector in float32. ``crops``: random crops of each image,
-    drawn from ``seed``, ``crop_scale`` and ``flip``; 0: the image itself, as it is judged. ``manifest``: the hash of what
-    the images contain; without it nothing is used again.
+    drawn from ``seed``, ``crop_scale`` and ``flip``; 0: the image itself, as it is evaluated. ``manifest``: the hash of what
+    the images contain; without it nothing is reused.
     """
 
     encoder: Encoder
@@ -116,10 +116,10 @@ def cached_features(
     """
     path = folder / wanted.name(ranks.device)
     if wanted.manifest and path.exists():
-        if (kept := _mapped(path, wanted)) is not None:
-            logger.info("features of %s: %s is used again", what, path)
-            return kept
-        logger.warning("features of %s: %s is damaged, and written again", what, path)
+        if (stored := _mapped(path, wanted)) is not None:
+            logger.info("features of %s: %s is reused", what, path)
+            return stored
+        logger.warning("features of %s: %s is damaged and is recomputed", what, path)
     part = path.with_suffix(".part")
     if ranks.is_main:
         output_folder(folder)
@@ -165,7 +165,7 @@ def _extract(
 ) -> None:
     """Compute the features of ``rows`` into ``file``."""
     encoder = wanted.encoder.to(device).eval()
-    tell = progress_logger(title)
+    log_progress = progress_logger(title)
     chunks = [rows[start : start + EXTRACT_BATCH] for start in range(0, len(rows), EXTRACT_BATCH)]
 
     def load(number: int) -> Tensor:
@@ -176,7 +176,7 @@ def _extract(
             found = encoder.forward_features(wanted.encoder.preprocessing.normalize(pixels.to(device)))
             result = found.tokens if wanted.tokens else pool(found, wanted.pooling)
         file[chunk.start : chunk.stop] = result.float().cpu().numpy().astype(wanted.dtype)
-        tell(chunk.stop - rows.start, len(rows))
+        log_progress(chunk.stop - rows.start, len(rows))
 
 
 class FeatureRows:
@@ -184,16 +184,16 @@ class FeatureRows:
 
     def __init__(self, file: NDArray[np.generic], device: torch.device) -> None:
         self._file, self._device = file, device
-        held = file.nbytes <= MAX_BYTES_IN_MEMORY
-        self._held = torch.from_numpy(np.array(file)).to(device) if held else None
+        fits = file.nbytes <= MAX_BYTES_IN_MEMORY
+        self._in_memory = torch.from_numpy(np.array(file)).to(device) if fits else None
 
     def __len__(self) -> int:
         return len(self._file)
 
     def take(self, rows: Tensor) -> Tensor:
         """The features at ``rows`` (B,) int64, float32, on the device."""
-        if self._held is not None:
-            return self._held[rows].float()
+        if self._in_memory is not None:
+            return self._in_memory[rows].float()
         return torch.from_numpy(np.asarray(self._file[rows.cpu().numpy()])).to(self._device).float()
 
     def batches(self, size: int) -> list[Tensor]:

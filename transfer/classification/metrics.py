@@ -1,4 +1,4 @@
-"""How well images are classified, by torchmetrics: one class an image, or any number of them."""
+"""Classification scores, by torchmetrics: of one class an image, or any number of them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def single_label_scores(split: str, logits: Tensor, labels: Tensor, classes: Seq
     """Scores of logits (N, K) for images with one class each, ``labels`` (N,) int64.
 
     Metrics: top1, top5, balanced (the mean of the classes' recalls), macro_f1, map (the mean of the classes' average
-    precisions, each against the rest), nll (nats) and ece (expected calibration error of the likeliest class: 15 bins, L1).
+    precisions, each against the rest), nll (nats) and ece (expected calibration error of the most probable class: 15 bins, L1).
     Means are over the classes that have images in the split; the others' own scores are None. Top-5 is None where there
     are no more than five classes.
     """
@@ -30,8 +30,8 @@ def single_label_scores(split: str, logits: Tensor, labels: Tensor, classes: Seq
     confusion = metrics.multiclass_confusion_matrix(probabilities, labels, count)
     of_class, taken_for = confusion.sum(dim=1), confusion.sum(dim=0)
     right, present = confusion.diag(), of_class > 0
-    recall = _share(right, of_class)
-    f1 = _share(2 * right, of_class + taken_for)
+    recall = _ratio(right, of_class)
+    f1 = _ratio(2 * right, of_class + taken_for)
     ap = _average_precisions(probabilities, F.one_hot(labels, count))
     return Scores(
         split=split,
@@ -46,7 +46,7 @@ def single_label_scores(split: str, logits: Tensor, labels: Tensor, classes: Seq
             "ece": float(metrics.multiclass_calibration_error(probabilities, labels, count, n_bins=CALIBRATION_BINS)),
         },
         per_class=_per_class(
-            classes, of_class, {"recall": recall, "precision": _share(right, taken_for), "f1": f1, "ap": ap}
+            classes, of_class, {"recall": recall, "precision": _ratio(right, taken_for), "f1": f1, "ap": ap}
         ),
         confusion=tuple(tuple(int(number) for number in row) for row in confusion),
     )
@@ -66,7 +66,7 @@ def multi_label_scores(split: str, logits: Tensor, targets: Tensor, classes: Seq
     right = (chosen & (targets == 1)).sum(dim=0)
     of_class, taken_for = targets.sum(dim=0), chosen.sum(dim=0)
     present = of_class > 0
-    recall, f1 = _share(right, of_class), _share(2 * right, of_class + taken_for)
+    recall, f1 = _ratio(right, of_class), _ratio(2 * right, of_class + taken_for)
     ap = _average_precisions(probabilities, targets)
     pairs = _average_precisions(probabilities.reshape(-1, 1), targets.reshape(-1, 1))
     return Scores(
@@ -76,12 +76,12 @@ def multi_label_scores(split: str, logits: Tensor, targets: Tensor, classes: Seq
             "map": _mean(ap[present]),
             "micro_map": _number(pairs[0]),
             "macro_f1": _mean(f1[present]),
-            "micro_f1": _number(_share(2 * right.sum(), of_class.sum() + taken_for.sum())),
+            "micro_f1": _number(_ratio(2 * right.sum(), of_class.sum() + taken_for.sum())),
             "subset": _mean((chosen == (targets == 1)).all(dim=1)),
             "nll": float(F.binary_cross_entropy_with_logits(logits, targets.double())),
         },
         per_class=_per_class(
-            classes, of_class, {"recall": recall, "precision": _share(right, taken_for), "f1": f1, "ap": ap}
+            classes, of_class, {"recall": recall, "precision": _ratio(right, taken_for), "f1": f1, "ap": ap}
         ),
         confusion=None,
     )
@@ -117,9 +117,9 @@ def _per_class(
     }
 
 
-def _share(part: Tensor, whole: Tensor) -> Tensor:
-    """part / whole; 0 where the part of nothing is asked for: a class that nothing is taken for has precision 0."""
-    return torch.where(whole > 0, part / whole.clamp(min=1), 0.0).double()
+def _ratio(part: Tensor, total: Tensor) -> Tensor:
+    """part / total; 0 where the total is 0: a class that is never predicted has precision 0."""
+    return torch.where(total > 0, part / total.clamp(min=1), 0.0).double()
 
 
 def _mean(values: Tensor) -> float | None:

@@ -48,8 +48,8 @@ class Classifier(TrainedModel):
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images (B, C, H, W) to logits (B, classes)."""
         features = self.encoder.forward_features(images)
-        whole = isinstance(self.head, AttentiveProbe)
-        return cast(Tensor, self.head(features.tokens if whole else pool(features, self.pooling)))
+        all_tokens = isinstance(self.head, AttentiveProbe)
+        return cast(Tensor, self.head(features.tokens if all_tokens else pool(features, self.pooling)))
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Logits (B, classes) to the probability of each class: of one among all, or of each by itself."""
@@ -70,7 +70,7 @@ class Classifier(TrainedModel):
         return [self.classification(row) for row in self.probabilities(logits.float()).cpu()]
 
     def classification(self, probabilities: Tensor) -> Classification:
-        """Probabilities (classes,) in words."""
+        """Probabilities (classes,) by class name."""
         by_class = dict(zip(self.classes, probabilities.tolist(), strict=True))
         likely = tuple(name for name, probability in by_class.items() if probability >= 0.5)
         return Classification(self.classes[int(probabilities.argmax())], by_class, likely if self.multi_label else None)
@@ -105,7 +105,7 @@ def _describe_head(head: nn.Module) -> dict[str, object]:
 
 @dataclass(frozen=True)
 class StoredHead:
-    """What a model file says of a classifier's head; files of version 1 have the defaults."""
+    """A classifier's head as a model file describes it; files of version 1 have the defaults."""
 
     kind: Literal["linear", "attentive", "knn"] = "linear"
     pooling: Pooling = "mean"

@@ -1,4 +1,4 @@
-"""Training a part of an encoder only: its last blocks (MAE, Sec. 4.4, Fig. 9), or low-rank updates (LoRA, Hu et al. 2021)."""
+"""Partial fine-tuning: the last blocks (MAE, Sec. 4.4, Fig. 9) or low-rank updates (LoRA, Hu et al. 2021)."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ class PartialTask(ClassificationTask):
 
 
 class LoraTask(ClassificationTask):
-    """Fine-tuning of low-rank updates and the head; the updates are added to the weights that are kept."""
+    """Fine-tuning of low-rank updates and the head; the updates are merged into the saved weights."""
 
     def __init__(self, config: ClassifyConfig, encoder: Encoder, splits: Splits[Any], ranks: Ranks) -> None:
         super().__init__(config, encoder, splits, ranks)

@@ -1,4 +1,4 @@
-"""Frozen encoders judged by what is learnt on their features, which are computed once: linear, attentive and kNN probes."""
+"""Probes of a frozen encoder on features that are computed once: linear, attentive and kNN."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ logger = logging.getLogger("maelift")
 
 
 class ProbeTask(ClassificationTask):
-    """A head is fitted on cached features of the frozen encoder; the model that is kept takes images, as any other.
+    """A head is fitted on cached features of the frozen encoder; the saved model takes images, as any other.
 
     linear: batch norm without affine and a linear layer by LARS (MAE, Appendix A.1, Table 10), or logistic regression by
     L-BFGS; attentive: attention over the patch tokens; knn: the nearest labelled images, with nothing to train.

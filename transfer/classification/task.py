@@ -1,4 +1,4 @@
-"""Classification: labelled images and an encoder in, a classifier out, fine-tuned as a whole, in part, or its head alone."""
+"""Classification as a task: augmentation, loss, validation and scores of end-to-end fine-tuning."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ from .model import Classifier, save_classifier
 
 CROP_DRAWS = 5
 EXAMPLES = 8
-"""Right and wrong predictions each that a summary shows."""
+"""Right and wrong predictions, each, in the summary."""
 
 
 class ClassificationTask(Task[ClassifyRecipe, ClassImages]):
     """End-to-end fine-tuning: random crops, mixup, cutmix, smoothing and erasing (MAE, Appendix A.1, Table 9).
 
-    Judged by top-1 accuracy; of images with several classes by mean average precision.
+    Validated by top-1 accuracy; images with several classes by mean average precision.
     """
 
     name: ClassVar[str] = "classify"

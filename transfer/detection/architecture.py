@@ -49,9 +49,9 @@ class DetectorSizes:
     box_samples: int = 512
     """proposals an image that the loss of the boxes is taken on"""
     score_threshold: float = 0.05
-    """smallest score of an object that is told of at all"""
+    """smallest score of an object that is reported"""
     max_detections: int = 100
-    """objects that are found in an image at most"""
+    """objects that are reported for an image at most"""
 
     def __post_init__(self) -> None:
         for key in ("pyramid_channels", "head_channels", "fc_dim"):

@@ -54,23 +54,23 @@ class JitteredCrop:
 
 
 def crop_targets(
-    objects: Objects, view: JitteredCrop, mirrored: bool, *, masks: bool
+    objects: Objects, crop: JitteredCrop, mirrored: bool, *, masks: bool
 ) -> dict[str, NDArray[np.generic]]:
-    """What a detector is to find in a view: ``boxes``, ``labels`` and ``masks`` of the canvas, without crowds.
+    """The targets of a detector in a crop: ``boxes``, ``labels`` and ``masks`` of the canvas, without crowds.
 
-    Boxes are cut to the view, with masks drawn anew around what is seen of the object; those of which no pixel's width is
+    Boxes are clipped to the crop, with masks recomputed around the visible part of the object; those of which no pixel's width is
     left are dropped.
     """
-    height, width = view.filled
-    scale, origin = np.tile(view.scale, 2), np.tile(view.box[:2], 2)
+    height, width = crop.filled
+    scale, origin = np.tile(crop.scale, 2), np.tile(crop.box[:2], 2)
     boxes = ((objects.boxes - origin) * scale).clip(0, np.tile([width, height], 2))  # (n, 4), float64
     large = (boxes[:, 2:] - boxes[:, :2] >= MIN_BOX_SIDE).all(axis=1)
     kept = np.flatnonzero(large & ~objects.crowd)
     boxes, target = boxes[kept], {}
     if masks:
-        seen = np.zeros((len(kept), *view.canvas), dtype=bool)
+        seen = np.zeros((len(kept), *crop.canvas), dtype=bool)
         for number, index in enumerate(kept):
-            seen[number, :height, :width] = crop_mask(objects, int(index), view)
+            seen[number, :height, :width] = crop_mask(objects, int(index), crop)
         there = seen.any(axis=(1, 2))
         kept, seen = kept[there], seen[there]
         boxes = np.array([mask_box(mask) for mask in seen], dtype=np.float64).reshape(-1, 4)
@@ -82,28 +82,28 @@ def crop_targets(
     return {"boxes": boxes.astype(np.float32), "labels": objects.labels[kept], **target}
 
 
-def crop_mask(objects: Objects, index: int, view: JitteredCrop) -> NDArray[np.bool_]:
-    """The mask of an object within a view, (height, width) of what it fills; outlines are drawn at the view's scale."""
+def crop_mask(objects: Objects, index: int, crop: JitteredCrop) -> NDArray[np.bool_]:
+    """The mask of an object within a crop, (height, width) of what it fills; outlines are drawn at the view's scale."""
     segmentation = objects.segmentations[index]
     if segmentation is None:
-        return np.zeros(view.filled, dtype=bool)
+        return np.zeros(crop.filled, dtype=bool)
     if isinstance(segmentation, tuple):
-        return draw_mask(to_crop(segmentation, view), view.filled)
-    whole = draw_mask(segmentation, objects.size)
+        return draw_mask(to_crop(segmentation, crop), crop.filled)
+    full = draw_mask(segmentation, objects.size)
     rows, columns = (
         np.minimum(((np.arange(length) + 0.5) / scale + start).astype(np.int64), side - 1)
         for length, scale, start, side in zip(
-            view.filled, view.scale[::-1], (view.box[1], view.box[0]), objects.size, strict=True
+            crop.filled, crop.scale[::-1], (crop.box[1], crop.box[0]), objects.size, strict=True
         )
     )
-    seen: NDArray[np.bool_] = whole[np.ix_(rows, columns)]
+    seen: NDArray[np.bool_] = full[np.ix_(rows, columns)]
     return seen
 
 
-def to_crop(polygons: Polygons, view: JitteredCrop) -> Polygons:
-    """Outlines in the coordinates of a view."""
+def to_crop(polygons: Polygons, crop: JitteredCrop) -> Polygons:
+    """Outlines in the coordinates of a crop."""
     return tuple(
-        ((polygon.reshape(-1, 2) - np.array(view.box[:2])) * np.array(view.scale)).reshape(-1) for polygon in polygons
+        ((polygon.reshape(-1, 2) - np.array(crop.box[:2])) * np.array(crop.scale)).reshape(-1) for polygon in polygons
     )
 
 

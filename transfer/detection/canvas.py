@@ -55,8 +55,8 @@ def crop_and_resize(
     image: Pixels, box: tuple[float, float, float, float], size: tuple[int, int], preprocessing: Preprocessing
 ) -> Pixels:
     """The part of an image (C, H, W) within ``box`` (x1, y1, x2, y2, pixels) at another size (height, width)."""
-    whole = (0, 0, image.shape[2], image.shape[1])
-    if box == whole and size == image.shape[1:]:
+    full = (0, 0, image.shape[2], image.shape[1])
+    if box == full and size == image.shape[1:]:
         return image
     method = Image.Resampling[preprocessing.interpolation.upper()]
     planes = [
@@ -70,7 +70,7 @@ def paste_masks(grids: Tensor, boxes: Tensor, size: tuple[int, int]) -> NDArray[
     """Masks (n, M, M) of probabilities over boxes (n, 4) to masks of the image, (n, H, W) bool, where they are at least 0.5.
 
     Each pixel whose middle is in the box is looked up there, between the cells; torchvision's own pasting rounds boxes to
-    whole pixels, which small objects don't bear.
+    whole pixels, too coarse for small objects.
     """
     height, width = size
     masks = np.zeros((len(grids), height, width), dtype=bool)

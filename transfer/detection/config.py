@@ -1,4 +1,4 @@
-"""The keys of maelift transfer detect."""
+"""The keys of ``maelift transfer detect``."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class DetectConfig(DetectorSizes, TransferConfig):
     window_size: int | None = None
     """patches a side of the attention windows of all but four blocks, 0 for none; null: near 14, none up to 16×16"""
     jitter: tuple[float, float]
-    """smallest and largest size of a training image, drawn anew each time, as a multiple of what fits image_size"""
+    """smallest and largest size of a training image, drawn for each step, as a multiple of what fits image_size"""
     flip: bool
     """mirror every second training image left to right, at random"""
 

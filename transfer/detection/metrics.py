@@ -24,7 +24,7 @@ MOST = 2
 """The last of COCO's three limits of objects an image: 100."""
 
 GROUPS = 20
-"""Groups of images that are left out in turn, to tell how much luck of the test images is in a figure."""
+"""Groups of images that are left out in turn, to measure how much a score depends on the choice of test images."""
 
 Result = dict[str, Any]
 """An object that was found, in COCO's results format."""
@@ -82,9 +82,9 @@ def coco_scores(
     split: str,
     masks: bool = False,
 ) -> Scores:
-    """Judge results by COCO's rules; the names of the figures of masks begin with "mask_".
+    """Evaluate results by COCO's rules; the names of the scores of masks have the prefix "mask_".
 
-    ``truth`` is a COCO JSON of all images that were looked at; ``classes``: the name of each category id. AP is the mean
+    ``truth`` is a COCO JSON of all images that were evaluated; ``classes``: the name of each category id. AP is the mean
     over thresholds of overlap from 0.5 to 0.95; by size it takes the areas that ``truth`` states. AR100 is the mean recall
     of at most 100 objects an image. A figure is None where ``truth`` has nothing to measure it on.
     """
@@ -113,17 +113,17 @@ def coco_influences(truth: Mapping[str, Any], results: Sequence[Result]) -> NDAr
     images = [int(image["id"]) for image in truth["images"]]
     count = min(GROUPS, len(images))
     evaluation = _evaluation(truth, results, "bbox")
-    whole = _average_precision(evaluation, images)
-    if whole is None or count < 2:
+    full = _average_precision(evaluation, images)
+    if full is None or count < 2:
         return None
     without = []
     for group in range(count):
         value = _average_precision(
             evaluation, [image for number, image in enumerate(images) if number % count != group]
         )
-        without.append(whole if value is None else value)
+        without.append(full if value is None else value)
     left = np.array(without)
-    return np.asarray(whole + (count - 1) * (left.mean() - left), dtype=np.float64)
+    return np.asarray(full + (count - 1) * (left.mean() - left), dtype=np.float64)
 
 
 def _average_precision(evaluation: Any, images: Sequence[int]) -> float | None:
@@ -152,7 +152,7 @@ def _evaluation(truth: Mapping[str, Any], results: Sequence[Result], kind: str) 
     """COCO's evaluation, not begun."""
     from faster_coco_eval import COCO, COCOeval_faster
 
-    # Numbered anew: an annotation with the id 0 counts as not found, in pycocotools as well.
+    # Renumbered: an annotation with the id 0 counts as not found, in pycocotools as well.
     annotations = [{**item, "id": number} for number, item in enumerate(truth["annotations"], start=1)]
     own = {"info": {}, **truth, "annotations": annotations}
     left_out = {"segm": "bbox", "bbox": "segmentation"}[kind]  # with a box, a mask's size would be the box's

@@ -1,4 +1,4 @@
-"""Detectors: an encoder under ViTDet's simple feature pyramid, with Faster, Mask or Cascade R-CNN's heads (ViTDet, Sec. 3).
+"""The detector: an encoder, a simple feature pyramid (ViTDet, Sec. 3) and R-CNN heads; and its model file.
 
 Two engines build and train them, torchvision and detectron2; what goes in and comes out is the same.
 """
@@ -29,14 +29,14 @@ from .engine import DetectorEngine, Target
 from .torchvision_engine import TorchvisionEngine
 
 ENCODER_PREFIX = "model.backbone.net."
-"""What the names of the encoder's parameters begin with, in both engines."""
+"""Prefix of the encoder's parameters, in both engines."""
 MAX_BATCH = 16
 """Images that go through a detector together when it predicts."""
 
 
 @dataclass(frozen=True)
 class StoredHead:
-    """What a model file says of a detector beside its encoder."""
+    """A detector without its encoder, as a model file describes it."""
 
     architecture: Architecture
     category_ids: tuple[int, ...] = ()
@@ -62,7 +62,7 @@ class Detector(TrainedModel):
         """Stored pixel values (B, C, H, W) to losses in training, else to what was found on each.
 
         ``targets``, one an image: boxes (n, 4) float32, x1, y1, x2, y2 in pixels; labels (n,) int64 from 0; with a mask
-        head masks (n, H, W) bool. n may be 0. What is found, the surest first: boxes, scores (n,), labels, and masks
+        head masks (n, H, W) bool. n may be 0. Predictions, by descending score: boxes, scores (n,), labels, and masks
         (n, 28, 28), the probability on a grid over each box.
         """
         images = self.preprocessing.normalize(pixels)
@@ -80,7 +80,7 @@ class Detector(TrainedModel):
 
     @torch.no_grad()
     def detect(self, canvases: Sequence[Canvas], *, masks: bool = True) -> list[Detections]:
-        """What is on images that were fitted, in the pixels of the images as they were; without ``masks`` boxes only."""
+        """The objects on fitted images, in pixels of the original images; without ``masks`` boxes only."""
         device = next(self.parameters()).device
         pixels = torch.from_numpy(np.stack([canvas.pixels for canvas in canvases])).to(device)
         return [self._in_image(found, canvas, masks) for found, canvas in zip(self(pixels), canvases, strict=True)]
@@ -88,10 +88,10 @@ class Detector(TrainedModel):
     def predict(
         self, images: Iterable[str | Path | Image.Image | Pixels], *, score_threshold: float | None = None
     ) -> list[Detections]:
-        """What is on images of any size: paths, PIL images, or arrays (H, W) or (H, W, C) of stored values.
+        """The objects on images of any size: paths, PIL images, or arrays (H, W) or (H, W, C) of stored values.
 
         They are resized to the detector's size in proportion; boxes and masks are in pixels of the image as given.
-        ``score_threshold``: the smallest score told of; None: the one that the detector was trained with. Raises
+        ``score_threshold``: the smallest score reported; None: the one that the detector was trained with. Raises
         DataError for an image that can't be read or has other channels.
         """
         was_training = self.training
@@ -115,7 +115,7 @@ class Detector(TrainedModel):
         limit = torch.tensor([width, height, width, height], dtype=torch.float32)
         boxes = (found["boxes"].float().cpu() / torch.tensor(canvas.scale).repeat(2)).clamp(min=0)
         inside = torch.minimum(boxes, limit)
-        kept = ((inside[:, 2:] - inside[:, :2]) > 0).all(dim=1)  # not wholly in the padding
+        kept = ((inside[:, 2:] - inside[:, :2]) > 0).all(dim=1)  # not entirely in the padding
         masks = None
         if with_masks and "masks" in found:
             shift = self.engine.mask_shift / torch.tensor(canvas.scale).repeat(2)
@@ -140,7 +140,7 @@ class Detector(TrainedModel):
 
 
 def load(file: ModelFile) -> Detector:
-    """The detector that a model file holds, set to judge; raises CheckpointError for tensors that don't fit it."""
+    """The detector that a model file holds, in eval mode; raises CheckpointError for tensors that don't fit it."""
     head = file.head_as(StoredHead)
     file.check_one_each(head.category_ids, "category_ids")
     encoder = Encoder(file.spec, preprocessing=file.preprocessing)

@@ -1,4 +1,4 @@
-"""Detection: images with boxes, and masks, from COCO JSON in, a trained detector out (ViTDet, Appendix A.2)."""
+"""Detection as a task: augmentation, loss, validation and scores (ViTDet, Appendix A.2)."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ from .model import ENCODER_PREFIX, MAX_BATCH, Detector
 logger = logging.getLogger("maelift")
 
 CACHE_BYTES = 2**29
-"""Validation images are decoded once and kept when they take up no more than this."""
+"""Validation images are decoded once and cached when they take up no more than this."""
 EXAMPLES = 4
-"""Pictures of right and of wrong predictions, each."""
+"""Images of right and of wrong predictions, each, in the summary."""
 MAX_EXAMPLE_CANDIDATES = 100
 """Images that these are chosen from."""
 EXAMPLE_SCORE, EXAMPLE_IOU = 0.5, 0.5
@@ -51,7 +51,7 @@ EXAMPLE_SCORE, EXAMPLE_IOU = 0.5, 0.5
 
 
 class DetectionTask(Task[DetectConfig, DetectionImages]):
-    """Object detection with any of the detectors, judged by COCO's average precision of boxes, and of masks at the end.
+    """Object detection with any of the detectors, evaluated by COCO's average precision of boxes, and of masks at the end.
 
     Crowds are not trained on, as neither library has regions that count for nothing; evaluation ignores them as COCO does.
     """
@@ -63,7 +63,7 @@ class DetectionTask(Task[DetectConfig, DetectionImages]):
 
     def __init__(self, config: DetectConfig, encoder: Encoder, splits: Splits[DetectionImages], ranks: Ranks) -> None:
         super().__init__(config, encoder, splits, ranks)
-        self._kept: list[Canvas] | None = None
+        self._cached: list[Canvas] | None = None
 
     @cached_property
     def architecture(self) -> Architecture:
@@ -93,25 +93,25 @@ class DetectionTask(Task[DetectConfig, DetectionImages]):
     def sample(self, index: int, draws: Uniforms) -> Sample:
         images, spec = self.splits.train, self.encoder.spec
         pixels = to_array(images.images.open(index, self.encoder.preprocessing.reading), spec.channels)
-        view = JitteredCrop.drawn(pixels.shape[1:], spec.image_size, self.config.jitter, draws[:3])
+        crop = JitteredCrop.drawn(pixels.shape[1:], spec.image_size, self.config.jitter, draws[:3])
         mirrored = bool(self.config.flip and draws[3] < 0.5)
         canvas = empty_canvas(spec.image_size, self.encoder.preprocessing, pixels.dtype)
-        height, width = view.filled
-        canvas[:, :height, :width] = crop_and_resize(pixels, view.box, view.filled, self.encoder.preprocessing)
+        height, width = crop.filled
+        canvas[:, :height, :width] = crop_and_resize(pixels, crop.box, crop.filled, self.encoder.preprocessing)
         if mirrored:
             canvas[:, :, :width] = canvas[:, :, :width][:, :, ::-1].copy()
-        return Sample(canvas, crop_targets(images.objects[index], view, mirrored, masks=self.architecture.masks))
+        return Sample(canvas, crop_targets(images.objects[index], crop, mirrored, masks=self.architecture.masks))
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         losses = cast(Mapping[str, Tensor], model(batch.pixels, batch.targets))
         return torch.stack([loss.float() for loss in losses.values()]).sum()
 
     def validate(self, model: nn.Module) -> Mapping[str, float]:
-        """Of boxes only: the masks' figures come at the end, as pasting masks takes long."""
+        """Scores of boxes only; those of masks come at the end, as pasting masks takes long."""
         detector = cast(Detector, model)
         size = len(self.splits.val) * self.encoder.spec.channels * math.prod(self.encoder.spec.image_size)
-        if self._kept is None and size <= CACHE_BYTES:
-            self._kept = list(self._canvases(detector, self.splits.val))
+        if self._cached is None and size <= CACHE_BYTES:
+            self._cached = list(self._canvases(detector, self.splits.val))
         results = self._results(detector, self.splits.val, masks=False)
         metrics = coco_scores(
             self.splits.val.ground_truth(), results, class_names(self.splits.val), split="val"
@@ -119,7 +119,7 @@ class DetectionTask(Task[DetectConfig, DetectionImages]):
         return {f"val/{name}": value for name, value in metrics.items() if value is not None}
 
     def score(self, model: nn.Module, images: DetectionImages, split: str) -> Scores:
-        """COCO's figures, of boxes and masks; a training run leaves what was found beside its model, for COCO's tools."""
+        """COCO's scores of boxes and masks; a training run also writes its detections next to the model, for COCO's tools."""
         detector = cast(Detector, model)
         masks = detector.architecture.masks and images.has_masks
         results = self._results(detector, images, masks=masks)
@@ -141,7 +141,7 @@ class DetectionTask(Task[DetectConfig, DetectionImages]):
         cast(Detector, model).save(path, provenance, self.splits.train.category_ids)
 
     def examples(self, model: nn.Module, images: DetectionImages, split: str) -> list[ExampleImage]:
-        """Images on which all was found and nothing else, and others, beside what was annotated."""
+        """Images on which exactly the annotated objects were found, and others, next to the annotations."""
         detector = cast(Detector, model)
         chosen: dict[bool, list[ExampleImage]] = {True: [], False: []}
         for index in range(min(MAX_EXAMPLE_CANDIDATES, len(images))):
@@ -168,8 +168,8 @@ class DetectionTask(Task[DetectConfig, DetectionImages]):
     def _results(self, detector: Detector, images: DetectionImages, *, masks: bool) -> list[Result]:
         """What a detector finds on all images, in COCO's results format."""
         results: list[Result] = []
-        kept = self._kept if images is self.splits.val else None
-        canvases = iter(kept) if kept is not None else self._canvases(detector, images)
+        cached = self._cached if images is self.splits.val else None
+        canvases = iter(cached) if cached is not None else self._canvases(detector, images)
         image_ids = iter(images.image_ids)
         while some := list(itertools.islice(canvases, MAX_BATCH)):
             with autocast(self.ranks.device, self.config.precision):

@@ -49,7 +49,7 @@ class Architecture:
 def plain_settings(encoder: Encoder, architecture: Architecture, drop_path: float) -> dict[str, Any]:
     """The keywords of ``PlainViT`` for an encoder that gives the maps which the head wants.
 
-    The class token stays, where nothing is against it: it was there in pretraining, and mmseg's MAE keeps it.
+    The class token stays, where possible: it was there in pretraining, and mmseg's MAE has it.
     """
     spec = encoder.spec
     settings = vit_settings(encoder, architecture.window_size)

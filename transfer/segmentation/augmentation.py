@@ -52,11 +52,11 @@ def pad_to(pixels: NDArray[np.generic], size: tuple[int, int], values: Sequence[
     """Pixels (C, h, w) with a value a channel at the right and bottom, up to ``size``; rounded for whole numbers."""
     if pixels.shape[1:] == size:
         return np.ascontiguousarray(pixels)
-    whole = np.empty((len(pixels), *size), dtype=pixels.dtype)
+    result = np.empty((len(pixels), *size), dtype=pixels.dtype)
     fill = np.asarray(values, dtype=np.float64)[:, None, None]
-    whole[:] = np.rint(fill) if np.issubdtype(pixels.dtype, np.integer) else fill
-    whole[:, : pixels.shape[1], : pixels.shape[2]] = pixels
-    return whole
+    result[:] = np.rint(fill) if np.issubdtype(pixels.dtype, np.integer) else fill
+    result[:, : pixels.shape[1], : pixels.shape[2]] = pixels
+    return result
 
 
 def distort_colors(pixels: NDArray[np.generic], draws: Uniforms) -> NDArray[np.generic]:

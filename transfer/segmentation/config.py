@@ -1,4 +1,4 @@
-"""The keys of maelift transfer segment."""
+"""The keys of ``maelift transfer segment``."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class SegmentConfig(Architecture, TransferConfig):
     ignore: int | tuple[int, ...] | None = None
     """values in the masks that mean nothing, in place of 255; null: 255, unless it is a class, or the layout's own"""
     scale: tuple[float, float]
-    """smallest and largest factor, drawn anew for each training image, on its size at short_side"""
+    """smallest and largest factor, drawn for each training image, on its size at short_side"""
     cat_max_ratio: float
     """a crop is drawn again, up to ten times, while one class takes this share of it or more; 1: never"""
     flip: bool

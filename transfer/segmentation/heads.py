@@ -17,7 +17,7 @@ from .architecture import Architecture
 from .logits import resize_logits
 
 AUXILIARY_WEIGHT = 0.4
-"""Of the auxiliary head's loss beside UPerNet's (BEiT's and mmseg's configs, which MAE's Appendix A.4 follows)."""
+"""Weight of the auxiliary head's loss, added to UPerNet's (BEiT's and mmseg's configs, which MAE's Appendix A.4 follows)."""
 
 torch.fx.wrap("resize_logits")  # the ONNX export traces the heads with torch.fx, and takes this as one step
 

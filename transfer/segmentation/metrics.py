@@ -1,4 +1,4 @@
-"""How well masks agree: intersection over union, accuracies and Dice, from pixel counts that add up over images."""
+"""Segmentation scores: intersection over union, accuracies and Dice, from pixel counts summed over images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ...core.errors import DataError
 from ..metrics import Scores
 
 CHUNK = 2**22
-"""Pixels that are counted at once, so that an image of any size takes little memory beside itself."""
+"""Pixels that are counted at once, so that an image of any size takes little extra memory."""
 
 Counts = NDArray[np.int64]
 
@@ -74,10 +74,10 @@ class PixelCounts:
         known = self.unions > 0
         if not known.any():
             return None
-        whole = self.unions[known]
-        shares = self.hits[known] / whole
+        unions_known = self.unions[known]
+        shares = self.hits[known] / unions_known
         hits, unions = (np.array(areas)[:, known] for areas in zip(*images, strict=True))
-        moves = ((hits - shares * unions) / whole).mean(axis=1)
+        moves = ((hits - shares * unions) / unions_known).mean(axis=1)
         return np.asarray(shares.mean() + len(images) * moves, dtype=np.float64)
 
     def iou(self) -> list[float | None]:
@@ -121,11 +121,11 @@ class PixelCounts:
         return Scores(split=split, count=self.images, metrics=self.metrics(), per_class=per_class)
 
     def _shares(
-        self, part: Callable[[Counts, Counts, Counts], Counts], whole: Callable[[Counts, Counts, Counts], Counts]
+        self, part: Callable[[Counts, Counts, Counts], Counts], total: Callable[[Counts, Counts, Counts], Counts]
     ) -> list[float | None]:
         areas = self.matrix.diagonal(), self.matrix.sum(axis=1), self.matrix.sum(axis=0)
         return [
-            int(share) / int(all_) if all_ else None for share, all_ in zip(part(*areas), whole(*areas), strict=True)
+            int(share) / int(all_) if all_ else None for share, all_ in zip(part(*areas), total(*areas), strict=True)
         ]
 
 

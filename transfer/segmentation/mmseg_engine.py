@@ -16,7 +16,7 @@ from .architecture import Architecture, plain_settings
 
 
 def mmseg_logits(network: Any, images: Tensor) -> Tensor:
-    """Logits (B, K, H, W) of mmseg's EncoderDecoder, as its whole inference gives them."""
+    """Logits (B, K, H, W) of mmseg's EncoderDecoder, as its inference in mode "whole" gives them."""
     size = images.shape[-2:]
     return cast(Tensor, network.encode_decode(images, [{"img_shape": size, "pad_shape": size} for _ in images]))
 

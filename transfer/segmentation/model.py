@@ -1,4 +1,4 @@
-"""Segmentation models: an encoder under a linear, convolutional or UPerNet head, or inside mmseg's EncoderDecoder."""
+"""The segmentor: an encoder under a linear, convolutional or UPerNet head, or mmseg's; and its model file."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ from .sliding_window import Inference, batch_size_for, sliding_window_logits
 from .torch_engine import Network
 
 ENCODER_PREFIX = "network.backbone."
-"""What the names of the encoder's parameters begin with in a segmentor of either engine, before timm's names."""
+"""Prefix of the encoder's parameters in a segmentor of either engine, before timm's names."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StoredHead:
-    """What a model file says of a segmentor beside its encoder."""
+    """A segmentor without its encoder, as a model file describes it."""
 
     architecture: Architecture
     inference: Inference
@@ -47,7 +47,7 @@ class Segmentor(TrainedModel):
     """An encoder with a head that gives every pixel a class; normalised images (B, C, H, W) to logits (B, K, H, W).
 
     Images of sizes that the patches do not divide are padded with zeros at the right and bottom, and the logits cut back.
-    ``encoder`` is copied, not kept. Raises ConfigError for settings that it doesn't fit.
+    ``encoder`` is copied. Raises ConfigError for settings that it doesn't fit.
     """
 
     def __init__(
@@ -83,16 +83,16 @@ class Segmentor(TrainedModel):
         return mmseg_loss(self.network, padded, due) if of_mmseg else cast(Tensor, self.network.loss(padded, due))
 
     def inferred(self, images: Tensor) -> Tensor:
-        """Logits (B, K, H, W) of normalised images of any size, taken whole or in windows as ``inference`` says."""
+        """Logits (B, K, H, W) of normalised images of any size, at once or in windows as ``inference`` says."""
         if self.inference.mode == "whole":
             return cast(Tensor, self(images))
         return sliding_window_logits(self, images, self.inference.crop, self.inference.stride)
 
     @torch.inference_mode()
     def segment(self, images: Sequence[NDArray[np.generic]]) -> list[NDArray[np.integer[Any]]]:
-        """The likeliest class of every pixel, (H, W) each, of images (C, H, W) of stored values and any sizes.
+        """The most probable class of every pixel, (H, W) each, of images (C, H, W) of stored values and any sizes.
 
-        uint8 for up to 256 classes, else int64. The module should be set to judge (``eval``).
+        uint8 for up to 256 classes, else int64. The module should be in eval mode.
         """
         alike: dict[tuple[int, int, int], list[int]] = defaultdict(list)
         for number, image in enumerate(images):
@@ -154,7 +154,7 @@ class Segmentor(TrainedModel):
 
 
 def load(file: ModelFile) -> Segmentor:
-    """The segmentor that a model file holds, set to judge; raises CheckpointError for tensors that don't fit it."""
+    """The segmentor that a model file holds, in eval mode; raises CheckpointError for tensors that don't fit it."""
     head = file.head_as(StoredHead)
     file.check_one_each(head.values, "values")
     encoder = Encoder(file.spec, preprocessing=file.preprocessing)

@@ -25,9 +25,9 @@ class Inference:
     """How images of any size are segmented.
 
     They are resized, in proportion, to a shorter side of ``short_side`` pixels and a longer one of at most four times as
-    many (0: left as they are); then taken as a ``whole``, or in windows of ``crop`` (height, width) that lie ``stride``
-    apart, whose logits are averaged where they overlap. The logits are resized to the image's own size before the
-    likeliest class is taken.
+    many (0: left as they are); then go through the network at once (``whole``), or in windows of ``crop`` (height, width)
+    that lie ``stride`` apart, whose logits are averaged where they overlap. The logits are resized to the image's own size
+    before the class with the highest is taken.
     """
 
     mode: Literal["whole", "slide"]

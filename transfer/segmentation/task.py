@@ -1,4 +1,4 @@
-"""Segmentation: images and mask PNGs in, a model that gives every pixel its class out (MAE, Appendix A.4; UPerNet)."""
+"""Segmentation as a task: augmentation, loss, validation and scores (MAE, Appendix A.4; UPerNet)."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ Pair = tuple[NDArray[np.generic], Mask]
 CROP_TRIES = 10
 DISTORTION_DRAWS = 9
 CACHE_BYTES = 2**29
-"""Validation images and masks are decoded once and kept when they take up no more than this."""
+"""Validation images and masks are decoded once and cached when they take up no more than this."""
 EXAMPLES = 4
-"""Pictures of right and of wrong predictions, each."""
+"""Images of right and of wrong predictions, each, in the summary."""
 MAX_EXAMPLE_CANDIDATES = 100
 """Images that these are chosen from."""
 EXAMPLE_MIOU = 0.5
@@ -51,7 +51,7 @@ EXAMPLE_MIOU = 0.5
 
 
 class SegmentationTask(Task[SegmentConfig, SegmentationImages]):
-    """Semantic segmentation with any of the segmentors, judged by mean intersection over union."""
+    """Semantic segmentation with any of the segmentors, evaluated by mean intersection over union."""
 
     name: ClassVar[str] = "segment"
     best_metric: ClassVar[str] = "val/mIoU"
@@ -63,7 +63,7 @@ class SegmentationTask(Task[SegmentConfig, SegmentationImages]):
     ) -> None:
         super().__init__(config, encoder, splits, ranks)
         self.inference = config.inference_at(encoder.spec.image_size)
-        self._kept: list[Pair] | None = None
+        self._cached: list[Pair] | None = None
 
     @classmethod
     def read_parts(cls, config: SegmentConfig) -> Mapping[str, SegmentationImages]:
@@ -83,13 +83,13 @@ class SegmentationTask(Task[SegmentConfig, SegmentationImages]):
 
     def sample(self, index: int, draws: Uniforms) -> Sample:
         config, images = self.config, self.splits.train
-        image, whole = images.images.open(index, self.encoder.preprocessing.reading), images.mask(index)
-        base = self.inference.working_size((whole.shape[0], whole.shape[1]))
+        image, full_mask = images.images.open(index, self.encoder.preprocessing.reading), images.mask(index)
+        base = self.inference.working_size((full_mask.shape[0], full_mask.shape[1]))
         factor = config.scale[0] + (config.scale[1] - config.scale[0]) * draws[0]
         scaled = max(1, round(base[0] * factor)), max(1, round(base[1] * factor))
         places = draws[2 : 2 + 2 * CROP_TRIES]
         size = self.encoder.spec.image_size
-        box, mask = random_crop(whole, scaled, size, places, config.cat_max_ratio, images.ignore_index)
+        box, mask = random_crop(full_mask, scaled, size, places, config.cat_max_ratio, images.ignore_index)
         how = self.encoder.preprocessing.interpolation
         known = how if how.upper() in Image.Resampling.__members__ else "bicubic"
         crop = resized_part(image, box, (mask.shape[0], mask.shape[1]), known)
@@ -106,9 +106,9 @@ class SegmentationTask(Task[SegmentConfig, SegmentationImages]):
         return cast(Tensor, model(self.encoder.preprocessing.normalize(batch.pixels), masks))
 
     def validate(self, model: nn.Module) -> Mapping[str, float]:
-        if self._kept is None and decoded_bytes(self.splits.val, self.encoder.spec.channels) <= CACHE_BYTES:
-            self._kept = list(self._pairs(self.splits.val))
-        pairs = self._kept if self._kept is not None else self._pairs(self.splits.val)
+        if self._cached is None and decoded_bytes(self.splits.val, self.encoder.spec.channels) <= CACHE_BYTES:
+            self._cached = list(self._pairs(self.splits.val))
+        pairs = self._cached if self._cached is not None else self._pairs(self.splits.val)
         metrics = self._counted(model, self.splits.val, pairs).metrics()
         if metrics["mIoU"] is None or metrics["aAcc"] is None:
             raise DataError(
@@ -124,25 +124,25 @@ class SegmentationTask(Task[SegmentConfig, SegmentationImages]):
     ) -> tuple[Scores, NDArray[np.float64] | None]:
         """An image brings the mean intersection over union with its own influence on it (infinitesimal jackknife)."""
         areas: list[tuple[Counts, Counts]] = []
-        whole = self._counted(model, images, self._pairs(images), lambda own: areas.append((own.hits, own.unions)))
-        return whole.scores(split, images.classes), whole.influences(areas)
+        counts = self._counted(model, images, self._pairs(images), lambda own: areas.append((own.hits, own.unions)))
+        return counts.scores(split, images.classes), counts.influences(areas)
 
     def save(self, model: nn.Module, path: Path, provenance: Provenance) -> None:
         cast(Segmentor, model).save(path, provenance, self.splits.train.values)
 
     def examples(self, model: nn.Module, images: SegmentationImages, split: str) -> list[ExampleImage]:
         """The best and the worst predictions, by each image's own mean intersection over union."""
-        segmentor, judged = cast(Segmentor, model), []
+        segmentor, evaluated = cast(Segmentor, model), []
         for index in range(min(MAX_EXAMPLE_CANDIDATES, len(images))):
             image = images.images.open(index, segmentor.preprocessing.reading)
             (found,) = segmentor.segment([to_array(image, segmentor.spec.channels)])
             counts = PixelCounts(len(images.classes), images.ignore_index)
             counts.add(found, images.mask(index), images.images.name(index))
             if (value := counts.metrics()["mIoU"]) is not None:
-                judged.append((value, index, found))
-        judged.sort(key=lambda item: (-item[0], item[1]))
-        half = min(EXAMPLES, len(judged) // 2)
-        chosen = [*judged[:half], *judged[len(judged) - half :]]
+                evaluated.append((value, index, found))
+        evaluated.sort(key=lambda item: (-item[0], item[1]))
+        half = min(EXAMPLES, len(evaluated) // 2)
+        chosen = [*evaluated[:half], *evaluated[len(evaluated) - half :]]
         form = segmentor.preprocessing.reading
         return [example_image(images, index, found, value, split, form) for value, index, found in chosen]
 
@@ -156,9 +156,9 @@ class SegmentationTask(Task[SegmentConfig, SegmentationImages]):
         model: nn.Module,
         images: SegmentationImages,
         pairs: Iterable[Pair],
-        tell: Callable[[PixelCounts], object] | None = None,
+        on_image: Callable[[PixelCounts], object] | None = None,
     ) -> PixelCounts:
-        """The pixel counts of a model's predictions over all images; ``tell`` hears of each image's own."""
+        """The pixel counts of a model's predictions over all images; ``on_image`` receives each image's own."""
         segmentor, counts, rest = (
             cast(Segmentor, model),
             PixelCounts(len(images.classes), images.ignore_index),
@@ -171,8 +171,8 @@ class SegmentationTask(Task[SegmentConfig, SegmentationImages]):
                 own = PixelCounts(len(images.classes), images.ignore_index)
                 own.add(prediction, mask, images.images.name(counts.images))
                 counts.merge(own)
-                if tell is not None:
-                    tell(own)
+                if on_image is not None:
+                    on_image(own)
         return counts
 
 
@@ -184,7 +184,7 @@ def decoded_bytes(images: SegmentationImages, channels: int) -> int:
 def example_image(
     images: SegmentationImages, index: int, found: Mask, value: float, split: str, form: PixelFormat = PLAIN_FORMAT
 ) -> ExampleImage:
-    """The truth beside the prediction, with the image's name and mean intersection over union."""
+    """The truth next to the prediction, with the image's name and mean intersection over union."""
     image, truth = images.images.open(index, form), images.mask(index)
     panels = [
         (title, draw_segmentation(image, Prediction(mask, images.classes), ignored=images.ignore_index))

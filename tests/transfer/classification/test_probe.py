@@ -154,7 +154,7 @@ def test_kept_features_are_used_again_for_the_same_images_and_encoder_only(
         said.clear()
         given = {"data": class_folders, "encoder": encoder, "cache": tmp_path / "kept", "method": "knn", **KEYS, **keys}
         maelift.transfer("classify", out=tmp_path / out, **given)
-        return sum("used again" in record.getMessage() for record in said.records)
+        return sum("is reused" in record.getMessage() for record in said.records)
 
     other = encoder_file(tmp_path / "other.safetensors", random_encoder(SPEC, seed=1))
     assert again("a") == 0
