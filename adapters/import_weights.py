@@ -259,7 +259,8 @@ def _given_entirely(config: ImportConfig) -> Preprocessing | None:
 
 def licence_beside(path: Path) -> str | None:
     """The licence that timm's ``config.json`` beside weights states."""
-    stated = (read_json(path.with_name("config.json")).get("pretrained_cfg") or {}).get("license")
+    settings = read_json(path.with_name("config.json")).get("pretrained_cfg")
+    stated = settings.get("license") if isinstance(settings, Mapping) else None
     return stated if isinstance(stated, str) else None
 
 

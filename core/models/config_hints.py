@@ -59,12 +59,12 @@ class ConfigHints:
         return replace(self, **added, sources=(*self.sources, *used))
 
 
-def hints_of(path: Path, records: Mapping[str, Any], method: str) -> ConfigHints:
+def hints_of(path: Path, records: Mapping[str, object], method: str) -> ConfigHints:
     """Hints from the checkpoint's records, completed by files beside it; ``method``: whose names the tensors have."""
-    facts = ConfigHints()
+    hints = ConfigHints()
     for found in (hints_within(records, method), hints_beside(path, method)):
-        facts = facts.completed_by(found)
-    return facts
+        hints = hints.completed_by(found)
+    return hints
 
 
 # ---- files beside the weights
@@ -76,27 +76,23 @@ def hints_beside(path: Path, method: str) -> ConfigHints:
     The epsilon of transformers' ViTMAE configurations is ignored: 1e-12 is a default that the weights were not trained with.
     """
     if path.name == "backbone.pth":
-        return _of_torchvision_export(read_json(path.with_name("backbone.json")).get("backbone") or {})
+        return _of_torchvision_export(_mapping(read_json(path.with_name("backbone.json")).get("backbone")))
     config = read_json(path.with_name("config.json"))
-    if isinstance(config.get("architecture"), str):
+    if isinstance(architecture := config.get("architecture"), str):
         if method.startswith(("transformers", "torchvision")):
             return ConfigHints()
-        facts = hints_of_timm(
-            config["architecture"], _mapping(config.get("model_args")), "config.json beside the weights"
-        )
-    elif isinstance(config.get("model_type"), str) and method.startswith("transformers"):
-        facts = hints_of_transformers(config)
-    else:
-        return ConfigHints()
-    return facts
+        return hints_of_timm(architecture, _mapping(config.get("model_args")), "config.json beside the weights")
+    if isinstance(config.get("model_type"), str) and method.startswith("transformers"):
+        return hints_of_transformers(config)
+    return ConfigHints()
 
 
-def _of_torchvision_export(settings: Mapping[str, Any]) -> ConfigHints:
+def _of_torchvision_export(settings: Mapping[str, object]) -> ConfigHints:
     return ConfigHints(
         num_heads=_whole(settings.get("num_heads")),
         norm_eps=_real(settings.get("norm_eps")),
         image_size=_size(settings.get("image_size")),
-        act=settings.get("act", "gelu") if settings else None,
+        act=str(settings.get("act", "gelu")) if settings else None,
         sources=("backbone.json beside the weights",),
     )
 
@@ -133,11 +129,11 @@ _TRANSFORMERS_ACTIVATIONS = {
 """transformers' names for ``ACTIVATIONS``."""
 
 
-def hints_of_transformers(config: Mapping[str, Any]) -> ConfigHints:
+def hints_of_transformers(config: Mapping[str, object]) -> ConfigHints:
     """Hints from transformers' ``config.json``, with the defaults of its model types for missing keys."""
     kind, source = str(config["model_type"]), "config.json beside the weights"
     if kind in _VISION_PARTS and isinstance(config.get("vision_config", {}), Mapping):
-        kind, config = _VISION_PARTS[kind], config.get("vision_config") or {}
+        kind, config = _VISION_PARTS[kind], _mapping(config.get("vision_config"))
     if kind not in _DEFAULT_EPS:
         known = ", ".join(sorted(_DEFAULT_EPS))
         return ConfigHints(
@@ -191,7 +187,7 @@ _TIMM_SETTINGS = (
 """Keywords of timm's ViTs that define the architecture; others, as checkpoint paths, are not passed to timm."""
 
 
-def hints_of_timm(architecture: str, settings: Mapping[str, Any], said_by: str) -> ConfigHints:
+def hints_of_timm(architecture: str, settings: Mapping[str, object], said_by: str) -> ConfigHints:
     """Hints from timm's model of this name, which is built on the meta device with one block."""
     import timm
 
@@ -268,11 +264,12 @@ _REFERENCE_HEADS = {"tiny": 3, "small": 6, "base": 12, "large": 16, "huge": 16}
 _REFERENCE_WIDTHS = {"tiny": 192, "small": 384, "base": 768, "large": 1024, "huge": 1280}
 
 
-def hints_within(records: Mapping[str, Any], method: str) -> ConfigHints:
+def hints_within(records: Mapping[str, object], method: str) -> ConfigHints:
     """Hints from a checkpoint's records: parsed arguments, architecture's name, mmengine's config."""
     arguments = {**_mapping(records.get("hyper_parameters")), **_mapping(records.get("args"))}
-    if isinstance(records.get("meta"), Mapping) and isinstance(records["meta"].get("cfg"), str):
-        return _of_mmengine(records["meta"]["cfg"])
+    meta = records.get("meta")
+    if isinstance(meta, Mapping) and isinstance(config := meta.get("cfg"), str):
+        return _of_mmengine(config)
     name = next(
         (
             value
@@ -368,7 +365,7 @@ def _literal(node: ast.expr) -> object:
 # ---- values as JSON and records have them
 
 
-def _mapping(value: object) -> Mapping[str, Any]:
+def _mapping(value: object) -> Mapping[str, object]:
     if isinstance(value, Mapping):
         return value
     inside = getattr(value, "__dict__", None)  # argparse.Namespace

@@ -40,19 +40,19 @@ def content_hash(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def sealed_hash(content: Mapping[str, Any], state: Mapping[str, Tensor]) -> str:
+def sealed_hash(content: Mapping[str, object], state: Mapping[str, Tensor]) -> str:
     """sha256 over tensors and metadata; provenance, whose hours differ between equal runs, is left out."""
     stated = {key: value for key, value in content.items() if key not in (CONTENT_HASH, CHECKSUM, PROVENANCE)}
     return hashlib.sha256(f"{_canonical(stated)}\n{content_hash(state)}".encode()).hexdigest()
 
 
-def checksum(content: Mapping[str, Any]) -> str:
+def checksum(content: Mapping[str, object]) -> str:
     """sha256 over everything in metadata but the checksum itself."""
     stated = {key: value for key, value in content.items() if key != CHECKSUM}
     return hashlib.sha256(_canonical(stated).encode()).hexdigest()
 
 
-def sealed(content: Mapping[str, Any], digest: str) -> str:
+def sealed(content: Mapping[str, object], digest: str) -> str:
     """Metadata as JSON, with its content hash ``digest`` and its checksum."""
     stated = {**content, CONTENT_HASH: digest}
     return json.dumps({**stated, CHECKSUM: checksum(stated)})
@@ -64,7 +64,7 @@ class Metadata:
     Everything raises CheckpointError in one line, which names the file, the field and what was expected.
     """
 
-    def __init__(self, path: str | Path, key: str, content: Mapping[str, Any]) -> None:
+    def __init__(self, path: str | Path, key: str, content: Mapping[str, object]) -> None:
         self.path, self.key, self.content = path, key, content
 
     @classmethod
@@ -103,9 +103,9 @@ class Metadata:
         """Raise CheckpointError for a missing or an unknown key."""
         self._check_names(self.content, needed, possible, "")
 
-    def value(self, name: str, kind: Any) -> Any:
+    def value(self, name: str, kind: type[T]) -> T:
         """The value of a key, converted to the type ``kind`` of an annotation."""
-        return self._checked("", lambda: from_plain(kind, self.content[name], name))
+        return self._checked("", lambda: cast(T, from_plain(kind, self.content[name], name)))
 
     def dataclass(self, schema: type[T], name: str, needed: Iterable[str] = ()) -> T:
         """The dataclass whose ``dataclasses.asdict`` is the mapping under ``name``.
@@ -117,7 +117,7 @@ class Metadata:
             raise self.error(f"{name}={shown(stated)}: expected a mapping")
         known = [field.name for field in dataclasses.fields(cast(Any, schema))]
         self._check_names(stated, needed, known, f"{name}.")
-        return cast(T, self._checked(name, lambda: from_plain(schema, stated, name)))
+        return self._checked(name, lambda: cast(T, from_plain(schema, stated, name)))
 
     def check_tensors(self, state: Mapping[str, Tensor], *, tensors_only: bool) -> str:
         """Check the content hash against tensors and, unless ``tensors_only``, metadata; returns it."""
@@ -155,7 +155,7 @@ class Metadata:
         return found
 
     def _check_names(
-        self, content: Mapping[str, Any], needed: Iterable[str], possible: Collection[str], prefix: str
+        self, content: Mapping[str, object], needed: Iterable[str], possible: Collection[str], prefix: str
     ) -> None:
         names = list(needed)
         for name in names:
@@ -165,7 +165,7 @@ class Metadata:
             if name not in names and name not in possible:
                 raise self.error(f"{prefix}{shown(name)} is no key of it; it may be of a newer maelift")
 
-    def _checked(self, name: str, build: Callable[[], object]) -> Any:
+    def _checked(self, name: str, build: Callable[[], T]) -> T:
         try:
             return build()
         except ConfigError as error:
@@ -174,7 +174,7 @@ class Metadata:
             raise self.error(f"{name}: {shown(str(error))}") from error
 
 
-def parse_json(text: str | bytes) -> Any:
+def parse_json(text: str | bytes) -> object:
     """The content of JSON; raises ValueError, in one line, for other text, a key given twice, and nesting without end."""
     try:
         content = json.loads(text, object_pairs_hook=_once_each)
@@ -191,13 +191,13 @@ def parse_json(text: str | bytes) -> Any:
     return content
 
 
-def _inside(value: Any) -> Collection[Any]:
+def _inside(value: object) -> Collection[object]:
     if isinstance(value, dict):
         return value.values()
     return value if isinstance(value, list) else ()
 
 
-def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _once_each(pairs: list[tuple[str, object]]) -> dict[str, object]:
     content = dict(pairs)
     if len(content) != len(pairs):
         twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)

@@ -7,7 +7,6 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from torch import Tensor
 
@@ -81,7 +80,7 @@ class SelectedState:
 
     state: Mapping[str, Tensor]
     outside: Mapping[str, str] = field(default_factory=dict)
-    records: Mapping[str, Any] = field(default_factory=dict)
+    records: Mapping[str, object] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     prefix: str = ""
 
@@ -113,9 +112,9 @@ def strip_wrappers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _state(
     source: str, content: object, weights_key: str | None
-) -> tuple[dict[str, Tensor], dict[str, Any], tuple[str, ...], str | None]:
+) -> tuple[dict[str, Tensor], dict[str, object], tuple[str, ...], str | None]:
     """A checkpoint's tensors, its records, notes on the selection, and the part of ``weights_key`` that names a module."""
-    records: dict[str, Any] = {}
+    records: dict[str, object] = {}
     notes: list[str] = []
     rest, path = weights_key, ""
     while isinstance(content, Mapping):

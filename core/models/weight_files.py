@@ -8,7 +8,6 @@ import re
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from ..errors import CheckpointError
 from ..files import read_regular_text
@@ -82,7 +81,7 @@ def shard_advice(path: Path) -> str:
 logger = logging.getLogger("maelift")
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, object]:
     """The object in a JSON file; empty if there is no such file or it has other content, which is logged."""
     try:
         content = json.loads(read_regular_text(path)) if path.is_file() else {}
