@@ -145,6 +145,7 @@ def _published_table(result: SuiteResult, part: TaskResult) -> Table:
 
 
 def tuning_table(result: SuiteResult, part: TaskResult) -> Table:
+    """The learning rates that each arm tried at each label count, with their validation scores."""
     seeds = ", ".join(str(seed) for seed in sorted({tuning.seed for tuning in part.tunings}))
     rows = tuple(
         (
@@ -173,6 +174,7 @@ def _score_word(part: TaskResult) -> str:
 
 
 def convergence_table(result: SuiteResult, part: TaskResult) -> Table:
+    """What twice the steps bring each arm on validation."""
     rows = tuple(
         (
             result.label(check.arm),

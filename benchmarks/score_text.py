@@ -9,14 +9,17 @@ from .stats import Difference
 
 
 def interval(difference: Difference) -> str:
+    """The ends of a difference's interval, in points."""
     return f"{signed(difference.low)} to {signed(difference.high)}"
 
 
 def confidence(difference: Difference) -> str:
+    """The confidence of a difference's interval, in percent."""
     return f"{100 * difference.confidence:g} %"
 
 
 def percent(share: float) -> str:
+    """A share in percent, without the sign; "unknown" for NaN."""
     return "unknown" if math.isnan(share) else f"{100 * share:.2f}"
 
 

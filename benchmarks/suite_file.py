@@ -7,14 +7,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ..core.config import raw_value
 from ..core.config_keys import nearest
 from ..core.errors import ConfigError, MaeliftError
-from ..core.files import read_regular_text
 from ..core.signals import Interrupted
-from ..core.yaml_files import LARGEST_CONFIG, check_pairs, merged, yaml_values
+from ..core.yaml_files import merged, read_yaml
 
 SUITES = Path(__file__).parent / "suites"
 
@@ -52,23 +49,14 @@ def _layers(suite: str, above: tuple[Path, ...] = ()) -> list[tuple[Path, dict[s
 
 def _read_keys(path: Path) -> dict[str, Any]:
     """The keys of a YAML file, its numbers as in all of maelift's: 1e-3 is one."""
-    from omegaconf.errors import OmegaConfBaseException
-
-    try:
-        content, written = yaml_values(read_regular_text(path, "utf-8-sig", limit=LARGEST_CONFIG))
-    except RecursionError as error:
-        raise MaeliftError(f"{path}: nested too deeply. Expected keys and values.") from error
-    except OSError as error:
-        raise MaeliftError(f"{path}: can't be read ({(error.strerror or str(error)).lower()}).") from error
-    except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
-        raise MaeliftError(f"{path}: not YAML ({' '.join(str(error).split())}).") from error
-    if not isinstance(content, dict) or not content or list(content.values()) == [None]:
+    content, _ = read_yaml(path)
+    if not content or list(content.values()) == [None]:
         raise MaeliftError(f"{path}: expected keys and values, such as title, data, labels, seeds and arms.")
-    check_pairs(path, written)
     return {str(key): value for key, value in content.items()}
 
 
 def named_suite(overrides: Sequence[str] | Mapping[str, object], file: Path | None) -> str:
+    """The suite that the overrides or the file name; raises MaeliftError where neither does."""
     named = raw_value("suite", overrides)
     if named is None and file is not None:
         named = _read_keys(file).get("suite")

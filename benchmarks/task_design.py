@@ -125,5 +125,6 @@ class TaskDesign:
 
 
 def check_distinct(key: str, values: tuple[int, ...]) -> None:
+    """Raise ConfigError unless there are values, none negative and no two equal."""
     if not values or len(set(values)) != len(values) or min(values) < 0:
         raise ConfigError(key, list(values), "one or more whole numbers from 0 up, all different")

@@ -110,6 +110,7 @@ def _forecast(difference: Difference) -> str:
 
 
 def interval_coverage(result: SuiteResult, part: TaskResult) -> str:
+    """What a task's intervals and verdicts cover, and what they don't."""
     if part.short:
         return "One rate, few steps, and no check whether more steps would help: this shows that it runs, and no more."
     most = max((len(seeds) for seeds in part.seeds.values()), default=0)
@@ -139,6 +140,7 @@ def interval_coverage(result: SuiteResult, part: TaskResult) -> str:
 
 
 def warnings_of(result: SuiteResult) -> list[str]:
+    """What a reader must know of a result first: missing and failed runs, arms that still gain."""
     warnings = [f"This result is partial. Missing: {'; '.join(result.missing)}."] if result.missing else []
     if result.unspent:
         warnings.append(result.unspent)
