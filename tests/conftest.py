@@ -21,26 +21,40 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: the t
 
 
 LONGEST = (
-    "adapters/test_detectron2.py",
     "benchmarks/test_runner.py",
-    "test_numbers.py",
-    "test_docs_transfer.py",
+    "adapters/test_detectron2.py",
     "pretrain/test_distributed.py",
-    "pretrain/test_slurm.py",
     "adapters/test_mmseg.py",
+    "test_docs_transfer.py",
+    "transfer/detection/test_task.py",
+    "pretrain/test_slurm.py",
     "benchmarks/test_executors.py",
+    "transfer/segmentation/test_task.py",
+    "test_stops.py",
     "benchmarks/test_tasks.py",
-    "transfer/test_detect.py",
-    "transfer/test_segment.py",
-    "test_docs_pretrain.py",
     "benchmarks/test_weights.py",
-    "transfer/test_classify.py",
-    "core/test_doctor.py",
+    "pretrain/test_train.py",
+    "adapters/test_certify_trials.py",
+    "adapters/test_certify_safety.py",
+    "adapters/test_transformers.py",
+    "adapters/test_timm.py",
+    "adapters/test_torchvision.py",
+    "adapters/test_onnx.py",
+    "transfer/classification/test_task.py",
+    "core/data/test_sources.py",
+    "core/data/test_audit.py",
+    "transfer/test_photo_sizes.py",
+    "pretrain/test_evaluation.py",
+    "transfer/classification/test_probe.py",
+    "test_docs_benchmark.py",
+    "test_docs_pretrain.py",
 )
-"""Files that take minutes: begun first, so that no process is left with one of them while the others have ended."""
+"""Files that take more than ten seconds, the longest first: no process is left with one of them while the others have ended."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    missing = [name for name in LONGEST if not (ROOT / "tests" / name).is_file()]
+    assert not missing, f"tests/conftest.py: no such files, of LONGEST: {missing}"
     places = {ROOT / "tests" / name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path, len(places)))
 

@@ -9,6 +9,7 @@ commands of a test process; a command in a process group of its own starts every
 
     python tests/preloaded.py --serve SOCKET    waits for commands until its standard input ends
     python tests/preloaded.py SOCKET WORDS      runs a command there, as if it were here
+    python tests/preloaded.py SOCKET --python WORDS    the same for ``python``, with a file, ``-m`` or ``-c``
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 import types
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -33,8 +35,19 @@ from typing import IO, Any, NoReturn
 
 CODE = "-c"
 """The first word where the second one is Python to be run, as for ``python -c``; the others are its arguments."""
+PROGRAM = """import os, runpy, sys
+sys.argv = sys.argv[1:]
+if sys.argv[0] == "-m":
+    sys.argv = sys.argv[1:]
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+else:
+    sys.path[0] = os.path.dirname(os.path.abspath(sys.argv[0]))
+    runpy.run_path(sys.argv[0], run_name="__main__")"""
+"""A block that runs the program in the file that its first argument names, or the module after ``-m``, as ``python`` does."""
 SERVE = "--serve"
 """The first word where a process that waits for commands is asked for; then its socket, and its framework."""
+PYTHON = "--python"
+"""The first word where the others are those of ``python``."""
 MODULES = (
     "omegaconf",
     "torch.utils.tensorboard",
@@ -44,6 +57,8 @@ MODULES = (
     "jinja2",
 )
 """What commands import only where they need it."""
+PLACE = "MAELIFT_TESTS_COMMANDS"
+"""The environment's name for the socket that the commands of a page go to, where one is meant for all of them."""
 FRAMEWORKS = {
     "detectron2": ("detectron2.model_zoo", "detectron2.engine", "detectron2.modeling", "detectron2.evaluation"),
     "mmseg": ("mmseg.apis", "mmseg.models", "mmseg.datasets", "mmseg.evaluation", "mmengine.runner"),
@@ -83,33 +98,46 @@ class Preloaded:
         return subprocess.CompletedProcess(["maelift", *words], started.wait(), out, err)
 
     def start(
-        self, words: Sequence[str], cwd: Path | None, env: Mapping[str, str], *, session: bool = False
+        self,
+        words: Sequence[str],
+        cwd: Path | None,
+        env: Mapping[str, str],
+        *,
+        session: bool = False,
+        framework: str | None = None,
     ) -> Started:
-        """A command at work; ``session``: in a process group of its own, as a terminal's or a scheduler's."""
-        if (framework := framework_of(words)) is not None:
-            self.prepare(framework)
-        workers = "" if session or "".join(words[:1]) not in ("bench", "certify") else process_for_workers()
-        return Started(place_for(self.socket, words), words, str(cwd or os.getcwd()), env, session, workers)
+        """A command at work; ``session``: in a process group of its own, as a terminal's or a scheduler's.
 
-    def prepare(self, framework: str) -> None:
-        """Have commands that name a framework forked from a process that has it imported, where it is installed."""
-        if framework not in self._with_framework and importlib.util.find_spec(framework) is not None:
-            place = self.socket.with_name(framework)
+        ``framework``: what it needs, where its words don't name it.
+        """
+        framework = framework or framework_of(words)
+        place = self.socket
+        if framework is not None and importlib.util.find_spec(framework) is not None:
+            place = self.prepare(framework)
+        workers = "" if session or "".join(words[:1]) not in ("bench", "certify") else process_for_workers()
+        return Started(place, words, str(cwd or os.getcwd()), env, session, workers)
+
+    def prepare(self, framework: str) -> Path:
+        """Have commands that name a framework forked from a process that has it imported; its socket."""
+        place = self.socket.with_name(framework)
+        if framework not in self._with_framework:
             server = Started(self.socket, [SERVE, str(place), framework], os.getcwd(), os.environ)
             self._with_framework[framework] = server
             while not place.exists():
                 if server.poll() is not None:
                     raise RuntimeError(f"no process for commands with {framework} could be started: {server.said()[1]}")
-                select.select([], [], [], 0.02)
+                time.sleep(0.02)
+        return place
 
     def shim(self) -> Path:
-        """A folder for a shell's path, in which ``maelift`` is such a command."""
+        """A folder for a shell's path, in which ``maelift`` is such a command, and ``python`` too."""
         folder = Path(self._folder.name) / "bin"
         if not folder.exists():
             folder.mkdir()
-            script = folder / "maelift"
-            script.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S -E "{__file__}" "{self.socket}" "$@"\n')
-            script.chmod(0o755)
+            for name, more in (("maelift", ""), ("python", f" {PYTHON}")):
+                script = folder / name
+                script.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S -E "{__file__}" "{self.socket}"{more} "$@"\n')
+                script.chmod(0o755)
         return folder
 
 
@@ -246,7 +274,11 @@ def _exit_code(answer: str) -> int:
 
 def call(place: Path, words: Sequence[str], cwd: str, env: Mapping[str, str], files: Sequence[int]) -> int:
     """Run a command with these files as standard input, output and error; its exit code, as subprocess has it."""
-    with _ask(place_for(place, words), words, cwd, env, files) as line, line.makefile("r") as answers:
+    if words[:1] == [PYTHON]:
+        words = [word for place, word in enumerate(words) if place > 1 or word not in (PYTHON, "-u")]
+        words = words if words[0] == CODE else [CODE, PROGRAM, *words]
+    place = Path(env[PLACE]) if PLACE in env else place_for(place, words)
+    with _ask(place, words, cwd, env, files) as line, line.makefile("r") as answers:
         answers.readline()
         return _exit_code(answers.readline())
 

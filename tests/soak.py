@@ -7,7 +7,6 @@ What is killed is drawn too: all processes, the launcher alone, or one that trai
 from __future__ import annotations
 
 import random
-import subprocess
 import sys
 import tempfile
 import time
@@ -17,7 +16,7 @@ from pathlib import Path
 
 import psutil
 import torch
-from maelift.tests.support import TINY, environment, torchrun, write_images
+from maelift.tests.support import TINY, run_ranks, start_torchrun, write_images
 from safetensors.torch import load_file
 
 VICTIMS: dict[str, Callable[[list[psutil.Process]], list[psutil.Process]]] = {
@@ -33,13 +32,13 @@ def soak(folder: Path, kills: int, seed: int, keys: list[str]) -> list[str]:
     data = write_images(folder / "data", 64)
     whole, killed = folder / "whole", folder / "killed"
     began = time.monotonic()
-    subprocess.run(torchrun(2, "pretrain", f"data={data}", f"out={whole}", *keys), check=True, env=environment())
+    run_ranks(2, "pretrain", f"data={data}", f"out={whole}", *keys).check_returncode()
     usual = time.monotonic() - began
     draws = random.Random(seed)
-    command = torchrun(2, "pretrain", f"data={data}", f"out={killed}", *keys)
+    command = ("pretrain", f"data={data}", f"out={killed}", *keys)
     done = 0
     while done < kills and not (killed / "encoder.safetensors").exists():
-        process = subprocess.Popen(command, env=environment(), start_new_session=True, stderr=subprocess.DEVNULL)
+        process = start_torchrun(2, *command, session=True)
         before = newest(killed)
         while newest(killed) == before and process.poll() is None:  # until it has made a step of its own
             time.sleep(0.01)
@@ -50,7 +49,7 @@ def soak(folder: Path, kills: int, seed: int, keys: list[str]) -> list[str]:
             done += 1
             print(f"killed {done} of {kills} times: {what}, at {newest(killed)}", flush=True)
         process.wait()
-    subprocess.run(command, check=True, env=environment())
+    run_ranks(2, *command).check_returncode()
     if done < kills:
         raise RuntimeError(f"the run was over after {done} of {kills} kills: give it more epochs")
     expected, found = (load_file(run / "encoder.safetensors") for run in (whole, killed))

@@ -12,7 +12,7 @@ import struct
 import subprocess
 import sys
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -26,7 +26,7 @@ from maelift.core.models.encoder import Encoder
 from maelift.core.models.encoder_file import Provenance, save_encoder
 from maelift.core.models.encoder_spec import EncoderSpec, preset_spec
 from maelift.core.seeding import seeded_rng
-from maelift.tests.preloaded import CODE, FRAMEWORKS, Preloaded, Started
+from maelift.tests.preloaded import CODE, FRAMEWORKS, PLACE, PROGRAM, Preloaded, Started
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -49,6 +49,8 @@ TINY = [
     "lr=1e-3",
 ]
 """Keys that make a pretraining of seconds."""
+SMALL_DECODER = "decoder.embed_dim=16 decoder.depth=1 decoder.num_heads=2 evaluations=2"
+"""Keys that make a page's pretraining of a minute one of seconds."""
 
 
 def framework(name: str) -> Any:
@@ -100,6 +102,12 @@ def torchrun(processes: int, *words: object) -> list[str]:
     """The command of ``maelift`` with these words in so many processes."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     return [*launcher, "-m", "maelift", *map(str, words)]
+
+
+def start_torchrun(processes: int, *words: object, session: bool = False) -> Started:
+    """The same at work: the launcher has its imports done, the processes that it starts are Python's as for anybody."""
+    _, *launch = torchrun(processes, *words)
+    return preloaded().start([CODE, PROGRAM, *launch], None, environment(), session=session)
 
 
 def environment() -> dict[str, str]:
@@ -186,21 +194,65 @@ def one_line_error(done: subprocess.CompletedProcess[str], *expected: str) -> st
     return lines[0]
 
 
-def run_page(page: Path, folder: Path, timeout: float = 240, languages: Sequence[str] = ("bash", "python")) -> str:
+def start_program(file: Path, *words: object, cwd: Path | None = None, framework: str) -> Started:
+    """A program in a file, unchanged, at work as ``python FILE WORDS``: a process that has a framework imported already."""
+    preloaded().prepare(framework)
+    return preloaded().start([CODE, PROGRAM, str(file), *map(str, words)], cwd, environment(), framework=framework)
+
+
+WITHOUT = """import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ABSENT:
+            raise ModuleNotFoundError(name)
+ABSENT = {absent!r}
+sys.meta_path.insert(0, Absent())
+for name in [name for name in sys.modules if name.split(".")[0] in ABSENT]:
+    del sys.modules[name]
+"""
+
+
+def run_consumer(script: str, *words: str, folder: Path, alone: bool, absent: Sequence[str] = ("maelift",)) -> None:
+    """Run a program of somebody who has a framework, but not these packages, in a process that has its imports done.
+
+    One program of each kind runs ``alone``, in a Python of its own: nothing is there that it does not import itself.
+    """
+    if alone:
+        command = [sys.executable, "-c", script, *words]
+        done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True)
+    else:
+        block = WITHOUT.format(absent=tuple(absent)) + script
+        done = preloaded().run([CODE, block, *words], folder, environment(), 240)
+    assert done.returncode == 0, done.stderr
+
+
+def run_page(
+    page: Path,
+    folder: Path,
+    timeout: float = 600,
+    languages: Sequence[str] = ("bash", "python"),
+    shorter: Mapping[str, str] | None = None,
+) -> str:
     """Do what a page says, in ``folder``: its blocks of these languages in order, each a process of its own.
 
-    Other blocks are not run; those that need a framework are "sh". Returns what the blocks printed; fails with the block and
-    what it said, at the first that fails.
+    Other blocks are not run; those that need a framework are "sh". ``shorter`` are commands, by the words that they begin with,
+    and keys that these get besides their own, so that what takes a reader minutes takes seconds here. Returns what the blocks
+    printed; fails with the block and what it said, at the first that fails.
     """
     pattern = rf"^```({'|'.join(languages)})\n(.*?)^```$"
-    blocks = re.findall(pattern, page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    text = page.read_text()
+    blocks = re.findall(pattern, text, flags=re.MULTILINE | re.DOTALL)
     assert blocks, f"{page} has no blocks of {' or '.join(languages)}"
     path = os.pathsep.join([str(preloaded().shim()), str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     printed = []
     env = {**environment(), "PATH": path}
-    for framework in FRAMEWORKS:
-        if any(framework in block for _, block in blocks):
-            preloaded().prepare(framework)
+    named = [framework for framework in FRAMEWORKS if any(framework in block for _, block in blocks)]
+    if named:
+        env[PLACE] = str(preloaded().prepare(named[0]))
+    for begins, keys in (shorter or {}).items():
+        call = rf"^({re.escape(begins)}(?:[^\n\\]|\\\n)*?)(?= --dry-run|\n)"
+        assert re.search(call, text, flags=re.MULTILINE), f"{page.name} has no {begins}"
+        blocks = [(language, re.sub(call, rf"\1 {keys}", block, flags=re.MULTILINE)) for language, block in blocks]
     for language, block in blocks:
         if language == "python":
             done = preloaded().run([CODE, block], folder, env, timeout)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from maelift.core.config_keys import describe
 from maelift.pretrain.config import PretrainConfig
-from maelift.tests.support import ROOT, framework, run_page, write_images
+from maelift.tests.support import ROOT, SMALL_DECODER, framework, run_page, write_images
 
 PAGES = [ROOT / "docs" / name for name in ("pretraining.md", "pretraining_data.md")]
 
@@ -16,7 +16,7 @@ PAGES = [ROOT / "docs" / name for name in ("pretraining.md", "pretraining_data.m
 def test_the_page_s_commands_run(tmp_path: Path) -> None:
     framework("webdataset")
     write_images(tmp_path / "photos", 60)
-    run_page(PAGES[0], tmp_path)
+    run_page(PAGES[0], tmp_path, shorter={"maelift pretrain data=": SMALL_DECODER})
     assert (tmp_path / "runs" / "photos" / "summary.html").exists()
 
 

@@ -25,6 +25,18 @@ VALUES = (50, 100)
 SIZES = ((36, 48), (48, 36), (40, 40))
 """(height, width) of the photos: none is square by rule."""
 
+DETECT = {
+    "maelift pretrain data=photos": "batch_size=16",
+    "maelift transfer detect encoder": "steps=4 evaluations=1 image_size=64",
+}
+SEGMENT = {"maelift pretrain data=photos": "batch_size=16", "maelift transfer segment encoder": "steps=6 evaluations=1"}
+CLASSIFY = {
+    "maelift transfer classify encoder": "steps=20 evaluations=2",
+    "maelift transfer classify method=linear": "steps=20",
+    "maelift transfer classify method=attentive": "steps=20",
+}
+"""Keys that make the pages' trainings of minutes ones of seconds."""
+
 pytestmark = pytest.mark.slow
 
 
@@ -109,7 +121,7 @@ def read_csv(path: Path) -> Iterator[dict[str, str]]:
 
 def test_the_page_of_detection_works_as_it_stands(desk: Path) -> None:
     write_coco(desk / "coco", 30)
-    said = run_page(ROOT / "docs" / "detection.md", desk, timeout=600)
+    said = run_page(ROOT / "docs" / "detection.md", desk, shorter=DETECT)
     assert "nothing is wrong" in said  # of data check
     scores = json.loads((desk / "runs/detector/test.json").read_text())
     assert {"AP", "AP50", "AP_small", "mask_AP"} <= scores["metrics"].keys()
@@ -123,7 +135,7 @@ def test_the_page_of_detection_works_as_it_stands(desk: Path) -> None:
 def test_the_page_of_detection_works_with_detectron2(desk: Path) -> None:
     framework("detectron2")
     write_coco(desk / "coco", 30)
-    run_page(ROOT / "docs" / "detection.md", desk, timeout=600, languages=("sh",))
+    run_page(ROOT / "docs" / "detection.md", desk, languages=("sh",), shorter=DETECT)
     engines = {path.parent.name: path.read_text() for path in desk.glob("runs/*/config.yaml")}
     assert engines and all("engine: detectron2" in text for text in engines.values())
 
@@ -132,7 +144,7 @@ def test_the_page_of_segmentation_works_as_it_stands(desk: Path) -> None:
     framework("onnx")
     framework("onnxruntime")
     write_masks(desk / "annotated", 30)
-    said = run_page(ROOT / "docs" / "segmentation.md", desk, timeout=600)
+    said = run_page(ROOT / "docs" / "segmentation.md", desk, shorter=SEGMENT)
     assert "nothing is wrong" in said  # of data check
     scores = json.loads((desk / "runs/segmentor/test.json").read_text())
     assert list(scores["metrics"]) == ["mIoU", "aAcc", "mAcc", "mDice"]
@@ -148,7 +160,7 @@ def test_the_page_of_segmentation_works_as_it_stands(desk: Path) -> None:
 def test_the_page_of_segmentation_works_with_mmseg(desk: Path) -> None:
     framework("mmseg")
     write_masks(desk / "annotated", 30)
-    run_page(ROOT / "docs" / "segmentation.md", desk, timeout=600, languages=("sh",))
+    run_page(ROOT / "docs" / "segmentation.md", desk, languages=("sh",), shorter=SEGMENT)
     engines = {path.parent.name: path.read_text() for path in desk.glob("runs/*/config.yaml")}
     assert engines and all("engine: mmseg" in text for text in engines.values())
 
@@ -161,7 +173,7 @@ def test_the_page_of_classification_works_as_it_stands(desk: Path) -> None:
         for number in range(30):
             image = Image.blend(noise_image(100 * place + number, (36, 48)), Image.new("RGB", (48, 36), colour), 0.5)
             image.save(desk / "labelled" / name / f"IMG_{number:04d}.jpg")
-    run_page(ROOT / "docs" / "classification.md", desk, timeout=600)
+    run_page(ROOT / "docs" / "classification.md", desk, shorter=CLASSIFY)
     scores = json.loads((desk / "runs/classes/test.json").read_text())
     assert {"top1", "balanced", "macro_f1", "map", "ece"} <= scores["metrics"].keys()
     assert set(scores["per_class"]) == set(COLOURS)

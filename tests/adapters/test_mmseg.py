@@ -36,6 +36,7 @@ from maelift.tests.support import (
     random_encoder,
     run_maelift,
     run_page,
+    start_program,
 )
 from PIL import Image
 from torch.nn import functional as F
@@ -121,20 +122,17 @@ def write_scenes(root: Path, fashion_mnist: Path, channels: int = 3, shape: tupl
     return root
 
 
-def start_tool(name: str, *words: object, cwd: Path) -> subprocess.Popen[str]:
-    """mmsegmentation's own tool, unmodified, as a process."""
+def tool(name: str) -> Path:
+    """mmsegmentation's own tool, unmodified."""
     import mmseg
 
-    tool = Path(mmseg.__file__).parent / ".mim" / "tools" / name
-    command = [sys.executable, str(tool), *map(str, words)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    return subprocess.Popen(command, text=True, cwd=cwd, env=environment(), **pipes)  # type: ignore[call-overload,no-any-return]
+    return Path(mmseg.__file__).parent / ".mim" / "tools" / name
 
 
 def run_tool(name: str, *words: object, cwd: Path) -> str:
-    process = start_tool(name, *words, cwd=cwd)
-    said, _ = process.communicate(timeout=240)
-    assert process.returncode == 0, said[-4000:]
+    started = start_program(tool(name), *words, cwd=cwd, framework="mmseg")
+    said = "".join(started.communicate(timeout=240))
+    assert started.returncode == 0, said[-4000:]
     return said
 
 
@@ -177,14 +175,14 @@ def export_random(tmp_path: Path, spec: EncoderSpec, *keys: str) -> tuple[Path, 
 @pytest.mark.slow
 def test_mmsegs_own_tool_trains_upernet_and_goes_on_after_a_stop(bundle: Path, tmp_path: Path) -> None:
     words = [bundle / "upernet.py", "--work-dir", tmp_path]
-    stopped = start_tool("train.py", *words, "--cfg-options", *FASTER, cwd=tmp_path)
+    stopped = start_program(tool("train.py"), *words, "--cfg-options", *FASTER, cwd=tmp_path, framework="mmseg")
     try:
         deadline = time.monotonic() + 120
         while reached_by(tmp_path) < 18 and stopped.poll() is None and time.monotonic() < deadline:
             time.sleep(0.05)
     finally:
         stopped.send_signal(signal.SIGKILL)
-        said = stopped.communicate()[0]
+        said = "".join(stopped.communicate())
     reached = reached_by(tmp_path)
     assert 18 <= reached < 60, said[-4000:]
     said = run_tool("train.py", *words, "--resume", "--cfg-options", *FASTER, cwd=tmp_path)
@@ -198,12 +196,16 @@ def test_mmsegs_own_tool_trains_upernet_and_goes_on_after_a_stop(bundle: Path, t
 
 @pytest.mark.slow
 def test_mmsegs_own_tools_train_and_test_the_light_head(bundle: Path, tmp_path: Path) -> None:
-    run_tool("train.py", bundle / "fcn.py", "--work-dir", tmp_path, "--cfg-options", *FASTER, cwd=tmp_path)
+    words = ["--work-dir", str(tmp_path), "--cfg-options", *FASTER]
+    command = [sys.executable, str(tool("train.py")), str(bundle / "fcn.py"), *words]  # alone, as users have it
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment(), timeout=240)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     trained = losses(tmp_path)
     assert trained[-1] < 0.8 * trained[0], trained
     (score,) = [record["mIoU"] for record in records(tmp_path) if "mIoU" in record][-1:]
-    words = [bundle / "fcn.py", tmp_path / "iter_60.pth", "--work-dir", tmp_path / "tested"]
-    said = run_tool("test.py", *words, cwd=tmp_path)
+    said = run_tool(
+        "test.py", bundle / "fcn.py", tmp_path / "iter_60.pth", "--work-dir", tmp_path / "tested", cwd=tmp_path
+    )
     assert f"mIoU: {score:.4f}" in said
 
 

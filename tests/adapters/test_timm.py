@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,11 +20,11 @@ from maelift.core.models.encoder_file import read_encoder
 from maelift.tests.support import (
     ROOT,
     encoder_file,
-    environment,
     framework,
     noise_image,
     one_line_error,
     random_encoder,
+    run_consumer,
     run_maelift,
     run_page,
 )
@@ -93,11 +91,6 @@ def certified(found: Candidate, size: tuple[int, int] = (32, 32)) -> Certificate
     return measure_parity(lambda _: found, [size], framework="timm", encoder="")
 
 
-def consume(script: str, folder: Path) -> None:
-    done = subprocess.run([sys.executable, "-c", script], cwd=folder, env=environment(), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-
-
 @pytest.mark.parametrize(("channels", "image_size"), [(1, (32, 32)), (3, (32, 32)), (4, (20, 44))])
 def test_timm_alone_loads_the_folder_and_finds_our_features(
     tmp_path: Path, channels: int, image_size: tuple[int, int]
@@ -110,7 +103,7 @@ def test_timm_alone_loads_the_folder_and_finds_our_features(
     (tmp_path / "usage.py").write_text(done.stdout[done.stdout.index("import timm") :])
     assert json.loads((tmp_path / "vit" / "certificate.json").read_text())["passed"]
     expected(encoder, tmp_path, image_size)
-    consume(CONSUMER, tmp_path)
+    run_consumer(CONSUMER, folder=tmp_path, alone=channels == 3)
 
 
 def test_an_encoder_without_class_token_goes_over(tmp_path: Path) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,10 +14,10 @@ from maelift.adapters.torchvision_detectors import BoxLevels
 from maelift.tests.support import (
     ROOT,
     encoder_file,
-    environment,
     framework,
     one_line_error,
     random_encoder,
+    run_consumer,
     run_maelift,
     run_page,
 )
@@ -65,14 +63,9 @@ def test_plain_torchvision_loads_and_trains_the_export(channels: int, tmp_path: 
     images = torch.randn(2, channels, 40, 24)
     (tokens,) = reference_features(encoder, images, [Level("last", 2)], class_token=False)
     torch.save({"images": images, "tokens": tokens.detach()}, tmp_path / "features.pth")
-    done = subprocess.run(
-        [sys.executable, "-c", IN_PLAIN_TORCHVISION, "o", "features.pth"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        env=environment(),
+    run_consumer(
+        IN_PLAIN_TORCHVISION, "o", "features.pth", folder=tmp_path, alone=channels == 1, absent=("maelift", "timm")
     )
-    assert done.returncode == 0, done.stderr
 
 
 def test_the_pyramid_is_detectron2s() -> None:

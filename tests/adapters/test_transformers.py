@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -27,11 +25,11 @@ from maelift.pretrain.mae import MaskedAutoencoder
 from maelift.tests.support import (
     ROOT,
     encoder_file,
-    environment,
     framework,
     noise_image,
     one_line_error,
     random_encoder,
+    run_consumer,
     run_maelift,
     run_page,
 )
@@ -135,10 +133,7 @@ def test_from_pretrained_alone_finds_our_features_and_our_loss(tmp_path: Path, c
     safetensors.torch.save_file(
         {name: tensor.contiguous() for name, tensor in found.items()}, tmp_path / "expected.safetensors"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", CONSUMER], cwd=tmp_path, env=environment(), capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+    run_consumer(CONSUMER, folder=tmp_path, alone=channels == 3)
 
 
 def test_the_way_back_gives_the_same_weights_bit_for_bit(tmp_path: Path) -> None:

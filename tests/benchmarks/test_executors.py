@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import threading
 from dataclasses import replace
 from functools import partial
@@ -18,8 +17,9 @@ from maelift.benchmarks.executor import STALLED, at_intervals
 from maelift.benchmarks.runs import Run
 from maelift.core.progress import TrainingProgress
 from maelift.core.tools.fashion_scenes import FashionScenesConfig, fashion_scenes
+from maelift.tests.preloaded import CODE
 from maelift.tests.pretrain.test_slurm import slurm  # noqa: F401  (a fixture)
-from maelift.tests.support import environment, framework, one_line_error
+from maelift.tests.support import environment, framework, one_line_error, preloaded
 from typing_extensions import Self
 
 SUITE = """
@@ -46,9 +46,24 @@ arms:
 pytestmark = pytest.mark.slow
 
 
+BENCH = """
+import sys
+from maelift.cli import main
+sys.executable = sys.argv.pop(1)
+sys.exit(main(sys.argv[1:]))
+"""
+"""``maelift`` with another Python for the jobs that it submits."""
+
+
 def bench(home: Path, *words: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "maelift", "bench", "suite.yaml", *words]
-    return subprocess.run(command, cwd=home, env=env or environment(), capture_output=True, text=True, timeout=600)
+    return preloaded().run(["bench", "suite.yaml", *words], home, env or environment(), 600)
+
+
+def bench_by_slurm(home: Path, *words: str, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """A suite by SLURM, whose jobs find their imports done; test_slurm.py has jobs that start as anybody's do."""
+    python = str(preloaded().shim() / "python")
+    limits = ("executor=slurm", "slurm.minutes=10", "slurm.memory_gb=0.9")
+    return preloaded().run([CODE, BENCH, python, "bench", "suite.yaml", *words, *limits], home, env, 600)
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +86,9 @@ def table(out: Path) -> bytes:
 
 def test_ray_gives_the_same_table(home: Path) -> None:
     framework("ray")
-    done = bench(home, "out=ray", "executor=ray", env={**environment(), "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"})
+    done = bench(
+        home, "out=ray", "executor=ray", "workers=1", env={**environment(), "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
+    )
     assert done.returncode == 0, done.stderr
     assert not list((home / "ray").glob("runs/*/progress.json"))
     assert table(home / "ray") == table(home / "local")
@@ -80,8 +97,7 @@ def test_ray_gives_the_same_table(home: Path) -> None:
 
 
 def test_slurm_gives_the_same_table(home: Path, slurm: dict[str, str]) -> None:  # noqa: F811
-    limits = ("slurm.minutes=10", "slurm.memory_gb=0.9")
-    done = bench(home, "out=slurm", "executor=slurm", *limits, env=slurm)
+    done = bench_by_slurm(home, "out=slurm", env=slurm)
     assert done.returncode == 0, done.stderr
     assert table(home / "slurm") == table(home / "local")
     jobs = [path for path in (home / "slurm" / "slurm").glob("*_result.pkl")]
@@ -146,9 +162,11 @@ def test_without_slurm_it_is_told(home: Path) -> None:
     one_line_error(bench(home, "out=none", "executor=kubernetes"), "one of local, slurm, ray")
 
 
-def test_a_run_that_fails_elsewhere_is_told_and_the_others_are_done(home: Path) -> None:
-    framework("ray")
+def test_a_run_that_fails_elsewhere_is_told_and_the_others_are_done(
+    home: Path,
+    slurm: dict[str, str],  # noqa: F811
+) -> None:
     (home / "broken" / "runs").mkdir(parents=True)
-    done = bench(home, "out=broken", "executor=ray", "arms.mae.pretrain.batch_size=64")
+    done = bench_by_slurm(home, "out=broken", "arms.mae.pretrain.batch_size=64", env=slurm)
     one_line_error(done, "mae: pretraining, seed 0: batch_size=64, but only")
     assert "from scratch" in (home / "broken" / "report.md").read_text()

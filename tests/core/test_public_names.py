@@ -56,6 +56,7 @@ def test_relative_paths_to_what_is_there_are_their_last_names(tmp_path: Path, mo
     assert public_config(config) == config and public_text(said) == said
 
 
+@pytest.mark.slow
 def test_nothing_that_is_published_names_the_folders_that_it_was_made_in(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -67,6 +67,7 @@ def test_other_words_are_refused() -> None:
             resolve(PretrainConfig, ["data=x", "out=y", wrong])
 
 
+@pytest.mark.slow
 def test_a_run_takes_it(tmp_path: Path) -> None:
     write_images(tmp_path / "data", 24)
     words = [f"data={tmp_path / 'data'}", *TINY, "epochs=1", "accumulate=auto"]

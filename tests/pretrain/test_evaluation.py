@@ -5,8 +5,6 @@ from __future__ import annotations
 import html
 import importlib
 import re
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,7 +15,7 @@ from maelift.commands import COMMANDS
 from maelift.core.config_keys import describe
 from maelift.core.training.tracker import Tracker, read_events, read_metrics
 from maelift.pretrain.evaluation import picture_columns
-from maelift.tests.support import TINY, environment, noise_image, one_line_error, run_maelift, write_images
+from maelift.tests.support import TINY, environment, noise_image, one_line_error, preloaded, run_maelift, write_images
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -34,6 +32,7 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_probe_is_logged_and_never_touches_the_weights(image_folder: Path, labelled: Path, tmp_path: Path) -> None:
     probe = [f"probe.data={labelled}", "probe.labels=10", "probe.kinds=[knn,linear,attentive]", "probe.times=2"]
     for name, keys in (("with", probe), ("without", [])):
@@ -52,6 +51,7 @@ def test_a_probe_is_logged_and_never_touches_the_weights(image_folder: Path, lab
     one_line_error(missing, "/nowhere")
 
 
+@pytest.mark.slow
 def test_the_page_is_whole_and_shows_hostile_names_as_text(tmp_path: Path) -> None:
     data = write_images(tmp_path / "data", 24)
     hostile = data / "<script>alert(1)<.png"
@@ -79,6 +79,7 @@ def test_the_page_is_whole_and_shows_hostile_names_as_text(tmp_path: Path) -> No
         assert keys <= {entry.key for entry in describe(schema)}, command
 
 
+@pytest.mark.slow
 def test_rates_waiting_and_memory_are_logged(image_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     assert (
@@ -126,6 +127,7 @@ def test_what_led_to_going_back_is_not_forgotten_by_the_run_that_goes_on(tmp_pat
     assert [event.text for event in read_events(tmp_path / "events.jsonl")] == ["five", "back to three"]
 
 
+@pytest.mark.slow
 def test_weights_and_biases_gets_the_figures_where_it_is_installed(image_folder: Path, tmp_path: Path) -> None:
     words = ["pretrain", f"data={image_folder}", f"out={tmp_path / 'run'}", *TINY, "epochs=2", "wandb=mine"]
     (tmp_path / "site").mkdir()
@@ -137,13 +139,13 @@ def test_weights_and_biases_gets_the_figures_where_it_is_installed(image_folder:
         "    def finish(self, exit_code=0): print('FINISHED', exit_code)\n"
         "def init(**keys): print('INIT', keys['project']); return Run()\n"
     )
-    command = [sys.executable, "-m", "maelift", *words]
     path = f"{tmp_path / 'site'}:{environment().get('PYTHONPATH', '')}"
-    done = subprocess.run(command, capture_output=True, text=True, env={**environment(), "PYTHONPATH": path})
+    done = preloaded().run(words, tmp_path, {**environment(), "PYTHONPATH": path}, 240)
     assert done.returncode == 0, done.stderr
     assert "INIT mine" in done.stdout and "train/loss" in done.stdout and "FINISHED 0" in done.stdout
 
 
+@pytest.mark.slow
 def test_pictures_of_reconstructions_are_kept_by_step(image_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     assert run_maelift("pretrain", f"data={image_folder}", f"out={out}", *TINY, "epochs=4").returncode == 0
@@ -153,6 +155,7 @@ def test_pictures_of_reconstructions_are_kept_by_step(image_folder: Path, tmp_pa
         assert picture.width > 300
 
 
+@pytest.mark.slow
 def test_pictures_of_deep_values_in_five_channels_use_the_whole_scale(tmp_path: Path) -> None:
     """Values that fill a tenth of their range are stretched; a decoder that predicts a share in training fills in all."""
     (tmp_path / "data").mkdir()

@@ -43,6 +43,7 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return data, pretrain(data, folder / "run", epochs=4)
 
 
+@pytest.mark.slow
 def test_going_on_from_an_encoder_takes_it_and_its_decoder(first: tuple[Path, Path], tmp_path: Path) -> None:
     data, encoder = first
     on = pretrain(data, tmp_path / "on", epochs=1, lr=1e-12, init=str(encoder))
@@ -95,6 +96,7 @@ def test_public_weights_in_the_reference_s_layout(tmp_path: Path) -> None:
     assert all(torch.allclose(value, expected[name], atol=1e-6) for name, value in on.encoder.state_dict().items())
 
 
+@pytest.mark.slow
 def test_weights_that_do_not_fit_are_told_in_a_line(first: tuple[Path, Path], tmp_path: Path) -> None:
     data, encoder = first
     words = ["pretrain", f"data={data}", f"out={tmp_path / 'run'}", *TINY]
@@ -127,6 +129,7 @@ def test_a_decoder_that_computes_something_else_is_not_taken_over(
     assert not torch.allclose(states[0]["decoder_embed.weight"], states[1]["decoder_embed.weight"])
 
 
+@pytest.mark.slow
 def test_the_decoder_in_a_folder_of_transformers_is_taken_over(tmp_path: Path) -> None:
     transformers = framework("transformers")
     encoder = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 256}
@@ -179,6 +182,7 @@ def test_a_run_goes_on_only_from_the_weights_that_it_began_with(first: tuple[Pat
         pretrain(first[0], tmp_path / "on", epochs=1, init=str(file))
 
 
+@pytest.mark.slow
 def test_the_average_of_the_weights_is_what_is_judged_and_written(first: tuple[Path, Path], tmp_path: Path) -> None:
     data, _ = first
     plain = load_file(pretrain(data, tmp_path / "plain", epochs=4))

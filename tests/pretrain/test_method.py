@@ -121,6 +121,7 @@ def test_with_mask_tokens_in_the_encoder_it_sees_where_but_not_what() -> None:
     assert "mask_token_in_encoder" in model.decoder_state()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "keys",
     [
@@ -145,6 +146,7 @@ def test_every_option_learns_and_leaves_files_that_fit(image_folder: Path, tmp_p
     assert model.decoder_spec.attention == ("cross" if "decoder.attention=cross" in keys else "self")
 
 
+@pytest.mark.slow
 def test_options_that_do_not_go_together_are_told(image_folder: Path, tmp_path: Path) -> None:
     words = ["pretrain", f"data={image_folder}", f"out={tmp_path / 'run'}", *TINY]
     one_line_error(run_maelift(*words, "masking.strategy=grid", "masking.ratio=0.5"), "masking.ratio", "0.75")

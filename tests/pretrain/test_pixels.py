@@ -124,6 +124,7 @@ def thousand(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_two_hundred_bad_images_of_a_thousand_are_all_named_and_do_not_end_a_run(
     thousand: Path, tmp_path: Path
 ) -> None:

@@ -11,6 +11,8 @@ from maelift.tests.support import ROOT, TINY, noise_image, one_line_error, run_m
 from numpy.typing import NDArray
 from PIL import Image
 
+SMALL = "decoder.embed_dim=16 decoder.depth=1 decoder.num_heads=2"
+
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -125,6 +127,7 @@ def test_the_truth_s_brightness_is_nearer_to_the_truth(encoder: Path, tmp_path: 
     assert 0 < errors["truth"] < errors["neighbours"]
 
 
+@pytest.mark.slow
 def test_a_second_run_makes_what_is_missing_and_broken_images_are_named(encoder: Path, tmp_path: Path) -> None:
     data = write_images(tmp_path / "images", 3)
     (data / "broken.png").write_bytes(b"nothing")
@@ -139,6 +142,7 @@ def test_a_second_run_makes_what_is_missing_and_broken_images_are_named(encoder:
     one_line_error(run_maelift(*words, "seed=1"), "other settings", "seed: 0 -> 1")
 
 
+@pytest.mark.slow
 def test_wrong_inputs_are_told_in_a_line(encoder: Path, tmp_path: Path) -> None:
     data = write_images(tmp_path / "images", 1)
     words = ["reconstruct", f"encoder={encoder}", f"images={data}", f"out={tmp_path / 'out'}"]
@@ -155,7 +159,8 @@ def test_wrong_inputs_are_told_in_a_line(encoder: Path, tmp_path: Path) -> None:
     assert dry.returncode == 0 and "75% of 16 patches" in dry.stdout
 
 
+@pytest.mark.slow
 def test_the_page_is_right(tmp_path: Path) -> None:
     write_images(tmp_path / "photos", 24)
-    run_page(ROOT / "docs" / "reconstruction.md", tmp_path)
+    run_page(ROOT / "docs" / "reconstruction.md", tmp_path, shorter={"maelift pretrain data=": SMALL})
     assert len(list((tmp_path / "blocks").glob("*.compare.png"))) == 48

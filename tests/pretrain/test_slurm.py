@@ -27,7 +27,7 @@ from maelift.tests.support import (
 )
 from safetensors.torch import load_file
 
-KEYS = [*TINY, "epochs=150", "checkpoint_minutes=60", "log_every=1"]
+KEYS = [*TINY, "epochs=60", "checkpoint_minutes=60", "log_every=1"]
 JOB = [
     "launch=slurm",
     "slurm.processes_per_node=2",

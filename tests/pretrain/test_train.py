@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import maelift
@@ -46,10 +47,14 @@ def pretrained(data: Path, out: Path, *more: str) -> str:
     return done.stderr
 
 
-def wait_for(path: Path, seconds: float = 120) -> None:
+def wait_for(path: Path) -> None:
+    wait_until(path.exists)
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 120) -> None:
     end = time.monotonic() + seconds
-    while not path.exists():
-        assert time.monotonic() < end, f"{path} never came"
+    while not condition():
+        assert time.monotonic() < end, "never came"
         time.sleep(0.02)
 
 
@@ -88,29 +93,32 @@ def test_images_in_encoder_out(image_folder: Path, tmp_path: Path) -> None:
     one_line_error(other, "other images")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_run_says_how_to_go_on_and_ends_as_if_it_never_stopped(
     image_folder: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    pretrained(image_folder, whole, "epochs=60")
-    process = start_maelift(*words(image_folder, stopped, "epochs=60"))
-    wait_for(stopped / "config.yaml")
-    time.sleep(0.7)
+    keys = ("epochs=20", "log_every=1")
+    pretrained(image_folder, whole, *keys)
+    process = start_maelift(*words(image_folder, stopped, *keys))
+    wait_for(stopped / "metrics.jsonl")
+    wait_until(lambda: len(read_metrics(stopped / "metrics.jsonl")) > 5)
     process.send_signal(number)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 128 + number, said
     assert "The same command goes on from there" in said and "Traceback" not in said
     assert has_checkpoint(stopped) and not (stopped / "encoder.safetensors").exists()
-    assert "resuming from step" in pretrained(image_folder, stopped, "epochs=60")
+    assert "resuming from step" in pretrained(image_folder, stopped, *keys)
     assert same(weights(whole), weights(stopped))
     steps = [record["step"] for record in read_metrics(stopped / "metrics.jsonl") if "held_out/loss" in record]
     assert len(steps) == len(set(steps)) == 2
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_from_its_checkpoint_to_the_same_weights(image_folder: Path, tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    keys = ("epochs=60", "checkpoint_minutes=0.001")
+    keys = ("epochs=30", "checkpoint_minutes=0.001")
     pretrained(image_folder, whole, *keys)
     for _ in range(2):
         process = start_maelift(*words(image_folder, killed, *keys))
@@ -123,6 +131,7 @@ def test_a_killed_run_goes_on_from_its_checkpoint_to_the_same_weights(image_fold
     assert same(weights(whole), weights(killed))
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_losses_of_one(image_folder: Path, tmp_path: Path) -> None:
     keys = ["epochs=5", "batch_size=8", "holdout=8", "log_every=1"]
     losses = {}
@@ -136,6 +145,7 @@ def test_two_processes_make_the_losses_of_one(image_folder: Path, tmp_path: Path
     assert losses["split"] == pytest.approx(losses["one"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_few_broken_files_are_named_and_many_end_the_run(image_folder: Path, tmp_path: Path) -> None:
     data = write_images(tmp_path / "data", 30)
     (data / "broken.png").write_bytes(b"\x89PNG nonsense")
@@ -148,6 +158,7 @@ def test_a_few_broken_files_are_named_and_many_end_the_run(image_folder: Path, t
     one_line_error(done, "6 of 36 images are broken", "max_rejected=0.05")
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_in_one_line_and_leaves_no_half_file(image_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
 
@@ -202,6 +213,7 @@ def test_a_folder_where_nothing_may_be_written(image_folder: Path, tmp_path: Pat
     one_line_error(done, "nothing can be written there")
 
 
+@pytest.mark.slow
 def test_the_contract_says_how_the_encoder_was_made(image_folder: Path, tmp_path: Path) -> None:
     run_maelift("pretrain", f"data={image_folder}", f"out={tmp_path}", *TINY, "epochs=1", "seed=5")
     provenance = read_encoder(tmp_path / "encoder.safetensors").provenance

@@ -78,6 +78,7 @@ class Blank:
         return 0
 
 
+@pytest.mark.slow
 def test_two_hundred_sizes_are_prepared_by_every_command() -> None:
     assert len(set(SIZES)) >= 200
     images = cast(ImageSet, Blank())
@@ -160,6 +161,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_photos_go_through_the_real_commands(photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     classes, segments, image_size = photos / "classes", photos / "segments", "image_size=224"
     scratch = ("init=scratch", "model=vit_nano", image_size, "patch_size=32", "recipe=small", "steps=1", "workers=0")
@@ -214,6 +216,7 @@ def shape(seed: int, background: int | None = None) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", clear.size, (background,) * 3 + (255,)), clear).convert("RGB")
 
 
+@pytest.mark.slow
 def test_transfer_and_prediction_follow_the_background_of_the_encoder(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

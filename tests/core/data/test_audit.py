@@ -61,6 +61,7 @@ def test_few_are_opened_and_those_held_out_are_sound(
     assert source.manifest.digest.startswith("names-")
 
 
+@pytest.mark.slow
 def test_a_light_run_names_the_broken_ones_when_it_meets_them(data: Path, tmp_path: Path) -> None:
     words = [f"data={data}", f"out={tmp_path / 'run'}", *TINY, "max_rejected=0.4", "epochs=3"]
     words += ["audit=light", "seed=1"]
@@ -75,6 +76,7 @@ def test_a_light_run_names_the_broken_ones_when_it_meets_them(data: Path, tmp_pa
     one_line_error(run_maelift("pretrain", *words), "on other images", "manifest names-")
 
 
+@pytest.mark.slow
 def test_a_light_run_meets_broken_images_only_in_training(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -84,6 +86,7 @@ def test_a_light_run_meets_broken_images_only_in_training(
     assert met and not named & met and named | met == {f"image{number:03d}.png" for number in BROKEN}
 
 
+@pytest.mark.slow
 def test_a_full_run_of_a_sound_folder_equals_a_light_one(tmp_path: Path) -> None:
     write_images(tmp_path / "data", 40)
     weights = []

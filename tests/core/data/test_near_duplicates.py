@@ -106,6 +106,7 @@ def items(fashion_mnist: Path) -> tuple[list[Image.Image], Thumbnails]:
     return [test.open(number) for number in range(len(test))], Thumbnails.of(pool)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
 def test_copies_of_centred_items_are_found(
     items: tuple[list[Image.Image], Thumbnails], change: Change, tmp_path: Path

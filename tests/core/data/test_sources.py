@@ -90,6 +90,7 @@ def test_every_kind_of_source_has_the_same_pixels(kind: str, folder: Path, tmp_p
         assert np.array_equal(np.asarray(as_image(images.open(number))), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "folder"])
 def test_every_kind_of_source_pretrains_to_the_same_losses(kind: str, folder: Path, tmp_path: Path) -> None:
     losses = []
@@ -135,6 +136,7 @@ def test_a_mix_deals_by_shares_and_runs_through_each_source(tmp_path: Path) -> N
     assert not np.array_equal(MixedSampler(groups, [1, 1, 2], batch_size=5, seed=4).batch(0), order.batch(0))
 
 
+@pytest.mark.slow
 def test_several_sources_are_mixed_over_processes_and_workers(folder: Path, tmp_path: Path) -> None:
     more = write_images(tmp_path / "more", 12, first=100)
     together = find_sources((str(folder), str(more)))
@@ -182,6 +184,7 @@ def test_parquet_without_images_is_told(tmp_path: Path) -> None:
         find_source(str(tmp_path / "a.parquet"))
 
 
+@pytest.mark.slow
 def test_a_broken_row_is_left_out(folder: Path, tmp_path: Path) -> None:
     framework("pyarrow")
     import pyarrow as pa

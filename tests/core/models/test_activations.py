@@ -62,6 +62,7 @@ def test_the_backbone_of_dense_tasks_has_the_encoder_s_activation(act: str) -> N
         PlainViT(act="mish")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "act"),
     [("timm", "quick_gelu"), ("transformers", "gelu_tanh"), ("torchvision", "silu"), ("onnx", "gelu_tanh")],

@@ -580,6 +580,7 @@ def mutated(state: State, draw: random.Random) -> State:
     return {**changed, **draw.choice(changes)()}
 
 
+@pytest.mark.slow
 def test_mutated_weights_and_settings_are_read_or_refused_in_a_line_of_reasons(state: State) -> None:
     draw, there = random.Random(0), Counter[str]()
     theirs = to_transformers_names(state)

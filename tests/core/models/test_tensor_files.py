@@ -77,6 +77,7 @@ def test_a_huge_header_is_refused_and_the_advice_works(tmp_path: Path) -> None:
     assert load_encoder(path).spec.depth == 3
 
 
+@pytest.mark.slow
 def test_a_zip_bomb_is_refused_and_the_advice_works(tmp_path: Path) -> None:
     path = tmp_path / "w.pth"
     torch.save({**random_encoder().state_dict(), "head.weight": torch.zeros(30_000_000)}, path)

@@ -180,6 +180,7 @@ def test_images_that_splits_share_are_found_equal_or_nearly(scenes: Path) -> Non
     assert len(found(check(scenes, near=0.6))["near-duplicate in two splits"]) > 9
 
 
+@pytest.mark.slow
 def test_images_of_one_make_are_not_taken_for_duplicates_but_copies_among_them_are(tmp_path: Path) -> None:
     train = read_idx(FASHION_MNIST / "train-images-idx3-ubyte.gz")[:3000]
     test = read_idx(FASHION_MNIST / "t10k-images-idx3-ubyte.gz")[:300].copy()
@@ -247,6 +248,7 @@ def test_one_unreadable_task_does_not_hide_the_other(scenes: Path) -> None:
         check(scenes, task="detect")
 
 
+@pytest.mark.slow
 def test_the_command_prints_what_it_found_and_ends_with_2_only_for_unsound_data(tmp_path: Path, scenes: Path) -> None:
     sound = run_maelift("data", "check", scenes)
     assert (sound.returncode, sound.stderr) == (0, "")

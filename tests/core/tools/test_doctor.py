@@ -102,6 +102,7 @@ def test_a_torch_that_does_not_work_is_told(frameworks: Path, monkeypatch: pytes
     assert "cores" in devices["cpu"]
 
 
+@pytest.mark.slow
 def test_this_machine_is_described(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(doctor_module, "ADAPTERS", {})

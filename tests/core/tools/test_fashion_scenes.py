@@ -109,6 +109,7 @@ def test_every_item_stays_visible() -> None:
     assert covered > 50, "items overlap"
 
 
+@pytest.mark.slow
 def test_a_second_run_leaves_what_is_there_and_refuses_other_settings(tmp_path: Path) -> None:
     config = small(tmp_path / "fs")
     assert "written" in fashion_scenes(config).summary()
@@ -124,6 +125,7 @@ def test_a_second_run_leaves_what_is_there_and_refuses_other_settings(tmp_path: 
         fashion_scenes(small(tmp_path / "mine"))
 
 
+@pytest.mark.slow
 def test_the_command_makes_the_folder_and_refuses_another_in_a_line(tmp_path: Path) -> None:
     words = [f"out={tmp_path / 'fs'}", f"source={FASHION_MNIST}", "train=3", "val=2", "test=2", "pool=0"]
     done = run_maelift("data", "fashion-scenes", *words)

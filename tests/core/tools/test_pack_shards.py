@@ -171,6 +171,7 @@ def test_names_in_shards_have_one_dot(name: str, suffix: str, expected: str) -> 
     assert member_name(name, suffix, 7) == expected
 
 
+@pytest.mark.slow
 def test_shards_of_arrays_are_trained_on(tmp_path: Path) -> None:
     framework("webdataset")
     write_images(tmp_path / "data", 24)

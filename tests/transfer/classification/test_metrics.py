@@ -11,6 +11,7 @@ from sklearn import metrics as sk
 CLASSES = tuple("abcdefg")
 
 
+@pytest.mark.slow
 def test_figures_of_one_class_an_image_are_those_of_scikit_learn() -> None:
     generator = np.random.default_rng(0)
     labels = generator.choice([0, 1, 2, 3, 5], 300)  # no image of e and g

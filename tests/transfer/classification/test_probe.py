@@ -123,6 +123,7 @@ def test_an_attentive_probe_takes_its_tokens_in_any_order() -> None:
         AttentiveProbe(8, 3, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keys", METHODS)
 def test_every_probe_ends_with_a_model_that_takes_images(
     class_folders: Path, encoder: Path, tmp_path: Path, keys: dict[str, Any]
@@ -147,6 +148,7 @@ def said(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> p
     return caplog
 
 
+@pytest.mark.slow
 def test_kept_features_are_used_again_for_the_same_images_and_encoder_only(
     class_folders: Path, encoder: Path, tmp_path: Path, said: pytest.LogCaptureFixture
 ) -> None:

@@ -186,6 +186,7 @@ def test_scratch_takes_its_own_recipe(class_folders: Path, tmp_path: Path) -> No
     assert config["ema_decay"] == 0.9999 and config["weight_decay"] == 0.3 and config["lr"] == 3e-3
 
 
+@pytest.mark.slow
 def test_scratch_takes_an_encoder_s_shape_but_not_its_weights(class_folders: Path, tmp_path: Path) -> None:
     files = [write_encoder(tmp_path / f"{seed}.safetensors", seed=seed) for seed in (1, 2)]
     for start in ("scratch", "encoder"):
@@ -197,6 +198,7 @@ def test_scratch_takes_an_encoder_s_shape_but_not_its_weights(class_folders: Pat
     assert trained.encoder.spec == SPEC and trained.provenance.parent is None
 
 
+@pytest.mark.slow
 def test_the_test_labels_change_nothing_but_the_test(class_folders: Path, encoder: Path, tmp_path: Path) -> None:
     swapped = {"dark": "light", "light": "dark"}
     right = run(split_csv(class_folders, tmp_path / "right.csv"), tmp_path / "right", encoder=encoder)
@@ -222,6 +224,7 @@ def test_the_weights_of_the_best_validation_are_kept(class_folders: Path, encode
     assert kept.metrics["top1"] == best
 
 
+@pytest.mark.slow
 def test_a_stopped_run_ends_as_if_it_never_stopped(class_folders: Path, encoder: Path, tmp_path: Path) -> None:
     keys = {
         **{"mixup": 0.8, "cutmix": 1.0, "random_erasing": 0.25, "drop_path": 0.1, "ema_decay": 0.99},
@@ -250,6 +253,7 @@ def test_a_stopped_run_ends_as_if_it_never_stopped(class_folders: Path, encoder:
     assert read_metrics(out / "metrics.jsonl") == read_metrics(tmp_path / "whole" / "metrics.jsonl")
 
 
+@pytest.mark.slow
 def test_two_processes_and_two_passes_make_the_losses_of_one(
     class_folders: Path, encoder: Path, tmp_path: Path
 ) -> None:
@@ -311,6 +315,7 @@ def test_a_share_of_the_labels_is_drawn_evenly(class_folders: Path, encoder: Pat
     assert results_of(tmp_path / "more")["steps"] == 1 and results_of(tmp_path / "more")["best_step"] == 1
 
 
+@pytest.mark.slow
 def test_another_image_size_than_the_encoder_s(class_folders: Path, encoder: Path, tmp_path: Path) -> None:
     refused(class_folders, tmp_path / "run", "image_size=[30,30]", "[32,32]", encoder=encoder, image_size=30)
     refused(class_folders, tmp_path / "run", "patch_size=8", "the encoder's 4", encoder=encoder, patch_size=8)
@@ -320,6 +325,7 @@ def test_another_image_size_than_the_encoder_s(class_folders: Path, encoder: Pat
     assert model.encoder.spec.image_size == (24, 16) and model.encoder.pos_embed.shape == (1, 25, 32)
 
 
+@pytest.mark.slow
 def test_gray_images_and_colour_encoders_go_together_either_way(class_folders: Path, tmp_path: Path) -> None:
     gray = tmp_path / "gray"
     for path in class_folders.rglob("*.png"):
@@ -467,6 +473,7 @@ def two_labels_csv(class_folders: Path, path: Path) -> Path:
     return write_csv(path, rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "keys",
     [

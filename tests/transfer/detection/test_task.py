@@ -207,6 +207,7 @@ def test_a_killed_run_ends_with_the_figures_of_an_uninterrupted_one(
     assert all(torch.equal(ours[name], whole[name]) for name in whole)
 
 
+@pytest.mark.slow
 def test_training_on_boxes_alone(encoder: Path, tmp_path: Path) -> None:
     data = write_shapes(tmp_path / "data", masks=False, train=8, other=4)
     result = run(data, tmp_path / "run", encoder=encoder, steps=2, evaluations=1)
@@ -219,6 +220,7 @@ def test_training_on_boxes_alone(encoder: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "masks" / "model.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_a_finished_model_is_judged_on_another_split(shapes: Path, encoder: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     run(shapes, out, encoder=encoder, steps=2, evaluations=1)

@@ -123,6 +123,7 @@ def test_images_and_masks_in_segmentor_out(head: str, scenes: Path, encoder: Pat
     assert "summary.html" in {path.name for path in (tmp_path / "out").iterdir()}
 
 
+@pytest.mark.slow
 def test_mmseg_s_model_learns_too(scenes: Path, encoder: Path, tmp_path: Path) -> None:
     framework("mmseg")
     result = run(scenes, tmp_path, encoder=encoder, engine="mmseg", head="upernet", lr=2e-3)
@@ -135,6 +136,7 @@ def test_mmseg_s_model_learns_too(scenes: Path, encoder: Path, tmp_path: Path) -
     assert again == result.test
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["torch", pytest.param("mmseg", marks=pytest.mark.slow)])
 def test_a_killed_run_ends_with_the_figures_of_one_that_was_not(
     engine: str, scenes: Path, encoder: Path, tmp_path: Path
@@ -282,6 +284,7 @@ def test_big_images_are_judged_in_windows(scenes: Path, encoder: Path) -> None:
     assert len(set(judged.values())) == 3 and None not in judged.values()
 
 
+@pytest.mark.slow
 def test_gray_images_go_with_colour_encoders_and_the_other_way_round(tmp_path: Path) -> None:
     data = write_scenes(tmp_path / "data", train=8, val=4, test=4)
     for path in data.glob("images/*/*.png"):
