@@ -151,6 +151,7 @@ def test_a_config_file_takes_the_place_of_words(image_folder: Path, tmp_path: Pa
     assert "model: vit_nano" in done.stdout and "epochs: 3.0" in done.stdout
 
 
+@pytest.mark.slow
 def test_doctor_tells_what_is_here() -> None:
     found = json.loads(run_maelift("doctor", "--json").stdout)
     assert found["versions"]["torch"] != "not installed" and "cpu" in found["devices"]

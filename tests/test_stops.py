@@ -31,6 +31,7 @@ def whole(home: Path, ready: dict[str, Subject]) -> dict[str, tuple[object, floa
     return {name: uninterrupted(home, name, ready[name]) for name in ("pretrain", "transfer")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "kind", "stops"),
     [("pretrain", "sigterm", 3), ("pretrain", "worker", 1), ("pretrain", "disk", 2), ("transfer", "sigterm", 2)],

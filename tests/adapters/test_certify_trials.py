@@ -129,6 +129,7 @@ DETECTORS: dict[str, tuple[list[str], str, list[str]]] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", DETECTORS)
 def test_a_detector_that_cuts_images_or_fails_is_told_what_to_change(case: str, detectron2: Certify) -> None:
     words, expected, advised = DETECTORS[case]
@@ -211,6 +212,7 @@ SEGMENTORS: dict[str, tuple[list[str], str, list[str]]] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", SEGMENTORS)
 def test_a_segmentor_that_can_not_run_is_told_what_to_change(case: str, mmseg: Certify) -> None:
     words, expected, advised = SEGMENTORS[case]
@@ -218,6 +220,7 @@ def test_a_segmentor_that_can_not_run_is_told_what_to_change(case: str, mmseg: C
     assert mmseg(*words, *advised).passed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["detectron2", "mmseg"])
 def test_steps_that_are_too_much_for_the_machine_are_left_out_and_said(
     name: str, request: pytest.FixtureRequest

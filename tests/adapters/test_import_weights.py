@@ -414,6 +414,7 @@ def test_a_dry_run_shows_what_would_be_written_and_the_command_fails_with_exit_c
     one_line_error(run_maelift("import", "none.pth", "out=encoder.safetensors", cwd=tmp_path), "none.pth: no such file")
 
 
+@pytest.mark.slow
 def test_the_page_works_as_it_stands(tmp_path: Path) -> None:
     encoder_file(tmp_path / "encoder.safetensors")
     assert "licence     Apache-2.0" in run_page(ROOT / "docs" / "import.md", tmp_path)

@@ -291,6 +291,7 @@ def test_without_onnxruntime_one_line_says_how_to_get_it(tmp_path: Path, monkeyp
     assert not (tmp_path / "graph").exists()
 
 
+@pytest.mark.slow
 def test_the_page_works_as_it_stands(tmp_path: Path) -> None:
     encoder_file(tmp_path / "encoder.safetensors")
     assert "certificate passed" in run_page(ROOT / "docs" / "onnx.md", tmp_path)

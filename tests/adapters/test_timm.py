@@ -229,6 +229,7 @@ def test_the_usual_shapes_pass(tmp_path: Path, model: str) -> None:
     assert certify_folder(tmp_path, read_encoder(path)).passed
 
 
+@pytest.mark.slow
 def test_the_page_works_as_it_stands(tmp_path: Path) -> None:
     encoder_file(tmp_path / "encoder.safetensors")
     run_page(ROOT / "docs" / "timm.md", tmp_path)

@@ -134,6 +134,7 @@ def test_sizes_that_do_not_fit_the_window_are_refused(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["e.safetensors"]
 
 
+@pytest.mark.slow
 def test_larger_encoders_get_windows_that_tile(tmp_path: Path) -> None:
     file = encoder_file(tmp_path / "e.safetensors", random_encoder("vit_tiny", image_size=64))
     done = run_maelift("export", file, "--to", "torchvision", f"out={tmp_path}/o")
@@ -145,6 +146,7 @@ def test_larger_encoders_get_windows_that_tile(tmp_path: Path) -> None:
     assert [size["window"] for size in sizes] == [0, 0, 0, 16]
 
 
+@pytest.mark.slow
 def test_a_patch_of_fourteen_is_resampled_to_sixteen(tmp_path: Path) -> None:
     file = encoder_file(tmp_path / "e.safetensors", random_encoder("vit_nano", image_size=32).with_patch_size(14))
     done = run_maelift("export", file, "--to", "torchvision", f"out={tmp_path}/o", "patch_size=16")
@@ -167,6 +169,7 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
         plain_vit.PlainViT(class_token=True, window_size=4)
 
 
+@pytest.mark.slow
 def test_the_page_works(tmp_path: Path) -> None:
     encoder_file(tmp_path / "encoder.safetensors", random_encoder("vit_nano"))
     run_page(ROOT / "docs" / "torchvision.md", tmp_path)

@@ -109,6 +109,7 @@ PNG = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", WIDTHS.values(), ids=WIDTHS.keys())
 def test_a_report_of_hostile_names_is_shown_whole(chromium: str, tmp_path: Path, width: int) -> None:
     report = write_report(hostile(answered(ACCURACIES)), tmp_path)
@@ -128,6 +129,7 @@ ACCURACIES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", WIDTHS.values(), ids=WIDTHS.keys())
 def test_a_comparison_is_shown_whole(chromium: str, tmp_path: Path, width: int) -> None:
     for name, result in (("one", hostile(made_up())), ("two", made_up())):
@@ -139,6 +141,7 @@ def test_a_comparison_is_shown_whole(chromium: str, tmp_path: Path, width: int) 
     assert found["scripts"] == 0 and found["requests"] == [] and found["scrolls"] == 0 and found["wide"] == []
 
 
+@pytest.mark.slow
 def test_a_report_can_be_printed(chromium: str, tmp_path: Path) -> None:
     report = write_report(made_up(), tmp_path)
     chromed(
@@ -148,6 +151,7 @@ def test_a_report_can_be_printed(chromium: str, tmp_path: Path) -> None:
     assert content.startswith(b"%PDF") and 1 <= content.count(b"/Type /Page\n") + content.count(b"/Type /Page ") <= 20
 
 
+@pytest.mark.slow
 def test_the_charts_have_colours_in_the_dark_and_in_the_light(chromium: str, tmp_path: Path) -> None:
     report = write_report(made_up(), tmp_path)
     pixels = [_screenshot(chromium, tmp_path, report.html, mode) for mode in ("0", "1")]

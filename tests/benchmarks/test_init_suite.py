@@ -79,6 +79,7 @@ def test_what_cannot_be_compared_is_told(tmp_path: Path, image_folder: Path) -> 
     assert not (tmp_path / "suite.yaml").exists()
 
 
+@pytest.mark.slow
 def test_the_suite_runs(tmp_path: Path) -> None:
     data = write_classes(tmp_path / "photos", 60, size=16)
     init(InitConfig(str(data), out=str(tmp_path / "suite.yaml")))

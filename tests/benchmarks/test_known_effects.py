@@ -68,6 +68,7 @@ def bench(images: Path, out: Path, arms: dict[str, Any], **keys: Any) -> BenchRe
     return maelift.bench(str(file), out=str(out), **keys)
 
 
+@pytest.mark.slow
 def test_an_arm_that_is_scratch_in_disguise_is_not_resolved_and_a_broken_one_hurts(
     images: Path, tmp_path: Path
 ) -> None:

@@ -306,6 +306,7 @@ def test_a_suite_that_is_killed_again_and_again_ends_with_the_tables_of_one_that
     assert tables(out) == tables(whole.out) and len(tables(out)) > 20
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_in_one_line(
     whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -328,6 +329,7 @@ def test_ctrl_c_ends_in_one_line(
     assert not workers_of(os.getpid()) and results(tmp_path) and told.search(caplog.text)
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_once_costs_nothing(whole: Whole, tmp_path: Path) -> None:
     def strike() -> None:
         eventually(lambda: len(list(tmp_path.glob("runs/*/result.json"))) > 5)
@@ -343,6 +345,7 @@ def test_a_worker_that_dies_once_costs_nothing(whole: Whole, tmp_path: Path) -> 
     assert (tmp_path / "results.csv").read_text().splitlines() == rows_of_fewer(whole.out)
 
 
+@pytest.mark.slow
 def test_a_run_that_always_kills_its_process_is_left_out_and_the_others_are_done(whole: Whole, tmp_path: Path) -> None:
     (mae,) = [key for key, result in results(whole.out).items() if result["run"]["kind"] == "mae"]
     ended, kills = threading.Event(), 0
@@ -372,6 +375,7 @@ def test_a_run_that_always_kills_its_process_is_left_out_and_the_others_are_done
     ]
 
 
+@pytest.mark.slow
 def test_a_worker_that_hangs_is_ended_and_its_run_done_again(whole: Whole, tmp_path: Path) -> None:
     hung: list[int] = []
 
@@ -394,6 +398,7 @@ def test_a_worker_that_hangs_is_ended_and_its_run_done_again(whole: Whole, tmp_p
     assert (tmp_path / "results.csv").read_text().splitlines() == rows_of_fewer(whole.out)
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_is_shown_and_the_others_are_done(whole: Whole, tmp_path: Path) -> None:
     (mae,) = [key for key, result in results(whole.out).items() if result["run"]["kind"] == "mae"]
     (tmp_path / "runs").mkdir()
@@ -409,6 +414,7 @@ def test_a_run_that_fails_is_shown_and_the_others_are_done(whole: Whole, tmp_pat
     assert (tmp_path / "results.csv").read_text().splitlines() == rows_of_fewer(whole.out)
 
 
+@pytest.mark.slow
 def test_a_budget_ends_the_suite_and_more_of_it_goes_on(whole: Whole, tmp_path: Path) -> None:
     words = ("bench", whole.home / "suite.yaml", f"out={tmp_path}", f"data.path={whole.home / 'images'}", "labels=[6]")
     nothing = run_maelift(*words, "budget.hours=0")
@@ -441,6 +447,7 @@ def test_the_status_is_told_without_running_anything(whole: Whole, tmp_path: Pat
     assert "0 of 1" in empty.stdout and "open" in empty.stdout and not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
 def test_a_suite_at_work_says_at_once_how_far_it_is(whole: Whole, tmp_path: Path) -> None:
     words = ("bench", str(whole.home / "suite.yaml"), f"data.path={whole.home / 'images'}", f"out={tmp_path}")
     note = tmp_path / "running.json"
@@ -472,6 +479,7 @@ def test_a_signal_before_the_runs_ends_in_words(whole: Whole, tmp_path: Path, mo
     assert caught.value.exit_code == 143 and not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_finished_suite_answers_at_once_until_something_changes(whole: Whole, tmp_path: Path) -> None:
     shutil.copytree(whole.home / "images", tmp_path / "images")
     shutil.copytree(whole.out, tmp_path / "out")
@@ -510,6 +518,7 @@ def test_a_finished_suite_answers_at_once_until_something_changes(whole: Whole, 
     assert said()[1]
 
 
+@pytest.mark.slow
 def test_a_change_runs_only_what_it_touches(whole: Whole, tmp_path: Path) -> None:
     out = shutil.copytree(whole.out, tmp_path / "out")
     old, rows = results(out), (out / "results.csv").read_text().splitlines()
@@ -592,6 +601,7 @@ def test_labels_are_part_of_the_key(tmp_path: Path) -> None:
     assert digests[0] != digests[1]
 
 
+@pytest.mark.slow
 def test_a_seed_is_one_draw_and_one_head_for_all_arms(
     whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -101,6 +101,7 @@ def whole(home: Path) -> Path:
     return home / "out"
 
 
+@pytest.mark.slow
 def test_a_suite_of_detection_and_segmentation_is_compared_and_reported(home: Path, whole: Path) -> None:
     with (whole / "results.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -124,6 +125,7 @@ def test_a_suite_of_detection_and_segmentation_is_compared_and_reported(home: Pa
     assert kinds.count(("train", "segment")) == 2 * (4 + 2 + 1)
 
 
+@pytest.mark.slow
 def test_single_items_add_up_to_the_score_and_carry_the_luck_of_the_test_images(home: Path, whole: Path) -> None:
     result = read_result(whole)
     for part_ in result.parts:
@@ -161,6 +163,7 @@ def test_pairs_share_their_images_heads_and_pretrained_encoder(home: Path) -> No
     assert config.spec_at("segment").image_size == (40, 40) and config.spec_at("find").image_size == (32, 32)
 
 
+@pytest.mark.slow
 def test_a_dry_run_and_the_status_name_the_tasks(home: Path, whole: Path) -> None:
     text = plan(resolved(home, out=str(home / "new"))).text()
     assert "2 paired seeds at 8 labels; not tuned (short)" in text and "4 rates tried" in text
@@ -174,6 +177,7 @@ def test_a_dry_run_and_the_status_name_the_tasks(home: Path, whole: Path) -> Non
     assert "2 of 2" in done.stdout and "as given" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_plan_tells_what_the_runs_leave_on_the_disk(home: Path, whole: Path) -> None:
     config = resolved(home)
     context = Context.of(config, read_suite_images(config))
@@ -197,6 +201,7 @@ def test_a_plan_tells_what_the_runs_leave_on_the_disk(home: Path, whole: Path) -
     assert re.search(r"cells +\d+ compared: arms × label counts × seeds", text)
 
 
+@pytest.mark.slow
 def test_a_plan_tells_the_time_by_finished_runs_and_by_steps_that_it_measures(
     home: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -226,6 +231,7 @@ def test_a_plan_tells_the_time_by_finished_runs_and_by_steps_that_it_measures(
     assert seconds == [2.0 * 2 * 24, 2.0 * 2 * 4 + 0.5 * 1 * 6, 0.5 * 10]
 
 
+@pytest.mark.slow
 def test_a_suite_goes_on_where_it_was(home: Path, whole: Path) -> None:
     kept = {path: path.stat().st_mtime_ns for path in whole.glob("runs/*/result.json")}
     table = (whole / "results.csv").read_bytes()
@@ -318,6 +324,7 @@ def test_every_shipped_suite_can_be_read(name: str) -> None:
     assert "title" in content and len(content["title"]) < 120
 
 
+@pytest.mark.slow
 def test_gray_tasks_train_on_one_channel(home: Path, whole: Path) -> None:
     (file,) = whole.glob("runs/*/encoder.safetensors")
     encoder = maelift.load_encoder(str(file))

@@ -60,6 +60,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_weights_are_taken_as_they_are_or_gone_on_from(class_folders: Path, weights: Path, tmp_path: Path) -> None:
     pool = write_images(tmp_path / "pool", 30)
     arms = {
@@ -87,6 +88,7 @@ def test_weights_are_taken_as_they_are_or_gone_on_from(class_folders: Path, weig
         assert {row["arm"] for row in csv.DictReader(rows)} == {"public", "continued", "labels", "scratch"}
 
 
+@pytest.mark.slow
 def test_arms_may_have_models_and_parts_of_the_pool_of_their_own(class_folders: Path, tmp_path: Path) -> None:
     arms = {
         "few": {"start": "mae", "label": "few", "pool": 12},

@@ -56,7 +56,7 @@ def one(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, lis
     [
         (2, ["parallel=fsdp"]),
         (2, ["parallel=fsdp", "accumulate=2", "activation_checkpointing=true"]),
-        (4, ["accumulate=2"]),
+        pytest.param(4, ["accumulate=2"], marks=pytest.mark.slow),
         pytest.param(4, ["parallel=fsdp"], marks=pytest.mark.slow),
         (1, ["accumulate=4", "activation_checkpointing=true"]),
     ],
@@ -71,6 +71,7 @@ def test_any_split_of_the_work_makes_the_losses_of_one_process(
     assert all(torch.allclose(found[name], tensor, atol=2e-4) for name, tensor in expected.items())
 
 
+@pytest.mark.slow
 def test_a_launcher_s_processes_make_the_losses_of_one(
     data: Path, tmp_path: Path, one: tuple[Path, list[float]]
 ) -> None:
@@ -90,6 +91,7 @@ def test_compiled_blocks_make_the_same_losses(data: Path, tmp_path: Path, one: t
     assert losses == pytest.approx(one[1], rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_half_precisions_train(data: Path, tmp_path: Path, one: tuple[Path, list[float]], precision: str) -> None:
     losses = pretrain(data, tmp_path / "run", "epochs=2", "clip_grad=0.5", f"precision={precision}")
@@ -122,6 +124,7 @@ def test_a_run_goes_on_with_other_numbers_of_processes(
         assert (found[name] - tensor).norm() <= 1e-6 * tensor.norm(), name
 
 
+@pytest.mark.slow
 def test_a_launcher_s_second_signal_does_not_cut_the_saving_short(data: Path, tmp_path: Path) -> None:
     """A scheduler asks all processes to stop, and the launcher passes it on to those that it started."""
     out = tmp_path / "run"
@@ -140,6 +143,7 @@ def test_a_launcher_s_second_signal_does_not_cut_the_saving_short(data: Path, tm
     assert time.monotonic() - began < 30  # of which most is torchrun's
 
 
+@pytest.mark.slow
 def test_a_dead_process_ends_the_others_soon_and_the_run_goes_on(data: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     words = ["pretrain", f"data={data}", f"out={out}", *LONG]

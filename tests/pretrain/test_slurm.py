@@ -76,6 +76,7 @@ def about(job: str, environment: dict[str, str]) -> str:
     return subprocess.run(["scontrol", "show", "job", job], env=environment, capture_output=True, text=True).stdout
 
 
+@pytest.mark.slow
 def test_a_job_that_is_told_to_stop_is_queued_again_and_ends_with_the_same_bits(
     slurm: dict[str, str], tmp_path: Path
 ) -> None:
@@ -115,6 +116,7 @@ def test_without_a_cluster_the_line_says_what_to_do(tmp_path: Path, monkeypatch:
     one_line_error(run_maelift(*words, "slurm.processes_per_node=3"), "batch_size", "multiple of 3")
 
 
+@pytest.mark.slow
 def test_a_job_that_slurm_refuses_is_told(slurm: dict[str, str], tmp_path: Path) -> None:
     data = write_images(tmp_path / "data", 20)
     done = maelift(slurm, "pretrain", f"data={data}", f"out={tmp_path / 'run'}", *TINY, *JOB, "slurm.partition=absent")
