@@ -75,9 +75,12 @@ def _dispatch(words: list[str], signals: StopSignals) -> int:
     except Exception as error:
         if signals.received is not None and not isinstance(error, OSError):  # a library's error for being stopped
             return _stopped(name, signals.received)
-        if (advice := advice_for(error)) is None and not isinstance(error, OSError):
-            raise
-        return _report_error(name, advice or _os_error(cast(OSError, error)), 2)
+        message = advice_for(error)
+        if message is None:
+            if not isinstance(error, OSError):
+                raise
+            message = _os_error(error)
+        return _report_error(name, message, 2)
     return 0
 
 

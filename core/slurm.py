@@ -10,7 +10,7 @@ import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from .errors import ConfigError, MaeliftError
 from .files import output_folder
@@ -75,11 +75,18 @@ class SubmittedJob:
         return f"submitted: SLURM job {self.job}\nlog: {self.log} (squeue -j {self.job} shows its state)"
 
 
+class Result(Protocol):
+    """What a command returns: it can be printed."""
+
+    def summary(self) -> str:
+        """The result in a few lines."""
+
+
 @dataclass(frozen=True)
 class Job:
     """What each process of the job does: join the others, call ``run`` with ``keys``, requeue the job at its time limit."""
 
-    run: Callable[[Mapping[str, Any]], Any]
+    run: Callable[[Mapping[str, Any]], Result]
     keys: Mapping[str, Any]
 
     def __call__(self) -> str:
@@ -96,11 +103,11 @@ class Job:
             return str(stopped)
         if os.environ["RANK"] == "0":
             logger.info("%s", result.summary())
-        return str(result.summary())
+        return result.summary()
 
 
 def submit(
-    run: Callable[[Mapping[str, Any]], Any], keys: Mapping[str, Any], slurm: SlurmConfig, out: str, name: str
+    run: Callable[[Mapping[str, Any]], Result], keys: Mapping[str, Any], slurm: SlurmConfig, out: str, name: str
 ) -> SubmittedJob:
     """Submit a job that calls ``run`` with ``keys`` in all its processes; their logs go to ``out``/slurm.
 
