@@ -101,7 +101,7 @@ class SuiteDataKeys(TypedDict, total=False):
 class TaskKeys(TypedDict, total=False):
     """Keys of TaskConfig."""
 
-    task: Literal["detect", "segment"]
+    task: Text
     data: Text
     labels: Sequence[int]
     seeds: Sequence[int] | Mapping[str, Sequence[int]]
