@@ -99,7 +99,7 @@ def read_source(config: PretrainConfig, images: ImageSet, folder: Path, ranks: R
     """Scan the images, all or a few of them as ``config.audit`` says, and hold some out."""
     begin = time.monotonic()
     light = config.audit == "light" or (config.audit == "auto" and len(images) > FULL_AUDIT)
-    pool, held_out, manifest = (_few if light else _all)(config, images, ranks)
+    pool, held_out, manifest = (_scan_sample if light else _scan_all)(config, images, ranks)
     if ranks.is_main:
         if manifest.rejected:
             write_rejected(folder / "rejected.csv", manifest.rejected)
@@ -127,7 +127,7 @@ def read_source(config: PretrainConfig, images: ImageSet, folder: Path, ranks: R
     return Source(pool, held_out, manifest, config, spec.image_size, channels)
 
 
-def _all(config: PretrainConfig, images: ImageSet, ranks: Ranks) -> tuple[ImageSet, ImageSet, Manifest]:
+def _scan_all(config: PretrainConfig, images: ImageSet, ranks: Ranks) -> tuple[ImageSet, ImageSet, Manifest]:
     """The sound images to train on and to hold out, where each is opened."""
     form = config.form()
     progress = progress_logger("pretrain: scanning")
@@ -138,7 +138,7 @@ def _all(config: PretrainConfig, images: ImageSet, ranks: Ranks) -> tuple[ImageS
     return sound.subset(np.sort(order[held_out:])), sound.subset(np.sort(order[:held_out])), manifest
 
 
-def _few(config: PretrainConfig, images: ImageSet, ranks: Ranks) -> tuple[ImageSet, ImageSet, Manifest]:
+def _scan_sample(config: PretrainConfig, images: ImageSet, ranks: Ranks) -> tuple[ImageSet, ImageSet, Manifest]:
     """The same, where those held out are opened, and a sample of the others to find channels and bits."""
     form = config.form()
     held_out = config.held_out_count(len(images))

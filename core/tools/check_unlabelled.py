@@ -62,11 +62,11 @@ def check_pool(
     ``near`` as in ``DataCheckConfig``. Raises DataError when no image is sound.
     """
     compared = near != 1 and (near is not None or len(images) <= NEAR_LIMIT)
-    table, thumbnails = _scan(images, form, compared)
-    channels = form.channels or _usual_channels(table)
+    infos, thumbnails = _scan(images, form, compared)
+    channels = form.channels or _usual_channels(infos)
     issues: list[DataIssue] = []
     sound: list[int] = []
-    for number, seen in enumerate(table):
+    for number, seen in enumerate(infos):
         name = _name(images, number)
         if seen.reason:
             issues.append(DataIssue("broken image", name, "", seen.reason))
@@ -88,11 +88,11 @@ def check_pool(
         else:
             sound.append(number)
     if not sound:
-        raise DataError(f"none of {len(table)} images is sound ({issues[0].text() if issues else 'there are none'}).")
+        raise DataError(f"none of {len(infos)} images is sound ({issues[0].text() if issues else 'there are none'}).")
     single = []
     first: dict[str, int] = {}
     for number in sound:
-        if (earlier := first.setdefault(table[number].content, number)) == number:
+        if (earlier := first.setdefault(infos[number].content, number)) == number:
             single.append(number)
         else:
             issues.append(
@@ -101,17 +101,15 @@ def check_pool(
     found, least = _near(images, single, thumbnails, near) if compared else ({}, None)
     issues += [DataIssue("near-duplicate image", _name(images, number), "", text) for number, text in found.items()]
     kept = tuple(number for number in single if keep_near or number not in found)
-    facts = _facts(images, table, sound, channels, form, compared)
-    sizes = sorted({table[number].size for number in sound}, key=lambda size: (size[0] * size[1], size))
+    facts = _facts(images, infos, sound, channels, form, compared)
+    sizes = sorted({infos[number].size for number in sound}, key=lambda size: (size[0] * size[1], size))
     return PoolContent(images, tuple(issues), facts, kept, (sizes[0], sizes[-1]), least)
 
 
 def paths_of(images: ImageSet, numbers: Sequence[int]) -> list[str]:
     """The absolute paths of images that are files of their own; raises DataError for others."""
     if not isinstance(images, FolderImages):
-        raise DataError(
-            "keep: these images aren't files of their own. 'maelift data pack' writes the sound ones to files."
-        )
+        raise DataError("keep: these images aren't files of their own. 'maelift data pack' packs the sound ones.")
     root = images.root.absolute()
     return [str(root / images.name(number)) for number in numbers]
 
@@ -120,18 +118,18 @@ def _scan(images: ImageSet, form: PixelFormat, compared: bool) -> tuple[list[Ima
     """What is found of each image, cached for a pretraining on them, and thumbnails of the sound ones."""
     progress = progress_logger("scanning the images")
     began = time.time_ns()
-    table: list[ImageInfo] = []
+    infos: list[ImageInfo] = []
     thumbnails: dict[int, Thumbnail] = {}
     with CancellingThreadPool(max_workers=min(8, os.cpu_count() or 1)) as pool:
         for start in range(0, len(images), 1024):  # in parts: a pool's queue of millions would fill the memory
             numbers = range(start, min(start + 1024, len(images)))
             for seen, small in pool.map(lambda number: _read(images, number, form, compared), numbers):
                 if small is not None:
-                    thumbnails[len(table)] = small
-                table.append(seen)
-                progress(len(table), len(images))
-    cache_scan(images, form, table, began)
-    return table, thumbnails
+                    thumbnails[len(infos)] = small
+                infos.append(seen)
+                progress(len(infos), len(images))
+    cache_scan(images, form, infos, began)
+    return infos, thumbnails
 
 
 def _read(images: ImageSet, number: int, form: PixelFormat, compared: bool) -> tuple[ImageInfo, Thumbnail | None]:
@@ -147,9 +145,9 @@ def _read(images: ImageSet, number: int, form: PixelFormat, compared: bool) -> t
     return seen, thumbnail(picture) if compared else None
 
 
-def _usual_channels(table: Sequence[ImageInfo]) -> int:
+def _usual_channels(infos: Sequence[ImageInfo]) -> int:
     """The channels that most images have; colour, where some are gray and some are colour."""
-    counts = Counter(info.channels for info in table if not info.reason)
+    counts = Counter(info.channels for info in infos if not info.reason)
     if not counts:
         return 3
     usual = counts.most_common(1)[0][0]
@@ -170,14 +168,14 @@ def _near(
 
 
 def _facts(
-    images: ImageSet, table: Sequence[ImageInfo], sound: Sequence[int], channels: int, form: PixelFormat, compared: bool
+    images: ImageSet, infos: Sequence[ImageInfo], sound: Sequence[int], channels: int, form: PixelFormat, compared: bool
 ) -> tuple[tuple[str, str], ...]:
-    sides = np.array([min(table[number].size) for number in sound])
+    sides = np.array([min(infos[number].size) for number in sound])
     low, middle, high = np.percentile(sides, (0, 50, 100))
-    wide = np.array([table[number].size[1] / table[number].size[0] for number in sound])
+    wide = np.array([infos[number].size[1] / infos[number].size[0] for number in sound])
     counts: dict[int, int] = defaultdict(int)
     for number in sound:
-        counts[table[number].channels] += 1
+        counts[infos[number].channels] += 1
     mean, std = channel_statistics(images.subset(sound), channels, form=replace(form, channels=channels))
     drawn = f" (of {min(len(sound), 2000):,} images)"
 
