@@ -151,7 +151,7 @@ class MeasuredCost:
         batches = Batches(
             Sampler(len(task.splits.train), size, 0), each(task.sample), draws=task.draws, ranks=task.ranks
         )
-        task.begin(model)
+        task.prepare(model)
         optimizer = task.optimizer(model)
 
         def step() -> None:

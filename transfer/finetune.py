@@ -41,7 +41,7 @@ from ..version import __version__
 from . import tasks
 from .dry_run import plan, step_warnings
 from .evaluate import EvaluationResult, evaluate
-from .init_weights import background_of, init_encoder, read_init_weights
+from .init_weights import init_background, init_encoder, read_init_weights
 from .metrics import Scores
 from .model_file import MODEL_FILE
 from .report import write_summary
@@ -109,12 +109,12 @@ def fit(
     recipe.check_passes(ranks.world_size * accumulate)
     with seeded_rng(seed, "head"):
         model = task.build_model().to(ranks.device)
-    task.begin(model)
+    task.prepare(model)
     steps = task.steps()
     if steps == 0:
         metrics = task.validate(model.eval())
         tracker.log(0, metrics)
-        return FitResult(task.finished(model).eval(), metrics[task.metric()], 0, 0, 0.0)
+        return FitResult(task.final_model(model).eval(), metrics[task.metric()], 0, 0, 0.0)
     average = WeightAverage(model, recipe.ema_decay) if recipe.ema_decay else None
     state = State(model, task.optimizer(model), average)
     if checkpoints is not None and state.load(checkpoints):
@@ -125,7 +125,7 @@ def fit(
         draws=task.draws,
         ranks=ranks,
         accumulate=accumulate,
-        workers=task.loaders(workers),
+        workers=task.loader_workers(workers),
     )
     train(
         state,
@@ -148,7 +148,7 @@ def fit(
     )
     if state.best_weights:
         model.load_state_dict(state.best_weights)
-    return FitResult(task.finished(model).eval(), state.best_value, state.best_step, state.step, state.seconds)
+    return FitResult(task.final_model(model).eval(), state.best_value, state.best_step, state.step, state.seconds)
 
 
 def run_or_evaluate(config: TransferConfig) -> TransferResult | EvaluationResult:
@@ -167,7 +167,7 @@ def run(config: TransferConfig, listener: ProgressListener | None = None) -> Tra
         config.check_passes(ranks.world_size * config.accumulate)
         source = read_init_weights(config)
         folder = stack.enter_context(RunFolder.open(output_folder(config.out), config, ranks))
-        form = PixelFormat(background=background_colour(background_of(config, source)), plain=True)
+        form = PixelFormat(background=background_colour(init_background(config, source)), plain=True)
         splits, manifest = task_type.read_audited(config, form)
         if ranks.is_main:
             if manifest.rejected:

@@ -54,7 +54,7 @@ def read_init_weights(start: EncoderInit) -> EncoderFile | None:
     return read_pretrained(start.encoder, "encoder")
 
 
-def background_of(start: EncoderInit, source: EncoderFile | None) -> str:
+def init_background(start: EncoderInit, source: EncoderFile | None) -> str:
     """What transparent pixels are composited on: as the user says, as the encoder was trained, or white."""
     return start.background or (source and source.encoder.preprocessing.background) or "white"
 
@@ -67,7 +67,7 @@ def init_encoder(
     ``gray``: every image is grayscale. Raises DataError for an encoder that these images can't be given to.
     """
     size = (start.image_size, start.image_size) if isinstance(start.image_size, int) else start.image_size
-    background = background_of(start, source)
+    background = init_background(start, source)
     if source is None:
         return _new_encoder(start, images, gray, background), []
     encoder, notes = source.encoder, []

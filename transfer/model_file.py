@@ -76,14 +76,14 @@ class ModelFile:
             reason = f"head.{key}={shown(list(numbers))}: expected one for each of {len(self.classes)} classes"
             raise Metadata(self.source, MODEL_KEY, {}).error(reason)
 
-    def fill(self, model: M) -> M:
+    def load_into(self, model: M) -> M:
         """Load the tensors into the model that they were taken from, in eval mode; CheckpointError if they don't fit."""
-        self.compare(model)
+        self.check_fits(model)
         if all(parameter.device.type != "meta" for parameter in model.parameters()):  # else only compared
             model.load_state_dict(self.state)
         return model.eval()
 
-    def compare(self, model: nn.Module) -> None:
+    def check_fits(self, model: nn.Module) -> None:
         """Raise CheckpointError unless the tensors have the names, shapes and kinds of the model's."""
         wanted = model.state_dict()
         missing = [name for name in wanted if name not in self.state]

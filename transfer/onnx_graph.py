@@ -130,7 +130,7 @@ def _segmentor_nodes(file: ModelFile, model: Segmentor, config: OnnxExport) -> N
     spec = file.spec
     images = encoder_graph.normalize_images(nodes, file.preprocessing) if config.normalize else "images"
     sides = nodes.add("Shape", [images], attributes={"start": 2, "end": 4})
-    padded = _padded(nodes, images, sides, model.divisor, model.least)
+    padded = _padded(nodes, images, sides, model.divisor, model.min_side)
     tokens = encoder_graph.embed(
         nodes, spec, padded, dynamic_size=True, class_token=backbone.cls_token is not None, prefix=backbone.prefix
     )

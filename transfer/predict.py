@@ -78,7 +78,7 @@ def predict(config: PredictConfig) -> PredictResult:
     with writer.writing(out), staged_folder(pictures) as drawn:
         for start in range(0, len(images), config.batch_size):
             batch = range(start, min(start + config.batch_size, len(images)))
-            numbers, found_images = _opened(images, batch, file.preprocessing.reading, rejected, unusual)
+            numbers, found_images = _open_images(images, batch, file.preprocessing.reading, rejected, unusual)
             if numbers:
                 with torch.inference_mode(), autocast(device, config.precision):
                     found = writer.predict(model, found_images)
@@ -135,7 +135,7 @@ def _writer(file: ModelFile, config: PredictConfig, images: ImageSet) -> Predict
     return writer_type(file, config, images)
 
 
-def _opened(
+def _open_images(
     images: ImageSet,
     numbers: Sequence[int],
     form: PixelFormat,

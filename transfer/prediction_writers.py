@@ -192,7 +192,7 @@ class DetectionWriter(PredictionWriter):
 
     def draw(self, image: ImageLike, prediction: Detections) -> Image.Image:
         threshold = MIN_SCORE if self.config.score_threshold is None else self.config.score_threshold
-        return draw_detections(image, prediction, least_score=threshold)
+        return draw_detections(image, prediction, min_score=threshold)
 
 
 class SegmentationWriter(PredictionWriter):

@@ -111,7 +111,7 @@ class TransferConfig(Recipe, EncoderInit, Paths):
     def resolve(cls, overrides: Sequence[str] | Mapping[str, object] = (), file: Path | None = None) -> Self:
         """The configuration: the given keys, over the recipe that they name or over the finished run that is evaluated."""
         # any recipe that fits the given keys: the right one is known only when these are resolved
-        likely = [name for key, name in cls.recipes().items() if _says(key, overrides, file)]
+        likely = [name for key, name in cls.recipes().items() if _is_given(key, overrides, file)]
         usual = cls.recipe_defaults([f"{cls.task_name}_encoder", *likely][-1])
         first = resolve(cls, overrides, file, {**usual, "encoder": "any", "data": "any"})
         if first.evaluate is not None:
@@ -146,7 +146,7 @@ class TransferConfig(Recipe, EncoderInit, Paths):
         return {key: name for key, name in names.items() if (cls.recipe_folder() / f"{name}.yaml").is_file()}
 
 
-def _says(key_value: str, overrides: Sequence[str] | Mapping[str, object], file: Path | None) -> bool:
+def _is_given(key_value: str, overrides: Sequence[str] | Mapping[str, object], file: Path | None) -> bool:
     key, _, value = key_value.partition("=")
     return raw_value(key, overrides, file) == value
 
@@ -254,14 +254,14 @@ class Task(ABC, Generic[Config, Images]):
         """Images that go through the encoder forward and back; those that go forward only count a third."""
         return self.steps() * self.config.batch_size
 
-    def loaders(self, wanted: int | None) -> int:
+    def loader_workers(self, wanted: int | None) -> int:
         """Processes that load training samples; ``wanted`` None: as many as the images take."""
         return self.splits.train.images.default_workers() if wanted is None else wanted
 
-    def begin(self, model: nn.Module) -> None:
+    def prepare(self, model: nn.Module) -> None:
         """What comes before the first step, on every process."""
 
-    def finished(self, model: nn.Module) -> nn.Module:
+    def final_model(self, model: nn.Module) -> nn.Module:
         """The trained model as it is scored and saved."""
         return model
 

@@ -33,7 +33,7 @@ MIN_SCORE = 0.5
 Colour = tuple[int, int, int]
 ImageLike = Image.Image | NDArray[np.generic]
 """An image, or its pixels (H, W) or (H, W, C) from 0 to 255."""
-Words = tuple[str, str]
+TextLine = tuple[str, str]
 """A name, and what follows it and is never left out."""
 Font = ImageFont.FreeTypeFont
 Box = tuple[float, float, float, float]
@@ -77,7 +77,7 @@ def draw_classification(
     return draw_text(image, lines)
 
 
-def draw_text(image: ImageLike, lines: Sequence[Words]) -> Image.Image:
+def draw_text(image: ImageLike, lines: Sequence[TextLine]) -> Image.Image:
     """The image with lines of text below it: of each a name, and what follows it and is never cut off."""
     return _with_lines_below(enlarged(image)[0], lines)
 
@@ -86,14 +86,14 @@ def draw_detections(
     image: ImageLike,
     found: Detections,
     *,
-    least_score: float = MIN_SCORE,
+    min_score: float = MIN_SCORE,
     show_scores: bool = True,
 ) -> Image.Image:
     """The image with boxes, names, scores and, where there are any, translucent masks; boxes are in the image's pixels.
 
     ``show_scores``: false for objects that were drawn by people.
     """
-    found = found.above(least_score)
+    found = found.above(min_score)
     canvas, scale = enlarged(image)
     colours = class_colours(found.classes)
     order = sorted(range(len(found)), key=lambda number: -_area(found.boxes[number]))  # small ones stay visible
@@ -231,7 +231,7 @@ def _border(inside: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def _write_label(
-    draw: ImageDraw.ImageDraw, size: tuple[int, int], box: Box, words: Words, colour: Colour, taken: Sequence[Box]
+    draw: ImageDraw.ImageDraw, size: tuple[int, int], box: Box, words: TextLine, colour: Colour, taken: Sequence[Box]
 ) -> Box:
     """Write a label at the box, where it covers no other if there is such a place; gives the rectangle that it takes."""
     width, height = size
@@ -248,7 +248,7 @@ def _write_label(
     return chosen
 
 
-def _with_lines_below(canvas: Image.Image, lines: Sequence[Words]) -> Image.Image:
+def _with_lines_below(canvas: Image.Image, lines: Sequence[TextLine]) -> Image.Image:
     size = max(13, max(canvas.size) // 32)
     fonts = [_font(size, name) for name, _ in lines]
     heights = [_line_height(font) + 3 for font in fonts]
@@ -260,7 +260,7 @@ def _with_lines_below(canvas: Image.Image, lines: Sequence[Words]) -> Image.Imag
     return grown
 
 
-def _with_legend_below(canvas: Image.Image, entries: Sequence[tuple[Words, Colour]]) -> Image.Image:
+def _with_legend_below(canvas: Image.Image, entries: Sequence[tuple[TextLine, Colour]]) -> Image.Image:
     """The canvas above a legend, in as many lines as it takes."""
     size = max(13, max(canvas.size) // 40)
     row = max((_line_height(_font(size, name)) for (name, _), _ in entries), default=0) + 6
@@ -289,7 +289,7 @@ def _grown(canvas: Image.Image, height: int) -> Image.Image:
     return grown
 
 
-def _shortened(words: Words, font: Font, width: float) -> str:
+def _shortened(words: TextLine, font: Font, width: float) -> str:
     """The words, the end of the name left out where they are wider than ``width`` pixels together."""
     name, rest = words
     if font.getlength(name + rest) <= width:

@@ -86,8 +86,8 @@ class ComputedRows(FeatureRows):
 class Reextracting(ProbeTask):
     """The same probe without cached features of the training images."""
 
-    def begin(self, model: torch.nn.Module) -> None:
-        super().begin(model)
+    def prepare(self, model: torch.nn.Module) -> None:
+        super().prepare(model)
         self.train_rows = ComputedRows(FeatureRequest(self.encoder.eval(), self.splits.train.images, tokens=False))
 
 

@@ -64,7 +64,7 @@ def test_boxes_are_drawn_where_they_are_and_low_scores_are_not() -> None:
     rows, columns = np.flatnonzero(edge.any(axis=1)), np.flatnonzero(edge.any(axis=0))
     assert columns[0] == pytest.approx(10 * scale, abs=3) and rows[-1] == pytest.approx(24 * scale, abs=3)
     assert not has_colour(image, bag).any()
-    assert has_colour(draw_detections(black(), objects([[0, 0, 5, 5]] * 2, [0.3, 0.3]), least_score=0.2), bag).any()
+    assert has_colour(draw_detections(black(), objects([[0, 0, 5, 5]] * 2, [0.3, 0.3]), min_score=0.2), bag).any()
 
 
 def test_masks_tint_their_pixels_and_no_others() -> None:

@@ -128,7 +128,7 @@ def load(file: ModelFile) -> Classifier:
     head = file.head_as(StoredHead)
     encoder = Encoder(file.spec, preprocessing=file.preprocessing)
     built = _build_head(head, pooled_dim(file.spec, head.pooling), len(file.classes))
-    return file.fill(Classifier(encoder, file.classes, built, pooling=head.pooling, multi_label=head.multi_label))
+    return file.load_into(Classifier(encoder, file.classes, built, pooling=head.pooling, multi_label=head.multi_label))
 
 
 def _build_head(head: StoredHead, dim: int, num_classes: int) -> nn.Module:

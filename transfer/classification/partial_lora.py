@@ -96,7 +96,7 @@ class PartialTask(ClassificationTask):
         train_last_blocks(model.encoder, cast(ClassifyConfig, self.config).blocks)
         return model
 
-    def finished(self, model: nn.Module) -> nn.Module:
+    def final_model(self, model: nn.Module) -> nn.Module:
         return model.requires_grad_(True)
 
 
@@ -112,7 +112,7 @@ class LoraTask(ClassificationTask):
         add_lora(model.encoder, cast(ClassifyConfig, self.config).lora)
         return model
 
-    def finished(self, model: nn.Module) -> nn.Module:
+    def final_model(self, model: nn.Module) -> nn.Module:
         classifier = cast(Classifier, model)
         return Classifier(
             merge_lora(classifier.encoder), classifier.classes, classifier.head, multi_label=classifier.multi_label

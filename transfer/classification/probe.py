@@ -62,7 +62,7 @@ class ProbeTask(ClassificationTask):
     def images_seen(self) -> float:
         return (len(self.splits.train) * max(1, self.probe.crops) + len(self.splits.val)) / 3
 
-    def loaders(self, wanted: int | None) -> int:
+    def loader_workers(self, wanted: int | None) -> int:
         """Processes that load training samples: none, as these are row numbers."""
         return 0
 
@@ -82,7 +82,7 @@ class ProbeTask(ClassificationTask):
             multi_label=self.multi_label,
         )
 
-    def begin(self, model: nn.Module) -> None:
+    def prepare(self, model: nn.Module) -> None:
         """Compute the features, or find them; fit what isn't trained step by step."""
         self.train_rows = self._rows("train", self.probe.crops)
         self._numbers = np.arange(len(self.train_rows))[:, None]
@@ -118,7 +118,7 @@ class ProbeTask(ClassificationTask):
         config = self.config
         return Lars(model.parameters(), config.peak_lr, weight_decay=config.weight_decay, momentum=config.betas[0])
 
-    def finished(self, model: nn.Module) -> Classifier:
+    def final_model(self, model: nn.Module) -> Classifier:
         """The probe behind its encoder; a linear one with the batch norm folded into its weights."""
         head = model.folded() if isinstance(model, LinearProbe) else model
         pooling = self.probe.features

@@ -29,7 +29,7 @@ class JitteredCrop:
     canvas: tuple[int, int]
 
     @classmethod
-    def drawn(
+    def sample(
         cls, size: tuple[int, ...], canvas: tuple[int, int], jitter: tuple[float, float], draws: Uniforms
     ) -> JitteredCrop:
         """Large-scale jitter: the image is fitted into the canvas times a random factor, then cropped (Ghiasi et al. 2021).

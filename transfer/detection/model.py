@@ -144,7 +144,7 @@ def load(file: ModelFile) -> Detector:
     head = file.head_as(StoredHead)
     file.check_one_each(head.category_ids, "category_ids")
     encoder = Encoder(file.spec, preprocessing=file.preprocessing)
-    return file.fill(Detector(encoder, file.classes, head.architecture))
+    return file.load_into(Detector(encoder, file.classes, head.architecture))
 
 
 ENGINES: Mapping[str, DetectorEngine] = {"torchvision": TorchvisionEngine(), "detectron2": Detectron2Engine()}

@@ -93,7 +93,7 @@ class DetectionTask(Task[DetectConfig, DetectionImages]):
     def sample(self, index: int, draws: Uniforms) -> Sample:
         images, spec = self.splits.train, self.encoder.spec
         pixels = to_array(images.images.open(index, self.encoder.preprocessing.reading), spec.channels)
-        crop = JitteredCrop.drawn(pixels.shape[1:], spec.image_size, self.config.jitter, draws[:3])
+        crop = JitteredCrop.sample(pixels.shape[1:], spec.image_size, self.config.jitter, draws[:3])
         mirrored = bool(self.config.flip and draws[3] < 0.5)
         canvas = empty_canvas(spec.image_size, self.encoder.preprocessing, pixels.dtype)
         height, width = crop.filled
@@ -151,7 +151,7 @@ class DetectionTask(Task[DetectConfig, DetectionImages]):
             right = matches_annotations(found.above(EXAMPLE_SCORE), truth)
             if len(chosen[right]) < EXAMPLES:
                 drawn = [
-                    ("predicted", draw_detections(image, found, least_score=EXAMPLE_SCORE)),
+                    ("predicted", draw_detections(image, found, min_score=EXAMPLE_SCORE)),
                     ("annotated", draw_detections(image, truth, show_scores=False)),
                 ]
                 caption = f"{split}: {images.images.name(index)}: {len(found.above(EXAMPLE_SCORE))} found, {len(truth)} annotated"

@@ -68,6 +68,6 @@ def head_taps(depth: int, architecture: Architecture) -> tuple[int, ...]:
     return upernet_blocks(depth) if architecture.head == "upernet" else (depth - 1,)
 
 
-def least_patches(spec: EncoderSpec, architecture: Architecture) -> int:
+def min_patches(spec: EncoderSpec, architecture: Architecture) -> int:
     """Patches a side that an image must have, so that the coarsest map of mmseg's neck has a pixel; ours always has."""
     return round(1 / min(upernet_scales(spec.patch_size, spec.image_size))) if architecture.engine == "mmseg" else 1

@@ -24,7 +24,7 @@ from ...core.models.encoder import Encoder
 from ...core.models.encoder_file import Provenance
 from ..model_file import ModelFile, TrainedModel, write_model
 from ..predictions import Segmentation
-from .architecture import Architecture, least_patches
+from .architecture import Architecture, min_patches
 from .logits import resized_argmax
 from .mmseg_engine import mmseg_logits, mmseg_loss, mmseg_network
 from .sliding_window import Inference, batch_size_for, sliding_window_logits
@@ -67,12 +67,12 @@ class Segmentor(TrainedModel):
         self.network: Any = build(encoder, self.classes, architecture, drop_path)
         backbone: PlainViT = cast(Any, self.network).backbone
         self.divisor = backbone.size_divisibility
-        self.least = self.spec.patch_size * least_patches(self.spec, architecture)
+        self.min_side = self.spec.patch_size * min_patches(self.spec, architecture)
 
     def forward(self, images: Tensor, masks: Tensor | None = None) -> Tensor:
         """Logits (B, K, H, W); with ``masks`` (B, H, W) int64, the loss on them, ``ignore_index`` left out."""
         height, width = images.shape[-2:]
-        enough = F.pad(images, (0, max(0, self.least - width), 0, max(0, self.least - height)))
+        enough = F.pad(images, (0, max(0, self.min_side - width), 0, max(0, self.min_side - height)))
         padded = pad(enough, self.divisor)
         of_mmseg = self.architecture.engine == "mmseg"
         if masks is None:
@@ -82,7 +82,7 @@ class Segmentor(TrainedModel):
         due = F.pad(masks, (0, right, 0, bottom), value=self.ignore_index)
         return mmseg_loss(self.network, padded, due) if of_mmseg else cast(Tensor, self.network.loss(padded, due))
 
-    def inferred(self, images: Tensor) -> Tensor:
+    def infer(self, images: Tensor) -> Tensor:
         """Logits (B, K, H, W) of normalised images of any size, at once or in windows as ``inference`` says."""
         if self.inference.mode == "whole":
             return cast(Tensor, self(images))
@@ -105,7 +105,7 @@ class Segmentor(TrainedModel):
             for start in range(0, len(numbers), together):
                 chosen = numbers[start : start + together]
                 pixels = torch.from_numpy(np.stack([images[number] for number in chosen])).to(device)
-                logits = self.inferred(self._resized(self.preprocessing.normalize(pixels), size)).float()
+                logits = self.infer(self._resized(self.preprocessing.normalize(pixels), size)).float()
                 for number, one in zip(chosen, logits, strict=True):
                     found[number] = resized_argmax(one, (height, width)).cpu().numpy()
         return [found[number] for number in range(len(images))]
@@ -158,4 +158,4 @@ def load(file: ModelFile) -> Segmentor:
     head = file.head_as(StoredHead)
     file.check_one_each(head.values, "values")
     encoder = Encoder(file.spec, preprocessing=file.preprocessing)
-    return file.fill(Segmentor(encoder, file.classes, head.architecture, head.inference))
+    return file.load_into(Segmentor(encoder, file.classes, head.architecture, head.inference))

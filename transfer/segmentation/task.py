@@ -109,7 +109,7 @@ class SegmentationTask(Task[SegmentConfig, SegmentationImages]):
         if self._cached is None and decoded_bytes(self.splits.val, self.encoder.spec.channels) <= CACHE_BYTES:
             self._cached = list(self._pairs(self.splits.val))
         pairs = self._cached if self._cached is not None else self._pairs(self.splits.val)
-        metrics = self._counted(model, self.splits.val, pairs).metrics()
+        metrics = self._count_pixels(model, self.splits.val, pairs).metrics()
         if metrics["mIoU"] is None or metrics["aAcc"] is None:
             raise DataError(
                 "no pixel of the validation masks counts: all have ignored values. Label some, or see ignore."
@@ -117,14 +117,16 @@ class SegmentationTask(Task[SegmentConfig, SegmentationImages]):
         return {f"val/{name}": value for name, value in metrics.items() if value is not None}
 
     def score(self, model: nn.Module, images: SegmentationImages, split: str) -> Scores:
-        return self._counted(model, images, self._pairs(images)).scores(split, images.classes)
+        return self._count_pixels(model, images, self._pairs(images)).scores(split, images.classes)
 
     def score_items(
         self, model: nn.Module, images: SegmentationImages, split: str
     ) -> tuple[Scores, NDArray[np.float64] | None]:
         """An image brings the mean intersection over union with its own influence on it (infinitesimal jackknife)."""
         areas: list[tuple[Counts, Counts]] = []
-        counts = self._counted(model, images, self._pairs(images), lambda own: areas.append((own.hits, own.unions)))
+        counts = self._count_pixels(
+            model, images, self._pairs(images), lambda own: areas.append((own.hits, own.unions))
+        )
         return counts.scores(split, images.classes), counts.influences(areas)
 
     def save(self, model: nn.Module, path: Path, provenance: Provenance) -> None:
@@ -151,7 +153,7 @@ class SegmentationTask(Task[SegmentConfig, SegmentationImages]):
             image = images.images.open(index, self.encoder.preprocessing.reading)
             yield to_array(image, self.encoder.spec.channels), images.mask(index)
 
-    def _counted(
+    def _count_pixels(
         self,
         model: nn.Module,
         images: SegmentationImages,

@@ -104,7 +104,7 @@ def test_random_crops_of_extreme_shapes_are_resized(size: tuple[int, int]) -> No
 def test_the_view_of_a_detector_lies_within_image_and_canvas(
     height: int, width: int, canvas: tuple[int, int], draws: list[float], jitter: float
 ) -> None:
-    view = JitteredCrop.drawn((height, width), canvas, (jitter, jitter), np.array(draws))
+    view = JitteredCrop.sample((height, width), canvas, (jitter, jitter), np.array(draws))
     assert inside(view.box, height, width)
     assert all(1 <= part <= side for part, side in zip(view.filled, canvas, strict=True))
     x1, y1, x2, y2 = view.box
@@ -126,7 +126,7 @@ def test_image_box_and_mask_of_an_object_stay_aligned(
         np.array([[x1, y1, x2, y2]], np.float64), np.zeros(1, np.int64), np.zeros(1, bool),
         np.array([(x2 - x1) * (y2 - y1)], np.float64), ((outline,),), (height, width),
     )  # fmt: skip
-    view = JitteredCrop.drawn((height, width), (64, 48), (0.5, 2.0), np.array(draws))
+    view = JitteredCrop.sample((height, width), (64, 48), (0.5, 2.0), np.array(draws))
     boxes = crop_targets(whole, view, mirrored, masks=False)["boxes"]
     seen = crop_targets(whole, view, mirrored, masks=True)
     tall, wide = view.filled

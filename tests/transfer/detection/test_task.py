@@ -309,7 +309,7 @@ def test_outlines_and_run_lengths_give_one_target() -> None:
         for segmentation in segmentations
     ]
     for draws, mirrored in (((0.99, 0.5, 0.5), False), ((0.6, 0.2, 0.9), True), ((0.0, 0.0, 0.0), True)):
-        view = JitteredCrop.drawn((40, 60), (32, 32), (0.5, 3.0), np.array(draws))
+        view = JitteredCrop.sample((40, 60), (32, 32), (0.5, 3.0), np.array(draws))
         by_outline, by_runs = (crop_targets(objects, view, mirrored, masks=True) for objects in made)
         plain = crop_targets(made[0], view, mirrored, masks=False)
         for found in (by_outline, by_runs, plain):
@@ -319,18 +319,18 @@ def test_outlines_and_run_lengths_give_one_target() -> None:
         np.testing.assert_allclose(plain["boxes"][0], by_runs["boxes"][0], atol=1)
         overlap = (by_outline["masks"][0] & by_runs["masks"][0]).sum() / by_runs["masks"][0].sum()
         assert overlap > 0.85
-    close = JitteredCrop.drawn((40, 60), (32, 32), (3.0, 3.0), np.array([0.5, 0.999, 0.999]))  # the lower right corner
+    close = JitteredCrop.sample((40, 60), (32, 32), (3.0, 3.0), np.array([0.5, 0.999, 0.999]))  # the lower right corner
     found = crop_targets(made[1], close, False, masks=True)
     assert len(found["labels"]) == 1 and found["labels"][0] == 1
 
 
 def test_a_view_follows_its_draws() -> None:
-    whole = JitteredCrop.drawn((40, 60), (32, 32), (1.0, 1.0), np.array([0.5, 0.5, 0.5]))
+    whole = JitteredCrop.sample((40, 60), (32, 32), (1.0, 1.0), np.array([0.5, 0.5, 0.5]))
     assert whole.filled == (21, 32) and whole.box == (0, 0, 60, 40)
-    large = JitteredCrop.drawn((40, 60), (32, 32), (2.0, 2.0), np.array([0.5, 0.999, 0.0]))
+    large = JitteredCrop.sample((40, 60), (32, 32), (2.0, 2.0), np.array([0.5, 0.999, 0.0]))
     assert large.filled == (32, 32) and large.box[0] == 0 and large.box[3] == pytest.approx(40, abs=0.5)
     assert large.box[2] == pytest.approx(30) and large.scale[0] == pytest.approx(64 / 60)
-    small = JitteredCrop.drawn((1000, 3), (32, 32), (0.1, 0.1), np.array([0.0, 0.0, 0.0]))
+    small = JitteredCrop.sample((1000, 3), (32, 32), (0.1, 0.1), np.array([0.0, 0.0, 0.0]))
     assert small.filled == (3, 1)
 
 

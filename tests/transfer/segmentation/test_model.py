@@ -133,7 +133,7 @@ def test_an_image_of_the_crop_s_size_is_one_window() -> None:
     model = segmentor(head="conv")
     images = torch.randn(2, 3, *COLOUR.image_size)
     with torch.no_grad():
-        torch.testing.assert_close(model.inferred(images), model(images))
+        torch.testing.assert_close(model.infer(images), model(images))
 
 
 @each_kind
