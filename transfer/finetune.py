@@ -1,6 +1,6 @@
 """Fine-tuning for any task: data, encoder, training, best weights, test scores, model file and summary.
 
-What is particular to a task (data, model, loss, metrics) stands in its ``Task``; training is that of ``core/training/loop.py``.
+What is particular to a task (data, model, loss, metrics) is in its ``Task``; the training loop is ``core/training/loop.py``.
 """
 
 from __future__ import annotations
@@ -219,7 +219,7 @@ def run(config: TransferConfig, listener: ProgressListener | None = None) -> Tra
 def _finish(
     task: Task[Any, Any], found: FitResult, provenance: Provenance, folder: RunFolder, notes: Sequence[str]
 ) -> None:
-    """Write the model, score it on the test split, and write what people read; the test scores come last."""
+    """Write the model, score it on the test split, and write the summary; the test scores come last."""
     path, splits = folder.path, task.splits
     task.save_encoder(found.model, path / ENCODER_FILE, provenance)
     task.save(found.model, path / MODEL_FILE, provenance)

@@ -64,7 +64,7 @@ class PredictionWriter(ABC):
 
     @abstractmethod
     def writing(self, out: Path) -> AbstractContextManager[None]:
-        """Within the block predictions are added; once it has ended without an error, they stand in ``out``."""
+        """Within the block predictions are added; when it ends without an error, they are moved to ``out``."""
 
     @abstractmethod
     def add(self, number: int, image: ImageLike, prediction: Any) -> None:

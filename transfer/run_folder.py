@@ -23,7 +23,7 @@ SPLITS_FILE = "splits.csv"
 
 
 def split_of_run(parts: Mapping[str, Images], data: str, out: Path, split: str) -> Images:
-    """A split as the run in ``out`` had it, of all images of ``data``: what it drew stands in its splits.csv."""
+    """A split as the run in ``out`` had it, of all images of ``data``: drawn splits are read from its splits.csv."""
     file = out / SPLITS_FILE
     if split in parts and split != "train":
         return parts[split]

@@ -218,7 +218,7 @@ class Task(ABC, Generic[Config, Images]):
         """All scores of a trained model on a split."""
 
     def score_items(self, model: nn.Module, images: Images, split: str) -> tuple[Scores, NDArray[np.float64] | None]:
-        """``score``, and what each item brings to its first figure, the items' mean (items,); None where it isn't known.
+        """``score``, and each item's contribution (items,) to its first metric, which is their mean; None where it isn't known.
 
         An item is an image or a group of images: what of a test set was drawn by itself.
         """

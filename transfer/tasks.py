@@ -45,7 +45,7 @@ class ReportedScores:
     figure: str
     """the first in words, in a sentence: "AP of boxes" """
     is_accuracy: bool = False
-    """the first is an accuracy: the share of the test images that are right, and an image brings 1 or 0"""
+    """the first is an accuracy: the share of the test images that are right, and the value of an image is 1 or 0"""
     defaults: Mapping[str, float] = field(default_factory=dict)
     """values of scores that a data set is too small to measure, by key"""
     interval_note: str = ""

@@ -23,7 +23,7 @@ from .metrics import mean_average_precision, multi_label_scores, single_label_sc
 from .model import Classifier
 
 CACHE_BYTES = 2**30
-"""Evaluation images are decoded once and cached when they take up no more than this."""
+"""Evaluation images are decoded once and cached up to this size in bytes."""
 
 
 class Evaluation:

@@ -37,7 +37,7 @@ FEATURES_VERSION = 2
 EXTRACT_BATCH = 250
 
 MAX_BYTES_IN_MEMORY = 2**30
-"""Features of no more than this are loaded into memory, on the device; larger ones are read from disk as they are needed."""
+"""Features of up to this size in bytes are loaded into memory, on the device; larger ones are read from disk when needed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +96,7 @@ class FeatureRequest:
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24] + ".npy"
 
     def pixels(self, row: int) -> NDArray[np.generic]:
-        """The pixels (C, H, W) whose features stand in a row."""
+        """The pixels (C, H, W) of the features in a row."""
         spec, form = self.encoder.spec, self.encoder.preprocessing.reading
         if not self.crops:
             return to_array(fit_and_crop(self.images.open(row, form), spec.image_size), spec.channels)

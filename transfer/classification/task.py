@@ -83,7 +83,7 @@ class ClassificationTask(Task[ClassifyRecipe, ClassImages]):
     def score_items(
         self, model: nn.Module, images: ClassImages, split: str
     ) -> tuple[Scores, NDArray[np.float64] | None]:
-        """With one class each, an image brings 1 where it is right, else 0."""
+        """With one class each, the value of an image is 1 where it is right, else 0."""
         if isinstance(images, MultiLabeledImages):
             return self.score(model, images, split), None
         scores, right = evaluate_items(cast(Classifier, model), images, split, self.ranks)

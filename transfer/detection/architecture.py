@@ -1,4 +1,4 @@
-"""What stands on the encoder in a detector, and how large its parts are."""
+"""The architecture of a detector: its heads, pyramid and their sizes."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class DetectorSizes:
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture(DetectorSizes):
-    """What stands on the encoder.
+    """The heads of a detector, the library that builds them, and their sizes.
 
     ``head``: faster finds boxes, mask boxes and masks; cascade and cascade_mask do so with three box heads in a row, in
     detectron2 only. ``window_size``: patches a side of the attention windows of all but four blocks, 0 for none.

@@ -39,7 +39,7 @@ class DetectConfig(DetectorSizes, TransferConfig):
             raise ConfigError("head", self.head, "faster or mask; torchvision has no cascade. Give engine=detectron2.")
 
     def architecture(self, encoder: Encoder, has_masks: bool) -> Architecture:
-        """What stands on the encoder, for data with or without masks; raises ConfigError for masks that aren't there."""
+        """The architecture for data with or without masks; raises ConfigError for a mask head without masks."""
         if self.head == "mask" and not has_masks:
             raise ConfigError("head", self.head, "faster, since not every object of the data has a segmentation")
         head: Head = "mask" if has_masks else "faster"

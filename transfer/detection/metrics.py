@@ -105,7 +105,7 @@ def coco_scores(
 
 
 def coco_influences(truth: Mapping[str, Any], results: Sequence[Result]) -> NDArray[np.float64] | None:
-    """What each of ``GROUPS`` groups of images brings to the boxes' AP (groups,); their mean is AP. None without a figure.
+    """The contribution of each of ``GROUPS`` groups of images to AP (groups,); their mean is AP. None without a figure.
 
     Average precision is no mean over images; what is known of its spread over draws of images is what leaving out each group
     changes (Shao & Tu, "The Jackknife and Bootstrap", 1995, ch. 2). An image's group goes by its place in ``truth``.

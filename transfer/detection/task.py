@@ -41,7 +41,7 @@ from .model import ENCODER_PREFIX, MAX_BATCH, Detector
 logger = logging.getLogger("maelift")
 
 CACHE_BYTES = 2**29
-"""Validation images are decoded once and cached when they take up no more than this."""
+"""Validation images are decoded once and cached up to this size in bytes."""
 EXAMPLES = 4
 """Images of right and of wrong predictions, each, in the summary."""
 MAX_EXAMPLE_CANDIDATES = 100
@@ -67,7 +67,7 @@ class DetectionTask(Task[DetectConfig, DetectionImages]):
 
     @cached_property
     def architecture(self) -> Architecture:
-        """What stands on the encoder; raises ConfigError for masks that the training data has not."""
+        """The architecture for the training data; raises ConfigError for a mask head without masks to train on."""
         return self.config.architecture(self.encoder, self.splits.train.has_masks)
 
     @classmethod
@@ -130,7 +130,7 @@ class DetectionTask(Task[DetectConfig, DetectionImages]):
     def score_items(
         self, model: nn.Module, images: DetectionImages, split: str
     ) -> tuple[Scores, NDArray[np.float64] | None]:
-        """Items are groups of images: each brings what average precision loses without it (delete-a-group jackknife)."""
+        """Items are groups of images: the value of each is what AP loses without it (delete-a-group jackknife)."""
         detector = cast(Detector, model)
         masks = detector.architecture.masks and images.has_masks
         results = self._results(detector, images, masks=masks)

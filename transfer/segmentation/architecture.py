@@ -1,4 +1,4 @@
-"""What stands on the encoder in a segmentor, and the backbone that it reads."""
+"""The architecture of a segmentor: its head, and the settings of its backbone."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Head = Literal["linear", "conv", "upernet"]
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """What stands on the encoder."""
+    """The head of a segmentor and how its encoder attends."""
 
     engine: Engine = "torch"
     """torch: modules of maelift and segmentation_models_pytorch; mmseg: its EncoderDecoder, with its heads and losses"""
@@ -47,7 +47,7 @@ class Architecture:
 
 
 def plain_settings(encoder: Encoder, architecture: Architecture, drop_path: float) -> dict[str, Any]:
-    """The keywords of ``PlainViT`` for an encoder that gives the maps which the head wants.
+    """The keywords of ``PlainViT`` for the feature maps that the head reads.
 
     The class token stays, where possible: it was there in pretraining, and mmseg's MAE has it.
     """

@@ -53,7 +53,7 @@ class SegmentConfig(Architecture, TransferConfig):
             )
 
     def architecture(self) -> Architecture:
-        """What stands on the encoder."""
+        """The architecture that the keys describe."""
         return Architecture(**{field.name: getattr(self, field.name) for field in fields(Architecture)})
 
     def inference_at(self, image_size: tuple[int, int]) -> Inference:

@@ -90,7 +90,7 @@ class ConvHead(nn.Module):
 class UPerNet(nn.Module):
     """UPerNet on four blocks' maps, and an auxiliary head on the third (MAE, Appendix A.4; decoder of smp).
 
-    The maps are resampled to four strides first, as BEiT does it. Group norm stands in place of the decoder's batch norm,
+    The maps are resampled to four strides first, as BEiT does it. Group norm replaces the decoder's batch norm,
     so that small batches will do.
     """
 

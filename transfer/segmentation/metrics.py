@@ -65,7 +65,7 @@ class PixelCounts:
         return np.asarray(self.matrix.sum(axis=0) + self.matrix.sum(axis=1) - self.hits)
 
     def influences(self, images: Sequence[tuple[Counts, Counts]]) -> NDArray[np.float64] | None:
-        """What each of the images that these counts are of brings to mIoU (N,); their mean is mIoU. None without a figure.
+        """The contribution of each image of these counts to mIoU (N,); their mean is mIoU. None without a figure.
 
         ``images`` are the intersections and unions of each. An image that were there once more would move each class's I/U
         by (i - (I/U) u) / U, where i and u are its own intersection and union: the linear part of what a new draw of images

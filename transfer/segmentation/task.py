@@ -41,7 +41,7 @@ Pair = tuple[NDArray[np.generic], Mask]
 CROP_TRIES = 10
 DISTORTION_DRAWS = 9
 CACHE_BYTES = 2**29
-"""Validation images and masks are decoded once and cached when they take up no more than this."""
+"""Validation images and masks are decoded once and cached up to this size in bytes."""
 EXAMPLES = 4
 """Images of right and of wrong predictions, each, in the summary."""
 MAX_EXAMPLE_CANDIDATES = 100
@@ -122,7 +122,7 @@ class SegmentationTask(Task[SegmentConfig, SegmentationImages]):
     def score_items(
         self, model: nn.Module, images: SegmentationImages, split: str
     ) -> tuple[Scores, NDArray[np.float64] | None]:
-        """An image brings the mean intersection over union with its own influence on it (infinitesimal jackknife)."""
+        """The value of an image is the mIoU plus the image's influence on it (infinitesimal jackknife)."""
         areas: list[tuple[Counts, Counts]] = []
         counts = self._count_pixels(
             model, images, self._pairs(images), lambda own: areas.append((own.hits, own.unions))
