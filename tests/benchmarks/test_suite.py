@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-import maelift
+import maelift.api
 import numpy as np
 import pytest
 import yaml
