@@ -75,6 +75,8 @@ class MaskedAutoencoder(Encoder):
         self.decoder_spec = decoder or DecoderConfig(attention=self.attention)
         if self.decoder_spec.attention != self.attention:
             raise ConfigError("decoder.attention", self.decoder_spec.attention, f"{self.attention} in this class")
+        if masks_in_encoder and self.attention == "cross":
+            raise ConfigError("decoder.attention", "cross", "self where the encoder gets mask tokens")
         self.norm_pix_loss = norm_pix_loss
         dim = self.decoder_spec.embed_dim
         self.pos_embed.requires_grad_(False)
@@ -237,19 +239,6 @@ class CrossAttentionAutoencoder(MaskedAutoencoder):
 
     attention = "cross"
     predicts_visible = False
-
-    def __init__(
-        self,
-        spec: EncoderSpec,
-        decoder: DecoderConfig | None = None,
-        *,
-        norm_pix_loss: bool = True,
-        masks_in_encoder: bool = False,
-        preprocessing: Preprocessing | None = None,
-    ) -> None:
-        if masks_in_encoder:
-            raise ConfigError("decoder.attention", "cross", "self where the encoder gets mask tokens")
-        super().__init__(spec, decoder, norm_pix_loss=norm_pix_loss, preprocessing=preprocessing)
 
     def _make_decoder_blocks(self) -> nn.ModuleList:
         spec, decoder = self.spec, self.decoder_spec

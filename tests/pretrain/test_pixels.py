@@ -241,7 +241,7 @@ def test_several_crops_of_each_image_train_as_many_steps(tmp_path: Path) -> None
 
 
 class LaterBroken:
-    """Images of a folder that an unkind hand ruins after they have been looked through."""
+    """Images of a folder that an unkind hand ruins after they have been scanned."""
 
     def __init__(self, folder: Path, ruin: list[str]) -> None:
         self.folder, self.ruin = folder, ruin

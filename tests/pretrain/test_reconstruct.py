@@ -1,4 +1,4 @@
-"""Filling in hidden parts: only they change, at the image's own size, and what can't be known is not pretended."""
+"""Reconstruction of hidden parts: only they change, at the image's own size, and what can't be known is not pretended."""
 
 from __future__ import annotations
 
@@ -82,8 +82,8 @@ def test_an_image_without_its_mask_is_named_and_the_others_are_filled_in(encoder
     masks = str(tmp_path / "masks")
     result = maelift.reconstruct(encoder=str(encoder), images=str(data), mask=masks, out=str(tmp_path / "out"))
     assert (result.count, result.rejected) == (1, 2)
-    told = (tmp_path / "out" / "rejected.csv").read_text()
-    assert "no mask for image001.png" in told and "24×20 pixels for an image of 20×24" in told
+    listed = (tmp_path / "out" / "rejected.csv").read_text()
+    assert "no mask for image001.png" in listed and "24×20 pixels for an image of 20×24" in listed
 
 
 def test_results_are_gray_and_deep_where_the_images_are(encoder: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Pretraining as a job of SLURM, on a real one of this machine: submitted, told to stop, queued again, gone on with."""
+"""Pretraining as a SLURM job, on a real SLURM of this machine: submitted, stopped, requeued, resumed."""
 
 from __future__ import annotations
 
