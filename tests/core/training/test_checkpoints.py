@@ -114,7 +114,7 @@ def test_a_description_that_asks_for_code_is_refused(tmp_path: Path) -> None:
 
     checkpoints = saved(tmp_path / "c", 1)
     (tmp_path / "c" / "step-00000001" / ".metadata").write_bytes(pickle.dumps(Evil()))
-    with pytest.raises(CheckpointError, match="it asks for"):
+    with pytest.raises(CheckpointError, match="it refers to"):
         checkpoints.shapes(1)
     assert not (tmp_path / "run").exists()
 
