@@ -14,6 +14,7 @@ import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,11 @@ def random_encoder(
         for parameter in encoder.parameters():
             parameter.data += 0.05 * torch.randn_like(parameter)
     return encoder
+
+
+def wide_encoder(image_size: int = 96, seed: int = 0) -> Encoder:
+    """A random encoder as wide as ViT-B, and with its heads, but with three blocks: all twelve are in test_certificate.py."""
+    return random_encoder(replace(preset_spec("vit_base", image_size=image_size), depth=3), seed=seed)
 
 
 def encoder_file(path: Path, encoder: Encoder | None = None) -> Path:

@@ -27,6 +27,7 @@ from maelift.tests.support import (
     run_consumer,
     run_maelift,
     run_page,
+    wide_encoder,
 )
 
 framework("timm")
@@ -221,9 +222,9 @@ def test_timms_own_resizing_of_positions_fails_where_ours_passes(tmp_path: Path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["vit_small", "vit_base"])
-def test_the_usual_shapes_pass(tmp_path: Path, model: str) -> None:
-    encoder = random_encoder(model, image_size=96)
+@pytest.mark.parametrize("shape", ["vit_small", "as wide as vit_base"])
+def test_the_usual_shapes_pass(tmp_path: Path, shape: str) -> None:
+    encoder = random_encoder("vit_small", image_size=96) if shape == "vit_small" else wide_encoder()
     path = encoder_file(tmp_path / "encoder.safetensors", encoder)
     save_folder(encoder, tmp_path)
     assert certify_folder(tmp_path, read_encoder(path)).passed
