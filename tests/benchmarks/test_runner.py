@@ -640,7 +640,7 @@ def test_a_seed_is_one_draw_and_one_head_for_all_arms(
 def test_a_folder_in_use_is_refused_and_a_dry_run_writes_nothing(whole: Whole, tmp_path: Path) -> None:
     with (whole.out / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(MaeliftError, match="another maelift command is at work"):
+        with pytest.raises(MaeliftError, match="another maelift command is running"):
             maelift.api.bench(str(whole.home / "suite.yaml"), out=str(whole.out), data={"path": "nowhere"})
     before = sorted(tmp_path.rglob("*"))
     text = plan(resolved(whole, out=str(tmp_path / "out"))).text()

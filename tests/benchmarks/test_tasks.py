@@ -256,7 +256,7 @@ def test_a_suite_goes_on_where_it_was(home: Path, whole: Path) -> None:
         (["tasks.segment.arms.mae.heads=linear"], "tasks.segment.arms.mae.heads: no such key. Did you mean head"),
         (["tasks.segment.image_size=33"], "tasks.segment.image_size=33: expected multiples of the patch size 8"),
         (["tasks.segment.labels=[8,8]"], "tasks.segment.labels=[8,8]: expected one or more whole numbers"),
-        (["tasks.segment.labels=[800]"], "labels=800: only 16 labelled images"),
+        (["tasks.segment.labels=[800]"], "labels=800: there are only 16 labelled images"),
         (["tasks.segment.rates=[1e-3]"], "rates=[0.001]: expected at least 4 rates"),
         (["tasks.find.recipe.head=cascade"], "tasks.find.recipe.head=cascade: expected faster or mask"),
         (["tasks.find.recipe.anchor_sizes=[8,8,8,8]"], "tasks.find.recipe.anchor_sizes=[8,8,8,8]: expected 2 sizes"),
