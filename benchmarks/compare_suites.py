@@ -145,7 +145,7 @@ def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _scores(one: SuiteResult, two: SuiteResult, names: tuple[str, str]) -> Table:
     """The arms' scores, and how much A's are above B's."""
     rows = []
-    for task, arm, labels in _places(one, two):
+    for task, arm, labels in _shared_cells(one, two):
         means = [_mean(result, task, arm, labels) for result in (one, two)]
         difference = _between(one, two, task, arm, labels)
         text = "" if difference is None else _interval_text(difference)
@@ -157,7 +157,7 @@ def _scores(one: SuiteResult, two: SuiteResult, names: tuple[str, str]) -> Table
     )
 
 
-def _places(one: SuiteResult, two: SuiteResult) -> list[tuple[str, str, int]]:
+def _shared_cells(one: SuiteResult, two: SuiteResult) -> list[tuple[str, str, int]]:
     """Every task, arm and label count of either, in the order of the first."""
     places: dict[tuple[str, str, int], None] = {}
     for result in (one, two):
@@ -197,7 +197,7 @@ def _verdicts(one: SuiteResult, two: SuiteResult, names: tuple[str, str]) -> Tab
     sides = [{_place(found): found for found in Comparisons(result).comparisons} for result in (one, two)]
     rows = [
         (f"{task}: {arm}", f"{labels:,}", *(_verdict(side.get((task, arm, labels))) for side in sides))
-        for task, arm, labels in _places(one, two)
+        for task, arm, labels in _shared_cells(one, two)
         if any((task, arm, labels) in side for side in sides)
     ]
     figures = " and ".join(sorted({part.scores.label for result in (one, two) for part in result.parts}))

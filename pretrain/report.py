@@ -210,7 +210,7 @@ def _charts(
         ("loss", f"Loss: {_unit(source.config)} (1 seed{held_out})", "loss", ["train/loss", "held_out/loss"], 1.0),
         ("probe", f"Probes of the encoder{probed}", "top-1 accuracy in %", _with(metrics, "probe/"), 100.0),
         ("rate", "Learning rate", "learning rate", ["lr"], 1.0),
-        ("gradient", "Norm of the gradient of the whole model, before clipping", "norm", ["gradient_norm"], 1.0),
+        ("gradient", "Norm of the gradient of the full model, before clipping", "norm", ["gradient_norm"], 1.0),
         ("speed", "Throughput of training, without evaluations", "images/s", ["images_per_second"], 1.0),
         ("wait", "Share of the training time spent waiting for images", "%", ["data_wait_share"], 100.0),
         ("memory", "Peak memory so far (CPU: the main process alone)", "MiB", _with(metrics, "memory/"), 1.0),

@@ -20,7 +20,7 @@ from .predictions import Classification, Detections, Segmentation
 SHORTEST, LONGEST = 320, 1280
 """Pixels of a picture's longer side: smaller images are enlarged by whole numbers, larger ones made smaller."""
 OKABE_ITO = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7")
-"""Seven colours that are told apart with any colour vision (Okabe and Ito, 2008); further classes get others."""
+"""Seven colours that differ to any colour vision (Okabe and Ito, 2008); further classes get others."""
 NARROWEST = 160
 """Pixels of width that a picture with words below it has at least."""
 BACKGROUND = "#8a8f98"

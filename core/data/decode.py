@@ -249,7 +249,7 @@ def _open_jpeg(content: bytes, file: Image.Image, notes: tuple[str, ...]) -> Laz
 
         try:
             pixels = decode_jpeg(torch.frombuffer(bytearray(content), dtype=torch.uint8))
-        except RuntimeError:  # PIL puts up with more, such as a missing end marker; its verdict is the one that holds
+        except RuntimeError:  # PIL tolerates more, such as a missing end marker; its verdict is the one that holds
             return upright_pixels(picture_of(file), orientation)
         return upright_pixels(pixels.permute(1, 2, 0).numpy(), orientation)
 

@@ -108,7 +108,7 @@ class Similarities:
 
 
 @dataclass(frozen=True)
-class _Compared:
+class _ComparedPairs:
     """Pairs that were compared: numbers in both sets, and the correlation; ``done`` images were compared with all others."""
 
     done: int
@@ -160,7 +160,7 @@ def _floor(least: float | None) -> float:
     return PROMISING if least is None else min(PROMISING, least - 0.05)
 
 
-def _collected(compared: Iterable[_Compared], count: int, progress: Progress | None) -> Similarities:
+def _collected(compared: Iterable[_ComparedPairs], count: int, progress: Progress | None) -> Similarities:
     parts = []
     with torch.inference_mode():
         for part in compared:
@@ -173,7 +173,7 @@ def _collected(compared: Iterable[_Compared], count: int, progress: Progress | N
     return Similarities(count, index, other, similarity)
 
 
-def _through_windows(images: Thumbnails, others: Thumbnails) -> Iterator[_Compared]:
+def _through_windows(images: Thumbnails, others: Thumbnails) -> Iterator[_ComparedPairs]:
     """Three stages: ever fewer pairs, through ever more windows."""
     mine, theirs, grains = _as_tensors(images, others)
     for start in range(0, len(mine), CHUNK):
@@ -184,10 +184,10 @@ def _through_windows(images: Thumbnails, others: Thumbnails) -> Iterator[_Compar
             pairs = _best_ways(chunk[few], theirs, score[few], number[few])
             index = pairs.index + start + first
             similarity = _similarity(mine, theirs, replace(pairs, index=index), grains, move_windows=True)
-            yield _Compared(min(start + first + AT_ONCE, len(mine)), index, pairs.other, similarity)
+            yield _ComparedPairs(min(start + first + AT_ONCE, len(mine)), index, pairs.other, similarity)
 
 
-def _uncropped(images: Thumbnails, others: Thumbnails, floor: float, *, within: bool) -> Iterator[_Compared]:
+def _uncropped(images: Thumbnails, others: Thumbnails, floor: float, *, within: bool) -> Iterator[_ComparedPairs]:
     """Each image with those that its descriptor agrees best with; ``within`` one set, with others than itself."""
     own = descriptors(images)
     known = own if within else descriptors(others)
@@ -203,7 +203,7 @@ def _uncropped(images: Thumbnails, others: Thumbnails, floor: float, *, within: 
         mirrored = torch.from_numpy(mirrored_pairs(own[index.numpy()], known[other.numpy()]))
         pairs = _Pairs(index, other, mirrored, torch.ones(len(index), dtype=torch.bool), FULL.expand(len(index), 4))
         similarity = _similarity(mine, theirs, pairs, grains, move_windows=False)
-        yield _Compared(min(start + rows, len(mine)), index, other, similarity)
+        yield _ComparedPairs(min(start + rows, len(mine)), index, other, similarity)
 
 
 def _as_tensors(images: Thumbnails, others: Thumbnails) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:

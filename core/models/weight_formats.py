@@ -212,7 +212,7 @@ def _kernel_4d(source: str, kernel: Tensor, width: int | None) -> Tensor:
     if width is not None and shape[0] != width and shape[-1] == width:
         raise CheckpointError(
             f"{source}: the kernel of the patch embedding has shape {list(shape)}: the order of TensorFlow and Flax (height, "
-            "width, channels, features). Convert the whole model to PyTorch, with its library's converter, and give that file."
+            "width, channels, features). Convert the full model to PyTorch, with its library's converter, and give that file."
         )
     return kernel
 
