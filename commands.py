@@ -161,7 +161,7 @@ COMMANDS = {
         "data_check",
         "what is wrong with images, with or without annotations?",
         positional=("data",),
-        home="transfer.data_check",
+        home="transfer.check_data",
     ),
     "data pack": Command(
         "core.tools.pack_shards", "PackConfig", "pack", "images into tar shards, which any storage reads fast"

@@ -14,7 +14,7 @@ from ..core.models.encoder import Encoder
 from . import tasks
 from .metrics import Scores
 from .model_file import MODEL_FILE
-from .run_folder import finished_config, split_of_run
+from .run_files import finished_config, split_of_run
 from .task import TransferConfig
 from .trained_model import load_model
 

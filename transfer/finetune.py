@@ -45,7 +45,7 @@ from .init_weights import init_background, init_encoder, read_init_weights
 from .metrics import Scores
 from .model_file import MODEL_FILE
 from .report import write_summary
-from .run_folder import ENCODER_FILE, SPLITS_FILE, TEST_FILE, write_splits
+from .run_files import ENCODER_FILE, SPLITS_FILE, TEST_FILE, write_splits
 from .task import Task, TransferConfig
 
 __all__ = ["FitResult", "TransferResult", "fit", "plan", "run", "run_or_evaluate"]

@@ -32,7 +32,7 @@ from ..core.training.optimizers import parameter_groups
 from .init_weights import EncoderInit
 from .metrics import Scores
 from .recipe import RECIPES, Recipe, recipe_defaults
-from .run_folder import finished_config
+from .run_files import finished_config
 from .visualize import ExampleImage
 
 

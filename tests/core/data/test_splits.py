@@ -25,7 +25,7 @@ from maelift.core.tools.check_data import DataCheckConfig, data_check
 from maelift.pretrain.online_probe import ProbeConfig, read_probe_images
 from maelift.tests.support import noise_image
 from maelift.transfer.classification.config import ClassifyConfig
-from maelift.transfer.run_folder import split_of_run
+from maelift.transfer.run_files import split_of_run
 from PIL import Image
 
 FAST = settings(max_examples=60, deadline=None, derandomize=True, database=None)
