@@ -647,7 +647,7 @@ def test_a_folder_in_use_is_refused_and_a_dry_run_writes_nothing(whole: Whole, t
     assert "1 mae, 1 supervised" in text and sorted(tmp_path.rglob("*")) == before
     assert "none; more where steps are doubled; " in plan(resolved(whole)).text()
     (tmp_path / "config.yaml").write_text("data: photos\n")
-    with pytest.raises(MaeliftError, match="holds something else"):
+    with pytest.raises(MaeliftError, match="has other files than a suite's runs"):
         maelift.api.bench(str(whole.home / "suite.yaml"), out=str(tmp_path))
     with pytest.raises(MaeliftError, match="nothing can be written there"):
         maelift.api.bench(str(whole.home / "suite.yaml"), out=str(tmp_path / "config.yaml"))
