@@ -310,7 +310,7 @@ def test_a_share_of_the_labels_is_drawn_evenly(class_folders: Path, encoder: Pat
     method = read_encoder(tmp_path / "half" / "encoder.safetensors").provenance.method
     assert "18 labelled images" in method
     refused(class_folders, tmp_path / "more", "only 36 labelled images", encoder=encoder, labels=37)
-    refused(class_folders, tmp_path / "more", "at least one a class", encoder=encoder, labels=2)
+    refused(class_folders, tmp_path / "more", "at least one of each class", encoder=encoder, labels=2)
     run(class_folders, tmp_path / "more", encoder=encoder, labels=36, steps=1, epochs=7, evaluations=9)
     assert results_of(tmp_path / "more")["steps"] == 1 and results_of(tmp_path / "more")["best_step"] == 1
 
@@ -386,7 +386,7 @@ def test_an_encoder_in_half_precision_is_trained_in_full(class_folders: Path, en
     ("keys", "expected"),
     [
         ({"val": 0}, "val=0 makes 0 of 48 images"),
-        ({"test": 58}, "one a class for training"),
+        ({"test": 58}, "one of each class for training"),
         ({"batch_size": 15, "accumulate": 2}, "batch_size=15: expected a multiple of 2"),
         ({"batch_size": 6, "accumulate": 2, "mixup": 0.8}, "a multiple of 4"),
         ({"workers": -1}, "workers=-1: expected 0 or more"),
