@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import DataError
+from .column_names import FLAG_COLUMNS
 from .folder_names import split_of
 from .table_columns import FALSE, TRUE, Columns, find_columns
 from .table_paths import file_identity, resolve_paths
-from .table_sheet import FLAG_COLUMNS, Sheet, SheetRow, read_sheet
+from .table_sheet import Sheet, SheetRow, read_sheet
 
 logger = logging.getLogger("maelift")
 

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from ..config_keys import nearest
 from ..errors import DataError
+from .column_names import FLAG_COLUMNS, LABEL_COLUMNS, PATH_COLUMNS, SPLIT_COLUMNS
 from .folder_names import is_image_name, split_of
-from .table_sheet import FLAG_COLUMNS, LABEL_COLUMNS, PATH_COLUMNS, SPLIT_COLUMNS, Sheet
+from .table_sheet import Sheet
 
 BOX_COLUMNS = frozenset(
     {"xmin", "ymin", "xmax", "ymax", "x1", "y1", "x2", "y2", "bbox", "x_min", "y_min", "x_max", "y_max"}

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ..errors import DataError
 from ..files import read_regular
+from .column_names import FLAG_COLUMNS, LABEL_COLUMNS, PATH_COLUMNS, SPLIT_COLUMNS
 from .folder_names import is_image_name
 
 logger = logging.getLogger("maelift")
@@ -21,34 +22,6 @@ logger = logging.getLogger("maelift")
 DELIMITERS = ",;\t|"
 """Candidates for what separates columns, most likely first."""
 
-PATH_COLUMNS = (
-    *("path", "file", "filename", "file_name", "filepath", "file_path", "image_path", "img_path", "image", "img"),
-    *(
-        "image_file",
-        "image_name",
-        "img_name",
-        "image_filename",
-        "filepaths",
-        "images",
-        "image_id",
-        "img_id",
-        "id",
-        "name",
-    ),
-)
-"""Names of the column of image paths, in lower case, preferred ones first."""
-
-LABEL_COLUMNS = (
-    *("label", "labels", "class", "classes", "target", "targets", "category", "categories", "class_name", "classname"),
-    *("label_name", "category_name", "class_label", "class_id", "label_id", "category_id", "tag", "tags", "species"),
-)
-"""Names of the column of labels, in lower case, preferred ones first."""
-
-SPLIT_COLUMNS = ("split", "set", "subset", "partition", "dataset", "data set", "phase", "usage")
-"""Names of the column of splits, in lower case."""
-
-FLAG_COLUMNS = {"is_valid": "val", "is_val": "val", "is_test": "test"}
-"""Boolean columns that mark the images of a split; the other images are of training."""
 
 BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
