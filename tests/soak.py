@@ -24,7 +24,7 @@ VICTIMS: dict[str, Callable[[list[psutil.Process]], list[psutil.Process]]] = {
     "the launcher": lambda processes: processes[:1],
     "a process that trains": lambda processes: processes[-1:],
 }
-KEYS = [*TINY, "epochs=40", "log_every=1", "checkpoint_minutes=0.0003"]
+KEYS = [*TINY, "epochs=16", "log_every=1", "checkpoint_minutes=0.0003"]
 
 
 def soak(folder: Path, kills: int, seed: int, keys: list[str]) -> list[str]:
