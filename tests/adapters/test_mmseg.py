@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import shlex
 import shutil
@@ -10,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,18 @@ def _default_scope(mmseg: Any) -> None:
     from mmengine.registry import init_default_scope
 
     init_default_scope("mmseg")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_log_files_left(mmseg: Any) -> Iterator[None]:
+    """The framework's loggers outlive its runs; one whose file another library has closed fails the next model."""
+    yield
+    from mmengine.logging import MMLogger
+
+    for logger in MMLogger._instance_dict.values():
+        for handler in [handler for handler in logger.handlers if isinstance(handler, logging.FileHandler)]:
+            logger.removeHandler(handler)
+            handler.close()
 
 
 @pytest.fixture(scope="module")

@@ -85,7 +85,7 @@ def test_a_job_that_is_told_to_stop_is_queued_again_and_ends_with_the_same_bits(
     assert run_ranks(2, "pretrain", f"data={data}", f"out={whole}", *KEYS).returncode == 0
     done = maelift(slurm, "pretrain", f"data={data}", f"out={out}", *KEYS, *JOB)
     assert done.returncode == 0, done.stderr
-    job, log = done.stdout.split("SLURM job ")[1].split()[0], Path(done.stdout.split("says: ")[1].split()[0])
+    job, log = done.stdout.split("SLURM job ")[1].split()[0], Path(done.stdout.split("log: ")[1].split()[0])
 
     def steps() -> int:
         metrics = out / "metrics.jsonl"
