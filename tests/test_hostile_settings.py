@@ -7,6 +7,7 @@ import gzip
 import os
 import random
 import shutil
+from functools import cache
 from pathlib import Path
 from typing import cast
 
@@ -109,7 +110,7 @@ TEXTS = (
         "{a: 1}",
         "{1:2}",
         "{30:40}",
-        "[" * 3000,
+        "[" * 1200,  # deeper than Python's stack; YAML's time is quadratic
         "{a: " * 300,
         "a=b",
         "=",
@@ -132,15 +133,21 @@ TEXTS = (
 BELOW = ("a", "0", "", "..", "x y", "[0]", "__class__")
 
 
-def hostile_words(draw: random.Random, name: str) -> list[str]:
-    """One to three words for a command, most of them keys that it has."""
+@cache
+def keys_of(name: str) -> list[str]:
+    """The keys of a command that start nothing elsewhere."""
     schema = COMMANDS[name].config_type()
     keys = (
         [entry.key for entry in describe(cast(type, schema))]
         if dataclasses.is_dataclass(schema)
         else ["encoder", "to", "out"]
     )
-    keys = [key for key in keys if key.partition(".")[0] not in ("slurm", "launch")] or ["x"]
+    return [key for key in keys if key.partition(".")[0] not in ("slurm", "launch")] or ["x"]
+
+
+def hostile_words(draw: random.Random, name: str) -> list[str]:
+    """One to three words for a command, most of them keys that it has."""
+    keys = keys_of(name)
     words = [f"{draw.choice(keys)}={draw.choice(draw.choice((NUMBERS, TEXTS)))}" for _ in range(draw.randint(1, 3))]
     if draw.random() < 0.1:
         words.append(f"{draw.choice(keys)}.{draw.choice(BELOW)}={draw.choice(NUMBERS)}")

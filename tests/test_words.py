@@ -6,6 +6,7 @@ import ast
 import re
 import tokenize
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -152,15 +153,17 @@ def texts(path: Path) -> Iterator[tuple[int, str]]:
                     yield token.start[0] + offset, line
 
 
+@cache
+def all_texts() -> list[tuple[str, int, str]]:
+    """The comments, strings and pages of the project: file, line's number, and line. Read once for all words."""
+    files = [f"{module}.py" for module in MODULES] + tracked("*.md", "*.j2", "*.yaml")
+    return [(name, number, line) for name in sorted(files) for number, line in texts(ROOT / name)]
+
+
 @pytest.mark.parametrize("pattern", WORDS)
 def test_words_are_those_of_the_field(pattern: str) -> None:
-    files = [f"{module}.py" for module in MODULES] + tracked("*.md", "*.j2", "*.yaml")
-    found = [
-        f"{name}:{number}: {line.strip()[:120]}"
-        for name in sorted(files)
-        for number, line in texts(ROOT / name)
-        if re.search(pattern, line, re.IGNORECASE)
-    ]
+    word = re.compile(pattern, re.IGNORECASE)
+    found = [f"{name}:{number}: {line.strip()[:120]}" for name, number, line in all_texts() if word.search(line)]
     assert not found, f"say {WORDS[pattern]}:\n" + "\n".join(found)
 
 
