@@ -9,7 +9,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,58 +28,75 @@ HOSTILE = (
     "日本語の腕 — עברית — ελληνικά",
     "a-very-long-name-" * 20,
 )
-WIDTHS = {"desk": 1280, "phone": 390}
-FRAME = """<!doctype html><meta charset="utf-8"><title>{title}</title>
-<iframe id="page" src="{page}" style="width: {width}px; height: 3000px; border: 0"></iframe>
+WIDTHS = (1280, 390)
+"""Of a desk and of a phone."""
+FRAMES = """<!doctype html><meta charset="utf-8"><title>{title}</title>
+{frames}
 <pre id="found">nothing</pre>
 <script>
 addEventListener("error", event => {{ document.getElementById("found").textContent = "error " + event.message; }});
 addEventListener("load", () => {{
-  const inner = document.getElementById("page").contentWindow, page = inner.document, root = page.documentElement;
-  const wide = [...page.querySelectorAll("body *")].filter(part => {{
-    if (part.closest(".scroll") || part.closest("pre") || part.closest("svg")) return false;
-    return part.getBoundingClientRect().right > root.clientWidth + 1;
-  }});
-  document.getElementById("found").textContent = JSON.stringify({{
-    title: page.title,
-    scrolls: root.scrollWidth - root.clientWidth,
-    wide: wide.map(part => part.tagName + " " + part.textContent.slice(0, 60)),
-    images: [...page.images].filter(image => !image.complete || !image.naturalWidth).length,
-    requests: inner.performance.getEntriesByType("resource").map(entry => entry.name).filter(name => !name.startsWith("data:")),
-    scripts: page.scripts.length,
-    focusable: [...page.querySelectorAll(".scroll, pre")].every(part => part.tabIndex === 0),
-    text: page.body.innerText,
-  }});
+  document.getElementById("found").textContent = JSON.stringify([...document.querySelectorAll("iframe")].map(frame => {{
+    const inner = frame.contentWindow, page = inner.document, root = page.documentElement;
+    const wide = [...page.querySelectorAll("body *")].filter(part => {{
+      if (part.closest(".scroll") || part.closest("pre") || part.closest("svg")) return false;
+      return part.getBoundingClientRect().right > root.clientWidth + 1;
+    }});
+    return {{
+      title: page.title,
+      width: root.clientWidth,
+      scrolls: root.scrollWidth - root.clientWidth,
+      wide: wide.map(part => part.tagName + " " + part.textContent.slice(0, 60)),
+      images: [...page.images].filter(image => !image.complete || !image.naturalWidth).length,
+      requests: inner.performance.getEntriesByType("resource").map(entry => entry.name).filter(name => !name.startsWith("data:")),
+      scripts: page.scripts.length,
+      focusable: [...page.querySelectorAll(".scroll, pre")].every(part => part.tabIndex === 0),
+      text: page.body.innerText,
+    }};
+  }}));
 }});
 </script>
 """
 
 
+@dataclass(frozen=True)
+class Browser:
+    """A browser's program, and its profile: made at its first start, which takes the longest, and used again."""
+
+    program: str
+    profile: Path
+
+
 @pytest.fixture(scope="session")
-def chromium(tmp_path_factory: pytest.TempPathFactory) -> str:
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Browser:
     """Debian's Chromium; in CI it is installed, elsewhere the tests are skipped without."""
     if shutil.which("chromium") is None:
         if not os.environ.get("CI"):
             pytest.skip("no chromium here")
         log = tmp_path_factory.mktemp("debian") / "apt.log"
         subprocess.run([str(ROOT / "tests" / "debian.sh"), str(log), "chromium=chromium"], check=True)
-    return shutil.which("chromium") or pytest.fail("chromium was not installed")
+    program = shutil.which("chromium") or pytest.fail("chromium was not installed")
+    return Browser(program, tmp_path_factory.mktemp("profile"))
 
 
-def chromed(chromium: str, home: Path, *words: str) -> subprocess.CompletedProcess[str]:
+def chromed(chromium: Browser, *words: str) -> subprocess.CompletedProcess[str]:
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars"]
     flags += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
-    flags += ["--allow-file-access-from-files", f"--user-data-dir={home / 'profile'}", "--virtual-time-budget=5000"]
-    return subprocess.run([chromium, *flags, *words], capture_output=True, text=True, timeout=120, check=True)
+    flags += ["--allow-file-access-from-files", f"--user-data-dir={chromium.profile}", "--virtual-time-budget=5000"]
+    return subprocess.run([chromium.program, *flags, *words], capture_output=True, text=True, timeout=120, check=True)
 
 
-def looked_at(chromium: str, page: Path, width: int) -> dict[str, Any]:
-    """What a browser finds in a page of this width; a window can't be as narrow as a phone, a frame can."""
-    frame = page.with_name(f"frame{width}.html")
-    frame.write_text(FRAME.format(title="frame", page=page.name, width=width))
-    done = chromed(chromium, page.parent, "--window-size=1400,3100", "--dump-dom", frame.as_uri())
+def shown_at_each_width(chromium: Browser, page: Path) -> list[dict[str, Any]]:
+    """What a browser finds in a page of each width; a window can't be as narrow as a phone, a frame can."""
+    file = page.with_name("frames.html")
+    frames = (
+        f'<iframe src="{page.name}" style="width: {width}px; height: 3000px; border: 0"></iframe>' for width in WIDTHS
+    )
+    file.write_text(FRAMES.format(title="frames", frames="\n".join(frames)))
+    done = chromed(chromium, "--window-size=1400,3100", "--dump-dom", file.as_uri())
     (found,) = re.findall(r'<pre id="found">(.*?)</pre>', done.stdout, re.DOTALL)
-    content: dict[str, Any] = json.loads(html.unescape(found))
+    content: list[dict[str, Any]] = json.loads(html.unescape(found))
+    assert [one["width"] for one in content] == list(WIDTHS)
     return content
 
 
@@ -110,16 +127,15 @@ PNG = (
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("width", WIDTHS.values(), ids=WIDTHS.keys())
-def test_a_report_of_hostile_names_is_shown_whole(chromium: str, tmp_path: Path, width: int) -> None:
+def test_a_report_of_hostile_names_is_shown_whole(chromium: Browser, tmp_path: Path) -> None:
     report = write_report(hostile(answered(ACCURACIES)), tmp_path)
-    found = looked_at(chromium, report.html, width)
-    assert found["title"].startswith(HOSTILE[0]) and found["scripts"] == 0 and found["requests"] == []
-    assert found["scrolls"] == 0 and found["wide"] == [], found["wide"][:5]
-    assert found["images"] == 0 and found["focusable"]
-    shown = " ".join(found["text"].split())
-    for name in HOSTILE[:3]:
-        assert " ".join(name.split()) in shown
+    for found in shown_at_each_width(chromium, report.html):
+        assert found["title"].startswith(HOSTILE[0]) and found["scripts"] == 0 and found["requests"] == []
+        assert found["scrolls"] == 0 and found["wide"] == [], found["wide"][:5]
+        assert found["images"] == 0 and found["focusable"]
+        shown = " ".join(found["text"].split())
+        for name in HOSTILE[:3]:
+            assert " ".join(name.split()) in shown
 
 
 ACCURACIES = {
@@ -130,40 +146,37 @@ ACCURACIES = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("width", WIDTHS.values(), ids=WIDTHS.keys())
-def test_a_comparison_is_shown_whole(chromium: str, tmp_path: Path, width: int) -> None:
+def test_a_comparison_is_shown_whole(chromium: Browser, tmp_path: Path) -> None:
     for name, result in (("one", hostile(made_up())), ("two", made_up())):
         (tmp_path / name).mkdir()
         write_report(result, tmp_path / name)
     side = compare_results(CompareConfig(str(tmp_path / "one"), str(tmp_path / "two"), str(tmp_path / "out")))
     assert side.page is not None
-    found = looked_at(chromium, side.page, width)
-    assert found["scripts"] == 0 and found["requests"] == [] and found["scrolls"] == 0 and found["wide"] == []
+    for found in shown_at_each_width(chromium, side.page):
+        assert found["scripts"] == 0 and found["requests"] == [] and found["scrolls"] == 0 and found["wide"] == []
 
 
 @pytest.mark.slow
-def test_a_report_can_be_printed(chromium: str, tmp_path: Path) -> None:
+def test_a_report_can_be_printed(chromium: Browser, tmp_path: Path) -> None:
     report = write_report(made_up(), tmp_path)
-    chromed(
-        chromium, tmp_path, "--no-pdf-header-footer", f"--print-to-pdf={tmp_path / 'report.pdf'}", report.html.as_uri()
-    )
+    chromed(chromium, "--no-pdf-header-footer", f"--print-to-pdf={tmp_path / 'report.pdf'}", report.html.as_uri())
     content = (tmp_path / "report.pdf").read_bytes()
     assert content.startswith(b"%PDF") and 1 <= content.count(b"/Type /Page\n") + content.count(b"/Type /Page ") <= 20
 
 
 @pytest.mark.slow
-def test_the_charts_have_colours_in_the_dark_and_in_the_light(chromium: str, tmp_path: Path) -> None:
+def test_the_charts_have_colours_in_the_dark_and_in_the_light(chromium: Browser, tmp_path: Path) -> None:
     report = write_report(made_up(), tmp_path)
     pixels = [_screenshot(chromium, tmp_path, report.html, mode) for mode in ("0", "1")]
     light, dark = (np.asarray(picture).mean() for picture in pixels)
     assert light > 200 and dark < 80
 
 
-def _screenshot(chromium: str, home: Path, page: Path, dark: str) -> Any:
+def _screenshot(chromium: Browser, home: Path, page: Path, dark: str) -> Any:
     from PIL import Image
 
     file = home / f"shot{dark}.png"
     words: Sequence[str] = [f"--blink-settings=preferredColorScheme={0 if dark == '1' else 1}"]
-    chromed(chromium, home, *words, "--window-size=900,1200", f"--screenshot={file}", page.as_uri())
+    chromed(chromium, *words, "--window-size=900,1200", f"--screenshot={file}", page.as_uri())
     with Image.open(file) as picture:
         return picture.convert("L").copy()

@@ -49,7 +49,7 @@ def encoder_of(path: Path, encoder: Encoder) -> str:
 
 
 def bench(images: Path, out: Path, arms: dict[str, Any], **keys: Any) -> BenchResult:
-    scratch = {"start": "scratch", "label": "from scratch", "recipe": RECIPE, "steps": {"12": 60}}
+    scratch = {"start": "scratch", "label": "from scratch", "recipe": RECIPE, "steps": {"12": 30}}
     suite = {
         "title": "Is the known effect found?",
         "data": {"path": str(images), "pool": 60},
@@ -58,9 +58,9 @@ def bench(images: Path, out: Path, arms: dict[str, Any], **keys: Any) -> BenchRe
         "model": "vit_nano",
         "image_size": 16,
         "patch_size": 8,
-        "evaluations": 3,
+        "evaluations": 2,
         "workers": 2,
-        "tuning": {"rates": [1e-4, 3e-4, 1e-3, 3e-3], "check_seeds": 1, "max_doublings": 0},
+        "tuning": {"rates": [3e-4, 1e-3, 3e-3, 6e-3], "check_seeds": 1, "max_doublings": 0},
         "arms": {**arms, "scratch": scratch},
     }
     file = out.with_suffix(".yaml")
@@ -79,7 +79,7 @@ def test_an_arm_that_is_scratch_in_disguise_is_not_resolved_and_a_broken_one_hur
         for parameter in blind.patch_embed.parameters():
             parameter.zero_()  # sees nothing of an image
     own: dict[str, Any] = {**RECIPE, "layer_decay": 1.0, "weight_decay": 0.3, "betas": [0.9, 0.95]}
-    null = {"recipe": own, "steps": {"12": 60}, "start": "encoder", "label": "scratch in disguise"}
+    null = {"recipe": own, "steps": {"12": 30}, "start": "encoder", "label": "scratch in disguise"}
     harm = {**null, "label": "blind", "recipe": {**own, "layer_decay": 1e-6}}  # and never learns to see
     result = bench(
         images,
