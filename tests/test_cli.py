@@ -14,6 +14,7 @@ import maelift
 import pytest
 from maelift.cli import main
 from maelift.core.errors import DataError
+from maelift.core.optional_imports import FRAMEWORKS
 from maelift.core.tools import doctor
 from maelift.pretrain.config import PretrainConfig
 from maelift.tests.support import TINY, environment, one_line_error, run_maelift, write_images
@@ -155,10 +156,10 @@ def test_a_config_file_takes_the_place_of_words(image_folder: Path, tmp_path: Pa
 @pytest.mark.slow
 def test_doctor_tells_what_is_here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     every = {
-        "adapters": dict.fromkeys(doctor.ADAPTERS, "works"),
+        "adapters": dict.fromkeys(FRAMEWORKS, "works"),
         "frameworks": dict.fromkeys(doctor.OTHER_PACKAGES, "imports"),
     }
-    monkeypatch.setattr(doctor, "ADAPTERS", {"timm": doctor.ADAPTERS["timm"]})  # the adapters' tests import the others
+    monkeypatch.setattr(doctor, "ADAPTERS", {"timm": FRAMEWORKS["timm"]})  # the adapters' tests import the others
     monkeypatch.setattr(doctor, "OTHER_PACKAGES", {"tensorboard": "tensorboard"})
     assert main(["doctor", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
