@@ -160,7 +160,7 @@ def test_objects_of_images_of_many_shapes_are_learned(
     engine: str, head: str, shapes: Path, encoder: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    result = run(shapes, out, encoder=encoder, engine=engine, head=head, steps=120)
+    result = run(shapes, out, encoder=encoder, engine=engine, head=head, steps=90)
     test = results_of(out)
     assert result.test.metrics == test["metrics"] and test["count"] == 16
     assert test["metrics"]["AP50"] > 0.5
