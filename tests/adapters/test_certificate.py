@@ -120,7 +120,7 @@ def test_a_wrong_epsilon_shows_in_float64_alone() -> None:
         ("vit_nano", 4, (24, 40), 4),
         ("vit_small", 3, 112, 0),
         ("vit_small", 3, (96, 160), 4),
-        pytest.param("vit_base", 3, 160, 5, marks=pytest.mark.slow),
+        pytest.param("vit_base", 3, 224, 7, marks=pytest.mark.slow),
     ],
 )
 def test_an_equal_backbone_passes(model: str, channels: int, image_size: int | tuple[int, int], window: int) -> None:
