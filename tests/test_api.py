@@ -49,6 +49,7 @@ def test_a_signature_has_every_key_by_its_name(name: str) -> None:
     assert "key" not in parameters and "Keys of maelift" in (inspect.getdoc(found) or "")
 
 
+@pytest.mark.slow
 def test_help_describes_the_function_not_the_folder() -> None:
     code = "import maelift; help(maelift.pretrain)"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

@@ -144,6 +144,7 @@ def test_a_dry_run_tells_the_plan_and_writes_nothing(image_folder: Path, tmp_pat
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_config_file_takes_the_place_of_words(image_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text(
         f"data: {image_folder}\nout: run\nmodel: vit_nano\nbatch_size: 8\nimage_size: 32\n"

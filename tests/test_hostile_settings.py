@@ -156,6 +156,7 @@ def hostile_words(draw: random.Random, name: str) -> list[str]:
     return words
 
 
+@pytest.mark.slow
 def test_hostile_settings_are_taken_or_refused_in_a_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

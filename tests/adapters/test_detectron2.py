@@ -324,6 +324,7 @@ SHAPES: dict[str, Callable[[], Encoder]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_backbone_that_detectron2_builds_is_the_encoder(shape: str, tmp_path: Path) -> None:
     encoder = SHAPES[shape]()
@@ -770,6 +771,7 @@ def test_the_schedule_is_vitdets_whatever_the_length(bundle: Path) -> None:
     assert config.optimizer.lr == pytest.approx(1e-4 * 2 / 64) and config.train.max_iter == 16
 
 
+@pytest.mark.slow
 def test_nothing_of_detectron2_is_imported_before_it_is_needed() -> None:
     code = "import sys, maelift.adapters.detectron2; assert 'detectron2' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, env=environment())

@@ -186,6 +186,7 @@ def test_help_lists_the_keys_of_every_framework() -> None:
     assert text.count("file of maelift") == 1 and "window_size  (int | null" in text
 
 
+@pytest.mark.slow
 def test_no_adapter_imports_its_framework_before_it_is_used() -> None:
     import subprocess
 

@@ -234,6 +234,7 @@ def small_runner(config: Any, folder: Path, iterations: int = 2) -> Any:
     return Runner.from_cfg(config)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("channels", "suffix"), [(1, ".png"), (5, ".tif")])
 def test_other_channels_four_blocks_and_crops_that_are_not_square_train(
     fashion_mnist: Path, tmp_path: Path, channels: int, suffix: str
@@ -537,6 +538,7 @@ def test_the_registered_backbone_is_refused_with_other_weights_or_pixels(
         certify(config, other)
 
 
+@pytest.mark.slow
 def test_the_registered_backbone_trains_on_images_of_odd_sizes_and_a_checkpoint_is_not_overwritten(
     bundle: Path, encoder_file: Path, tmp_path: Path
 ) -> None:

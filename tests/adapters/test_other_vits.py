@@ -102,6 +102,7 @@ def checkpoint(model: nn.Module, path: Path, name: str, arguments: dict[str, Any
     return path
 
 
+@pytest.mark.slow
 def test_every_plain_vit_of_timm_is_read_right_and_every_other_is_refused_by_a_reason(
     swept: dict[str, tuple[str, str]],
 ) -> None:

@@ -92,6 +92,7 @@ def certified(found: Candidate, size: tuple[int, int] = (32, 32)) -> Certificate
     return measure_parity(lambda _: found, [size], framework="timm", encoder="")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("channels", "image_size"), [(1, (32, 32)), (3, (32, 32)), (4, (20, 44))])
 def test_timm_alone_loads_the_folder_and_finds_our_features(
     tmp_path: Path, channels: int, image_size: tuple[int, int]

@@ -52,6 +52,7 @@ assert not [name for name in sys.modules if name.startswith(("maelift", "timm"))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels", [1, 4])
 def test_plain_torchvision_loads_and_trains_the_export(channels: int, tmp_path: Path) -> None:
     encoder = random_encoder("vit_nano", channels=channels)

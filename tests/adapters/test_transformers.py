@@ -104,6 +104,7 @@ def decoder_of(model: MaskedAutoencoder, digest: str) -> DecoderFile:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_from_pretrained_alone_finds_our_features_and_our_loss(tmp_path: Path, channels: int) -> None:
     model = random_mae(channels)
@@ -273,6 +274,7 @@ def test_the_usual_shapes_pass(tmp_path: Path, shape: str) -> None:
     assert certify_folder(tmp_path, read_encoder(path)).passed
 
 
+@pytest.mark.slow
 def test_the_page_works_as_it_stands(tmp_path: Path) -> None:
     save_mae(random_mae(), tmp_path)
     run_page(ROOT / "docs" / "transformers.md", tmp_path)

@@ -49,6 +49,7 @@ def test_gray_images_and_a_pool_of_their_own(tmp_path: Path) -> None:
     assert "20 images to pretrain on" in plan(config).text()
 
 
+@pytest.mark.slow
 def test_boxes_and_masks_become_tasks(tmp_path: Path, fashion_mnist: Path) -> None:
     scenes = str(tmp_path / "scenes")
     fashion_scenes(FashionScenesConfig(scenes, str(fashion_mnist), train=60, val=6, test=8, pool=0))

@@ -53,6 +53,7 @@ def test_an_open_question_says_how_many_more_seeds_it_takes(tmp_path: Path) -> N
     assert re.search(r"About \d+ more seeds would resolve a difference of this size with a chance of 80 ?%", verdict)
 
 
+@pytest.mark.slow
 def test_test_images_are_drawn_too_where_it_is_known_which_were_right(tmp_path: Path) -> None:
     result = answered(ACCURACIES)
     by_arm = {

@@ -220,6 +220,7 @@ def test_a_suite_ends_with_verdicts_and_keeps_every_run(whole: Whole) -> None:
     assert "scanning the images" in whole.shown and "runs to do, 2 at a time" in whole.shown
 
 
+@pytest.mark.slow
 def test_the_report_names_no_folders_but_by_their_last_names(whole: Whole, tmp_path: Path) -> None:
     shutil.copytree(whole.out, tmp_path / "again")
     words = [whole.home / "suite.yaml", f"out={tmp_path / 'again'}", f"data.path={whole.home / 'images'}"]

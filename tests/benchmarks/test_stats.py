@@ -113,6 +113,7 @@ def test_what_a_design_resolves_is_resolved_in_80_of_100_cases() -> None:
         assert 0.6 < np.mean([drawn(told).verdict == "helps" for _ in range(400)]) < 0.95
 
 
+@pytest.mark.slow
 def test_a_hopeless_difference_has_no_forecast() -> None:
     difference = paired_difference([0.1, -0.1, 0.10001, -0.1], [0.0] * 4)
     assert units_needed(difference) is None

@@ -210,6 +210,7 @@ def test_the_shipped_suites_tune_every_arm_alike(path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_class_folders_csv_and_idx(suite: Path, class_folders: Path, tmp_path: Path) -> None:
     names = sorted(path.relative_to(class_folders).as_posix() for path in class_folders.glob("*/*.png"))
     table = tmp_path / "table.csv"

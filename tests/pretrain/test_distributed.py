@@ -51,6 +51,7 @@ def one(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, lis
     return out, pretrain(data, out, "epochs=2", "clip_grad=0.5", "ema_decay=0.9")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("processes", "keys"),
     [

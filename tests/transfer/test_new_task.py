@@ -58,6 +58,7 @@ def counting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     COMMANDS.pop("transfer count", None)
 
 
+@pytest.mark.slow
 def test_a_task_of_another_package_is_one_folder_and_one_row(
     counting: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

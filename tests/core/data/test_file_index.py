@@ -130,6 +130,7 @@ def test_an_unchanged_tree_is_not_listed_again(tmp_path: Path, scanned: list[str
     assert scanned == ["b"] and now == walked(tmp_path) != first
 
 
+@pytest.mark.slow
 def test_a_tree_that_changes_in_every_way_is_listed_as_it_is(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     write_images(tmp_path / "folder0", 2)
