@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, cast
 
 from .config_keys import MISSING, describe, describe_below, nearest, schema_defaults, type_name, unknown_key
-from .errors import ConfigError, MaeliftError, _shortened, show
+from .errors import ConfigError, MaeliftError, shortened, show
 from .overrides import as_written, parse_overrides, typed_values
 from .yaml_files import first_line, flatten, merged, plain, read_yaml
 
@@ -59,7 +59,7 @@ def resolve(
         raise MaeliftError(f"{key}: {first_line(error)}.") from error
     except (RecursionError, ValueError, TypeError, OverflowError) as error:
         reason = "values that refer to each other in a circle" if isinstance(error, RecursionError) else str(error)
-        raise MaeliftError(f"configuration: can't be put together ({_shortened(reason)}).") from error
+        raise MaeliftError(f"configuration: can't be put together ({shortened(reason)}).") from error
     try:
         return cast(T, _build(schema, cast(dict[str, Any], content), "", schema))
     except ConfigError as error:

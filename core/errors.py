@@ -24,7 +24,7 @@ class ConfigError(MaeliftError):
 
     def __init__(self, key: str, value: object, expected: str, advice: str = "") -> None:
         self.key, self.value, self.expected, self.advice = key, value, expected, advice
-        super().__init__(f"{key}={_shortened(show(value))}: expected {expected}.{f' {advice}' if advice else ''}")
+        super().__init__(f"{key}={shortened(show(value))}: expected {expected}.{f' {advice}' if advice else ''}")
 
 
 MAX_VALUE_LENGTH = 300
@@ -47,5 +47,6 @@ def show(value: object) -> str:
     return str(value)
 
 
-def _shortened(text: str) -> str:
+def shortened(text: str) -> str:
+    """A text up to ``SHOWN_LETTERS``, with its length where it is longer."""
     return text if len(text) <= MAX_VALUE_LENGTH else f"{text[:MAX_VALUE_LENGTH]}... ({len(text):,} letters)"

@@ -10,11 +10,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Union, cast
 
 from .config_keys import KeyHelp, describe, unknown_key
-from .errors import ConfigError, MaeliftError, _shortened
+from .errors import ConfigError, MaeliftError, shortened
 from .yaml_files import JOINED_PAIR, first_line, joined_pairs, merged, plain, yaml_values
 
 
 def parse_overrides(schema: type, overrides: Sequence[str]) -> dict[str, Any]:
+    """The nested values of words "key=value"; raises ConfigError for a value, MaeliftError for a word or an unknown key."""
     import yaml
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -24,7 +25,7 @@ def parse_overrides(schema: type, overrides: Sequence[str]) -> dict[str, Any]:
     for text in overrides:
         key, equals, value = text.partition("=")
         if not equals or not key:
-            raise MaeliftError(f"'{_shortened(text)}': expected key=value.")
+            raise MaeliftError(f"'{shortened(text)}': expected key=value.")
         if not _may_be_given(key, known.values()):
             raise unknown_key(key, schema)
         kind = known[key].type if key in known else "a value"
@@ -38,7 +39,7 @@ def parse_overrides(schema: type, overrides: Sequence[str]) -> dict[str, Any]:
         except (OmegaConfBaseException, yaml.YAMLError) as error:
             raise ConfigError(key, value, kind, f"It isn't YAML: {first_line(error)}.") from error
         except (ValueError, TypeError, AttributeError, AssertionError, IndexError) as error:
-            raise ConfigError(key, value, kind, f"It can't be read: {_shortened(first_line(error))}.") from error
+            raise ConfigError(key, value, kind, f"It can't be read: {shortened(first_line(error))}.") from error
         except RecursionError as error:
             raise ConfigError(key, value, kind, "It is nested too deeply.") from error
     return result
