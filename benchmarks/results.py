@@ -34,8 +34,9 @@ def unpack_items(text: str) -> NDArray[np.float64]:
 class Arm:
     """One way to get an encoder.
 
-    ``note`` is what a reader must know of it (that it is an upper bound, say), ``pretrain_seconds`` its
-    compute, ``x`` its place on the suite's axis, if it has one.
+    ``note`` is what a reader must know of it, ``pretrain_seconds`` its compute, ``x`` its place on the suite's axis, if it has
+    one. ``pretrained``: whether its encoder was; ``upper_bound``: whether that was on the pool's labels of the task itself, so
+    that no verdict is drawn.
     """
 
     name: str
@@ -43,6 +44,8 @@ class Arm:
     note: str
     pretrain_seconds: float
     x: float | None = None
+    pretrained: bool = True
+    upper_bound: bool = False
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,10 @@ class TuningRecord:
 
 @dataclass(frozen=True)
 class ConvergenceCheck:
-    """What twice the steps bring an arm on validation, over ``seeds``: ``gain`` against its ``noise``."""
+    """What twice the steps bring an arm on validation, over ``seeds``: ``gain`` against its ``noise``.
+
+    ``limit``: the most that longer training may truly bring (upper limit at 95 %, a share); infinite where unknown.
+    """
 
     arm: str
     labels: int
@@ -116,6 +122,7 @@ class ConvergenceCheck:
     gain: float
     noise: float
     converged: bool
+    limit: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -124,6 +131,7 @@ class TaskResult:
 
     ``kind``: its name in the table of tasks (transfer/tasks.py). ``seeds`` are those compared at each label count; ``counts`` are
     images by use (labelled source, validation, test). ``short``: nothing was tuned or checked. ``recipes``: each arm's.
+    ``clusters``: which patient, video or flight each test item is of, as numbers; empty where every item is drawn by itself.
     """
 
     name: str
@@ -136,6 +144,7 @@ class TaskResult:
     counts: Mapping[str, int]
     recipes: Mapping[str, Mapping[str, object]]
     short: bool = False
+    clusters: tuple[int, ...] = ()
 
     @property
     def scores(self) -> ReportedScores:
@@ -151,9 +160,13 @@ class TaskResult:
         """The test score of a run that verdicts go by, a share; 0 where nothing could be measured."""
         return cell.test.get(self.scores.key) or 0.0
 
-    def by_seed(self, arm: str, labels: int) -> dict[int, Cell]:
+    def cells_of(self, arm: str, labels: int) -> list[Cell]:
         """The runs of an arm at a label count."""
-        return {cell.seed: cell for cell in self.cells if cell.arm == arm and cell.labels == labels}
+        return [cell for cell in self.cells if cell.arm == arm and cell.labels == labels]
+
+    def by_seed(self, arm: str, labels: int) -> dict[int, Cell]:
+        """The same by seed; one of each, where a seed was run with several encoders."""
+        return {cell.seed: cell for cell in self.cells_of(arm, labels)}
 
     def mean_score(self, arm: str, labels: int) -> float:
         """The mean test score of an arm at a label count; at least one run must be there."""
@@ -197,7 +210,9 @@ class SuiteResult:
     names runs that are not there, which makes the result partial; ``seconds_total`` is compute. ``failed``: runs that ended with
     an error, and which; ``unspent``: why others were not started. ``axis``: what the arms differ in, where it is a number;
     ``published``: the protocol in ``published.yaml`` that a task follows, if any; ``examples``: test images that arms win and
-    lose; ``near``: near-duplicates that were left out.
+    lose; ``near``: near-duplicates that were left out. ``baseline``: an arm, or "auto" for the best without pretraining by
+    validation, at each label count of each task. ``looks``: the numbers of units at which results may be read, planned before
+    the first run; empty: once, at the end.
     """
 
     name: str
@@ -220,6 +235,7 @@ class SuiteResult:
     published: Mapping[str, str] = field(default_factory=dict)
     examples: tuple[Example, ...] = ()
     near: tuple[NearPair, ...] = ()
+    looks: tuple[int, ...] = ()
 
     def label(self, name: str) -> str:
         """What an arm is called."""
