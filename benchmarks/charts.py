@@ -10,7 +10,7 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator
 
-from ..core.report.html import COLOURS, DASHES, MARKERS, inline_svg, new_chart
+from ..core.report.charts import COLOURS, DASHES, MARKERS, inline_svg, new_chart
 from .analysis import Comparison, Comparisons
 from .results import Arm, SuiteResult, TaskResult
 from .stats import mean_interval

@@ -20,18 +20,8 @@ from ..core.models.encoder_file import ENCODER_FILE, Provenance
 from ..core.optional_imports import installed_versions
 from ..core.progress import duration
 from ..core.public_names import public_config, public_name
-from ..core.report.html import (
-    MAX_LINES,
-    Line,
-    Table,
-    data_url,
-    describe_curves,
-    describe_machine,
-    draw_curves,
-    keys_table,
-    points,
-    render,
-)
+from ..core.report.charts import MAX_LINES, Line, describe_curves, draw_curves, points
+from ..core.report.html import Table, data_url, describe_machine, keys_table, render
 from ..core.training.tracker import EVENTS_FILE, METRICS_FILE, WAIT_LIMIT, Event, read_events, read_metrics
 from ..core.yaml_files import flatten, to_dict
 from ..version import __version__

@@ -13,17 +13,8 @@ from ..core.files import atomic_write_bytes
 from ..core.optional_imports import installed_versions
 from ..core.progress import duration
 from ..core.public_names import public_config
-from ..core.report.html import (
-    MAX_LINES,
-    Table,
-    data_url,
-    describe_curves,
-    describe_machine,
-    draw_curves,
-    keys_table,
-    points,
-    render,
-)
+from ..core.report.charts import MAX_LINES, describe_curves, draw_curves, points
+from ..core.report.html import Table, data_url, describe_machine, keys_table, render
 from ..version import __version__
 from .metrics import NOT_SHARES, Scores
 from .visualize import ExampleImage
