@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +53,12 @@ def collect(context: Context, store: Path, results: Results, outcome: RunOutcome
             if config.arm_kind(name).trains_on_pool
             else 0,
             config.arms[name].x,
+            config.arm_kind(name).pretrained,
+            config.arm_kind(name).upper_bound,
         )
         for name in config.arms
     )
-    return SuiteResult(
+    result = SuiteResult(
         name=Path(config.suite).stem,
         title=config.title,
         baseline=config.baseline,
@@ -81,21 +83,21 @@ def collect(context: Context, store: Path, results: Results, outcome: RunOutcome
         unspent=outcome.unspent,
         axis=config.axis,
         published=config.published,
-        examples=tuple(_examples(context, parts, arms)),
         near=tuple(_near(pools)),
     )
+    return replace(result, examples=tuple(_examples(context, result)))
 
 
 def _encoders(context: Context, arm: str, results: Results) -> list[tuple[Run, Mapping[str, Any]]]:
     return [(run, found) for run in encoder_runs(context, arm) if (found := results(run)) is not None]
 
 
-def _examples(context: Context, parts: Sequence[TaskResult], arms: tuple[Arm, ...]) -> Iterator[Example]:
-    """Test images that arms win and lose, of every task that is compared."""
-    for part in parts:
+def _examples(context: Context, result: SuiteResult) -> Iterator[Example]:
+    """Test images that the judged arms win and lose, of every task that is compared."""
+    for part in result.parts:
         if part.cells and not part.short:
             test = context.pools.tasks[part.name].splits.test
-            yield from won_and_lost(part, test, arms, context.config.baseline)
+            yield from won_and_lost(part, test, result.rivals, result.reference(part, min(part.label_counts)))
 
 
 def _near(pools: SuiteImages) -> Iterator[NearPair]:

@@ -45,7 +45,7 @@ class Comparisons:
     def comparisons(self) -> tuple[Comparison, ...]:
         """Every arm against the baseline, by task and label count."""
         found = [
-            (part, labels, arm, difference_of(part, arm.name, self.result.baseline, labels))
+            (part, labels, arm, difference_of(part, arm.name, self.result.reference(part, labels), labels))
             for part in self.result.parts
             for labels, arm in product(part.label_counts, self.result.rivals)
         ]
@@ -67,7 +67,7 @@ class Comparisons:
 
     def between(self, part: TaskResult, arm: str, other: str, labels: int) -> tuple[Difference | None, float | None]:
         """The difference of any two arms; and its corrected p-value, where the other is the baseline."""
-        if other != self.result.baseline:
+        if other != self.result.reference(part, labels) or arm not in [one.name for one in self.result.rivals]:
             return difference_of(part, arm, other, labels), None
         found = next(one for one in self.of(part) if one.arm.name == arm and one.labels == labels)
         return found.difference, found.p

@@ -20,8 +20,11 @@ from ..core.models.encoder import Encoder
 from ..core.models.encoder_spec import EncoderSpec, ModelName
 from ..core.models.preprocessing import Preprocessing
 from ..core.progress import ProgressListener
+from ..transfer.recipe import Recipe
 from ..transfer.task import Task
-from .runs import Run
+from ..transfer.trained_model import load_model
+from .run_training import task_of
+from .runs import Run, recipe_facts
 
 Init = Literal["encoder", "supervised", "scratch"]
 """Whose recipe, in transfer/recipes/, an arm is fine-tuned with."""
@@ -32,7 +35,8 @@ class ArmConfig:
     """One way to get an encoder, and how it is fine-tuned."""
 
     start: str
-    """mae: pretrained on the pool, without labels; supervised: with the pool's labels; encoder: as weights are; scratch"""
+    """mae: pretrained on the pool, without labels; supervised: with the pool's labels; encoder: as weights are; scratch; cnn: a
+    small ResNet from scratch; pixels: probes on pixels, without a network"""
     label: str
     """the arm's name in the report"""
     weights: str | None = None
@@ -41,6 +45,8 @@ class ArmConfig:
     """shape of this arm's encoder; null: the suite's"""
     pool: int | float | None = None
     """how many of the pool's images it is pretrained on, a count or a share; the fewer are among the more; null: all"""
+    frozen: bool = False
+    """of classification: the encoder stays as it is, under logistic regression or nearest neighbours, the better by validation"""
     x: float | None = None
     """the arm's place on the suite's axis"""
     compute_of: str | None = None
@@ -50,7 +56,7 @@ class ArmConfig:
     recipe: dict[str, Any] = field(default_factory=dict)
     """keys that change the classification recipe of the start (transfer/recipes/)"""
     steps: dict[str, int] = field(default_factory=dict)
-    """steps of classification for each label count; they are doubled for as long as that helps"""
+    """steps of classification that this arm's tuning begins with, for each label count; null: the suite's, or the recipe's"""
 
     def __post_init__(self) -> None:
         if self.pool is not None and self.pool <= 0:
@@ -158,6 +164,25 @@ class SavedWeights:
 
 
 @dataclass(frozen=True)
+class Training:
+    """What a training of an arm on a task is made of.
+
+    ``variant``: which of the arm's settings, where these are no rates and steps; ``encoder`` is one without weights, of
+    which the shape of the images alone is of use, for an arm without. ``manifest`` hashes what the images contain. ``folder``:
+    where the task may leave files, ``shared`` where it may leave those that other trainings use too.
+    """
+
+    recipe: Recipe
+    variant: str
+    encoder: Encoder
+    splits: Splits[Any]
+    ranks: Ranks
+    manifest: str = ""
+    folder: Path | None = None
+    shared: Path | None = None
+
+
+@dataclass(frozen=True)
 class Speed:
     """Seconds of training on an image, and of evaluating one."""
 
@@ -180,6 +205,14 @@ class ArmKind(ABC):
     """whether the suite pretrains it, once for each of ``pretrain_seeds``; else there is one encoder"""
     may_train_longer: ClassVar[bool] = False
     """whether ``compute_of`` may be given"""
+    pretrained: ClassVar[bool] = True
+    """whether its trainings begin with trained weights"""
+    upper_bound: bool = False
+    """whether it has seen labels that the other arms haven't: it is shown, not judged"""
+    has_encoder: ClassVar[bool] = True
+    """whether it trains an encoder of the suite's kind"""
+    variants: tuple[str, ...] = ()
+    """settings that are tried in place of rates and steps, the better by validation; none where those are tuned"""
 
     def for_arm(self, arm: ArmConfig) -> ArmKind:
         """The kind of this very arm, where there are several with the same ``start``."""
@@ -196,6 +229,22 @@ class ArmKind(ABC):
         """Raise MaeliftError, with the full key, where the arm of this name can't be had in a suite."""
         for key, value in suite.arms[name].pretrain.items():
             raise ConfigError(f"arms.{name}.pretrain.{key}", value, f"nothing, at start={suite.arms[name].start}")
+
+    def compares(self, task: str) -> bool:
+        """Whether the kind is compared on a task, by its name in the table of tasks."""
+        return True
+
+    def task(self, training: Training) -> Task[Any, Any]:
+        """What a training fits."""
+        return task_of(training.recipe, training.encoder, training.splits, training.ranks, training.folder)
+
+    def recipe_facts(self, recipe: Recipe, variant: str) -> str:
+        """What of a recipe, or of a variant, determines a training, for its key."""
+        return recipe_facts(recipe)
+
+    def load_model(self, path: Path) -> Any:
+        """The model that a training saved, in eval mode."""
+        return load_model(path)
 
     @abstractmethod
     def plan(self, context: ArmContext, name: str, seed: int) -> Run | None:

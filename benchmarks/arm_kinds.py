@@ -56,6 +56,7 @@ from .arm_kind import (
 )
 from .run_training import fit_run
 from .runs import Run, recipe_facts, spec_facts
+from .simple_arms import ConvNet, Frozen, Pixels
 from .suite_file import key_prefix
 from .task_design import CLASSIFY
 
@@ -129,6 +130,7 @@ class SupervisedOnPool(ArmKind):
     init: Init = "supervised"
     code_version = 2
     trains_on_pool = True
+    upper_bound = True
 
     def for_arm(self, arm: ArmConfig) -> ArmKind:
         return self if arm.weights is None else LABELLED_WEIGHTS
@@ -230,6 +232,7 @@ class Scratch(ArmKind):
 
     init: Init = "scratch"
     may_train_longer = True
+    pretrained = False
 
     def check_keys(self, arm: ArmConfig) -> None:
         if arm.weights is not None:
@@ -251,6 +254,8 @@ ARM_KINDS: dict[str, ArmKind] = {
     "encoder": GivenWeights("encoder", "without labels"),
     "supervised": SupervisedOnPool(),
     "scratch": Scratch(),
+    "cnn": ConvNet(),
+    "pixels": Pixels(),
 }
 """The kinds of arms, by what a suite calls them: their ``start``."""
 
@@ -261,7 +266,8 @@ def kind_of(arm: ArmConfig) -> ArmKind:
         close = nearest(arm.start, ARM_KINDS)
         advice = f"Did you mean {close}?" if close else ""
         raise ConfigError("start", arm.start, f"one of {', '.join(ARM_KINDS)}", advice)
-    return ARM_KINDS[arm.start].for_arm(arm)
+    kind = ARM_KINDS[arm.start].for_arm(arm)
+    return Frozen(kind) if arm.frozen else kind
 
 
 def mae_config(suite: ArmSuite, name: str, seed: int, out: str) -> PretrainConfig:

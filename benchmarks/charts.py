@@ -69,7 +69,7 @@ def _forest(compared: Comparisons, part: TaskResult) -> list[Chart]:
     # The arms' names leave little width below the axis itself.
     axes.set_xlabel(f"points of {part.figure} more than the baseline", loc="right")
     caption = (
-        f"Differences from {result.label(result.baseline)}: mean and 95 % interval over the seeds and "
+        f"Differences from the arm without pretraining that validates best: mean and 95 % interval over the seeds and "
         f"{part.counts['test']:,} test images, in points of {part.figure}"
     )
     words = "; ".join("{}: {:+.2f} ({:+.2f} to {:+.2f})".format(_row_name(one, part), *_points(one)) for one in shown)

@@ -15,7 +15,7 @@ from ..core.errors import MaeliftError, show
 from ..core.files import atomic_write_text, output_folder, read_regular_text
 from ..core.report.html import MINUS, Table, escape_markdown, render
 from .analysis import Comparison, Comparisons
-from .results import SuiteResult
+from .results import AUTO, SuiteResult
 from .stats import Difference, Independent, independent_difference
 
 RESULT = "results.json"
@@ -201,7 +201,9 @@ def _verdicts(one: SuiteResult, two: SuiteResult, names: tuple[str, str]) -> Tab
         if any((task, arm, labels) in side for side in sides)
     ]
     figures = " and ".join(sorted({part.scores.label for result in (one, two) for part in result.parts}))
-    baselines = f"{one.label(one.baseline)} / {two.label(two.baseline)}"
+    baselines = " / ".join(
+        "the best without pretraining" if side.baseline == AUTO else side.label(side.baseline) for side in (one, two)
+    )
     return Table(
         f"Verdicts, each against its own baseline ({baselines}), on the test images: points of {figures}, mean over paired seeds",
         ("task: arm", "labels", *names),

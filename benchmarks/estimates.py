@@ -19,10 +19,10 @@ from ..core.models.encoder import Encoder
 from ..core.seeding import seeded_rng
 from ..core.training.loader import Batches
 from ..transfer.task import Task
-from .arm_kind import MEASURED_EVALUATION, EncoderCost, Speed
+from .arm_kind import MEASURED_EVALUATION, EncoderCost, Speed, Training
+from .execute import shape_only
 from .experiment import Context
 from .protocol import Results
-from .run_training import task_of
 from .runs import Run
 from .task_design import CLASSIFY
 
@@ -131,7 +131,8 @@ class MeasuredCost:
     def _speed(self, run: Run) -> Speed:
         config = self.context.config
         arm = run.arm if run.makes_encoder else ""
-        like = (run.task, arm, config.spec_of(run.arm, run.task or CLASSIFY))
+        kind = config.arm_kind(run.arm)
+        like = (run.task, arm, type(kind), run.variant, config.spec_of(run.arm, run.task or CLASSIFY))
         if like not in self._speeds:
             with seeded_rng(0, "plan"):
                 if run.makes_encoder:
@@ -171,10 +172,13 @@ class MeasuredCost:
     def _task(self, run: Run) -> Task[Any, Any]:
         """The task of a run as it is trained there, but with few validation images."""
         config, splits = self.context.config, self.context.pools.tasks[run.task].splits
-        encoder = Encoder(config.spec_of(run.arm, run.task), preprocessing=self.context.preprocessing)
+        kind = config.arm_kind(run.arm)
+        spec, preprocessing = config.spec_of(run.arm, run.task), self.context.preprocessing
+        encoder = Encoder(spec, preprocessing=preprocessing) if kind.has_encoder else shape_only(run, self.context)
         few = splits.val.subset(range(min(len(splits.val), MEASURED_EVALUATION)))
         measured = replace(splits, train=draw_labeled(splits.train, run.labels, run.seed), val=few)
-        return task_of(config.recipe(run.task, run.arm), encoder, measured, Ranks(0, 1, self.device))
+        recipe, ranks = config.recipe(run.task, run.arm), Ranks(0, 1, self.device)
+        return kind.task(Training(recipe, run.variant, encoder, measured, ranks))
 
 
 @contextmanager

@@ -22,8 +22,8 @@ SHOWN = 6
 """Images won and lost each, an arm."""
 
 
-def won_and_lost(part: TaskResult, images: LabeledDataset, arms: tuple[Arm, ...], baseline: str) -> Iterator[Example]:
-    """Where each arm differs most from the baseline at the fewest labels, where differences are largest.
+def won_and_lost(part: TaskResult, images: LabeledDataset, arms: Sequence[Arm], baseline: str) -> Iterator[Example]:
+    """Where each arm differs most from the ``baseline`` at the fewest labels, where differences are largest.
 
     ``images`` are those of the test split; nothing comes of a part whose items aren't single images. Ties go by their order.
     """
@@ -48,6 +48,7 @@ def won_and_lost(part: TaskResult, images: LabeledDataset, arms: tuple[Arm, ...]
                         _shown(images, index),
                         _outcome(part.scores, ours, theirs, index, len(seeds)),
                         to_data_url(small_picture(images.images, index)),
+                        baseline,
                     )
 
 

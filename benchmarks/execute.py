@@ -8,9 +8,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
-from ..core.data.labeled_dataset import draw_labeled
+from ..core.data.labeled_dataset import Splits, draw_labeled
 from ..core.distributed import Ranks
 from ..core.errors import MaeliftError
 from ..core.files import atomic_write_text
@@ -20,13 +21,18 @@ from ..core.progress import ProgressListener
 from ..core.training.recovery import Diverged
 from ..transfer.init_weights import fresh_encoder
 from ..transfer.model_file import MODEL_FILE
+from ..transfer.recipe import Recipe
 from ..transfer.task import Task
-from ..transfer.trained_model import load_model
 from ..version import __version__
+from .arm_kind import Training
 from .experiment import Context
 from .results import pack_items
-from .run_training import fit_run, task_of
+from .run_training import fit_run
 from .runs import RESULT_FILE, Run
+
+
+SHARED = "features"
+"""Folder in that of a suite for what several trainings use: features of frozen encoders."""
 
 
 def execute(run: Run, context: Context, store: Path, listener: ProgressListener | None = None) -> None:
@@ -45,20 +51,36 @@ def execute(run: Run, context: Context, store: Path, listener: ProgressListener 
 
 def _train(run: Run, context: Context, store: Path, ranks: Ranks, listener: ProgressListener | None) -> dict[str, Any]:
     folder, began, images = store / run.key, time.monotonic(), context.pools.tasks[run.task].splits
-    trial = context.is_trial(run.task, run.seed)
     splits = replace(images, train=draw_labeled(images.train, run.labels, run.seed))
-    recipe = replace(context.config.recipe(run.task, run.arm), steps=run.steps, lr=run.lr)
-    task = task_of(recipe, _start(run, context, store), splits, ranks, folder)
+    recipe = context.config.recipe(run.task, run.arm)
+    if not run.variant:
+        recipe = replace(recipe, steps=run.steps, lr=run.lr)
+    kind = context.config.arm_kind(run.arm)
+    encoder = _start(run, context, store) if kind.has_encoder else shape_only(run, context)
+    task = kind.task(_training_of(run, context, recipe, encoder, splits, ranks, store))
     try:
         found, curve = fit_run(run, task, context.config.designs[run.task].evaluations, None, listener)
     except Diverged:
-        if not trial:
+        if context.config.designs[run.task].short:
             raise
         return {"seconds": time.monotonic() - began, "val": 0.0, "curve": []}  # that rate won't be chosen
-    if not trial:  # whose model nobody reads
-        _save(found.model, task, run, folder)
+    _save(found.model, task, run, folder)
     seconds = time.monotonic() - began  # of all of it: such a run is never resumed
     return {"seconds": seconds, "val": found.best, "best_step": found.best_step, "curve": curve}
+
+
+def _training_of(
+    run: Run, context: Context, recipe: Recipe, encoder: Encoder, splits: Splits[Any], ranks: Ranks, store: Path
+) -> Training:
+    digests = context.pools.tasks[run.task].digests
+    manifest = "".join(digests[split] for split in sorted(digests))
+    return Training(recipe, run.variant, encoder, splits, ranks, manifest, store / run.key, store.parent / SHARED)
+
+
+def shape_only(run: Run, context: Context) -> Encoder:
+    """An encoder without weights: it says what an arm that has none is to be shown."""
+    with torch.device("meta"):
+        return Encoder(context.config.spec_of(run.arm, run.task), preprocessing=context.preprocessing)
 
 
 def _save(model: nn.Module, task: Task[Any, Any], run: Run, folder: Path) -> None:
@@ -76,10 +98,13 @@ def _start(run: Run, context: Context, store: Path) -> Encoder:
 
 def _test(run: Run, context: Context, store: Path, ranks: Ranks) -> dict[str, Any]:
     began = time.monotonic()
-    model: Any = load_model(_made_by_parent(run, store, MODEL_FILE))
+    kind, folder = context.config.arm_kind(run.arm), store / run.parents[0]
+    if not (folder / MODEL_FILE).is_file() and not json.loads((folder / RESULT_FILE).read_text()).get("curve"):
+        raise MaeliftError("training diverged at every rate that was tried. Give lower ones (tuning.rates).")
+    model = kind.load_model(_made_by_parent(run, store, MODEL_FILE))
     recipe, splits = context.config.recipe(run.task, run.arm), context.pools.tasks[run.task].splits
-    encoder = Encoder(model.spec, preprocessing=model.preprocessing)
-    task = task_of(recipe, encoder, splits, ranks, store / run.key)
+    encoder = Encoder(model.spec, preprocessing=model.preprocessing) if kind.has_encoder else shape_only(run, context)
+    task = kind.task(_training_of(run, context, recipe, encoder, splits, ranks, store))
     scores, items = task.score_items(model.to(ranks.device), splits.test, "test")
     return {"seconds": time.monotonic() - began, "scores": asdict(scores), "items": pack_items(items)}
 

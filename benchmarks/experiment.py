@@ -24,10 +24,11 @@ from ..core.models.preprocessing import Preprocessing, channel_names
 from ..core.seeding import stream
 from .data import SuiteImages, count_of
 from .run_training import task_of
-from .runs import TEST_CODE, TRAIN_CODE, Run, libraries, recipe_facts, spec_facts
+from .runs import TEST_CODE, TRAIN_CODE, Run, libraries, spec_facts
 from .suite import BenchConfig
 from .suite_file import key_prefix
 from .task_design import CLASSIFY
+from .tuning import Setting
 
 STATISTICS_SEED = 0
 
@@ -72,7 +73,7 @@ class Context:
             raise ConfigError("channels", config.channels, f"3, as {data} has images in colour")
         for task, design in config.designs.items():
             for labels in design.labels:
-                draw_labeled(self.pools.tasks[task].splits.train, labels, design.tuning.seed)
+                draw_labeled(self.pools.tasks[task].splits.train, labels, design.seeds_at(labels)[0])
             with key_prefix("" if task == CLASSIFY else f"tasks.{task}.recipe."):
                 self.task_model(task)
 
@@ -157,10 +158,6 @@ class Context:
         """What a task's model computes on an image, as a multiple of what the encoder does at the suite's image size."""
         return self.task_model(task).flops / encoder_flops(self.config.spec)
 
-    def is_trial(self, task: str, seed: int) -> bool:
-        """Whether a training with this seed is one of those that choose the learning rate."""
-        return seed == self.config.designs[task].tuning.seed
-
     def task_model(self, task: str) -> TaskModel:
         """What is known of a task's model; raises ConfigError for a recipe that doesn't fit the data."""
         if task not in self._task_models:
@@ -181,39 +178,39 @@ class Context:
         own, full = (sum(parameter.numel() for parameter in part.parameters()) for part in (encoder, model))
         return TaskModel(built.flops(model), full - own)
 
-    def training(self, task: str, arm: str, labels: int, seed: int, steps: int, lr: float) -> Run:
+    def training(self, task: str, arm: str, labels: int, seed: int, setting: Setting) -> Run:
         """One training for a task, evaluated on validation only."""
-        place = (task, arm, labels, seed, steps, lr)
+        place = (task, arm, labels, seed, setting)
         if place not in self._trainings:
             self._trainings[place] = self._training(*place)
         return self._trainings[place]
 
     @cached_property
-    def _trainings(self) -> dict[tuple[str, str, int, int, int, float], Run]:
+    def _trainings(self) -> dict[tuple[str, str, int, int, Setting], Run]:
         return {}
 
-    def _training(self, task: str, arm: str, labels: int, seed: int, steps: int, lr: float) -> Run:
+    def _training(self, task: str, arm: str, labels: int, seed: int, setting: Setting) -> Run:
         recipe = self.config.recipe(task, arm)
-        encoder = self.pretraining(arm, self.pretrain_seed(arm, seed, task))
+        encoder = self.pretraining(arm, self.pretrain_seed(arm, seed))
         return Run(
             "train",
             arm,
             seed,
             labels,
-            steps,
-            lr,
-            recipe_facts(recipe),
+            setting.steps,
+            setting.rate,
+            self.config.arm_kind(arm).recipe_facts(recipe, setting.variant),
             self.facts(
                 arm,
                 "pool",
                 f"{task}.train",
                 f"{task}.val",
                 evaluations=self.config.designs[task].evaluations,
-                **({"trial": True} if self.is_trial(task, seed) else {}),  # it may diverge, and leaves no model
                 image_size=self.config.spec_at(task).image_size,
             ),
             parents=() if encoder is None else (encoder.key,),
             task=task,
+            variant=setting.variant,
             code=TRAIN_CODE,
         )
 
@@ -234,11 +231,10 @@ class Context:
     def _tests(self) -> dict[str, Run]:
         return {}
 
-    def pretrain_seed(self, arm: str, seed: int, task: str) -> int:
-        """The pretraining seed that goes with a seed of a task's training (the first for the tuning trials)."""
+    def pretrain_seed(self, arm: str, seed: int) -> int:
+        """The pretraining seed that goes with a seed of a task's training."""
         seeds = self.config.pretrain_seeds
-        one = self.is_trial(task, seed) or not self.config.arm_kind(arm).trains_on_pool
-        return seeds[0] if one else seeds[seed % len(seeds)]
+        return seeds[seed % len(seeds)] if self.config.arm_kind(arm).trains_on_pool else seeds[0]
 
     @cached_property
     def preprocessing(self) -> Preprocessing:

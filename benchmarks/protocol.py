@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ..core.errors import MaeliftError
+from ..transfer.model_file import MODEL_FILE
 from .experiment import Context
 from .results import Cell, ConvergenceCheck, Curve, TuningRecord
 from .runs import Run, read_result
-from .stats import converged
 from .suite import BenchConfig
-from .task_design import TaskDesign
+from .tuning import SearchSpace, Setting, guessed_settings, search
 
 logger = logging.getLogger("maelift")
 
@@ -28,7 +28,7 @@ Results = Callable[[Run], Mapping[str, Any] | None]
 class ArmState:
     """The state of an arm on a task at a label count: the ``missing`` runs, and, once all are done, ``cells``.
 
-    ``requested`` are all runs that it needed up to here.
+    ``requested`` are all runs that it needed up to here. ``losing``: trainings that were tried and not chosen, once that is known.
     """
 
     task: str
@@ -36,17 +36,22 @@ class ArmState:
     labels: int
     requested: list[Run] = field(default_factory=list)
     missing: list[Run] = field(default_factory=list)
+    losing: list[Run] = field(default_factory=list)
     tuning: TuningRecord | None = None
     check: ConvergenceCheck | None = None
     cells: list[Cell] = field(default_factory=list)
 
 
 def iter_cells(config: BenchConfig) -> Iterator[tuple[str, str, int]]:
-    """Every task, arm and label count."""
+    """Every task, arm that is compared on it, and label count."""
     for task, design in config.designs.items():
-        for arm in config.arms:
+        for arm in config.arms_on(task):
             for labels in design.labels:
                 yield task, arm, labels
+
+
+MODEL_SAVED = "model saved"
+"""Whether a training's model is there, in what ``read_finished`` gives of it: those that aren't chosen are removed."""
 
 
 def read_finished(store: Path) -> Results:
@@ -65,6 +70,8 @@ def read_finished(store: Path) -> Results:
             damaged.add(run.key)
             return None
         if found is not None:
+            if run.kind == "train":
+                found = {**found, MODEL_SAVED: (store / run.key / MODEL_FILE).is_file()}
             known[run.key] = found
         return found
 
@@ -74,12 +81,9 @@ def read_finished(store: Path) -> Results:
 def arm_state(context: Context, task: str, arm: str, labels: int, results: Results) -> ArmState:
     """The state of an arm on a task at a label count.
 
-    In order: the encoder; a trial of every learning rate; the best rate with the check seeds, also for twice the steps,
-    and again for as long as doubling helps; the other seeds; the test split, once a seed. Of a short task, the encoder and
-    the seeds at the recipe's rate.
+    In order: the encoders; the search for each seed's rate and steps (``tuning.search``), or of a short task each seed at the
+    recipe's rate; the test split, once a seed, with what was chosen.
     """
-    design = context.config.designs[task]
-    tuning = design.tuning
     state = ArmState(task, arm, labels)
 
     def have(runs: Sequence[Run]) -> bool:
@@ -87,54 +91,50 @@ def arm_state(context: Context, task: str, arm: str, labels: int, results: Resul
         state.missing.extend(run for run in runs if results(run) is None)
         return all(results(run) is not None for run in runs)
 
-    def scores(runs: Sequence[Run]) -> tuple[float, ...]:
-        return tuple(float(_required(results(run))["val"]) for run in runs)
+    def training(seed: int, setting: Setting) -> Run:
+        return context.training(task, arm, labels, seed, setting)
+
+    def score(seed: int, setting: Setting) -> float | None:
+        found = results(training(seed, setting))
+        return None if found is None else float(found["val"])
 
     if not have(encoder_runs(context, arm)):
         return state
-    steps, best = context.steps(task, arm, labels), context.config.recipe(task, arm).peak_lr
-    seeds = design.seeds_at(labels)
-    if not design.short:
-        trials = [context.training(task, arm, labels, tuning.seed, steps, rate) for rate in tuning.rates]
-        if not have(trials):
+    design = context.config.designs[task]
+    seeds, space = design.seeds_at(labels), search_space(context, task, arm, labels)
+    if design.short and not space.variants:
+        setting = Setting(context.config.recipe(task, arm).peak_lr, space.steps)
+        chosen = [training(seed, setting) for seed in seeds]
+    else:
+        images = len(context.pools.tasks[task].splits.val) if design.scores.is_accuracy else None
+        found = search(space, seeds, score, images)
+        if not have([training(*one) for one in found.asked]):
             return state
-        found = scores(trials)
-        best = tuning.rates[found.index(max(found))]
-        state.tuning = TuningRecord(arm, labels, tuning.rates, found, best, steps, tuning.seed)
-    doublings = tuning.max_doublings if _is_checked(context, design, arm) else -1
-    for doubling in range(doublings + 1):
-        at, doubled = (
-            [
-                context.training(task, arm, labels, seed, factor * steps * 2**doubling, best)
-                for seed in seeds[: tuning.check_seeds]
-            ]
-            for factor in (1, 2)
-        )
-        if not have([*at, *doubled]):
-            return state
-        state.check = _check(context, state, steps * 2**doubling, scores(at), scores(doubled))
-        if state.check.converged:
-            break
-    steps = steps if state.check is None else state.check.steps
-    final = [context.training(task, arm, labels, seed, steps, best) for seed in seeds]
-    if have(final) and have([context.testing(run) for run in final]):
-        state.cells = [_cell(run, context, results) for run in final]
+        chosen = [training(seed, found.chosen[seed]) for seed in seeds]
+        keys = {run.key for run in chosen}
+        state.losing = [run for run in state.requested if not run.makes_encoder and run.key not in keys]
+        state.tuning = TuningRecord(arm, labels, found.trials, space.per_seed, found.edge)
+        state.check = None if found.check is None else replace(found.check, arm=arm, labels=labels)
+    tests = [context.testing(run) for run in chosen]
+    gone = [run for run, test in zip(chosen, tests, strict=True) if results(test) is None and _has_lost_model(run, results)]
+    state.missing.extend(gone)
+    if have(chosen) and not gone and have(tests):
+        state.cells = [_cell(run, context, results) for run in chosen]
     return state
 
 
-def _is_checked(context: Context, design: TaskDesign, arm: str) -> bool:
-    """Whether twice the steps are tried: not of short tasks, nor where another's compute sets the steps."""
-    return not design.short and context.config.arms[arm].compute_of is None
+def search_space(context: Context, task: str, arm: str, labels: int) -> SearchSpace:
+    """What an arm tries on a task at a label count; no more steps where another's compute sets them."""
+    config = context.config
+    design, variants = config.designs[task], config.arm_kind(arm).variants
+    space = design.space(0 if variants else context.steps(task, arm, labels), variants)
+    return space if config.arms[arm].compute_of is None else replace(space, max_doublings=0)
 
 
-def _check(
-    context: Context, state: ArmState, steps: int, at: tuple[float, ...], doubled: tuple[float, ...]
-) -> ConvergenceCheck:
-    design = context.config.designs[state.task]
-    images = len(context.pools.tasks[state.task].splits.val) if design.scores.is_accuracy else None
-    gain, noise, enough = converged(at, doubled, n_val=images)
-    seeds = design.seeds_at(state.labels)[: design.tuning.check_seeds]
-    return ConvergenceCheck(state.arm, state.labels, steps, seeds, at, doubled, gain, noise, enough)
+def _has_lost_model(run: Run, results: Results) -> bool:
+    """Whether a finished training's model was removed, as it wasn't chosen then; one that diverged never had one."""
+    found = results(run)
+    return found is not None and bool(found["curve"]) and not found[MODEL_SAVED]
 
 
 def _cell(run: Run, context: Context, results: Results) -> Cell:
@@ -162,7 +162,7 @@ def _cell(run: Run, context: Context, results: Results) -> Cell:
         ),
         seconds=trained["seconds"],
         key=run.key,
-        encoder=context.pretrain_seed(run.arm, run.seed, run.task) if run.parents else -1,
+        encoder=context.pretrain_seed(run.arm, run.seed) if run.parents else -1,
         items=tested["items"],
     )
 
@@ -181,26 +181,19 @@ def _required(value: T | None) -> T:
 
 
 def predict_runs(context: Context, results: Results) -> dict[str, Run]:
-    """Every run of a suite, by key, as far as is known: learning rates and steps that are not chosen yet are guessed."""
+    """Every run of a suite, by key, as far as is known: rates and steps that are not chosen yet are guessed."""
     config = context.config
     runs: dict[str, Run] = {}
     for task, arm, labels in iter_cells(config):
-        design = config.designs[task]
-        tuning, seeds = design.tuning, design.seeds_at(labels)
-        state = arm_state(context, task, arm, labels, results)
-        steps = context.steps(task, arm, labels)
-        rate, trials = config.recipe(task, arm).peak_lr, list[Run]()
-        if not design.short:
-            rate = tuning.rates[0] if state.tuning is None else state.tuning.chosen
-            trials = [context.training(task, arm, labels, tuning.seed, steps, lr) for lr in tuning.rates]
-        checked = seeds[: tuning.check_seeds] if _is_checked(context, design, arm) else ()
-        if state.check is not None:
-            is_final = state.check.converged or state.check.steps >= steps << tuning.max_doublings
-            steps, checked = (state.check.steps, ()) if is_final else (2 * state.check.steps, checked)
-        at = [context.training(task, arm, labels, seed, steps, rate) for seed in seeds]
-        doubled = [context.training(task, arm, labels, seed, 2 * steps, rate) for seed in checked]
-        tests = [context.testing(run) for run in at]
-        runs.update((run.key, run) for run in [*state.requested, *trials, *at, *doubled, *tests])
+        design, state = config.designs[task], arm_state(context, task, arm, labels, results)
+        needed = [*state.requested]
+        if not state.cells and state.tuning is None:
+            space, seeds = search_space(context, task, arm, labels), design.seeds_at(labels)
+            guessed = guessed_settings(space, config.recipe(task, arm).peak_lr, short=design.short)
+            trained = [context.training(task, arm, labels, seed, one) for seed in seeds for one in guessed]
+            tested = [context.training(task, arm, labels, seed, guessed[0]) for seed in seeds]
+            needed += [*trained, *map(context.testing, tested)]
+        runs.update((run.key, run) for run in needed)
     return runs
 
 

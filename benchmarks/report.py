@@ -22,11 +22,10 @@ from .task_design import CLASSIFY
 from .verdicts import interval_coverage, verdict_sentences, warnings_of
 
 FAIRNESS = (
-    "Every arm gets the same learning rates to try at every label count, evaluated on validation images only, "
-    "at the steps that its tuning begins with. Then its steps are doubled for as long as that raises its "
-    "validation score beyond the noise. In every run the validation score is measured equally often, and "
-    "the best weights are used. The test images are read once for each compared run, after everything is "
-    "chosen."
+    "Every arm gets the same learning rates to try at every label count, evaluated on validation images only, and more beyond an "
+    "end that does best. Then it is trained for two and four times the steps, and for more as long as that helps. In every run the "
+    "validation score is measured equally often, and the best weights are used. The test images are read once for each compared "
+    "run, after everything is chosen."
 )
 
 
@@ -214,7 +213,7 @@ def _examples(result: SuiteResult) -> list[tuple[str, list[tuple[str, str]]]]:
         where = "" if example.task == CLASSIFY else f"On {example.task}, "
         heading = (
             f"{where}{result.label(example.arm)} does {'better' if example.won else 'worse'} than "
-            f"{result.label(result.baseline)} at {example.labels:,} labels (test images)"
+            f"{result.label(example.other or result.baseline)} at {example.labels:,} labels (test images)"
         )
         caption = f"{example.name}: {example.truth}; {example.outcome}"
         groups.setdefault(heading, []).append((caption, example.picture))

@@ -10,9 +10,9 @@ from ..core.progress import duration
 from ..core.report.html import MINUS, Table
 from .analysis import ALPHA, Comparisons
 from .published import read_published
-from .results import Arm, SuiteResult, TaskResult
+from .results import Arm, SuiteResult, TaskResult, Trial
 from .score_text import interval, percent, signed
-from .stats import POWER, SMALLEST_GAIN, Difference, labels_needed, mean_interval
+from .stats import POWER, Difference, labels_needed, mean_interval
 
 
 def task_tables(found: Comparisons, part: TaskResult) -> list[Table]:
@@ -62,13 +62,15 @@ def _scores(part: TaskResult, arm: Arm, labels: int, keys: Sequence[str]) -> tup
 def _difference_table(found: Comparisons, part: TaskResult) -> Table:
     """Every arm against the baseline, then the others against each other."""
     result = found.result
-    names = [arm.name for arm in result.rivals]
-    pairs = [*((name, result.baseline) for name in names), *combinations(names, 2)]
+    names = [arm.name for arm in result.arms]
     rows = []
-    for labels, (first, second) in product(part.label_counts, pairs):
-        difference, p = found.between(part, first, second, labels)
-        if difference is not None:
-            rows.append(_difference_row(result, first, second, labels, difference, p))
+    for labels in part.label_counts:
+        reference = result.reference(part, labels)
+        others = [name for name in names if name != reference]
+        for first, second in [*((name, reference) for name in others), *combinations(others, 2)]:
+            difference, p = found.between(part, first, second, labels)
+            if difference is not None:
+                rows.append(_difference_row(result, first, second, labels, difference, p))
     return Table(
         f"Paired differences of {part.figure} on the {part.counts['test']:,} test images, in points, over "
         "the seeds that both arms have; resolves: the true difference that would be resolved with a chance of "
@@ -101,8 +103,9 @@ def _difference_row(
 
 def _savings_table(result: SuiteResult, part: TaskResult) -> Table:
     """How many labels the baseline needs for what each arm reaches."""
-    counts = [labels for labels in part.label_counts if part.by_seed(result.baseline, labels)]
-    curve = [part.mean_score(result.baseline, labels) for labels in counts]
+    base = result.reference(part, max(part.label_counts))
+    counts = [labels for labels in part.label_counts if part.by_seed(base, labels)]
+    curve = [part.mean_score(base, labels) for labels in counts]
     rows = []
     for arm in result.rivals:
         there = [labels for labels in counts if part.by_seed(arm.name, labels)]
@@ -112,7 +115,7 @@ def _savings_table(result: SuiteResult, part: TaskResult) -> Table:
             text = beyond if needed is None else f"{needed:,.0f}"
             rows.append((arm.label, f"{labels:,}", percent(score), text))
     return Table(
-        f"Labels that {result.label(result.baseline)} needs for the same test {part.figure} in %, by its means over the seeds; "
+        f"Labels that {result.label(base)} needs for the same test {part.figure} in %, by its means over the seeds; "
         "a line over the logarithm of the labels between those tried",
         ("arm", "labels", part.scores.label, "labels needed"),
         tuple(rows) if len(counts) > 1 else (),
@@ -145,27 +148,29 @@ def _published_table(result: SuiteResult, part: TaskResult) -> Table:
 
 
 def tuning_table(result: SuiteResult, part: TaskResult) -> Table:
-    """The learning rates that each arm tried at each label count, with their validation scores."""
-    seeds = ", ".join(str(seed) for seed in sorted({tuning.seed for tuning in part.tunings}))
-    rows = tuple(
-        (
-            result.label(tuning.arm),
-            f"{tuning.labels:,}",
-            f"{tuning.steps:,}",
-            ", ".join(
-                f"{rate:g}:\N{NO-BREAK SPACE}{percent(value)}{' (chosen)' if rate == tuning.chosen else ''}"
-                for rate, value in zip(tuning.rates, tuning.val, strict=True)
-            ),
-            str(len(tuning.rates)),
-            tuning.edge or "no",
-        )
-        for tuning in part.tunings
-    )
+    """What each arm tried at each label count: how often the seeds chose it, and its mean validation score."""
+    rows = []
+    for tuning in part.tunings:
+        tried: dict[tuple[int, float, str], list[Trial]] = {}
+        for trial in tuning.trials:
+            tried.setdefault((trial.steps, trial.rate, trial.variant), []).append(trial)
+        for (steps, rate, variant), trials in sorted(tried.items()):
+            rows.append(
+                (
+                    result.label(tuning.arm),
+                    f"{tuning.labels:,}",
+                    f"{steps:,}" if steps else "none",
+                    variant or f"{rate:g}",
+                    percent(sum(trial.val for trial in trials) / len(trials)),
+                    str(len(trials)),
+                    str(sum(trial.chosen for trial in trials)),
+                )
+            )
     return Table(
-        f"Learning rates tried, each with its {part.figure} in % on the {part.counts['validation']:,} "
-        f"validation images, 0.00 where it diverged (seed {seeds}, not among those compared)",
-        ("arm", "labels", "steps", f"rate: {_score_word(part)}", "trials", "at the edge"),
-        rows,
+        f"What was tried, with its mean {part.figure} in % on the {part.counts['validation']:,} validation images (0.00 where it "
+        "diverged), the seeds that tried it, and those that chose it",
+        ("arm", "labels", "steps", "rate", _score_word(part), "seeds", "chose it"),
+        tuple(rows),
     )
 
 
@@ -174,26 +179,25 @@ def _score_word(part: TaskResult) -> str:
 
 
 def convergence_table(result: SuiteResult, part: TaskResult) -> Table:
-    """What twice the steps bring each arm on validation."""
+    """What more steps bring each arm on validation, and what they bring at most."""
     rows = tuple(
         (
             result.label(check.arm),
             f"{check.labels:,}",
-            f"{check.steps:,}",
+            f"{check.steps:,} to {check.longest:,}",
             percent(sum(check.val) / len(check.val)),
-            percent(sum(check.val_doubled) / len(check.val_doubled)),
+            percent(sum(check.val_longer) / len(check.val_longer)),
             signed(check.gain),
-            percent(check.noise),
+            "unknown" if math.isinf(check.limit) else signed(check.limit),
             str(len(check.seeds)),
-            "yes" if check.converged else "no",
+            "yes" if check.settled else "no",
         )
         for check in part.checks
     )
     return Table(
-        f"What twice the steps bring: {part.figure} in % on the {part.counts['validation']:,} validation "
-        "images, mean over the check's seeds; gain, and noise (its standard error, at least "
-        f"{percent(SMALLEST_GAIN)}), in points",
-        ("arm", "labels", "steps", _score_word(part), "at twice the steps", "gain", "noise", "seeds", "enough"),
+        f"What more steps bring: {part.figure} in % on the {part.counts['validation']:,} validation images, mean over seeds; "
+        "gain, and the most that it is (one-sided 95 %), in points; settled: more steps did no better",
+        ("arm", "labels", "steps", _score_word(part), "with more steps", "gain", "at most", "seeds", "settled"),
         rows,
     )
 
@@ -212,7 +216,7 @@ def time_table(found: Comparisons) -> Table:
         rows.append((arm.label, duration(arm.pretrain_seconds), spent, "; ".join(gains)))
     return Table(
         "Computing time on this machine, runs side by side counted each; learning-rate trials and checks "
-        f"are in the sum below only. Gain: points more than {result.label(result.baseline)} on test, mean over the seeds",
+        f"are in the sum below only. Gain: points more than the arm that it is compared with on test, mean over the seeds",
         ("arm", "pretraining", "fine-tuning, all compared runs", "gain"),
         tuple(rows),
     )

@@ -16,6 +16,11 @@ from numpy.typing import NDArray
 from ..core.errors import MaeliftError
 from ..transfer import tasks
 from ..transfer.tasks import ReportedScores
+from .stats import gain_limit
+
+
+AUTO = "auto"
+"""As a suite's baseline: at each label count the arm without pretraining that is best on validation."""
 
 
 def pack_items(values: NDArray[np.float64] | None) -> str:
@@ -34,9 +39,9 @@ def unpack_items(text: str) -> NDArray[np.float64]:
 class Arm:
     """One way to get an encoder.
 
-    ``note`` is what a reader must know of it, ``pretrain_seconds`` its compute, ``x`` its place on the suite's axis, if it has
-    one. ``pretrained``: whether its encoder was; ``upper_bound``: whether that was on the pool's labels of the task itself, so
-    that no verdict is drawn.
+    ``note`` is what a reader must know of it (that it is an upper bound, say), ``pretrain_seconds`` its
+    compute, ``x`` its place on the suite's axis, if it has one. ``pretrained``: it begins with trained weights. ``upper_bound``:
+    it has seen labels that the others haven't, and isn't judged.
     """
 
     name: str
@@ -86,31 +91,43 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class TuningRecord:
-    """The learning rates that an arm tried at a label count; ``chosen`` did best on validation.
+class Trial:
+    """A training that was tried for a seed, with its validation score (0 where it diverged); ``chosen``: it was compared."""
 
-    A score of 0 stands for a trial that diverged.
+    seed: int
+    rate: float
+    steps: int
+    variant: str
+    val: float
+    chosen: bool
+
+
+@dataclass(frozen=True)
+class TuningRecord:
+    """What an arm tried at a label count.
+
+    ``per_seed``: each seed chose for itself, so that the choice is part of what the intervals cover. ``edge``: the end of the
+    rates, "lowest" or "highest", that did best in the mean though none beyond it was tried; empty for none.
     """
 
     arm: str
     labels: int
-    rates: tuple[float, ...]
-    val: tuple[float, ...]
-    chosen: float
-    steps: int
-    seed: int
+    trials: tuple[Trial, ...]
+    per_seed: bool
+    edge: str = ""
 
     @property
-    def edge(self) -> str:
-        """Which end of the rates tried the chosen one is, "lowest" or "highest"; empty for none."""
-        return {min(self.rates): "lowest", max(self.rates): "highest"}.get(self.chosen, "")
+    def chosen(self) -> tuple[Trial, ...]:
+        """The compared trainings, one a seed."""
+        return tuple(trial for trial in self.trials if trial.chosen)
 
 
 @dataclass(frozen=True)
 class ConvergenceCheck:
-    """What twice the steps bring an arm on validation, over ``seeds``: ``gain`` against its ``noise``.
+    """What more steps bring an arm on validation, over ``seeds``: from ``steps`` to the ``longest`` that were tried.
 
-    ``limit``: the most that longer training may truly bring (upper limit at 95 %, a share); infinite where unknown.
+    ``gain`` is the mean, ``limit`` the most that it is (one-sided 95 %; infinite for one seed). ``settled``: two doublings were
+    looked ahead, and the fewest of these steps did best in the mean.
     """
 
     arm: str
@@ -118,11 +135,11 @@ class ConvergenceCheck:
     steps: int
     seeds: tuple[int, ...]
     val: tuple[float, ...]
-    val_doubled: tuple[float, ...]
+    val_longer: tuple[float, ...]
     gain: float
-    noise: float
-    converged: bool
-    limit: float = 0.0
+    limit: float
+    settled: bool
+    longest: int
 
 
 @dataclass(frozen=True)
@@ -176,7 +193,7 @@ class TaskResult:
 
 @dataclass(frozen=True)
 class Example:
-    """A test image of a task on which an arm does better than the baseline (``won``), or worse.
+    """A test image of a task on which an arm does better than the ``other`` (``won``), or worse.
 
     ``truth`` is what it shows, ``outcome`` how both did; ``picture`` is a data URL of a small copy.
     """
@@ -189,6 +206,7 @@ class Example:
     truth: str
     outcome: str
     picture: str
+    other: str = ""
 
 
 @dataclass(frozen=True)
@@ -243,8 +261,27 @@ class SuiteResult:
 
     @property
     def rivals(self) -> list[Arm]:
-        """The arms that are compared with the baseline."""
-        return [arm for arm in self.arms if arm.name != self.baseline]
+        """The arms that are judged: all but a named baseline, or with ``AUTO`` those that were pretrained; no upper bound."""
+        return [
+            arm
+            for arm in self.arms
+            if not arm.upper_bound and (arm.pretrained if self.baseline == AUTO else arm.name != self.baseline)
+        ]
+
+    def reference(self, part: TaskResult, labels: int) -> str:
+        """The arm that others are compared with on a task at a label count; empty where none has a run.
+
+        The named baseline; with ``AUTO`` the arm without pretraining that is best on validation, so that the test images have no
+        say in it.
+        """
+        if self.baseline != AUTO:
+            return self.baseline
+        means = {
+            arm.name: sum(cell.val for cell in cells.values()) / len(cells)
+            for arm in self.arms
+            if not arm.pretrained and (cells := part.by_seed(arm.name, labels))
+        }
+        return max(means, key=means.__getitem__) if means else ""
 
     def to_json(self, folder: Path | None = None) -> str:
         """The result as text; ``from_json`` makes an equal one of it, to write its report again.
@@ -277,9 +314,30 @@ def _part(content: dict[str, Any]) -> TaskResult:
     content["seeds"] = {int(labels): seeds for labels, seeds in content["seeds"].items()}
     curves = [Curve(**cell.pop("curve")) for cell in content["cells"]]
     content["cells"] = tuple(Cell(**cell, curve=curve) for cell, curve in zip(content["cells"], curves, strict=True))
-    content["tunings"] = tuple(TuningRecord(**tuning) for tuning in content["tunings"])
-    content["checks"] = tuple(ConvergenceCheck(**check) for check in content["checks"])
+    content["tunings"] = tuple(_tuning(tuning) for tuning in content["tunings"])
+    content["checks"] = tuple(_check(check) for check in content["checks"])
     return TaskResult(**content)
+
+
+def _tuning(content: dict[str, Any]) -> TuningRecord:
+    """A record; also of a result of version 0.1, which tried its rates with one seed that wasn't compared."""
+    if "trials" in content:
+        return TuningRecord(**{**content, "trials": tuple(Trial(**trial) for trial in content["trials"])})
+    tried = zip(content["rates"], content["val"], strict=True)
+    trials = (Trial(content["seed"], rate, content["steps"], "", val, rate == content["chosen"]) for rate, val in tried)
+    return TuningRecord(content["arm"], content["labels"], tuple(trials), per_seed=False)
+
+
+def _check(content: dict[str, Any]) -> ConvergenceCheck:
+    """A check; also of a result of version 0.1, which looked one doubling ahead."""
+    if "limit" in content:
+        return ConvergenceCheck(**content)
+    kept = {key: content[key] for key in ("arm", "labels", "steps", "seeds", "val")}
+    gain, limit = gain_limit(content["val"], content["val_doubled"], None)
+    longest, settled = 2 * content["steps"], content["converged"]
+    return ConvergenceCheck(
+        **kept, val_longer=content["val_doubled"], gain=gain, limit=limit, settled=settled, longest=longest
+    )
 
 
 def _tuples(value: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from ..core.models.cost import training_memory
 from ..core.progress import duration
 from ..core.signals import Interrupted, StopSignals, interruptible
 from ..core.yaml_files import write_config
+from ..transfer.model_file import MODEL_FILE
 from .aggregate import RunOutcome, collect, device_of
 from .answer_cache import AnswerCache, RunningStatus
 from .arm_kind import encoder_parameters
@@ -28,7 +29,7 @@ from .executor import DIED, NO_ROOM, STALLED, Executor
 from .experiment import Context
 from .local_executor import LocalProcesses
 from .progress import RunProgress
-from .protocol import Results, arm_state, iter_cells, predict_runs, read_finished
+from .protocol import ArmState, Results, arm_state, iter_cells, predict_runs, read_finished
 from .results import SuiteResult
 from .runs import Run
 from .status import Status, status_of
@@ -111,7 +112,7 @@ def _input_files(config: BenchConfig) -> list[Path] | None:
 
 
 def plan(config: BenchConfig) -> Plan:
-    """What ``bench`` would run and roughly cost if no arm needs its steps doubled; writes nothing.
+    """What ``bench`` would run and roughly cost if no arm needs more rates or steps; writes nothing.
 
     The time follows from finished runs in the folder, and for others from a few steps that are measured here.
     """
@@ -135,8 +136,7 @@ def plan(config: BenchConfig) -> Plan:
         measured.seconds(run) if (known := history.known_seconds(run)) is None else known for run in runs.values()
     )
     there = f"; {len(predicted) - len(runs)} are there already" if len(runs) < len(predicted) else ""
-    seeds = sum(len(design.seeds_at(labels)) for design in config.designs.values() for labels in design.labels)
-    cells = len(config.arms) * seeds
+    cells = sum(len(config.designs[task].seeds_at(labels)) for task, _, labels in iter_cells(config))
     counts = f"{', '.join(f'{count} {kind}' for kind, count in kinds.items())}"
     return Plan(
         lines=(
@@ -145,7 +145,7 @@ def plan(config: BenchConfig) -> Plan:
             *((name, _planned(design, pools.tasks[name].counts)) for name, design in config.designs.items()),
             ("cells", f"{cells:,} compared: arms × label counts × seeds"),
             ("pretraining seeds", str(len(config.pretrain_seeds))),
-            ("runs", f"{counts or 'none'}; more where steps are doubled{there}"),
+            ("runs", f"{counts or 'none'}; more where rates or steps are extended{there}"),
             (
                 "disk",
                 f"{saved / 2**30:.2f} GiB for these runs, and {checkpoints / 2**30:.2f} GiB of checkpoints while they run",
@@ -164,7 +164,8 @@ def _planned(design: TaskDesign, counts: Mapping[str, int]) -> str:
     """A task as a line of the plan."""
     images = ", ".join(f"{use} {count:,}" for use, count in counts.items())
     seeds = ", ".join(f"{len(design.seeds_at(labels))} paired seeds at {labels:,} labels" for labels in design.labels)
-    tuned = "not tuned (short)" if design.short else f"{len(design.tuning.rates)} rates tried"
+    by = "by each seed" if design.tuning.per_seed else f"by {design.tuning.draws} seeds"
+    tuned = "not tuned (short)" if design.short else f"{len(design.tuning.rates)} rates tried {by}, then more steps"
     return f"{images}; {seeds}; {tuned}"
 
 
@@ -176,6 +177,8 @@ def status(config: BenchConfig) -> Status:
 def _read_context(config: BenchConfig) -> Context:
     """The suite with its images, checked against each other."""
     logger.info("bench: scanning the images of %s", config.data.path or config.data.unlabelled)
+    for key in config.tuning.unused:
+        logger.warning("bench: tuning.%s has no effect any more: every compared seed tries rates and steps itself", key)
     context = Context.of(config, read_suite_images(config))
     context.check()
     return context
@@ -208,7 +211,7 @@ def run_all(context: Context, store: Path, results: Results, running_status: Run
     """
     outcome = RunOutcome()
     costs = RunCosts(context)
-    waiting = _missing(context, results, outcome, costs)
+    waiting = _missing(context, store, results, outcome, costs)
     if not waiting:
         logger.info("bench: every run is there already")
         return outcome
@@ -246,7 +249,7 @@ def run_all(context: Context, store: Path, results: Results, running_status: Run
                 raise _interrupted(progress.count, signals.received)
             if finished:
                 busy = {run.key for run in executor.running}
-                waiting = [run for run in _missing(context, results, outcome, costs) if run.key not in busy]
+                waiting = [run for run in _missing(context, store, results, outcome, costs) if run.key not in busy]
             progress.show(executor.running)
     return outcome
 
@@ -259,6 +262,15 @@ def _executor(context: Context, store: Path, workers: int) -> Executor:
         "ray": RayTasks,
     }
     return kinds[context.config.executor](context, store, workers)
+
+
+def _remove_losing_models(states: Sequence[ArmState], store: Path) -> None:
+    """Remove the models of trainings that were tried and not chosen, by no arm: a suite has hundreds."""
+    losing = {run.key for state in states for run in state.losing}
+    for state in states:
+        losing -= {run.key for run in state.requested} - {run.key for run in state.losing}
+    for key in losing:
+        (store / key / MODEL_FILE).unlink(missing_ok=True)
 
 
 def _unspent(config: BenchConfig, spent: float, left: int) -> str:
@@ -277,11 +289,13 @@ def _interrupted(count: int, number: int) -> Interrupted:
     return Interrupted(f"stopped with {count} runs finished; they are saved. The same command goes on.", number)
 
 
-def _missing(context: Context, results: Results, outcome: RunOutcome, costs: RunCosts) -> list[Run]:
+def _missing(context: Context, store: Path, results: Results, outcome: RunOutcome, costs: RunCosts) -> list[Run]:
     """What can be run now, pretraining first, then the costliest; each once, but for what failed."""
     found: dict[str, Run] = {}
-    for place in iter_cells(context.config):
-        for run in arm_state(context, *place, results).missing:
+    states = [arm_state(context, *place, results) for place in iter_cells(context.config)]
+    _remove_losing_models(states, store)
+    for state in states:
+        for run in state.missing:
             if run.key not in outcome.failed:
                 found.setdefault(run.key, run)
     return sorted(found.values(), key=lambda run: (not run.makes_encoder, -costs.of(run), run.key))

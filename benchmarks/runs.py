@@ -47,7 +47,8 @@ class Run:
     ``kind``: "train" (on a task), "test" (the one reading of the test split), or what makes an encoder: "mae", say. ``recipe``
     is all of its configuration that matters, ``context`` what it shares with the others of its kind; ``parents`` are the keys of
     the runs whose files it reads. ``task``: what it is trained for; none for an encoder. ``code`` is raised whenever a change of
-    the code would change what a run of the kind ends with. ``action``: what makes an encoder, as a title says it.
+    the code would change what a run of the kind ends with. ``action``: what makes an encoder, as a title says it. ``variant``:
+    which of its arm's settings it trains, where these are no rates and steps.
     """
 
     kind: str
@@ -61,6 +62,7 @@ class Run:
     parents: tuple[str, ...] = ()
     task: str = ""
     action: str = ""
+    variant: str = ""
     code: int = field(kw_only=True)
 
     @property
@@ -72,7 +74,7 @@ class Run:
     def key(self) -> str:
         """The hash of everything that determines the outcome; the names of arm and task are not among it."""
         content = {**asdict(self), "maelift": __version__}
-        for irrelevant in ("arm", "task", "action"):
+        for irrelevant in ("arm", "task", "action", "variant"):
             del content[irrelevant]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
 
@@ -80,7 +82,8 @@ class Run:
         """The run as log lines and messages name it."""
         if self.makes_encoder:
             return f"{self.arm}: {self.action}"
-        what = "test" if self.kind == "test" else f"{self.steps} steps at rate {self.lr:g}"
+        trained = self.variant or f"{self.steps} steps at rate {self.lr:g}"
+        what = "test" if self.kind == "test" else trained
         task = "" if self.task == CLASSIFY else f"{self.task}, "
         return f"{self.arm}: {task}{self.labels} labels, seed {self.seed}, {what}"
 

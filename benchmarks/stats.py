@@ -33,8 +33,8 @@ MOST_SEEDS = 1000
 NO_SPREAD = 1e-12
 """Differences that deviate by less are equal but for rounding, and say nothing about their spread."""
 
-SMALLEST_GAIN = 0.002
-"""Gains in validation accuracy below this share are not worth twice the steps."""
+LIMIT_CONFIDENCE = 0.95
+"""Confidence of the limit on what more steps would bring, one-sided."""
 
 
 @dataclass(frozen=True)
@@ -259,28 +259,22 @@ def labels_needed(counts: Sequence[int], treated: Sequence[float], baseline: Seq
     return needed
 
 
-def converged(at: Sequence[float], doubled: Sequence[float], n_val: int | None) -> tuple[float, float, bool]:
-    """Whether twice the steps leave the validation score where it was: (mean gain, its noise, converged).
+def gain_limit(at: Sequence[float], longer: Sequence[float], val_images: int | None) -> tuple[float, float]:
+    """The mean gain in validation score of more steps, paired over seeds, and the most that it is (95 %, one-sided).
 
-    The gain is paired over seeds. Its noise is the standard error of that mean, but at least what the size of
-    the validation set alone brings about, as two seeds may agree by chance (two readings of the same accuracy
-    on ``n_val`` images whose errors half agree; None where the score is no share of images), and at least
-    ``SMALLEST_GAIN``. Above one noise an arm still gains.
-
-    That is deliberately eager. Calling an arm converged too early handicaps it, and a handicapped baseline
-    makes the others look good; training it too long costs little but time, as the best weights on validation
-    are used. So the bar is one standard error, not two: an arm that gains nothing is trained on in up to one
-    case in six.
+    Its standard error is that over seeds, but at least what the size of the validation set alone brings about, as few seeds may
+    agree by chance. The limit is at least 0, and infinite for one seed.
     """
-    gains = np.asarray(doubled, dtype=float) - np.asarray(at, dtype=float)
-    n = len(gains)
+    gains = np.asarray(longer, dtype=float) - np.asarray(at, dtype=float)
+    count, gain = len(gains), float(gains.mean())
+    if count < 2:
+        return gain, math.inf
     from_images = 0.0
-    if n_val is not None:
-        accuracy = float(np.clip(np.mean([*at, *doubled]), 1 / n_val, 1 - 1 / n_val))
-        from_images = math.sqrt(accuracy * (1 - accuracy) / n_val) / math.sqrt(n)
-    from_seeds = float(gains.std(ddof=1)) / math.sqrt(n) if n > 1 else 0.0
-    gain, noise = float(gains.mean()), max(from_images, from_seeds, SMALLEST_GAIN)
-    return gain, noise, gain <= noise
+    if val_images is not None:
+        share = float(np.clip(np.mean([*at, *longer]), 1 / val_images, 1 - 1 / val_images))
+        from_images = math.sqrt(share * (1 - share) / val_images / count)
+    error = max(float(gains.std(ddof=1)) / math.sqrt(count), from_images)
+    return gain, max(0.0, gain + float(stats.t.ppf(LIMIT_CONFIDENCE, count - 1)) * error)
 
 
 def _t(confidence: float, n: int) -> float:

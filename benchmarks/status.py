@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from ..core.progress import duration
 from .experiment import Context
 from .protocol import Results, arm_state, encoder_runs, iter_cells, predict_runs, seconds_spent
+from .results import TuningRecord
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Status:
         lines = [
             "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table
         ]
-        more = "; more where steps are doubled" if self.done < self.runs else ""
+        more = "; more where rates or steps are extended" if self.done < self.runs else ""
         return "\n".join([*lines, f"{self.done} of {self.runs} runs done, {duration(self.seconds)} of computing{more}"])
 
 
@@ -58,7 +59,21 @@ def _row(context: Context, task: str, arm: str, labels: int, results: Results) -
         arm,
         f"{labels:,}",
         f"{made} of {len(encoders)}" if encoders else "none needed",
-        "open" if state.tuning is None else f"{state.tuning.chosen:g}",
-        "open" if state.check is None else f"{state.check.steps:,}{'' if state.check.converged else ' or more'}",
+        *_chosen(state.tuning),
         f"{len(state.cells)} of {seeds}",
     )
+
+
+def _chosen(tuning: TuningRecord | None) -> tuple[str, str]:
+    """The rates and the steps that the seeds chose, or the variants."""
+    if tuning is None:
+        return "open", "open"
+    chosen = tuning.chosen
+    if chosen[0].variant:
+        return ", ".join(sorted({one.variant for one in chosen})), "none"
+    rates, steps = sorted({one.rate for one in chosen}), sorted({one.steps for one in chosen})
+    return _range([f"{rate:g}" for rate in rates]), _range([f"{count:,}" for count in steps])
+
+
+def _range(values: list[str]) -> str:
+    return values[0] if len(values) == 1 else f"{values[0]} to {values[-1]}"

@@ -22,7 +22,9 @@ from ..transfer.recipe import Recipe, recipe_defaults
 from ..transfer.task import TransferConfig
 from .arm_kind import ArmConfig, ArmKind
 from .arm_kinds import kind_of
+from .simple_arms import frozen_copy
 from .published import read_published
+from .results import AUTO
 from .suite_file import key_prefix, named_suite, read_suite
 from .task_design import CLASSIFY, TaskConfig, TaskDesign, Tuning, check_distinct
 
@@ -118,12 +120,17 @@ class BenchConfig:
     """1 (gray) or 3 (colour)"""
     arms: dict[str, ArmConfig]
     """arms by name: start, label, weights, pretrain, recipe, steps"""
+    steps: dict[str, int] = field(default_factory=dict)
+    """steps of classification that every arm's tuning begins with, for each label count; an arm's own steps go before"""
     axis: str | None = None
     """what the arms differ in, where that is a number, each arm's x: the report then has a chart over it"""
     published: dict[str, str] = field(default_factory=dict)
     """for tasks that follow a paper's protocol to the letter, its name in benchmarks/published.yaml"""
-    baseline: str = "scratch"
-    """the arm that the others are compared with"""
+    baseline: str = "auto"
+    """the arm that the others are compared with; auto: at each label count the arm without pretraining that validates best"""
+    simple_arms: bool = True
+    """with baseline: auto, add to classification what any pretraining must beat, where no arm does it: pixels, a small CNN from
+    scratch, and probes on the frozen encoder of each arm that was pretrained without labels of the task"""
     tuning: Tuning = field(default_factory=Tuning)
     budget: Budget = field(default_factory=Budget)
     evaluations: int = 10
@@ -154,10 +161,10 @@ class BenchConfig:
         self._check_tasks()
         for name in self.arms:
             self._check_recipes(name)
-        if self.baseline not in self.arms:
+        if self.baseline != AUTO and self.baseline not in self.arms:
             close = nearest(self.baseline, self.arms)
             advice = f"Did you mean {close}?" if close else ""
-            raise ConfigError("baseline", self.baseline, f"one of the arms {', '.join(self.arms)}", advice)
+            raise ConfigError("baseline", self.baseline, f"auto, or one of the arms {', '.join(self.arms)}", advice)
         if self.executor == "slurm" and self.slurm.processes > 1:
             raise ConfigError("slurm.processes_per_node", self.slurm.processes, "one process a run")
         if self.stall_minutes <= 0:
@@ -173,7 +180,7 @@ class BenchConfig:
         """The suite named in the overrides or the file, with what they say on top."""
         suite = read_suite(named_suite(overrides, file))
         try:
-            return resolve(cls, overrides, file, suite)
+            return with_simple_arms(resolve(cls, overrides, file, suite))
         except MissingKeyError as error:
             group, _, name = error.key.removesuffix(".start").partition(".")
             others = [other for other in suite.get("arms") or {} if other != name]
@@ -231,6 +238,11 @@ class BenchConfig:
                 for name, own in content[key].items()
             }
         return content
+
+    def arms_on(self, task: str) -> list[str]:
+        """The arms that are compared on a task."""
+        kind = self.designs[task].kind
+        return [name for name in self.arms if self.arm_kind(name).compares(kind)]
 
     def arm_kind(self, arm: str) -> ArmKind:
         """How an arm gets its encoder."""
@@ -293,7 +305,7 @@ class BenchConfig:
     def steps(self, task: str, arm: str, labels: int) -> int:
         """The steps that an arm's tuning on a task begins with."""
         if task == CLASSIFY:
-            given = self.arms[arm].steps.get(str(labels))
+            given = self.arms[arm].steps.get(str(labels)) or self.steps.get(str(labels))
         else:
             steps = self.tasks[task].steps
             given = steps.get(str(labels)) if isinstance(steps, dict) else steps
@@ -346,6 +358,29 @@ class BenchConfig:
         if self.data.path is None and self.labels:
             raise ConfigError("labels", list(self.labels), "none without data.path")
 
+
+def with_simple_arms(config: BenchConfig) -> BenchConfig:
+    """The suite with the arms that any pretraining must beat, as far as it has none of the kind itself."""
+    if config.baseline != AUTO or not config.simple_arms or CLASSIFY not in config.designs:
+        return config
+    arms, starts = dict(config.arms), {arm.start for arm in config.arms.values()}
+    frozen = [(arm.start, arm.weights) for arm in arms.values() if arm.frozen]
+    for name, arm in config.arms.items():
+        kind = kind_of(arm)
+        if kind.pretrained and not kind.upper_bound and (arm.start, arm.weights) not in frozen:
+            arms.setdefault(f"{name}_frozen", frozen_copy(arm))
+    if "cnn" not in starts:
+        scratch = next((arm for arm in config.arms.values() if arm.start == "scratch"), None)
+        recipe = {} if scratch is None else {key: value for key, value in scratch.recipe.items() if key not in VIT_KEYS}
+        steps = {} if scratch is None else scratch.steps
+        arms.setdefault("cnn", ArmConfig("cnn", "a small CNN from scratch", recipe=recipe, steps=steps))
+    if "pixels" not in starts:
+        arms.setdefault("pixels", ArmConfig("pixels", "pixels without a network"))
+    return replace(config, arms=arms)
+
+
+VIT_KEYS = ("layer_decay", "drop_path")
+"""Keys of a recipe that say nothing of a ResNet."""
 
 GIVEN = (
     "val",

@@ -9,6 +9,7 @@ from ..core.config_keys import nearest
 from ..core.errors import ConfigError
 from ..transfer import tasks
 from ..transfer.tasks import ReportedScores
+from .tuning import SearchSpace
 
 CLASSIFY = "classify"
 """What the task of the suite's own labelled images is called."""
@@ -60,28 +61,39 @@ class TaskConfig:
 
 @dataclass(frozen=True)
 class Tuning:
-    """What every arm gets at every label count, on validation only."""
+    """What every arm tries at every label count, chosen on validation only."""
 
     rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2)
-    """learning rates tried"""
-    seed: int = 1000
-    """seed of the trials; none of the seeds that are compared"""
-    check_seeds: int = 2
-    """how many of the seeds are also trained for twice the steps, to see whether an arm still gains"""
-    max_doublings: int = 3
-    """how often an arm's steps may be doubled"""
+    """learning rates tried at the fewest steps; more beyond an end that does best"""
+    per_seed: bool = True
+    """each compared seed chooses its rate and steps itself, so that the intervals cover the luck of that choice; false: the mean
+    over draws chooses for all seeds, which takes less computing, and the intervals don't cover it"""
+    draws: int = 3
+    """per_seed=false: compared seeds whose mean chooses"""
+    max_doublings: int = 4
+    """how often an arm's steps may be doubled; twice and four times as many are always tried, where this allows it"""
+    max_extensions: int = 2
+    """rates tried beyond each end of rates, while the end does best"""
+    seed: int | None = None
+    """without effect: trials are made with the compared seeds"""
+    check_seeds: int | None = None
+    """without effect: more steps are tried with all seeds that choose"""
 
     def __post_init__(self) -> None:
         if len(self.rates) < 4 or len(set(self.rates)) < len(self.rates):
             raise ConfigError("rates", list(self.rates), "at least 4 rates, all different")
         if min(self.rates) <= 0:
             raise ConfigError("rates", list(self.rates), "rates above 0")
-        if self.seed < 0:
-            raise ConfigError("seed", self.seed, "0 or more")
-        if self.check_seeds < 1:
-            raise ConfigError("check_seeds", self.check_seeds, "1 or more")
-        if self.max_doublings < 0:
-            raise ConfigError("max_doublings", self.max_doublings, "0 or more")
+        if self.draws < 1:
+            raise ConfigError("draws", self.draws, "1 or more")
+        for key in ("max_doublings", "max_extensions"):
+            if getattr(self, key) < 0:
+                raise ConfigError(key, getattr(self, key), "0 or more")
+
+    @property
+    def unused(self) -> list[str]:
+        """Keys of earlier versions that were given, and have no effect."""
+        return [key for key in ("seed", "check_seeds") if getattr(self, key) is not None]
 
 
 @dataclass(frozen=True)
@@ -102,6 +114,19 @@ class TaskDesign:
         """The scores that are reported of it."""
         return tasks.entry(self.kind).scores
 
+    def space(self, steps: int, variants: tuple[str, ...]) -> SearchSpace:
+        """What an arm tries whose tuning begins with so many steps."""
+        tuning = self.tuning
+        return SearchSpace(
+            tuning.rates,
+            steps,
+            variants,
+            max_doublings=tuning.max_doublings,
+            max_extensions=tuning.max_extensions,
+            per_seed=tuning.per_seed,
+            draws=tuning.draws,
+        )
+
     def seeds_at(self, labels: int) -> tuple[int, ...]:
         """The seeds that are compared at a label count."""
         return self.seeds[str(labels)] if isinstance(self.seeds, dict) else self.seeds
@@ -118,10 +143,8 @@ class TaskDesign:
                 raise ConfigError("seeds", self.seeds, f"seeds for {labels} labels too")
             seeds = self.seeds_at(labels)
             check_distinct("seeds", seeds)
-            if self.tuning.seed in seeds:
-                raise ConfigError("tuning.seed", self.tuning.seed, f"none of the compared seeds {list(seeds)}")
-            if self.tuning.check_seeds > len(seeds) and not self.short:
-                raise ConfigError("tuning.check_seeds", self.tuning.check_seeds, f"at most the {len(seeds)} seeds")
+            if not self.tuning.per_seed and self.tuning.draws > len(seeds) and not self.short:
+                raise ConfigError("tuning.draws", self.tuning.draws, f"at most the {len(seeds)} seeds")
 
 
 def check_distinct(key: str, values: tuple[int, ...]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from .analysis import ALPHA, Comparison, Comparisons
-from .results import ConvergenceCheck, SuiteResult, TaskResult
+from .results import AUTO, ConvergenceCheck, SuiteResult, TaskResult
 from .score_text import confidence, interval, percent, signed
 from .stats import POWER, Difference, units_needed
 from .task_design import CLASSIFY
@@ -14,19 +14,18 @@ from .task_design import CLASSIFY
 def verdict_sentences(found: Comparisons) -> Iterator[str]:
     """One sentence for each arm against the baseline, on each task at each label count."""
     result = found.result
-    baseline = result.label(result.baseline)
-    if not any(cell.arm == result.baseline for part in result.parts for cell in part.cells):
-        yield f"Nothing can be said yet: there are no runs of {baseline}, which the others are compared with."
+    if not any(part.by_seed(result.reference(part, labels), labels) for part in result.parts for labels in part.label_counts):
+        yield "Nothing can be said yet: there are no runs of an arm that the others are compared with."
         return
     if not result.rivals:
-        yield f"Nothing is compared: {baseline} is the only arm."
+        yield "Nothing is compared: no arm is pretrained." if result.baseline == AUTO else "Nothing is compared: there is one arm."
     for part in result.parts:
         if part.short:
             yield from _short_lines(result, part)
             continue
         for one in found.of(part):
             if one.difference is None or one.p is None:
-                yield f"{_where(part, one.labels)}, runs are missing to compare {one.arm.label} with {baseline}."
+                yield f"{_where(part, one.labels)}, runs are missing to compare {one.arm.label} with {result.label(result.reference(part, one.labels))}."
             else:
                 sentence = _sentence(result, one, one.difference, one.p)
                 yield f"{_where(part, one.labels)}, {sentence}{_reservation(result, one)}"
@@ -57,7 +56,7 @@ def _short_lines(result: SuiteResult, part: TaskResult) -> Iterator[str]:
 def _sentence(result: SuiteResult, one: Comparison, difference: Difference, p: float) -> str:
     part, arm = one.part, one.arm
     what = "accuracy" if part.scores.is_accuracy else part.figure
-    points = f"{signed(difference.mean)} points of test {what} compared with {result.label(result.baseline)}"
+    points = f"{signed(difference.mean)} points of test {what} compared with {result.label(result.reference(part, one.labels))}"
     unresolved = f"whether {arm.label} helps is not resolved: {points}"
     images = f"{part.counts['test']:,} test images"
     if difference.units == 1:
@@ -82,7 +81,7 @@ def _sentence(result: SuiteResult, one: Comparison, difference: Difference, p: f
 def _units(result: SuiteResult, one: Comparison, difference: Difference) -> str:
     """What the differences are over."""
     part, labels = one.part, one.labels
-    seeds = len(part.by_seed(one.arm.name, labels).keys() & part.by_seed(result.baseline, labels).keys())
+    seeds = len(part.by_seed(one.arm.name, labels).keys() & part.by_seed(result.reference(part, labels), labels).keys())
     return f"{seeds} paired seeds" + (f" on {difference.units} encoders" if difference.units < seeds else "")
 
 
@@ -95,7 +94,7 @@ def _reservation(result: SuiteResult, one: Comparison) -> str:
     unfinished = [
         result.label(check.arm)
         for check in one.part.checks
-        if check.labels == one.labels and check.arm in (one.arm.name, result.baseline) and not check.converged
+        if check.labels == one.labels and check.arm in (one.arm.name, result.reference(one.part, one.labels)) and not check.settled
     ]
     return f" Not final: more steps still improve {' and '.join(unfinished)}." if unfinished else ""
 
@@ -154,28 +153,24 @@ def _warnings_of(result: SuiteResult, part: TaskResult) -> Iterator[str]:
     """What is unequal or unfinished about the arms of a task."""
     task = "" if part.name == CLASSIFY else f" on {part.name}"
     for check in part.checks:
-        if not check.converged:
-            yield _still_gaining(result, check, task)
-    for labels in part.label_counts:
-        trials = {len(tuning.rates) for tuning in part.tunings if tuning.labels == labels}
-        if len(trials) > 1:
-            yield f"At {labels:,} labels{task} the arms had different numbers of learning rates to try."
+        if not check.settled:
+            yield _still_gaining(result, part, check, task)
     for tuning in part.tunings:
-        if edge := tuning.edge:
+        if tuning.edge:
             yield (
-                f"{result.label(tuning.arm)}{task} at {tuning.labels:,} labels did best at the {edge} learning "
-                f"rate tried ({tuning.chosen:g}); one beyond it might do better (tuning.rates)."
+                f"{result.label(tuning.arm)}{task} at {tuning.labels:,} labels did best at the {tuning.edge} learning rate "
+                "tried, in the mean over seeds; one beyond it might do better (tuning.max_extensions)."
             )
 
 
-def _still_gaining(result: SuiteResult, check: ConvergenceCheck, task: str) -> str:
+def _still_gaining(result: SuiteResult, part: TaskResult, check: ConvergenceCheck, task: str) -> str:
     consequence = (
         "As it is the baseline, what the others gain over it is overstated"
-        if check.arm == result.baseline
+        if check.arm == result.reference(part, check.labels)
         else "Its result is too low"
     )
     return (
-        f"{result.label(check.arm)} still gains{task} at {check.labels:,} labels: twice the {check.steps:,} "
-        f"steps bring {signed(check.gain)} points on validation (noise {percent(check.noise)}). "
+        f"{result.label(check.arm)} may still gain{task} at {check.labels:,} labels: {check.longest:,} steps in place of "
+        f"{check.steps:,} bring {signed(check.gain)} points on validation, at most {signed(check.limit)}. "
         f"{consequence}; raise tuning.max_doublings."
     )
