@@ -87,7 +87,7 @@ class PixelTask(ClassificationTask):
         probe = LinearProbe(rows.shape[1], len(train.classes)).to(rows.device).eval()
         found: list[tuple[float, float, Mapping[str, Tensor]]] = []  # accuracy, log loss below zero, weights
         for _ in fit_linear_probe(probe, rows, targets, device=rows.device):
-            logits = probe(seen).float().cpu()
+            logits = probe(seen).detach().float().cpu()
             accuracy = validation_figures(logits, answers)[self.metric()]
             found.append((accuracy, -float(F.cross_entropy(logits, answers)), copy.deepcopy(probe.state_dict())))
         probe.load_state_dict(max(found, key=lambda entry: entry[:2])[2])

@@ -30,7 +30,6 @@ from .results import pack_items
 from .run_training import fit_run
 from .runs import RESULT_FILE, Run
 
-
 SHARED = "features"
 """Folder in that of a suite for what several trainings use: features of frozen encoders."""
 

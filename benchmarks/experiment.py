@@ -147,7 +147,7 @@ class Context:
 
     def steps(self, task: str, arm: str, labels: int) -> int:
         """The steps that an arm's tuning begins with; with ``compute_of``, those of another's pretraining on top."""
-        steps, other = self.config.steps(task, arm, labels), self.config.arms[arm].compute_of
+        steps, other = self.config.initial_steps(task, arm, labels), self.config.arms[arm].compute_of
         if other is None:
             return steps
         cost = self.config.arm_kind(other).cost(self, other)

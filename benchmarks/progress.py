@@ -50,7 +50,9 @@ class RunProgress:
         predicted = self._predict()
         self._spent = seconds_spent(predicted, self.results)
         self._history = RuntimeHistory.of(predicted, self.results, self._cost)
-        logger.info("bench: %d runs to do, %d at a time; more where rates or steps are extended", len(self._left), self.workers)
+        logger.info(
+            "bench: %d runs to do, %d at a time; more where rates or steps are extended", len(self._left), self.workers
+        )
         if sys.stderr is not None and sys.stderr.isatty():
             from rich.console import Console
             from rich.live import Live
@@ -142,7 +144,11 @@ class RunProgress:
 
     def _summary(self, running: list[Run]) -> str:
         elapsed, left = time.monotonic() - self._began, self._time_left(running)
-        said = "time left unknown yet" if left is None else f"about {duration(left)} left unless rates or steps are extended"
+        said = (
+            "time left unknown yet"
+            if left is None
+            else f"about {duration(left)} left unless rates or steps are extended"
+        )
         return f"bench: {self.count} runs done in {duration(elapsed)}, {len(self._left)} to do, {said}"
 
     def _time_left(self, running: list[Run]) -> float | None:

@@ -28,7 +28,7 @@ Results = Callable[[Run], Mapping[str, Any] | None]
 class ArmState:
     """The state of an arm on a task at a label count: the ``missing`` runs, and, once all are done, ``cells``.
 
-    ``requested`` are all runs that it needed up to here. ``losing``: trainings that were tried and not chosen, once that is known.
+    ``requested`` are all runs that it needed up to here. ``losing``: trainings that were not chosen, once that is known.
     """
 
     task: str
@@ -116,7 +116,9 @@ def arm_state(context: Context, task: str, arm: str, labels: int, results: Resul
         state.tuning = TuningRecord(arm, labels, found.trials, space.per_seed, found.edge)
         state.check = None if found.check is None else replace(found.check, arm=arm, labels=labels)
     tests = [context.testing(run) for run in chosen]
-    gone = [run for run, test in zip(chosen, tests, strict=True) if results(test) is None and _has_lost_model(run, results)]
+    gone = [
+        run for run, test in zip(chosen, tests, strict=True) if results(test) is None and _has_lost_model(run, results)
+    ]
     state.missing.extend(gone)
     if have(chosen) and not gone and have(tests):
         state.cells = [_cell(run, context, results) for run in chosen]

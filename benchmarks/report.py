@@ -22,10 +22,10 @@ from .task_design import CLASSIFY
 from .verdicts import interval_coverage, verdict_sentences, warnings_of
 
 FAIRNESS = (
-    "Every arm gets the same learning rates to try at every label count, evaluated on validation images only, and more beyond an "
-    "end that does best. Then it is trained for two and four times the steps, and for more as long as that helps. In every run the "
-    "validation score is measured equally often, and the best weights are used. The test images are read once for each compared "
-    "run, after everything is chosen."
+    "Every arm gets the same learning rates to try at every label count, evaluated on validation images only, and more "
+    "beyond an end that does best. Then it is trained for two and four times the steps, and for more as long as that helps. "
+    "In every run the validation score is measured equally often, and the best weights are used. The test images are read "
+    "once for each compared run, after everything is chosen."
 )
 
 

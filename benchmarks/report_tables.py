@@ -216,7 +216,7 @@ def time_table(found: Comparisons) -> Table:
         rows.append((arm.label, duration(arm.pretrain_seconds), spent, "; ".join(gains)))
     return Table(
         "Computing time on this machine, runs side by side counted each; learning-rate trials and checks "
-        f"are in the sum below only. Gain: points more than the arm that it is compared with on test, mean over the seeds",
+        "are in the sum below only. Gain: points more than the arm that it is compared with on test, mean over the seeds",
         ("arm", "pretraining", "fine-tuning, all compared runs", "gain"),
         tuple(rows),
     )

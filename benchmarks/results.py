@@ -18,7 +18,6 @@ from ..transfer import tasks
 from ..transfer.tasks import ReportedScores
 from .stats import gain_limit
 
-
 AUTO = "auto"
 """As a suite's baseline: at each label count the arm without pretraining that is best on validation."""
 

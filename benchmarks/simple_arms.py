@@ -25,7 +25,7 @@ from .runs import Run, recipe_facts
 from .task_design import CLASSIFY
 
 PROBES = ("linear", "knn1", "knn5", "knn20")
-"""Heads on features that don't change, the best of which is taken by validation: logistic regression, and the nearest 1, 5 or 20."""
+"""Heads on fixed features, the best of which is taken by validation: logistic regression, and the nearest 1, 5 or 20."""
 
 
 class _WithoutEncoder(ArmKind):
@@ -133,7 +133,13 @@ class Frozen(ArmKind):
         config = resolve(
             ClassifyConfig,
             {
-                **{"data": "any", "out": folder, "init": self.init, "encoder": "any", "cache": str(training.shared or folder)},
+                **{
+                    "data": "any",
+                    "out": folder,
+                    "init": self.init,
+                    "encoder": "any",
+                    "cache": str(training.shared or folder),
+                },
                 **{"method": method, "neighbours": neighbours, "solver": "lbfgs", "workers": 0},
                 **dict.fromkeys(("mixup", "cutmix", "random_erasing", "drop_path"), 0.0),
             },
@@ -154,4 +160,3 @@ class Frozen(ArmKind):
 def frozen_copy(arm: ArmConfig) -> ArmConfig:
     """The arm with the same encoders, frozen."""
     return replace(arm, label=f"{arm.label}, frozen", frozen=True, recipe={}, steps={}, x=None)
-

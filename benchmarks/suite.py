@@ -22,9 +22,9 @@ from ..transfer.recipe import Recipe, recipe_defaults
 from ..transfer.task import TransferConfig
 from .arm_kind import ArmConfig, ArmKind
 from .arm_kinds import kind_of
-from .simple_arms import frozen_copy
 from .published import read_published
 from .results import AUTO
+from .simple_arms import frozen_copy
 from .suite_file import key_prefix, named_suite, read_suite
 from .task_design import CLASSIFY, TaskConfig, TaskDesign, Tuning, check_distinct
 
@@ -302,7 +302,7 @@ class BenchConfig:
         check_divisible((height, width), self.spec.patch_size)
         return replace(self.spec, image_size=(height, width))
 
-    def steps(self, task: str, arm: str, labels: int) -> int:
+    def initial_steps(self, task: str, arm: str, labels: int) -> int:
         """The steps that an arm's tuning on a task begins with."""
         if task == CLASSIFY:
             given = self.arms[arm].steps.get(str(labels)) or self.steps.get(str(labels))

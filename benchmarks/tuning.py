@@ -144,7 +144,9 @@ class _Searching:
         while True:
             if not self._ask((seed, Setting(best[seed].rate, steps)) for seed in self.tuned for steps in lengths):
                 return None
-            means = [_mean(self.known[seed, Setting(best[seed].rate, steps)] for seed in self.tuned) for steps in lengths]
+            means = [
+                _mean(self.known[seed, Setting(best[seed].rate, steps)] for seed in self.tuned) for steps in lengths
+            ]
             rises = means.index(max(means)) > len(lengths) - 1 - AHEAD
             if not rises or len(lengths) > self.space.max_doublings:
                 return lengths
@@ -157,16 +159,19 @@ class _Searching:
         at = max(0, len(lengths) - 1 - AHEAD)
         low, high = ([self.known[seed, settings[place]] for seed, settings in longer.items()] for place in (at, -1))
         gain, limit = gain_limit(low, high, self.val_images)
-        means = [_mean(self.known[seed, settings[place]] for seed, settings in longer.items()) for place in range(len(lengths))]
+        means = [
+            _mean(self.known[seed, settings[place]] for seed, settings in longer.items())
+            for place in range(len(lengths))
+        ]
         settled = len(lengths) > AHEAD and means.index(max(means)) <= at
-        return ConvergenceCheck("", 0, lengths[at], self.tuned, tuple(low), tuple(high), gain, limit, settled, lengths[-1])
+        return ConvergenceCheck(
+            "", 0, lengths[at], self.tuned, tuple(low), tuple(high), gain, limit, settled, lengths[-1]
+        )
 
     def _best(self, settings: Mapping[int, Sequence[Setting]]) -> dict[int, Setting]:
         """The best setting of each seed by its own scores, or of all by their mean, which needs the same settings of all."""
         if self.space.per_seed:
-            return {
-                seed: own[_middle_best([self.known[seed, one] for one in own])] for seed, own in settings.items()
-            }
+            return {seed: own[_middle_best([self.known[seed, one] for one in own])] for seed, own in settings.items()}
         common = settings[self.tuned[0]]
         return dict.fromkeys(settings, common[_middle_best([self._mean(one) for one in common])])
 

@@ -14,18 +14,25 @@ from .task_design import CLASSIFY
 def verdict_sentences(found: Comparisons) -> Iterator[str]:
     """One sentence for each arm against the baseline, on each task at each label count."""
     result = found.result
-    if not any(part.by_seed(result.reference(part, labels), labels) for part in result.parts for labels in part.label_counts):
+    if not any(
+        part.by_seed(result.reference(part, labels), labels) for part in result.parts for labels in part.label_counts
+    ):
         yield "Nothing can be said yet: there are no runs of an arm that the others are compared with."
         return
     if not result.rivals:
-        yield "Nothing is compared: no arm is pretrained." if result.baseline == AUTO else "Nothing is compared: there is one arm."
+        yield (
+            "Nothing is compared: no arm is pretrained."
+            if result.baseline == AUTO
+            else "Nothing is compared: there is one arm."
+        )
     for part in result.parts:
         if part.short:
             yield from _short_lines(result, part)
             continue
         for one in found.of(part):
             if one.difference is None or one.p is None:
-                yield f"{_where(part, one.labels)}, runs are missing to compare {one.arm.label} with {result.label(result.reference(part, one.labels))}."
+                other = result.label(result.reference(part, one.labels))
+                yield f"{_where(part, one.labels)}, runs are missing to compare {one.arm.label} with {other}."
             else:
                 sentence = _sentence(result, one, one.difference, one.p)
                 yield f"{_where(part, one.labels)}, {sentence}{_reservation(result, one)}"
@@ -94,7 +101,9 @@ def _reservation(result: SuiteResult, one: Comparison) -> str:
     unfinished = [
         result.label(check.arm)
         for check in one.part.checks
-        if check.labels == one.labels and check.arm in (one.arm.name, result.reference(one.part, one.labels)) and not check.settled
+        if check.labels == one.labels
+        and check.arm in (one.arm.name, result.reference(one.part, one.labels))
+        and not check.settled
     ]
     return f" Not final: more steps still improve {' and '.join(unfinished)}." if unfinished else ""
 

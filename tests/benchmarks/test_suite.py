@@ -186,8 +186,8 @@ def test_words_change_a_suite_key_by_key(suite: Path) -> None:
 
     assert config.labels == (12,) and config.designs["classify"].seeds_at(12) == (4, 5)
     assert not recipe("scratch").flip and recipe("scratch").batch_size == 4
-    assert config.steps("classify", "scratch", 12) == 7 and config.arms["scratch"].steps == {"6": 3, "12": 7}
-    assert config.steps("classify", "mae", 12) == recipe("mae").total_steps(12)
+    assert config.initial_steps("classify", "scratch", 12) == 7 and config.arms["scratch"].steps == {"6": 3, "12": 7}
+    assert config.initial_steps("classify", "mae", 12) == recipe("mae").total_steps(12)
     assert config.tuning.rates == tuple(RATES)
     assert recipe("mae").layer_decay == 0.65 and recipe("scratch").layer_decay == 1.0
 

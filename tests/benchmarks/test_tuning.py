@@ -34,14 +34,14 @@ def test_each_seed_gets_the_rate_and_steps_that_are_best_for_it() -> None:
     assert {one.rate for seed, one in found.asked if seed == 1 and one.steps == 200} == {1e-3, 2e-3, 4e-3}
     assert found.check is not None and found.check.settled and (found.check.steps, found.check.longest) == (100, 400)
     chosen = [trial for trial in found.trials if trial.chosen]
-    assert [trial.seed for trial in chosen] == [0, 1, 2] and len(found.trials) == len(found.asked)
+    assert sorted(trial.seed for trial in chosen) == [0, 1, 2] and len(found.trials) == len(found.asked)
 
 
 def test_it_asks_in_stages_and_for_nothing_twice() -> None:
     known: dict[tuple[int, Setting], float] = {}
     stages = []
     while True:
-        found = search(SPACE, range(2), lambda seed, setting: known.get((seed, setting)))
+        found = search(SPACE, range(2), lambda *one: known.get(one))  # noqa: B023
         if found.chosen:
             break
         assert found.missing and len(set(found.missing)) == len(found.missing) and not found.trials
@@ -132,7 +132,9 @@ def compared(
     for one, level in zip((space, other), levels, strict=True):
         arm, known = Arm(generator, level), dict[tuple[int, Setting], float]()
 
-        def score(seed: int, setting: Setting, arm: Arm = arm, known: dict[tuple[int, Setting], float] = known) -> float:
+        def score(
+            seed: int, setting: Setting, arm: Arm = arm, known: dict[tuple[int, Setting], float] = known
+        ) -> float:
             if (seed, setting) not in known:
                 known[seed, setting] = arm.run(lucks[seed], seed, setting)
             return known[seed, setting]
@@ -156,7 +158,12 @@ def test_intervals_over_seeds_cover_the_luck_of_the_search() -> None:
     once = SearchSpace(RATES, 250, max_doublings=2, max_extensions=1, per_seed=False, draws=1)
     each = SearchSpace(RATES, 250, max_doublings=2, max_extensions=1)
     covered = {}
-    for name, space, seeds, suites in (("each", each, 3, 400), ("each", each, 5, 400), ("each", each, 20, 300), ("once", once, 20, 300)):
+    for name, space, seeds, suites in (
+        ("each", each, 3, 400),
+        ("each", each, 5, 400),
+        ("each", each, 20, 300),
+        ("once", once, 20, 300),
+    ):
         found = [compared(generator, space, space, seeds, (0.62, 0.58))[0] for _ in range(suites)]
         truth = float(np.mean([np.mean(differences) for differences in found]))
         covered[name, seeds] = np.mean([abs(np.mean(one) - truth) < half_width(one) for one in found])
