@@ -126,6 +126,7 @@ class ArmKeys(TypedDict, total=False):
     weights: Text | None
     model: Literal["vit_nano", "vit_micro", "vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge"] | None
     pool: int | float | None
+    frozen: bool
     x: float | None
     compute_of: Text | None
     pretrain: Mapping[str, object]
@@ -137,9 +138,12 @@ class TuningKeys(TypedDict, total=False):
     """Keys of Tuning."""
 
     rates: Sequence[float]
-    seed: int
-    check_seeds: int
+    per_seed: bool
+    draws: int
     max_doublings: int
+    max_extensions: int
+    seed: int | None
+    check_seeds: int | None
 
 
 class BudgetKeys(TypedDict, total=False):
@@ -346,9 +350,11 @@ class BenchKeys(TypedDict, total=False):
     patch_size: int | None
     channels: int
     arms: Mapping[str, ArmKeys]
+    steps: Mapping[str, int]
     axis: Text | None
     published: Mapping[str, Text]
     baseline: Text
+    simple_arms: bool
     tuning: TuningKeys
     budget: BudgetKeys
     evaluations: int
