@@ -93,7 +93,7 @@ def _encoders(context: Context, arm: str, results: Results) -> list[tuple[Run, M
 
 
 def _examples(context: Context, result: SuiteResult) -> Iterator[Example]:
-    """Test images that the judged arms win and lose, of every task that is compared."""
+    """Test images that the compared arms win and lose, of every task that is compared."""
     for part in result.parts:
         if part.cells and not part.short:
             test = context.pools.tasks[part.name].splits.test

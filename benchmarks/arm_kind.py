@@ -208,7 +208,7 @@ class ArmKind(ABC):
     pretrained: ClassVar[bool] = True
     """whether its trainings begin with trained weights"""
     upper_bound: bool = False
-    """whether it has seen labels that the other arms haven't: it is shown, not judged"""
+    """whether it has seen labels that the other arms haven't: it is shown, but no verdict is drawn"""
     has_encoder: ClassVar[bool] = True
     """whether it trains an encoder of the suite's kind"""
     variants: tuple[str, ...] = ()

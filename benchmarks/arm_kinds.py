@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -56,7 +56,7 @@ from .arm_kind import (
 )
 from .run_training import fit_run
 from .runs import Run, recipe_facts, spec_facts
-from .simple_arms import ConvNet, Frozen, Pixels
+from .simple_arms import ConvNet, Frozen, Pixels, frozen_copy
 from .suite_file import key_prefix
 from .task_design import CLASSIFY
 
@@ -268,6 +268,31 @@ def kind_of(arm: ArmConfig) -> ArmKind:
         raise ConfigError("start", arm.start, f"one of {', '.join(ARM_KINDS)}", advice)
     kind = ARM_KINDS[arm.start].for_arm(arm)
     return Frozen(kind) if arm.frozen else kind
+
+
+VIT_KEYS = ("layer_decay", "drop_path")
+"""Keys of a recipe that say nothing of a ResNet."""
+
+
+def with_simple_arms(arms: Mapping[str, ArmConfig]) -> dict[str, ArmConfig]:
+    """A suite's arms with those that any pretraining must beat, as far as it has none of the kind itself.
+
+    The small CNN is trained as the arm from scratch is; each arm that was pretrained without the task's labels gets a frozen one.
+    """
+    found, starts = dict(arms), {arm.start for arm in arms.values()}
+    frozen = [(arm.start, arm.weights) for arm in arms.values() if arm.frozen]
+    for name, arm in arms.items():
+        kind = kind_of(arm)
+        if kind.pretrained and not kind.upper_bound and (arm.start, arm.weights) not in frozen:
+            found.setdefault(f"{name}_frozen", frozen_copy(arm))
+    if "cnn" not in starts:
+        scratch = next((arm for arm in arms.values() if arm.start == "scratch"), None)
+        recipe = {} if scratch is None else {key: value for key, value in scratch.recipe.items() if key not in VIT_KEYS}
+        steps = {} if scratch is None else scratch.steps
+        found.setdefault("cnn", ArmConfig("cnn", "a small CNN from scratch", recipe=recipe, steps=steps))
+    if "pixels" not in starts:
+        found.setdefault("pixels", ArmConfig("pixels", "pixels without a network"))
+    return found
 
 
 def mae_config(suite: ArmSuite, name: str, seed: int, out: str) -> PretrainConfig:

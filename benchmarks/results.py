@@ -40,7 +40,7 @@ class Arm:
 
     ``note`` is what a reader must know of it (that it is an upper bound, say), ``pretrain_seconds`` its
     compute, ``x`` its place on the suite's axis, if it has one. ``pretrained``: it begins with trained weights. ``upper_bound``:
-    it has seen labels that the others haven't, and isn't judged.
+    it has seen labels that the others haven't, so that no verdict is drawn.
     """
 
     name: str
@@ -260,7 +260,7 @@ class SuiteResult:
 
     @property
     def rivals(self) -> list[Arm]:
-        """The arms that are judged: all but a named baseline, or with ``AUTO`` those that were pretrained; no upper bound."""
+        """The arms with a verdict: all but a named baseline, or with ``AUTO`` those that were pretrained; no upper bound."""
         return [
             arm
             for arm in self.arms

@@ -1,4 +1,4 @@
-"""Arms that any pretraining must beat: pixels, a small CNN from scratch, and frozen features of an arm's own encoder."""
+"""Arms that any pretraining must beat: pixels, a small CNN from scratch, and an arm's own encoder, frozen."""
 
 from __future__ import annotations
 

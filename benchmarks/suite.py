@@ -21,10 +21,9 @@ from ..transfer.classification.config import ClassifyRecipe
 from ..transfer.recipe import Recipe, recipe_defaults
 from ..transfer.task import TransferConfig
 from .arm_kind import ArmConfig, ArmKind
-from .arm_kinds import kind_of
+from .arm_kinds import kind_of, with_simple_arms
 from .published import read_published
 from .results import AUTO
-from .simple_arms import frozen_copy
 from .suite_file import key_prefix, named_suite, read_suite
 from .task_design import CLASSIFY, TaskConfig, TaskDesign, Tuning, check_distinct
 
@@ -180,7 +179,10 @@ class BenchConfig:
         """The suite named in the overrides or the file, with what they say on top."""
         suite = read_suite(named_suite(overrides, file))
         try:
-            return with_simple_arms(resolve(cls, overrides, file, suite))
+            config = resolve(cls, overrides, file, suite)
+            if config.baseline != AUTO or not config.simple_arms or CLASSIFY not in config.designs:
+                return config
+            return replace(config, arms=with_simple_arms(config.arms))
         except MissingKeyError as error:
             group, _, name = error.key.removesuffix(".start").partition(".")
             others = [other for other in suite.get("arms") or {} if other != name]
@@ -358,29 +360,6 @@ class BenchConfig:
         if self.data.path is None and self.labels:
             raise ConfigError("labels", list(self.labels), "none without data.path")
 
-
-def with_simple_arms(config: BenchConfig) -> BenchConfig:
-    """The suite with the arms that any pretraining must beat, as far as it has none of the kind itself."""
-    if config.baseline != AUTO or not config.simple_arms or CLASSIFY not in config.designs:
-        return config
-    arms, starts = dict(config.arms), {arm.start for arm in config.arms.values()}
-    frozen = [(arm.start, arm.weights) for arm in arms.values() if arm.frozen]
-    for name, arm in config.arms.items():
-        kind = kind_of(arm)
-        if kind.pretrained and not kind.upper_bound and (arm.start, arm.weights) not in frozen:
-            arms.setdefault(f"{name}_frozen", frozen_copy(arm))
-    if "cnn" not in starts:
-        scratch = next((arm for arm in config.arms.values() if arm.start == "scratch"), None)
-        recipe = {} if scratch is None else {key: value for key, value in scratch.recipe.items() if key not in VIT_KEYS}
-        steps = {} if scratch is None else scratch.steps
-        arms.setdefault("cnn", ArmConfig("cnn", "a small CNN from scratch", recipe=recipe, steps=steps))
-    if "pixels" not in starts:
-        arms.setdefault("pixels", ArmConfig("pixels", "pixels without a network"))
-    return replace(config, arms=arms)
-
-
-VIT_KEYS = ("layer_decay", "drop_path")
-"""Keys of a recipe that say nothing of a ResNet."""
 
 GIVEN = (
     "val",

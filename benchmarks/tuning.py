@@ -1,4 +1,4 @@
-"""How an arm's learning rate and steps are chosen on validation: a search that asks for scores and ends with settings.
+"""The search for an arm's learning rate and steps on validation: it asks for scores and ends with settings.
 
 The search is part of a seed: each compared seed chooses with its own labelled images, head and order, so that seeds are
 independent repetitions of all of it, and intervals over them cover the luck of the choice. It knows nothing of images or

@@ -1,4 +1,4 @@
-"""The search for rates and steps: what it asks for, and, by simulation, that intervals over seeds cover its luck."""
+"""The search for rates and steps: what it asks for, and by simulation that intervals cover its luck."""
 
 from __future__ import annotations
 
