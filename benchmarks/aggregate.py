@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import torch
 
+from ..core.data.labeled_dataset import LabeledDataset
 from ..core.device import choose_device
 from ..core.public_names import public_config, public_text
 from ..core.yaml_files import to_dict, to_yaml
@@ -42,7 +44,7 @@ def collect(context: Context, store: Path, results: Results, outcome: RunOutcome
     encoders = {arm: _encoders(context, arm, results) for arm in config.arms}
     pictures = [store / run.key / PICTURE_FILE for arm in config.arms for run, _ in encoders[arm]]
     parts = tuple(
-        _part(context, task, [state for state in comparisons if state.task == task]) for task in config.designs
+        _part(context, task, [state for state in comparisons if state.task == task], results) for task in config.designs
     )
     arms = tuple(
         Arm(
@@ -55,6 +57,7 @@ def collect(context: Context, store: Path, results: Results, outcome: RunOutcome
             config.arms[name].x,
             config.arm_kind(name).pretrained,
             config.arm_kind(name).upper_bound,
+            pretraining=public_config(config.arm_kind(name).pretraining(config, name)),
         )
         for name in config.arms
     )
@@ -107,9 +110,13 @@ def _near(pools: SuiteImages) -> Iterator[NearPair]:
         yield NearPair(pair.part, pair.name, pair.other, pair.similarity, (first, second))
 
 
-def _part(context: Context, task: str, comparisons: Sequence[ArmState]) -> TaskResult:
+def _part(context: Context, task: str, comparisons: Sequence[ArmState], results: Results) -> TaskResult:
     """A task with what came of it."""
     design = context.config.designs[task]
+    compared = {cell.key for state in comparisons for cell in state.cells}
+    tried: dict[str, dict[str, Run]] = {state.arm: {} for state in comparisons}
+    for state in comparisons:
+        tried[state.arm] |= {run.key: run for run in state.requested if run.kind == "train" and run.key not in compared}
     return TaskResult(
         name=task,
         kind=design.kind,
@@ -121,7 +128,15 @@ def _part(context: Context, task: str, comparisons: Sequence[ArmState]) -> TaskR
         counts=context.pools.tasks[task].counts,
         recipes={arm: public_config(to_dict(context.config.recipe(task, arm))) for arm in context.config.arms},
         short=design.short,
+        class_counts=_class_counts(context.pools.tasks[task].splits.test) if design.scores.is_accuracy else (),
+        tuning_seconds={arm: seconds_spent(runs.values(), results) for arm, runs in tried.items()},
     )
+
+
+def _class_counts(images: LabeledDataset) -> tuple[int, ...]:
+    """Images of each class that there are any of."""
+    counts = Counter(label for labels in images.strata for label in labels)
+    return tuple(counts[label] for label in sorted(counts))
 
 
 def _note(config: BenchConfig, name: str) -> str:

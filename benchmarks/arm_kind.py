@@ -270,6 +270,10 @@ class ArmKind(ABC):
         """The speed of such a run on this machine, by a few steps; ``measure_task`` measures a task's."""
         raise NotImplementedError
 
+    def pretraining(self, suite: ArmSuite, name: str) -> Mapping[str, object]:
+        """The resolved settings of the arm's pretraining, for the report; none where the suite doesn't pretrain it."""
+        return {}
+
     @abstractmethod
     def describe(self, arm: ArmConfig) -> str:
         """How the arm gets its encoder, as the report says it."""

@@ -119,6 +119,10 @@ class Mae(ArmKind):
         loading = loading_seconds(config, context.pool_of(name), spec) or 0.0
         return Speed(training_seconds_an_image(config, spec, device) + loading, 0.0)
 
+    def pretraining(self, suite: ArmSuite, name: str) -> Mapping[str, object]:
+        config = to_dict(mae_config(suite, name, 0, "out"))
+        return {key: value for key, value in config.items() if key not in (*FREE_KEYS, "seed")}
+
     def describe(self, arm: ArmConfig) -> str:
         start = "" if arm.weights is None else f", begun with {public_name(arm.weights)}"
         return f"pretrained on {pool_words(arm)} without {'its' if arm.pool is None else 'their'} labels{start}"
@@ -190,6 +194,9 @@ class SupervisedOnPool(ArmKind):
         encoder = Encoder(context.config.spec_of(name), preprocessing=context.preprocessing)
         recipe = _supervised_recipe(context.config, name)
         return measure_task(ClassificationTask(recipe, encoder, splits, Ranks(0, 1, device)))
+
+    def pretraining(self, suite: ArmSuite, name: str) -> Mapping[str, object]:
+        return to_dict(_supervised_recipe(suite, name))
 
     def describe(self, arm: ArmConfig) -> str:
         pool = pool_words(arm)

@@ -40,7 +40,8 @@ class Arm:
 
     ``note`` is what a reader must know of it (that it is an upper bound, say), ``pretrain_seconds`` its
     compute, ``x`` its place on the suite's axis, if it has one. ``pretrained``: it begins with trained weights. ``upper_bound``:
-    it has seen labels that the others haven't, so that no verdict is drawn.
+    it has seen labels that the others haven't, so that no verdict is drawn. ``pretraining``: its resolved settings,
+    where the suite pretrains it.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Arm:
     x: float | None = None
     pretrained: bool = True
     upper_bound: bool = False
+    pretraining: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,7 @@ class TaskResult:
     ``kind``: its name in the table of tasks (transfer/tasks.py). ``seeds`` are those compared at each label count; ``counts`` are
     images by use (labelled source, validation, test). ``short``: nothing was tuned or checked. ``recipes``: each arm's.
     ``clusters``: which patient, video or flight each test item is of, as numbers; empty where every item is drawn by itself.
+    ``class_counts``: test images of each class, where each has one. ``tuning_seconds``: each arm's trainings to tune.
     """
 
     name: str
@@ -161,6 +164,8 @@ class TaskResult:
     recipes: Mapping[str, Mapping[str, object]]
     short: bool = False
     clusters: tuple[int, ...] = ()
+    class_counts: tuple[int, ...] = ()
+    tuning_seconds: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def scores(self) -> ReportedScores:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -126,6 +126,9 @@ class Frozen(ArmKind):
         self, context: ArmContext, name: str, device: torch.device, measure_task: Callable[[Task[Any, Any]], Speed]
     ) -> Speed:
         return self.kind.measure(context, name, device, measure_task)
+
+    def pretraining(self, suite: ArmSuite, name: str) -> Mapping[str, object]:
+        return self.kind.pretraining(suite, name)
 
     def task(self, training: Training) -> Task[Any, Any]:
         method, neighbours = ("knn", int(training.variant[3:])) if training.variant != "linear" else ("linear", 1)
