@@ -281,23 +281,24 @@ VIT_KEYS = ("layer_decay", "drop_path")
 """Keys of a recipe that say nothing of a ResNet."""
 
 
-def with_simple_arms(arms: Mapping[str, ArmConfig]) -> dict[str, ArmConfig]:
+def with_simple_arms(arms: Mapping[str, ArmConfig], *, classifies: bool) -> dict[str, ArmConfig]:
     """A suite's arms with those that any pretraining must beat, as far as it has none of the kind itself.
 
-    The small CNN is trained as the arm from scratch is; each arm that was pretrained without the task's labels gets a frozen one.
+    The small CNN is trained as the arm from scratch is. A suite that ``classifies`` gets pixels too, and a frozen arm for each
+    that was pretrained without the task's labels.
     """
     found, starts = dict(arms), {arm.start for arm in arms.values()}
     frozen = [(arm.start, arm.weights) for arm in arms.values() if arm.frozen]
     for name, arm in arms.items():
         kind = kind_of(arm)
-        if kind.pretrained and not kind.upper_bound and (arm.start, arm.weights) not in frozen:
+        if classifies and kind.pretrained and not kind.upper_bound and (arm.start, arm.weights) not in frozen:
             found.setdefault(f"{name}_frozen", frozen_copy(arm))
     if "cnn" not in starts:
         scratch = next((arm for arm in arms.values() if arm.start == "scratch"), None)
         recipe = {} if scratch is None else {key: value for key, value in scratch.recipe.items() if key not in VIT_KEYS}
         steps = {} if scratch is None else scratch.steps
         found.setdefault("cnn", ArmConfig("cnn", "a small CNN from scratch", recipe=recipe, steps=steps))
-    if "pixels" not in starts:
+    if classifies and "pixels" not in starts:
         found.setdefault("pixels", ArmConfig("pixels", "pixels without a network"))
     return found
 

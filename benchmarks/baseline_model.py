@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import timm
 from safetensors import safe_open
@@ -76,14 +76,20 @@ def pixel_size(spec: EncoderSpec) -> tuple[int, int]:
 
 def convnet(spec: EncoderSpec, num_classes: int) -> nn.Module:
     """A ResNet of ten layers; for small images with a stem that keeps their size (He et al. 2016, Sec. 4.2)."""
-    shape = {"num_classes": num_classes, "in_chans": spec.channels}
+    model = timm.create_model(CONVNET, num_classes=num_classes, in_chans=spec.channels, **widths(spec))
     if min(spec.image_size) >= SMALL_SIDE:
-        return cast(nn.Module, timm.create_model(CONVNET, **shape))
-    model = timm.create_model(CONVNET, channels=SMALL_CHANNELS, stem_width=SMALL_CHANNELS[0], **shape)
+        return cast(nn.Module, model)
     stem = next(module for module in model.conv1.modules() if isinstance(module, nn.Conv2d))
     stem.stride = (1, 1)
     model.maxpool = nn.Identity()
     return cast(nn.Module, model)
+
+
+def widths(spec: EncoderSpec) -> dict[str, Any]:
+    """What makes the ResNet narrower for small images, as timm's arguments."""
+    if min(spec.image_size) >= SMALL_SIDE:
+        return {}
+    return {"channels": SMALL_CHANNELS, "stem_width": SMALL_CHANNELS[0]}
 
 
 def save_baseline(model: BaselineClassifier, path: Path) -> None:

@@ -22,7 +22,17 @@ from ..core.training.optimizers import parameter_groups
 from ..transfer.classification.config import ClassifyRecipe
 from ..transfer.classification.evaluation import pixel_batches, validation_figures
 from ..transfer.classification.task import ClassificationTask
+from ..transfer.detection.task import DetectionTask
+from ..transfer.recipe import Recipe
+from ..transfer.segmentation.task import SegmentationTask
 from .baseline_model import BaselineClassifier, Kind, save_baseline
+from .conv_models import ConvDetector, ConvSegmentor
+
+
+def adamw(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
+    """AdamW, with one rate for all layers."""
+    groups = parameter_groups(model.named_parameters(), weight_decay=recipe.weight_decay)
+    return torch.optim.AdamW(groups, lr=recipe.peak_lr, betas=recipe.betas, fused=True)
 
 
 class ConvNetTask(ClassificationTask):
@@ -36,15 +46,34 @@ class ConvNetTask(ClassificationTask):
         return BaselineClassifier("convnet", spec, preprocessing, self.splits.train.classes)
 
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        """AdamW, one rate for all layers."""
-        config = self.config
-        groups = parameter_groups(
-            model.named_parameters(), weight_decay=config.weight_decay, depth=0, layer_decay=1.0, prefix=""
-        )
-        return torch.optim.AdamW(groups, lr=config.peak_lr, betas=config.betas, fused=True)
+        return adamw(self.config, model)
 
     def save(self, model: nn.Module, path: Path, provenance: Provenance) -> None:
         save_baseline(cast(BaselineClassifier, model), path)
+
+
+class ConvDetectionTask(DetectionTask):
+    """Detection by the heads of the ViT's detector on a small ResNet; the augmentation is the other arms'."""
+
+    version: ClassVar[int] = 1
+
+    def new_detector(self) -> ConvDetector:
+        return ConvDetector(self.encoder, self.splits.train.classes, self.architecture)
+
+    def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        return adamw(self.config, model)
+
+
+class ConvSegmentationTask(SegmentationTask):
+    """Segmentation by a small ResNet with a feature pyramid; the augmentation is the other arms'."""
+
+    version: ClassVar[int] = 1
+
+    def build_model(self) -> ConvSegmentor:
+        return ConvSegmentor(self.encoder, self.splits.train.classes, self.config.architecture(), self.inference)
+
+    def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        return adamw(self.config, model)
 
 
 class PixelTask(ClassificationTask):

@@ -16,11 +16,15 @@ from ..core.errors import ConfigError
 from ..core.progress import ProgressListener
 from ..transfer.classification.config import ClassifyConfig, ClassifyRecipe
 from ..transfer.classification.probe import ProbeTask
+from ..transfer.detection.config import DetectConfig
+from ..transfer.model_file import is_model
 from ..transfer.recipe import Recipe, recipe_defaults
-from ..transfer.task import Task
+from ..transfer.segmentation.config import SegmentConfig
+from ..transfer.task import Task, TransferConfig
 from .arm_kind import ArmConfig, ArmContext, ArmKind, ArmSuite, EncoderCost, Init, SavedWeights, Speed, Training
 from .baseline_model import load_baseline
-from .baseline_tasks import ConvNetTask, PixelTask
+from .baseline_tasks import ConvDetectionTask, ConvNetTask, ConvSegmentationTask, PixelTask
+from .conv_models import load_conv_model
 from .runs import Run, recipe_facts
 from .task_design import CLASSIFY
 
@@ -68,14 +72,26 @@ class Pixels(_WithoutEncoder):
 
 
 class ConvNet(_WithoutEncoder):
-    """A small ResNet of timm, trained from random weights."""
+    """A small ResNet of timm, trained from random weights; detection and segmentation have it under a feature pyramid."""
+
+    def compares(self, task: str) -> bool:
+        return task in (CLASSIFY, "detect", "segment")
 
     def task(self, training: Training) -> Task[Any, Any]:
-        recipe = cast(ClassifyRecipe, training.recipe)
-        return ConvNetTask(recipe, training.encoder, training.splits, training.ranks)
+        recipe, (encoder, splits, ranks) = training.recipe, (training.encoder, training.splits, training.ranks)
+        if isinstance(recipe, TransferConfig) and training.folder is not None:
+            recipe = replace(recipe, out=str(training.folder))
+        if isinstance(recipe, DetectConfig):
+            return ConvDetectionTask(recipe, encoder, splits, ranks)
+        if isinstance(recipe, SegmentConfig):
+            return ConvSegmentationTask(recipe, encoder, splits, ranks)
+        return ConvNetTask(cast(ClassifyRecipe, recipe), encoder, splits, ranks)
 
     def recipe_facts(self, recipe: Recipe, variant: str) -> str:
         return json.dumps({"convnet": ConvNetTask.version, **json.loads(recipe_facts(recipe))})
+
+    def load_model(self, path: Path) -> Any:
+        return load_conv_model(path) if is_model(path) else load_baseline(path)
 
     def describe(self, arm: ArmConfig) -> str:
         return "a small ResNet (timm) from random weights: sees only the labelled examples"

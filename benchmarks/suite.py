@@ -128,8 +128,8 @@ class BenchConfig:
     baseline: str = "auto"
     """the arm that the others are compared with; auto: at each label count the arm without pretraining that validates best"""
     simple_arms: bool = True
-    """with baseline: auto, add to classification what any pretraining must beat, where no arm does it: pixels, a small CNN from
-    scratch, and probes on the frozen encoder of each arm that was pretrained without labels of the task"""
+    """with baseline: auto, add what any pretraining must beat, where no arm does it: a small CNN from scratch, and for
+    classification pixels, and probes on the frozen encoder of each arm that was pretrained without labels of the task"""
     tuning: Tuning = field(default_factory=Tuning)
     budget: Budget = field(default_factory=Budget)
     evaluations: int = 10
@@ -180,9 +180,9 @@ class BenchConfig:
         suite = read_suite(named_suite(overrides, file))
         try:
             config = resolve(cls, overrides, file, suite)
-            if config.baseline != AUTO or not config.simple_arms or CLASSIFY not in config.designs:
+            if config.baseline != AUTO or not config.simple_arms:
                 return config
-            return replace(config, arms=with_simple_arms(config.arms))
+            return replace(config, arms=with_simple_arms(config.arms, classifies=CLASSIFY in config.designs))
         except MissingKeyError as error:
             group, _, name = error.key.removesuffix(".start").partition(".")
             others = [other for other in suite.get("arms") or {} if other != name]

@@ -5,26 +5,36 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import maelift.api
 import numpy as np
 import pytest
 import torch
+from maelift.benchmarks.arm_kind import Training
 from maelift.benchmarks.arm_kinds import kind_of
 from maelift.benchmarks.baseline_model import BaselineClassifier, load_baseline
 from maelift.benchmarks.baseline_tasks import ConvNetTask, PixelTask
+from maelift.benchmarks.data import read_suite_images
+from maelift.benchmarks.execute import execute, shape_only
+from maelift.benchmarks.experiment import Context
 from maelift.benchmarks.suite import BenchConfig
+from maelift.benchmarks.tuning import Setting
 from maelift.core.config import resolve
 from maelift.core.data.classification_reader import single_label_parts
 from maelift.core.data.labeled_dataset import Splits, draw_labeled
+from maelift.core.data.sampling import Sampler, each
 from maelift.core.distributed import Ranks
 from maelift.core.errors import MaeliftError
 from maelift.core.models.encoder import Encoder
 from maelift.core.models.encoder_file import Provenance
 from maelift.core.models.encoder_spec import preset_spec
+from maelift.core.tools.fashion_scenes import FashionScenesConfig, fashion_scenes
+from maelift.core.training.loader import Batches
 from maelift.tests.support import framework
 from maelift.transfer.classification.config import ClassifyRecipe
 from maelift.transfer.recipe import recipe_defaults
+from maelift.transfer.trained_model import load_model
 
 CPU = Ranks(0, 1, torch.device("cpu"))
 SUITE = """
@@ -181,3 +191,61 @@ def test_a_suite_compares_with_the_best_arm_without_pretraining(suite: Path, tmp
     models = {path.parent.name for path in (tmp_path / "out").glob("runs/*/model.safetensors")}
     compared = {cell.key for cell in part.cells}
     assert models == compared  # those that weren't chosen are removed
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory, fashion_mnist: Path) -> Path:
+    """Scenes with boxes and masks."""
+    folder = tmp_path_factory.mktemp("scenes")
+    keys: dict[str, Any] = {"size": 64, "items": (1, 3), "item_sizes": (20, 28)}
+    fashion_scenes(FashionScenesConfig(str(folder), str(fashion_mnist), train=24, val=4, test=6, pool=0, **keys))
+    return folder
+
+
+SMALL: dict[str, dict[str, Any]] = {
+    "detect": {
+        **{"recipe": "small", "batch_size": 4, "head": "faster", "pyramid_scales": [1], "pyramid_channels": 32},
+        **{"head_channels": 32, "fc_dim": 64, "box_convs": 1, "anchor_sizes": [16, 28], "proposals": 30},
+        **{"region_samples": 32, "box_samples": 16},
+    },
+    "segment": {"recipe": "small", "batch_size": 4},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["detect", "segment"])
+def test_the_small_cnn_detects_and_segments(scenes: Path, task: str, tmp_path: Path) -> None:
+    """It fits four images, every parameter of it learns, and a suite trains, saves and tests it."""
+    tasks = {task: {"task": task, "data": str(scenes), "labels": [4], "seeds": [0], "steps": 2, "recipe": SMALL[task]}}
+    suite = {"title": "T", "data": {"unlabelled": str(scenes)}, "model": "vit_nano", "image_size": 64, "patch_size": 8}
+    path = tmp_path / "suite.yaml"
+    arms = {"cnn": {"start": "cnn", "label": "a small CNN"}}
+    path.write_text(json.dumps({**suite, "channels": 1, "evaluations": 1, "arms": arms, "tasks": tasks}))
+    config = BenchConfig.resolve({"suite": str(path), "out": str(tmp_path / "out")})
+    assert list(config.arms) == ["cnn"]
+    context = Context.of(config, read_suite_images(config))
+    run = context.training(task, "cnn", 4, 0, Setting(1e-3, 2))
+    for one in (run, test := context.testing(run)):
+        execute(one, context, tmp_path / "runs")
+    result = json.loads((tmp_path / "runs" / test.key / "result.json").read_text())
+    assert result["items"] and all(0 <= (value or 0) <= 1 for value in result["scores"]["metrics"].values())
+    with pytest.raises(MaeliftError, match=f"{task}_cnn"):
+        load_model(tmp_path / "runs" / run.key / "model.safetensors")
+
+    splits = context.pools.tasks[task].splits
+    few = replace(splits, train=splits.train.subset(range(4)))
+    training = Training(config.recipe(task, "cnn"), "", shape_only(run, context), few, CPU)
+    fitted = kind_of(config.arms["cnn"]).task(training)
+    torch.manual_seed(0)
+    model = fitted.build_model().train()
+    batch = next(iter(Batches(Sampler(4, 4, 0), each(fitted.sample), draws=fitted.draws, ranks=CPU).steps(0, 1)))[0]
+    optimizer = torch.optim.AdamW(model.parameters(), 2e-3)
+    losses = []
+    for _ in range(30):
+        optimizer.zero_grad()
+        loss = fitted.loss(model, batch)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert all(parameter.grad is not None for parameter in model.parameters() if parameter.requires_grad)
+    assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:3])

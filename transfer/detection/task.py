@@ -88,6 +88,10 @@ class DetectionTask(Task[DetectConfig, DetectionImages]):
         crowds = sum(int(objects.crowd.sum()) for objects in self.splits.train.objects)
         if crowds and self.ranks.is_main:
             logger.info("transfer detect: %d crowds of the training images are not trained on", crowds)
+        return self.new_detector()
+
+    def new_detector(self) -> Detector:
+        """The encoder under new heads."""
         return Detector(self.encoder, self.splits.train.classes, self.architecture, drop_path=self.config.drop_path)
 
     def sample(self, index: int, draws: Uniforms) -> Sample:

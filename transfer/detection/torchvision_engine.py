@@ -21,15 +21,7 @@ class TorchvisionEngine:
     mask_shift = 0.5  # it cuts them out by a RoIAlign that is not "aligned", to which a pixel is its upper left corner
 
     def build(self, encoder: Encoder, num_classes: int, architecture: Architecture, drop_path: float) -> nn.Module:
-        backbone = torchvision.build_backbone(
-            encoder,
-            image_size=encoder.spec.image_size,
-            window_size=architecture.window_size,
-            out_channels=architecture.pyramid_channels,
-            scale_factors=architecture.scales(encoder.spec.patch_size),
-            use_rel_pos=architecture.relative_positions,
-            drop_path=drop_path,
-        )
+        backbone = self.backbone(encoder, architecture, drop_path)
         heads = Heads(
             channels=architecture.head_channels,
             box_convs=architecture.box_convs,
@@ -54,6 +46,18 @@ class TorchvisionEngine:
         for part in (detector.rpn, detector.roi_heads):
             part.box_coder = PreciseBoxCoder(part.box_coder.weights)
         return cast(nn.Module, detector)
+
+    def backbone(self, encoder: Encoder, architecture: Architecture, drop_path: float) -> Any:
+        """The pyramid of maps under the detector."""
+        return torchvision.build_backbone(
+            encoder,
+            image_size=encoder.spec.image_size,
+            window_size=architecture.window_size,
+            out_channels=architecture.pyramid_channels,
+            scale_factors=architecture.scales(encoder.spec.patch_size),
+            use_rel_pos=architecture.relative_positions,
+            drop_path=drop_path,
+        )
 
     def losses(self, model: nn.Module, images: Tensor, targets: Sequence[Target]) -> dict[str, Tensor]:
         full = [{**target, "labels": target["labels"] + 1} for target in targets]  # 0 is the background there
