@@ -20,7 +20,7 @@ SCENES := data/scenes
 .PHONY: quickstart test soak stops lint install frameworks data clean
 
 quickstart: install data
-	.venv/bin/maelift data fashion-scenes source=$(DATA) out=$(SCENES) pool=0
+	$(if $(FULL),.venv/bin/maelift data fashion-scenes source=$(DATA) out=$(SCENES) pool=0)
 	.venv/bin/maelift bench $(SUITE) data.path=$(DATA) "out=$(OUT)" $(ARGS)
 
 test: frameworks lint data
