@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from maelift.tests.preloaded import PLAIN, leave_curves_out_where_asked
 from maelift.tests.support import FASHION_MNIST, ROOT, write_images
 from PIL import Image
 
@@ -18,6 +19,8 @@ from PIL import Image
 os.environ["MAELIFT_CACHE"] = tempfile.mkdtemp(prefix="maelift-cache-")
 atexit.register(shutil.rmtree, os.environ["MAELIFT_CACHE"], ignore_errors=True)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: the tests share few cores
+os.environ[PLAIN] = "1"
+leave_curves_out_where_asked()
 
 
 LONGEST = (
@@ -57,6 +60,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     assert not missing, f"tests/conftest.py: no such files, of LONGEST: {missing}"
     places = {ROOT / "tests" / name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path, len(places)))
+
+
+@pytest.fixture(autouse=True)
+def _curves(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the tests that are about them draw the curves of pages."""
+    if request.node.get_closest_marker("curves") is not None:
+        monkeypatch.delenv(PLAIN)
 
 
 @pytest.fixture

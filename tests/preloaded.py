@@ -49,6 +49,8 @@ SERVE = "--serve"
 PYTHON = "--python"
 """The first word where the others are those of ``python``."""
 MODULES = (
+    "maelift.pretrain.report",
+    "maelift.transfer.report",
     "omegaconf",
     "torch.utils.tensorboard",
     "matplotlib.figure",
@@ -59,6 +61,9 @@ MODULES = (
 """What commands import only where they need it."""
 PLACE = "MAELIFT_TESTS_COMMANDS"
 """The environment's name for the socket that the commands of a page go to, where one is meant for all of them."""
+PLAIN = "MAELIFT_TESTS_PLAIN_CURVES"
+"""The environment's name for that pages of runs get an empty drawing for each of their curves: matplotlib's take as long as a
+short run itself. Tests with the mark ``curves`` draw them, and the blocks of docs pages."""
 FRAMEWORKS = {
     "detectron2": ("detectron2.model_zoo", "detectron2.engine", "detectron2.modeling", "detectron2.evaluation"),
     "mmseg": ("mmseg.apis", "mmseg.models", "mmseg.datasets", "mmseg.evaluation", "mmengine.runner"),
@@ -283,9 +288,25 @@ def call(place: Path, words: Sequence[str], cwd: str, env: Mapping[str, str], fi
         return _exit_code(answers.readline())
 
 
+def leave_curves_out_where_asked() -> None:
+    """Have this process, and its forks, draw curves only where the environment doesn't ask for plain ones."""
+    from maelift.core.report import charts
+    from markupsafe import Markup
+
+    draw = charts.draw_curves
+
+    def draw_curves(lines: Sequence[charts.Line], label: str, name: str, *, logarithmic: bool = False) -> Markup:
+        if PLAIN in os.environ:
+            return Markup('<svg viewBox="0 0 1 1"></svg>')
+        return draw(lines, label, name, logarithmic=logarithmic)
+
+    charts.draw_curves = draw_curves
+
+
 def serve(place: str) -> None:
     """Import what commands need, then fork for each that comes, until standard input ends."""
     os.environ["OMP_NUM_THREADS"] = "1"
+    leave_curves_out_where_asked()
     from maelift.benchmarks.local_executor import PRELOADED
     from maelift.commands import COMMANDS
 

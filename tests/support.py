@@ -27,7 +27,7 @@ from maelift.core.models.encoder import Encoder
 from maelift.core.models.encoder_file import Provenance, save_encoder
 from maelift.core.models.encoder_spec import EncoderSpec, preset_spec
 from maelift.core.seeding import seeded_rng
-from maelift.tests.preloaded import CODE, FRAMEWORKS, PLACE, PROGRAM, Preloaded, Started
+from maelift.tests.preloaded import CODE, FRAMEWORKS, PLACE, PLAIN, PROGRAM, Preloaded, Started
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -99,16 +99,10 @@ def run_ranks(processes: int, *words: object, timeout: float = 240) -> subproces
     return subprocess.CompletedProcess(["maelift", *map(str, words)], code, out, err)
 
 
-def torchrun(processes: int, *words: object) -> list[str]:
-    """The command of ``maelift`` with these words in so many processes."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    return [*launcher, "-m", "maelift", *map(str, words)]
-
-
 def start_torchrun(processes: int, *words: object, session: bool = False) -> Started:
-    """The same at work: the launcher has its imports done, the processes that it starts are Python's as for anybody."""
-    _, *launch = torchrun(processes, *words)
-    return preloaded().start([CODE, PROGRAM, *launch], None, environment(), session=session)
+    """torchrun with these words at work: it has its imports done, the processes that it starts are Python's as for anybody."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m", "maelift"]
+    return preloaded().start([CODE, PROGRAM, *launcher, *map(str, words)], None, environment(), session=session)
 
 
 def environment() -> dict[str, str]:
@@ -252,6 +246,7 @@ def run_page(
     path = os.pathsep.join([str(preloaded().shim()), str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     printed = []
     env = {**environment(), "PATH": path}
+    env.pop(PLAIN, None)  # a page's commands draw what they draw for a reader
     named = [framework for framework in FRAMEWORKS if any(framework in block for _, block in blocks)]
     if named:
         env[PLACE] = str(preloaded().prepare(named[0]))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -12,20 +11,18 @@ import psutil
 import pytest
 import torch
 from maelift.core.training.tracker import read_metrics
+from maelift.tests.preloaded import Started
 from maelift.tests.soak import KEYS, soak
 from maelift.tests.support import (
     TINY,
-    environment,
     has_checkpoint,
     run_ranks,
+    start_maelift,
     start_ranks,
     start_torchrun,
-    torchrun,
     write_images,
 )
 from safetensors.torch import load_file
-
-LONG = [*TINY, "epochs=400", "checkpoint_minutes=0.001"]
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +34,21 @@ def pretrain(data: Path, out: Path, *keys: str, processes: int = 1) -> list[floa
     """Pretrain with so many processes; the training losses."""
     done = run_ranks(processes, "pretrain", f"data={data}", f"out={out}", *TINY, "log_every=1", *keys)
     assert done.returncode == 0, done.stderr
-    return [record["train/loss"] for record in read_metrics(out / "metrics.jsonl") if "train/loss" in record]
+    return logged_losses(out)
+
+
+def logged_losses(out: Path) -> list[float]:
+    """The training losses that a run has logged so far."""
+    file = out / "metrics.jsonl"
+    return [record["train/loss"] for record in read_metrics(file) if "train/loss" in record] if file.exists() else []
+
+
+def first_losses(run: Started, out: Path) -> list[float]:
+    """Those of its first ten steps, once a run at work has made them."""
+    while len(found := logged_losses(out)) < 10:
+        assert run.poll() is None, run.said()
+        time.sleep(0.02)
+    return found[:10]
 
 
 def tensors(out: Path) -> dict[str, torch.Tensor]:
@@ -55,10 +66,9 @@ def one(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, lis
 @pytest.mark.parametrize(
     ("processes", "keys"),
     [
-        (2, ["parallel=fsdp"]),
         (2, ["parallel=fsdp", "accumulate=2", "activation_checkpointing=true"]),
-        pytest.param(4, ["accumulate=2"], marks=pytest.mark.slow),
-        pytest.param(4, ["parallel=fsdp"], marks=pytest.mark.slow),
+        (4, ["accumulate=2"]),
+        (4, ["parallel=fsdp"]),
         (1, ["accumulate=4", "activation_checkpointing=true"]),
     ],
 )
@@ -70,20 +80,6 @@ def test_any_split_of_the_work_makes_the_losses_of_one_process(
     expected, found = tensors(one[0]), tensors(tmp_path / "run")
     assert expected.keys() == found.keys()
     assert all(torch.allclose(found[name], tensor, atol=2e-4) for name, tensor in expected.items())
-
-
-@pytest.mark.slow
-def test_a_launcher_s_processes_make_the_losses_of_one(
-    data: Path, tmp_path: Path, one: tuple[Path, list[float]]
-) -> None:
-    """The others here are started as torchrun starts them; this one by torchrun itself."""
-    keys = ("epochs=2", "clip_grad=0.5", "ema_decay=0.9", "log_every=1")
-    command = torchrun(2, "pretrain", f"data={data}", f"out={tmp_path}", *TINY, *keys)
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    records = read_metrics(tmp_path / "metrics.jsonl")
-    losses = [record["train/loss"] for record in records if "train/loss" in record]
-    assert len(losses) == 10 and losses == pytest.approx(one[1], rel=1e-5)
 
 
 @pytest.mark.slow
@@ -126,46 +122,30 @@ def test_a_run_goes_on_with_other_numbers_of_processes(
 
 
 @pytest.mark.slow
-def test_a_launcher_s_second_signal_does_not_cut_the_saving_short(data: Path, tmp_path: Path) -> None:
-    """A scheduler asks all processes to stop, and the launcher passes it on to those that it started."""
-    out = tmp_path / "run"
-    keys = [*TINY, "epochs=400", "checkpoint_minutes=60"]
-    process = start_torchrun(2, "pretrain", f"data={data}", f"out={out}", *keys)
-    while not (out / "config.yaml").exists() and process.poll() is None:
-        time.sleep(0.02)
-    time.sleep(2)
+def test_a_launcher_s_processes_make_the_losses_of_one_and_its_second_signal_does_not_cut_the_saving_short(
+    data: Path, tmp_path: Path
+) -> None:
+    """The others here are started as torchrun starts them; these by torchrun itself.
+
+    A scheduler asks all processes to stop, and the launcher passes it on to those that it started.
+    """
+    keys = [f"data={data}", *TINY, "epochs=400", "checkpoint_minutes=60", "log_every=1"]
+    alone = start_maelift("pretrain", *keys, f"out={tmp_path / 'alone'}")
+    expected = first_losses(alone, tmp_path / "alone")
+    alone.kill()
+    process = start_torchrun(2, "pretrain", *keys, f"out={tmp_path / 'two'}")
+    assert first_losses(process, tmp_path / "two") == pytest.approx(expected, rel=1e-5)
     workers = [child.pid for child in psutil.Process(process.pid).children() if "maelift" in child.cmdline()]
     began = time.monotonic()
     for _ in range(2):
         for each in (*workers, process.pid):
             os.kill(each, signal.SIGTERM)
     _, said = process.communicate(timeout=60)
-    assert has_checkpoint(out) and "saved. The same command goes on" in said, said
+    assert has_checkpoint(tmp_path / "two") and "saved. The same command goes on" in said, said
     assert time.monotonic() - began < 30  # of which most is torchrun's
 
 
 @pytest.mark.slow
-def test_a_dead_process_ends_the_others_soon_and_the_run_goes_on(data: Path, tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    words = ["pretrain", f"data={data}", f"out={out}", *LONG]
-    process = start_torchrun(2, *words)
-    while not has_checkpoint(out) and process.poll() is None:
-        time.sleep(0.02)
-    workers = [child for child in psutil.Process(process.pid).children() if "maelift" in child.cmdline()]
-    second = next(child for child in workers if child.environ()["RANK"] == "1")
-    os.kill(second.pid, signal.SIGKILL)
-    began = time.monotonic()
-    _, said = process.communicate(timeout=60)
-    assert process.returncode != 0 and time.monotonic() - began < 45, said
-    assert not any(child.is_running() for child in workers)
-    again = start_ranks(2, *words)
-    while "resuming from step" not in "".join(rank.said()[1] for rank in again) and again[0].poll() is None:
-        time.sleep(0.02)
-    for rank in again:
-        rank.send_signal(signal.SIGTERM)
-    assert "resuming from step" in "".join(rank.communicate(timeout=60)[1] for rank in again)
-
-
-@pytest.mark.slow
 def test_a_run_that_is_killed_ends_with_the_bits_of_an_uninterrupted_one(tmp_path: Path) -> None:
+    """All processes, the launcher alone, and one that trains: the others end soon, and the run goes on."""
     assert soak(tmp_path, kills=3, seed=1, keys=KEYS) == []

@@ -6,6 +6,7 @@ import html
 import importlib
 import re
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,15 @@ from maelift.pretrain.evaluation import picture_columns
 from maelift.tests.support import TINY, environment, noise_image, one_line_error, preloaded, run_maelift, write_images
 from PIL import Image
 from safetensors.torch import load_file
+
+WANDB = """
+__version__ = "99.0"
+class Run:
+    def define_metric(self, *a, **k): pass
+    def log(self, metrics): print("LOGGED", sorted(metrics))
+    def finish(self, exit_code=0): print("FINISHED", exit_code)
+def init(**keys): print("INIT", keys["project"]); return Run()
+"""
 
 
 @pytest.fixture(scope="module")
@@ -32,13 +42,42 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@dataclass(frozen=True)
+class Run:
+    """A run without probes, which gives its figures to Weights & Biases too: its folder, and what it printed."""
+
+    out: Path
+    printed: str
+
+
+@pytest.fixture(scope="module")
+def plain(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    folder = tmp_path_factory.mktemp("plain")
+    (folder / "site").mkdir()
+    (folder / "site" / "wandb.py").write_text(WANDB)
+    path = f"{folder / 'site'}:{environment().get('PYTHONPATH', '')}"
+    words = [
+        "pretrain",
+        f"data={image_folder}",
+        f"out={folder / 'run'}",
+        *TINY,
+        "epochs=4",
+        "log_every=5",
+        "wandb=mine",
+    ]
+    done = preloaded().run(words, folder, {**environment(), "PYTHONPATH": path}, 240)
+    assert done.returncode == 0, done.stderr
+    return Run(folder / "run", done.stdout)
+
+
 @pytest.mark.slow
-def test_a_probe_is_logged_and_never_touches_the_weights(image_folder: Path, labelled: Path, tmp_path: Path) -> None:
+def test_a_probe_is_logged_and_never_touches_the_weights(
+    image_folder: Path, labelled: Path, plain: Run, tmp_path: Path
+) -> None:
     probe = [f"probe.data={labelled}", "probe.labels=10", "probe.kinds=[knn,linear,attentive]", "probe.times=2"]
-    for name, keys in (("with", probe), ("without", [])):
-        done = run_maelift("pretrain", f"data={image_folder}", f"out={tmp_path / name}", *TINY, "epochs=4", *keys)
-        assert done.returncode == 0, done.stderr
-    found, expected = (load_file(tmp_path / name / "encoder.safetensors") for name in ("with", "without"))
+    done = run_maelift("pretrain", f"data={image_folder}", f"out={tmp_path / 'with'}", *TINY, "epochs=4", *probe)
+    assert done.returncode == 0, done.stderr
+    found, expected = (load_file(out / "encoder.safetensors") for out in (tmp_path / "with", plain.out))
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
     records = [r for r in read_metrics(tmp_path / "with" / "metrics.jsonl") if "probe/knn_top1_val" in r]
     assert len(records) == 2
@@ -51,6 +90,7 @@ def test_a_probe_is_logged_and_never_touches_the_weights(image_folder: Path, lab
     one_line_error(missing, "/nowhere")
 
 
+@pytest.mark.curves
 @pytest.mark.slow
 def test_the_page_is_whole_and_shows_hostile_names_as_text(tmp_path: Path) -> None:
     data = write_images(tmp_path / "data", 24)
@@ -80,12 +120,8 @@ def test_the_page_is_whole_and_shows_hostile_names_as_text(tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-def test_rates_waiting_and_memory_are_logged(image_folder: Path, tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    assert (
-        run_maelift("pretrain", f"data={image_folder}", f"out={out}", *TINY, "epochs=4", "log_every=5").returncode == 0
-    )
-    record = [r for r in read_metrics(out / "metrics.jsonl") if "train/loss" in r][-1]
+def test_rates_waiting_and_memory_are_logged(plain: Run) -> None:
+    record = [r for r in read_metrics(plain.out / "metrics.jsonl") if "train/loss" in r][-1]
     assert record["images_per_second"] > 0 and 0 <= record["data_wait_share"] <= 1
     assert record["memory/cpu_peak_mib"] > 50 and record["lr"] >= 0 and record["gradient_norm"] > 0
 
@@ -128,28 +164,13 @@ def test_what_led_to_going_back_is_not_forgotten_by_the_run_that_goes_on(tmp_pat
 
 
 @pytest.mark.slow
-def test_weights_and_biases_gets_the_figures_where_it_is_installed(image_folder: Path, tmp_path: Path) -> None:
-    words = ["pretrain", f"data={image_folder}", f"out={tmp_path / 'run'}", *TINY, "epochs=2", "wandb=mine"]
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "wandb.py").write_text(
-        "__version__ = '99.0'\n"
-        "class Run:\n"
-        "    def define_metric(self, *a, **k): pass\n"
-        "    def log(self, metrics): print('LOGGED', sorted(metrics))\n"
-        "    def finish(self, exit_code=0): print('FINISHED', exit_code)\n"
-        "def init(**keys): print('INIT', keys['project']); return Run()\n"
-    )
-    path = f"{tmp_path / 'site'}:{environment().get('PYTHONPATH', '')}"
-    done = preloaded().run(words, tmp_path, {**environment(), "PYTHONPATH": path}, 240)
-    assert done.returncode == 0, done.stderr
-    assert "INIT mine" in done.stdout and "train/loss" in done.stdout and "FINISHED 0" in done.stdout
+def test_weights_and_biases_gets_the_figures_where_it_is_installed(plain: Run) -> None:
+    assert "INIT mine" in plain.printed and "train/loss" in plain.printed and "FINISHED 0" in plain.printed
 
 
 @pytest.mark.slow
-def test_pictures_of_reconstructions_are_kept_by_step(image_folder: Path, tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    assert run_maelift("pretrain", f"data={image_folder}", f"out={out}", *TINY, "epochs=4").returncode == 0
-    pictures = sorted((out / "reconstructions").glob("step-*.png"))
+def test_pictures_of_reconstructions_are_kept_by_step(plain: Run) -> None:
+    pictures = sorted((plain.out / "reconstructions").glob("step-*.png"))
     assert len(pictures) == 2
     with Image.open(pictures[-1]) as picture:
         assert picture.width > 300

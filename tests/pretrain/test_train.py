@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,25 +16,29 @@ from maelift.core.errors import MaeliftError
 from maelift.core.models.decoder_file import read_decoder
 from maelift.core.models.encoder_file import read_encoder
 from maelift.core.training.tracker import read_metrics
+from maelift.tests.preloaded import CODE
 from maelift.tests.support import (
     TINY,
     environment,
     has_checkpoint,
     one_line_error,
+    preloaded,
     run_maelift,
-    run_ranks,
     start_maelift,
     write_images,
 )
 from PIL import Image
 
+LONG = ("epochs=20", "log_every=1")
+ON_A_SMALL_DISK = """import resource, signal, sys
+from maelift.cli import main
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))  # the checkpoint and the encoder are larger
+sys.exit(main(sys.argv[1:]))"""
+
 
 def words(data: Path, out: Path, *more: str) -> list[str]:
     return ["pretrain", f"data={data}", f"out={out}", *TINY, *more]
-
-
-def command(data: Path, out: Path, *more: str) -> list[str]:
-    return [sys.executable, "-m", "maelift", *words(data, out, *more)]
 
 
 def pretrained(data: Path, out: Path, *more: str) -> str:
@@ -47,15 +48,15 @@ def pretrained(data: Path, out: Path, *more: str) -> str:
     return done.stderr
 
 
-def wait_for(path: Path) -> None:
-    wait_until(path.exists)
-
-
 def wait_until(condition: Callable[[], bool], seconds: float = 120) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "never came"
         time.sleep(0.02)
+
+
+def saved_states(out: Path) -> set[str]:
+    return {path.name for path in out.glob("checkpoints/step-*")}
 
 
 def weights(out: Path) -> dict[str, torch.Tensor]:
@@ -66,14 +67,23 @@ def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
     return all(torch.equal(left[name], right[name]) for name in left)
 
 
+@pytest.fixture(scope="module")
+def whole(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run without a stop that stopped and killed ones are held against."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    pretrained(image_folder, out, *LONG)
+    return out
+
+
 def test_images_in_encoder_out(image_folder: Path, tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    done = run_maelift("pretrain", f"data={image_folder}", f"out={out}", *TINY, "epochs=8")
-    assert done.returncode == 0, done.stderr
+    out, keys = tmp_path / "run", ("epochs=8", "seed=5")
+    pretrained(image_folder, out, *keys)
     file = read_encoder(out / "encoder.safetensors")
     assert file.encoder.spec.image_size == (16, 16) and file.encoder.spec.channels == 3
     assert file.provenance.steps == 36 and file.provenance.images_seen == 288
-    assert file.provenance.config["masking"]["ratio"] == 0.75
+    assert file.provenance.config["masking"]["ratio"] == 0.75 and file.provenance.seed == 5
+    assert file.provenance.cpu_hours > 0 and file.provenance.tool_version == maelift.__version__
+    assert file.provenance.data_manifest == json.loads((out / "data.json").read_text())["manifest"]
     records = read_metrics(out / "metrics.jsonl")
     losses = [record["held_out/loss"] for record in records if "held_out/loss" in record]
     assert len(losses) == 2 and losses[1] < losses[0]
@@ -84,65 +94,48 @@ def test_images_in_encoder_out(image_folder: Path, tmp_path: Path) -> None:
     decoder = read_decoder(out / "decoder.safetensors")
     assert decoder.encoder == file.content_hash and decoder.norm_pix_loss and decoder.num_heads == 2
     assert decoder.state["mask_token"].shape == (1, 1, 16) and not set(decoder.state) & set(weights(out))
-    again = run_maelift("pretrain", f"data={image_folder}", f"out={out}", *TINY, "epochs=8")
-    assert again.returncode == 0 and "the run is complete" in again.stderr
-    other = run_maelift("pretrain", f"data={image_folder}", f"out={out}", *TINY, "epochs=9")
+    assert "the run is complete" in pretrained(image_folder, out, *keys)
+    other = run_maelift(*words(image_folder, out, "epochs=9", "seed=5"))
     one_line_error(other, "another configuration", "epochs: 8 -> 9")
     write_images(tmp_path / "others", 40, first=100)
-    other = run_maelift("pretrain", f"data={tmp_path / 'others'}", f"out={out}", *TINY, "epochs=8")
-    one_line_error(other, "other images")
+    one_line_error(run_maelift(*words(tmp_path / "others", out, *keys)), "other images")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_run_says_how_to_go_on_and_ends_as_if_it_never_stopped(
-    image_folder: Path, tmp_path: Path, number: signal.Signals
+    image_folder: Path, whole: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    keys = ("epochs=20", "log_every=1")
-    pretrained(image_folder, whole, *keys)
-    process = start_maelift(*words(image_folder, stopped, *keys))
-    wait_for(stopped / "metrics.jsonl")
-    wait_until(lambda: len(read_metrics(stopped / "metrics.jsonl")) > 5)
+    stopped = tmp_path / "stopped"
+    process = start_maelift(*words(image_folder, stopped, *LONG))
+    metrics = stopped / "metrics.jsonl"
+    wait_until(lambda: metrics.exists() and len(read_metrics(metrics)) > 5)
     process.send_signal(number)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 128 + number, said
     assert "The same command goes on from there" in said and "Traceback" not in said
     assert has_checkpoint(stopped) and not (stopped / "encoder.safetensors").exists()
-    assert "resuming from step" in pretrained(image_folder, stopped, *keys)
+    assert "resuming from step" in pretrained(image_folder, stopped, *LONG)
     assert same(weights(whole), weights(stopped))
     steps = [record["step"] for record in read_metrics(stopped / "metrics.jsonl") if "held_out/loss" in record]
     assert len(steps) == len(set(steps)) == 2
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_from_its_checkpoint_to_the_same_weights(image_folder: Path, tmp_path: Path) -> None:
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    keys = ("epochs=30", "checkpoint_minutes=0.001")
-    pretrained(image_folder, whole, *keys)
+def test_a_killed_run_goes_on_from_its_checkpoint_to_the_same_weights(
+    image_folder: Path, whole: Path, tmp_path: Path
+) -> None:
+    killed, keys = tmp_path / "killed", (*LONG, "checkpoint_minutes=0.001")
+    saved: set[str] = set()
     for _ in range(2):
         process = start_maelift(*words(image_folder, killed, *keys))
-        wait_for(killed / "checkpoints")
-        time.sleep(0.3)
+        wait_until(lambda saved=saved: not saved_states(killed) <= saved)  # type: ignore[misc]
         process.kill()
         process.wait()
+        saved = saved_states(killed)
     assert not (killed / "encoder.safetensors").exists()
-    pretrained(image_folder, killed, *keys)
+    assert "resuming from step" in pretrained(image_folder, killed, *keys)
     assert same(weights(whole), weights(killed))
-
-
-@pytest.mark.slow
-def test_two_processes_make_the_losses_of_one(image_folder: Path, tmp_path: Path) -> None:
-    keys = ["epochs=5", "batch_size=8", "holdout=8", "log_every=1"]
-    losses = {}
-    for name, ranks, more in (("one", 1, []), ("two", 2, []), ("split", 1, ["accumulate=2"])):
-        done = run_ranks(ranks, *words(image_folder, tmp_path / name, *keys, *more))
-        assert done.returncode == 0, done.stderr
-        records = read_metrics(tmp_path / name / "metrics.jsonl")
-        losses[name] = [record["train/loss"] for record in records if "train/loss" in record]
-    assert len(losses["one"]) == 20
-    assert losses["two"] == pytest.approx(losses["one"], rel=1e-5)
-    assert losses["split"] == pytest.approx(losses["one"], rel=1e-5)
 
 
 @pytest.mark.slow
@@ -161,18 +154,7 @@ def test_a_few_broken_files_are_named_and_many_end_the_run(image_folder: Path, t
 @pytest.mark.slow
 def test_a_full_disk_ends_in_one_line_and_leaves_no_half_file(image_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-
-    def limit_files() -> None:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))  # the checkpoint and the encoder are larger
-
-    done = subprocess.run(
-        command(image_folder, out, "epochs=2"),
-        capture_output=True,
-        text=True,
-        env=environment(),
-        preexec_fn=limit_files,
-    )
+    done = preloaded().run([CODE, ON_A_SMALL_DISK, *words(image_folder, out, "epochs=2")], None, environment(), 240)
     assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
     assert "maelift pretrain: " in done.stderr
     assert not [path.name for path in out.iterdir() if path.suffix in (".part", ".safetensors", ".pt")]
@@ -211,11 +193,3 @@ def test_a_folder_where_nothing_may_be_written(image_folder: Path, tmp_path: Pat
     locked = Path("/proc") if os.geteuid() == 0 else tmp_path / "locked"  # root may write to any other
     done = run_maelift("pretrain", f"data={image_folder}", f"out={locked / 'run'}", *TINY)
     one_line_error(done, "nothing can be written there")
-
-
-@pytest.mark.slow
-def test_the_contract_says_how_the_encoder_was_made(image_folder: Path, tmp_path: Path) -> None:
-    run_maelift("pretrain", f"data={image_folder}", f"out={tmp_path}", *TINY, "epochs=1", "seed=5")
-    provenance = read_encoder(tmp_path / "encoder.safetensors").provenance
-    assert provenance.seed == 5 and provenance.cpu_hours > 0 and provenance.tool_version == maelift.__version__
-    assert provenance.data_manifest == json.loads((tmp_path / "data.json").read_text())["manifest"]

@@ -8,10 +8,13 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import pytest
 from maelift.tests.support import noise_image
 from maelift.transfer.metrics import Scores
 from maelift.transfer.report import write_summary
 from maelift.transfer.visualize import ExampleImage
+
+pytestmark = pytest.mark.curves
 
 EVIL = "<script>alert('1')</script> & $\\frac"
 CLASSES = ("shirt", EVIL, "日本語", "bag")
