@@ -59,6 +59,11 @@ def saved_states(out: Path) -> set[str]:
     return {path.name for path in out.glob("checkpoints/step-*")}
 
 
+def wait_for_state(out: Path, but: set[str]) -> None:
+    """Wait until a run has saved a state besides these."""
+    wait_until(lambda: not saved_states(out) <= but)
+
+
 def weights(out: Path) -> dict[str, torch.Tensor]:
     return read_encoder(out / "encoder.safetensors").encoder.state_dict()
 
@@ -129,7 +134,7 @@ def test_a_killed_run_goes_on_from_its_checkpoint_to_the_same_weights(
     saved: set[str] = set()
     for _ in range(2):
         process = start_maelift(*words(image_folder, killed, *keys))
-        wait_until(lambda saved=saved: not saved_states(killed) <= saved)  # type: ignore[misc]
+        wait_for_state(killed, saved)
         process.kill()
         process.wait()
         saved = saved_states(killed)
