@@ -19,6 +19,7 @@ from ..core.errors import ConfigError
 from ..core.models.encoder import Encoder
 from ..core.models.encoder_spec import EncoderSpec, ModelName
 from ..core.models.preprocessing import Preprocessing
+from ..core.models.without_values import without_values
 from ..core.progress import ProgressListener
 from ..transfer.recipe import Recipe
 from ..transfer.task import Task
@@ -294,5 +295,5 @@ def pool_words(arm: ArmConfig) -> str:
 @cache
 def encoder_parameters(spec: EncoderSpec) -> int:
     """How many parameters an encoder of this shape has."""
-    with torch.device("meta"):
+    with without_values():
         return sum(parameter.numel() for parameter in Encoder(spec).parameters())

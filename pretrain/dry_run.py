@@ -26,6 +26,7 @@ from ..core.models.cost import (
 )
 from ..core.models.encoder_file import ENCODER_FILE
 from ..core.models.encoder_spec import EncoderSpec, preset_spec
+from ..core.models.without_values import without_values
 from ..core.seeding import seeded_rng, stream
 from .auto_accumulate import trainable_parameters
 from .config import PretrainConfig
@@ -150,5 +151,5 @@ def mae_parameters(config: PretrainConfig, spec: EncoderSpec) -> int:
 
 def _on_meta(config: PretrainConfig, spec: EncoderSpec) -> MaskedAutoencoder:
     """The model on the meta device: shapes without values."""
-    with torch.device("meta"):
+    with without_values():
         return build_autoencoder(spec, config.decoder, masks_in_encoder=config.masking.in_encoder)

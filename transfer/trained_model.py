@@ -7,12 +7,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from ..core.errors import CheckpointError, ConfigError
 from ..core.models.contract import Metadata, shown
+from ..core.models.without_values import without_values
 from . import tasks
 from .model_file import MODEL_KEY, ModelFile, TrainedModel, read_model
 from .tasks import TaskEntry
@@ -50,7 +50,7 @@ def build_model(file: ModelFile) -> TrainedModel:
         _check_sizes(file)
         with _no_more_parameters(file):
             if _architecture(file).get("engine") not in ("detectron2", "mmseg"):  # theirs read values while building
-                with torch.device("meta"):
+                with without_values():
                     entry.build_model(file)
             return entry.build_model(file)
     except ConfigError as error:

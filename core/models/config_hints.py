@@ -18,6 +18,7 @@ from ..errors import ConfigError
 from .encoder import ACTIVATIONS
 from .plain_vit_checks import PRE_NORM, why_not_plain
 from .weight_files import read_json
+from .without_values import without_values
 
 logger = logging.getLogger("maelift")
 
@@ -197,7 +198,7 @@ def hints_of_timm(architecture: str, settings: Mapping[str, object], said_by: st
         return ConfigHints()
     plain = {key: value for key, value in settings.items() if key in _TIMM_SETTINGS and _is_plain(value)}
     try:
-        with torch.device("meta"):
+        with without_values():
             model = timm.create_model(name, pretrained=False, num_classes=0, **{**plain, "depth": 1})
     except (
         Exception
@@ -251,9 +252,6 @@ def _activation_of(module: nn.Module) -> str | None:
     values = torch.linspace(-4, 4, 33)
     found = module(values.clone())
     return next((name for name, make in ACTIVATIONS.items() if torch.allclose(make()(values), found, atol=1e-7)), None)
-
-
-# ---- why a model is none that an encoder can be
 
 
 # ---- records within a checkpoint

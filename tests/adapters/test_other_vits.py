@@ -14,6 +14,7 @@ import timm
 import torch
 from maelift.core.errors import CheckpointError
 from maelift.core.models.encoder_file import EncoderFile, load_encoder, read_encoder
+from maelift.core.models.without_values import without_values
 from maelift.tests.support import framework
 from torch import Tensor, nn
 
@@ -57,7 +58,7 @@ def timm_vits() -> list[str]:
 def small(name: str) -> tuple[Any, dict[str, Any]] | None:
     """timm's model of this name with one block, eight channels a head and three patches a side; None where it can't be so."""
     try:
-        with torch.device("meta"):
+        with without_values():
             whole = timm.create_model(name, num_classes=0, depth=1)
         patch = whole.patch_embed.patch_size[0] if hasattr(whole.patch_embed, "patch_size") else 16
         heads = next(part.num_heads for part in whole.modules() if hasattr(part, "num_heads"))

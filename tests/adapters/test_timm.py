@@ -183,6 +183,15 @@ def mean_for_deviation(model: Any) -> None:
     config["mean"], config["std"] = config["std"], config["mean"]
 
 
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """timm's folder of a random encoder, as timm loads it certified."""
+    folder = tmp_path_factory.mktemp("saved")
+    save_folder(random_encoder(), folder)
+    assert certified(candidate(load_folder(folder), random_encoder())).passed
+    return folder
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -193,27 +202,19 @@ def mean_for_deviation(model: Any) -> None:
         (mean_for_deviation, "prepared images differ"),
     ],
 )
-def test_the_certificate_fails_for_a_changed_model(tmp_path: Path, change: Mutation, message: str) -> None:
-    encoder = random_encoder()
-    save_folder(encoder, tmp_path)
-
-    def certificate(change: Mutation) -> Certificate:
-        model = load_folder(tmp_path)
-        change(model)
-        return certified(candidate(model, encoder))
-
-    assert certificate(lambda model: None).passed
-    failed = certificate(change)
+def test_the_certificate_fails_for_a_changed_model(saved: Path, change: Mutation, message: str) -> None:
+    model = load_folder(saved)
+    change(model)
+    failed = certified(candidate(model, random_encoder()))
     assert not failed.passed and any(message in failure for failure in failed.failures), failed.failures
 
 
-def test_timms_own_resizing_of_positions_fails_where_ours_passes(tmp_path: Path) -> None:
+def test_timms_own_resizing_of_positions_fails_where_ours_passes(saved: Path) -> None:
     import timm
 
     encoder = random_encoder()
-    save_folder(encoder, tmp_path)
     smaller = timm.create_model(
-        f"local-dir:{tmp_path}", pretrained=True, img_size=(16, 16), pretrained_cfg_overlay={"input_size": (3, 16, 16)}
+        f"local-dir:{saved}", pretrained=True, img_size=(16, 16), pretrained_cfg_overlay={"input_size": (3, 16, 16)}
     )
     found = certified(candidate(smaller.eval(), encoder.resized((16, 16))), (16, 16))
     assert list(found.keys.wrong) == ["pos_embed"]

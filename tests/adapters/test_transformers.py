@@ -221,6 +221,24 @@ def no_rescaling(model: Any, processor: Any) -> None:
     processor.do_rescale = False
 
 
+def changed(folder: Path, change: Mutation) -> Certificate:
+    """The certificate of a random encoder's model and of the processor in its folder, after something was done to them."""
+    encoder = random_encoder()
+    model, processor = to_transformers(encoder), transformers.ViTImageProcessor.from_pretrained(folder)
+    change(model, processor)
+    build = partial(candidate, model, processor, encoder)
+    return measure_parity(build, [(32, 32), (16, 16)], framework="transformers", encoder="")
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """transformers' folder of a random encoder; unchanged, its certificate passes."""
+    folder = tmp_path_factory.mktemp("saved")
+    save_folder(random_encoder(), folder)
+    assert changed(folder, lambda model, processor: None).passed
+    return folder
+
+
 @pytest.mark.parametrize(
     ("change", "reported"),
     [
@@ -232,18 +250,8 @@ def no_rescaling(model: Any, processor: Any) -> None:
         (no_rescaling, "prepared images differ"),
     ],
 )
-def test_the_certificate_fails_for_a_changed_model(tmp_path: Path, change: Mutation, reported: str) -> None:
-    encoder = random_encoder()
-    save_folder(encoder, tmp_path)
-
-    def certificate(change: Mutation) -> Certificate:
-        model, processor = to_transformers(encoder), transformers.ViTImageProcessor.from_pretrained(tmp_path)
-        change(model, processor)
-        build = partial(candidate, model, processor, encoder)
-        return measure_parity(build, [(32, 32), (16, 16)], framework="transformers", encoder="")
-
-    assert certificate(lambda model, processor: None).passed
-    failed = certificate(change)
+def test_the_certificate_fails_for_a_changed_model(saved: Path, change: Mutation, reported: str) -> None:
+    failed = changed(saved, change)
     assert not failed.passed and any(reported in failure for failure in failed.failures), failed.failures
 
 
