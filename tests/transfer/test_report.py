@@ -61,8 +61,20 @@ def page(folder: Path, **changes: Any) -> Page:
     return Page(write_summary(folder, **{**values, **changes}))
 
 
-def test_it_says_what_was_run_and_how_well_it_does(tmp_path: Path) -> None:
-    text = page(tmp_path).text
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the page of a classification is."""
+    return tmp_path_factory.mktemp("report")
+
+
+@pytest.fixture(scope="module")
+def classification(folder: Path) -> Page:
+    """That page, with all that a page can have."""
+    return page(folder)
+
+
+def test_it_says_what_was_run_and_how_well_it_does(classification: Page, tmp_path: Path) -> None:
+    text = classification.text
     for expected in (
         "top1 87.31 % on the 1,234 test images",
         "Trained from a pretrained encoder: e.safetensors.",
@@ -75,21 +87,21 @@ def test_it_says_what_was_run_and_how_well_it_does(tmp_path: Path) -> None:
         "Without examples among these images, so that nothing could be measured: 日本語.",
     ):
         assert expected in text, expected
-    assert "Trained from nothing" in page(tmp_path, config={"init": "scratch"}).text
+    assert "Trained from nothing" in page(tmp_path, config={"init": "scratch"}, curves=[]).text
 
 
-def test_it_needs_nothing_from_elsewhere_and_its_ids_are_unique(tmp_path: Path) -> None:
-    found = page(tmp_path)
+def test_it_needs_nothing_from_elsewhere_and_its_ids_are_unique(classification: Page, folder: Path) -> None:
+    found = classification
     assert not {tag for tag, _ in found.tags} & {"script", "link", "iframe", "object", "b"}
     sources = [attributes["src"] or "" for tag, attributes in found.tags if tag == "img"]
     assert len(sources) == 3 and all(source.startswith("data:image/") for source in sources)
-    assert not re.search(r"@import|url\((?!#)|https?://(?!www\.w3\.org)", (tmp_path / "summary.html").read_text())
+    assert not re.search(r"@import|url\((?!#)|https?://(?!www\.w3\.org)", (folder / "summary.html").read_text())
     ids = [attributes["id"] for _, attributes in found.tags if "id" in attributes]
     assert len(ids) == len(set(ids))
 
 
-def test_it_can_be_read_without_seeing_it(tmp_path: Path) -> None:
-    found = page(tmp_path)
+def test_it_can_be_read_without_seeing_it(classification: Page) -> None:
+    found = classification
     assert all(attributes.get("alt") for tag, attributes in found.tags if tag == "img")
     assert all(attributes.get("scope") in ("col", "row") for tag, attributes in found.tags if tag == "th")
     charts = [attributes["aria-label"] or "" for _, attributes in found.tags if attributes.get("role") == "img"]
@@ -98,28 +110,27 @@ def test_it_can_be_read_without_seeing_it(tmp_path: Path) -> None:
     assert names.count("caption") == names.count("table")
 
 
-def test_names_are_shown_as_they_are_and_bytes_that_are_no_text_do_no_harm(tmp_path: Path) -> None:
-    found = page(tmp_path)
-    assert " ".join(EVIL.split()) in found.text and "image ? 0" in found.text
+def test_names_are_shown_as_they_are_and_bytes_that_are_no_text_do_no_harm(classification: Page) -> None:
+    assert " ".join(EVIL.split()) in classification.text and "image ? 0" in classification.text
 
 
-def test_wrong_pictures_come_first_and_none_is_said(tmp_path: Path) -> None:
-    found = page(tmp_path)
-    assert found.text.index("Wrong predictions") < found.text.index("Right predictions")
-    only_right = page(tmp_path, pictures=[ExampleImage.of(noise_image(1), "right", right=True)])
+def test_wrong_pictures_come_first_and_none_is_said(classification: Page, tmp_path: Path) -> None:
+    text = classification.text
+    assert text.index("Wrong predictions") < text.index("Right predictions")
+    only_right = page(tmp_path, pictures=[ExampleImage.of(noise_image(1), "right", right=True)], curves=[])
     assert "None among the images that were examined." in only_right.text
-    assert "Wrong predictions" not in page(tmp_path, pictures=[]).text
+    assert "Wrong predictions" not in page(tmp_path, pictures=[], curves=[]).text
 
 
 def test_other_tasks_many_classes_and_nothing_measured(tmp_path: Path) -> None:
     names = [f"class {number}" for number in range(60)]
     many = Scores("val", 9, {"AP": 0.5}, {name: {"AP": 0.5, "count": 3} for name in names})
-    found = page(tmp_path, title="Detection", scores=many)
+    found = page(tmp_path, title="Detection", scores=many, curves=[])
     assert (
         "Detection: runs/x" in found.text and "Figures of each class" in found.text and "confusions" not in found.text
     )
     confusion = tuple(tuple(int(row == column) for column in range(60)) for row in range(60))
-    wide = page(tmp_path, scores=Scores("test", 60, {"top1": 1.0}, {}, confusion))
+    wide = page(tmp_path, scores=Scores("test", 60, {"top1": 1.0}, {}, confusion), curves=[])
     assert "Confusion matrix" not in wide.text
     empty = page(tmp_path, scores=Scores("test", 0, {"mIoU": None}), curves=[], pictures=[], notes=[], seconds=None)
     assert "There was nothing to measure" in empty.text and "No metrics were recorded." in empty.text
