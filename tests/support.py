@@ -178,9 +178,9 @@ def bounded_memory(extra: int = 8 * 2**30) -> Iterator[None]:
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < extra // 4 // 1024
 
 
-def has_checkpoint(out: Path) -> bool:
-    """Whether a run has saved a state that it can go on from."""
-    return any((out / "checkpoints").glob("step-*"))
+def has_checkpoint(out: Path, least: int = 1) -> bool:
+    """Whether a run has saved a state that it can go on from, of at least so many steps."""
+    return any(int(path.name.removeprefix("step-")) >= least for path in (out / "checkpoints").glob("step-*"))
 
 
 def one_line_error(done: subprocess.CompletedProcess[str], *expected: str) -> str:
