@@ -92,7 +92,8 @@ image_size: 16
 patch_size: 8
 workers: 1
 evaluations: 1
-tuning: {rates: [3e-4, 1e-3, 3e-3, 1e-2], check_seeds: 1, max_doublings: 0}
+tuning: {rates: [3e-4, 1e-3, 3e-3, 1e-2], max_doublings: 0, max_extensions: 0}
+baseline: scratch
 arms:
   mae:
     start: mae
@@ -597,7 +598,10 @@ def _number(value: Figure) -> float | None:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Record all figures in a file, or those of the groups that are named after it; tells the seconds of each."""
+    """Record all figures in a file, or those of the groups that are named after it, the others kept; tells the seconds of each.
+
+    Groups that were recorded by themselves have their own machine and commit, in ``later``.
+    """
     target, *names = arguments
     figures: dict[str, Mapping[str, Figure]] = {}
     began = time.monotonic()
@@ -610,8 +614,13 @@ def main(arguments: Sequence[str]) -> None:
             print(f"{time.monotonic() - start:6.1f} s  {name}", flush=True)
     print(f"{time.monotonic() - began:6.1f} s  together")
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    content = {"machine": machine(), "commit": commit, "figures": figures}
-    Path(target).write_text(json.dumps(content, indent=1) + "\n")
+    here, file = {"machine": machine(), "commit": commit}, Path(target)
+    content: dict[str, Any] = {**here, "figures": figures, "later": {}}
+    if names and file.exists():
+        content = json.loads(file.read_text())
+        content["figures"] |= figures
+        content["later"] = {**content.get("later", {}), **dict.fromkeys(names, here)}
+    file.write_text(json.dumps(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":

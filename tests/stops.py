@@ -42,7 +42,8 @@ image_size: 16
 patch_size: 8
 workers: 2
 evaluations: 1
-tuning: {rates: [3e-4, 1e-3, 3e-3, 1e-2], check_seeds: 1, max_doublings: 0}
+tuning: {rates: [3e-4, 1e-3, 3e-3, 1e-2], max_doublings: 0, max_extensions: 0}
+baseline: scratch
 arms:
   mae:
     start: mae

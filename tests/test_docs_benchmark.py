@@ -21,7 +21,8 @@ def made_small(suite: Path) -> None:
     """What the reader would leave to run overnight, in seconds."""
     content = yaml.safe_load(suite.read_text())
     content |= {"seeds": [0, 1], "labels": content["labels"][:1], "evaluations": 1}
-    content["tuning"] |= {"check_seeds": 1, "max_doublings": 0}
+    content["tuning"] |= {"max_doublings": 0, "max_extensions": 0}
+    content["simple_arms"] = False  # in test_simple_arms.py
     for arm in content["arms"].values():
         arm["steps"] = dict.fromkeys(map(str, content["labels"]), 2)
         if arm["start"] != "scratch":
@@ -55,15 +56,15 @@ def test_what_the_page_names_is_there() -> None:
         re.findall(r"`(\w+)`", text.split("## Shipped suites")[1])
     )
     for start in re.findall(r"^\| `(\w+)` ", text, flags=re.MULTILINE):
-        assert start in ("mae", "encoder", "supervised", "scratch", "start")
+        assert start in ("mae", "encoder", "supervised", "scratch", "cnn", "pixels", "start")
 
 
 def test_a_suite_may_extend_another(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
-    file.write_text("extends: quickstart\ntitle: Mine\nlabels: [100]\ntasks: {detect: {steps: 7}}\n")
+    file.write_text("extends: quickstart_full\ntitle: Mine\nlabels: [100]\ntasks: {detect: {steps: 7}}\n")
     config = BenchConfig.resolve({"suite": str(file), "out": "x"})
     assert config.title == "Mine" and config.labels == (100,) and config.tasks["detect"].steps == 7
-    assert config.tasks["segment"].steps == read_suite("quickstart")["tasks"]["segment"]["steps"]
+    assert config.tasks["segment"].steps == read_suite("quickstart_full")["tasks"]["segment"]["steps"]
     file.write_text(f"extends: {file}\ntitle: Mine\n")
     done = run_maelift("bench", file, "out=x", cwd=tmp_path)
     assert done.returncode == 2 and "extends leads back to it" in done.stderr and done.stderr.count("\n") == 1

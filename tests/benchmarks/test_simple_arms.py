@@ -83,7 +83,7 @@ def shape() -> Encoder:
         return Encoder(preset_spec("vit_nano", image_size=28, channels=1))
 
 
-def arrays(images) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[no-untyped-def, type-arg]
+def arrays(images) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[no-untyped-def]
     pixels = [np.asarray(images.images.open(index), dtype=np.float64).ravel() for index in range(len(images))]
     return np.stack(pixels) / 255, images.targets()
 
@@ -106,13 +106,13 @@ def test_logistic_regression_on_pixels_is_scikit_learn_s(splits: Splits) -> None
     assert 0.6 < right.mean() < 0.8 and scores.metrics["top1"] == pytest.approx(right.mean())
 
 
-def _log_loss(model, images: np.ndarray, labels: np.ndarray) -> float:  # type: ignore[no-untyped-def, type-arg]
+def _log_loss(model, images: np.ndarray, labels: np.ndarray) -> float:  # type: ignore[no-untyped-def]
     chances = model.predict_proba(images)
     return float(-np.log(chances[np.arange(len(labels)), labels]).mean())
 
 
 @pytest.mark.parametrize("neighbours", [1, 5])
-def test_nearest_neighbours_on_pixels_are_scikit_learn_s(splits: Splits, neighbours: int) -> None:  # type: ignore[type-arg]
+def test_nearest_neighbours_on_pixels_are_scikit_learn_s(splits: Splits, neighbours: int) -> None:
     framework("sklearn")
     from sklearn.neighbors import KNeighborsClassifier
 
