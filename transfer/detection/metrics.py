@@ -104,14 +104,19 @@ def coco_scores(
     return Scores(split, len(truth["images"]), metrics, per_class)
 
 
-def coco_influences(truth: Mapping[str, Any], results: Sequence[Result]) -> NDArray[np.float64] | None:
+def coco_influences(
+    truth: Mapping[str, Any], results: Sequence[Result], belongs: Sequence[str] | None = None
+) -> NDArray[np.float64] | None:
     """The contribution of each of ``GROUPS`` groups of images to AP (groups,); their mean is AP. None without a figure.
 
     Average precision is no mean over images; what is known of its spread over draws of images is what leaving out each group
-    changes (Shao & Tu, "The Jackknife and Bootstrap", 1995, ch. 2). An image's group goes by its place in ``truth``.
+    changes (Shao & Tu, "The Jackknife and Bootstrap", 1995, ch. 2). An image's group goes by its place in ``truth``; those of one
+    patient, video or flight, as ``belongs`` says of each, are in one group.
     """
     images = [int(image["id"]) for image in truth["images"]]
-    count = min(GROUPS, len(images))
+    places = {name: place for place, name in enumerate(dict.fromkeys(images if belongs is None else belongs))}
+    group_of = [places[name] for name in (images if belongs is None else belongs)]
+    count = min(GROUPS, len(places))
     evaluation = _evaluation(truth, results, "bbox")
     full = _average_precision(evaluation, images)
     if full is None or count < 2:
@@ -119,7 +124,7 @@ def coco_influences(truth: Mapping[str, Any], results: Sequence[Result]) -> NDAr
     without = []
     for group in range(count):
         value = _average_precision(
-            evaluation, [image for number, image in enumerate(images) if number % count != group]
+            evaluation, [image for image, place in zip(images, group_of, strict=True) if place % count != group]
         )
         without.append(full if value is None else value)
     left = np.array(without)

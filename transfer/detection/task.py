@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ...core.data.dataset_format import hint
 from ...core.data.detection import DetectionImages
 from ...core.data.detection_reader import detection_parts
+from ...core.data.groups import groups_of
 from ...core.data.labeled_dataset import Splits
 from ...core.data.sampling import Sample, Uniforms
 from ...core.data.transforms import to_array
@@ -139,7 +140,9 @@ class DetectionTask(Task[DetectConfig, DetectionImages]):
         masks = detector.architecture.masks and images.has_masks
         results = self._results(detector, images, masks=masks)
         truth, names = images.ground_truth(), class_names(images)
-        return coco_scores(truth, results, names, split=split, masks=masks), coco_influences(truth, results)
+        return coco_scores(truth, results, names, split=split, masks=masks), coco_influences(
+            truth, results, None if self.config.group is None else groups_of(images, self.config.group)
+        )
 
     def save(self, model: nn.Module, path: Path, provenance: Provenance) -> None:
         cast(Detector, model).save(path, provenance, self.splits.train.category_ids)

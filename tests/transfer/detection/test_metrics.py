@@ -133,6 +133,21 @@ def test_influences_are_what_leaving_out_each_group_changes() -> None:
     assert coco_influences({**truth, "annotations": []}, results) is None
 
 
+def test_images_of_one_patient_are_left_out_together() -> None:
+    truth, found = hard_case(3)
+    results, patients = results_of(found), ["a", "b", "a", "c", "b", "c", "d", "d"]
+    influences = coco_influences(truth, results, patients)
+    assert influences is not None and len(influences) == 4
+    left = []
+    for patient in "abcd":
+        rest = {one["id"] for one, own in zip(truth["images"], patients, strict=True) if own != patient}
+        part = {**truth, "images": [one for one in truth["images"] if one["id"] in rest]}
+        part["annotations"] = [one for one in truth["annotations"] if one["image_id"] in rest]
+        left.append(float(by_pycocotools(part, [one for one in results if one["image_id"] in rest], "bbox").stats[0]))
+    whole = coco_scores(truth, results, CLASSES, split="test").metrics["AP"]
+    assert influences == pytest.approx(whole + 3 * (np.mean(left) - np.array(left)), abs=1e-6)
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_the_figures_are_those_of_pycocotools(seed: int) -> None:
     truth, found = hard_case(seed)
