@@ -345,6 +345,8 @@ class BenchKeys(TypedDict, total=False):
     seeds: Sequence[int] | Mapping[str, Sequence[int]]
     tasks: Mapping[str, TaskKeys]
     pretrain_seeds: Sequence[int]
+    effect: float | None
+    looks: Sequence[int]
     model: Literal["vit_nano", "vit_micro", "vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge"]
     image_size: int | Sequence[int] | None
     patch_size: int | None

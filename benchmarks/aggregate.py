@@ -10,8 +10,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+from ..core.data.groups import groups_of
 from ..core.data.labeled_dataset import LabeledDataset
 from ..core.device import choose_device
 from ..core.public_names import public_config, public_text
@@ -86,6 +88,8 @@ def collect(context: Context, store: Path, results: Results, outcome: RunOutcome
         unspent=outcome.unspent,
         axis=config.axis,
         published=config.published,
+        looks=config.looks,
+        effect=None if config.effect is None else config.effect / 100,
         near=tuple(_near(pools)),
     )
     return replace(result, examples=tuple(_examples(context, result)))
@@ -128,6 +132,7 @@ def _part(context: Context, task: str, comparisons: Sequence[ArmState], results:
         counts=context.pools.tasks[task].counts,
         recipes={arm: public_config(to_dict(context.config.recipe(task, arm))) for arm in context.config.arms},
         short=design.short,
+        clusters=_clusters(context, task),
         class_counts=_class_counts(context.pools.tasks[task].splits.test) if design.scores.is_accuracy else (),
         tuning_seconds={arm: seconds_spent(runs.values(), results) for arm, runs in tried.items()},
     )
@@ -137,6 +142,16 @@ def _class_counts(images: LabeledDataset) -> tuple[int, ...]:
     """Images of each class that there are any of."""
     counts = Counter(label for labels in images.strata for label in labels)
     return tuple(counts[label] for label in sorted(counts))
+
+
+def _clusters(context: Context, task: str) -> tuple[int, ...]:
+    """The group that each test image of a task is of, as a number; none where images aren't grouped."""
+    config = context.config
+    group = config.data.group if task == CLASSIFY else config.transfer(task).group
+    if group is None:
+        return ()
+    names = groups_of(context.pools.tasks[task].splits.test, group)
+    return tuple(int(number) for number in np.unique(names, return_inverse=True)[1])
 
 
 def _note(config: BenchConfig, name: str) -> str:

@@ -9,10 +9,11 @@ from itertools import combinations, product
 from ..core.progress import duration
 from ..core.report.html import MINUS, Table
 from .analysis import ALPHA, Comparisons
+from .label_savings import labels_needed
 from .published import read_published
 from .results import Arm, SuiteResult, TaskResult, Trial
 from .score_text import interval, percent, signed
-from .stats import POWER, Difference, labels_needed, mean_interval
+from .stats import POWER, Difference, mean_interval
 
 
 def task_tables(found: Comparisons, part: TaskResult) -> list[Table]:

@@ -234,7 +234,7 @@ class SuiteResult:
     ``published``: the protocol in ``published.yaml`` that a task follows, if any; ``examples``: test images that arms win and
     lose; ``near``: near-duplicates that were left out. ``baseline``: an arm, or "auto" for the best without pretraining by
     validation, at each label count of each task. ``looks``: the numbers of units at which results may be read, planned before
-    the first run; empty: once, at the end.
+    the first run; empty: once, at the end. ``effect``: the difference worth resolving, a share, which the report plans for.
     """
 
     name: str
@@ -258,6 +258,7 @@ class SuiteResult:
     examples: tuple[Example, ...] = ()
     near: tuple[NearPair, ...] = ()
     looks: tuple[int, ...] = ()
+    effect: float | None = None
 
     def label(self, name: str) -> str:
         """What an arm is called."""
@@ -273,17 +274,23 @@ class SuiteResult:
         ]
 
     def reference(self, part: TaskResult, labels: int) -> str:
-        """The arm that others are compared with on a task at a label count; empty where none has a run.
+        """The arm that others are compared with at a label count: the named one, with ``AUTO`` the best unpretrained."""
+        return self.baseline if self.baseline != AUTO else self.best_unpretrained(part, labels)
 
-        The named baseline; with ``AUTO`` the arm without pretraining that is best on validation, so that the test images have no
-        say in it.
+    def best_unpretrained(self, part: TaskResult, labels: int) -> str:
+        """The arm without pretraining that is best on validation, so that the test images have no say in it; empty for none.
+
+        By the mean over the seeds that all of them have, where there are such.
         """
-        if self.baseline != AUTO:
-            return self.baseline
-        means = {
-            arm.name: sum(cell.val for cell in cells.values()) / len(cells)
+        runs = {
+            arm.name: found
             for arm in self.arms
-            if not arm.pretrained and (cells := part.by_seed(arm.name, labels))
+            if not (arm.pretrained or arm.upper_bound) and (found := part.by_seed(arm.name, labels))
+        }
+        shared = set.intersection(*(set(found) for found in runs.values())) if runs else set()
+        means = {
+            name: float(np.mean([cell.val for seed, cell in found.items() if seed in shared or not shared]))
+            for name, found in runs.items()
         }
         return max(means, key=means.__getitem__) if means else ""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from ..core.report.html import MINUS
+from .power import MOST_UNITS, UnitPlan
 from .stats import Difference
 
 
@@ -28,3 +29,20 @@ def signed(share: float) -> str:
     points = round(100 * share, 10)
     digits = f"{points:+.2f}" if abs(points) >= 0.005 else f"{points:+.1g}"
     return "0.00" if points == 0 else digits.replace("-", MINUS)
+
+
+def plan_sentence(plan: UnitPlan, difference: Difference) -> str:
+    """How many seeds or encoders resolve the effect of a plan, as a range, or what of the design is too little for it."""
+    goal = f"to resolve a true difference of {percent(plan.effect)} points with a chance of {100 * plan.power:.0f} %"
+    if plan.obstacles:
+        lacking = " and ".join(plan.obstacles)
+        enough = f"; it takes {plan.items:,} of these or more" if plan.obstacles[0].endswith("test images") else ""
+        return f"The {lacking} alone are too few {goal}{enough}: more {plan.unit}s don't help."
+    if plan.likely is None:
+        return f"No realistic number of {plan.unit}s is enough {goal} on these test images."
+    fewest, most = (f"{MOST_UNITS:,} or more" if end is None else f"{end:,}" for end in (plan.fewest, plan.most))
+    several = f", corrected for {plan.comparisons} comparisons" if plan.comparisons > 1 else ""
+    return (
+        f"About {plan.likely:,} {plan.unit}s are needed {goal}{several} ({fewest} to {most}, as the spread is known from "
+        f"{difference.units} only)."
+    )

@@ -109,6 +109,11 @@ class BenchConfig:
     """more tasks by name: task (detect, segment), data, labels, seeds, recipe, steps ..."""
     pretrain_seeds: tuple[int, ...] = (0,)
     """seeds of pretraining; fine-tuning seed i uses number i modulo their count"""
+    effect: float | None = None
+    """the difference worth resolving, in points: the report says how many seeds or encoders resolve it"""
+    looks: tuple[int, ...] = ()
+    """numbers of seeds (of encoders, with several pretrain_seeds) at which the report may be read and more be added, fixed before
+    the first run, the last for the most; verdicts are corrected for them. Empty: the seeds are fixed, and read once"""
     model: ModelName = "vit_small"
     """the encoder's shape, for all arms without one of their own"""
     image_size: int | tuple[int, int] | None = None
@@ -152,6 +157,10 @@ class BenchConfig:
             raise ConfigError("channels", self.channels, "1 or 3")
         _ = self.spec  # checks model, image_size and patch_size
         check_distinct("pretrain_seeds", self.pretrain_seeds)
+        if self.effect is not None and not 0 < self.effect < 100:
+            raise ConfigError("effect", self.effect, "points above 0 and below 100")
+        if self.looks and (self.looks[0] < 2 or list(self.looks) != sorted(set(self.looks))):
+            raise ConfigError("looks", list(self.looks), "rising numbers of seeds or encoders, from 2 up")
         if not self.arms:
             raise ConfigError("arms", self.arms, "at least one arm, with its start and label")
         for name, arm in self.arms.items():

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from .analysis import ALPHA, Comparison, Comparisons
 from .results import AUTO, ConvergenceCheck, SuiteResult, TaskResult
-from .score_text import confidence, interval, percent, signed
-from .stats import POWER, Difference, units_needed
+from .score_text import confidence, interval, percent, plan_sentence, signed
+from .stats import POWER, Difference
 from .task_design import CLASSIFY
 
 
@@ -29,12 +29,12 @@ def verdict_sentences(found: Comparisons) -> Iterator[str]:
         if part.short:
             yield from _short_lines(result, part)
             continue
-        for one in found.of(part):
+        for one in found.tested(part):
             if one.difference is None or one.p is None:
                 other = result.label(result.reference(part, one.labels))
                 yield f"{_where(part, one.labels)}, runs are missing to compare {one.arm.label} with {other}."
             else:
-                sentence = _sentence(result, one, one.difference, one.p)
+                sentence = _sentence(found, one, one.difference, one.p)
                 yield f"{_where(part, one.labels)}, {sentence}{_reservation(result, one)}"
 
 
@@ -60,8 +60,8 @@ def _short_lines(result: SuiteResult, part: TaskResult) -> Iterator[str]:
             )
 
 
-def _sentence(result: SuiteResult, one: Comparison, difference: Difference, p: float) -> str:
-    part, arm = one.part, one.arm
+def _sentence(found: Comparisons, one: Comparison, difference: Difference, p: float) -> str:
+    result, part, arm = found.result, one.part, one.arm
     what = "accuracy" if part.scores.is_accuracy else part.figure
     points = f"{signed(difference.mean)} points of test {what} compared with {result.label(result.reference(part, one.labels))}"
     unresolved = f"whether {arm.label} helps is not resolved: {points}"
@@ -77,12 +77,16 @@ def _sentence(result: SuiteResult, one: Comparison, difference: Difference, p: f
     numbers = f"{points} ({confidence(difference)} interval {interval(difference)}; {_p(p)}; {units}, {images})"
     if one.verdict != "not resolved":
         return f"{arm.label} {one.verdict}: {numbers}."
-    counted = (
-        " The interval by itself excludes 0, but several comparisons were made."
-        if difference.verdict != one.verdict
-        else ""
+    counted = ""
+    if one.within_margin:
+        counted = f" Longer training could make up for it (at most {percent(one.margin)} points)."
+    elif difference.verdict != one.verdict:
+        counted = " The interval by itself excludes 0, but several comparisons were made."
+    plan = found.plan(one)
+    planned = "" if plan is None else f" {plan_sentence(plan, difference)}"
+    return (
+        f"whether {arm.label} helps is not resolved: {numbers}.{counted} {_outlook(difference, found.planned)}{planned}"
     )
-    return f"whether {arm.label} helps is not resolved: {numbers}.{counted} {_forecast(difference)}"
 
 
 def _units(result: SuiteResult, one: Comparison, difference: Difference) -> str:
@@ -108,13 +112,13 @@ def _reservation(result: SuiteResult, one: Comparison) -> str:
     return f" Not final: more steps still improve {' and '.join(unfinished)}." if unfinished else ""
 
 
-def _forecast(difference: Difference) -> str:
-    needed = units_needed(difference)
-    if needed is None:
-        return "No realistic number of seeds would resolve so small a difference on these test images."
-    more = max(1, needed - difference.units)
-    seeds = "1 more seed" if more == 1 else f"{more:,} more seeds"
-    return f"About {seeds} would resolve a difference of this size with a chance of {100 * POWER:.0f} %."
+def _outlook(difference: Difference, comparisons: int) -> str:
+    """What an open comparison excludes, and what its design would have found; nothing is forecast from the difference itself."""
+    return (
+        f"The true difference is no larger than {percent(difference.equivalence_limit())} points either way (two one-sided tests "
+        f"at 5 %); one of {percent(difference.resolvable(comparisons))} points would be resolved with a chance of "
+        f"{100 * POWER:.0f} %."
+    )
 
 
 def interval_coverage(result: SuiteResult, part: TaskResult) -> str:

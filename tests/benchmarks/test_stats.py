@@ -7,15 +7,12 @@ import math
 import numpy as np
 import pytest
 from maelift.benchmarks.stats import (
-    MOST_SEEDS,
     Difference,
-    converged,
     crossed_difference,
+    gain_limit,
     holm,
-    labels_needed,
     mean_interval,
     paired_difference,
-    units_needed,
 )
 from scipy import stats
 
@@ -66,38 +63,18 @@ def test_one_seed_resolves_nothing() -> None:
     difference = paired_difference([0.9], [0.1])
     assert difference.mean == pytest.approx(0.8) and difference.verdict == "not resolved"
     assert math.isinf(difference.low) and math.isinf(difference.high) and math.isnan(difference.sd)
-    assert units_needed(difference) is None
 
 
 def test_equal_differences_are_not_taken_for_certainty() -> None:
     difference = paired_difference([0.8, 0.7, 0.6], [0.7, 0.6, 0.5])
     assert difference.verdict == "not resolved"
     assert math.isinf(difference.low) and math.isinf(difference.high)
-    assert units_needed(difference) is None
 
 
 @pytest.mark.parametrize(("treated", "baseline"), [([], []), ([0.5], [0.5, 0.6])])
 def test_values_that_are_not_paired_are_refused(treated: list[float], baseline: list[float]) -> None:
     with pytest.raises(ValueError, match="expected as many"):
         paired_difference(treated, baseline)
-
-
-@pytest.mark.parametrize("mean", [0.008, -0.008, 0.012, 0.016])
-def test_the_forecast_is_the_smallest_number_of_seeds_that_resolves_in_80_of_100_cases(mean: float) -> None:
-    differences = mean + np.array([-0.01, 0.01, -0.01, 0.01])
-    difference = paired_difference(list(differences), [0.0] * 4)
-    needed = units_needed(difference)
-    assert needed is not None
-    generator = np.random.default_rng(7)
-
-    def resolved(n: int) -> float:
-        draws = generator.normal(mean, difference.sd, (2000, n))
-        return float(
-            np.mean(np.abs(draws.mean(axis=1)) > stats.t.ppf(0.975, n - 1) * draws.std(axis=1, ddof=1) / n**0.5)
-        )
-
-    assert resolved(needed) > 0.77
-    assert needed == 2 or resolved(needed - 1) < 0.83
 
 
 def test_what_a_design_resolves_is_resolved_in_80_of_100_cases() -> None:
@@ -111,16 +88,6 @@ def test_what_a_design_resolves_is_resolved_in_80_of_100_cases() -> None:
 
         told = float(np.median([drawn(0.0).smallest_resolved for _ in range(200)]))
         assert 0.6 < np.mean([drawn(told).verdict == "helps" for _ in range(400)]) < 0.95
-
-
-@pytest.mark.slow
-def test_a_hopeless_difference_has_no_forecast() -> None:
-    difference = paired_difference([0.1, -0.1, 0.10001, -0.1], [0.0] * 4)
-    assert units_needed(difference) is None
-    assert units_needed(Difference(4, 0.0, 0.1)) is None
-    few_items = Difference(4, 0.01, 1e-6, items=50, of_items=1e-3)
-    assert units_needed(few_items) is None
-    assert MOST_SEEDS >= 100
 
 
 SOURCES = [(0.0, 0.0, 1.0), (0.0, 0.3, 1.0), (0.1, 0.3, 0.5), (0.02, 0.0, 0.5), (0.03, 0.1, 0.5)]
@@ -208,15 +175,6 @@ def test_many_comparisons_without_effect_seldom_give_any_verdict() -> None:
     assert false / 500 < 0.08
 
 
-def test_labels_needed_are_read_off_the_curve_of_the_baseline() -> None:
-    counts = [100, 1000, 10_000]
-    found = labels_needed(counts, [0.6, 0.8, 0.9], [0.5, 0.7, 0.8])
-    assert found[0] == pytest.approx(10**2.5) and found[1] == pytest.approx(10_000) and found[2] is None
-    assert labels_needed(counts, [0.4, 0.7, 0.75], [0.5, 0.7, 0.8])[:2] == [None, pytest.approx(1000)]
-    assert labels_needed(counts, [0.6, 0.6, 0.6], [0.6, 0.6, 0.6])[0] == pytest.approx(100)
-    assert labels_needed([100], [0.6], [0.5]) == [None]
-
-
 def test_a_mean_tells_its_deviation_and_interval_only_where_they_are_known() -> None:
     mean, half, sd = mean_interval([0.6, 0.7, 0.8])
     assert mean == pytest.approx(0.7) and sd == pytest.approx(0.1)
@@ -227,30 +185,68 @@ def test_a_mean_tells_its_deviation_and_interval_only_where_they_are_known() -> 
     assert math.isnan(unknown) and zero == pytest.approx(0, abs=1e-12)
 
 
-def test_an_arm_that_gains_more_than_the_noise_is_not_converged() -> None:
-    gain, noise, enough = converged([0.70, 0.71], [0.73, 0.74], n_val=1000)
-    assert gain == pytest.approx(0.03) and noise < 0.015 and not enough
+def test_the_limit_of_a_gain_is_seldom_below_the_true_gain() -> None:
+    """Validation accuracy of 3 or 5 seeds on 200 images, before and after training that brings 2 points."""
+    generator = np.random.default_rng(15)
+    for seeds in (3, 5):
+        held = 0
+        for _ in range(2000):
+            images = generator.random((seeds, 200))
+            at, longer = (images < 0.7).mean(axis=1), (images < 0.72).mean(axis=1) + generator.normal(0, 0.01, seeds)
+            held += gain_limit(at.tolist(), longer.tolist(), val_images=200)[1] >= 0.02
+        assert held / 2000 > 0.93
 
 
-@pytest.mark.parametrize("doubled", [[0.70, 0.71], [0.68, 0.69], [0.701, 0.711]])
-def test_an_arm_that_gains_nothing_to_speak_of_is_converged(doubled: list[float]) -> None:
-    assert converged([0.70, 0.71], doubled, n_val=1000)[2]
+def test_the_limit_of_a_gain_is_unknown_of_one_seed_and_never_0_by_chance() -> None:
+    gain, limit = gain_limit([0.70], [0.72], val_images=1000)
+    assert gain == pytest.approx(0.02) and math.isinf(limit)
+    assert gain_limit([0.7, 0.7], [0.7, 0.7], val_images=100)[1] > 0.1
+    assert math.isinf(gain_limit([0.7, 0.7], [0.7, 0.7], val_images=None)[1])
+    rising = gain_limit([0.50, 0.52, 0.51], [0.53, 0.55, 0.55], val_images=None)[1]
+    expected = stats.ttest_1samp([0.03, 0.03, 0.04], 0).confidence_interval(0.9).high
+    assert rising == pytest.approx(expected)
 
 
-def test_one_check_seed_still_has_the_noise_of_the_validation_images() -> None:
-    assert converged([0.70], [0.71], n_val=1000)[2]
-    assert not converged([0.70], [0.71], n_val=10_000)[2]
-    assert math.isfinite(converged([1.0], [1.0], n_val=10)[1])
+def test_a_difference_at_the_limit_is_seldom_said_to_be_smaller() -> None:
+    """Two one-sided tests: of a true difference of X, "no larger than X" is said in at most 5 %, on test images too."""
+    generator = np.random.default_rng(16)
+    false = 0
+    for _ in range(1500):
+        table = 0.02 + 0.01 * generator.normal(size=(5, 1)) + 0.2 * generator.normal(size=(1, 200))
+        table = table + 0.3 * generator.normal(size=(5, 200))
+        false += crossed_difference(list(table), [np.zeros(200)] * 5).equivalence_limit() < 0.02
+    assert false / 1500 <= 0.06
 
 
-def test_the_convergence_check_rather_trains_too_long_than_too_short() -> None:
-    """Two seeds on 1,000 validation images: a gain of 3 points is seldom missed, none seldom imagined."""
-    generator = np.random.default_rng(3)
-    spread = math.sqrt(0.7 * 0.3 / 1000)
+def test_the_equivalence_limit_is_that_of_two_one_sided_tests() -> None:
+    values = np.array([0.004, -0.002, 0.001, 0.003, 0.0])
+    limit = paired_difference(list(values), [0.0] * 5).equivalence_limit()
+    lower = stats.ttest_1samp(values, -limit, alternative="greater").pvalue
+    upper = stats.ttest_1samp(values, limit, alternative="less").pvalue
+    assert max(lower, upper) == pytest.approx(0.05)
+    assert math.isinf(paired_difference([0.1], [0.1]).equivalence_limit())
 
-    def share_converged(gain: float) -> float:
-        gains = generator.normal(gain, spread, (1000, 2))
-        return float(np.mean([converged([0.7, 0.7], list(0.7 + pair), n_val=1000)[2] for pair in gains]))
 
-    assert share_converged(0.03) < 0.1
-    assert share_converged(0.0) > 1 - 1 / 6
+def test_the_p_value_with_a_known_gain_is_that_of_the_shifted_test() -> None:
+    values = [0.03, 0.05, 0.04, 0.06]
+    difference = paired_difference(values, [0.0] * 4)
+    assert difference.p_beyond(0.0, 0.0) == difference.p == pytest.approx(stats.ttest_1samp(values, 0).pvalue)
+    assert difference.p_beyond(0.02, 0.02) == pytest.approx(stats.ttest_1samp(values, 0.02).pvalue)
+    assert difference.p_beyond(0.0, 0.046) == difference.p_beyond(0.01, math.inf) == 1.0
+    assert difference.p_beyond(0.01, 0.03) > difference.p_beyond(0.01, 0.02) > difference.p_beyond(0.01, 0.01)
+    assert paired_difference([-one for one in values], [0.0] * 4).p_beyond(0.01, 0.02) == difference.p_beyond(
+        0.01, 0.02
+    )
+
+
+def test_an_arm_that_would_catch_up_is_seldom_said_to_be_worse() -> None:
+    """The baseline would gain all of the difference; that is estimated on 5 seeds' validation, as noisy as the test or less."""
+    generator = np.random.default_rng(17)
+    for noise in (0.005, 0.01, 0.02):
+        for lag in (0.0, 0.01, 0.03):
+            false = 0
+            for _ in range(1000):
+                difference = paired_difference(list(lag + generator.normal(0, 0.01, 5)), [0.0] * 5)
+                gain, limit = gain_limit([0.0] * 5, list(lag + generator.normal(0, noise, 5)), None)
+                false += difference.mean > 0 and difference.p_beyond(max(0.0, gain), limit) <= 0.05
+            assert false / 1000 <= 0.05
