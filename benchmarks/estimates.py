@@ -153,6 +153,10 @@ class MeasuredCost:
             Sampler(len(task.splits.train), size, 0), each(task.sample), draws=task.draws, ranks=task.ranks
         )
         task.prepare(model)
+        if not any(parameter.requires_grad for parameter in model.parameters()):  # nearest neighbours take no steps
+            return Speed(
+                0.0, seconds_an_image(lambda: task.validate(model.eval()), len(task.splits.val), self.device, BUDGET)
+            )
         optimizer = task.optimizer(model)
 
         def step() -> None:

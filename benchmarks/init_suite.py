@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -24,6 +24,7 @@ from ..core.terminal import quoted
 from ..core.tools.check_data import DataCheckConfig, tasks_of
 from ..transfer.tasks import annotated_tasks, entry
 from .suite import BenchConfig
+from .task_design import CLASSIFY, LARGEST_DRAW
 
 TEMPLATE = Path(__file__).with_name("own_images.yaml.j2")
 SIZED_IMAGES = 50
@@ -34,6 +35,8 @@ SHOWN_CLASSES = 6
 """Classes whose names are shown."""
 FEWEST, MOST = 20, 2000
 """Labelled images of the smaller label count: at least, and no more than."""
+POOL_SHARES = (0.8, 0.65, 0.5)
+"""Of the training images, to pretrain on: the first that leaves enough to draw labelled ones from."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,8 @@ class _Found:
     splits: tuple[str, ...]
     root: str
     keys: Mapping[str, object]
+    least: int
+    """the fewest labelled images that can be drawn"""
 
     @property
     def line(self) -> str:
@@ -102,6 +107,10 @@ def init(config: InitConfig) -> Suite:
             f"out={file}: is there already, and may have been changed by hand. Give another name, or remove it."
         )
     found = [_find(task, config) for task in _tasks(config)]
+    shares = {
+        one.task: _pool_share(one) if config.unlabelled is None and one.task == CLASSIFY else 0.0 for one in found
+    }
+    labels = {one.task: _labels(one, shares[one.task]) for one in found}
     pool = config.unlabelled or (None if found[0].task == "classify" else found[0].root)
     images = found[0].images if pool is None else find_source(pool)
     gray, side = _look(images)
@@ -112,6 +121,7 @@ def init(config: InitConfig) -> Suite:
         "classify": found[0] if found[0].task == "classify" else None,
         "pool": pool,
         "labelled_pool": pool is None,
+        "pool_share": shares[found[0].task],
         "gray": gray,
         "model": model,
         "image_size": image_size,
@@ -119,7 +129,8 @@ def init(config: InitConfig) -> Suite:
         "decoder": _decoder_width(model),
         "epochs": _epochs(len(images)),
         "batch_size": _batch_size(len(images)),
-        "labels": {one.task: _labels(one, pool is None) for one in found},
+        "labels": labels,
+        "group": config.group,
     }
     environment = Environment(
         loader=FileSystemLoader(TEMPLATE.parent),
@@ -134,8 +145,9 @@ def init(config: InitConfig) -> Suite:
     atomic_write_text(file, text)
     BenchConfig.resolve({"suite": str(file), "out": "out"})  # a suite that can't be read would be our mistake
     kind = "gray" if gray else "colour"
-    lines = (*(one.line for one in found), f"pool: {len(images):,} images, {kind}, about {side} pixels a side")
-    return Suite(file, (*lines, f"model: {model} at {image_size} pixels, patch {values['patch_size']}"))
+    lines = [*(one.line for one in found), f"pool: {len(images):,} images, {kind}, about {side} pixels a side"]
+    lines += [f"model: {model} at {image_size} pixels, patch {values['patch_size']}"]
+    return Suite(file, (*lines, *_warnings(found, labels, shares)))
 
 
 def plan(config: InitConfig) -> Plan:
@@ -166,7 +178,7 @@ def _find(task: str, config: InitConfig) -> _Found:
     train = parts["train"]
     root = str(getattr(train.images, "root", data))
     task_keys = {**({} if config.group is None else {"group": config.group}), **annotated.transfer_keys(data, keys)}
-    return _Found(task, train.images, len(train), train.classes, tuple(sorted(parts)), root, task_keys)
+    return _Found(task, train.images, len(train), train.classes, tuple(sorted(parts)), root, task_keys, train.min_train)
 
 
 def _look(images: ImageSet) -> tuple[bool, int]:
@@ -207,15 +219,48 @@ def _batch_size(images: int) -> int:
     return max(8, min(256, 1 << (max(images, 64) // 16).bit_length()))
 
 
-def _labels(found: _Found, pool_of_it: bool) -> Sequence[int]:
-    """Two label counts: some for each class, and ten times as many or as many as there are."""
+def _source(found: _Found, pool_share: float) -> int:
+    """How many images labelled ones are drawn from, besides validation, test and the pool."""
     left = found.train if "test" in found.splits else int(0.9 * found.train)
     left = left if "val" in found.splits else int(0.9 * left)
-    left = int(0.2 * left) if pool_of_it and found.task == "classify" else left
-    fewer = max(FEWEST, min(MOST, 10 * found.classes))
-    if left < 2 * fewer:
-        return [max(found.classes, left // 2)]
-    return [fewer, min(10 * fewer, int(0.95 * left))]
+    return int((1 - pool_share) * left)
+
+
+def _wanted(found: _Found) -> int:
+    """The smaller label count: some for each class."""
+    return max(FEWEST, min(MOST, 10 * found.classes))
+
+
+def _pool_share(found: _Found) -> float:
+    """The share of the training images to pretrain on."""
+    enough = (share for share in POOL_SHARES if LARGEST_DRAW * _source(found, share) >= _wanted(found))
+    return next(enough, POOL_SHARES[-1])
+
+
+def _labels(found: _Found, pool_share: float) -> Sequence[int]:
+    """Two label counts, ten times apart or as far as there are images: of more than a fifth of them seeds share too many."""
+    most = max(found.least, int(LARGEST_DRAW * _source(found, pool_share)))
+    fewer = max(found.least, min(_wanted(found), most))
+    more = min(10 * fewer, most)
+    return [fewer] if more < 2 * fewer else [fewer, more]
+
+
+def _warnings(
+    found: Sequence[_Found], labels: Mapping[str, Sequence[int]], shares: Mapping[str, float]
+) -> Iterator[str]:
+    """What a user should know of a suite before it runs."""
+    for one in found:
+        source = _source(one, shares[one.task])
+        if max(labels[one.task]) > LARGEST_DRAW * source:
+            yield (
+                f"beware: {one.task}: there are {source:,} images to draw labelled ones from, few for {one.classes} classes: "
+                "seeds share many of them. Label more images, or give unlabelled ones to pretrain on (unlabelled=...)."
+            )
+        elif max(labels[one.task]) < _wanted(one):
+            yield (
+                f"beware: {one.task}: {max(labels[one.task])} labels are few for {one.classes} classes, as there are {source:,} "
+                "images to draw them from."
+            )
 
 
 def _in_yaml(value: object) -> str:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, cast
 
 import torch
 
+from ..core.cache import cache_folder
 from ..core.config import resolve
 from ..core.distributed import Ranks
 from ..core.errors import ConfigError
@@ -148,7 +149,7 @@ class Frozen(ArmKind):
 
     def task(self, training: Training) -> Task[Any, Any]:
         method, neighbours = ("knn", int(training.variant[3:])) if training.variant != "linear" else ("linear", 1)
-        folder = str(training.folder or "features")
+        folder = str(training.folder or cache_folder() / "features")
         config = resolve(
             ClassifyConfig,
             {

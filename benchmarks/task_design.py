@@ -14,6 +14,9 @@ from .tuning import SearchSpace
 CLASSIFY = "classify"
 """What the task of the suite's own labelled images is called."""
 
+LARGEST_DRAW = 0.2
+"""Share of the labelled images that a seed may draw: of more, different seeds draw many of the same."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TaskConfig:
