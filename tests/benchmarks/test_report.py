@@ -49,31 +49,8 @@ def _adjusted_p() -> float:
 def test_an_open_question_says_how_many_more_seeds_it_takes(tmp_path: Path) -> None:
     report = write_report(made_up(), tmp_path)
     verdict = report.verdicts[2]
-<<<<<<< Updated upstream
     assert f"whether MAE on the pool helps is not resolved: {MINUS}0.25 points" in verdict
     assert re.search(r"About \d+ more seeds would resolve a difference of this size with a chance of 80 ?%", verdict)
-=======
-    assert f"whether this encoder (MAE on the pool) helps is not resolved: {MINUS}0.25 points" in verdict
-    difference = paired_difference(ACCURACIES["mae", 1000], ACCURACIES["scratch", 1000], drawn=1000 / 9_000)
-    limit, found = 100 * difference.equivalence_limit(), 100 * difference.resolvable(2)
-    assert f"Any true difference is at most {limit:.2f} points, either way." in verdict
-    assert f"One of {found:.2f} points would have been resolved with a chance of 80 %." in verdict
-
-
-def test_plans_are_for_differences_that_the_reader_chooses(tmp_path: Path) -> None:
-    tables = Page(write_report(made_up(), tmp_path).html).tables
-    (plan,) = [table for table in tables if table[0][3:] == ["1 point", "2 points", "5 points"]]
-    assert [row[:3] for row in plan[1:]] == [
-        ["MAE on the pool", "100", "4 seeds"],
-        ["MAE on the pool", "1,000", "4 seeds"],
-    ]
-    for arm, labels, _, _, two, five in plan[1:]:
-        counts = [int(cell.split()[0].replace(",", "")) for cell in (two, five)]
-        assert counts[0] >= counts[1] > 1 and all(re.search(r"seeds \(\d+ to ", cell) for cell in (two, five)), (
-            arm,
-            labels,
-        )
->>>>>>> Stashed changes
 
 
 @pytest.mark.slow
