@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 def made_small(suite: Path) -> None:
     """What the reader would leave to run overnight, in seconds."""
     content = yaml.safe_load(suite.read_text())
-    content |= {"seeds": [0, 1], "labels": content["labels"][:1], "evaluations": 1}
+    content |= {"seeds": [0], "pretrain_seeds": [0], "labels": content["labels"][:1], "evaluations": 1}
     content["tuning"] |= {"max_doublings": 0, "max_extensions": 0}
     content["simple_arms"] = False  # in test_simple_arms.py
     for arm in content["arms"].values():

@@ -8,12 +8,8 @@ from typing import Any
 
 import maelift.api
 import pytest
-from maelift.benchmarks import runner
 from maelift.benchmarks.arm_kind import ArmConfig, ArmContext, ArmKind, Init
 from maelift.benchmarks.arm_kinds import ARM_KINDS
-from maelift.benchmarks.execute import execute
-from maelift.benchmarks.executor import Executor, ProgressCallback
-from maelift.benchmarks.experiment import Context
 from maelift.benchmarks.runner import plan
 from maelift.benchmarks.runs import Run
 from maelift.benchmarks.suite import BenchConfig
@@ -21,8 +17,8 @@ from maelift.core.distributed import Ranks
 from maelift.core.errors import MaeliftError
 from maelift.core.models.encoder_file import ENCODER_FILE, Provenance, save_encoder
 from maelift.core.progress import ProgressListener
+from maelift.tests.benchmarks.canned import train_middle_rate, use_this_process
 from maelift.transfer.init_weights import fresh_encoder
-from typing_extensions import Self
 
 SUITE = """
 title: Is one random encoder as good as another?
@@ -32,7 +28,8 @@ seeds: [0, 1]
 model: vit_nano
 image_size: 16
 evaluations: 1
-tuning: {rates: [3e-4, 1e-3, 3e-3, 1e-2], check_seeds: 1, max_doublings: 0}
+baseline: scratch
+tuning: {rates: [3e-4, 1e-3, 3e-3, 1e-2], max_doublings: 0, max_extensions: 0}
 arms:
   fixed: {start: fixed, label: one random encoder, recipe: &small {batch_size: 4}, steps: {6: 1}}
   scratch: {start: scratch, label: from scratch, recipe: *small, steps: {6: 1}}
@@ -58,36 +55,6 @@ class Fixed(ArmKind):
         return "random weights, the same for every seed"
 
 
-class InThisProcess(Executor):
-    """Runs one after the other, where kinds of arms are known that only this process has."""
-
-    def __init__(self, context: Context, store: Path) -> None:
-        self._context, self._store, self._waiting = context, store, list[Run]()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        pass
-
-    @property
-    def running(self) -> list[Run]:
-        return self._waiting
-
-    def has_room(self, run: Run, suspects: set[str]) -> bool:
-        return not self._waiting
-
-    def start(self, run: Run) -> None:
-        self._waiting.append(run)
-
-    def wait(self, on_progress: ProgressCallback) -> list[tuple[Run, str | None]]:
-        done = list[tuple[Run, str | None]]()
-        while self._waiting:
-            execute(run := self._waiting.pop(), self._context, self._store)
-            done.append((run, None))
-        return done
-
-
 @pytest.fixture
 def suite(tmp_path: Path, class_folders: Path) -> Path:
     path = tmp_path / "suite.yaml"
@@ -97,7 +64,7 @@ def suite(tmp_path: Path, class_folders: Path) -> Path:
 
 def test_a_kind_of_arm_is_one_class(suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(ARM_KINDS, "fixed", Fixed())
-    monkeypatch.setattr(runner, "_executor", lambda context, store, workers: InThisProcess(context, store))
+    use_this_process(monkeypatch, train_middle_rate)  # other processes don't know the kind
     config = BenchConfig.resolve({"suite": str(suite), "out": str(tmp_path / "out")})
     text = plan(config).text()
     assert "fixed (fixed), scratch (scratch)" in text and "1 fixed, " in text

@@ -11,11 +11,12 @@ import pytest
 from maelift.benchmarks.arm_kinds import mae_config
 from maelift.benchmarks.data import read_suite_images
 from maelift.benchmarks.init_suite import InitConfig, init
-from maelift.benchmarks.runner import plan
+from maelift.benchmarks.runner import bench, plan
 from maelift.benchmarks.suite import BenchConfig
 from maelift.benchmarks.task_design import CLASSIFY
 from maelift.core.errors import MaeliftError
 from maelift.core.tools.fashion_scenes import FashionScenesConfig, fashion_scenes
+from maelift.tests.benchmarks.canned import train_middle_rate, use_this_process
 from maelift.tests.support import one_line_error, run_maelift, write_images
 from PIL import Image
 
@@ -125,11 +126,11 @@ def test_a_group_is_offered_and_taken(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_suite_runs(tmp_path: Path) -> None:
+def test_the_suite_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_this_process(monkeypatch, train_middle_rate)
     data = write_classes(tmp_path / "photos", 60, size=16)
     init(InitConfig(str(data), out=str(tmp_path / "suite.yaml")))
-    fast = ["seeds=[0,1]", "pretrain_seeds=[0]", "tuning.max_doublings=0", "tuning.max_extensions=0", "evaluations=1"]
+    fast = ["seeds=[0]", "pretrain_seeds=[0]", "tuning.max_doublings=0", "tuning.max_extensions=0", "evaluations=1"]
     fast += ["arms.mae.pretrain.epochs=1", "arms.supervised.pretrain.epochs=1", "labels=[20]", "steps={20: 2}"]
-    done = run_maelift("bench", tmp_path / "suite.yaml", f"out={tmp_path / 'out'}", *fast, timeout=600)
-    assert done.returncode == 0, done.stderr
-    assert "At 20 labels" in done.stdout and (tmp_path / "out" / "report.html").is_file()
+    done = bench(BenchConfig.resolve([f"suite={tmp_path / 'suite.yaml'}", f"out={tmp_path / 'out'}", *fast]))
+    assert done.error is None and "At 20 labels" in done.summary() and done.report.is_file()

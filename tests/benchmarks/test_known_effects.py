@@ -60,7 +60,11 @@ def bench(images: Path, out: Path, arms: dict[str, Any], **keys: Any) -> BenchRe
         "patch_size": 8,
         "evaluations": 2,
         "workers": 2,
-        "tuning": {"rates": [3e-4, 1e-3, 3e-3, 6e-3], "check_seeds": 1, "max_doublings": 0},
+        "baseline": "scratch",
+        "tuning": {
+            **{"rates": [3e-4, 1e-3, 3e-3, 6e-3], "max_doublings": 0, "max_extensions": 0},
+            **{"per_seed": False, "draws": 1},
+        },
         "arms": {**arms, "scratch": scratch},
     }
     file = out.with_suffix(".yaml")

@@ -23,12 +23,14 @@ from maelift.benchmarks.estimates import MeasuredCost
 from maelift.benchmarks.experiment import Context
 from maelift.benchmarks.protocol import arm_state, predict_runs, read_finished
 from maelift.benchmarks.report import write_report
-from maelift.benchmarks.runner import plan
+from maelift.benchmarks.runner import bench, plan
 from maelift.benchmarks.stats import paired_difference
 from maelift.benchmarks.suite import BenchConfig
 from maelift.benchmarks.suite_file import SUITES
+from maelift.benchmarks.tuning import Setting
 from maelift.core.errors import MaeliftError
 from maelift.core.tools.fashion_scenes import FashionScenesConfig, fashion_scenes
+from maelift.tests.benchmarks.canned import train_middle_rate, use_this_process
 from maelift.tests.benchmarks.made_up import Page, made_up, part
 from maelift.tests.support import one_line_error, run_maelift
 from PIL import Image
@@ -42,7 +44,8 @@ patch_size: 8
 channels: 1
 workers: 2
 evaluations: 1
-tuning: {rates: [1e-4, 3e-4, 1e-3, 3e-3], check_seeds: 1, max_doublings: 0}
+baseline: scratch
+tuning: {rates: [1e-4, 3e-4, 1e-3, 3e-3], max_doublings: 0, max_extensions: 0}
 tasks:
   find:
     task: detect
@@ -96,8 +99,10 @@ def resolved(home: Path, **keys: Any) -> BenchConfig:
 
 @pytest.fixture(scope="module")
 def whole(home: Path) -> Path:
-    done = run_maelift("bench", "suite.yaml", "out=out", cwd=home)
-    assert done.returncode == 0, done.stderr
+    """The report of the suite, whose compared runs are trained."""
+    with pytest.MonkeyPatch.context() as patch:
+        use_this_process(patch, train_middle_rate)
+        assert bench(resolved(home)).error is None
     return home / "out"
 
 
@@ -122,7 +127,7 @@ def test_a_suite_of_detection_and_segmentation_is_compared_and_reported(home: Pa
     kinds = [(run["run"]["kind"], run["run"]["task"]) for run in runs]
     assert kinds.count(("mae", "")) == 1 and kinds.count(("train", "find")) == 4  # no trials, no checks
     assert kinds.count(("test", "segment")) == kinds.count(("test", "find")) == 4
-    assert kinds.count(("train", "segment")) == 2 * (4 + 2 + 1)
+    assert kinds.count(("train", "segment")) == 4 * 4  # every seed of every arm tries the rates
 
 
 @pytest.mark.slow
@@ -145,20 +150,24 @@ def test_pairs_share_their_images_heads_and_pretrained_encoder(home: Path) -> No
     mae = context.pretraining("mae", 0)
     assert mae is not None
     for task in ("find", "segment"):
-        tuned, fresh = (context.training(task, arm, 8, 1, 2, 1e-3) for arm in ("mae", "scratch"))
+        tuned, fresh = (context.training(task, arm, 8, 1, Setting(1e-3, 2)) for arm in ("mae", "scratch"))
         assert tuned.parents == (mae.key,) and fresh.parents == ()
         assert tuned.key != fresh.key and tuned.context == fresh.context
     assert config.designs["find"].evaluations == 1
     often = resolved(home, tasks={"find": {"evaluations": 2}})
     assert [often.designs[task].evaluations for task in ("find", "segment")] == [2, 1]
-    key = Context.of(often, read_suite_images(often)).training("find", "mae", 8, 1, 2, 1e-3).key
-    assert key != context.training("find", "mae", 8, 1, 2, 1e-3).key
+    key = Context.of(often, read_suite_images(often)).training("find", "mae", 8, 1, Setting(1e-3, 2)).key
+    assert key != context.training("find", "mae", 8, 1, Setting(1e-3, 2)).key
     other = resolved(home, tasks={"segment": {"recipe": {"scale": [0.9, 1.1]}}})
     changed = Context.of(other, read_suite_images(other))
     assert (
-        changed.training("segment", "mae", 8, 1, 2, 1e-3).key != context.training("segment", "mae", 8, 1, 2, 1e-3).key
+        changed.training("segment", "mae", 8, 1, Setting(1e-3, 2)).key
+        != context.training("segment", "mae", 8, 1, Setting(1e-3, 2)).key
     )
-    assert changed.training("find", "mae", 8, 1, 2, 1e-3).key == context.training("find", "mae", 8, 1, 2, 1e-3).key
+    assert (
+        changed.training("find", "mae", 8, 1, Setting(1e-3, 2)).key
+        == context.training("find", "mae", 8, 1, Setting(1e-3, 2)).key
+    )
     assert config.recipe("segment", "mae").layer_decay == 0.9 and config.recipe("segment", "scratch").layer_decay == 1.0
     assert config.spec_at("segment").image_size == (40, 40) and config.spec_at("find").image_size == (32, 32)
 
@@ -219,7 +228,10 @@ def test_a_plan_tells_the_time_by_finished_runs_and_by_steps_that_it_measures(
     config = resolved(home, out=str(home / "new"))
     context = Context.of(config, read_suite_images(config))
     measured = MeasuredCost(context, torch.device("cpu"))
-    train, other = context.training("find", "mae", 8, 0, 2, 1e-3), context.training("segment", "scratch", 8, 0, 2, 1e-3)
+    train, other = (
+        context.training("find", "mae", 8, 0, Setting(1e-3, 2)),
+        context.training("segment", "scratch", 8, 0, Setting(1e-3, 2)),
+    )
     pretrain, test = context.pretraining("mae", 0), context.testing(train)
     assert pretrain is not None
     state = torch.get_rng_state()

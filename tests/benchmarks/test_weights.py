@@ -19,6 +19,7 @@ from maelift.core.errors import MaeliftError
 from maelift.core.models.adapt_encoder import adapt_encoder
 from maelift.core.models.encoder_file import Provenance, read_encoder, save_encoder
 from maelift.core.models.encoder_spec import preset_spec
+from maelift.tests.benchmarks.canned import train_middle_rate, use_this_process
 from maelift.tests.support import random_encoder, write_images
 from PIL import Image
 
@@ -38,12 +39,13 @@ def suite(folder: Path, data: dict[str, Any], arms: dict[str, Any], **keys: Any)
         "title": "Whose weights are best?",
         "data": data,
         "labels": [6],
-        "seeds": [0, 1],
+        "seeds": [0],
         "model": "vit_nano",
         "image_size": 16,
         "workers": 2,
         "evaluations": 1,
-        "tuning": {"rates": [3e-4, 1e-3, 3e-3, 1e-2], "check_seeds": 1, "max_doublings": 0},
+        "baseline": "scratch",
+        "tuning": {"rates": [3e-4, 1e-3, 3e-3, 1e-2], "max_doublings": 0, "max_extensions": 0},
         "arms": {**arms, "scratch": {"start": "scratch", "label": "scratch", "recipe": RECIPE, "steps": {"6": 2}}},
         **keys,
     }
@@ -61,7 +63,10 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_weights_are_taken_as_they_are_or_gone_on_from(class_folders: Path, weights: Path, tmp_path: Path) -> None:
+def test_weights_are_taken_as_they_are_or_gone_on_from(
+    class_folders: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_this_process(monkeypatch, train_middle_rate)
     pool = write_images(tmp_path / "pool", 30)
     arms = {
         "public": {"start": "encoder", "weights": str(weights), "label": "public"},
@@ -89,7 +94,10 @@ def test_weights_are_taken_as_they_are_or_gone_on_from(class_folders: Path, weig
 
 
 @pytest.mark.slow
-def test_arms_may_have_models_and_parts_of_the_pool_of_their_own(class_folders: Path, tmp_path: Path) -> None:
+def test_arms_may_have_models_and_parts_of_the_pool_of_their_own(
+    class_folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_this_process(monkeypatch, train_middle_rate)
     arms = {
         "few": {"start": "mae", "label": "few", "pool": 12},
         "more": {"start": "mae", "label": "more", "pool": 0.5},
@@ -224,6 +232,7 @@ def test_what_is_nearly_tested_with_is_left_out_and_shown(tmp_path: Path, monkey
     monkeypatch.setattr(leakage, "MAX_UNCROPPED_PAIRS", 100)
     assert "not searched for: 46 × 40 pairs; data.near=full compares all." in " ".join(read().findings)
     monkeypatch.undo()
+    use_this_process(monkeypatch)
     result = maelift.bench(str(file), out=str(tmp_path / "out"))
     html = result.report.read_text()
     assert html.count("nearly ") > 7 and "near3.jpg, nearly" in html
