@@ -10,10 +10,12 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator
 
-from ..core.report.charts import COLOURS, DASHES, MARKERS, inline_svg, new_chart
-from .analysis import Comparison, Comparisons
-from .results import Arm, SuiteResult, TaskResult
-from .stats import mean_interval
+from ..core.report.charts import COLOURS, inline_svg, line_style, name_axes, new_chart
+from .results import SuiteResult, TaskResult
+from .score_text import at_labels
+
+CLOSEST = 0.09
+"""Of the width of a chart: label counts nearer to each other than this are not all named on its axis."""
 
 
 @dataclass(frozen=True)
@@ -25,93 +27,43 @@ class Chart:
     words: str
 
 
-def charts(compared: Comparisons, part: TaskResult) -> list[Chart]:
-    """The charts of a task, as far as there are runs."""
-    result = compared.result
-    if not part.cells:
+def score_charts(result: SuiteResult, part: TaskResult) -> list[Chart]:
+    """Test scores of every seed over the label counts, or over the suite's axis; none of a short task."""
+    if part.short or not part.cells:
         return []
-    found = []
-    if not part.short:
-        found += _forest(compared, part)
-        if result.axis and any(arm.x is not None for arm in result.arms):
-            found += [_over_axis(result, part, labels) for labels in part.label_counts]
-        else:
-            found.append(_over_labels(result, part))
+    if result.axis and any(arm.x is not None for arm in result.arms):
+        return [_over_axis(result, part, labels) for labels in part.label_counts]
+    return [_over_labels(result, part)]
+
+
+def training_charts(result: SuiteResult, part: TaskResult) -> list[Chart]:
+    """Validation scores while training, a chart for each label count with runs."""
     trained = [labels for labels in part.label_counts if any(cell.labels == labels for cell in part.cells)]
-    return [*found, *(_curves(result, part, labels) for labels in trained)]
-
-
-def _forest(compared: Comparisons, part: TaskResult) -> list[Chart]:
-    """The differences from the baseline with their intervals, a row each."""
-    result = compared.result
-    shown = [one for one in compared.of(part) if one.difference is not None and one.difference.known]
-    if not shown:
-        return []
-    figure, axes = new_chart(height=1.3 + 0.42 * len(shown))
-    for row, one in enumerate(shown):
-        number = result.arms.index(one.arm)
-        mean, low, high = _points(one)
-        axes.errorbar(
-            [mean],
-            [-row],
-            xerr=[[mean - low], [high - mean]],
-            color=COLOURS[number % len(COLOURS)],
-            marker=MARKERS[number % len(MARKERS)],
-            capsize=4,
-        )
-    axes.axvline(0, color="#000000", linewidth=0.8)
-    axes.set_yticks([-row for row in range(len(shown))], [_row_name(one, part) for one in shown])
-    for text in axes.get_yticklabels():
-        text.set_parse_math(False)
-    axes.set_ylim(-len(shown) + 0.4, 0.6)
-    axes.grid(axis="y", visible=False)
-    axes.grid(axis="x", alpha=0.25)
-    # The arms' names leave little width below the axis itself.
-    axes.set_xlabel(f"points of {part.figure} more than the baseline", loc="right")
-    caption = (
-        f"Differences from the arm without pretraining that validates best: mean and 95 % interval over the seeds and "
-        f"{part.counts['test']:,} test images, in points of {part.figure}"
-    )
-    words = "; ".join("{}: {:+.2f} ({:+.2f} to {:+.2f})".format(_row_name(one, part), *_points(one)) for one in shown)
-    return [Chart(caption, inline_svg(figure, f"forest-{part.name}"), words)]
-
-
-def _points(one: Comparison) -> tuple[float, float, float]:
-    difference = one.difference
-    if difference is None:
-        raise ValueError("a comparison without a difference")
-    return 100 * difference.mean, 100 * difference.low, 100 * difference.high
-
-
-def _row_name(one: Comparison, part: TaskResult) -> str:
-    name = _short(one.arm.label)
-    return f"{name}, {one.labels:,} labels" if len(part.label_counts) > 1 else name
-
-
-def _short(label: str, most: int = 34) -> str:
-    return label if len(label) <= most else f"{label[: most - 1]}…"
+    return [_curves(result, part, labels) for labels in trained]
 
 
 def _over_labels(result: SuiteResult, part: TaskResult) -> Chart:
     figure, axes = new_chart()
     words = []
+    first, last = min(part.label_counts), max(part.label_counts)
+    beside = 1.04 if last > first else 1.1
     for number, arm in enumerate(result.arms):
-        found = _means(part, [(labels, arm.name, labels) for labels in part.label_counts])
+        found = _seeds(part, [(float(labels), arm.name, labels) for labels in part.label_counts])
         if not found:
             continue
-        aside = 1.05 ** (number - (len(result.arms) - 1) / 2)
-        _bars(axes, [(labels * aside, mean, half) for labels, mean, half in found], arm, number)
-        words.append(f"{arm.label}: " + ", ".join(f"{mean:.2f} at {labels:,.0f}" for labels, mean, _ in found))
+        aside = beside ** (number - (len(result.arms) - 1) / 2)
+        _dots(axes, [(x * aside, scores) for x, scores in found], number, arm.label)
+        words.append(f"{arm.label}: " + ", ".join(f"{_mean(scores):.2f} at {x:,.0f}" for x, scores in found))
     axes.set_xscale("log")
-    axes.set_xlim(min(part.label_counts) / 1.6, max(part.label_counts) * 1.6)
-    axes.set_xticks(part.label_counts, [f"{labels:,}" for labels in part.label_counts])
+    axes.set_xlim(first / 1.6, last * 1.6)
+    named = _spread(part.label_counts)
+    axes.set_xticks(part.label_counts, [f"{labels:,}" if labels in named else "" for labels in part.label_counts])
     axes.minorticks_off()
-    axes.set_xlabel("labelled training images")
-    axes.set_ylabel(f"{part.figure}, % ({part.counts['test']:,} test images)")
+    name_axes(axes, "labelled training images", f"{part.figure}, %")
     _within_percent(axes)
     caption = (
-        f"Test {part.figure} over the number of labelled images: mean over the seeds, and its 95 % interval. Each arm's own "
-        "intervals are usually wider than that of the paired difference, so that they may overlap where it is resolved"
+        f"{_capital(part.figure)} on the {part.counts['test']:,} test images by number of labelled images: a dot is one "
+        "seed, the line joins the means"
     )
     return Chart(caption, inline_svg(figure, f"labels-{part.name}"), "; ".join(words))
 
@@ -120,93 +72,90 @@ def _over_axis(result: SuiteResult, part: TaskResult, labels: int) -> Chart:
     """The arms along what they differ in, as the paper's Figure 5 has them; those without a place as lines across."""
     figure, axes = new_chart()
     placed = sorted((arm for arm in result.arms if arm.x is not None), key=lambda arm: arm.x or 0.0)
-    found = _means(part, [(arm.x or 0.0, arm.name, labels) for arm in placed])
-    words = [f"{mean:.2f} at {x:g}" for x, mean, _ in found]
-    axes.errorbar(
-        [x for x, _, _ in found],
-        [mean for _, mean, _ in found],
-        yerr=[half for _, _, half in found],
-        color=COLOURS[0],
-        marker=MARKERS[0],
-        capsize=4,
-        label="mean over the seeds",
-    )
+    found = _seeds(part, [(arm.x or 0.0, arm.name, labels) for arm in placed])
+    words = [f"{_mean(scores):.2f} at {x:g}" for x, scores in found]
+    _dots(axes, found, 0, "mean over the seeds")
     for number, arm in enumerate(arm for arm in result.arms if arm.x is None):
-        for _, mean, _ in _means(part, [(0.0, arm.name, labels)]):
-            axes.axhline(mean, color=COLOURS[(number + 1) % len(COLOURS)], linestyle="--", label=arm.label)
-            words.append(f"{arm.label} {mean:.2f}")
-    axes.set_xlabel(result.axis or "")
-    axes.xaxis.label.set_parse_math(False)
-    axes.set_ylabel(f"{part.figure}, % ({part.counts['test']:,} test images)")
+        for _, scores in _seeds(part, [(0.0, arm.name, labels)]):
+            axes.axhline(_mean(scores), color=COLOURS[(number + 1) % len(COLOURS)], linestyle="--", label=arm.label)
+            words.append(f"{arm.label} {_mean(scores):.2f}")
+    name_axes(axes, result.axis or "", f"{part.figure}, %")
     _within_percent(axes)
     caption = (
-        f"Test {part.figure} with {labels:,} labels over {result.axis}: mean over the seeds, and its 95 % interval"
+        f"{_capital(part.figure)} on the {part.counts['test']:,} test images {at_labels(labels)} over {result.axis}: a dot is "
+        "one seed, the line joins the means"
     )
     return Chart(caption, inline_svg(figure, f"axis-{part.name}-{labels}"), "; ".join(words))
 
 
-def _means(part: TaskResult, places: Sequence[tuple[float, str, int]]) -> list[tuple[float, float, float]]:
-    """(x, mean, half of its interval or 0) in percent, of (x, arm, labels) where there are runs."""
-    found = []
-    for x, arm, labels in places:
-        if cells := part.by_seed(arm, labels):
-            mean, half, _ = mean_interval([part.score(cell) for cell in cells.values()])
-            found.append((x, 100 * mean, 0.0 if math.isnan(half) else 100 * half))
-    return found
+def _seeds(part: TaskResult, places: Sequence[tuple[float, str, int]]) -> list[tuple[float, list[float]]]:
+    """(x, test scores of the seeds in percent) of (x, arm, labels), where there are runs."""
+    found = [(x, [100 * part.score(cell) for cell in part.by_seed(arm, labels).values()]) for x, arm, labels in places]
+    return [(x, scores) for x, scores in found if scores]
+
+
+def _mean(scores: Sequence[float]) -> float:
+    return sum(scores) / len(scores)
+
+
+def _dots(axes: Axes, found: Sequence[tuple[float, Sequence[float]]], number: int, label: str) -> None:
+    """A line through the means, and every seed as a dot."""
+    colour, marker, dashes = line_style(number)
+    means = [_mean(scores) for _, scores in found]
+    axes.plot([x for x, _ in found], means, color=colour, marker=marker, linestyle=dashes, label=label, markersize=5)
+    for x, scores in found:
+        axes.plot([x] * len(scores), scores, color=colour, marker="o", markersize=3, linestyle="none", alpha=0.45)
+
+
+def _spread(counts: Sequence[int]) -> set[int]:
+    """The label counts that are named on a logarithmic axis: not one where it would touch the next."""
+    width = math.log(max(counts) / min(counts)) or 1.0
+    named: list[int] = []
+    for labels in sorted(counts):
+        if not named or math.log(labels / named[-1]) / width >= CLOSEST:
+            named.append(labels)
+    return set(named)
 
 
 def _within_percent(axes: Axes) -> None:
-    """End the axis of a score at 0 and 100 %, with a little room for markers: intervals reach further, scores can't."""
+    """End the axis of a score at 0 and 100 %, with a little room for markers: axes reach further, scores can't."""
     low, high = axes.get_ylim()
     bottom, top = max(low, 0.0), min(high, 100.0)
     room = 0.03 * (top - bottom)
     axes.set_ylim(max(low, bottom - room), min(high, top + room))
 
 
-def _bars(axes: Axes, found: Sequence[tuple[float, float, float]], arm: Arm, number: int) -> None:
-    axes.errorbar(
-        [x for x, _, _ in found],
-        [mean for _, mean, _ in found],
-        yerr=[half for _, _, half in found],
-        label=arm.label,
-        color=COLOURS[number % len(COLOURS)],
-        marker=MARKERS[number % len(MARKERS)],
-        linestyle=DASHES[number % len(DASHES)],
-        capsize=4,
-    )
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _curves(result: SuiteResult, part: TaskResult, labels: int) -> Chart:
     figure, axes = new_chart()
     words = []
     for number, arm in enumerate(result.arms):
-        readings: dict[int, list[float]] = {}
-        for cell in part.by_seed(arm.name, labels).values():
-            for step, value in zip(cell.curve.steps, cell.curve.val, strict=True):
-                readings.setdefault(step, []).append(100 * value)
-        if not readings:
-            continue
-        steps = sorted(readings)
-        means = [sum(readings[step]) / len(readings[step]) for step in steps]
-        colour = COLOURS[number % len(COLOURS)]
-        axes.plot(
-            steps,
-            means,
-            label=arm.label,
-            color=colour,
-            marker=MARKERS[number % len(MARKERS)],
-            markersize=4,
-            linestyle=DASHES[number % len(DASHES)],
-        )
-        low, high = ([extreme(readings[step]) for step in steps] for extreme in (min, max))
-        axes.fill_between(steps, low, high, color=colour, alpha=0.18, linewidth=0)
-        words.append(f"{arm.label} from {means[0]:.1f} at step {steps[0]:,} to {means[-1]:.1f} at step {steps[-1]:,}")
+        curves = [cell.curve for cell in part.by_seed(arm.name, labels).values() if cell.curve.steps]
+        colour, marker, dashes = line_style(number)
+        for seed, curve in enumerate(curves):  # seeds choose their own steps, so that there is no mean of all
+            values = [100 * value for value in curve.val]
+            axes.plot(
+                curve.steps,
+                values,
+                color=colour,
+                marker=marker,
+                markersize=3,
+                linestyle=dashes,
+                linewidth=1,
+                alpha=0.75,
+                label=arm.label if seed == 0 else None,
+            )
+        if curves:
+            ends = [100 * _mean([curve.val[place] for curve in curves]) for place in (0, -1)]
+            words.append(f"{arm.label} from {ends[0]:.1f} to {ends[1]:.1f} (mean of {len(curves)})")
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.minorticks_off()
-    axes.set_xlabel("steps of training")
-    axes.set_ylabel(f"{part.figure}, % ({part.counts['validation']:,} validation images)")
+    name_axes(axes, "steps of training", f"{part.figure}, % ({part.counts['validation']:,} validation images)")
     _within_percent(axes)
-    caption = f"Validation {part.figure} while training on {labels:,} labels: mean and range over the seeds"
+    caption = f"Validation {part.figure} while training {at_labels(labels)}, a line for each seed"
     return Chart(caption, inline_svg(figure, f"curves-{part.name}-{labels}"), "; ".join(words))

@@ -220,4 +220,5 @@ def _verdict(found: Comparison | None) -> str:
         return "none"
     if found.part.short:
         return f"short run ({_interval_text(found.difference)})"
-    return f"{found.verdict} ({_interval_text(found.difference)})"
+    interval = _interval_text(found.difference)
+    return f"{found.verdict} ({interval})" if found.tested else interval

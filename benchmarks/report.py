@@ -15,11 +15,21 @@ from ..core.progress import duration
 from ..core.report.html import Table, data_url, escape_markdown, render
 from ..transfer import tasks
 from .analysis import Comparisons
-from .charts import Chart, charts
-from .report_tables import convergence_table, task_tables, time_table, tuning_table, with_rows
+from .charts import Chart, score_charts, training_charts
+from .fairness import (
+    convergence_table,
+    effort_seconds_table,
+    effort_table,
+    pretraining_table,
+    settings_table,
+    tuning_table,
+)
+from .forest import forest_plot
+from .headline import cost_table, headline, notes_of
+from .report_tables import across_tasks_table, coverage_table, task_tables, with_rows
 from .results import Cell, SuiteResult, TaskResult
 from .task_design import CLASSIFY
-from .verdicts import interval_coverage, verdict_sentences, warnings_of
+from .verdicts import coverage_note, verdict_sentences, warnings_of
 
 FAIRNESS = (
     "Every arm gets the same learning rates to try at every label count, evaluated on validation images only, and more "
@@ -27,11 +37,13 @@ FAIRNESS = (
     "In every run the validation score is measured equally often, and the best weights are used. The test images are read "
     "once for each compared run, after everything is chosen."
 )
+SHOWN_WARNINGS = 4
+"""Warnings on the first screen; more are folded below them."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """The files of a report, and its verdicts as sentences, the first of them the answer to the suite's title."""
+    """The files of a report, and what it says: the answer to the suite's title, then every verdict as a sentence."""
 
     html: Path
     markdown: Path
@@ -48,7 +60,7 @@ def write_report(result: SuiteResult, out: Path) -> Report:
     time. ``results.json`` is what ``maelift bench compare`` reads.
     """
     found = Comparisons(result)
-    verdicts = tuple(verdict_sentences(found))
+    verdicts = (headline(found), *verdict_sentences(found))
     names = ("report.html", "report.md", "report.tex", "results.csv", "results.json")
     html, markdown, latex, table, json = (out / name for name in names)
     report = Report(html, markdown, latex, table, json, verdicts)
@@ -57,22 +69,24 @@ def write_report(result: SuiteResult, out: Path) -> Report:
     if installed_version(["pyarrow"]) is not None:
         _write_parquet(rows, report.csv.with_suffix(".parquet"))
     atomic_write_text(report.json, result.to_json(Path(out)))
-    sections, hours = _sections(found), time_table(found)
-    atomic_write_text(report.markdown, _markdown(result, verdicts, sections, hours))
+    sections = _sections(found)
+    atomic_write_text(report.markdown, _markdown(found, verdicts, sections))
     atomic_write_text(report.latex, "\n".join(table.latex() for section in sections for table in section.tables))
-    atomic_write_text(report.html, _html(result, verdicts, sections, hours))
+    atomic_write_text(report.html, _html(found, verdicts, sections))
     return report
 
 
 @dataclass(frozen=True)
 class Section:
-    """A task in the report: its heading, what its intervals cover, tables, charts, and how its arms were tuned."""
+    """A task in the report: its heading, tables, what its intervals cover, and how its arms were tuned."""
 
     heading: str
-    covers: str
     tables: Sequence[Table]
+    coverage: Table
+    covers: str
     charts: Sequence[Chart]
     checks: Sequence[Table]
+    differing: Sequence[Table]
     images: Sequence[str]
     recipes: Mapping[str, Mapping[str, object]]
 
@@ -82,10 +96,12 @@ def _sections(found: Comparisons) -> list[Section]:
     return [
         Section(
             _heading(part),
-            interval_coverage(result, part),
             task_tables(found, part),
-            charts(found, part),
+            coverage_table(result, part),
+            coverage_note(found, part),
+            training_charts(result, part),
             with_rows(tuning_table(result, part), convergence_table(result, part)),
+            with_rows(settings_table(result, part)),
             [f"{name}: {count:,} images" for name, count in part.counts.items()],
             {result.label(arm): recipe for arm, recipe in part.recipes.items()},
         )
@@ -99,43 +115,65 @@ def _heading(part: TaskResult) -> str:
     return f"{what}{name}{': a short run, for demonstration only' if part.short else ''}"
 
 
-def _html(result: SuiteResult, verdicts: Sequence[str], sections: Sequence[Section], hours: Table) -> str:
+def _html(found: Comparisons, verdicts: Sequence[str], sections: Sequence[Section]) -> str:
+    result = found.result
     return render(
         Path(__file__).with_name("report.html.j2"),
         result=result,
         title=_title(result),
-        verdicts=verdicts,
-        warnings=warnings_of(result),
+        headline=verdicts[0],
+        notes=notes_of(found),
+        plot=forest_plot(found),
+        scores=[chart for part in result.parts for chart in score_charts(result, part)],
+        cost=cost_table(found),
+        warnings=warnings_of(found),
+        shown=SHOWN_WARNINGS,
+        verdicts=verdicts[1:],
         sections=sections,
+        across=with_rows(across_tasks_table(found)),
         fairness=FAIRNESS,
+        differing=[*(table for one in sections for table in one.differing), *_of_all_tasks(result)],
         picture=_reconstructions(result.reconstructions),
         examples=_examples(result),
-        hours=hours,
+        hours=effort_seconds_table(result),
         spent=duration(result.seconds_total),
     )
 
 
-def _markdown(result: SuiteResult, verdicts: Sequence[str], sections: Sequence[Section], hours: Table) -> str:
-    warnings = warnings_of(result)
+def _of_all_tasks(result: SuiteResult) -> list[Table]:
+    """The fairness tables that aren't of one task."""
+    return with_rows(pretraining_table(result), effort_table(result))
+
+
+def _markdown(found: Comparisons, verdicts: Sequence[str], sections: Sequence[Section]) -> str:
+    result, warnings = found.result, warnings_of(found)
     parts = [
         f"# {escape_markdown(_title(result))}",
-        _bullets(verdicts),
+        f"**{escape_markdown(verdicts[0])}**",
+        _bullets(notes_of(found)),
         f"**Beware**\n\n{_bullets(warnings)}" if warnings else "",
+        "## What is compared",
         _bullets([f"{arm.label}: {arm.note}." for arm in result.arms]),
         "Charts and pictures are in [report.html](report.html), every run in [results.csv](results.csv).",
+        f"## Every comparison\n\n{_bullets(verdicts[1:])}" if verdicts[1:] else "",
     ]
     for section in sections:
-        parts += [f"## {section.heading}", section.covers, *(table.markdown() for table in section.tables)]
+        parts += [f"## {section.heading}", *(table.markdown() for table in section.tables)]
+        parts += [section.coverage.markdown(), section.covers]
         parts += [*(table.markdown() for table in section.checks), _bullets(section.images)]
+    parts += [table.markdown() for table in with_rows(across_tasks_table(found))]
+    differing = [*(table for one in sections for table in one.differing), *_of_all_tasks(result)]
     parts += [
         "## Fairness",
         FAIRNESS,
+        *(table.markdown() for table in differing),
         _bullets([f"pool: {result.pool:,} images", *result.guards]),
         "## How it was run",
         _bullets([*(f"{name} {version}" for name, version in result.versions.items()), result.machine]),
         f"```yaml\n{result.config_yaml.rstrip()}\n```",
         "## Time",
-        hours.markdown(),
+        cost_table(found).markdown(),
+        effort_seconds_table(result).markdown(),
         f"All runs together, tuning and checks included: {duration(result.seconds_total)}.",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"

@@ -1,12 +1,15 @@
-"""Scores and differences as text: percent, signed points, intervals."""
+"""Scores, differences and places as text: percent, signed points, intervals, "at 25 labels"."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from ..core.report.html import MINUS
 from .power import MOST_UNITS, UnitPlan
+from .results import TaskResult
 from .stats import Difference
+from .task_design import CLASSIFY
 
 
 def interval(difference: Difference) -> str:
@@ -29,6 +32,22 @@ def signed(share: float) -> str:
     points = round(100 * share, 10)
     digits = f"{points:+.2f}" if abs(points) >= 0.005 else f"{points:+.1g}"
     return "0.00" if points == 0 else digits.replace("-", MINUS)
+
+
+def at_labels(labels: int) -> str:
+    """The place of a comparison: "with 25 labels"."""
+    return f"with {labels:,} label{'' if labels == 1 else 's'}"
+
+
+def place(part: TaskResult, labels: int) -> str:
+    """A task and a label count, as a row of a table or plot has them."""
+    counted = f"{labels:,} label{'' if labels == 1 else 's'}"
+    return counted if part.name == CLASSIFY else f"{part.name}, {counted}"
+
+
+def listed(words: Sequence[str], word: str = "and") -> str:
+    """Words as a list in a sentence: "one, two and three"."""
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} {word} {words[-1]}"
 
 
 def plan_sentence(plan: UnitPlan, difference: Difference) -> str:

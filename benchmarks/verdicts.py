@@ -2,45 +2,42 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from .analysis import ALPHA, Comparison, Comparisons
+from .resampling import LEAST_UNITS, sign_flip_p
 from .results import AUTO, ConvergenceCheck, SuiteResult, TaskResult
-from .score_text import confidence, interval, percent, plan_sentence, signed
+from .score_text import confidence, interval, listed, percent, place, plan_sentence, signed
 from .stats import POWER, Difference
-from .task_design import CLASSIFY
+from .task_design import CLASSIFY, LARGEST_DRAW
+
+UNBALANCED = 1.5
+"""Test images of the most frequent class, as a multiple of the rarest, from which accuracy by class is a figure of its own."""
 
 
 def verdict_sentences(found: Comparisons) -> Iterator[str]:
-    """One sentence for each arm against the baseline, on each task at each label count."""
+    """One sentence for each planned comparison, on each task at each label count; short tasks show their scores."""
     result = found.result
-    if not any(
-        part.by_seed(result.reference(part, labels), labels) for part in result.parts for labels in part.label_counts
-    ):
-        yield "Nothing can be said yet: there are no runs of an arm that the others are compared with."
-        return
-    if not result.rivals:
-        yield (
-            "Nothing is compared: no arm is pretrained."
-            if result.baseline == AUTO
-            else "Nothing is compared: there is one arm."
-        )
     for part in result.parts:
         if part.short:
             yield from _short_lines(result, part)
             continue
-        for one in found.tested(part):
-            if one.difference is None or one.p is None:
-                other = result.label(result.reference(part, one.labels))
-                yield f"{_where(part, one.labels)}, runs are missing to compare {one.arm.label} with {other}."
+        for one in found.of(part):
+            if not one.tested:
+                continue
+            if one.difference is None:
+                missing = "an arm without pretraining" if result.baseline == AUTO else result.label(result.baseline)
+                against = result.label(one.reference) if one.reference else missing
+                yield f"{_where(part, one.labels)}, runs are missing to compare {one.arm.label} with {against}."
             else:
-                sentence = _sentence(found, one, one.difference, one.p)
-                yield f"{_where(part, one.labels)}, {sentence}{_reservation(result, one)}"
+                yield f"{_where(part, one.labels)}, {_sentence(found, one, one.difference)}"
 
 
 def _where(part: TaskResult, labels: int) -> str:
     """The place of a comparison, at the beginning of a sentence."""
-    return f"At {labels:,} labels" if part.name == CLASSIFY else f"On {part.name} at {labels:,} labels"
+    counted = f"{labels:,} label{'' if labels == 1 else 's'}"
+    return f"At {counted}" if part.name == CLASSIFY else f"On {part.name} at {counted}"
 
 
 def _short_lines(result: SuiteResult, part: TaskResult) -> Iterator[str]:
@@ -60,130 +57,174 @@ def _short_lines(result: SuiteResult, part: TaskResult) -> Iterator[str]:
             )
 
 
-def _sentence(found: Comparisons, one: Comparison, difference: Difference, p: float) -> str:
-    result, part, arm = found.result, one.part, one.arm
+def _sentence(found: Comparisons, one: Comparison, difference: Difference) -> str:
+    result, part = found.result, one.part
     what = "accuracy" if part.scores.is_accuracy else part.figure
-    points = f"{signed(difference.mean)} points of test {what} compared with {result.label(result.reference(part, one.labels))}"
-    unresolved = f"whether {arm.label} helps is not resolved: {points}"
+    points = f"{signed(difference.mean)} points of test {what} compared with {result.label(one.reference)}"
+    unresolved = f"whether {one.subject} helps is not resolved: {points}"
     images = f"{part.counts['test']:,} test images"
     if difference.units == 1:
-        return f"{unresolved} (1 seed, {images}). One seed gives no interval; add more."
-    units = _units(result, one, difference)
+        return f"{unresolved} (1 {difference.unit}, {images}). One {difference.unit} gives no interval; add more."
+    units = _units(one, difference)
     if not difference.known:
         return (
-            f"{unresolved} ({units}, {images}). Every seed gave the same difference, which says nothing of its spread, "
-            "so there is no interval; add more seeds."
+            f"{unresolved} ({units}, {images}). Every {difference.unit} gave the same difference, which says nothing of its "
+            f"spread, so there is no interval; add more {difference.unit}s."
         )
-    numbers = f"{points} ({confidence(difference)} interval {interval(difference)}; {_p(p)}; {units}, {images})"
+    numbers = (
+        f"{points} ({confidence(difference)} interval {interval(difference)}; {_p(one.p or 0.0)}; {units}, {images})"
+    )
     if one.verdict != "not resolved":
-        return f"{arm.label} {one.verdict}: {numbers}."
-    counted = ""
-    if one.within_margin:
-        counted = f" Longer training could make up for it (at most {percent(one.margin)} points)."
-    elif difference.verdict != one.verdict:
-        counted = " The interval by itself excludes 0, but several comparisons were made."
-    plan = found.plan(one)
-    planned = "" if plan is None else f" {plan_sentence(plan, difference)}"
+        return f"{one.subject} {one.verdict}: {numbers}."
     return (
-        f"whether {arm.label} helps is not resolved: {numbers}.{counted} {_outlook(difference, found.planned)}{planned}"
+        f"whether {one.subject} helps is not resolved: {numbers}. {' '.join(_why_unresolved(found, one, difference))}"
     )
 
 
-def _units(result: SuiteResult, one: Comparison, difference: Difference) -> str:
+def _why_unresolved(found: Comparisons, one: Comparison, difference: Difference) -> Iterator[str]:
+    """What stands against a verdict, what is known all the same, and what this design would have resolved."""
+    if one.within_margin:
+        behind = found.result.label(one.reference) if difference.mean > 0 else one.arm.label
+        by = "by how much isn't known" if math.isinf(one.margin) else f"by up to {percent(one.margin)} points"
+        yield f"The difference is no luck, but longer training may still improve {behind}, {by}."
+    elif difference.verdict != "not resolved":
+        yield "The interval by itself excludes 0, but several comparisons were made."
+    yield f"Any true difference is at most {percent(difference.equivalence_limit(ALPHA))} points, either way."
+    yield (
+        f"One of {percent(difference.resolvable(found.planned))} points would have been resolved with a chance of "
+        f"{100 * POWER:.0f} %."
+    )
+    plan = found.plan(one)
+    if plan is not None:
+        yield plan_sentence(plan, difference)
+
+
+def _units(one: Comparison, difference: Difference) -> str:
     """What the differences are over."""
-    part, labels = one.part, one.labels
-    seeds = len(part.by_seed(one.arm.name, labels).keys() & part.by_seed(result.reference(part, labels), labels).keys())
-    return f"{seeds} paired seeds" + (f" on {difference.units} encoders" if difference.units < seeds else "")
+    planned = len(one.part.seeds.get(one.labels, ()))
+    seeds = planned - len(one.missing)
+    of = f"{seeds} of {planned} planned" if one.missing else f"{seeds} paired"
+    return f"{of} seeds" + (f" on {difference.units} encoders" if difference.unit == "encoder" else "")
 
 
 def _p(p: float) -> str:
     return "adjusted p below 0.001" if p < 0.001 else f"adjusted p = {p:.2g}"
 
 
-def _reservation(result: SuiteResult, one: Comparison) -> str:
-    """The reservation of a verdict: one of its two arms could still be trained longer."""
-    unfinished = [
-        result.label(check.arm)
-        for check in one.part.checks
-        if check.labels == one.labels
-        and check.arm in (one.arm.name, result.reference(one.part, one.labels))
-        and not check.settled
-    ]
-    return f" Not final: more steps still improve {' and '.join(unfinished)}." if unfinished else ""
-
-
-def _outlook(difference: Difference, comparisons: int) -> str:
-    """What an open comparison excludes, and what its design would have found; nothing is forecast from the difference itself."""
-    return (
-        f"The true difference is no larger than {percent(difference.equivalence_limit())} points either way (two one-sided tests "
-        f"at 5 %); one of {percent(difference.resolvable(comparisons))} points would be resolved with a chance of "
-        f"{100 * POWER:.0f} %."
-    )
-
-
-def interval_coverage(result: SuiteResult, part: TaskResult) -> str:
-    """What a task's intervals and verdicts cover, and what they don't."""
+def coverage_note(found: Comparisons, part: TaskResult) -> str:
+    """How the intervals and verdicts of a task are made."""
     if part.short:
         return "One rate, few steps, and no check whether more steps would help: this shows that it runs, and no more."
-    most = max((len(seeds) for seeds in part.seeds.values()), default=0)
-    encoders = result.pretraining_seeds
-    if encoders < 2:
-        pretraining = "They do not cover the variation of pretraining: each encoder was pretrained once, with 1 seed."
-    elif encoders < most:
-        pretraining = (
-            f"They also cover the variation of pretraining: {encoders} pretrained encoders an arm are shared by up to {most} "
-            "seeds, and count as the independent draws where an arm is pretrained."
-        )
-    else:
-        pretraining = f"They also cover the variation of pretraining: there are as many encoders as seeds ({encoders})."
-    counts = ", ".join(f"{len(seeds)} at {labels:,} labels" for labels, seeds in part.seeds.items())
-    drawn = "test images, as if they were drawn again"
-    if part.scores.interval_note:
-        drawn += f" ({part.scores.interval_note})"
-    items = f" and that of the {drawn}" if all(cell.items for cell in part.cells) else ""
+    counts = listed([f"{len(seeds)} at {labels:,} labels" for labels, seeds in part.seeds.items()])
+    looks = found.result.looks
+    read = (
+        f" Results may be read at {listed([str(look) for look in looks])} units, as was planned before."
+        if looks
+        else ""
+    )
     return (
-        f"Intervals are 95 % intervals of the mean over seeds ({counts}), by Student's t on paired "
-        "differences. A seed is one draw of the labelled images, one initial head, one order of the images "
-        f"and one set of augmentation draws, the same for every arm. The intervals cover that variation{items}. {pretraining} "
-        "Verdicts are corrected for there being several comparisons with the baseline, those of all tasks (Holm): where no arm "
-        f"has an effect, the chance of any false verdict is at most {100 * ALPHA:.0f} %. The intervals themselves are not "
-        "corrected."
+        f"Intervals are 95 % intervals of the mean over the units drawn independently: seeds ({counts}), or pretrained encoders "
+        "where there are several. They go by Student's t on paired differences and hold for luck that is roughly normal; sign "
+        "flips, which don't take it for normal, stand beside them. Verdicts are corrected for all comparisons that were planned "
+        f"({found.planned}), finished or not (Holm): where no arm has an effect, the chance of any false verdict is at most "
+        f"{100 * ALPHA:.0f} %. The intervals themselves are not corrected.{read}"
     )
 
 
-def warnings_of(result: SuiteResult) -> list[str]:
-    """What a reader must know of a result first: missing and failed runs, arms that still gain."""
+def warnings_of(found: Comparisons) -> list[str]:
+    """What a reader must know of a result first: missing and failed runs, arms that may still gain, weak figures."""
+    result = found.result
     warnings = [f"This result is partial. Missing: {'; '.join(result.missing)}."] if result.missing else []
     if result.unspent:
         warnings.append(result.unspent)
     warnings += [f"A run failed, and is not among the results: {failure}" for failure in result.failed]
+    tested = [one for one in found.comparisons if one.tested]
+    finished = [one for one in tested if one.difference is not None]
+    if len(finished) < len(tested):
+        warnings.append(
+            f"{len(finished)} of {len(tested)} planned comparisons have runs; the correction counts all {len(tested)}."
+        )
+    for one in finished:
+        if one.missing:
+            planned = len(one.part.seeds.get(one.labels, ()))
+            warnings.append(
+                f"{one.arm.label}, {place(one.part, one.labels)}: {planned - len(one.missing)} of {planned} planned seeds have "
+                f"both runs, and are compared; not seed {listed([str(seed) for seed in one.missing])}."
+            )
     for part in result.parts:
-        warnings += _warnings_of(result, part)
+        warnings += _warnings_of(found, part)
     return warnings
 
 
-def _warnings_of(result: SuiteResult, part: TaskResult) -> Iterator[str]:
-    """What is unequal or unfinished about the arms of a task."""
+def _warnings_of(found: Comparisons, part: TaskResult) -> Iterator[str]:
+    """What is unequal, unfinished or weak about a task."""
+    result = found.result
     task = "" if part.name == CLASSIFY else f" on {part.name}"
     for check in part.checks:
         if not check.settled:
-            yield _still_gaining(result, part, check, task)
+            yield _still_gaining(found, part, check, task)
     for tuning in part.tunings:
         if tuning.edge:
             yield (
                 f"{result.label(tuning.arm)}{task} at {tuning.labels:,} labels did best at the {tuning.edge} learning rate "
                 "tried, in the mean over seeds; one beyond it might do better (tuning.max_extensions)."
             )
+    source = part.counts.get("labelled source", 0)
+    for labels in part.label_counts:
+        if not part.short and source and labels > LARGEST_DRAW * source:
+            yield _large_draw(labels, source, task)
+    if is_unbalanced(part):
+        most, least = max(part.class_counts), min(part.class_counts)
+        yield (
+            f"Classes{task} are unequal: {most:,} test images of the most frequent, {least:,} of the rarest. Accuracy goes by "
+            "the frequent ones; the mean over classes stands beside it in the tables. Labelled images are drawn evenly over the "
+            "classes, as far as there are enough."
+        )
+    if part.tunings and not part.short and not all(tuning.per_seed for tuning in part.tunings):
+        yield f"Learning rates and steps{task} were chosen once for all seeds: the intervals don't cover the luck of that choice."
+    yield from _skewed(found, part)
 
 
-def _still_gaining(result: SuiteResult, part: TaskResult, check: ConvergenceCheck, task: str) -> str:
-    consequence = (
-        "As it is the baseline, what the others gain over it is overstated"
-        if check.arm == result.reference(part, check.labels)
-        else "Its result is too low"
+def is_unbalanced(part: TaskResult) -> bool:
+    """Whether the classes of the test images are so unequal that accuracy and its mean over classes differ."""
+    return bool(part.class_counts) and max(part.class_counts) > UNBALANCED * min(part.class_counts)
+
+
+def _large_draw(labels: int, source: int, task: str) -> str:
+    """What follows from label counts near the number of images that they are drawn from."""
+    if labels >= source:
+        return (
+            f"At {labels:,} labels{task} every seed has all the labelled images there are: nothing is known of other labelled "
+            "images, and the intervals hold for these."
+        )
+    return (
+        f"At {labels:,} labels{task} each seed draws {100 * labels / source:.0f} % of the {source:,} labelled images there are, "
+        "so that seeds share many. The intervals are wider for it; fewer labels, or more labelled images, would say more."
     )
+
+
+def _skewed(found: Comparisons, part: TaskResult) -> Iterator[str]:
+    """Verdicts by Student's t that sign flips of the units don't agree with, where there are enough units for them to."""
+    for one in found.of(part):
+        if one.verdict == "not resolved" or one.difference is None or one.difference.units < LEAST_UNITS:
+            continue
+        if (p := sign_flip_p(one.difference)) > ALPHA:
+            yield (
+                f"{one.arm.label}, {place(part, one.labels)}: {one.verdict} by Student's t, which takes luck for normal; by sign "
+                f"flips of its {one.difference.units} {one.difference.unit}s, which don't, p is {p:.2g}. See the single seeds."
+            )
+
+
+def _still_gaining(found: Comparisons, part: TaskResult, check: ConvergenceCheck, task: str) -> str:
+    """What an arm may still gain by more steps, and what follows."""
+    result = found.result
+    consequence = (
+        "As the others are compared with it, what they gain over it may be overstated"
+        if check.arm == found.result.reference(part, check.labels)
+        else "Its result may be too low"
+    )
+    limit = "how much at most isn't known" if math.isinf(check.limit) else f"at most {signed(check.limit)}"
     return (
         f"{result.label(check.arm)} may still gain{task} at {check.labels:,} labels: {check.longest:,} steps in place of "
-        f"{check.steps:,} bring {signed(check.gain)} points on validation, at most {signed(check.limit)}. "
-        f"{consequence}; raise tuning.max_doublings."
+        f"{check.steps:,} bring {signed(check.gain)} points on validation, {limit}. {consequence}; raise tuning.max_doublings."
     )

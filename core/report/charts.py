@@ -1,4 +1,4 @@
-"""Charts as inline SVG: text stays text in the page's font, colours follow the page's, the legend is HTML that wraps."""
+"""Charts as inline SVG: text in the page's font, its colours, and a legend in HTML that wraps."""
 
 from __future__ import annotations
 

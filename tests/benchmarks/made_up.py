@@ -33,8 +33,8 @@ ACCURACIES: Accuracies = {
 }
 ARMS = (
     Arm("mae", "MAE on the pool", "pretrained on the pool without its labels", 72.0),
-    Arm("supervised", "supervised on the pool", "saw the task's own labels: an upper bound", 41.0),
-    Arm("scratch", "scratch", "sees only the labelled examples", 0.0),
+    Arm("supervised", "supervised on the pool", "saw the task's own labels: an upper bound", 41.0, upper_bound=True),
+    Arm("scratch", "scratch", "sees only the labelled examples", 0.0, pretrained=False),
 )
 
 

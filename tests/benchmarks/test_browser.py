@@ -28,7 +28,7 @@ HOSTILE = (
     "日本語の腕 — עברית — ελληνικά",
     "a-very-long-name-" * 20,
 )
-WIDTHS = (1280, 390)
+WIDTHS = (1280, 375)
 """Of a desk and of a phone."""
 FRAMES = """<!doctype html><meta charset="utf-8"><title>{title}</title>
 {frames}
@@ -39,7 +39,7 @@ addEventListener("load", () => {{
   document.getElementById("found").textContent = JSON.stringify([...document.querySelectorAll("iframe")].map(frame => {{
     const inner = frame.contentWindow, page = inner.document, root = page.documentElement;
     const wide = [...page.querySelectorAll("body *")].filter(part => {{
-      if (part.closest(".scroll") || part.closest("pre") || part.closest("svg")) return false;
+      if (part.closest("details:not([open]), .scroll, pre, svg")) return false;
       return part.getBoundingClientRect().right > root.clientWidth + 1;
     }});
     return {{
@@ -50,6 +50,14 @@ addEventListener("load", () => {{
       images: [...page.images].filter(image => !image.complete || !image.naturalWidth).length,
       requests: inner.performance.getEntriesByType("resource").map(entry => entry.name).filter(name => !name.startsWith("data:")),
       scripts: page.scripts.length,
+      cut: [...page.querySelectorAll("svg text")].filter(text => {{
+        const own = text.getBoundingClientRect(), around = text.closest("svg").getBoundingClientRect();
+        return own.width && (own.left < around.left - 2 || own.right > around.right + 2 || own.bottom > around.bottom + 2);
+      }}).map(text => text.textContent),
+      used: Math.max(...[...page.querySelectorAll("main > .grid > *")].map(part => part.getBoundingClientRect().right))
+        / root.clientWidth,
+      columns: new Set([...page.querySelectorAll("main > .grid > *")].map(part => part.getBoundingClientRect().left)).size,
+      hidden: [...page.querySelectorAll("details > :not(summary)")].filter(part => !part.checkVisibility()).length,
       focusable: [...page.querySelectorAll(".scroll, pre")].every(part => part.tabIndex === 0),
       text: page.body.innerText,
     }};
@@ -132,7 +140,8 @@ def test_a_report_of_hostile_names_is_shown_whole(chromium: Browser, tmp_path: P
     for found in shown_at_each_width(chromium, report.html):
         assert found["title"].startswith(HOSTILE[0]) and found["scripts"] == 0 and found["requests"] == []
         assert found["scrolls"] == 0 and found["wide"] == [], found["wide"][:5]
-        assert found["images"] == 0 and found["focusable"]
+        assert found["images"] == 0 and found["focusable"] and found["hidden"] > 0 and found["cut"] == []
+        assert found["used"] > 0.9 and found["columns"] == (2 if found["width"] == 1280 else 1)
         shown = " ".join(found["text"].split())
         for name in HOSTILE[:3]:
             assert " ".join(name.split()) in shown
@@ -154,6 +163,20 @@ def test_a_comparison_is_shown_whole(chromium: Browser, tmp_path: Path) -> None:
     assert side.page is not None
     for found in shown_at_each_width(chromium, side.page):
         assert found["scripts"] == 0 and found["requests"] == [] and found["scrolls"] == 0 and found["wide"] == []
+
+
+@pytest.mark.slow
+def test_text_of_charts_is_inside_of_them_in_a_wide_font_too(chromium: Browser, tmp_path: Path) -> None:
+    report = write_report(hostile(answered(ACCURACIES)), tmp_path)
+    report.html.write_text(report.html.read_text().replace("system-ui, sans-serif", "DejaVu Sans Mono, monospace"))
+    assert [found["cut"] for found in shown_at_each_width(chromium, report.html)] == [[], []]
+
+
+@pytest.mark.slow
+def test_what_is_folded_is_open_in_print(chromium: Browser, tmp_path: Path) -> None:
+    report = write_report(made_up(), tmp_path)
+    report.html.write_text(report.html.read_text().replace("@media print", "@media all"))
+    assert [found["hidden"] for found in shown_at_each_width(chromium, report.html)] == [0, 0]
 
 
 @pytest.mark.slow

@@ -98,7 +98,7 @@ def test_an_arm_that_is_scratch_in_disguise_is_not_resolved_and_a_broken_one_hur
     )
     by_arm = {arm: verdict for verdict in result.verdicts for arm in ("scratch in disguise", "blind") if arm in verdict}
     assert "not resolved" in by_arm["scratch in disguise"], by_arm
-    assert "blind hurts" in by_arm["blind"], by_arm
+    assert "(blind) hurts" in by_arm["blind"], by_arm
     (only,) = result.result.parts
     fresh = [only.score(cell) for cell in only.cells if cell.arm == "scratch"]
     assert min(fresh) > 0.5  # the baseline learned, so that there was something to lose
