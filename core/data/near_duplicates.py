@@ -156,7 +156,7 @@ class _Pairs:
 def compare(images: Thumbnails, others: Thumbnails, progress: Progress | None = None) -> Similarities:
     """The near-duplicates of ``others`` (M) among images (N), also where one is a crop of the other.
 
-    Time grows with N times M, by 220 correlations of 144 pixels for each pair; and with N, by some 10 ms each (one core) where
+    Time grows with N times M, by 216 correlations of 144 pixels for each pair; and with N, by some 10 ms each (one core) where
     they resemble others. ``progress`` is called with (images done, images).
     """
     return _compared(images, others, progress, crops=True, within=False)
