@@ -34,6 +34,7 @@ LONGEST = (
     "benchmarks/test_executors.py",
     "transfer/segmentation/test_task.py",
     "test_stops.py",
+    "benchmarks/test_scheduling.py",
     "benchmarks/test_tasks.py",
     "benchmarks/test_weights.py",
     "pretrain/test_train.py",
