@@ -100,7 +100,7 @@ KINDS: dict[str, Change] = {
 def items(count: int) -> list[Image.Image]:
     """Items of Fashion-MNIST's test set."""
     images = idx_images(Path("data/fashion-mnist/t10k-images-idx3-ubyte.gz"))
-    return [images.open(number) for number in range(count)]  # type: ignore[misc]
+    return [images.open(number) for number in range(count)]
 
 
 def package_folder(package: str, *names: str) -> Path:
@@ -117,8 +117,8 @@ def tiles(count: int) -> list[Image.Image]:
     files += sorted(package_folder("sklearn", "datasets", "images").glob("*.jpg"))
     found = []
     for file in files:
-        image = Image.open(file)
-        image = image if image.mode == "L" else image.convert("RGB")
+        opened = Image.open(file)
+        image = opened if opened.mode == "L" else opened.convert("RGB")
         for top in range(0, image.height - TILE + 1, TILE):
             for left in range(0, image.width - TILE + 1, TILE):
                 tile = image.crop((left, top, left + TILE, top + TILE))
@@ -146,7 +146,7 @@ def thumbnails(images: Sequence[Image.Image]) -> Thumbnails:
 def main(words: Sequence[str]) -> None:
     """Measure, and print a table."""
     keys = {"images": "100", "others": "300", "sets": ",".join(SETS), "kinds": ",".join(KINDS)}
-    keys.update(word.split("=", 1) for word in words)
+    keys.update({key: value for key, _, value in (word.partition("=") for word in words)})
     torch.set_num_threads(1)
     count, more = int(keys["images"]), int(keys["others"])
     pictures = {name: SETS[name](count + more) for name in keys["sets"].split(",")}

@@ -39,7 +39,7 @@ RATIO_IN_PARTS = 0.15
 RIVAL = 0.85
 """The next image counts as this similar where it is less, as a few images always have a distant next one."""
 SAME = 0.5
-"""An image that is so much closer to the other one than the pair is (1 - similarity) is another copy of it, not the next image."""
+"""An image that is so much closer to the other one than the pair is (1 - similarity) is another copy of it, no rival."""
 PROMISING = 0.4
 """Correlation at 16 × 16 pixels from which pairs are compared more closely; a watermark may cost as much."""
 PROMISING_CROP = 0.7
@@ -203,7 +203,7 @@ def _float(pixels: NDArray[np.uint8]) -> Tensor:
 def _uncropped(
     chunk: NDArray[np.int64], mine: _Views, known: Sequence[NDArray[np.float32]], *, within: bool
 ) -> Iterator[_Pairs]:
-    """Each image of the chunk with those that its descriptor agrees best with, of each view; ``within`` one set not with itself."""
+    """Each image of the chunk with those that its descriptor agrees best with, by view; ``within`` one set not with itself."""
     for view, described in enumerate(known):
         own = descriptors(mine.pixels[view][chunk])
         agreed = torch.from_numpy(correlations(own, described))
@@ -216,9 +216,7 @@ def _uncropped(
         yield _Pairs.uncropped(torch.from_numpy(chunk)[place], other, view, symmetry)
 
 
-def _cropped(
-    chunk: NDArray[np.int64], mine: _Views, theirs: _Views, windowed: Tensor, *, within: bool
-) -> _Pairs:
+def _cropped(chunk: NDArray[np.int64], mine: _Views, theirs: _Views, windowed: Tensor, *, within: bool) -> _Pairs:
     """Each image of the chunk with those that agree best with it where one of the two is seen through a window."""
     images = _float(mine.pixels[0][chunk])
     best = torch.full((len(chunk), windowed.shape[1]), -1.0)
@@ -296,7 +294,9 @@ def _similarity(mine: _Views, theirs: _Views, pairs: _Pairs) -> tuple[Tensor, Te
         best = torch.zeros(2, len(one))
         for images in ways:
             left, right = _placed(some, *images)
-            left = smoothed(through_window(left, fitted(left, right, some.window, SIDE, 3)))  # smoothed before, it'd be unequally
+            left = smoothed(
+                through_window(left, fitted(left, right, some.window, SIDE, 3))
+            )  # smoothed before, it'd be unequally
             best = torch.maximum(best, torch.stack(slope_similarity(left, smoothed(right))))
         found.append(best)
     similarity, in_parts = torch.cat(found, 1)
@@ -315,7 +315,9 @@ def _decided(
         own[int(other[number])] = max(before[0], float(similarity[number])), max(before[1], float(in_parts[number]))
     best = {image: max(own, key=lambda one: own[one]) for image, own in rows.items()}
     in_part = {image: max(own, key=lambda one: own[one][1]) for image, own in rows.items()}
-    same = _among_themselves({(b, c) for found in (best, in_part) for i, b in found.items() for c in rows[i] if c != b}, theirs)
+    same = _among_themselves(
+        {(b, c) for found in (best, in_part) for i, b in found.items() for c in rows[i] if c != b}, theirs
+    )
     for image in sorted(rows):
         for kind, first, least, ratio in (
             (0, best[image], LEAST_SIMILARITY, RATIO),

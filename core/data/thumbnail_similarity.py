@@ -42,7 +42,9 @@ def slope_similarity(images: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
         left = full.scatter(1, differs.topk(CELLS_LEFT_OUT, dim=1).indices, 0.0)
     shares = [(part * left).sum(1) / part.sum(1).clamp_min(1e-3) for part in (energy, other)]
     enough = torch.maximum(*shares) >= LEAST_LEFT
-    return _correlation(energy, other, common, full), torch.where(enough, _correlation(energy, other, common, left), 0.0)
+    return _correlation(energy, other, common, full), torch.where(
+        enough, _correlation(energy, other, common, left), 0.0
+    )
 
 
 def _cells(values: Tensor) -> Tensor:

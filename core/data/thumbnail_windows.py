@@ -81,7 +81,9 @@ def fitted(images: Tensor, references: Tensor, windows: Tensor, count: int, step
         damping = torch.where(better, damping / 3, damping * 8)
         if step == steps:
             break
-        right, down = (slope * count / side[:, None, None] for slope, side in zip(slopes(through), tried.T, strict=False))
+        right, down = (
+            slope * count / side[:, None, None] for slope, side in zip(slopes(through), tried.T, strict=False)
+        )
         by = torch.stack([right, down, right * line, down * line[:, None]], 1).flatten(2)  # (N, 4, count²)
         by = by - by.mean(dim=2, keepdim=True)
         by = by - (by @ flat) @ flat.transpose(1, 2)

@@ -211,7 +211,7 @@ def symmetries(queries: NDArray[np.float32], references: NDArray[np.float32]) ->
 
 
 def oriented(pixels: NDArray[np.uint8], symmetry: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """Images (K, H, H) mirrored left-right (symmetry 1), upside down (2), both (3), and rows and columns exchanged then (4 to 7)."""
+    """Images (K, H, H) mirrored left-right (symmetry 1), upside down (2), both (3); then with axes exchanged (4 to 7)."""
     turned: NDArray[np.uint8] = pixels.copy()
     for number in range(1, 8):
         some = symmetry == number

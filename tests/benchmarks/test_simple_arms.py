@@ -112,7 +112,7 @@ def _log_loss(model, images: np.ndarray, labels: np.ndarray) -> float:  # type: 
 
 
 @pytest.mark.parametrize("neighbours", [1, 5])
-def test_nearest_neighbours_on_pixels_are_scikit_learn_s(splits: Splits, neighbours: int) -> None:
+def test_nearest_neighbours_on_pixels_are_scikit_learn_s(splits: Splits, neighbours: int) -> None:  # type: ignore[type-arg]
     framework("sklearn")
     from sklearn.neighbors import KNeighborsClassifier
 

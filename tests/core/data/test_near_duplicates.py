@@ -187,7 +187,9 @@ def test_frames_of_one_fixed_camera_are_no_near_duplicates_but_their_copies_are(
     """Frames share a background, and each shows another object at another place."""
     draw = np.random.default_rng(3)
     objects = idx_images(fashion_mnist / "train-images-idx3-ubyte.gz").subset(range(60))
-    background = np.asarray(Image.fromarray(draw.integers(0, 200, (9, 12), dtype=np.uint8)).resize((96, 96)), dtype=float)
+    background = np.asarray(
+        Image.fromarray(draw.integers(0, 200, (9, 12), dtype=np.uint8)).resize((96, 96)), dtype=float
+    )
     frames = np.clip(background + draw.normal(0, 2, (60, 96, 96)), 0, 255).astype(np.uint8)
     for number, frame in enumerate(frames):
         item = np.asarray(objects.open(number)).squeeze()
