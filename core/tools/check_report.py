@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..data.issues import DataIssue
-from ..data.near_duplicates import KINDS, Depth
 from ..terminal import printable
 from .check_unlabelled import fact_lines
 
@@ -17,12 +16,6 @@ MAX_EXAMPLES = 5
 """Findings of one kind that the summary shows."""
 MAX_CLASSES = 20
 """Classes that the summary shows."""
-SEARCHED: Mapping[Depth, str] = {
-    "crops": f"searched for ({KINDS}, cropped)",
-    "uncropped": f"searched for ({KINDS}); not cropped ones: near=full",
-    "none": "not searched for; near=full does",
-}
-"""What the summary says of the search for near-duplicates."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +43,12 @@ class Finding:
 
 @dataclass(frozen=True)
 class DataCheck:
-    """What a data set holds and what is wrong in it. ``near``: which near-duplicates were searched for."""
+    """What a data set holds and what is wrong in it. ``near``: the threshold of similarity for near-duplicates."""
 
     data: str
     splits: tuple[SplitContent, ...]
     findings: tuple[Finding, ...]
-    near: Depth
+    near: float | None
     report: Path | None
     facts: tuple[tuple[str, str], ...] = ()
     """what the images to pretrain on are like, in lines of (what, value)"""
@@ -85,7 +78,10 @@ class DataCheck:
             if len(finding.texts) > MAX_EXAMPLES:
                 lines.append(f"  ... and {len(finding.texts) - MAX_EXAMPLES:,} more")
         lines.append("")
-        lines.append(f"near-duplicates: {SEARCHED[self.near]}")
+        if self.near is not None:
+            lines.append(
+                f"compared: images by their thumbnails (near-duplicates: similarity of at least {self.near:.4f})"
+            )
         lines.append("nothing is wrong" if not self.findings else "sound" if self.error is None else "not sound")
         return "\n".join(lines)
 
