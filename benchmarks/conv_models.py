@@ -1,4 +1,4 @@
-"""A detector and a segmentor on a small ResNet in place of the ViT: what a pretrained encoder must beat on dense tasks."""
+"""A detector and a segmentor on a small ResNet in place of the ViT: what an encoder must beat on dense tasks."""
 
 from __future__ import annotations
 

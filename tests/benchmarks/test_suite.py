@@ -106,11 +106,11 @@ RATES = [0.0003, 0.001, 0.003, 0.01]
         (["labels"], [2, 6], ["labels=2", "at least one of each class"]),
         (["seeds"], [0, 1, 1], ["seeds=[0,1,1]", "different"]),
         (["seeds"], {"6": [0, 1]}, ["seeds", "12 labels too"]),
-        (["seeds"], [0, 1000], ["tuning.seed=1000", "none of the compared seeds [0, 1000]"]),
+        (["tuning", "draws"], 0, ["tuning.draws=0", "1 or more"]),
         (["tuning", "rates"], RATES[:3], ["tuning.rates=[0.0003,0.001,0.003]", "at least 4"]),
         (["tuning", "rates"], [*RATES[:3], 0.001], ["tuning.rates", "all different"]),
         (["tuning", "rates"], [*RATES, -1.0], ["tuning.rates", "above 0"]),
-        (["tuning", "check_seeds"], 4, ["tuning.check_seeds=4", "at most the 3 seeds"]),
+        (["tuning"], {"per_seed": False, "draws": 4, "rates": RATES}, ["tuning.draws=4", "at most the 3 seeds"]),
         (["data", "pool"], 45, ["data.pool=45", "45 training images"]),
         (["data", "path"], "nowhere", ["nowhere", "no such folder"]),
         (["channels"], 1, ["channels=1: expected 3", "images in colour"]),
@@ -196,7 +196,12 @@ def test_words_change_a_suite_key_by_key(suite: Path) -> None:
 def test_the_shipped_suites_tune_every_arm_alike(path: Path) -> None:
     config = BenchConfig.resolve({"suite": path.stem, "out": "x"})
     starts = [config.arms[name].start for name in config.arms]
-    if path.stem.startswith(("quickstart", "imagenet")):
+    if path.stem.startswith("quickstart"):  # the simple arms beside them
+        bound = ["supervised"] if path.stem == "quickstart_full" else []
+        assert sorted(starts) == ["cnn", "mae", "mae", "pixels", "scratch", *bound]
+        steps = {config.initial_steps("classify", arm, 25) for arm in config.arms if not config.arm_kind(arm).variants}
+        assert len(steps) == 1
+    elif path.stem.startswith("imagenet"):
         assert sorted(starts) == ["mae", "scratch", "supervised"]
     else:  # the arms differ in how they are pretrained alone; in scaling, in their model too
         assert set(starts) == ({"mae", "scratch"} if path.stem == "scaling" else {"mae"})
