@@ -248,7 +248,7 @@ def finite_population_factor(drawn: float) -> float:
     much, never too little. Infinite for ``drawn`` 1; raises ValueError outside 0 to 1.
     """
     if not 0 <= drawn <= 1:
-        raise ValueError(f"drawn={drawn}: expected a share, from 0 to 1")
+        raise ValueError(f"{drawn} drawn: expected a share, from 0 to 1")
     return math.inf if drawn == 1 else drawn / (1 - drawn)
 
 
