@@ -61,12 +61,12 @@ def _of_one(result: SuiteResult, there: Sequence[Comparison]) -> str:
     elif len(hurt) == len(there):
         head = f"{name} does worse than {against}"
     elif helped:
-        parts = [f"{name} helps {_places(helped)}, compared with {against}"]
-        parts += [f"it does worse {_places(hurt)}"] if hurt else []
-        parts += [f"{_places(rest)} it is not shown to help"] if rest else []
+        parts = [f"{name} helps {_compared_at(helped)}, compared with {against}"]
+        parts += [f"it does worse {_compared_at(hurt)}"] if hurt else []
+        parts += [f"{_compared_at(rest)} it is not shown to help"] if rest else []
         head = "; ".join(parts)
     else:
-        head = f"{name} is not shown to beat {against}{f', and does worse {_places(hurt)}' if hurt else ''}"
+        head = f"{name} is not shown to beat {against}{f', and does worse {_compared_at(hurt)}' if hurt else ''}"
     scores = "; ".join(_scores(result, one, len(references) > 1, one is there[0]) for one in there)
     return f"{head[:1].upper()}{head[1:]}: {scores}."
 
@@ -80,7 +80,7 @@ def _against(result: SuiteResult, there: Sequence[Comparison], references: Seque
     return f"the best method without pretraining{f' ({references[0]})' if len(references) == 1 else ''}"
 
 
-def _places(found: Sequence[Comparison]) -> str:
+def _compared_at(found: Sequence[Comparison]) -> str:
     """Where comparisons are made: "with 25 and 50 labels", "with 100 labels on detect"."""
     by_task: dict[str, list[int]] = {}
     for one in found:
@@ -115,7 +115,7 @@ def _of_all(result: SuiteResult, there: Sequence[Comparison]) -> str:
     for verdict, word in words.items():
         arms = list(dict.fromkeys(one.arm.label for one in there if one.verdict == verdict))
         found = [
-            f"{label} {_places([one for one in there if one.arm.label == label and one.verdict == verdict])}"
+            f"{label} {_compared_at([one for one in there if one.arm.label == label and one.verdict == verdict])}"
             for label in arms
         ]
         groups += [f"{word}: {listed(found)}"] if found else []
