@@ -59,9 +59,15 @@ def read_finished(store: Path) -> Results:
     known: dict[str, Mapping[str, Any]] = {}
     damaged: set[str] = set()
 
+    def saved(run: Run) -> bool:
+        return (store / run.key / MODEL_FILE).is_file()
+
     def results(run: Run) -> Mapping[str, Any] | None:
         if run.key in known:
-            return known[run.key]
+            content = known[run.key]
+            if content.get(MODEL_SAVED) is False and saved(run):  # it was trained again
+                content = known[run.key] = {**content, MODEL_SAVED: True}
+            return content
         try:
             found = read_result(run, store)
         except MaeliftError as error:
@@ -71,7 +77,7 @@ def read_finished(store: Path) -> Results:
             return None
         if found is not None:
             if run.kind == "train":
-                found = {**found, MODEL_SAVED: (store / run.key / MODEL_FILE).is_file()}
+                found = {**found, MODEL_SAVED: saved(run)}
             known[run.key] = found
         return found
 
@@ -108,7 +114,8 @@ def arm_state(context: Context, task: str, arm: str, labels: int, results: Resul
     else:
         images = len(context.pools.tasks[task].splits.val) if design.scores.is_accuracy else None
         found = search(space, seeds, score, images)
-        if not have([training(*one) for one in found.asked]):
+        have([training(*one) for one in found.asked])
+        if not found.chosen:  # whatever has ended since the search asked
             return state
         chosen = [training(seed, found.chosen[seed]) for seed in seeds]
         keys = {run.key for run in chosen}

@@ -11,6 +11,7 @@ import socket
 import struct
 import subprocess
 import sys
+import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -181,6 +182,14 @@ def bounded_memory(extra: int = 8 * 2**30) -> Iterator[None]:
 def has_checkpoint(out: Path, least: int = 1) -> bool:
     """Whether a run has saved a state that it can go on from, of at least so many steps."""
     return any(int(path.name.removeprefix("step-")) >= least for path in (out / "checkpoints").glob("step-*"))
+
+
+def eventually(condition: Callable[[], object], seconds: float = 240) -> None:
+    """Wait until it holds; fail where that takes longer."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "never came"
+        time.sleep(0.02)
 
 
 def one_line_error(done: subprocess.CompletedProcess[str], *expected: str) -> str:

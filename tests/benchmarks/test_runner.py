@@ -33,14 +33,13 @@ from maelift.core.training import loop
 from maelift.tests.benchmarks.brightness import (
     RATES,
     alive,
-    eventually,
     home,  # noqa: F401  (a fixture)
     resolved,
     results,
     tables,
     workers_of,
 )
-from maelift.tests.support import environment, run_maelift, start_maelift
+from maelift.tests.support import environment, eventually, run_maelift, start_maelift
 from maelift.transfer import finetune
 from PIL import Image
 

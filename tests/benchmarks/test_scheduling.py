@@ -13,7 +13,7 @@ import signal
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -27,7 +27,9 @@ from maelift.benchmarks.data import read_suite_images
 from maelift.benchmarks.estimates import RunCosts
 from maelift.benchmarks.experiment import Context
 from maelift.benchmarks.progress import RunProgress
+from maelift.benchmarks.protocol import arm_state, read_finished
 from maelift.benchmarks.runner import BenchResult, bench, plan
+from maelift.benchmarks.runs import Run
 from maelift.benchmarks.suite import BenchConfig
 from maelift.benchmarks.tuning import Setting
 from maelift.cli import main
@@ -39,7 +41,6 @@ from maelift.tests.benchmarks.brightness import (
     SEEDS,
     SUITE,
     alive,
-    eventually,
     home,  # noqa: F401  (a fixture)
     resolved,
     results,
@@ -47,7 +48,7 @@ from maelift.tests.benchmarks.brightness import (
     write_classes,
 )
 from maelift.tests.benchmarks.canned import use_canned_workers, use_this_process
-from maelift.tests.support import one_line_error, run_maelift, start_maelift
+from maelift.tests.support import eventually, one_line_error, run_maelift, start_maelift
 from rich.console import Console
 
 FEWER = (6,)
@@ -358,6 +359,44 @@ def test_a_finished_suite_answers_at_once_until_something_changes(
     assert said() == (first, True) and said() == (first, False) and (tmp_path / "out" / "report.html").exists()
     shutil.rmtree(run.parent)
     assert not answers()
+
+
+def test_a_run_may_end_while_its_arm_s_state_is_read(whole: Whole) -> None:
+    """Workers write results at any moment: here each is there from the second time on that it is asked for."""
+    config = resolved(whole.home, whole.out)
+    context = Context.of(config, read_suite_images(config))
+    finished, asked = read_finished(whole.out / "runs"), set[str]()
+
+    def results(run: Run) -> Mapping[str, Any] | None:
+        if run.key not in asked:
+            asked.add(run.key)
+            return None
+        return finished(run)
+
+    for _ in range(20):
+        state = arm_state(context, "classify", "scratch", LABELS[0], results)
+        if state.cells:
+            break
+    assert [cell.seed for cell in state.cells] == list(SEEDS)
+
+
+def test_a_chosen_training_whose_model_is_gone_is_done_once_more(
+    whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Models of trainings that lose are removed; one may win later, among other rates."""
+    use_this_process(monkeypatch)
+    out = shutil.copytree(whole.out, tmp_path / "out")
+    table = (out / "results.csv").read_bytes()
+    runs = {key: result["run"] for key, result in results(out).items()}
+    test = next(key for key, run in runs.items() if run["kind"] == "test")
+    (trained,) = runs[test]["parents"]
+    shutil.rmtree(out / "runs" / test)
+    (out / "runs" / trained / "model.safetensors").unlink()
+    others = {key: path.stat().st_mtime_ns for key in runs if (path := out / "runs" / key / "result.json").exists()}
+    assert bench(resolved(whole.home, out)).error is None
+    assert (out / "results.csv").read_bytes() == table
+    again = {key for key, then in others.items() if (out / "runs" / key / "result.json").stat().st_mtime_ns != then}
+    assert again == {trained} and test in results(out)
 
 
 @pytest.mark.slow

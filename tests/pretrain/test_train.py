@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import maelift
@@ -20,6 +18,7 @@ from maelift.tests.preloaded import CODE
 from maelift.tests.support import (
     TINY,
     environment,
+    eventually,
     has_checkpoint,
     one_line_error,
     preloaded,
@@ -48,20 +47,13 @@ def pretrained(data: Path, out: Path, *more: str) -> str:
     return done.stderr
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "never came"
-        time.sleep(0.02)
-
-
 def saved_states(out: Path) -> set[str]:
     return {path.name for path in out.glob("checkpoints/step-*")}
 
 
 def wait_for_state(out: Path, but: set[str]) -> None:
     """Wait until a run has saved a state besides these."""
-    wait_until(lambda: not saved_states(out) <= but)
+    eventually(lambda: not saved_states(out) <= but, seconds=120)
 
 
 def weights(out: Path) -> dict[str, torch.Tensor]:
@@ -114,7 +106,7 @@ def test_a_stopped_run_says_how_to_go_on_and_ends_as_if_it_never_stopped(
     stopped = tmp_path / "stopped"
     process = start_maelift(*words(image_folder, stopped, *LONG))
     metrics = stopped / "metrics.jsonl"
-    wait_until(lambda: metrics.exists() and len(read_metrics(metrics)) > 5)
+    eventually(lambda: metrics.exists() and len(read_metrics(metrics)) > 5, seconds=120)
     process.send_signal(number)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 128 + number, said
