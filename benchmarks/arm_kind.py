@@ -202,7 +202,7 @@ class ArmKind(ABC):
     """whose recipe, in transfer/recipes/, it is fine-tuned with"""
     code_version: ClassVar[int] = 1
     """raised whenever a change of the code would change the encoders; see ``Run.code``"""
-    trains_on_pool: ClassVar[bool] = False
+    trains_on_pool: bool = False
     """whether the suite pretrains it, once for each of ``pretrain_seeds``; else there is one encoder"""
     may_train_longer: ClassVar[bool] = False
     """whether ``compute_of`` may be given"""

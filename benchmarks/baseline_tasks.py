@@ -55,8 +55,6 @@ class ConvNetTask(ClassificationTask):
 class ConvDetectionTask(DetectionTask):
     """Detection by the heads of the ViT's detector on a small ResNet; the augmentation is the other arms'."""
 
-    version: ClassVar[int] = 1
-
     def new_detector(self) -> ConvDetector:
         return ConvDetector(self.encoder, self.splits.train.classes, self.architecture)
 
@@ -66,8 +64,6 @@ class ConvDetectionTask(DetectionTask):
 
 class ConvSegmentationTask(SegmentationTask):
     """Segmentation by a small ResNet with a feature pyramid; the augmentation is the other arms'."""
-
-    version: ClassVar[int] = 1
 
     def build_model(self) -> ConvSegmentor:
         return ConvSegmentor(self.encoder, self.splits.train.classes, self.config.architecture(), self.inference)

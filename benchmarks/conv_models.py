@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import timm
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
@@ -20,6 +19,7 @@ from ..core.data.segmentation import ignore_index
 from ..core.models.encoder import Encoder
 from ..core.models.encoder_file import Provenance
 from ..core.models.encoder_spec import EncoderSpec
+from ..core.models.without_values import without_values
 from ..transfer.detection import model as detection
 from ..transfer.detection.architecture import Architecture as DetectorArchitecture
 from ..transfer.detection.torchvision_engine import TorchvisionEngine
@@ -146,7 +146,7 @@ class ConvSegmentor(segmentation.Segmentor):
 def load_conv_model(path: Path) -> ConvDetector | ConvSegmentor:
     """The model of a file that one of these wrote, in eval mode."""
     file = read_model(path)
-    with torch.device("meta"):
+    with without_values():
         encoder = Encoder(file.spec, preprocessing=file.preprocessing)  # its shape alone is of use
     if file.task == DETECT:
         architecture = file.head_as(detection.StoredHead).architecture

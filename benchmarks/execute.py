@@ -8,7 +8,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from ..core.data.labeled_dataset import Splits, draw_labeled
@@ -17,6 +16,7 @@ from ..core.errors import MaeliftError
 from ..core.files import atomic_write_text
 from ..core.models.encoder import Encoder
 from ..core.models.encoder_file import ENCODER_FILE, Provenance, load_encoder
+from ..core.models.without_values import without_values
 from ..core.progress import ProgressListener
 from ..core.training.recovery import Diverged
 from ..transfer.init_weights import fresh_encoder
@@ -78,7 +78,7 @@ def _training_of(
 
 def shape_only(run: Run, context: Context) -> Encoder:
     """An encoder without weights: it says what an arm that has none is to be shown."""
-    with torch.device("meta"):
+    with without_values():
         return Encoder(context.config.spec_of(run.arm, run.task), preprocessing=context.preprocessing)
 
 

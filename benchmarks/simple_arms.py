@@ -104,12 +104,8 @@ class Frozen(ArmKind):
     variants = PROBES
 
     def __init__(self, kind: ArmKind) -> None:
-        self.kind, self.init, self.upper_bound = kind, kind.init, kind.upper_bound
-        self._code, self._trains = kind.code_version, kind.trains_on_pool
-
-    @property
-    def trains_on_pool(self) -> bool:  # type: ignore[override] # a class variable of the others
-        return self._trains
+        self.kind, self.init = kind, kind.init
+        self.trains_on_pool, self.upper_bound = kind.trains_on_pool, kind.upper_bound
 
     def check_keys(self, arm: ArmConfig) -> None:
         if not self.kind.pretrained:
