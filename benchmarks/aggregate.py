@@ -42,7 +42,7 @@ def collect(context: Context, store: Path, results: Results, outcome: RunOutcome
     """Collect the result from the finished runs, and the ``outcome`` of the suite."""
     outcome = RunOutcome() if outcome is None else outcome
     config, pools = context.config, context.pools
-    comparisons = [arm_state(context, *place, results) for place in iter_cells(config)]
+    comparisons = [arm_state(context, *place, results, outcome.failed) for place in iter_cells(config)]
     encoders = {arm: _encoders(context, arm, results) for arm in config.arms}
     pictures = [store / run.key / PICTURE_FILE for arm in config.arms for run, _ in encoders[arm]]
     parts = tuple(

@@ -191,7 +191,7 @@ class Context:
 
     def _training(self, task: str, arm: str, labels: int, seed: int, setting: Setting) -> Run:
         recipe = self.config.recipe(task, arm)
-        encoder = self.pretraining(arm, self.pretrain_seed(arm, seed))
+        encoder = self.encoder_of(arm, seed)
         return Run(
             "train",
             arm,
@@ -230,6 +230,10 @@ class Context:
     @cached_property
     def _tests(self) -> dict[str, Run]:
         return {}
+
+    def encoder_of(self, arm: str, seed: int) -> Run | None:
+        """The run that makes the encoder of a seed of a task's training."""
+        return self.pretraining(arm, self.pretrain_seed(arm, seed))
 
     def pretrain_seed(self, arm: str, seed: int) -> int:
         """The pretraining seed that goes with a seed of a task's training."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,7 +14,7 @@ from .experiment import Context
 from .results import Cell, ConvergenceCheck, Curve, TuningRecord
 from .runs import Run, read_result
 from .suite import BenchConfig
-from .tuning import SearchSpace, Setting, guessed_settings, search
+from .tuning import Search, SearchSpace, Setting, guessed_settings, search
 
 logger = logging.getLogger("maelift")
 
@@ -84,18 +84,21 @@ def read_finished(store: Path) -> Results:
     return results
 
 
-def arm_state(context: Context, task: str, arm: str, labels: int, results: Results) -> ArmState:
+def arm_state(
+    context: Context, task: str, arm: str, labels: int, results: Results, failed: Container[str] = ()
+) -> ArmState:
     """The state of an arm on a task at a label count.
 
     In order: the encoders; the search for each seed's rate and steps (``tuning.search``), or of a short task each seed at the
-    recipe's rate; the test split, once a seed, with what was chosen.
+    recipe's rate; the test split, once a seed, with what was chosen. Seeds that need a run in ``failed`` (keys) are left out:
+    the others go on without them.
     """
     state = ArmState(task, arm, labels)
 
     def have(runs: Sequence[Run]) -> bool:
         state.requested.extend(runs)
         state.missing.extend(run for run in runs if results(run) is None)
-        return all(results(run) is not None for run in runs)
+        return all(results(run) is not None or run.key in failed for run in runs)
 
     def training(seed: int, setting: Setting) -> Run:
         return context.training(task, arm, labels, seed, setting)
@@ -107,14 +110,21 @@ def arm_state(context: Context, task: str, arm: str, labels: int, results: Resul
     if not have(encoder_runs(context, arm)):
         return state
     design = context.config.designs[task]
-    seeds, space = design.seeds_at(labels), search_space(context, task, arm, labels)
+    space = search_space(context, task, arm, labels)
+    seeds = [seed for seed in design.seeds_at(labels) if not _is_among(failed, context.encoder_of(arm, seed))]
     if design.short and not space.variants:
         setting = Setting(context.config.recipe(task, arm).peak_lr, space.steps)
         chosen = [training(seed, setting) for seed in seeds]
     else:
         images = len(context.pools.tasks[task].splits.val) if design.scores.is_accuracy else None
-        found = search(space, seeds, score, images)
-        have([training(*one) for one in found.asked])
+        found = Search()
+        while seeds:
+            found = search(space, seeds, score, images)
+            have([training(*one) for one in found.asked])
+            lost = {seed for seed, setting in found.missing if training(seed, setting).key in failed}
+            if not lost:
+                break
+            seeds = [seed for seed in seeds if seed not in lost]
         if not found.chosen:  # whatever has ended since the search asked
             return state
         chosen = [training(seed, found.chosen[seed]) for seed in seeds]
@@ -128,8 +138,13 @@ def arm_state(context: Context, task: str, arm: str, labels: int, results: Resul
     ]
     state.missing.extend(gone)
     if have(chosen) and not gone and have(tests):
-        state.cells = [_cell(run, context, results) for run in chosen]
+        finished = (run for run, test in zip(chosen, tests, strict=True) if results(test) is not None)
+        state.cells = [_cell(run, context, results) for run in finished]
     return state
+
+
+def _is_among(keys: Container[str], run: Run | None) -> bool:
+    return run is not None and run.key in keys
 
 
 def search_space(context: Context, task: str, arm: str, labels: int) -> SearchSpace:

@@ -292,7 +292,7 @@ def _interrupted(count: int, number: int) -> Interrupted:
 def _missing(context: Context, store: Path, results: Results, outcome: RunOutcome, costs: RunCosts) -> list[Run]:
     """What can be run now, pretraining first, then the costliest; each once, but for what failed."""
     found: dict[str, Run] = {}
-    states = [arm_state(context, *place, results) for place in iter_cells(context.config)]
+    states = [arm_state(context, *place, results, outcome.failed) for place in iter_cells(context.config)]
     _remove_losing_models(states, store)
     for state in states:
         for run in state.missing:

@@ -47,7 +47,7 @@ from maelift.tests.benchmarks.brightness import (
     workers_of,
     write_classes,
 )
-from maelift.tests.benchmarks.canned import use_canned_workers, use_this_process
+from maelift.tests.benchmarks.canned import execute, use_canned_workers, use_this_process
 from maelift.tests.support import eventually, one_line_error, run_maelift, start_maelift
 from rich.console import Console
 
@@ -228,6 +228,30 @@ def test_a_run_that_fails_is_shown_and_the_others_are_done(
     (tmp_path / "runs" / mae).unlink()
     assert maelift_bench(f"out={tmp_path}", "labels=[6]").returncode == 0
     assert (tmp_path / "results.csv").read_text().splitlines() == rows_of_fewer(whole.out)
+
+
+@pytest.mark.parametrize("kind", ["mae", "train", "test"])
+def test_the_other_seeds_are_compared_where_a_run_of_one_fails(
+    whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    def failing(run: Run, context: Context, store: Path) -> None:
+        if run.kind == kind and run.arm == "mae" and run.seed == 1:
+            raise MaeliftError("no room.")
+        execute(run, context, store)
+
+    def compared() -> set[tuple[str, int]]:
+        with (tmp_path / "results.csv").open() as file:
+            return {(row["arm"], int(row["seed"])) for row in csv.DictReader(file)}
+
+    keys = {"labels": FEWER, "pretrain_seeds": [0, 1]}
+    use_this_process(monkeypatch, failing)
+    done = bench(resolved(whole.home, tmp_path, **keys))
+    every = {(arm, seed) for arm in [arm.name for arm in done.result.arms] for seed in SEEDS}
+    assert done.error is not None and "no room" in done.error
+    assert compared() == every - {("mae", seed) for seed in SEEDS if seed % 2 == 1}
+    assert "planned seeds have both runs" in (tmp_path / "report.md").read_text()
+    use_this_process(monkeypatch)
+    assert bench(resolved(whole.home, tmp_path, **keys)).error is None and compared() == every
 
 
 @pytest.mark.slow
