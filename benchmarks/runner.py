@@ -165,7 +165,7 @@ def _planned(design: TaskDesign, counts: Mapping[str, int]) -> str:
     images = ", ".join(f"{use} {count:,}" for use, count in counts.items())
     seeds = ", ".join(f"{len(design.seeds_at(labels))} paired seeds at {labels:,} labels" for labels in design.labels)
     by = "by each seed" if design.tuning.per_seed else f"by {design.tuning.draws} seeds"
-    by += f", in {CROSS_FOLDS}-fold cross-validation of its labels" if design.cross else ""
+    by += f", in {CROSS_FOLDS}-fold cross-validation of a seed's labels" if design.cross else ""
     tuned = "not tuned (short)" if design.short else f"{len(design.tuning.rates)} rates tried {by}, then more steps"
     return f"{images}; {seeds}; {tuned}"
 

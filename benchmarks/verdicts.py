@@ -232,8 +232,9 @@ def _still_gaining(found: Comparisons, part: TaskResult, check: ConvergenceCheck
         if check.arm == found.result.reference(part, check.labels)
         else "Its result may be too low"
     )
+    where = "in cross-validation" if part.cross_folds else "on validation"
     limit = "how much at most isn't known" if math.isinf(check.limit) else f"at most {signed(check.limit)}"
     return (
         f"{result.label(check.arm)} may still gain{task} at {check.labels:,} labels: {check.longest:,} steps in place of "
-        f"{check.steps:,} bring {signed(check.gain)} points on validation, {limit}. {consequence}; raise tuning.max_doublings."
+        f"{check.steps:,} bring {signed(check.gain)} points {where}, {limit}. {consequence}; raise tuning.max_doublings."
     )

@@ -191,7 +191,7 @@ def test_a_dry_run_counts_and_measures_the_runs_of_folds(whole: Whole, tmp_path:
     assert folds == 3 * 2 * 5 * (4 + 1)  # arms, seeds, folds, and rates with one doubling
     text = plan(config).text()
     assert f"{folds} cross-validation, 6 train, 6 test" in text
-    assert "4 rates tried by each seed, in 5-fold cross-validation of its labels" in text
+    assert "4 rates tried by each seed, in 5-fold cross-validation of a seed's labels" in text
     cost = MeasuredCost(whole.context, choose_device("cpu"))
     for run in predicted.values():
         assert cost.seconds(run) > 0
