@@ -110,7 +110,7 @@ def _suite_images(
     return SuiteImages(pool.images, pool.digest, labelled, tasks, pool.gray, *findings)
 
 
-def _without_validation(parts: Mapping[str, LabeledImages], guard: LeakageGuard) -> Mapping[str, LabeledImages]:
+def _without_validation(parts: dict[str, LabeledImages], guard: LeakageGuard) -> dict[str, LabeledImages]:
     """The parts with no validation image, whatever the data has, for cross-validation."""
     if "train" not in parts:
         return parts

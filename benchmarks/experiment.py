@@ -262,7 +262,7 @@ class Context:
 
     def _training(self, task: str, arm: str, labels: int, seed: int, setting: Setting, fold: int) -> Run:
         folds = self.folds(task, labels, seed)
-        cross = {} if folds is None else {"folds": folds.digest, "fold": fold}
+        cross: dict[str, object] = {} if folds is None else {"folds": folds.digest, "fold": fold}
         recipe = self.config.recipe(task, arm)
         encoder = self.encoder_of(arm, seed)
         return Run(

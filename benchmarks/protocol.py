@@ -142,7 +142,8 @@ def arm_state(
     finished = [run for run in chosen if results(run) is not None]
     if have([context.testing(run) for run in finished]):
         tested = [run for run in finished if results(context.testing(run)) is not None]
-        scores = {} if state.tuning is None else {trial.seed: trial.val for trial in state.tuning.chosen}
+        chosen_trials = () if state.tuning is None else state.tuning.chosen
+        scores = {trial.seed: trial.val for trial in chosen_trials}
         state.cells = [_cell(run, context, results, scores.get(run.seed)) for run in tested]
     return state
 

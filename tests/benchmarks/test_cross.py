@@ -93,7 +93,6 @@ def test_a_setting_s_score_is_the_mean_over_its_folds(whole: Whole) -> None:
     read = read_finished(whole.out / "runs")
     (part,) = whole.result.result.parts
     for tuning in part.tunings:
-        best: dict[int, float] = {}
         for trial in tuning.trials:
             setting = Setting(trial.rate, trial.steps)
             folds = whole.context.folds("classify", LABELS, trial.seed)
@@ -103,7 +102,6 @@ def test_a_setting_s_score_is_the_mean_over_its_folds(whole: Whole) -> None:
                 for run in whole.context.trials("classify", tuning.arm, LABELS, trial.seed, setting)
             ]
             assert trial.val == pytest.approx(np.average(scores, weights=folds.sizes))
-            best[trial.seed] = max(best.get(trial.seed, 0.0), trial.val)
             if trial.chosen:
                 (cell,) = [cell for cell in part.cells if (cell.arm, cell.seed) == (tuning.arm, trial.seed)]
                 assert cell.val == trial.val and not cell.curve.val and cell.curve.train_loss

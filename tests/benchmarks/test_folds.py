@@ -12,6 +12,7 @@ import pytest
 import torch
 from maelift.benchmarks.arm_kind import ArmConfig, Training
 from maelift.benchmarks.arm_kinds import kind_of
+from maelift.benchmarks.baseline_model import BaselineClassifier
 from maelift.benchmarks.baseline_tasks import PixelTask
 from maelift.benchmarks.folds import CROSS_FOLDS, Folds, cross_folds
 from maelift.core.config import resolve
@@ -19,6 +20,7 @@ from maelift.core.data.classification import LabeledImages
 from maelift.core.data.classification_reader import single_label_parts
 from maelift.core.data.images import ImageSet
 from maelift.core.data.labeled_dataset import Splits, draw_labeled
+from maelift.core.data.splits import cluster, stratified_folds
 from maelift.core.distributed import Ranks
 from maelift.core.errors import DataError
 from maelift.core.models.logistic_regression import L2_GRID
@@ -28,6 +30,7 @@ from maelift.transfer.classification.model import Classifier
 from maelift.transfer.classification.probe import ProbeTask
 from maelift.transfer.recipe import recipe_defaults
 from numpy.typing import NDArray
+from torch import nn
 
 CPU = Ranks(0, 1, torch.device("cpu"))
 
@@ -106,6 +109,17 @@ def test_groups_and_equal_images_are_in_one_fold_and_no_class_is_left_out_as_one
     assert numbers[7] == numbers[3]
 
 
+def test_groups_of_several_classes_never_leave_out_all_of_one() -> None:
+    labels = [2, 5, 4, 6, 4, 2, 7, 3, 1, 5, 7, 3, 1, 5, 0, 1, 6, 0]
+    groups = [2, 5, 6, 3, 1, 1, 2, 5, 2, 2, 5, 4, 0, 0, 3, 0, 6, 2]
+    images = labelled(labels, [f"p{group}" for group in groups])
+    together = stratified_folds(images.strata, CROSS_FOLDS, 0, cluster(18, [images.groups]))
+    assert {together[index] for index in range(18) if labels[index] == 6} == {0}  # both groups that have class 6
+    folds = folds_of(images)
+    check(images, folds)
+    assert -1 in {folds.numbers[index] for index in range(18) if labels[index] == 6}
+
+
 def test_too_few_images_are_refused_in_words() -> None:
     assert folds_of(labelled([0, 0, 1, 1])).count == 4
     with pytest.raises(
@@ -151,7 +165,8 @@ def logistic_regression_by_hand(
         )
         return cast(NDArray[np.float64], model.predict_proba((seen - mean) / std))
 
-    numbers, found = np.array(folds.numbers), []
+    numbers = np.array(folds.numbers)
+    found: list[tuple[float, float, float]] = []
     for penalty in L2_GRID:
         chances = np.zeros((len(rows), 10))
         for fold in range(folds.count):
@@ -192,7 +207,8 @@ def test_probes_choose_across_folds_as_scikit_learn_does(
     figures = task.validate(model.eval())
     final = task.final_model(model).eval()
     if isinstance(task, PixelTask):
-        train, test = (task._vectors(final.network[:-1], part) for part in (splits.train, splits.test))  # type: ignore[index]
+        vectors = cast(nn.Sequential, cast(BaselineClassifier, final).network)[:-1]
+        train, test = (task._vectors(vectors, part) for part in (splits.train, splits.test))
     else:
         assert isinstance(task, ProbeTask) and isinstance(final, Classifier)
         unread = training(Splits(splits.test, splits.train, splits.test), folds, "knn1", tmp_path)
