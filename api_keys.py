@@ -90,7 +90,7 @@ class SuiteDataKeys(TypedDict, total=False):
     label_column: Text | Sequence[Text] | None
     unlabelled: Text | Sequence[Text] | None
     pool: int | float | None
-    val: int | float
+    val: int | float | Literal["cross"]
     test: int | float
     seed: int
     group: Text | None

@@ -135,7 +135,15 @@ def _part(context: Context, task: str, comparisons: Sequence[ArmState], results:
         clusters=_clusters(context, task),
         class_counts=_class_counts(context.pools.tasks[task].splits.test) if design.scores.is_accuracy else (),
         tuning_seconds={arm: seconds_spent(runs.values(), results) for arm, runs in tried.items()},
+        cross_folds=_cross_folds(context, task),
     )
+
+
+def _cross_folds(context: Context, task: str) -> int:
+    """The most folds of a seed's labelled images; 0 where validation images choose."""
+    design = context.config.designs[task]
+    places = ((labels, seed) for labels in design.labels for seed in design.seeds_at(labels))
+    return max((found.count for place in places if (found := context.folds(task, *place)) is not None), default=0)
 
 
 def _class_counts(images: LabeledDataset) -> tuple[int, ...]:

@@ -170,7 +170,8 @@ class Training:
 
     ``variant``: which of the arm's settings, where these are no rates and steps; ``encoder`` is one without weights, of
     which the shape of the images alone is of use, for an arm without. ``manifest`` hashes what the images contain. ``folder``:
-    where the task may leave files, ``shared`` where it may leave those that other trainings use too.
+    where the task may leave files, ``shared`` where it may leave those that other trainings use too. ``folds`` (N,) are those
+    of the training images, by which a variant that takes no steps validates itself; empty where validation images do.
     """
 
     recipe: Recipe
@@ -181,6 +182,7 @@ class Training:
     manifest: str = ""
     folder: Path | None = None
     shared: Path | None = None
+    folds: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ import torch
 from ..adapters.pretrained import read_pretrained
 from ..core.config import resolve
 from ..core.config_keys import nearest
+from ..core.data.classification import LabeledImages
 from ..core.data.labeled_dataset import Splits
 from ..core.distributed import Ranks
 from ..core.errors import ConfigError, MaeliftError
@@ -149,7 +150,7 @@ class SupervisedOnPool(ArmKind):
             _supervised_recipe(suite, name).check_passes(1)
 
     def plan(self, context: ArmContext, name: str, seed: int) -> Run:
-        recipe, evaluations = _supervised_recipe(context.config, name), context.config.evaluations
+        recipe, (_, evaluations) = _supervised_recipe(context.config, name), _validation(context, name)
         part = part_of_pool(context, name)
         facts = context.facts(name, "pool", f"{CLASSIFY}.val", evaluations=evaluations, **part)
         return Run(
@@ -162,22 +163,23 @@ class SupervisedOnPool(ArmKind):
     def make_encoder(
         self, run: Run, context: ArmContext, folder: Path, ranks: Ranks, listener: ProgressListener | None
     ) -> dict[str, Any]:
-        pool, splits = context.labelled_pool_of(run.arm), context.classify
+        pool, (val, evaluations) = context.labelled_pool_of(run.arm), _validation(context, run.arm)
         encoder = fresh_encoder(context.config.spec_of(run.arm), context.preprocessing, run.seed)
         recipe = _supervised_recipe(context.config, run.arm)
-        task = ClassificationTask(recipe, encoder, Splits(pool, splits.val, splits.test), ranks)
-        found, _ = fit_run(run, task, context.config.evaluations, folder, listener)
+        task = ClassificationTask(recipe, encoder, Splits(pool, val, context.classify.test), ranks)
+        found, _ = fit_run(run, task, evaluations, folder, listener)
         provenance = Provenance(f"supervised classification of {len(pool)} images", seed=run.seed)
         made = cast(Classifier, found.model).encoder
         save_encoder(made, folder / ENCODER_FILE, replace(provenance, tool_version=__version__))
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-        return {"seconds": found.seconds, "val": found.best, "steps": found.steps}
+        score = {"val": found.best} if len(context.classify.val) else {}
+        return {"seconds": found.seconds, **score, "steps": found.steps}
 
     def cost(self, context: ArmContext, name: str) -> EncoderCost:
-        recipe = _supervised_recipe(context.config, name)
+        recipe, (val, evaluations) = _supervised_recipe(context.config, name), _validation(context, name)
         return EncoderCost(
             trained=recipe.total_steps(context.pool_size(name)) * recipe.batch_size,
-            evaluated=context.config.evaluations * len(context.classify.val),
+            evaluated=evaluations * len(val),
             flops=encoder_flops(context.config.spec_of(name)),
         )
 
@@ -188,7 +190,7 @@ class SupervisedOnPool(ArmKind):
     def measure(
         self, context: ArmContext, name: str, device: torch.device, measure_task: Callable[[Task[Any, Any]], Speed]
     ) -> Speed:
-        val = context.classify.val
+        val, _ = _validation(context, name)
         few = val.subset(range(min(len(val), MEASURED_EVALUATION)))
         splits = Splits(context.labelled_pool_of(name), few, context.classify.test)
         encoder = Encoder(context.config.spec_of(name), preprocessing=context.preprocessing)
@@ -328,6 +330,18 @@ def _suite_keys(suite: ArmSuite, name: str, seed: int, out: str) -> dict[str, An
 def _supervised_recipe(suite: ArmSuite, name: str) -> ClassifyRecipe:
     """How the encoder of a supervised arm is trained on the pool's labels."""
     return resolve(ClassifyRecipe, suite.arms[name].pretrain, defaults=recipe_defaults(f"{CLASSIFY}_scratch"))
+
+
+def _validation(context: ArmContext, name: str) -> tuple[LabeledImages, int]:
+    """What training on the pool's labels is evaluated on, and how often.
+
+    A suite without validation images has it evaluated once, at its end, on a few of its own: nothing is chosen by that.
+    """
+    val = context.classify.val
+    if len(val):
+        return val, context.config.evaluations
+    pool = context.labelled_pool_of(name)
+    return pool.subset(range(min(len(pool), MEASURED_EVALUATION))), 1
 
 
 def _given_encoder(context: ArmContext, name: str, source: str) -> tuple[Encoder, Provenance, list[str]]:

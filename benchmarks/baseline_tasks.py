@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, cast
 
@@ -16,10 +16,11 @@ from ..core.data.labeled_dataset import Splits
 from ..core.distributed import Ranks
 from ..core.models.encoder import Encoder
 from ..core.models.encoder_file import Provenance
-from ..core.models.logistic_regression import fit_linear_probe
+from ..core.models.logistic_regression import L2_GRID, fit_linear_probe
 from ..core.models.probes import LinearProbe, NearestNeighbours
 from ..core.training.optimizers import parameter_groups
 from ..transfer.classification.config import ClassifyRecipe
+from ..transfer.classification.cross_validation import cross_validated_neighbours, cross_validated_penalty
 from ..transfer.classification.evaluation import pixel_batches, validation_figures
 from ..transfer.classification.task import ClassificationTask
 from ..transfer.detection.task import DetectionTask
@@ -76,10 +77,12 @@ class PixelTask(ClassificationTask):
     """Logistic regression, or the nearest neighbours, on the pixels of small copies of the images; nothing is trained in steps.
 
     ``variant``: "linear", of whose penalties the best on validation is taken, or "knn" with the number of neighbours.
+    With ``folds`` (N,) of the training images both are cross-validated on these, in place of validation images.
     """
 
     version: ClassVar[int] = 1
     """raised whenever a change of the code would change what a training ends with"""
+    folds: Sequence[int] = ()
 
     def __init__(
         self, variant: str, config: ClassifyRecipe, encoder: Encoder, splits: Splits[ClassImages], ranks: Ranks
@@ -103,20 +106,36 @@ class PixelTask(ClassificationTask):
         """Fit the head."""
         network = cast(nn.Sequential, cast(BaselineClassifier, model).network)
         vectors, head = network[:-1], network[-1]
-        train, val = self.splits.train, self.splits.val
+        train, classes = self.splits.train, len(self.splits.train.classes)
         rows, targets = self._vectors(vectors, train), torch.from_numpy(train.targets())
         if isinstance(head, NearestNeighbours):
-            head.fill(rows, F.one_hot(targets, len(train.classes)))
+            head.fill(rows, F.one_hot(targets, classes))
+            if self.folds:
+                self._figures = cross_validated_neighbours(head, rows, targets, self.folds)
             return
+        probe = LinearProbe(rows.shape[1], classes).to(rows.device).eval()
+        if self.folds:
+            best, self._figures = cross_validated_penalty(rows, targets, classes, self.folds, L2_GRID, rows.device)
+            list(fit_linear_probe(probe, rows, targets, (best,), device=rows.device))
+        else:
+            probe.load_state_dict(self._best_on_validation(probe, vectors, rows, targets))
+        head.load_state_dict(probe.folded().state_dict())
+
+    def validate(self, model: nn.Module) -> Mapping[str, float]:
+        return self._figures if self.folds else super().validate(model)
+
+    def _best_on_validation(
+        self, probe: LinearProbe, vectors: nn.Module, rows: Tensor, targets: Tensor
+    ) -> Mapping[str, Tensor]:
+        """The weights of a probe with the penalty that is best on the validation images."""
+        val = self.splits.val
         seen, answers = self._vectors(vectors, val), torch.from_numpy(val.targets())
-        probe = LinearProbe(rows.shape[1], len(train.classes)).to(rows.device).eval()
         found: list[tuple[float, float, Mapping[str, Tensor]]] = []  # accuracy, log loss below zero, weights
         for _ in fit_linear_probe(probe, rows, targets, device=rows.device):
             logits = probe(seen).detach().float().cpu()
             accuracy = validation_figures(logits, answers)[self.metric()]
             found.append((accuracy, -float(F.cross_entropy(logits, answers)), copy.deepcopy(probe.state_dict())))
-        probe.load_state_dict(max(found, key=lambda entry: entry[:2])[2])
-        head.load_state_dict(probe.folded().state_dict())
+        return max(found, key=lambda entry: entry[:2])[2]
 
     def save(self, model: nn.Module, path: Path, provenance: Provenance) -> None:
         save_baseline(cast(BaselineClassifier, model), path)

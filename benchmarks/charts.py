@@ -37,7 +37,9 @@ def score_charts(result: SuiteResult, part: TaskResult) -> list[Chart]:
 
 
 def training_charts(result: SuiteResult, part: TaskResult) -> list[Chart]:
-    """Validation scores while training, a chart for each label count with runs."""
+    """Validation scores while training, a chart for each label count with runs; none of cross-validation, which looks once."""
+    if part.cross_folds:
+        return []
     trained = [labels for labels in part.label_counts if any(cell.labels == labels for cell in part.cells)]
     return [_curves(result, part, labels) for labels in trained]
 

@@ -34,10 +34,14 @@ POOL_SHARE = 0.8
 
 @dataclass(frozen=True)
 class TaskImages:
-    """A task's images: ``splits.train`` is what labelled examples are drawn from. ``digests`` hash each split, in order."""
+    """A task's images: ``splits.train`` is what labelled examples are drawn from. ``digests`` hash each split, in order.
+
+    ``contents`` hash each training image, for cross-validation, which has no validation images; else it is empty.
+    """
 
     splits: Splits[Any]
     digests: Mapping[str, str]
+    contents: tuple[str, ...] = ()
 
     @property
     def counts(self) -> dict[str, int]:
@@ -79,9 +83,10 @@ def read_suite_images(config: BenchConfig) -> SuiteImages:
     _require_folder(data.path)
     with keys_below("data."):
         parts = single_label_parts(data.path, LabelKeys(None, data.layout, data.label_column, data.group))
-        splits, manifest = audited_splits(
-            parts, data.path, data.val, data.test, data.seed, data.broken, group=data.group
-        )
+        if data.cross:
+            parts = _without_validation(parts, guard)
+        wanted = 0 if isinstance(data.val, str) else data.val
+        splits, manifest = audited_splits(parts, data.path, wanted, data.test, data.seed, data.broken, group=data.group)
     guard.report_broken("", len(manifest.rejected))
     train, val, test = (Subset(part, manifest.splits[name].hashes, range(len(part))) for name, part in splits.items())
     val = guard.add_evaluated(CLASSIFY, val, test, data.group)
@@ -94,7 +99,7 @@ def read_suite_images(config: BenchConfig) -> SuiteImages:
     else:
         pool = _read_unlabelled(data, guard)
     train = guard.without_leaks(train, "labelled source", [CLASSIFY])
-    images = _task_images({"train": train, "val": val, "test": test}, f"data.path={data.path}")
+    images = _task_images({"train": train, "val": val, "test": test}, f"data.path={data.path}", cross=data.cross)
     return _suite_images(pool, labelled_pool, {CLASSIFY: images, **tasks}, guard)
 
 
@@ -103,6 +108,18 @@ def _suite_images(
 ) -> SuiteImages:
     findings = tuple(guard.findings), tuple(guard.pairs)
     return SuiteImages(pool.images, pool.digest, labelled, tasks, pool.gray, *findings)
+
+
+def _without_validation(parts: dict[str, LabeledImages], guard: LeakageGuard) -> dict[str, LabeledImages]:
+    """The parts with no validation image, whatever the data has, for cross-validation."""
+    if "train" not in parts:
+        return parts
+    if "val" in parts:
+        guard.findings.append(
+            f"The validation split of the data ({len(parts['val']):,} images) is not used: with data.val=cross settings are "
+            "chosen within the labelled images of each seed."
+        )
+    return {**parts, "val": parts["train"].subset([])}
 
 
 def _require_folder(path: str) -> None:
@@ -213,9 +230,11 @@ def _read_task(config: BenchConfig, name: str, guard: LeakageGuard) -> TaskImage
     return _task_images(parts, f"tasks.{name}.data={own.data}")
 
 
-def _task_images(parts: Mapping[str, Subset], where: str) -> TaskImages:
+def _task_images(parts: Mapping[str, Subset], where: str, *, cross: bool = False) -> TaskImages:
     for split, part in parts.items():
-        if not part.indices:
+        if not part.indices and not (cross and split == "val"):
             raise DataError(f"{where}: no image is left for {split}: all are in another split too.")
     splits = Splits(parts["train"].selected(), parts["val"].selected(), parts["test"].selected())
-    return TaskImages(splits, {split: part.digest for split, part in parts.items()})
+    train = parts["train"]
+    contents = tuple(train.hashes[index] for index in train.indices) if cross else ()
+    return TaskImages(splits, {split: part.digest for split, part in parts.items()}, contents)

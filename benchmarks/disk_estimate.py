@@ -23,7 +23,7 @@ def checkpoint_peak(context: Context, runs: Iterable[Run], workers: int) -> int:
 def _saved(context: Context, run: Run) -> int:
     if run.makes_encoder:
         return FLOAT_BYTES * context.config.arm_kind(run.arm).saved(context, run.arm).parameters
-    if run.kind == "train":
+    if run.kind == "train" and run.fold < 0:
         encoder = encoder_parameters(context.config.spec_of(run.arm, run.task))
         return FLOAT_BYTES * (encoder + context.task_model(run.task).head_parameters)
     return 0

@@ -117,11 +117,10 @@ class MeasuredCost:
             cost = self._costs.of_encoder(run.arm)
             trained, evaluated = cost.trained, cost.evaluated
         else:
-            splits = self.context.pools.tasks[run.task].splits
-            trained, evaluated = 0.0, len(splits.test)
+            trained, evaluated = 0.0, len(self.context.pools.tasks[run.task].splits.test)
             if run.kind == "train":
                 trained = run.steps * config.recipe(run.task, run.arm).batch_size
-                evaluated = config.designs[run.task].evaluations * len(splits.val)
+                evaluated = config.designs[run.task].evaluations * self.context.evaluated_images(run)
         if not trained and not evaluated:
             return 0.0
         with _threads(config.threads):
@@ -174,13 +173,14 @@ class MeasuredCost:
         return Speed(training, seconds_an_image(evaluate, len(task.splits.val), self.device, BUDGET))
 
     def _task(self, run: Run) -> Task[Any, Any]:
-        """The task of a run as it is trained there, but with few validation images."""
+        """The task of a run as it is trained there, but with few validation images; where there are none, labelled ones."""
         config, splits = self.context.config, self.context.pools.tasks[run.task].splits
         kind = config.arm_kind(run.arm)
         spec, preprocessing = config.spec_of(run.arm, run.task), self.context.preprocessing
         encoder = Encoder(spec, preprocessing=preprocessing) if kind.has_encoder else shape_only(run, self.context)
-        few = splits.val.subset(range(min(len(splits.val), MEASURED_EVALUATION)))
-        measured = replace(splits, train=draw_labeled(splits.train, run.labels, run.seed), val=few)
+        train = draw_labeled(splits.train, run.labels, run.seed)
+        val = splits.val if len(splits.val) else train
+        measured = replace(splits, train=train, val=val.subset(range(min(len(val), MEASURED_EVALUATION))))
         recipe, ranks = config.recipe(run.task, run.arm), Ranks(0, 1, self.device)
         return kind.task(Training(recipe, run.variant, encoder, measured, ranks))
 

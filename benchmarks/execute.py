@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from ..core.data.labeled_dataset import Splits, draw_labeled
+from ..core.data.labeled_dataset import Splits
 from ..core.distributed import Ranks
 from ..core.errors import MaeliftError
 from ..core.files import atomic_write_text
@@ -49,8 +49,7 @@ def execute(run: Run, context: Context, store: Path, listener: ProgressListener 
 
 
 def _train(run: Run, context: Context, store: Path, ranks: Ranks, listener: ProgressListener | None) -> dict[str, Any]:
-    folder, began, images = store / run.key, time.monotonic(), context.pools.tasks[run.task].splits
-    splits = replace(images, train=draw_labeled(images.train, run.labels, run.seed))
+    folder, began, splits = store / run.key, time.monotonic(), context.splits_of(run)
     recipe = context.config.recipe(run.task, run.arm)
     if not run.variant:
         recipe = replace(recipe, steps=run.steps, lr=run.lr)
@@ -60,10 +59,11 @@ def _train(run: Run, context: Context, store: Path, ranks: Ranks, listener: Prog
     try:
         found, curve = fit_run(run, task, context.config.designs[run.task].evaluations, None, listener)
     except Diverged:
-        if context.config.designs[run.task].short:
+        if context.config.designs[run.task].short or context.is_refit(run):
             raise
         return {"seconds": time.monotonic() - began, "val": 0.0, "curve": []}  # that rate won't be chosen
-    _save(found.model, task, run, folder)
+    if run.fold < 0:
+        _save(found.model, task, run, folder)
     seconds = time.monotonic() - began  # of all of it: such a run is never resumed
     return {"seconds": seconds, "val": found.best, "best_step": found.best_step, "curve": curve}
 
@@ -73,7 +73,11 @@ def _training_of(
 ) -> Training:
     digests = context.pools.tasks[run.task].digests
     manifest = "".join(digests[split] for split in sorted(digests))
-    return Training(recipe, run.variant, encoder, splits, ranks, manifest, store / run.key, store.parent / SHARED)
+    folds = context.folds(run.task, run.labels, run.seed)
+    return Training(
+        *(recipe, run.variant, encoder, splits, ranks, manifest, store / run.key, store.parent / SHARED),
+        folds=() if folds is None else folds.numbers,
+    )
 
 
 def shape_only(run: Run, context: Context) -> Encoder:

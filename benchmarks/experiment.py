@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 
@@ -23,6 +24,7 @@ from ..core.models.encoder import Encoder
 from ..core.models.preprocessing import Preprocessing, channel_names
 from ..core.seeding import stream
 from .data import SuiteImages, count_of
+from .folds import Folds, cross_folds
 from .run_training import task_of
 from .runs import TEST_CODE, TRAIN_CODE, Run, libraries, spec_facts
 from .suite import BenchConfig
@@ -74,6 +76,8 @@ class Context:
         for task, design in config.designs.items():
             for labels in design.labels:
                 draw_labeled(self.pools.tasks[task].splits.train, labels, design.seeds_at(labels)[0])
+                for seed in design.seeds_at(labels):
+                    self.folds(task, labels, seed)
             with key_prefix("" if task == CLASSIFY else f"tasks.{task}.recipe."):
                 self.task_model(task)
 
@@ -178,18 +182,87 @@ class Context:
         own, full = (sum(parameter.numel() for parameter in part.parameters()) for part in (encoder, model))
         return TaskModel(built.flops(model), full - own)
 
-    def training(self, task: str, arm: str, labels: int, seed: int, setting: Setting) -> Run:
-        """One training for a task, evaluated on validation only."""
-        place = (task, arm, labels, seed, setting)
+    def folds(self, task: str, labels: int, seed: int) -> Folds | None:
+        """The cross-validation of a seed's labelled images; None where there are validation images.
+
+        Raises DataError where there are too few images for it.
+        """
+        design, place = self.config.designs[task], (task, labels, seed)
+        if not design.cross:
+            return None
+        if place not in self._folds:
+            images, numbers = self.pools.tasks[task], self._drawn_numbers(task, seed)[:labels]
+            contents = [images.contents[number] for number in numbers]
+            drawn = images.splits.train.subset(numbers)
+            self._folds[place] = cross_folds(drawn, seed, contents, self.config.data.group)
+        return self._folds[place]
+
+    @cached_property
+    def _folds(self) -> dict[tuple[str, int, int], Folds]:
+        return {}
+
+    def _drawn_numbers(self, task: str, seed: int) -> list[int]:
+        """The images that a seed draws at the most labels; at fewer it draws the first of them."""
+        if (task, seed) not in self._draws:
+            order = self.pools.tasks[task].splits.train.label_sampling_order(seed)
+            self._draws[task, seed] = order[: max(self.config.designs[task].labels)]
+        return self._draws[task, seed]
+
+    @cached_property
+    def _draws(self) -> dict[tuple[str, int], list[int]]:
+        return {}
+
+    def scored_images(self, task: str, labels: int, seeds: Sequence[int]) -> int:
+        """How many images a setting's score is a share of: validation images, or the fewest that a seed's folds leave out."""
+        folds = [found for seed in seeds if (found := self.folds(task, labels, seed)) is not None]
+        return min((found.scored for found in folds), default=len(self.pools.tasks[task].splits.val))
+
+    def evaluated_images(self, run: Run) -> int:
+        """How many images a training is evaluated on, each time."""
+        folds = self.folds(run.task, run.labels, run.seed)
+        if folds is None:
+            return len(self.pools.tasks[run.task].splits.val)
+        return run.labels if run.fold < 0 else folds.sizes[run.fold]
+
+    def splits_of(self, run: Run) -> Splits[Any]:
+        """What a training is trained and evaluated with: a seed's labelled images, and the validation images.
+
+        With cross-validation a fold is evaluated on the images that it leaves out; a training on all is evaluated on these,
+        for want of others, and a variant, which does its own cross-validation, on none.
+        """
+        images = self.pools.tasks[run.task].splits
+        drawn = draw_labeled(images.train, run.labels, run.seed)
+        folds = self.folds(run.task, run.labels, run.seed)
+        if folds is None or run.variant:
+            return replace(images, train=drawn)
+        train, val = (drawn, drawn) if run.fold < 0 else folds.split(drawn, run.fold)
+        return replace(images, train=train, val=val)
+
+    def is_refit(self, run: Run) -> bool:
+        """Whether a run trains what cross-validation chose, on all images of its seed: its own score is of these, and no use."""
+        return run.kind == "train" and run.fold < 0 and not run.variant and self.config.designs[run.task].cross
+
+    def trials(self, task: str, arm: str, labels: int, seed: int, setting: Setting) -> list[Run]:
+        """The trainings whose mean score is that of a setting: one, or with cross-validation one a fold."""
+        folds = self.folds(task, labels, seed)
+        if folds is None or setting.variant:
+            return [self.training(task, arm, labels, seed, setting)]
+        return [self.training(task, arm, labels, seed, setting, fold) for fold in range(folds.count)]
+
+    def training(self, task: str, arm: str, labels: int, seed: int, setting: Setting, fold: int = -1) -> Run:
+        """One training for a task, evaluated on validation images, or on those of a ``fold`` that it leaves out."""
+        place = (task, arm, labels, seed, setting, fold)
         if place not in self._trainings:
             self._trainings[place] = self._training(*place)
         return self._trainings[place]
 
     @cached_property
-    def _trainings(self) -> dict[tuple[str, str, int, int, Setting], Run]:
+    def _trainings(self) -> dict[tuple[str, str, int, int, Setting, int], Run]:
         return {}
 
-    def _training(self, task: str, arm: str, labels: int, seed: int, setting: Setting) -> Run:
+    def _training(self, task: str, arm: str, labels: int, seed: int, setting: Setting, fold: int) -> Run:
+        folds = self.folds(task, labels, seed)
+        cross: dict[str, object] = {} if folds is None else {"folds": folds.digest, "fold": fold}
         recipe = self.config.recipe(task, arm)
         encoder = self.encoder_of(arm, seed)
         return Run(
@@ -207,10 +280,12 @@ class Context:
                 f"{task}.val",
                 evaluations=self.config.designs[task].evaluations,
                 image_size=self.config.spec_at(task).image_size,
+                **cross,
             ),
             parents=() if encoder is None else (encoder.key,),
             task=task,
             variant=setting.variant,
+            fold=fold,
             code=TRAIN_CODE,
         )
 

@@ -10,11 +10,38 @@ from ..core.errors import show
 from ..core.progress import duration
 from ..core.report.html import Table
 from ..core.yaml_files import flatten
-from .results import Arm, SuiteResult, TaskResult, Trial
-from .score_text import percent, signed
+from .results import Arm, SuiteResult, TaskResult, Trial, TuningRecord
+from .score_text import listed, percent, signed, validated_on
 
 ABSENT = "none"
 """The value of a setting that an arm doesn't have."""
+
+
+LIKE_FOR_ALL = (
+    "Every arm gets the same learning rates to try at every label count, and more beyond an end that does best."
+)
+LONGER = "Then it is trained for two and four times the steps, and for more as long as that helps."
+TESTED_LAST = "The test images are read once for each compared run, after everything is chosen."
+BY_VALIDATION = (
+    "Settings are evaluated on validation images only; in every run the validation score is measured equally often, and the best "
+    "weights are used."
+)
+BY_CROSS_VALIDATION = (
+    "Settings are evaluated by cross-validation within the labelled images of each seed, each training once, at its last step; "
+    "what is chosen is trained on all of these images for as many steps, and its last weights are used."
+)
+
+
+def fairness_note(result: SuiteResult) -> str:
+    """How all arms are tuned alike, in a few sentences."""
+    cross, other = (
+        [part.name for part in result.parts if bool(part.cross_folds) == wanted] for wanted in (True, False)
+    )
+    chosen = [BY_VALIDATION] if other else []
+    if cross:
+        where = f"Of {listed(cross)}: " if other else ""
+        chosen.append(where + BY_CROSS_VALIDATION)
+    return " ".join([LIKE_FOR_ALL, LONGER, *chosen, TESTED_LAST])
 
 
 def settings_table(result: SuiteResult, part: TaskResult) -> Table:
@@ -46,7 +73,7 @@ def effort_table(result: SuiteResult) -> Table:
         for tuning in part.tunings:
             arm = next((arm for arm in result.arms if arm.name == tuning.arm), None)
             if arm is not None:
-                rows.append((arm.label, part.name, f"{tuning.labels:,}", *_tried(tuning.trials), _pretrainings(arm)))
+                rows.append((arm.label, part.name, f"{tuning.labels:,}", *_tried(tuning), _pretrainings(arm)))
     return Table(
         "Effort of tuning: settings tried by each compared seed, and trainings that took. Pretraining has one set of settings, "
         "those of the suite; what was tried to find these isn't known here",
@@ -76,9 +103,9 @@ def effort_seconds_table(result: SuiteResult) -> Table:
     )
 
 
-def _tried(trials: Iterable[Trial]) -> tuple[str, str, str, str]:
-    """Settings a seed, trainings, rates and steps of trials."""
-    found = list(trials)
+def _tried(tuning: TuningRecord) -> tuple[str, str, str, str]:
+    """Settings a seed, trainings, rates and steps of what was tried."""
+    found = tuning.trials
     by_seed: dict[int, set[tuple[float, int, str]]] = {}
     for trial in found:
         by_seed.setdefault(trial.seed, set()).add((trial.rate, trial.steps, trial.variant))
@@ -87,7 +114,7 @@ def _tried(trials: Iterable[Trial]) -> tuple[str, str, str, str]:
     rates, steps = {trial.rate for trial in trained}, {trial.steps for trial in trained}
     return (
         _span(counts, "{:,}"),
-        f"{len(found):,}",
+        f"{tuning.runs or len(found):,}",
         _span(rates, "{:g}") if rates else ABSENT,
         _span(steps, "{:,}") if steps else ABSENT,
     )
@@ -140,7 +167,7 @@ def tuning_table(result: SuiteResult, part: TaskResult) -> Table:
                 )
             )
     return Table(
-        f"What was tried, with its mean {part.figure} in % on the {part.counts['validation']:,} validation images (0.00 where it "
+        f"What was tried, with its mean {part.figure} in % {validated_on(part)} (0.00 where it "
         "diverged), the seeds that tried it, and those that chose it",
         ("arm", "labels", "steps", "rate", _score_word(part), "seeds", "chose it"),
         tuple(rows),
@@ -168,7 +195,7 @@ def convergence_table(result: SuiteResult, part: TaskResult) -> Table:
         for check in part.checks
     )
     return Table(
-        f"What more steps bring: {part.figure} in % on the {part.counts['validation']:,} validation images, mean over seeds; "
+        f"What more steps bring: {part.figure} in % {validated_on(part)}, mean over seeds; "
         "gain, and the most that it is (one-sided 95 %), in points; settled: more steps did no better",
         ("arm", "labels", "steps", _score_word(part), "with more steps", "gain", "at most", "seeds", "settled"),
         rows,

@@ -147,10 +147,13 @@ def labels_used(result: SuiteResult) -> str:
             continue
         counts = listed([f"{labels:,}" for labels in part.label_counts], "or")
         task = "" if part.name == CLASSIFY else f" on {part.name}"
-        sentences.append(
-            f"Labels used{task}: {counts} to train with, and {part.counts['validation']:,} labelled validation images that "
-            f"settings and weights are chosen by; the {part.counts['test']:,} test images are read last."
+        chosen = (
+            f", of which the choice of rate and length is part ({part.cross_folds}-fold cross-validation)"
+            if part.cross_folds
+            else f" to train with, and {part.counts['validation']:,} labelled validation images that settings and weights are "
+            "chosen by"
         )
+        sentences.append(f"Labels used{task}: {counts}{chosen}; the {part.counts['test']:,} test images are read last.")
     return " ".join(sentences)
 
 

@@ -106,9 +106,12 @@ class LeakageGuard:
             self.findings.append(f"{task}Broken images that were left out: {count}.")
 
     def add_evaluated(self, task: str, val: Subset, test: Subset, group: str | None) -> Subset:
-        """Register what a task is evaluated on, and its groups; returns validation without what is in test too."""
+        """Register what a task is evaluated on, and its groups; returns validation, if any, without what is in test too."""
         if group is not None:
             self._groups.append((group, {*groups_of(val.selected(), group), *groups_of(test.selected(), group)}))
+        if not val.indices:
+            self.evaluated[task] = (test,)
+            return val
         name = "validation" if task == CLASSIFY else f"{task}'s validation"
         val = self.without(val, test.contents, name, "test")
         self.evaluated[task] = (val, test)
@@ -127,13 +130,14 @@ class LeakageGuard:
 
     def without_groups(self, part: Subset, name: str) -> Subset:
         """A part without images of a group, as their path states it, that is in validation or test."""
+        where = _split_names(list(self.evaluated.values()))
         for group, evaluated in self._groups:
             names = [part.images.images.name(index) for index in part.indices]
             found = [match_group(one, group) for one in names]
             kept = [index for index, own in zip(part.indices, found, strict=True) if own not in evaluated]
             left_out, unknown = len(found) - len(kept), found.count(None)
             self.findings.append(
-                f"Images of the {name} that are of a group in validation or test (group {group}), and were left out: "
+                f"Images of the {name} that are of a group in {where} (group {group}), and were left out: "
                 f"{left_out}; of {unknown} of {len(found)} the path doesn't say the group."
             )
             part = Subset(part.images, part.hashes, kept)
@@ -142,8 +146,9 @@ class LeakageGuard:
     def without_leaks(self, part: Subset, name: str, tasks: Sequence[str]) -> Subset:
         """A part without the images that these tasks are evaluated on, and without near-duplicates of them."""
         evaluated = [one for task in tasks for one in self.evaluated[task]]
-        left = self.without(part, set().union(*(one.contents for one in evaluated)), name, "validation or test")
-        found = self._near_duplicates(left, name, evaluated)
+        where = _split_names([self.evaluated[task] for task in tasks])
+        left = self.without(part, set().union(*(one.contents for one in evaluated)), name, where)
+        found = self._near_duplicates(left, name, evaluated, where)
         dropped = {pair.index for pair, _, _ in found}
         for pair, other, index in found[:SHOWN]:
             mine = left.indices[pair.index]
@@ -154,7 +159,7 @@ class LeakageGuard:
         return Subset(left.images, left.hashes, kept)
 
     def _near_duplicates(
-        self, part: Subset, name: str, evaluated: Sequence[Subset]
+        self, part: Subset, name: str, evaluated: Sequence[Subset], where: str
     ) -> list[tuple[NearDuplicate, Subset, int]]:
         """The near-duplicates of evaluated images in a part, most similar first: the pair, and the image it is similar to."""
         rows = [(one, index) for one in evaluated for index in one.indices]
@@ -163,18 +168,23 @@ class LeakageGuard:
         crops = self._near != "auto" or count <= MAX_PAIRS
         if self._near == "off" or (not crops and count > MAX_UNCROPPED_PAIRS):
             why = "" if self._near == "off" else f": {pairs}; data.near=full compares all"
-            self.findings.append(f"Near-duplicates of validation or test in the {name} were not searched for{why}.")
+            self.findings.append(f"Near-duplicates of {where} in the {name} were not searched for{why}.")
             return []
         found = _compared(part, evaluated, name, crops)
         kinds = "re-encoded, resized, mirrored" + (", cropped" if crops else "")
         also = "" if crops else f" Crops were not searched for: {pairs}; data.near=full compares all."
         self.findings.append(
-            f"Images of the {name} that are near-duplicates of validation or test ({kinds}), and were left out: "
+            f"Images of the {name} that are near-duplicates of {where} ({kinds}), and were left out: "
             f"{len(found)}.{also}"
             if found
-            else f"No image of the {name} is a near-duplicate of validation or test ({kinds}).{also}"
+            else f"No image of the {name} is a near-duplicate of {where} ({kinds}).{also}"
         )
         return [(pair, *rows[pair.original]) for pair in sorted(found, key=lambda pair: -pair.similarity)]
+
+
+def _split_names(evaluated: Sequence[tuple[Subset, ...]]) -> str:
+    """What tasks are evaluated on; of cross-validation there are no validation images."""
+    return "validation or test" if any(len(splits) > 1 for splits in evaluated) else "test"
 
 
 def _compared(part: Subset, evaluated: Sequence[Subset], name: str, crops: bool) -> list[NearDuplicate]:
@@ -187,7 +197,7 @@ def _compared(part: Subset, evaluated: Sequence[Subset], name: str, crops: bool)
         return [NearDuplicate(*row) for row in zip(*columns, strict=True)]
     others = Thumbnails.concat([one.thumbnails for one in evaluated])
     search = compare if crops else compare_uncropped
-    progress = progress_logger(f"comparing the {name} with validation and test")
+    progress = progress_logger(f"comparing the {name} with the images that are evaluated on")
     found = search(Thumbnails.of(part.selected().images), others, progress).near_duplicates()
     arrays = {
         "index": np.array([pair.index for pair in found], dtype=np.int64),

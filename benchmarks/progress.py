@@ -86,7 +86,8 @@ class RunProgress:
         self._spent += seconds
         self._history.add(run, seconds)
         self._predict()
-        score = f", {100 * result['val']:.1f} % on validation" if "val" in result else ""
+        scored = "val" in result and not self.context.is_refit(run)
+        score = f", {100 * result['val']:.1f} % on validation" if scored else ""
         text = f"bench: {run.title()}: done in {duration(seconds)}{score}"
         if self._live is None:
             logger.info(text)

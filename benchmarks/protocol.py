@@ -76,7 +76,7 @@ def read_finished(store: Path) -> Results:
             damaged.add(run.key)
             return None
         if found is not None:
-            if run.kind == "train":
+            if run.kind == "train" and run.fold < 0:
                 found = {**found, MODEL_SAVED: saved(run)}
             known[run.key] = found
         return found
@@ -90,8 +90,8 @@ def arm_state(
     """The state of an arm on a task at a label count.
 
     In order: the encoders; the search for each seed's rate and steps (``tuning.search``), or of a short task each seed at the
-    recipe's rate; the test split, once a seed, with what was chosen. Seeds that need a run in ``failed`` (keys) are left out:
-    the others go on without them.
+    recipe's rate; with cross-validation a training of what was chosen on all labelled images; the test split, once a seed.
+    Seeds that need a run in ``failed`` (keys) are left out: the others go on without them.
     """
     state = ArmState(task, arm, labels)
 
@@ -103,9 +103,11 @@ def arm_state(
     def training(seed: int, setting: Setting) -> Run:
         return context.training(task, arm, labels, seed, setting)
 
+    def trials(seed: int, setting: Setting) -> list[Run]:
+        return context.trials(task, arm, labels, seed, setting)
+
     def score(seed: int, setting: Setting) -> float | None:
-        found = results(training(seed, setting))
-        return None if found is None else float(found["val"])
+        return _mean_score(context, trials(seed, setting), results)
 
     if not have(encoder_runs(context, arm)):
         return state
@@ -116,12 +118,12 @@ def arm_state(
         setting = Setting(context.config.recipe(task, arm).peak_lr, space.steps)
         chosen = [training(seed, setting) for seed in seeds]
     else:
-        images = len(context.pools.tasks[task].splits.val) if design.scores.is_accuracy else None
+        images = context.scored_images(task, labels, seeds) if design.scores.is_accuracy else None
         found = Search()
         while seeds:
             found = search(space, seeds, score, images)
-            have([training(*one) for one in found.asked])
-            lost = {seed for seed, setting in found.missing if training(seed, setting).key in failed}
+            have([run for one in found.asked for run in trials(*one)])
+            lost = {one[0] for one in found.missing if any(_is_among(failed, run) for run in trials(*one))}
             if not lost:
                 break
             seeds = [seed for seed in seeds if seed not in lost]
@@ -130,17 +132,29 @@ def arm_state(
         chosen = [training(seed, found.chosen[seed]) for seed in seeds]
         keys = {run.key for run in chosen}
         state.losing = [run for run in state.requested if not run.makes_encoder and run.key not in keys]
-        state.tuning = TuningRecord(arm, labels, found.trials, space.per_seed, found.edge)
+        trained = keys | {run.key for one in found.asked for run in trials(*one)}
+        state.tuning = TuningRecord(arm, labels, found.trials, space.per_seed, found.edge, len(trained))
         state.check = None if found.check is None else replace(found.check, arm=arm, labels=labels)
-    tests = [context.testing(run) for run in chosen]
-    gone = [
-        run for run, test in zip(chosen, tests, strict=True) if results(test) is None and _has_lost_model(run, results)
-    ]
+    gone = [run for run in chosen if results(context.testing(run)) is None and _has_lost_model(run, results)]
     state.missing.extend(gone)
-    if have(chosen) and not gone and have(tests):
-        finished = (run for run, test in zip(chosen, tests, strict=True) if results(test) is not None)
-        state.cells = [_cell(run, context, results) for run in finished]
+    if not have(chosen) or gone:
+        return state
+    finished = [run for run in chosen if results(run) is not None]
+    if have([context.testing(run) for run in finished]):
+        tested = [run for run in finished if results(context.testing(run)) is not None]
+        chosen_trials = () if state.tuning is None else state.tuning.chosen
+        scores = {trial.seed: trial.val for trial in chosen_trials}
+        state.cells = [_cell(run, context, results, scores.get(run.seed)) for run in tested]
     return state
+
+
+def _mean_score(context: Context, runs: Sequence[Run], results: Results) -> float | None:
+    """The mean score of the trainings of a setting, each fold's by its images; None while one isn't finished."""
+    scores = [float(found["val"]) for run in runs if (found := results(run)) is not None]
+    if len(scores) < len(runs):
+        return None
+    folds = context.folds(runs[0].task, runs[0].labels, runs[0].seed)
+    return scores[0] if folds is None or runs[0].fold < 0 else folds.mean(scores)
 
 
 def _is_among(keys: Container[str], run: Run | None) -> bool:
@@ -161,11 +175,13 @@ def _has_lost_model(run: Run, results: Results) -> bool:
     return found is not None and bool(found["curve"]) and not found[MODEL_SAVED]
 
 
-def _cell(run: Run, context: Context, results: Results) -> Cell:
+def _cell(run: Run, context: Context, results: Results, score: float | None) -> Cell:
+    """A compared training with its test scores; ``score``: by which its setting was chosen, None where it wasn't."""
     trained, tested = _required(results(run)), _required(results(context.testing(run)))
     scores = context.config.designs[run.task].scores
     figure = scores.key
-    evaluated = [record for record in trained["curve"] if f"val/{figure}" in record]
+    curve = [] if context.is_refit(run) else trained["curve"]  # else of the images that it was trained on
+    evaluated = [record for record in curve if f"val/{figure}" in record]
     losses = [record for record in trained["curve"] if "train/loss" in record]
     metrics = tested["scores"]["metrics"]
     test = {key: metrics[key] for key in scores.labels if key in metrics}
@@ -176,7 +192,7 @@ def _cell(run: Run, context: Context, results: Results) -> Cell:
         seed=run.seed,
         lr=run.lr,
         steps=run.steps,
-        val=trained["val"],
+        val=trained["val"] if score is None else score,
         test=test,
         curve=Curve(
             steps=tuple(record["step"] for record in evaluated),
@@ -214,9 +230,11 @@ def predict_runs(context: Context, results: Results) -> dict[str, Run]:
         if not state.cells and state.tuning is None:
             space, seeds = search_space(context, task, arm, labels), design.seeds_at(labels)
             guessed = guessed_settings(space, config.recipe(task, arm).peak_lr, short=design.short)
-            trained = [context.training(task, arm, labels, seed, one) for seed in seeds for one in guessed]
-            tested = [context.training(task, arm, labels, seed, guessed[0]) for seed in seeds]
-            needed += [*trained, *map(context.testing, tested)]
+            chosen = [context.training(task, arm, labels, seed, guessed[0]) for seed in seeds]
+            for seed in seeds if not design.short or space.variants else ():
+                for one in guessed:
+                    needed += context.trials(task, arm, labels, seed, one)
+            needed += [*chosen, *map(context.testing, chosen)]
         runs.update((run.key, run) for run in needed)
     return runs
 

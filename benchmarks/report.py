@@ -20,6 +20,7 @@ from .fairness import (
     convergence_table,
     effort_seconds_table,
     effort_table,
+    fairness_note,
     pretraining_table,
     settings_table,
     tuning_table,
@@ -31,12 +32,6 @@ from .results import Cell, SuiteResult, TaskResult
 from .task_design import CLASSIFY
 from .verdicts import coverage_note, verdict_sentences, warnings_of
 
-FAIRNESS = (
-    "Every arm gets the same learning rates to try at every label count, evaluated on validation images only, and more "
-    "beyond an end that does best. Then it is trained for two and four times the steps, and for more as long as that helps. "
-    "In every run the validation score is measured equally often, and the best weights are used. The test images are read "
-    "once for each compared run, after everything is chosen."
-)
 SHOWN_WARNINGS = 4
 """Warnings on the first screen; more are folded below them."""
 
@@ -131,7 +126,7 @@ def _html(found: Comparisons, verdicts: Sequence[str], sections: Sequence[Sectio
         verdicts=verdicts[1:],
         sections=sections,
         across=with_rows(across_tasks_table(found)),
-        fairness=FAIRNESS,
+        fairness=fairness_note(result),
         differing=[*(table for one in sections for table in one.differing), *_of_all_tasks(result)],
         picture=_reconstructions(result.reconstructions),
         examples=_examples(result),
@@ -165,7 +160,7 @@ def _markdown(found: Comparisons, verdicts: Sequence[str], sections: Sequence[Se
     differing = [*(table for one in sections for table in one.differing), *_of_all_tasks(result)]
     parts += [
         "## Fairness",
-        FAIRNESS,
+        fairness_note(result),
         *(table.markdown() for table in differing),
         _bullets([f"pool: {result.pool:,} images", *result.guards]),
         "## How it was run",

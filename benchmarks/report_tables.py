@@ -267,6 +267,8 @@ def coverage_table(result: SuiteResult, part: TaskResult) -> Table:
     encoders = {cell.encoder for cell in part.cells if cell.encoder >= 0}
     per_seed = bool(part.tunings) and all(tuning.per_seed for tuning in part.tunings)
     items = bool(part.cells) and all(cell.items for cell in part.cells)
+    cross = bool(part.cross_folds)
+    by = "by cross-validation of its labelled images" if cross else "on validation"
     rows = [
         ("which images are labelled", seeds > 1, "each seed draws its own; all arms get the same draw"),
         ("the first weights of the new head", seeds > 1, "drawn by each seed"),
@@ -274,11 +276,16 @@ def coverage_table(result: SuiteResult, part: TaskResult) -> Table:
         (
             "the choice of learning rate and steps",
             per_seed and seeds > 1,
-            "each seed chooses for itself, on validation" if per_seed else "chosen once for all seeds",
+            f"each seed chooses for itself, {by}" if per_seed else "chosen once for all seeds",
         ),
         ("pretraining of the encoder", len(encoders) > 1, _encoders_text(len(encoders))),
         ("which images are tested with", items, _items_text(part, items)),
-        ("which images validate, and the split", False, "one split for all seeds"),
+        *(
+            [("which images validate", seeds > 1, "each seed's own labelled images, in folds of its own")]
+            if cross
+            else []
+        ),
+        (f"{'' if cross else 'which images validate, and '}the split", False, "one split for all seeds"),
         ("other images, models and recipes", False, "nothing is said of them"),
     ]
     return Table(

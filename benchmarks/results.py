@@ -108,7 +108,8 @@ class TuningRecord:
     """What an arm tried at a label count.
 
     ``per_seed``: each seed chose for itself, so that the choice is part of what the intervals cover. ``edge``: the end of the
-    rates, "lowest" or "highest", that did best in the mean though none beyond it was tried; empty for none.
+    rates, "lowest" or "highest", that did best in the mean though none beyond it was tried; empty for none. ``runs``: trainings
+    that it took, those of all folds among them; 0 of earlier results, which had one a trial.
     """
 
     arm: str
@@ -116,6 +117,7 @@ class TuningRecord:
     trials: tuple[Trial, ...]
     per_seed: bool
     edge: str = ""
+    runs: int = 0
 
     @property
     def chosen(self) -> tuple[Trial, ...]:
@@ -151,6 +153,7 @@ class TaskResult:
     images by use (labelled source, validation, test). ``short``: nothing was tuned or checked. ``recipes``: each arm's.
     ``clusters``: which patient, video or flight each test item is of, as numbers; empty where every item is drawn by itself.
     ``class_counts``: test images of each class, where each has one. ``tuning_seconds``: each arm's trainings to tune.
+    ``cross_folds``: the most folds of a seed's labelled images, by which settings were chosen; 0: by validation images.
     """
 
     name: str
@@ -166,6 +169,7 @@ class TaskResult:
     clusters: tuple[int, ...] = ()
     class_counts: tuple[int, ...] = ()
     tuning_seconds: Mapping[str, float] = field(default_factory=dict)
+    cross_folds: int = 0
 
     @property
     def scores(self) -> ReportedScores:

@@ -27,6 +27,7 @@ from .disk_estimate import bytes_saved, checkpoint_peak
 from .estimates import MeasuredCost, RunCosts, RuntimeHistory
 from .executor import DIED, NO_ROOM, STALLED, Executor
 from .experiment import Context
+from .folds import CROSS_FOLDS
 from .local_executor import LocalProcesses
 from .progress import RunProgress
 from .protocol import ArmState, Results, arm_state, iter_cells, predict_runs, read_finished
@@ -129,9 +130,8 @@ def plan(config: BenchConfig) -> Plan:
     saved, checkpoints = bytes_saved(context, runs.values()), checkpoint_peak(context, runs.values(), workers)
     largest = max(config.recipe(task, arm).batch_size for task in config.designs for arm in config.arms)
     tokens = max((spec.num_patches + 1) * spec.embed_dim * spec.depth for spec in shapes)
-    kinds = Counter(
-        run.kind for run in sorted(runs.values(), key=lambda run: (not run.makes_encoder, run.kind == "test"))
-    )
+    ordered = sorted(runs.values(), key=lambda run: (not run.makes_encoder, run.kind == "test", run.fold < 0))
+    kinds = Counter("cross-validation" if run.fold >= 0 else run.kind for run in ordered)
     seconds = sum(
         measured.seconds(run) if (known := history.known_seconds(run)) is None else known for run in runs.values()
     )
@@ -165,6 +165,7 @@ def _planned(design: TaskDesign, counts: Mapping[str, int]) -> str:
     images = ", ".join(f"{use} {count:,}" for use, count in counts.items())
     seeds = ", ".join(f"{len(design.seeds_at(labels))} paired seeds at {labels:,} labels" for labels in design.labels)
     by = "by each seed" if design.tuning.per_seed else f"by {design.tuning.draws} seeds"
+    by += f", in {CROSS_FOLDS}-fold cross-validation of a seed's labels" if design.cross else ""
     tuned = "not tuned (short)" if design.short else f"{len(design.tuning.rates)} rates tried {by}, then more steps"
     return f"{images}; {seeds}; {tuned}"
 

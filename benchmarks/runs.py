@@ -48,7 +48,8 @@ class Run:
     is all of its configuration that matters, ``context`` what it shares with the others of its kind; ``parents`` are the keys of
     the runs whose files it reads. ``task``: what it is trained for; none for an encoder. ``code`` is raised whenever a change of
     the code would change what a run of the kind ends with. ``action``: what makes an encoder, as a title says it. ``variant``:
-    which of its arm's settings it trains, where these are no rates and steps.
+    which of its arm's settings it trains, where these are no rates and steps. ``fold``: which fold of its labelled images it
+    leaves out and is evaluated on, -1 for none; ``context`` holds it too.
     """
 
     kind: str
@@ -63,6 +64,7 @@ class Run:
     task: str = ""
     action: str = ""
     variant: str = ""
+    fold: int = -1
     code: int = field(kw_only=True)
 
     @property
@@ -72,9 +74,12 @@ class Run:
 
     @cached_property
     def key(self) -> str:
-        """The hash of everything that determines the outcome; the names of arm and task are not among it."""
+        """The hash of everything that determines the outcome; the names of arm and task are not among it.
+
+        Nor is what another field holds: ``recipe`` the variant, ``context`` the fold.
+        """
         content = {**asdict(self), "maelift": __version__}
-        for irrelevant in ("arm", "task", "action", "variant"):
+        for irrelevant in ("arm", "task", "action", "variant", "fold"):
             del content[irrelevant]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
 
@@ -85,7 +90,8 @@ class Run:
         trained = self.variant or f"{self.steps} steps at rate {self.lr:g}"
         what = "test" if self.kind == "test" else trained
         task = "" if self.task == CLASSIFY else f"{self.task}, "
-        return f"{self.arm}: {task}{self.labels} labels, seed {self.seed}, {what}"
+        fold = f", fold {self.fold}" if self.fold >= 0 else ""
+        return f"{self.arm}: {task}{self.labels} labels, seed {self.seed}, {what}{fold}"
 
 
 def spec_facts(spec: EncoderSpec) -> dict[str, object]:

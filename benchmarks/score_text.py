@@ -45,6 +45,13 @@ def place(part: TaskResult, labels: int) -> str:
     return counted if part.name == CLASSIFY else f"{part.name}, {counted}"
 
 
+def validated_on(part: TaskResult) -> str:
+    """What settings were chosen by: the validation images, or cross-validation."""
+    if part.cross_folds:
+        return f"by {part.cross_folds}-fold cross-validation of each seed's labelled images"
+    return f"on the {part.counts['validation']:,} validation images"
+
+
 def listed(words: Sequence[str], word: str = "and") -> str:
     """Words as a list in a sentence: "one, two and three"."""
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} {word} {words[-1]}"

@@ -63,7 +63,9 @@ class Pixels(_WithoutEncoder):
 
     def task(self, training: Training) -> Task[Any, Any]:
         recipe = cast(ClassifyRecipe, training.recipe)
-        return PixelTask(training.variant, recipe, training.encoder, training.splits, training.ranks)
+        task = PixelTask(training.variant, recipe, training.encoder, training.splits, training.ranks)
+        task.folds = training.folds
+        return task
 
     def recipe_facts(self, recipe: Recipe, variant: str) -> str:
         return json.dumps({"pixels": variant, "version": PixelTask.version})
@@ -162,7 +164,7 @@ class Frozen(ArmKind):
             defaults=recipe_defaults(f"{CLASSIFY}_{self.init}"),
         )
         task = ProbeTask(config, training.encoder, training.splits, training.ranks)
-        task.manifest = training.manifest
+        task.manifest, task.folds = training.manifest, training.folds
         return task
 
     def recipe_facts(self, recipe: Recipe, variant: str) -> str:

@@ -42,8 +42,8 @@ class SuiteData:
     """images to pretrain on, without labels: what maelift pretrain takes as data; null: a part of path's"""
     pool: int | float | None = None
     """images to pretrain on, a count or a share: of path's training split (null: 0.8), or of unlabelled (null: all)"""
-    val: int | float = 0.1
-    """validation images where the data has no such split, a count or a share"""
+    val: int | float | Literal["cross"] = 0.1
+    """validation images where the data has none, a count or share; cross: 5-fold cross-validation of a seed's labelled images"""
     test: int | float = 0.1
     """test images where the data has no such split, a count or a share"""
     seed: int = 0
@@ -60,6 +60,13 @@ class SuiteData:
     def __post_init__(self) -> None:
         if self.path is None and self.unlabelled is None:
             raise ConfigError("path", None, "labelled images, or unlabelled ones to pretrain on")
+        if self.cross and self.path is None:
+            raise ConfigError("val", self.val, "a count or a share, without path")
+
+    @property
+    def cross(self) -> bool:
+        """Whether settings are chosen by cross-validation within the labelled images of a seed."""
+        return self.val == "cross"
 
 
 @dataclass(frozen=True)
@@ -218,7 +225,9 @@ class BenchConfig:
         """What is compared, by task: classification of the suite's own images first, where they have labels."""
         designs = {}
         if self.data.path is not None:
-            designs[CLASSIFY] = TaskDesign(CLASSIFY, CLASSIFY, self.labels, self.seeds, self.tuning, self.evaluations)
+            cross = self.data.cross  # a training is then evaluated once, so that no step is chosen by looking
+            own = CLASSIFY, CLASSIFY, self.labels, self.seeds, self.tuning, 1 if cross else self.evaluations
+            designs[CLASSIFY] = TaskDesign(*own, cross=cross)
         for name, task in self.tasks.items():
             tuning = replace(
                 self.tuning,

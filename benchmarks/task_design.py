@@ -101,7 +101,10 @@ class Tuning:
 
 @dataclass(frozen=True)
 class TaskDesign:
-    """What is compared on a task: label counts, seeds, and how every arm is tuned and evaluated; ``short``: it isn't tuned."""
+    """What is compared on a task: label counts, seeds, and how every arm is tuned and evaluated; ``short``: it isn't tuned.
+
+    ``cross``: settings are chosen by cross-validation within the labelled images of a seed, not on validation images.
+    """
 
     name: str
     kind: str
@@ -111,6 +114,7 @@ class TaskDesign:
     tuning: Tuning
     evaluations: int
     short: bool = False
+    cross: bool = False
 
     @property
     def scores(self) -> ReportedScores:

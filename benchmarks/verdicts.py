@@ -15,6 +15,9 @@ from .task_design import CLASSIFY, LARGEST_DRAW
 UNBALANCED = 1.5
 """Test images of the most frequent class, as a multiple of the rarest, from which accuracy by class is a figure of its own."""
 
+FEW_LABELS = 100
+"""Labelled images below which a choice by cross-validation is uncertain: of 100 a share is known within 5 points or so."""
+
 
 def verdict_sentences(found: Comparisons) -> Iterator[str]:
     """One sentence for each planned comparison, on each task at each label count; short tasks show their scores."""
@@ -182,6 +185,12 @@ def _warnings_of(found: Comparisons, part: TaskResult) -> Iterator[str]:
         )
     if part.tunings and not part.short and not all(tuning.per_seed for tuning in part.tunings):
         yield f"Learning rates and steps{task} were chosen once for all seeds: the intervals don't cover the luck of that choice."
+    few = [labels for labels in part.label_counts if labels < FEW_LABELS]
+    if part.cross_folds and few:
+        yield (
+            f"Settings{task} were chosen by {part.cross_folds}-fold cross-validation of the labelled images alone: of as few as "
+            f"{min(few):,} the choice is partly luck, in every arm."
+        )
     yield from _skewed(found, part)
 
 
@@ -223,8 +232,9 @@ def _still_gaining(found: Comparisons, part: TaskResult, check: ConvergenceCheck
         if check.arm == found.result.reference(part, check.labels)
         else "Its result may be too low"
     )
+    where = "in cross-validation" if part.cross_folds else "on validation"
     limit = "how much at most isn't known" if math.isinf(check.limit) else f"at most {signed(check.limit)}"
     return (
         f"{result.label(check.arm)} may still gain{task} at {check.labels:,} labels: {check.longest:,} steps in place of "
-        f"{check.steps:,} bring {signed(check.gain)} points on validation, {limit}. {consequence}; raise tuning.max_doublings."
+        f"{check.steps:,} bring {signed(check.gain)} points {where}, {limit}. {consequence}; raise tuning.max_doublings."
     )

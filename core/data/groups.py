@@ -20,7 +20,7 @@ def groups_of(images: LabeledDataset, group: str) -> list[str]:
     without a match.
     """
     own: tuple[str, ...] = getattr(images, "groups", ())
-    if own:
+    if own or not len(images):
         return list(own)
     return groups_by_path([images.images.name(index) for index in range(len(images))], group)
 

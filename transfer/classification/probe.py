@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar, Literal, cast
@@ -25,6 +25,7 @@ from ...core.models.probes import AttentiveProbe, LinearProbe, NearestNeighbours
 from ...core.training.loader import Batch
 from ...core.training.optimizers import Lars
 from .config import ClassifyConfig
+from .cross_validation import cross_validated_neighbours, cross_validated_penalty
 from .evaluation import validation_figures
 from .features import FeatureRequest, FeatureRows, cached_features
 from .model import Classifier
@@ -41,6 +42,8 @@ class ProbeTask(ClassificationTask):
     """
 
     draws: ClassVar[int] = 1
+    folds: Sequence[int] = ()
+    """(N,) the fold of each training image, -1: of none; a head without steps is then cross-validated in place of validation"""
 
     def __init__(self, config: ClassifyConfig, encoder: Encoder, splits: Splits[ClassImages], ranks: Ranks) -> None:
         passes = ranks.world_size * config.accumulate
@@ -86,12 +89,16 @@ class ProbeTask(ClassificationTask):
         """Compute the features, or find them; fit what isn't trained step by step."""
         self.train_rows = self._rows("train", self.probe.crops)
         self._numbers = np.arange(len(self.train_rows))[:, None]
-        self.val_rows = self._rows("val", 0)
-        self.val_targets = torch.from_numpy(self.splits.val.targets())
+        if not self.folds:
+            self.val_rows = self._rows("val", 0)
+            self.val_targets = torch.from_numpy(self.splits.val.targets())
         if isinstance(model, NearestNeighbours):
             targets = torch.from_numpy(self.splits.train.targets())
             classes = len(self.splits.train.classes)
-            model.fill(self.train_rows.all(), targets if self.multi_label else F.one_hot(targets, classes))
+            rows = self.train_rows.all()
+            model.fill(rows, targets if self.multi_label else F.one_hot(targets, classes))
+            if self.folds:
+                self._figures = cross_validated_neighbours(model, rows.to(self.ranks.device), targets, self.folds)
         elif self._solved():
             self._solve(cast(LinearProbe, model))
 
@@ -105,7 +112,7 @@ class ProbeTask(ClassificationTask):
         return self.objective.of_logits(logits, self.objective.labels[batch.indices])
 
     def validate(self, model: nn.Module) -> Mapping[str, float]:
-        return validation_figures(self._val_logits(model), self.val_targets)
+        return self._figures if self.folds else validation_figures(self._val_logits(model), self.val_targets)
 
     @torch.inference_mode()
     def _val_logits(self, model: nn.Module) -> Tensor:
@@ -149,13 +156,18 @@ class ProbeTask(ClassificationTask):
         return FeatureRows(cached_features(wanted, folder, self.ranks, workers=workers, what=split), self.ranks.device)
 
     def _solve(self, model: LinearProbe) -> None:
-        """Fit a logistic regression on scaled features; of several strengths of the penalty the best on validation."""
+        """Fit a logistic regression on scaled features, with the penalty that is best on validation, or across folds."""
         rows, device = self.train_rows.all(), self.ranks.device
         targets = torch.from_numpy(self.splits.train.targets())
         if self.probe.crops:
             targets = targets.repeat_interleave(self.probe.crops, dim=0)
-        found: list[tuple[float, float, dict[str, Tensor]]] = []  # figure, log loss below zero, weights
         strengths = L2_GRID if self.probe.l2 is None else (self.probe.l2,)
+        if self.folds:
+            classes = len(self.splits.train.classes)
+            best, self._figures = cross_validated_penalty(rows, targets, classes, self.folds, strengths, device)
+            list(fit_linear_probe(model.eval(), rows, targets, (best,), device=device))
+            return
+        found: list[tuple[float, float, dict[str, Tensor]]] = []  # figure, log loss below zero, weights
         for l2 in fit_linear_probe(model, rows, targets, strengths, device=device):
             logits = self._val_logits(model.eval())
             value = validation_figures(logits, self.val_targets)[self.metric()]
