@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
@@ -38,9 +39,11 @@ def to_array(image: Image.Image | Picture, channels: int) -> Pixels:
     raise DataError(_other_channels(there, channels))
 
 
-def check_channels(there: int, channels: int) -> None:
-    """Raise DataError unless ``to_array`` can make ``channels`` of so many."""
-    if there != channels and {there, channels} != {1, 3}:
+def check_channels(there: int, channels: int | None) -> None:
+    """Raise DataError unless ``to_array`` can make ``channels`` of so many; None: unless these are gray or colour."""
+    if channels is None and there not in (1, 3):
+        raise DataError(f"{there} channels, neither gray (1) nor colour (3). Give channels={there} to use them")
+    if channels is not None and there != channels and {there, channels} != {1, 3}:
         raise DataError(_other_channels(there, channels))
 
 
@@ -142,17 +145,34 @@ def _resized(
     import torch
     from torch.nn.functional import interpolate
 
-    top, left, height, width = box
-    part = picture[top : top + height, left : left + width]
-    if (height, width) != size:
-        part = part if part.flags.writeable and min(part.strides) > 0 else part.copy()
-        tensor = torch.from_numpy(part).permute(2, 0, 1)[None]
+    def resize(values: Picture) -> Picture:
+        values = values if values.flags.writeable and min(values.strides) > 0 else values.copy()
+        tensor = torch.from_numpy(values).permute(2, 0, 1)[None]
         if interpolation == "nearest":
             tensor = interpolate(tensor, size=size, mode="nearest-exact")
         else:
             tensor = interpolate(tensor, size=size, mode=interpolation, antialias=True)
-        part = tensor[0].permute(1, 2, 0).numpy()
+        return tensor[0].permute(1, 2, 0).numpy()
+
+    top, left, height, width = box
+    part = picture[top : top + height, left : left + width]
+    if (height, width) != size:
+        part = resized_around_gaps(part, resize)
     return part[:, ::-1] if mirrored else part
+
+
+def resized_around_gaps(values: Picture, resize: Callable[[Picture], Picture]) -> Picture:
+    """What a linear ``resize`` makes of values (float32 with NaN where there is none), as a mean over those that are there.
+
+    Where the filter's weight is mostly on missing values, the result is NaN too.
+    """
+    missing = np.isnan(values) if values.dtype.kind == "f" else None
+    if missing is None or not missing.any():
+        return resize(values)
+    weight = resize((~missing).astype(np.float32))
+    there = resize(np.where(missing, np.float32(0), values))
+    gap = weight < 0.5
+    return np.where(gap, np.float32(np.nan), there / np.where(gap, np.float32(1), weight)).astype(np.float32)
 
 
 def fitted_box(there: tuple[int, int], size: tuple[int, int]) -> tuple[float, float, float, float]:
@@ -187,11 +207,18 @@ def resized_part(
 ) -> Picture:
     """The part of an image in ``box`` (left, top, right, bottom) resized to ``size`` (height, width) by PIL: (H, W, C)."""
     where, how = (size[1], size[0]), _resampling(interpolation)
-    if isinstance(image, Image.Image) or (image.dtype == np.uint8 and image.shape[2] in (1, 3)):
-        whole = image if isinstance(image, Image.Image) else _image(image)
-        return picture_of(whole.resize(where, how, box=box))
-    bands = [Image.fromarray(np.ascontiguousarray(image[:, :, band])) for band in range(image.shape[2])]
-    return np.stack([np.asarray(band.resize(where, how, box=box)) for band in bands], axis=2)
+    if isinstance(image, Image.Image):
+        if image.mode != "F":
+            return picture_of(image.resize(where, how, box=box))
+        image = picture_of(image)
+    elif image.dtype == np.uint8 and image.shape[2] in (1, 3):
+        return picture_of(_image(image).resize(where, how, box=box))
+
+    def resize(values: Picture) -> Picture:
+        planes = [Image.fromarray(np.ascontiguousarray(values[:, :, band])) for band in range(values.shape[2])]
+        return np.stack([np.asarray(plane.resize(where, how, box=box)) for plane in planes], axis=2)
+
+    return resized_around_gaps(image, resize)
 
 
 def _image(picture: Picture) -> Image.Image:

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
+from ...core.data.composite import displayed
 from ...core.data.dataset_format import hint
 from ...core.data.labeled_dataset import Splits
-from ...core.data.pixel_format import PLAIN_FORMAT, PixelFormat
 from ...core.data.sampling import Sample, Uniforms
 from ...core.data.segmentation import SegmentationImages
 from ...core.data.segmentation_reader import segmentation_parts
@@ -25,6 +25,7 @@ from ...core.distributed import Ranks
 from ...core.errors import DataError
 from ...core.models.encoder import Encoder
 from ...core.models.encoder_file import Provenance
+from ...core.models.preprocessing import Preprocessing
 from ...core.training.loader import Batch
 from ..metrics import Scores
 from ..predictions import Segmentation as Prediction
@@ -94,6 +95,7 @@ class SegmentationTask(Task[SegmentConfig, SegmentationImages]):
         known = how if how.upper() in Image.Resampling.__members__ else "bicubic"
         crop = resized_part(image, box, (mask.shape[0], mask.shape[1]), known)
         pixels = to_array(crop, self.encoder.spec.channels)
+        mask = without_values(mask, pixels, images.ignore_index)
         if config.distort and pixels.shape[0] == 3 and pixels.dtype == np.uint8:
             pixels = distort_colors(pixels, draws[-DISTORTION_DRAWS:])
         if config.flip and draws[1] < 0.5:
@@ -145,13 +147,15 @@ class SegmentationTask(Task[SegmentConfig, SegmentationImages]):
         evaluated.sort(key=lambda item: (-item[0], item[1]))
         half = min(EXAMPLES, len(evaluated) // 2)
         chosen = [*evaluated[:half], *evaluated[len(evaluated) - half :]]
-        form = segmentor.preprocessing.reading
-        return [example_image(images, index, found, value, split, form) for value, index, found in chosen]
+        return [
+            example_image(images, index, found, value, split, segmentor.preprocessing) for value, index, found in chosen
+        ]
 
     def _pairs(self, images: SegmentationImages) -> Iterator[Pair]:
         for index in range(len(images)):
             image = images.images.open(index, self.encoder.preprocessing.reading)
-            yield to_array(image, self.encoder.spec.channels), images.mask(index)
+            pixels = to_array(image, self.encoder.spec.channels)
+            yield pixels, without_values(images.mask(index), pixels, images.ignore_index)
 
     def _count_pixels(
         self,
@@ -178,16 +182,24 @@ class SegmentationTask(Task[SegmentConfig, SegmentationImages]):
         return counts
 
 
+def without_values(mask: Mask, pixels: NDArray[np.generic], ignore_index: int) -> Mask:
+    """A mask (H, W) with ignored pixels where an image (C, H, W) has no value in any channel."""
+    if pixels.dtype.kind != "f" or not (missing := np.isnan(pixels).all(axis=0)).any():
+        return mask
+    return np.where(missing, np.asarray(ignore_index, dtype=mask.dtype), mask)
+
+
 def decoded_bytes(images: SegmentationImages, channels: int) -> int:
     """About what the images and masks take up in memory, going by the first."""
     return len(images) * images.mask(0).size * (channels + 1) if len(images) else 0
 
 
 def example_image(
-    images: SegmentationImages, index: int, found: Mask, value: float, split: str, form: PixelFormat = PLAIN_FORMAT
+    images: SegmentationImages, index: int, found: Mask, value: float, split: str, preprocessing: Preprocessing
 ) -> ExampleImage:
     """The truth next to the prediction, with the image's name and mean intersection over union."""
-    image, truth = images.images.open(index, form), images.mask(index)
+    image, truth = images.images.open(index, preprocessing.reading), images.mask(index)
+    image = displayed(image, preprocessing.channel_names)
     panels = [
         (title, draw_segmentation(image, Prediction(mask, images.classes), ignored=images.ignore_index))
         for title, mask in (("truth", truth), ("prediction", found))
