@@ -219,6 +219,8 @@ def chosen_bands(picture: Picture, names: Sequence[str], bands: Bands | None) ->
     named = bands is not None and all(isinstance(band, str) for band in bands)
     if bands is None or (named and not names and len(bands) == picture.shape[2]):
         return picture
+    if named and not names:
+        raise DataError(f"{picture.shape[2]} channels without names; expected {', '.join(map(str, bands))}")
     places = [_band_place(band, names, picture.shape[2]) for band in bands]
     if places == list(range(picture.shape[2])):
         return picture

@@ -25,7 +25,7 @@ TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 _PLACES = {"YX": None, "YXS": 2, "YXC": 2, "SYX": 0, "CYX": 0}
 """Which of a series' axes are the channels, by what tifffile calls them."""
-_ORIENTATION, _GDAL_METADATA, _GDAL_NODATA = 274, 42112, 42113
+_DESCRIPTION, _ORIENTATION, _GDAL_METADATA, _GDAL_NODATA = 270, 274, 42112, 42113
 """Numbers of tags; GDAL's as in its GeoTIFF driver's documentation."""
 
 
@@ -37,9 +37,11 @@ def exceeds_pil(file: Image.Image, form: PixelFormat) -> bool:
     floats_or_signed = set(np.atleast_1d(tags.get(339, (1,))).tolist()) != {1}
     deep = int(np.max(bits)) > 8
     alpha = bool(set(np.atleast_1d(tags.get(338, ())).tolist()) & {1, 2})
-    more = samples > 4 or (samples == 4 and tags.get(262) != 5 and (form.keeps(4) or not alpha))
+    more = samples > 4 or (samples in (2, 4) and tags.get(262) != 5 and (form.keeps(samples) or not alpha))
     pages = form.channels not in (None, 1, 3, samples) or form.bands is not None  # they may be channels
     stated = _GDAL_NODATA in tags or 'role="description"' in str(tags.get(_GDAL_METADATA, ""))
+    described = str(tags.get(_DESCRIPTION, ""))
+    stated = stated or described.startswith("ImageJ=") or "<OME" in described  # which say what pages are
     return more or pages or floats_or_signed or stated or (deep and samples > 1)
 
 
