@@ -63,16 +63,38 @@ def random_resized_crop(
     draws: NDArray[np.float64],
     scale: tuple[float, float] = (0.2, 1.0),
     interpolation: Interpolation = "bicubic",
+    turn: bool = False,
 ) -> Picture:
     """A random part of an image resized to ``size`` (height, width), mirrored when the last draw is below 0.5: (H, W, C).
 
     ``draws`` are five numbers in [0, 1): area (uniform within ``scale``), aspect ratio (log-uniform from 3/4 to 4/3),
     place in y and x, mirroring. A crop that would reach beyond the image is cut to it. It is cropped, then resized, as in
-    torchvision: with antialiasing, uint8 within 1 (seldom 2) of what PIL gives.
+    torchvision: with antialiasing, uint8 within 1 (seldom 2) of what PIL gives. ``turn``: it is also turned by quarters
+    (``quarter_turns``).
     """
     picture = picture_of(image) if isinstance(image, Image.Image) else image
     box = crop_box((picture.shape[0], picture.shape[1]), draws, scale)
-    return _resized(picture, box, size, mirrored=bool(draws[4] < 0.5), interpolation=interpolation)
+    return _cropped(picture, box, size, draws[4], interpolation, turn)
+
+
+def quarter_turns(draw: float) -> int:
+    """How many quarters, 0 to 3, by what a draw in [0, 1) says beyond whether it is below 0.5."""
+    return int(4 * (2 * draw % 1))
+
+
+def _cropped(
+    picture: Picture,
+    box: tuple[int, int, int, int],
+    size: tuple[int, int],
+    draw: float,
+    interpolation: Interpolation = "bicubic",
+    turn: bool = False,
+) -> Picture:
+    """The part of a picture in ``box`` at ``size``, mirrored below a draw of 0.5 and, with ``turn``, turned by it."""
+    turns = quarter_turns(draw) if turn else 0
+    upright = size if turns % 2 == 0 else (size[1], size[0])
+    part = _resized(picture, box, upright, mirrored=bool(draw < 0.5), interpolation=interpolation)
+    return np.rot90(part, turns) if turns else part
 
 
 def random_crops(
@@ -82,6 +104,7 @@ def random_crops(
     scale: tuple[float, float] = (0.2, 1.0),
     *,
     reduced: bool = True,
+    turn: bool = False,
 ) -> list[Picture]:
     """A ``random_resized_crop`` for each row of ``draws`` (K, 5), of an image that is decoded once.
 
@@ -96,7 +119,7 @@ def random_crops(
     there = (picture.shape[0], picture.shape[1])
     if there != image.size:
         boxes = [_scaled_box(box, image.size, there) for box in boxes]
-    return [_resized(picture, box, size, mirrored=bool(row[4] < 0.5)) for box, row in zip(boxes, draws, strict=True)]
+    return [_cropped(picture, box, size, row[4], turn=turn) for box, row in zip(boxes, draws, strict=True)]
 
 
 def crop_box(

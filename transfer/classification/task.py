@@ -69,7 +69,7 @@ class ClassificationTask(Task[ClassifyRecipe, ClassImages]):
         spec = self.encoder.spec
         flips = draws if self.config.flip else np.append(draws[:4], 1.0)
         image = self.splits.train.images.open(index, self.encoder.preprocessing.reading)
-        crop = random_resized_crop(image, spec.image_size, flips, self.config.crop_scale)
+        crop = random_resized_crop(image, spec.image_size, flips, self.config.crop_scale, turn=self.config.turn)
         return Sample(to_array(crop, spec.channels))
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:

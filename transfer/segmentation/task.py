@@ -19,7 +19,7 @@ from ...core.data.labeled_dataset import Splits
 from ...core.data.sampling import Sample, Uniforms
 from ...core.data.segmentation import SegmentationImages
 from ...core.data.segmentation_reader import segmentation_parts
-from ...core.data.transforms import resized_part, to_array
+from ...core.data.transforms import quarter_turns, resized_part, to_array
 from ...core.device import autocast
 from ...core.distributed import Ranks
 from ...core.errors import DataError
@@ -31,7 +31,7 @@ from ..metrics import Scores
 from ..predictions import Segmentation as Prediction
 from ..task import Task
 from ..visualize import ExampleImage, draw_segmentation, side_by_side
-from .augmentation import Mask, distort_colors, pad_to, random_crop
+from .augmentation import Mask, distorted, pad_to, random_crop
 from .config import SegmentConfig
 from .metrics import Counts, PixelCounts
 from .model import ENCODER_PREFIX, Segmentor
@@ -96,12 +96,15 @@ class SegmentationTask(Task[SegmentConfig, SegmentationImages]):
         crop = resized_part(image, box, (mask.shape[0], mask.shape[1]), known)
         pixels = to_array(crop, self.encoder.spec.channels)
         mask = without_values(mask, pixels, images.ignore_index)
-        if config.distort and pixels.shape[0] == 3 and pixels.dtype == np.uint8:
-            pixels = distort_colors(pixels, draws[-DISTORTION_DRAWS:])
+        if config.distort:
+            pixels = distorted(pixels, draws[-DISTORTION_DRAWS:], self.encoder.preprocessing.value_range)
         if config.flip and draws[1] < 0.5:
             pixels, mask = pixels[:, :, ::-1], mask[:, ::-1]
         pixels = pad_to(pixels, size, self.encoder.preprocessing.pixel_mean)
-        return Sample(pixels, {"mask": pad_to(mask[None], size, (images.ignore_index,))[0]})
+        mask = pad_to(mask[None], size, (images.ignore_index,))[0]
+        if config.turn and size[0] == size[1] and (turns := quarter_turns(draws[1])):
+            pixels, mask = (np.ascontiguousarray(np.rot90(part, turns, (-2, -1))) for part in (pixels, mask))
+        return Sample(pixels, {"mask": mask})
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         masks = torch.stack([target["mask"] for target in batch.targets]).long()

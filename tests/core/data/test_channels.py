@@ -263,3 +263,37 @@ def test_arrays_are_read_as_files_are(tmp_path: Path) -> None:
             as_image(wrong, form)
     with pytest.raises(DataError, match="beyond value_range"):
         as_image(array + np.uint16(60_000), form)
+
+
+def test_turned_crops_are_the_eight_symmetries_of_an_image_equally_often() -> None:
+    array = values("uint12", (12, 12, 5)).astype(np.float32)
+    symmetries = [np.rot90(side, turns) for side in (array, array[:, ::-1]) for turns in range(4)]
+    seen = np.zeros(8, dtype=int)
+    for draw in (np.arange(64) + 0.5) / 64:
+        crop = random_resized_crop(array, (12, 12), np.array([0.0, 0.5, 0, 0, draw]), (1.0, 1.0), turn=True)
+        equal = [np.array_equal(crop, one) for one in symmetries]
+        seen[equal.index(True)] += 1
+    assert (seen == 8).all()
+    wide = values("uint8", (30, 40, 3))
+    for draw in (0.1, 0.2, 0.3, 0.4, 0.6, 0.9):
+        draws = np.array([0.3, 0.2, 0.5, 0.5, draw])
+        assert random_resized_crop(wide, (8, 12), draws, turn=True).shape == (8, 12, 3)
+
+
+@given(st.integers(0, 10**6), st.sampled_from([2, 5, 13]), st.sampled_from(["uint8", "uint12", "float32"]))
+def test_distorted_channels_stay_in_their_range_and_keep_what_they_show(seed: int, channels: int, kind: str) -> None:
+    from maelift.transfer.segmentation.augmentation import distorted
+
+    pixels = np.ascontiguousarray(values(kind, (9, 11, channels), seed).transpose(2, 0, 1))
+    draws = np.random.default_rng(seed).random(9)
+    low, high = RANGES[kind]
+    found = distorted(pixels, draws, (float(low), float(high)))
+    again = distorted(pixels, draws, (float(low), float(high)))
+    assert found.shape == pixels.shape and np.array_equal(found, again, equal_nan=True)
+    assert np.nanmin(found) >= low and np.nanmax(found) <= high
+    missing = [number for number in range(channels) if np.isnan(found[number].astype(float)).all()]
+    assert len(missing) == int(draws[5] < 0.1)
+    for number in set(range(channels)) - set(missing):
+        assert np.corrcoef(found[number].ravel(), pixels[number].ravel())[0, 1] > 0.5
+    if draws[0] >= 0.5 and draws[2] >= 0.5 and not missing:
+        assert np.array_equal(found, pixels)
