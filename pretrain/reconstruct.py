@@ -349,7 +349,8 @@ def _resized(image: NDArray[np.generic], size: tuple[int, int]) -> NDArray[np.fl
     values = image.astype(np.float32)
     if values.shape[1:] == size:
         return values
-    return resized_around_gaps(values, lambda planes: np.stack([_resized_plane(plane, size) for plane in planes]))
+    found = resized_around_gaps(values, lambda planes: np.stack([_resized_plane(plane, size) for plane in planes]))
+    return found.astype(np.float32)
 
 
 def _resized_plane(plane: NDArray[np.generic], size: tuple[int, int]) -> NDArray[np.float32]:

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 SIDE = 20
-SHAPE = {"model": "vit_nano", "image_size": 16, "patch_size": 4}
-SHORT = {"recipe": "small", "steps": 2, "batch_size": 4, "evaluations": 1}
+SHAPE: dict[str, Any] = {"model": "vit_nano", "image_size": 16, "patch_size": 4}
+SHORT: dict[str, Any] = {"recipe": "small", "steps": 2, "batch_size": 4, "evaluations": 1}
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,8 @@ class Kind:
     def read(self, path: Path) -> NDArray[np.float32]:
         """The values (H, W, C) that a model is given, by tifffile or numpy alone."""
         array = np.load(path) if self.suffix == "npy" else tifffile.imread(path)
-        array = array.reshape(SIDE, SIDE + 4, self.channels).astype(np.float32)
-        return array / np.float32(257) if self.scaled else array
+        found: NDArray[np.float32] = array.reshape(SIDE, SIDE + 4, self.channels).astype(np.float32)
+        return found / np.float32(257) if self.scaled else found
 
 
 KINDS = {
@@ -135,13 +135,12 @@ def test_images_of_any_kind_go_all_the_way(name: str, tmp_path: Path) -> None:
     if kind.channels != 3:
         there = (stored - low) / (high - low)
         assert np.allclose(preprocessing.mean, np.nanmean(there, axis=(0, 1, 2)), atol=0.03)  # two are held out
-    assert np.isfinite(pretrained.held_out_loss)
+    assert pretrained.held_out_loss is not None and np.isfinite(pretrained.held_out_loss)
     images = sorted((tmp_path / "classes" / "test").rglob(f"*.{kind.suffix}"))
     arrays = [kind.read(path) for path in images]
     for task, data in (("classify", "classes"), ("detect", "coco"), ("segment", "masks")):
-        done = maelift.transfer(
-            task, data=str(tmp_path / data), encoder=str(pretrained.encoder), out=str(tmp_path / task), **SHORT
-        )
+        run: Any = maelift.transfer
+        done = run(task, data=str(tmp_path / data), encoder=str(pretrained.encoder), out=str(tmp_path / task), **SHORT)
         model: Any = load_model(done.model)
         assert model.preprocessing == preprocessing and model.spec.channels == kind.channels
         given = arrays if kind.dtype != "uint8" else [array.astype(np.uint8) for array in arrays]
@@ -186,11 +185,11 @@ def test_weights_of_three_channels_are_fitted_to_five_by_name(tmp_path: Path) ->
         path = tmp_path / "data" / "ab"[number % 2] / f"{number}.tif"
         path.parent.mkdir(parents=True, exist_ok=True)
         tags = {"metadata": None, "extratags": gdal_tags(names)}
-        tifffile.imwrite(path, array, photometric="minisblack", planarconfig="contig", **tags)  # type: ignore[arg-type]
-    keys = {"data": str(tmp_path / "data"), "encoder": str(tmp_path / "colour.safetensors")}
+        tifffile.imwrite(path, array, photometric="minisblack", planarconfig="contig", **tags)
+    keys: dict[str, Any] = {"data": str(tmp_path / "data"), "encoder": str(tmp_path / "colour.safetensors")}
     done = maelift.transfer(
         "classify", out=str(tmp_path / "run"), channels=5, value_range=[0, 4095], lr=1e-12, **keys, **SHORT
-    )  # type: ignore[call-overload]
+    )
     model: Any = load_model(done.model)
     assert model.preprocessing.channel_names == names and model.preprocessing.nodata == 0
     before, after = (net.state_dict()["patch_embed.proj.weight"] for net in (colour, model.encoder))

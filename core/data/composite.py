@@ -56,6 +56,6 @@ def _stretched(plane: NDArray[np.float32]) -> NDArray[np.uint8]:
     low, high = np.percentile(plane[known], STRETCH)
     there = np.where(known, plane, low)
     scaled = (there - low) * (255 / (high - low)) if high > low else there
-    levels = scaled.clip(0, 255).round().astype(np.uint8)
+    levels: NDArray[np.uint8] = scaled.clip(0, 255).round().astype(np.uint8)
     levels[~known] = UNKNOWN
     return levels

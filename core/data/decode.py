@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -248,9 +248,10 @@ def _open_jpeg(content: bytes, file: Image.Image, form: PixelFormat, notes: tupl
         from torchvision.io import decode_jpeg
 
         try:
-            return decode_jpeg(torch.frombuffer(bytearray(content), dtype=torch.uint8)).permute(1, 2, 0).numpy()
+            pixels = decode_jpeg(torch.frombuffer(bytearray(content), dtype=torch.uint8))
         except RuntimeError:  # PIL tolerates more, such as a missing end marker; its verdict is the one that holds
             return picture_of(file)
+        return cast(Picture, pixels.permute(1, 2, 0).numpy())
 
     def load(reduction: int) -> Picture:
         return upright_pixels(scaled_values(decoded(reduction), form), orientation)

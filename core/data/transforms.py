@@ -192,10 +192,12 @@ def resized_around_gaps(values: Picture, resize: Callable[[Picture], Picture]) -
     missing = np.isnan(values) if values.dtype.kind == "f" else None
     if missing is None or not missing.any():
         return resize(values)
-    weight = resize((~missing).astype(np.float32))
-    there = resize(np.where(missing, np.float32(0), values))
+    weight: NDArray[np.float32] = resize((~missing).astype(np.float32)).astype(np.float32)
+    there: NDArray[np.float32] = resize(np.where(missing, np.float32(0), values)).astype(np.float32)
     gap = weight < 0.5
-    return np.where(gap, np.float32(np.nan), there / np.where(gap, np.float32(1), weight)).astype(np.float32)
+    there[gap] = np.nan
+    there[~gap] /= weight[~gap]
+    return there
 
 
 def fitted_box(there: tuple[int, int], size: tuple[int, int]) -> tuple[float, float, float, float]:

@@ -41,9 +41,9 @@ def test_the_loss_is_the_mean_over_hidden_pixels_with_a_value(norm: bool, attent
         patch = row * 6 + column
         if output.mask[image, patch] == 0:
             continue
-        place = slice(row * 4, row * 4 + 4), slice(column * 4, column * 4 + 4)
-        values = images[image][(slice(None), *place)].permute(1, 2, 0).flatten()
-        there = known[image][(slice(None), *place)].permute(1, 2, 0).flatten()
+        place = slice(None), slice(row * 4, row * 4 + 4), slice(column * 4, column * 4 + 4)
+        values = images[image][place].permute(1, 2, 0).flatten()
+        there = known[image][place].permute(1, 2, 0).flatten()
         if not there.any():
             continue
         target = values[there]

@@ -26,15 +26,29 @@ from PIL import Image
 from scipy.ndimage import uniform_filter
 
 NAMES = ("B02", "B03", "B04", "B08", "B11")
-RANGES = {"uint8": (0, 255), "uint12": (0, 4095), "uint16": (0, 65535), "float32": (-2.0, 3.0), "int16": (-1024, 3071)}
+RANGES: dict[str, tuple[float, float]] = {
+    "uint8": (0, 255),
+    "uint12": (0, 4095),
+    "uint16": (0, 65535),
+    "float32": (-2.0, 3.0),
+    "int16": (-1024, 3071),
+}
+    "uint8": (0, 255),
+    "uint12": (0, 4095),
+    "uint16": (0, 65535),
+    "float32": (-2.0, 3.0),
+    "int16": (-1024, 3071),
+}
 
 
 def values(kind: str, shape: tuple[int, ...], seed: int = 0) -> NDArray[Any]:
     """Random values that fill the range of a kind."""
     generator, (low, high) = np.random.default_rng(seed), RANGES[kind]
     if kind == "float32":
-        return generator.uniform(low, high, shape).astype(np.float32)
-    return generator.integers(low, high + 1, shape).astype("uint16" if kind == "uint12" else kind)
+        found: NDArray[Any] = generator.uniform(low, high, shape).astype(np.float32)
+    else:
+        found = generator.integers(int(low), int(high) + 1, shape).astype("uint16" if kind == "uint12" else kind)
+    return found
 
 
 def gdal_tags(names: tuple[str, ...] = NAMES, nodata: str | None = "0", scale: float | None = None) -> list[Any]:
@@ -56,7 +70,7 @@ def write(path: Path, array: NDArray[Any], **keys: Any) -> Path:
     return path
 
 
-LAYOUTS = [
+LAYOUTS: list[dict[str, Any]] = [
     {"planarconfig": "contig"},
     {"planarconfig": "separate"},
     {"planarconfig": "contig", "compression": "deflate", "predictor": True},
@@ -256,8 +270,8 @@ def test_arrays_are_read_as_files_are(tmp_path: Path) -> None:
     array = values("uint12", (10, 12, 5))
     np.save(tmp_path / "a.npy", array)
     form = PixelFormat(5, (0, 4095), plain=True)
-    assert np.array_equal(as_image(array, form), as_image(tmp_path / "a.npy", form))
-    assert np.array_equal(as_image(array.astype(np.float64), form), array)
+    assert np.array_equal(np.asarray(as_image(array, form)), np.asarray(as_image(tmp_path / "a.npy", form)))
+    assert np.array_equal(np.asarray(as_image(array.astype(np.float64), form)), array)
     for wrong in (array[:, :, :4], array[:, :, :2], np.zeros((0, 3, 5), np.uint16)):
         with pytest.raises(DataError, match=r"expected \(height, width, 5\) of values from 0 to 4095"):
             as_image(wrong, form)
