@@ -33,12 +33,6 @@ RANGES: dict[str, tuple[float, float]] = {
     "float32": (-2.0, 3.0),
     "int16": (-1024, 3071),
 }
-    "uint8": (0, 255),
-    "uint12": (0, 4095),
-    "uint16": (0, 65535),
-    "float32": (-2.0, 3.0),
-    "int16": (-1024, 3071),
-}
 
 
 def values(kind: str, shape: tuple[int, ...], seed: int = 0) -> NDArray[Any]:
