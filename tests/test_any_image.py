@@ -39,7 +39,7 @@ class Kind:
 
     @property
     def keys(self) -> dict[str, Any]:
-        """How it is told to maelift; gray and colour need no count."""
+        """The keys that say so; gray and colour need no count."""
         own: dict[str, Any] = {} if self.channels in (1, 3) else {"channels": self.channels}
         return own if self.dtype == "uint8" or self.scaled else {**own, "value_range": [self.low, self.high]}
 

@@ -69,7 +69,8 @@ def as_image(
     if array.dtype == np.uint8 and bands == 4 and form.channels != 4:
         return plain_mode(Image.fromarray(array), form)
     known = array.dtype in (np.uint8, np.uint16) or array.dtype.kind in ("f" if form.value_range is None else "fiu")
-    if not array.size or not known or bands not in (*_GRAY_OR_COLOUR, form.channels):
+    wanted = _GRAY_OR_COLOUR if form.channels in (None, *_GRAY_OR_COLOUR) else (form.channels,)
+    if not array.size or not known or bands not in wanted:
         raise DataError(f"an array of shape {array.shape} and type {array.dtype}: expected {_expected_array(form)}.")
     if array.ndim == 2:
         array = array[:, :, None]

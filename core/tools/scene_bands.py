@@ -1,4 +1,4 @@
-"""The bands of multispectral fashion scenes, derived from a scene's pixels and the order of its items, as GeoTIFF tiles."""
+"""The bands of multispectral fashion scenes, derived from pixels and the order of items, as GeoTIFF tiles."""
 
 from __future__ import annotations
 
