@@ -33,6 +33,7 @@ class CropKeys(TypedDict, total=False):
 
     scale: Sequence[float]
     flip: bool
+    turn: bool
     reduced_decoding: bool
 
 
@@ -159,6 +160,11 @@ class TransferKeys(TypedDict, total=False):
 
     data: Text
     out: Text
+    channels: int | Sequence[int | Text] | None
+    value_range: Sequence[float] | None
+    nodata: float | None
+    max_nodata: float
+    unscale: bool
     encoder: Text | None
     init: Literal["encoder", "supervised", "scratch"]
     model: Literal["vit_nano", "vit_micro", "vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge"]
@@ -202,14 +208,17 @@ class TransferKeys(TypedDict, total=False):
 class PretrainKeys(TypedDict, total=False):
     """Keys of ``maelift pretrain``."""
 
+    channels: int | Sequence[int | Text] | None
+    value_range: Sequence[float] | None
+    nodata: float | None
+    max_nodata: float
+    unscale: bool
     data: Text | Sequence[Text]
     out: Text
     mix: Sequence[float] | None
     model: Literal["vit_nano", "vit_micro", "vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge"]
     image_size: int | Sequence[int] | None
     patch_size: int | None
-    channels: int | None
-    value_range: Sequence[float] | None
     background: Text
     statistics: Literal["auto", "imagenet", "data"]
     masking: MaskingKeys
@@ -277,6 +286,7 @@ class ClassifyKeys(TransferKeys, total=False):
     cutmix: float
     random_erasing: float
     crop_scale: Sequence[float]
+    turn: bool
     method: Literal["full", "partial", "lora", "linear", "attentive", "knn"]
     multi_label: bool | None
     layout: Literal["auto", "class_folders"]
@@ -329,6 +339,7 @@ class SegmentKeys(TransferKeys, total=False):
     ignore: int | Sequence[int] | None
     scale: Sequence[float]
     cat_max_ratio: float
+    turn: bool
     distort: bool
     inference: Literal["slide", "whole"]
     stride: int | Sequence[int] | None

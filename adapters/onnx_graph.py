@@ -192,12 +192,20 @@ def write_encoder(nodes: Nodes, encoder: Encoder, *, normalize: bool, dynamic_si
 
 
 def normalize_images(nodes: Nodes, preprocessing: Preprocessing) -> str:
-    """Stored pixel values to the network's input."""
+    """Stored pixel values to the network's input; where pixels may have no value, such ones to 0, the mean."""
     mean, std = (
         nodes.constant(name, np.asarray(values, np.float32).reshape(1, -1, 1, 1))
         for name, values in (("pixel_mean", preprocessing.pixel_mean), ("pixel_std", preprocessing.pixel_std))
     )
-    return nodes.add("Div", [nodes.add("Sub", ["images", mean]), std], PREPARED)
+    centred = nodes.add("Sub", ["images", mean])
+    if not preprocessing.may_have_gaps:
+        return nodes.add("Div", [centred, std], PREPARED)
+    missing = nodes.add("IsNaN", ["images"])
+    if preprocessing.nodata is not None:
+        nodata = nodes.constant("nodata", np.asarray(preprocessing.as_read(preprocessing.nodata), np.float32))
+        missing = nodes.add("Or", [missing, nodes.add("Equal", ["images", nodata])])
+    zero = nodes.constant("value_of_missing_pixels", np.zeros((), np.float32))
+    return nodes.add("Where", [missing, zero, nodes.add("Div", [centred, std])], PREPARED)
 
 
 def embed(

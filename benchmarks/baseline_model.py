@@ -97,7 +97,7 @@ def save_baseline(model: BaselineClassifier, path: Path) -> None:
     content = {
         "kind": model.kind,
         "spec": asdict(model.spec),
-        "preprocessing": asdict(model.preprocessing),
+        "preprocessing": model.preprocessing.to_json(),
         "classes": model.classes,
         "neighbours": model.neighbours,
         "count": model.count,

@@ -22,14 +22,18 @@ class Crop:
     """smallest and largest area of a crop, as shares of the image"""
     flip: bool = True
     """mirror every second image left to right, at random"""
+    turn: bool = False
+    """with flip, also turn images by quarters at random: for those that have no up, such as taken from above"""
     reduced_decoding: bool = True
     """decode JPEGs at 1/2, 1/4 or 1/8 where their crops still have twice the pixels a side: faster, values differ by 1 of 255"""
 
     def __post_init__(self) -> None:
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise ConfigError("scale", list(self.scale), "two shares with 0 < smallest <= largest <= 1")
+        if self.turn and not self.flip:
+            raise ConfigError("turn", True, "false with flip=false")
 
     def crops(self, image: LazyImage, size: tuple[int, int], draws: Uniforms) -> list[Picture]:
         """Random crops (H, W, C) of an image, one a row of ``draws`` (K, 5)."""
         flips = draws if self.flip else np.column_stack([draws[:, :4], np.ones(len(draws))])
-        return random_crops(image, size, flips, self.scale, reduced=self.reduced_decoding)
+        return random_crops(image, size, flips, self.scale, reduced=self.reduced_decoding, turn=self.turn)

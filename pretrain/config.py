@@ -12,9 +12,10 @@ import yaml
 
 from ..core.config import raw_value, resolve
 from ..core.data.pixel_format import PixelFormat, background_colour
+from ..core.data.reading_keys import ReadingKeys
 from ..core.device import Precision
 from ..core.distributed import Parallel
-from ..core.errors import ConfigError
+from ..core.errors import ConfigError, show
 from ..core.models.encoder_spec import ModelName, preset_spec
 from ..core.slurm import SlurmConfig
 from ..core.training.recovery import Recovery
@@ -36,7 +37,7 @@ def recipe_defaults(name: str) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class PretrainConfig:
+class PretrainConfig(ReadingKeys):
     """Pretrain a masked autoencoder on unlabelled images."""
 
     data: str | tuple[str, ...]
@@ -51,10 +52,6 @@ class PretrainConfig:
     """pixels, one side or [height,width]; null: the model's usual size"""
     patch_size: int | None = None
     """side of a patch in pixels; null: the model's usual size"""
-    channels: int | None = None
-    """1 (gray), 3 (colour), 4 (transparency or a fourth band) or more; null: those of the files, 3 for gray and colour"""
-    value_range: tuple[float, float] | None = None
-    """lowest and highest stored value of float arrays or deep images; null: integers, scaled to 0 to 255"""
     background: str = "white"
     """colour that transparent pixels are composited on: white, black, '#rrggbb', or drop: what is stored under them"""
     statistics: Literal["auto", "imagenet", "data"] = "auto"
@@ -168,15 +165,12 @@ class PretrainConfig:
             raise ConfigError("max_rejected", self.max_rejected, "a share from 0 to 1")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ConfigError("betas", list(self.betas), "two numbers from 0 to below 1")
-        if self.channels is not None and self.channels < 1:
-            raise ConfigError("channels", self.channels, "1 or more, or null")
-        if self.value_range is not None and not self.value_range[0] < self.value_range[1]:
-            raise ConfigError("value_range", list(self.value_range), "[lowest,highest], the lowest first")
+        self.check_reading()
         background_colour(self.background)
         if self.crops_per_image < 1 or self.batch_size % self.crops_per_image:
             raise ConfigError("crops_per_image", self.crops_per_image, f"a divisor of batch_size={self.batch_size}")
-        if self.statistics == "imagenet" and self.channels not in (None, 3):
-            expected = f"data or auto, as channels={self.channels} has no ImageNet statistics"
+        if self.statistics == "imagenet" and self.channel_count not in (None, 3):
+            expected = f"data or auto, as channels={show(self.channels)} has no ImageNet statistics"
             raise ConfigError("statistics", self.statistics, expected)
         spec = preset_spec(self.model, image_size=self.image_size, patch_size=self.patch_size)
         self.masking.check_grid(spec.grid)
@@ -206,7 +200,7 @@ class PretrainConfig:
 
     def form(self, channels: int | None = None) -> PixelFormat:
         """How stored values are read; ``channels``: those found in the files, used if the key is null."""
-        return PixelFormat(self.channels or channels, self.value_range, background_colour(self.background))
+        return self.changed(PixelFormat(channels, background=background_colour(self.background)))
 
     def steps(self, pool: int) -> int:
         """Optimizer steps for ``pool`` images."""

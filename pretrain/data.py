@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from ..core.data.channel_statistics import channel_statistics, statistics_sample
 from ..core.data.image_scan import CACHED_SECONDS, FORMAT, scan_images
 from ..core.data.images import FileBacked, ImageSet, opened
 from ..core.data.pixel_format import PixelFormat
+from ..core.data.reading_keys import StatedValues
 from ..core.data.sampling import Sample, Uniforms
 from ..core.data.sources import find_sources
 from ..core.data.string_table import StringTable
@@ -23,7 +24,7 @@ from ..core.data.transforms import fit_and_crop, to_array
 from ..core.distributed import Ranks
 from ..core.errors import ConfigError, DataError
 from ..core.models.encoder_spec import preset_spec
-from ..core.models.preprocessing import Preprocessing, channel_names
+from ..core.models.preprocessing import Preprocessing, band_names, channel_names
 from ..core.progress import duration, progress_logger
 from ..core.seeding import stream
 from .config import PretrainConfig
@@ -46,11 +47,13 @@ class Source:
     config: PretrainConfig
     size: tuple[int, int]
     channels: int
+    stated: StatedValues = field(default_factory=StatedValues)
+    """what the files state of their channels"""
 
     @property
     def form(self) -> PixelFormat:
         """What is made of the values in the files."""
-        return self.config.form(self.channels)
+        return self.stated.stated_in(self.config.form(self.channels))
 
     def crops(self, index: int, draws: Uniforms) -> list[Sample]:
         """Random crops of an image of the pool, one a row of ``draws`` (K, 5)."""
@@ -99,7 +102,9 @@ def read_source(config: PretrainConfig, images: ImageSet, folder: Path, ranks: R
     """Scan the images, all or a few of them as ``config.audit`` says, and hold some out."""
     begin = time.monotonic()
     light = config.audit == "light" or (config.audit == "auto" and len(images) > FULL_AUDIT)
-    pool, held_out, manifest = (_scan_sample if light else _scan_all)(config, images, ranks)
+    stated = StatedValues.of(images, config.form())
+    form = stated.stated_in(config.form())
+    pool, held_out, manifest = (_scan_sample if light else _scan_all)(config, images, form, ranks)
     if ranks.is_main:
         if manifest.rejected:
             write_rejected(folder / "rejected.csv", manifest.rejected)
@@ -122,14 +127,15 @@ def read_source(config: PretrainConfig, images: ImageSet, folder: Path, ranks: R
                 "(audit=full opens all beforehand)",
                 len(images) - scanned,
             )
-    channels = config.channels or common_channels(manifest.channels)
+    channels = config.channel_count or common_channels(manifest.channels)
     spec = preset_spec(config.model, image_size=config.image_size, patch_size=config.patch_size)
-    return Source(pool, held_out, manifest, config, spec.image_size, channels)
+    return Source(pool, held_out, manifest, config, spec.image_size, channels, stated)
 
 
-def _scan_all(config: PretrainConfig, images: ImageSet, ranks: Ranks) -> tuple[ImageSet, ImageSet, Manifest]:
+def _scan_all(
+    config: PretrainConfig, images: ImageSet, form: PixelFormat, ranks: Ranks
+) -> tuple[ImageSet, ImageSet, Manifest]:
     """The sound images to train on and to hold out, where each is opened."""
-    form = config.form()
     progress = progress_logger("pretrain: scanning")
     sound, manifest = audit(images, config.max_rejected, progress, form, ranks=ranks, forget=config.reindex)
     check_split(config, len(sound), ranks.world_size)
@@ -138,9 +144,10 @@ def _scan_all(config: PretrainConfig, images: ImageSet, ranks: Ranks) -> tuple[I
     return sound.subset(np.sort(order[held_out:])), sound.subset(np.sort(order[:held_out])), manifest
 
 
-def _scan_sample(config: PretrainConfig, images: ImageSet, ranks: Ranks) -> tuple[ImageSet, ImageSet, Manifest]:
+def _scan_sample(
+    config: PretrainConfig, images: ImageSet, form: PixelFormat, ranks: Ranks
+) -> tuple[ImageSet, ImageSet, Manifest]:
     """The same, where those held out are opened, and a sample of the others to find channels and bits."""
-    form = config.form()
     held_out = config.held_out_count(len(images))
     order = stream(config.seed, "held out").permutation(len(images))
     scanned = order[: held_out + max(SAMPLE, math.ceil(config.max_rejected * held_out))]
@@ -168,6 +175,10 @@ def data_preprocessing(config: PretrainConfig, source: Source) -> Preprocessing:
         usual = Preprocessing(channel_names(source.channels), *_statistics(config, source))
     return replace(
         usual,
+        channel_names=source.stated.names or band_names(source.form.bands) or usual.channel_names,
+        bands=source.form.bands,
+        nodata=source.form.nodata,
+        unscale=source.form.unscale,
         value_range=config.value_range or usual.value_range,
         bit_depth=source.manifest.bits,
         background=config.background,

@@ -43,7 +43,7 @@ def plan(config: PretrainConfig) -> Plan:
     images = find_sources(config.data)
     on_slurm = config.launch == "slurm"
     check_split(config, len(images), config.slurm.processes if on_slurm else 1)
-    channels = config.channels or 3
+    channels = config.channel_count or 3
     spec = preset_spec(config.model, image_size=config.image_size, patch_size=config.patch_size, channels=channels)
     device = choose_device(config.device)
     model = _on_meta(config, spec)

@@ -16,7 +16,7 @@ from ..core.data.images import ImageSet
 from ..core.data.sampling import MakeSample
 from ..core.data.transforms import Pixels
 from ..core.files import atomic_path
-from ..core.models.preprocessing import Preprocessing
+from ..core.models.preprocessing import Preprocessing, known_pixels
 from ..core.seeding import torch_stream
 from ..core.training.schedule import evenly_spaced_steps
 from .config import PretrainConfig
@@ -103,8 +103,9 @@ def held_out_loss(
     """The mean loss over ``count`` held-out images under fixed masks, in the units of the training loss."""
     noise = fixed_noise(config.seed, count, config.masking, model.spec.grid)
     total = 0.0
-    for start, images in _batches(model, make, count, batch_size):
-        total += float(_predict(model, images, noise[start : start + len(images)], config).loss) * len(images)
+    for start, images, known in _batches(model, make, count, batch_size):
+        output = _predict(model, images, noise[start : start + len(images)], config, known)
+        total += float(output.loss) * len(images)
     return total / count
 
 
@@ -118,7 +119,7 @@ def reconstruction_picture(
     brightness and contrast of the true one, since the model does not predict them. Of more than three channels the first
     three are shown, of two the first. Values of more than 8 bits are rescaled by quantiles, equally in the full row.
     """
-    images = next(_batches(model, make, count, count))[1]
+    _, images, _ = next(_batches(model, make, count, count))
     output = _predict(model, images, fixed_noise(config.seed, count, config.masking, model.spec.grid), config)
     hidden = model.unpatchify(output.mask.unsqueeze(-1).expand(-1, -1, model.spec.patch_size**2 * model.spec.channels))
     original = model.preprocessing.denormalize(images)
@@ -159,8 +160,10 @@ def loading_advice(config: PretrainConfig, workers: int) -> str:
     return f"What helps: {'; '.join(ways)}."
 
 
-def _predict(model: MaskedAutoencoder, images: Tensor, noise: Tensor, config: PretrainConfig) -> MaeOutput:
-    return model.predict(images, config.masking.ratio, noise.to(images.device))
+def _predict(
+    model: MaskedAutoencoder, images: Tensor, noise: Tensor, config: PretrainConfig, known: Tensor | None = None
+) -> MaeOutput:
+    return model.predict(images, config.masking.ratio, noise.to(images.device), known)
 
 
 def _display_range(original: Tensor, preprocessing: Preprocessing) -> tuple[Tensor, Tensor]:
@@ -173,11 +176,14 @@ def _display_range(original: Tensor, preprocessing: Preprocessing) -> tuple[Tens
     return black, torch.maximum(white, black + 1e-6 * (high - low))
 
 
-def _batches(model: MaskedAutoencoder, make: MakeSample, count: int, batch_size: int) -> Iterator[tuple[int, Tensor]]:
+def _batches(
+    model: MaskedAutoencoder, make: MakeSample, count: int, batch_size: int
+) -> Iterator[tuple[int, Tensor, Tensor | None]]:
+    """Normalised images from number to number, and which pixels have a value (``known_pixels``)."""
     for start in range(0, count, batch_size):
         pixels = np.stack([make(index, np.empty(0)).pixels for index in range(start, min(start + batch_size, count))])
-        device = model.pos_embed.device
-        yield start, model.preprocessing.normalize(torch.from_numpy(pixels).to(device))
+        stored = torch.from_numpy(pixels).to(model.pos_embed.device)
+        yield start, model.preprocessing.normalize(stored), known_pixels(stored)
 
 
 def _sheet(rows: Tensor) -> Image.Image:

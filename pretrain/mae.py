@@ -104,24 +104,31 @@ class MaskedAutoencoder(Encoder):
         )
 
     def forward(  # type: ignore[override]
-        self, images: Tensor, mask_ratio: float = 0.75, noise: Tensor | None = None
+        self, images: Tensor, mask_ratio: float = 0.75, noise: Tensor | None = None, known: Tensor | None = None
     ) -> LossOutput:
         """The training pass: hide patches of normalised images (B, C, H, W), and predict the hidden ones.
 
         Computes only what the loss needs: predictions of the hidden patches, or of the share ``decoder.predict`` of them.
-        For ``noise`` see ``draw_mask``.
+        For ``noise`` see ``draw_mask``. ``known`` (B, C, H, W) bool: which pixels have a value; the others, 0 in ``images``, are
+        not in the loss. None: all have one.
         """
         mask, noise = self.draw_mask(images, mask_ratio, noise)
         ids = mask.some_hidden(noise, self.decoder_spec.predict)  # (B, M)
         pred = self.decode_at(self.encode(images, mask), mask, ids)  # (B, M, p * p * C)
         target = gather_tokens(patchify_channels_last(images, self.spec.patch_size), ids)
-        return LossOutput(F.mse_loss(pred.float(), self.normalized(target).float()), pred, ids)
+        if known is None:
+            return LossOutput(F.mse_loss(pred.float(), self.normalized(target).float()), pred, ids)
+        weight = gather_tokens(self.pixel_weights(known), ids)
+        squared = (pred.float() - self.normalized(target, weight).float()).square() * weight
+        return LossOutput(squared.sum() / weight.sum().clamp_min(1), pred, ids)
 
-    def predict(self, images: Tensor, mask_ratio: float = 0.75, noise: Tensor | None = None) -> MaeOutput:
+    def predict(
+        self, images: Tensor, mask_ratio: float = 0.75, noise: Tensor | None = None, known: Tensor | None = None
+    ) -> MaeOutput:
         """The evaluation pass: as ``forward`` with the same loss at ``decoder.predict=1``, but predicts all patches."""
         mask, _ = self.draw_mask(images, mask_ratio, noise)
         pred = self.decode(self.encode(images, mask), mask)  # (B, N, p * p * C)
-        return MaeOutput(self.error(pred, images, mask), pred, mask.hidden, mask.ids_restore)
+        return MaeOutput(self.error(pred, images, mask, known), pred, mask.hidden, mask.ids_restore)
 
     def draw_mask(self, images: Tensor, mask_ratio: float, noise: Tensor | None = None) -> tuple[Mask, Tensor]:
         """A mask for images (B, C, H, W), and the noise (B, N) whose largest values it hides (``Masking.arrange``).
@@ -178,8 +185,16 @@ class MaskedAutoencoder(Encoder):
         patches = torch.cat([visible, hidden], dim=1).gather(1, order)  # (B, N, E), in the image's order
         return torch.cat([tokens[:, :prefix], patches], dim=1) + self.decoder_pos_embed
 
-    def error(self, pred: Tensor, images: Tensor, mask: Mask) -> Tensor:
-        """Mean squared error over the hidden patches only (Sec. 3, "Reconstruction target"), in float32."""
+    def error(self, pred: Tensor, images: Tensor, mask: Mask, known: Tensor | None = None) -> Tensor:
+        """Mean squared error over the hidden patches only (Sec. 3, "Reconstruction target"), in float32.
+
+        ``known``: as in ``forward``.
+        """
+        if known is not None:
+            weight = self.pixel_weights(known) * mask.hidden.unsqueeze(-1)  # (B, N, p * p * C)
+            target = self.normalized(patchify_channels_last(images, self.spec.patch_size), self.pixel_weights(known))
+            every = (pred.float() - target.to(pred.device).float()).square() * weight
+            return every.sum() / weight.sum().clamp_min(1)
         squared = (pred.float() - self.target(images).to(pred.device).float()).square().mean(dim=-1)  # (B, N)
         return (squared * mask.hidden).sum() / mask.hidden.sum()
 
@@ -187,12 +202,22 @@ class MaskedAutoencoder(Encoder):
         """The patches to be predicted, (B, N, p * p * C), normalised a patch if ``norm_pix_loss``."""
         return self.normalized(patchify_channels_last(images, self.spec.patch_size))
 
-    def normalized(self, patches: Tensor) -> Tensor:
-        """Patches (B, M, p * p * C) as the target has them: with ``norm_pix_loss`` of mean 0 and deviation 1."""
+    def normalized(self, patches: Tensor, weight: Tensor | None = None) -> Tensor:
+        """Patches (B, M, p * p * C) as the target has them: with ``norm_pix_loss`` of mean 0 and deviation 1.
+
+        ``weight``: 1 for the values that there are, 0 for those that are missing, of the same shape.
+        """
         if not self.norm_pix_loss:
             return patches
-        mean, variance = patches.mean(dim=-1, keepdim=True), patches.var(dim=-1, keepdim=True)
+        if weight is None:
+            mean, variance = patches.mean(dim=-1, keepdim=True), patches.var(dim=-1, keepdim=True)
+        else:
+            mean, variance = weighted_moments(patches, weight)
         return (patches - mean) / (variance + 1e-6).sqrt()
+
+    def pixel_weights(self, known: Tensor) -> Tensor:
+        """Which values of the target are there: (B, C, H, W) bool to (B, N, p * p * C), float32 1 and 0."""
+        return patchify_channels_last(known.float(), self.spec.patch_size)
 
     def reconstruct(self, images: Tensor, output: MaeOutput) -> Tensor:
         """Normalised images (B, C, H, W): visible patches as they are, hidden ones as predicted.
@@ -309,6 +334,14 @@ def autoencoder_from_state_dict(
     if missing or unexpected:
         raise key_mismatch("state dict", missing, unexpected, "a masked autoencoder")
     return model.to(state["decoder_embed.weight"].dtype)
+
+
+def weighted_moments(patches: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance (B, M, 1) of the values of patches (B, M, K) whose ``weight`` is 1, not 0; variance 0 of one value."""
+    count = weight.sum(dim=-1, keepdim=True)
+    mean = (patches * weight).sum(dim=-1, keepdim=True) / count.clamp_min(1)
+    variance = ((patches - mean).square() * weight).sum(dim=-1, keepdim=True) / (count - 1).clamp_min(1)
+    return mean, variance
 
 
 def patchify_channels_last(images: Tensor, patch_size: int) -> Tensor:

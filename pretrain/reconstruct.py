@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -16,12 +17,12 @@ from torch import Tensor
 
 from ..core.config import config_difference
 from ..core.data.audit import summary_lines, write_rejected
+from ..core.data.composite import UNKNOWN, shown_channels
 from ..core.data.decode import image_file
 from ..core.data.image_formats import SUFFIXES
 from ..core.data.images import ImageSet, opened
-from ..core.data.pixel_format import DROPPED, PixelFormat, background_colour
 from ..core.data.readers.folder import FolderImages, find_images
-from ..core.data.transforms import to_array
+from ..core.data.transforms import resized_around_gaps, to_array
 from ..core.device import choose_device
 from ..core.dry_run import Plan
 from ..core.errors import ConfigError, DataError, MaeliftError
@@ -110,12 +111,7 @@ def reconstruct(config: ReconstructConfig) -> ReconstructResult:
     _check_settings(config, out)
     mark_output(out)
     rejected, names = [], _file_names(images)
-    value_range = model.preprocessing.value_range
-    form = PixelFormat(
-        model.spec.channels,
-        None if value_range == (0.0, 255.0) else value_range,
-        background_colour(model.preprocessing.background or DROPPED),
-    )
+    form = replace(model.preprocessing.reading, channels=model.spec.channels, plain=False)
     unusual: dict[str, str] = {}
     progress = progress_logger("reconstruct")
     for number in range(len(images)):
@@ -350,11 +346,16 @@ def _cells(pixels: int, patches: int) -> NDArray[np.int64]:
 
 def _resized(image: NDArray[np.generic], size: tuple[int, int]) -> NDArray[np.float32]:
     """An image (C, H, W) resized to (height, width), without keeping its aspect ratio."""
-    planes = (
-        Image.fromarray(plane.astype(np.float32)).resize((size[1], size[0]), Image.Resampling.BICUBIC)
-        for plane in image
-    )
-    return np.stack([np.asarray(plane) for plane in planes]) if image.shape[1:] != size else image.astype(np.float32)
+    values = image.astype(np.float32)
+    if values.shape[1:] == size:
+        return values
+    found = resized_around_gaps(values, lambda planes: np.stack([_resized_plane(plane, size) for plane in planes]))
+    return found.astype(np.float32)
+
+
+def _resized_plane(plane: NDArray[np.generic], size: tuple[int, int]) -> NDArray[np.float32]:
+    picture = Image.fromarray(plane.astype(np.float32))
+    return np.asarray(picture.resize((size[1], size[0]), Image.Resampling.BICUBIC))
 
 
 def _inpainted(image: NDArray[np.generic], hidden: NDArray[np.bool_]) -> NDArray[np.generic]:
@@ -374,10 +375,11 @@ def _result(image: NDArray[np.float32], *, gray: bool, deep: bool) -> Image.Imag
     return _picture(image)
 
 
-def _picture(image: NDArray[np.float32]) -> Image.Image:
-    """Values (C, H, W) from 0 to 255 as a picture: gray, or the first three channels."""
-    values = image.clip(0, 255).round().astype(np.uint8)
-    return Image.fromarray(values[0] if len(values) < 3 else values[:3].transpose(1, 2, 0))
+def _picture(image: NDArray[np.float32], names: Sequence[str] = ()) -> Image.Image:
+    """Values (C, H, W) from 0 to 255 as a picture: gray, or the three channels of a composite."""
+    places = list(shown_channels(len(image), names))
+    values = np.nan_to_num(image[places], nan=UNKNOWN).clip(0, 255).round().astype(np.uint8)
+    return Image.fromarray(values[0] if len(values) == 1 else values.transpose(1, 2, 0))
 
 
 def _side_by_side(*images: NDArray[np.float32]) -> Image.Image:

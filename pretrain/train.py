@@ -23,7 +23,7 @@ from ..core.files import output_folder
 from ..core.models.decoder_file import DECODER_FILE, DecoderFile, save_decoder
 from ..core.models.encoder_file import ENCODER_FILE, Provenance, encoder_hash, read_encoder, save_encoder
 from ..core.models.encoder_spec import preset_spec
-from ..core.models.preprocessing import Preprocessing
+from ..core.models.preprocessing import Preprocessing, known_pixels
 from ..core.optional_imports import require
 from ..core.progress import ProgressListener, duration
 from ..core.public_names import public_config
@@ -188,7 +188,7 @@ def _loss(wrapped: nn.Module, batch: Batch, model: MaskedAutoencoder, config: Pr
     noise = torch.rand(config.batch_size, model.spec.num_patches, generator=generator)[slice(*batch.rows)]
     images = model.preprocessing.normalize(batch.pixels)
     noise = config.masking.arrange(noise, model.spec.grid).to(images.device)
-    loss: torch.Tensor = wrapped(images, config.masking.ratio, noise).loss
+    loss: torch.Tensor = wrapped(images, config.masking.ratio, noise, known_pixels(batch.pixels)).loss
     return loss
 
 

@@ -18,7 +18,6 @@ from torch import nn
 from ..core.data.audit import summary_lines, write_rejected
 from ..core.data.labeled_dataset import draw_labeled
 from ..core.data.missing_splits import SplitManifest
-from ..core.data.pixel_format import PixelFormat, background_colour
 from ..core.data.sampling import Sampler, each
 from ..core.device import Precision
 from ..core.distributed import Ranks
@@ -41,7 +40,7 @@ from ..version import __version__
 from . import tasks
 from .dry_run import plan, step_warnings
 from .evaluate import EvaluationResult, evaluate
-from .init_weights import init_background, init_encoder, read_init_weights
+from .init_weights import init_encoder, init_form, read_init_weights
 from .metrics import Scores
 from .model_file import MODEL_FILE
 from .report import write_summary
@@ -167,7 +166,7 @@ def run(config: TransferConfig, listener: ProgressListener | None = None) -> Tra
         config.check_passes(ranks.world_size * config.accumulate)
         source = read_init_weights(config)
         folder = stack.enter_context(RunFolder.open(output_folder(config.out), config, ranks))
-        form = PixelFormat(background=background_colour(init_background(config, source)), plain=True)
+        form = init_form(config, source)
         splits, manifest = task_type.read_audited(config, form)
         if ranks.is_main:
             if manifest.rejected:

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from ..adapters.pretrained import read_pretrained
 from ..core.data.channel_statistics import channel_statistics
 from ..core.data.images import ImageSet
-from ..core.data.pixel_format import background_colour
-from ..core.errors import ConfigError, DataError
-from ..core.models.adapt_encoder import is_bgr, to_rgb
+from ..core.data.pixel_format import PixelFormat, background_colour
+from ..core.data.reading_keys import ReadingKeys, StatedValues
+from ..core.errors import ConfigError
+from ..core.models.adapt_encoder import adapt_encoder, is_bgr, to_rgb
 from ..core.models.encoder import Encoder
 from ..core.models.encoder_file import EncoderFile
 from ..core.models.encoder_spec import EncoderSpec, ModelName, check_divisible, preset_spec
-from ..core.models.preprocessing import Preprocessing
+from ..core.models.preprocessing import EIGHT_BITS, Preprocessing, band_names, channel_names
 from ..core.seeding import seeded_rng
 
 Init = Literal["encoder", "supervised", "scratch"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class EncoderInit:
+class EncoderInit(ReadingKeys):
     """Which weights training starts from, and the shape of the network."""
 
     encoder: str | None = None
@@ -43,6 +44,7 @@ class EncoderInit:
     def __post_init__(self) -> None:
         if self.background is not None:
             background_colour(self.background)
+        self.check_reading()
         if self.init != "scratch" and not self.encoder:
             raise ConfigError("encoder", self.encoder, "an encoder file, or init=scratch")
 
@@ -59,34 +61,50 @@ def init_background(start: EncoderInit, source: EncoderFile | None) -> str:
     return start.background or (source and source.encoder.preprocessing.background) or "white"
 
 
+def init_form(start: EncoderInit, source: EncoderFile | None) -> PixelFormat:
+    """How the images are read: as the user says, else as the encoder was trained, else as gray or colour of 8 or 16 bits."""
+    form = PixelFormat(plain=True) if source is None else source.encoder.preprocessing.reading
+    return start.changed(replace(form, background=background_colour(init_background(start, source))))
+
+
 def init_encoder(
     start: EncoderInit, source: EncoderFile | None, images: ImageSet, gray: bool
 ) -> tuple[Encoder, list[str]]:
     """The encoder that training starts from, and in words what was adapted to the images.
 
-    ``gray``: every image is grayscale. Raises DataError for an encoder that these images can't be given to.
+    ``gray``: every image is grayscale. Raises ConfigError for weights that can't be fitted to what ``start`` asks for.
     """
-    size = (start.image_size, start.image_size) if isinstance(start.image_size, int) else start.image_size
-    background = init_background(start, source)
     if source is None:
-        return _new_encoder(start, images, gray, background), []
+        return _new_encoder(start, images, gray), []
     encoder, notes = source.encoder, []
-    encoder.preprocessing = replace(encoder.preprocessing, background=background)
+    encoder.preprocessing = replace(encoder.preprocessing, background=init_background(start, source))
     if start.patch_size not in (None, encoder.spec.patch_size):
         raise ConfigError("patch_size", start.patch_size, f"null, or the encoder's {encoder.spec.patch_size}")
-    _need_image_channels(start, encoder)
     if is_bgr(encoder.preprocessing):
         encoder = to_rgb(encoder)
         notes.append("the encoder's channels are blue, green, red: its patch kernel was reordered for red, green, blue")
+    size = (start.image_size, start.image_size) if isinstance(start.image_size, int) else start.image_size
+    spec = replace(
+        encoder.spec,
+        image_size=size or encoder.spec.image_size,
+        channels=start.channel_count or encoder.spec.channels,
+    )
+    check_divisible(spec.image_size, spec.patch_size)
+    form, before = init_form(start, source), encoder.preprocessing
+    other_images = spec.channels != encoder.spec.channels or form.value_range != before.reading.value_range
+    stated = StatedValues.of(images, form)
+    form, names = stated.stated_in(form), _names(stated, form, spec.channels)
+    if spec != encoder.spec:
+        encoder, adapted = adapt_encoder(encoder, spec, str(start.encoder), "encoder", names)
+        notes += adapted
+    encoder.preprocessing = replace(encoder.preprocessing, **reading_fields(form))
+    if other_images:
+        encoder.preprocessing = _measured(form, encoder.preprocessing, images, names, stated.bits, start.seed)
+        notes.append("images are normalised by their own mean and deviation, as the weights were trained on others")
     if encoder.spec.channels == 1 and not gray:
         notes.append("the encoder has one channel: colour images are read as gray (ITU-R 601)")
     if encoder.spec.channels == 3 and gray:
         notes.append("every image is gray and the encoder has three channels: gray is repeated three times")
-    if size is not None and size != encoder.spec.image_size:
-        check_divisible(size, encoder.spec.patch_size)
-        was, now = ("×".join(map(str, pair)) for pair in (encoder.spec.image_size, size))
-        notes.append(f"position embeddings were resized from {was} to {now} pixels")
-        encoder = encoder.resized(size)
     if start.init == "scratch":
         return fresh_encoder(encoder.spec, encoder.preprocessing, start.seed), []
     if start.init == "encoder" and source.provenance.method.startswith("supervised"):
@@ -100,25 +118,33 @@ def fresh_encoder(spec: EncoderSpec, preprocessing: Preprocessing, seed: int) ->
         return Encoder(spec, preprocessing=preprocessing)
 
 
-def _new_encoder(start: EncoderInit, images: ImageSet, gray: bool, background: str) -> Encoder:
-    channels = 1 if gray else 3
+def _new_encoder(start: EncoderInit, images: ImageSet, gray: bool) -> Encoder:
+    channels = start.channel_count or (1 if gray else 3)
     spec = preset_spec(start.model, image_size=start.image_size, patch_size=start.patch_size, channels=channels)
-    preprocessing = replace(Preprocessing.default(channels), background=background)
-    if channels == 1:
-        mean, std = channel_statistics(images, channels, seed=start.seed, form=preprocessing.reading)
-        preprocessing = replace(preprocessing, mean=mean, std=std)
-    return fresh_encoder(spec, preprocessing, start.seed)
+    form = init_form(start, None)
+    stated = StatedValues.of(images, form)
+    form, names = stated.stated_in(form), _names(stated, form, channels)
+    usual = replace(Preprocessing.default(channels), background=init_background(start, None), **reading_fields(form))
+    if channels != 3 or form.value_range is not None:
+        usual = _measured(form, usual, images, names, stated.bits, start.seed)
+    return fresh_encoder(spec, usual, start.seed)
 
 
-def _need_image_channels(start: EncoderInit, encoder: Encoder) -> None:
-    channels, value_range = encoder.spec.channels, encoder.preprocessing.value_range
-    if channels not in (1, 3):
-        raise DataError(
-            f"encoder={start.encoder}: takes {channels} channels, but image files have 1 or 3. "
-            "Give an encoder that was pretrained on 1 or 3."
-        )
-    if value_range != (0.0, 255.0):
-        raise DataError(
-            f"encoder={start.encoder}: its images have values from {value_range[0]:g} to {value_range[1]:g}, but image files "
-            "are read as 0 to 255. Give an encoder that was pretrained on image files."
-        )
+def _names(stated: StatedValues, form: PixelFormat, channels: int) -> tuple[str, ...]:
+    """What channels are called: by the files, by the choice of them, or as usual."""
+    names = stated.names or band_names(form.bands)
+    return names if len(names) == channels else channel_names(channels)
+
+
+def reading_fields(form: PixelFormat) -> dict[str, Any]:
+    """What of a form stands in a preprocessing, besides range and background."""
+    return {"bands": form.bands, "nodata": form.nodata, "unscale": form.unscale}
+
+
+def _measured(
+    form: PixelFormat, usual: Preprocessing, images: ImageSet, names: tuple[str, ...], bits: int, seed: int
+) -> Preprocessing:
+    """The preprocessing for images that are read in a form, with their own mean and deviation."""
+    mean, std = channel_statistics(images, len(names), seed=seed, form=form)
+    value_range = form.value_range or EIGHT_BITS
+    return replace(usual, channel_names=names, mean=mean, std=std, value_range=value_range, bit_depth=bits)

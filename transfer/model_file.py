@@ -128,7 +128,7 @@ def write_model(
         "task": task,
         "classes": list(model.classes),
         "spec": asdict(model.spec),
-        "preprocessing": asdict(model.preprocessing),
+        "preprocessing": model.preprocessing.to_json(),
         "head": dict(head),
         PROVENANCE: asdict(provenance),
     }

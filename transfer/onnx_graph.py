@@ -42,7 +42,7 @@ def write_model_graph(file: ModelFile, model: nn.Module, path: Path, config: Onn
         "task": file.task,
         "classes": list(file.classes),
         "spec": asdict(file.spec),
-        "preprocessing": asdict(file.preprocessing),
+        "preprocessing": file.preprocessing.to_json(),
         "content_hash": file.content_hash,
     }
     encoder_graph.save_graph(

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from ..core.data.audit import summary_lines, write_rejected
+from ..core.data.composite import displayed
 from ..core.data.images import ImageSet, opened
 from ..core.data.pixel_format import PixelFormat, image_of
 from ..core.data.readers.folder import find_images
@@ -85,7 +86,10 @@ def predict(config: PredictConfig) -> PredictResult:
                 for number, image, prediction in zip(numbers, found_images, found, strict=True):
                     writer.add(number, image, prediction)
                     if drawn is not None:
-                        _write_picture(drawn / writer.files[number], writer.draw(image, prediction))
+                        _write_picture(
+                            drawn / writer.files[number],
+                            writer.draw(displayed(image, file.preprocessing.channel_names), prediction),
+                        )
             log_progress(writer.count + len(rejected), len(images))
         if writer.count == 0:
             raise DataError(f"images={config.images}: none of {len(images)} can be read; the first: {rejected[0][1]}")

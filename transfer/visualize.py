@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from ..core.data.composite import displayed
 from .predictions import Classification, Detections, Segmentation
 
 SHORTEST, LONGEST = 320, 1280
@@ -157,7 +158,7 @@ def side_by_side(pictures: Sequence[tuple[str, Image.Image]]) -> Image.Image:
 def enlarged(image: ImageLike) -> tuple[Image.Image, float]:
     """The image in RGB at a size that a person can look at, and its pixels for each pixel of the original.
 
-    Arrays are (H, W) or (H, W, C) from 0 to 255; of other than three channels the first three, or the first, are shown.
+    Arrays are (H, W) or (H, W, C); see ``composite`` for what is shown of other than three channels of 8 bits.
     """
     picture = _as_rgb(image)
     longer = max(picture.size)
@@ -190,16 +191,10 @@ def percent(share: float) -> str:
 
 
 def _as_rgb(image: ImageLike) -> Image.Image:
-    if isinstance(image, Image.Image):
-        if image.mode == "F":
-            return Image.fromarray(np.asarray(image).clip(0, 255).astype(np.uint8)).convert("RGB")
+    if isinstance(image, Image.Image) and image.mode != "F":
         return image.convert("RGB")
     array = np.asarray(image)
-    if array.ndim == 3:
-        array = array[..., :3] if array.shape[2] >= 3 else array[..., 0]
-    if array.dtype != np.uint8:
-        array = array.astype(np.float32).clip(0, 255).astype(np.uint8)
-    return Image.fromarray(np.ascontiguousarray(array)).convert("RGB")
+    return displayed(array if array.dtype == np.uint8 else array.astype(np.float32)).convert("RGB")
 
 
 def pixels_of(image: ImageLike) -> tuple[int, int]:

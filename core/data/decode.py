@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -17,13 +17,10 @@ from ..errors import DataError, MaeliftError
 from ..files import open_regular, read_regular
 from .decode_deep import (
     ARRAY_START,
-    TIFF_STARTS,
-    exceeds_pil,
     is_deep_ppm,
     open_array,
     open_deep_png,
     open_deep_ppm,
-    open_tiff,
 )
 from .image_formats import FORMATS, HEAD, describe_unknown, heif_formats
 from .image_orientation import exif_orientation, upright_pixels, upright_shape
@@ -34,12 +31,15 @@ from .pixel_format import (
     Picture,
     PixelFormat,
     check_values,
+    chosen_bands,
     composited,
     image_of,
     picture_of,
     scaled_values,
 )
 from .pixel_limit import TOO_MANY_PIXELS, max_pixels
+from .readers.tiff import TIFF_STARTS, exceeds_pil, open_tiff
+from .transforms import check_channels
 
 
 @contextmanager
@@ -74,7 +74,7 @@ def decode(path: Path, content: bytes | None = None, form: PixelFormat = ANY_FOR
 
     ``content`` are its bytes where it isn't a file of its own, but lies in an archive; ``path`` then names it in errors. It
     gives the values that ``open_picture`` gives. Raises DataError with the reason for a file that can't be decoded, and for
-    other channels than 1 and 3.
+    other channels than the form's; than 1 and 3 where it has none.
     """
     return image_of(open_picture(path, content, replace(form, plain=True)).pixels())
 
@@ -93,10 +93,10 @@ def open_picture(path: Path, content: bytes | None = None, form: PixelFormat = A
 
     def decode_named(reduction: int) -> Picture:
         with _reasons(path, data):
-            picture = opened.decode(reduction)
+            picture = chosen_bands(opened.decode(reduction), opened.channel_names, form.bands)
             check_values(picture, form)
-            if form.plain and picture.shape[2] not in (1, 3):
-                raise DataError(f"{picture.shape[2]} channels; transfer and prediction take 1 (gray) or 3 (colour)")
+            if form.plain:
+                check_channels(picture.shape[2], form.channels)
             return picture
 
     return replace(opened, decode=decode_named)
@@ -107,20 +107,20 @@ def open_values(values: Image.Image | Picture, form: PixelFormat = ANY_FORMAT) -
     array = picture_of(values) if isinstance(values, Image.Image) else values
 
     def load(reduction: int) -> Picture:
-        picture = scaled_values(array, form)
+        picture = chosen_bands(scaled_values(array, form), (), form.bands)
         check_values(picture, form)
         return picture
 
     return LazyImage((array.shape[0], array.shape[1]), min(32, 8 * array.dtype.itemsize), (), load)
 
 
-def plain_mode(image: Image.Image, form: PixelFormat = PLAIN_FORMAT) -> Image.Image:
+def plain_mode(image: Image.Image, form: PixelFormat = PLAIN_FORMAT) -> Image.Image | Picture:
     """An image of any mode as ``decode`` gives it; raises DataError for pixels whose range isn't known."""
-    if image.mode in ("L", "RGB") and not image.has_transparency_data:
+    if image.mode in ("L", "RGB") and not image.has_transparency_data and form.nodata is None and form.bands is None:
         return image.copy()
-    found = image_of(_picture_of_mode(image, form, []))
-    assert isinstance(found, Image.Image)  # PIL has no mode for colour of 16 bits
-    return found
+    return image_of(
+        open_values(image, form).pixels() if form.keeps(len(image.getbands())) else _picture_of_mode(image, form, [])
+    )
 
 
 def _picture_of_mode(image: Image.Image, form: PixelFormat, notes: list[str]) -> Picture:
@@ -132,10 +132,10 @@ def _picture_of_mode(image: Image.Image, form: PixelFormat, notes: list[str]) ->
     if image.has_transparency_data:
         straight = image.convert("LA" if image.mode in ("1", "L", "LA", "La") else "RGBA")
         array = np.asarray(straight)
-        return composited(array[:, :, :-1], array[:, :, -1], form, notes)
+        return scaled_values(composited(array[:, :, :-1], array[:, :, -1], form, notes), form)
     if image.mode in ("L", "RGB"):
-        return picture_of(image)
-    return picture_of(image.convert("L" if image.mode == "1" else "RGB"))
+        return scaled_values(picture_of(image), form)
+    return scaled_values(picture_of(image.convert("L" if image.mode == "1" else "RGB")), form)
 
 
 def _deep_gray(image: Image.Image, form: PixelFormat, notes: list[str]) -> Picture:
@@ -184,7 +184,7 @@ def _open_image(path: Path, content: bytes, form: PixelFormat) -> LazyImage:
     if file.mode in ("RGB", "RGBA", "L", "LA") and (bits := _stored_bits(file, content)) > 8:
         notes = (*notes, f"{bits} bits, of which {file.format} is read with 8: save it as PNG or TIFF to keep them")
     if file.format in ("JPEG", "MPO") and file.mode in ("L", "RGB"):
-        return _open_jpeg(content, file, notes)
+        return _open_jpeg(content, file, form, notes)
     if file.format == "PNG" and content[24] == 16 and content[25] in (2, 4, 6):  # IHDR: bit depth, colour type
         return open_deep_png(content, file, form, notes)
     if file.format == "TIFF" and exceeds_pil(file, form):
@@ -196,8 +196,8 @@ def _open_image(path: Path, content: bytes, form: PixelFormat) -> LazyImage:
         decoded_notes.clear()
         file.load()
         image = ImageOps.exif_transpose(file)
-        if form.channels == 4 and image.mode in ("RGBA", "CMYK"):
-            return np.asarray(image)
+        if form.keeps(len(image.getbands())) and image.mode in ("LA", "RGBA", "CMYK"):
+            return scaled_values(np.asarray(image), form)
         if deep and form.value_range is not None and "transparency" not in image.info:
             return scaled_values(np.asarray(image)[:, :, None], form)
         return _picture_of_mode(image, form, decoded_notes)
@@ -226,7 +226,7 @@ def _notes(file: Image.Image, path: Path, form: PixelFormat) -> Iterator[str]:
         yield f"{kind}, though named {path.suffix}"
     if file.format != "MPO" and getattr(file, "is_animated", False):
         yield "several frames: the first is taken"
-    if file.mode == "CMYK" and form.channels != 4:
+    if file.mode == "CMYK" and not form.keeps(4):
         yield "CMYK: converted to colour"
 
 
@@ -236,21 +236,24 @@ def upright_size(path: Path) -> tuple[int, int]:
         return upright_shape(file)
 
 
-def _open_jpeg(content: bytes, file: Image.Image, notes: tuple[str, ...]) -> LazyImage:
+def _open_jpeg(content: bytes, file: Image.Image, form: PixelFormat, notes: tuple[str, ...]) -> LazyImage:
     """A JPEG in gray or colour: torchvision decodes it to the same pixels as PIL, in an array without another copy."""
     orientation = exif_orientation(file)
 
-    def load(reduction: int) -> Picture:
+    def decoded(reduction: int) -> Picture:
         if reduction > 1:
             file.draft(None, (-(-file.width // reduction), -(-file.height // reduction)))
-            return upright_pixels(picture_of(file), orientation)
+            return picture_of(file)
         import torch
         from torchvision.io import decode_jpeg
 
         try:
             pixels = decode_jpeg(torch.frombuffer(bytearray(content), dtype=torch.uint8))
         except RuntimeError:  # PIL tolerates more, such as a missing end marker; its verdict is the one that holds
-            return upright_pixels(picture_of(file), orientation)
-        return upright_pixels(pixels.permute(1, 2, 0).numpy(), orientation)
+            return picture_of(file)
+        return cast(Picture, pixels.permute(1, 2, 0).numpy())
+
+    def load(reduction: int) -> Picture:
+        return upright_pixels(scaled_values(decoded(reduction), form), orientation)
 
     return LazyImage(upright_shape(file), 8, notes, load, turned=orientation != 1)

@@ -57,7 +57,8 @@ def as_image(
 ) -> Image.Image | Picture:
     """An image as ``decode`` gives it, of a file, a PIL image, or an array (H, W) or (H, W, C).
 
-    Arrays are uint8, uint16, or floats from 0 to 255. Transparency is composited as ``form`` says. Raises DataError for others.
+    Arrays are uint8, uint16, or floats from 0 to 255; with a value range in ``form`` any numbers as stored, within it. They
+    are gray or colour, or have the form's channels. Transparency is composited as ``form`` says. Raises DataError for others.
     """
     if isinstance(image, (str, Path)):
         return decode(Path(image), None, form)
@@ -65,30 +66,40 @@ def as_image(
         return image if image.mode == "F" else plain_mode(image, form)  # "F" is what decode makes of 16-bit gray
     array = np.asarray(image)
     bands = 1 if array.ndim == 2 else array.shape[2] if array.ndim == 3 else 0
-    if array.dtype == np.uint8 and bands == 4:
+    if array.dtype == np.uint8 and bands == 4 and form.channels != 4:
         return plain_mode(Image.fromarray(array), form)
-    if not array.size or bands not in (1, 3) or (array.dtype not in (np.uint8, np.uint16) and array.dtype.kind != "f"):
-        raise DataError(
-            f"an array of shape {array.shape} and type {array.dtype}: expected (height, width) or (height, width, 3) of "
-            "uint8, uint16 or floats from 0 to 255."
-        )
+    known = array.dtype in (np.uint8, np.uint16) or array.dtype.kind in ("f" if form.value_range is None else "fiu")
+    wanted = _GRAY_OR_COLOUR if form.channels in (None, *_GRAY_OR_COLOUR) else (form.channels,)
+    if not array.size or not known or bands not in wanted:
+        raise DataError(f"an array of shape {array.shape} and type {array.dtype}: expected {_expected_array(form)}.")
     if array.ndim == 2:
         array = array[:, :, None]
-    return image_of(array.astype(np.float32) if array.dtype.kind == "f" else open_values(array, form).pixels())
+    if array.dtype.kind == "f" and form.value_range is None:
+        return image_of(array.astype(np.float32))
+    return image_of(open_values(array, form).pixels())
+
+
+_GRAY_OR_COLOUR = (1, 3)
+
+
+def _expected_array(form: PixelFormat) -> str:
+    """What ``as_image`` takes, in words."""
+    usual = form.channels in (None, *_GRAY_OR_COLOUR)
+    shapes = "(height, width) or (height, width, 3)" if usual else f"(height, width, {form.channels})"
+    if form.value_range is None:
+        return f"{shapes} of uint8, uint16 or floats from 0 to 255"
+    low, high = form.value_range
+    return f"{shapes} of values from {low:g} to {high:g}"
 
 
 def stored_pixels(
     image: str | Path | Image.Image | NDArray[np.generic], channels: int, form: PixelFormat = PLAIN_FORMAT
 ) -> NDArray[np.generic]:
-    """The stored values (C, H, W) of a path, a PIL image or an array (H, W) or (H, W, C).
+    """The stored values (C, H, W) of a path, a PIL image or an array (H, W) or (H, W, C), as ``as_image`` takes them.
 
-    Files and pictures are read as gray or colour, whichever the encoder takes; other channels only arrays can have.
+    Raises DataError for other channels than ``to_array`` can make ``channels`` of.
     """
-    if channels in (1, 3) or not isinstance(image, np.ndarray):
-        return to_array(as_image(image, form), channels)
-    if image.ndim != 3 or image.shape[2] != channels:
-        raise DataError(f"an array of shape {image.shape}: expected (height, width, {channels}).")
-    return np.ascontiguousarray(image.transpose(2, 0, 1))
+    return to_array(as_image(image, form), channels)
 
 
 def opened(images: ImageSet, index: int, form: PixelFormat = ANY_FORMAT) -> LazyImage:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,6 +16,9 @@ Picture = NDArray[np.generic]
 """Pixels (H, W, C), upright: uint8, or float32 for what has more than 8 bits."""
 
 RGB = tuple[int, int, int]
+
+Bands = tuple[int | str, ...]
+"""Channels of a file, by number from 1 or by name."""
 
 WHITE: RGB = (255, 255, 255)
 
@@ -36,13 +39,24 @@ class PixelFormat:
     ``channels``: how many it takes; None: what the file has, without transparency. ``value_range``: lowest and highest
     value, as stored in the files; None: integers of 8 bits, and of 16 bits brought to their range, 0 to 255. ``background``:
     the colour (0 to 255) that transparent pixels are composited on; None: transparency is dropped. ``plain``: images of any
-    size, but of 1 or 3 channels only, as transfer and prediction take them.
+    size, of gray or colour only where ``channels`` doesn't say another number, as transfer and prediction take them.
+    ``bands``: which of the file's channels are taken, in this order, by number from 1 or by name; None: all. ``nodata``: the
+    stored value of pixels without one, besides NaN and what a file itself states; images of which a larger share than
+    ``max_nodata`` has no value are refused. ``unscale``: apply the scale and offset that a file states.
     """
 
     channels: int | None = None
     value_range: tuple[float, float] | None = None
     background: RGB | None = WHITE
     plain: bool = False
+    bands: Bands | None = None
+    nodata: float | None = None
+    max_nodata: float = 1.0
+    unscale: bool = False
+
+    def keeps(self, stored: int) -> bool:
+        """Whether so many stored channels are taken as they are, so that none of them is transparency."""
+        return self.bands is not None or self.channels == stored
 
 
 ANY_FORMAT = PixelFormat()
@@ -56,7 +70,8 @@ class LazyImage:
 
     ``size``: (height, width), upright; ``bits`` of a value: 8, 16, or 32 for floats; ``notes``: what is unusual about the
     file and how it is read all the same; ``decoded_notes``: the same of its pixels, once they are decoded; ``turned``: it is
-    stored in another orientation than it is shown in, as EXIF says.
+    stored in another orientation than it is shown in, as EXIF says. ``channel_names``: of all its channels, where the file names
+    them; ``nodata``: the stored value of pixels without one, where the file states it.
     """
 
     size: tuple[int, int]
@@ -65,6 +80,8 @@ class LazyImage:
     decode: Callable[[int], Picture]
     decoded_notes: list[str] = field(default_factory=list)
     turned: bool = False
+    channel_names: tuple[str, ...] = ()
+    nodata: float | None = None
 
     def pixels(self, reduction: int = 1) -> Picture:
         """Decode it; a JPEG in colour or gray at 1/``reduction`` (1, 2, 4 or 8) of its size. Raises DataError."""
@@ -105,7 +122,7 @@ def picture_of(image: Image.Image) -> Picture:
 
 
 def is_flat(picture: Picture) -> bool:
-    """Whether all pixels (H, W, C) of an image are the same."""
+    """Whether all pixels (H, W, C) of an image are the same; those without a value are as others."""
     first = picture[:1, :1]
     return not (picture[::32, ::32] != first).any() and not (picture != first).any()
 
@@ -140,8 +157,21 @@ def composited(
     return np.ascontiguousarray(mixed.astype(colour.dtype))
 
 
-def scaled_values(array: Picture, form: PixelFormat) -> Picture:
-    """Stored values (H, W, C) as a Picture: uint8 as they are, uint16 from 0 to 255, and in a value range all as stored."""
+def scaled_values(array: Picture, form: PixelFormat, nodata: float | None = None) -> Picture:
+    """Stored values (H, W, C) as a Picture: uint8 as they are, uint16 from 0 to 255, and in a value range all as stored.
+
+    Where a pixel has no value, float32 with NaN there: by the form's value for that, or by the file's own, ``nodata``.
+    """
+    missing = missing_values(array, (form.nodata, nodata))
+    picture = _scaled(array, form)
+    if missing is None:
+        return picture
+    values = picture.astype(np.float32)
+    values[missing] = np.nan
+    return values
+
+
+def _scaled(array: Picture, form: PixelFormat) -> Picture:
     if array.dtype == np.uint8:
         return array
     if array.dtype == np.bool_:
@@ -153,17 +183,82 @@ def scaled_values(array: Picture, form: PixelFormat) -> Picture:
         scaled: NDArray[np.float32] = array.astype(np.float32) * DEEP
         return scaled
     kind = "floating-point" if array.dtype.kind == "f" else str(array.dtype)
-    advice = "save it with 8 or 16 bits" if form.plain else "give value_range=[lowest,highest]"
-    raise DataError(f"{kind} pixels have no known range; {advice}")
+    raise DataError(f"{kind} pixels have no known range; give value_range=[lowest,highest], or save with 8 or 16 bits")
+
+
+def missing_values(array: Picture, stated: Sequence[float | None]) -> NDArray[np.bool_] | None:
+    """Which stored values (H, W, C) are none, by the values stated to mean that; None where none is stated.
+
+    A stated value counts as the array's type has it: -3.4e38 in a text is float32's lowest.
+    """
+    known = [value for value in stated if value is not None and not math.isnan(value)]
+    if not known:
+        return None
+    missing = np.zeros(array.shape, dtype=bool)
+    for value in known:
+        if array.dtype.kind == "f":
+            with np.errstate(over="ignore"):
+                missing |= array == array.dtype.type(value)
+        elif value == int(value):
+            missing |= array == int(value)
+    return missing
+
+
+def check_bands(bands: Bands, key: str = "bands") -> None:
+    """Raise ConfigError for a choice of channels that can't be one."""
+    if not bands or len(set(bands)) < len(bands) or any(isinstance(band, int) and band < 1 for band in bands):
+        raise ConfigError(key, list(bands), "channels by number from 1 or by name, each once")
+
+
+def chosen_bands(picture: Picture, names: Sequence[str], bands: Bands | None) -> Picture:
+    """The channels of a picture (H, W, C) that are asked for, in this order; ``names`` are those of all its channels, if known.
+
+    A picture without names that has as many channels as are asked for by name is taken as it is: it can't say more. Raises
+    DataError for a channel that it doesn't have.
+    """
+    named = bands is not None and all(isinstance(band, str) for band in bands)
+    if bands is None or (named and not names and len(bands) == picture.shape[2]):
+        return picture
+    if named and not names:
+        raise DataError(f"{picture.shape[2]} channels without names; expected {', '.join(map(str, bands))}")
+    places = [_band_place(band, names, picture.shape[2]) for band in bands]
+    if places == list(range(picture.shape[2])):
+        return picture
+    return np.ascontiguousarray(picture[:, :, places])
+
+
+def _band_place(band: int | str, names: Sequence[str], count: int) -> int:
+    if isinstance(band, int):
+        if not 1 <= band <= count:
+            raise DataError(f"no channel {band}: it has {count}, numbered from 1")
+        return band - 1
+    places = [place for place, name in enumerate(names) if name == band]
+    if len(places) == 1:
+        return places[0]
+    if not names:
+        raise DataError(f"no channel {band}: it names none of its {count}; give numbers from 1")
+    said = "several channels" if places else "no channel"
+    raise DataError(f"{said} {band}: it has {', '.join(names)}")
 
 
 def check_values(picture: Picture, form: PixelFormat) -> None:
-    """Raise DataError for values that are no numbers, or beyond the range that was given."""
+    """Raise DataError for infinite values, those beyond the range that was given, and too many pixels without a value."""
+    if picture.dtype.kind != "f":
+        return
+    known = np.isfinite(picture)
+    if not known.all():
+        if np.isinf(picture).any():
+            raise DataError("infinite values; give nodata=VALUE if they stand for none, or save finite ones")
+        missing = 1 - float(known.mean())
+        if not known.any():
+            raise DataError("no pixel has a value")
+        if missing > form.max_nodata:
+            raise DataError(
+                f"{100 * missing:.0f} % of its pixels have no value, more than max_nodata={form.max_nodata:g}"
+            )
     if form.value_range is None:
         return
-    lowest, highest = float(picture.min()), float(picture.max())
-    if not math.isfinite(lowest) or not math.isfinite(highest):
-        raise DataError("pixels that are no numbers (NaN or infinite)")
     low, high = form.value_range
+    lowest, highest = float(np.nanmin(picture)), float(np.nanmax(picture))
     if lowest < low or highest > high:
         raise DataError(f"values from {lowest:g} to {highest:g}, beyond value_range=[{low:g},{high:g}]")

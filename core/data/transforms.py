@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
@@ -38,9 +39,11 @@ def to_array(image: Image.Image | Picture, channels: int) -> Pixels:
     raise DataError(_other_channels(there, channels))
 
 
-def check_channels(there: int, channels: int) -> None:
-    """Raise DataError unless ``to_array`` can make ``channels`` of so many."""
-    if there != channels and {there, channels} != {1, 3}:
+def check_channels(there: int, channels: int | None) -> None:
+    """Raise DataError unless ``to_array`` can make ``channels`` of so many; None: unless these are gray or colour."""
+    if channels is None and there not in (1, 3):
+        raise DataError(f"{there} channels, neither gray (1) nor colour (3). Give channels={there} to use them")
+    if channels is not None and there != channels and {there, channels} != {1, 3}:
         raise DataError(_other_channels(there, channels))
 
 
@@ -60,16 +63,38 @@ def random_resized_crop(
     draws: NDArray[np.float64],
     scale: tuple[float, float] = (0.2, 1.0),
     interpolation: Interpolation = "bicubic",
+    turn: bool = False,
 ) -> Picture:
     """A random part of an image resized to ``size`` (height, width), mirrored when the last draw is below 0.5: (H, W, C).
 
     ``draws`` are five numbers in [0, 1): area (uniform within ``scale``), aspect ratio (log-uniform from 3/4 to 4/3),
     place in y and x, mirroring. A crop that would reach beyond the image is cut to it. It is cropped, then resized, as in
-    torchvision: with antialiasing, uint8 within 1 (seldom 2) of what PIL gives.
+    torchvision: with antialiasing, uint8 within 1 (seldom 2) of what PIL gives. ``turn``: it is also turned by quarters
+    (``quarter_turns``).
     """
     picture = picture_of(image) if isinstance(image, Image.Image) else image
     box = crop_box((picture.shape[0], picture.shape[1]), draws, scale)
-    return _resized(picture, box, size, mirrored=bool(draws[4] < 0.5), interpolation=interpolation)
+    return _cropped(picture, box, size, draws[4], interpolation, turn)
+
+
+def quarter_turns(draw: float) -> int:
+    """How many quarters, 0 to 3, by what a draw in [0, 1) says beyond whether it is below 0.5."""
+    return int(4 * (2 * draw % 1))
+
+
+def _cropped(
+    picture: Picture,
+    box: tuple[int, int, int, int],
+    size: tuple[int, int],
+    draw: float,
+    interpolation: Interpolation = "bicubic",
+    turn: bool = False,
+) -> Picture:
+    """The part of a picture in ``box`` at ``size``, mirrored below a draw of 0.5 and, with ``turn``, turned by it."""
+    turns = quarter_turns(draw) if turn else 0
+    upright = size if turns % 2 == 0 else (size[1], size[0])
+    part = _resized(picture, box, upright, mirrored=bool(draw < 0.5), interpolation=interpolation)
+    return np.rot90(part, turns) if turns else part
 
 
 def random_crops(
@@ -79,6 +104,7 @@ def random_crops(
     scale: tuple[float, float] = (0.2, 1.0),
     *,
     reduced: bool = True,
+    turn: bool = False,
 ) -> list[Picture]:
     """A ``random_resized_crop`` for each row of ``draws`` (K, 5), of an image that is decoded once.
 
@@ -93,7 +119,7 @@ def random_crops(
     there = (picture.shape[0], picture.shape[1])
     if there != image.size:
         boxes = [_scaled_box(box, image.size, there) for box in boxes]
-    return [_resized(picture, box, size, mirrored=bool(row[4] < 0.5)) for box, row in zip(boxes, draws, strict=True)]
+    return [_cropped(picture, box, size, row[4], turn=turn) for box, row in zip(boxes, draws, strict=True)]
 
 
 def crop_box(
@@ -142,17 +168,36 @@ def _resized(
     import torch
     from torch.nn.functional import interpolate
 
-    top, left, height, width = box
-    part = picture[top : top + height, left : left + width]
-    if (height, width) != size:
-        part = part if part.flags.writeable and min(part.strides) > 0 else part.copy()
-        tensor = torch.from_numpy(part).permute(2, 0, 1)[None]
+    def resize(values: Picture) -> Picture:
+        values = values if values.flags.writeable and min(values.strides) > 0 else values.copy()
+        tensor = torch.from_numpy(values).permute(2, 0, 1)[None]
         if interpolation == "nearest":
             tensor = interpolate(tensor, size=size, mode="nearest-exact")
         else:
             tensor = interpolate(tensor, size=size, mode=interpolation, antialias=True)
-        part = tensor[0].permute(1, 2, 0).numpy()
+        return tensor[0].permute(1, 2, 0).numpy()
+
+    top, left, height, width = box
+    part = picture[top : top + height, left : left + width]
+    if (height, width) != size:
+        part = resized_around_gaps(part, resize)
     return part[:, ::-1] if mirrored else part
+
+
+def resized_around_gaps(values: Picture, resize: Callable[[Picture], Picture]) -> Picture:
+    """What a linear ``resize`` makes of values (float32 with NaN where there is none), as a mean over those that are there.
+
+    Where the filter's weight is mostly on missing values, the result is NaN too.
+    """
+    missing = np.isnan(values) if values.dtype.kind == "f" else None
+    if missing is None or not missing.any():
+        return resize(values)
+    weight: NDArray[np.float32] = resize((~missing).astype(np.float32)).astype(np.float32)
+    there: NDArray[np.float32] = resize(np.where(missing, np.float32(0), values)).astype(np.float32)
+    gap = weight < 0.5
+    there[gap] = np.nan
+    there[~gap] /= weight[~gap]
+    return there
 
 
 def fitted_box(there: tuple[int, int], size: tuple[int, int]) -> tuple[float, float, float, float]:
@@ -187,11 +232,18 @@ def resized_part(
 ) -> Picture:
     """The part of an image in ``box`` (left, top, right, bottom) resized to ``size`` (height, width) by PIL: (H, W, C)."""
     where, how = (size[1], size[0]), _resampling(interpolation)
-    if isinstance(image, Image.Image) or (image.dtype == np.uint8 and image.shape[2] in (1, 3)):
-        whole = image if isinstance(image, Image.Image) else _image(image)
-        return picture_of(whole.resize(where, how, box=box))
-    bands = [Image.fromarray(np.ascontiguousarray(image[:, :, band])) for band in range(image.shape[2])]
-    return np.stack([np.asarray(band.resize(where, how, box=box)) for band in bands], axis=2)
+    if isinstance(image, Image.Image):
+        if image.mode != "F":
+            return picture_of(image.resize(where, how, box=box))
+        image = picture_of(image)
+    elif image.dtype == np.uint8 and image.shape[2] in (1, 3):
+        return picture_of(_image(image).resize(where, how, box=box))
+
+    def resize(values: Picture) -> Picture:
+        planes = [Image.fromarray(np.ascontiguousarray(values[:, :, band])) for band in range(values.shape[2])]
+        return np.stack([np.asarray(plane.resize(where, how, box=box)) for plane in planes], axis=2)
+
+    return resized_around_gaps(image, resize)
 
 
 def _image(picture: Picture) -> Image.Image:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -13,28 +14,30 @@ from .encoder_spec import PRESETS, EncoderSpec
 from .preprocessing import Preprocessing, channel_names
 
 
-def adapt_encoder(encoder: Encoder, spec: EncoderSpec, source: str, key: str) -> tuple[Encoder, list[str]]:
+def adapt_encoder(
+    encoder: Encoder, spec: EncoderSpec, source: str, key: str, names: Sequence[str] = ()
+) -> tuple[Encoder, list[str]]:
     """An encoder of shape ``spec`` with the weights of ``encoder``, and notes on what was adapted.
 
-    It keeps the preprocessing; for other channels, with the mean of the statistics. Raises ConfigError, which names the
-    user's ``key`` and ``source``, for weights of another architecture.
+    It keeps the preprocessing; for other channels, with the mean of the statistics. ``names``: what the channels of ``spec`` are
+    called, by which known ones get their own weights (``adapt_named_channels``). Raises ConfigError, which names the user's
+    ``key`` and ``source``, for weights of another architecture.
     """
     check_architecture(spec, encoder.spec, source, key)
     parent = to_rgb(encoder) if is_bgr(encoder.preprocessing) else encoder
     prepared, channels = parent.preprocessing, spec.channels
     if parent.spec.channels != channels:
         mean, std = (sum(values) / len(values) for values in (prepared.mean, prepared.std))
-        prepared = replace(
-            prepared, channel_names=channel_names(channels), mean=(mean,) * channels, std=(std,) * channels
-        )
-    state, notes = adapt_state(parent, spec)
+        usual = tuple(names) if len(names) == channels else channel_names(channels)
+        prepared = replace(prepared, channel_names=usual, mean=(mean,) * channels, std=(std,) * channels, bands=None)
+    state, notes = adapt_state(parent, spec, names)
     adapted = Encoder(spec, preprocessing=prepared)
     adapted.load_state_dict(state)
     return adapted, notes
 
 
-def adapt_state(encoder: Encoder, spec: EncoderSpec) -> tuple[dict[str, Tensor], list[str]]:
-    """An encoder's tensors for another image size and other channels, and notes on what was adapted."""
+def adapt_state(encoder: Encoder, spec: EncoderSpec, names: Sequence[str] = ()) -> tuple[dict[str, Tensor], list[str]]:
+    """An encoder's tensors for another image size and other channels, and notes on what was adapted; ``names`` as above."""
     notes = []
     if encoder.spec.grid != spec.grid:
         was, now = ("×".join(map(str, shape.image_size)) for shape in (encoder.spec, spec))
@@ -43,8 +46,14 @@ def adapt_state(encoder: Encoder, spec: EncoderSpec) -> tuple[dict[str, Tensor],
     state = dict(encoder.state_dict())
     if encoder.spec.channels != spec.channels:
         kernel = "patch_embed.proj.weight"
-        state[kernel] = adapt_input_channels(state[kernel], spec.channels, dim=1)
-        notes.append(f"the patch kernel was adapted from {encoder.spec.channels} to {spec.channels} channels")
+        known = encoder.preprocessing.channel_names
+        placed = [name for name in names if name.casefold() in {own.casefold() for own in known}]
+        if placed and len(names) == spec.channels:
+            state[kernel] = adapt_named_channels(state[kernel], known, names)
+            by = f": {', '.join(placed)} by name, the others from the mean"
+        else:
+            state[kernel], by = adapt_input_channels(state[kernel], spec.channels, dim=1), ""
+        notes.append(f"the patch kernel was adapted from {encoder.spec.channels} to {spec.channels} channels{by}")
     return state, notes
 
 
@@ -56,6 +65,18 @@ def adapt_input_channels(weight: Tensor, channels: int, *, dim: int) -> Tensor:
     if channels == 1:
         return weight.sum(dim, keepdim=True)
     return _repeat(weight, channels, dim) * (weight.shape[dim] / channels)
+
+
+def adapt_named_channels(weight: Tensor, known: Sequence[str], names: Sequence[str]) -> Tensor:
+    """A kernel (D, C, p, p) of channels that are ``known`` by name for others (D, len(names), p, p).
+
+    A channel of a known name (upper and lower case alike) gets that one's weights, another their mean. All are scaled as in
+    ``adapt_input_channels``: where each known channel is among the others, equal channels give the same output.
+    """
+    places = {name.casefold(): place for place, name in enumerate(known)}
+    mean = weight.mean(dim=1)
+    own = [weight[:, places[name.casefold()]] if name.casefold() in places else mean for name in names]
+    return torch.stack(own, dim=1) * (weight.shape[1] / len(names))
 
 
 def adapt_output_channels(weight: Tensor, channels: int, *, dim: int) -> Tensor:

@@ -177,7 +177,7 @@ def _contract(encoder: Encoder) -> dict[str, Any]:
     return {
         "version": CONTRACT_VERSION,
         "spec": asdict(encoder.spec),
-        "preprocessing": asdict(encoder.preprocessing),
+        "preprocessing": encoder.preprocessing.to_json(),
     }
 
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..data.pixel_format import DROPPED, PixelFormat, background_colour
+from ..data.pixel_format import DEEP, DROPPED, Bands, PixelFormat, background_colour, check_bands
 from ..errors import ConfigError, MaeliftError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+EIGHT_BITS = (0.0, 255.0)
+"""The usual range of values: that of 8 bits, to which 16 bits are brought too."""
 INTERPOLATIONS = ("bicubic", "bilinear", "nearest")
 """Interpolations for resizing images, by the names of Pillow and torch."""
 SMALLEST_STD, LARGEST_STD = 1e-6, 1e3
@@ -27,16 +29,21 @@ class Preprocessing:
     """The input of an encoder: stored values are scaled from ``value_range`` to [0, 1], then normalised.
 
     ``mean`` and ``std`` are per channel, on the [0, 1] scale, in the order of ``channel_names``. ``background``: the colour
-    that transparent pixels are composited on (``background_colour``); None in older files: transparency was dropped.
+    that transparent pixels are composited on (``background_colour``); None in older files: transparency was dropped. ``bands``:
+    which channels of files these are, by number from 1 or by name; None: all. ``nodata``: the stored value of pixels without
+    one, besides NaN and what files state; ``unscale``: the scale and offset that files state are applied.
     """
 
     channel_names: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    value_range: tuple[float, float] = (0.0, 255.0)
+    value_range: tuple[float, float] = EIGHT_BITS
     bit_depth: int = 8
     interpolation: str = "bicubic"
     background: str | None = None
+    bands: Bands | None = None
+    nodata: float | None = None
+    unscale: bool = False
 
     def __post_init__(self) -> None:
         if not len(self.channel_names) == len(self.mean) == len(self.std) > 0:
@@ -57,6 +64,16 @@ class Preprocessing:
             raise ConfigError("interpolation", self.interpolation, f"one of {', '.join(INTERPOLATIONS)}")
         if self.background is not None:
             background_colour(self.background)
+        if self.bands is not None:
+            check_bands(self.bands)
+            if len(self.bands) != len(self.mean):
+                raise ConfigError("bands", list(self.bands), f"one for each of {len(self.mean)} channels")
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as JSON has them; those of channels chosen and of pixels without a value only where they are in use."""
+        content = asdict(self)
+        unused = {"bands": None, "nodata": None, "unscale": False}
+        return {key: value for key, value in content.items() if key not in unused or value != unused[key]}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Preprocessing:
@@ -85,16 +102,43 @@ class Preprocessing:
 
     @property
     def reading(self) -> PixelFormat:
-        """How image files are read for this encoder: gray or colour, and the ``background`` of transparent pixels."""
-        return PixelFormat(background=background_colour(self.background or DROPPED), plain=True)
+        """How image files are read for this encoder: gray or colour or its own channels, its range of values and background."""
+        channels = None if len(self.mean) in (1, 3) else len(self.mean)
+        value_range = None if self.value_range == EIGHT_BITS else self.value_range
+        return PixelFormat(
+            channels,
+            value_range,
+            background_colour(self.background or DROPPED),
+            plain=True,
+            bands=self.bands,
+            nodata=self.nodata,
+            unscale=self.unscale,
+        )
+
+    @property
+    def may_have_gaps(self) -> bool:
+        """Whether there may be pixels without a value: of floats, of values as stored, or of files that mark them."""
+        return self.nodata is not None or self.bit_depth > 16 or self.value_range != EIGHT_BITS
+
+    def as_read(self, stored: float) -> float:
+        """A value of a file on the scale of ``value_range``, to which 16 bits are brought where it is the usual one."""
+        return stored * float(DEEP) if self.bit_depth == 16 and self.value_range == EIGHT_BITS else stored
 
     def normalize(self, pixels: Tensor) -> Tensor:
-        """Stored pixel values (B, C, H, W), any dtype, in ``value_range``, to the encoder's float32 input."""
+        """Stored pixel values (B, C, H, W), any dtype, in ``value_range``, to the encoder's float32 input.
+
+        NaN, a pixel without a value, becomes 0: the mean of its channel.
+        """
         low, high = self.value_range
         mean = torch.tensor(self.mean, device=pixels.device).view(-1, 1, 1)
         std = torch.tensor(self.std, device=pixels.device).view(-1, 1, 1)
         scaled = pixels.to(torch.float32, copy=True)  # changed in place: large batches are bound by memory
-        return scaled.sub_(low + (high - low) * mean).div_((high - low) * std)
+        normalised = scaled.sub_(low + (high - low) * mean).div_((high - low) * std)
+        return (
+            normalised.nan_to_num_(nan=0.0, posinf=torch.inf, neginf=-torch.inf)
+            if pixels.is_floating_point()
+            else normalised
+        )
 
     def denormalize(self, images: Tensor) -> Tensor:
         """The inverse of ``normalize``: float32 (B, C, H, W) in ``value_range``, not clipped."""
@@ -102,6 +146,19 @@ class Preprocessing:
         mean = torch.tensor(self.mean, device=images.device).view(-1, 1, 1)
         std = torch.tensor(self.std, device=images.device).view(-1, 1, 1)
         return images.float() * ((high - low) * std) + (low + (high - low) * mean)
+
+
+def known_pixels(pixels: Tensor) -> Tensor | None:
+    """Which stored values (B, C, H, W) are there, bool of the same shape; None where all are."""
+    if not pixels.is_floating_point():
+        return None
+    known = ~pixels.isnan()
+    return None if bool(known.all()) else known
+
+
+def band_names(bands: Bands | None) -> tuple[str, ...]:
+    """The names of channels that were chosen by name or number; none where all were taken."""
+    return tuple(band if isinstance(band, str) else f"band{band}" for band in bands or ())
 
 
 def channel_names(channels: int) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,8 @@ from ..files import output_folder, sync_tree
 from ..progress import progress_logger
 from ..seeding import stream
 from ..terminal import quoted
+from .scene_bands import NAMES as BANDS
+from .scene_bands import bands_of, write_bands
 
 CLASSES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 """Fashion-MNIST's classes by label; in the scenes' JSON and masks each has the number of its label + 1."""
@@ -74,6 +76,10 @@ class FashionScenesConfig:
     """fewest and most items in a scene"""
     item_sizes: tuple[int, int] = (18, 32)
     """smallest and largest side of an item, in pixels"""
+    bands: int = 1
+    """1: PNG files in gray; 2 to 5: TIFF files of so many bands, with names and strips without data, as satellites' are"""
+    bits: Literal[8, 16] = 8
+    """of a value, with several bands"""
     seed: int = 0
     """all draws come from it: the same seed gives the same bytes"""
 
@@ -85,6 +91,10 @@ class FashionScenesConfig:
             low, high = getattr(self, key)
             if not least <= low <= high:
                 raise ConfigError(key, (low, high), f"two numbers from {least} up, the smaller first")
+        if not 1 <= self.bands <= len(BANDS):
+            raise ConfigError("bands", self.bands, f"1 to {len(BANDS)} ({', '.join(BANDS)})")
+        if self.bits != 8 and self.bands == 1:
+            raise ConfigError("bits", self.bits, "8 with bands=1")
         side = self.item_sizes[1]
         if self.items[1] > (self.size // side) ** 2:
             raise ConfigError(
@@ -233,11 +243,11 @@ def _write(folder: Path, config: FashionScenesConfig, items: dict[str, _Items], 
         width = max(5, len(str(count - 1)))
         numbers: set[int] = set()
         for index, (scene, members) in enumerate(_scenes(config, split, items[split], count)):
-            name = f"{index:0{width}d}.png"
-            Image.fromarray(scene.pixels).save(images / name)
+            name = f"{index:0{width}d}"
+            file = _save(scene, images / name, config, stream(config.seed, f"scene bands {split}", index))
             if labelled:
-                Image.fromarray(_class_mask(scene)).save(masks / name)
-                _add(content, scene, f"{split}/{name}")
+                Image.fromarray(_class_mask(scene)).save(masks / f"{name}.png")
+                _add(content, scene, f"{split}/{file}")
             numbers.update(members)
             done += 1
             progress(done, total)
@@ -247,6 +257,17 @@ def _write(folder: Path, config: FashionScenesConfig, items: dict[str, _Items], 
     lines = [f"{name}, {value}" for value, name in enumerate((BACKGROUND, *CLASSES))]
     (folder / "classes.txt").write_text("\n".join(lines) + "\n")
     (folder / RECORD).write_text(json.dumps({"settings": settings, "items": used}, separators=(",", ":")) + "\n")
+
+
+def _save(scene: Scene, path: Path, config: FashionScenesConfig, generator: np.random.Generator) -> str:
+    """Write a scene to a path without its suffix; gives the file's name."""
+    if config.bands == 1:
+        path = path.with_suffix(".png")
+        Image.fromarray(scene.pixels).save(path)
+    else:
+        path = path.with_suffix(".tif")
+        write_bands(path, bands_of(scene.pixels, scene.owner, config.bands, config.bits, generator), config.bits)
+    return path.name
 
 
 def _scenes(
@@ -352,6 +373,8 @@ def _settings(
 ) -> dict[str, Any]:
     """All that decides the scenes: the settings, the recipe's number and the items' content."""
     settings = {key: value for key, value in dataclasses.asdict(config).items() if key not in ("out", "source")}
+    if config.bands == 1:  # as before there were others
+        del settings["bands"], settings["bits"]
     digests = {}
     for split, (_, images, labels) in sources.items():
         digests[split] = hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()

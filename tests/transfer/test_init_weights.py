@@ -11,7 +11,7 @@ import pytest
 import timm
 import torch
 from maelift.core.data.readers.folder import FolderImages
-from maelift.core.errors import CheckpointError, ConfigError, DataError
+from maelift.core.errors import CheckpointError, ConfigError
 from maelift.core.models.encoder import Encoder
 from maelift.core.models.encoder_file import Provenance, read_encoder, save_encoder
 from maelift.core.models.encoder_spec import EncoderSpec
@@ -78,21 +78,6 @@ def test_weights_trained_with_labels_are_told_of_their_recipe(tmp_path: Path, im
     save_encoder(random_encoder(SPEC), tmp_path / "e.safetensors", Provenance("supervised classification of 9 images"))
     assert "init=supervised" in started(images, encoder=str(tmp_path / "e.safetensors"))[1][0]
     assert started(images, encoder=str(tmp_path / "e.safetensors"), init="supervised")[1] == []
-
-
-@pytest.mark.parametrize(
-    ("spec", "preprocessing", "expected"),
-    [
-        (replace(SPEC, channels=4), None, "takes 4 channels"),
-        (SPEC, replace(Preprocessing.default(3), value_range=(0.0, 65535.0)), "values from 0 to 65535"),
-    ],
-)
-def test_an_encoder_that_these_images_cannot_be_given_to_is_refused(
-    tmp_path: Path, images: FolderImages, spec: EncoderSpec, preprocessing: Preprocessing | None, expected: str
-) -> None:
-    save_encoder(Encoder(spec, preprocessing=preprocessing), tmp_path / "e.safetensors", Provenance("test"))
-    with pytest.raises(DataError, match=expected):
-        started(images, encoder=str(tmp_path / "e.safetensors"))
 
 
 def test_weights_must_be_named_unless_the_start_is_scratch() -> None:

@@ -28,6 +28,8 @@ class ClassifyRecipe(Recipe):
     """smallest and largest area of a training crop, as shares of the image"""
     flip: bool
     """mirror every second training image left to right, at random"""
+    turn: bool = False
+    """with flip, also turn training images by quarters at random: for those that have no up, such as taken from above"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -39,6 +41,8 @@ class ClassifyRecipe(Recipe):
                 raise ConfigError(key, getattr(self, key), "a share from 0 to below 1")
         if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
             raise ConfigError("crop_scale", list(self.crop_scale), "two shares with 0 < smallest <= largest <= 1")
+        if self.turn and not self.flip:
+            raise ConfigError("turn", True, "false with flip=false")
 
     def check_passes(self, count: int) -> None:
         """Raise ConfigError when a step can't be split into ``count`` passes, over all processes and accumulations."""

@@ -86,7 +86,7 @@ class FeatureRequest:
             FEATURES_VERSION,
             content_hash(self.encoder.state_dict()),
             asdict(self.encoder.spec),
-            asdict(self.encoder.preprocessing),
+            self.encoder.preprocessing.to_json(),
             self.manifest,
             names.hexdigest(),
             "tokens" if self.tokens else self.pooling,

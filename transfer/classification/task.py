@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ...core.data.classification import ClassImages, LabelKeys, MultiLabeledImages
 from ...core.data.classification_reader import class_parts
+from ...core.data.composite import displayed
 from ...core.data.labeled_dataset import Splits
 from ...core.data.sampling import Sample, Uniforms
 from ...core.data.transforms import random_resized_crop, to_array
@@ -68,7 +69,7 @@ class ClassificationTask(Task[ClassifyRecipe, ClassImages]):
         spec = self.encoder.spec
         flips = draws if self.config.flip else np.append(draws[:4], 1.0)
         image = self.splits.train.images.open(index, self.encoder.preprocessing.reading)
-        crop = random_resized_crop(image, spec.image_size, flips, self.config.crop_scale)
+        crop = random_resized_crop(image, spec.image_size, flips, self.config.crop_scale, turn=self.config.turn)
         return Sample(to_array(crop, spec.channels))
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
@@ -106,9 +107,8 @@ class ClassificationTask(Task[ClassifyRecipe, ClassImages]):
         for number in shown:
             truth, found = images.label_text(number) or "none", classifier.classification(probabilities[number])
             taken_for = found.label if found.labels is None else "|".join(found.labels) or "none"
-            image = draw_classification(
-                images.images.open(number, classifier.preprocessing.reading), found, truth=truth
-            )
+            opened = images.images.open(number, classifier.preprocessing.reading)
+            image = draw_classification(displayed(opened, classifier.preprocessing.channel_names), found, truth=truth)
             caption = f"{images.images.name(number)}: {truth}, taken for {taken_for}"
             pictures.append(ExampleImage.of(image, caption, bool(right[number])))
         return pictures

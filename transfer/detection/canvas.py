@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from ...core.data.transforms import resized_around_gaps
 from ...core.models.preprocessing import Preprocessing
 
 Pixels = NDArray[np.generic]
@@ -59,11 +60,15 @@ def crop_and_resize(
     if box == full and size == image.shape[1:]:
         return image
     method = Image.Resampling[preprocessing.interpolation.upper()]
-    planes = [
-        np.asarray(Image.fromarray(plane).resize((size[1], size[0]), method, box=box))
-        for plane in (image if image.dtype == np.uint8 else image.astype(np.float32))
-    ]
-    return np.stack(planes).astype(image.dtype)
+
+    def resize(values: Pixels) -> Pixels:
+        return np.stack(
+            [np.asarray(Image.fromarray(plane).resize((size[1], size[0]), method, box=box)) for plane in values]
+        )
+
+    return resized_around_gaps(image if image.dtype == np.uint8 else image.astype(np.float32), resize).astype(
+        image.dtype
+    )
 
 
 def paste_masks(grids: Tensor, boxes: Tensor, size: tuple[int, int]) -> NDArray[np.bool_]:

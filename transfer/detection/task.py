@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ...core.data.composite import displayed
 from ...core.data.dataset_format import hint
 from ...core.data.detection import DetectionImages
 from ...core.data.detection_reader import detection_parts
@@ -154,6 +155,7 @@ class DetectionTask(Task[DetectConfig, DetectionImages]):
         for index in range(min(MAX_EXAMPLE_CANDIDATES, len(images))):
             image = images.images.open(index, detector.preprocessing.reading)
             (found,) = detector.predict([image])
+            image = displayed(image, detector.preprocessing.channel_names)
             truth = annotated_objects(images, index)
             right = matches_annotations(found.above(EXAMPLE_SCORE), truth)
             if len(chosen[right]) < EXAMPLES:

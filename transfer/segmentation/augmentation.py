@@ -59,6 +59,39 @@ def pad_to(pixels: NDArray[np.generic], size: tuple[int, int], values: Sequence[
     return result
 
 
+def distorted(pixels: NDArray[np.generic], draws: Uniforms, value_range: tuple[float, float]) -> NDArray[np.generic]:
+    """Pixels (C, H, W) with other colours, or of what isn't colour of 8 bits other values; gray of 8 bits stays as it is."""
+    if pixels.dtype == np.uint8 and len(pixels) in (1, 3):
+        return distort_colors(pixels, draws) if len(pixels) == 3 else pixels
+    return distort_channels(pixels, draws, value_range)
+
+
+def distort_channels(
+    pixels: NDArray[np.generic], draws: Uniforms, value_range: tuple[float, float]
+) -> NDArray[np.generic]:
+    """Channels (C, H, W) of values in a range, the brightness and contrast of each changed, in half of all cases; and of several
+    channels one without values (NaN) in a tenth.
+
+    The ranges are those of colours: an eighth of ``value_range`` up and down, 0.5 to 1.5 around the channel's mean. ``draws`` are
+    nine; each channel's own follows from these by steps of the golden ratio.
+    """
+    low, high = value_range
+    values, count = pixels.astype(np.float32), len(pixels)
+    own = (np.arange(count) * 0.6180339887498949)[:, None, None]
+    if draws[0] < 0.5:
+        values = values + (high - low) / 8 * (2 * ((draws[1] + own) % 1) - 1).astype(np.float32)
+    if draws[2] < 0.5:
+        there = np.isfinite(values).sum(axis=(1, 2), keepdims=True).clip(1)
+        mean = np.nansum(values, axis=(1, 2), keepdims=True) / there
+        values = mean + (values - mean) * (0.5 + (draws[3] + own) % 1).astype(np.float32)
+    values = np.clip(values, low, high)
+    if count > 1 and draws[5] < 0.1:
+        values[int(draws[6] * count)] = np.nan
+    if pixels.dtype == np.uint8 and np.isfinite(values).all():
+        return np.rint(values).astype(np.uint8)
+    return values.astype(np.float32)
+
+
 def distort_colors(pixels: NDArray[np.generic], draws: Uniforms) -> NDArray[np.generic]:
     """Colour pixels (3, H, W) uint8, their brightness, contrast, saturation and hue changed, each in half of all cases.
 

@@ -26,8 +26,11 @@ class SegmentConfig(Architecture, TransferConfig):
     """a crop is drawn again, up to ten times, while one class takes this share of it or more; 1: never"""
     flip: bool
     """mirror every second training image left to right, at random"""
+    turn: bool = False
+    """with flip, also turn training images by quarters at random, where crops are square: for images that have no up"""
     distort: bool
-    """change brightness, contrast, saturation and hue of colour images at random"""
+    """change brightness, contrast, saturation and hue of colour images at random; of others, but gray ones of 8 bits, brightness
+    and contrast of each channel, and leave one out now and then"""
     inference: Literal["slide", "whole"] = "slide"
     """slide: in windows of image_size whose logits are averaged where they overlap; whole: at once"""
     stride: int | tuple[int, int] | None = None
@@ -40,6 +43,8 @@ class SegmentConfig(Architecture, TransferConfig):
         Architecture.__post_init__(self)
         if not 0 < self.scale[0] <= self.scale[1]:
             raise ConfigError("scale", list(self.scale), "two factors with 0 < smallest <= largest")
+        if self.turn and not self.flip:
+            raise ConfigError("turn", True, "false with flip=false")
         if not 0 < self.cat_max_ratio <= 1:
             raise ConfigError("cat_max_ratio", self.cat_max_ratio, "a share above 0 and up to 1")
         if self.short_side is not None and self.short_side < 0:

@@ -13,24 +13,25 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
+from ...core.data.composite import displayed
 from ...core.data.dataset_format import hint
 from ...core.data.labeled_dataset import Splits
-from ...core.data.pixel_format import PLAIN_FORMAT, PixelFormat
 from ...core.data.sampling import Sample, Uniforms
 from ...core.data.segmentation import SegmentationImages
 from ...core.data.segmentation_reader import segmentation_parts
-from ...core.data.transforms import resized_part, to_array
+from ...core.data.transforms import quarter_turns, resized_part, to_array
 from ...core.device import autocast
 from ...core.distributed import Ranks
 from ...core.errors import DataError
 from ...core.models.encoder import Encoder
 from ...core.models.encoder_file import Provenance
+from ...core.models.preprocessing import Preprocessing
 from ...core.training.loader import Batch
 from ..metrics import Scores
 from ..predictions import Segmentation as Prediction
 from ..task import Task
 from ..visualize import ExampleImage, draw_segmentation, side_by_side
-from .augmentation import Mask, distort_colors, pad_to, random_crop
+from .augmentation import Mask, distorted, pad_to, random_crop
 from .config import SegmentConfig
 from .metrics import Counts, PixelCounts
 from .model import ENCODER_PREFIX, Segmentor
@@ -94,12 +95,16 @@ class SegmentationTask(Task[SegmentConfig, SegmentationImages]):
         known = how if how.upper() in Image.Resampling.__members__ else "bicubic"
         crop = resized_part(image, box, (mask.shape[0], mask.shape[1]), known)
         pixels = to_array(crop, self.encoder.spec.channels)
-        if config.distort and pixels.shape[0] == 3 and pixels.dtype == np.uint8:
-            pixels = distort_colors(pixels, draws[-DISTORTION_DRAWS:])
+        mask = without_values(mask, pixels, images.ignore_index)
+        if config.distort:
+            pixels = distorted(pixels, draws[-DISTORTION_DRAWS:], self.encoder.preprocessing.value_range)
         if config.flip and draws[1] < 0.5:
             pixels, mask = pixels[:, :, ::-1], mask[:, ::-1]
         pixels = pad_to(pixels, size, self.encoder.preprocessing.pixel_mean)
-        return Sample(pixels, {"mask": pad_to(mask[None], size, (images.ignore_index,))[0]})
+        mask = pad_to(mask[None], size, (images.ignore_index,))[0]
+        if config.turn and size[0] == size[1] and (turns := quarter_turns(draws[1])):
+            pixels, mask = (np.ascontiguousarray(np.rot90(part, turns, (-2, -1))) for part in (pixels, mask))
+        return Sample(pixels, {"mask": mask})
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         masks = torch.stack([target["mask"] for target in batch.targets]).long()
@@ -145,13 +150,15 @@ class SegmentationTask(Task[SegmentConfig, SegmentationImages]):
         evaluated.sort(key=lambda item: (-item[0], item[1]))
         half = min(EXAMPLES, len(evaluated) // 2)
         chosen = [*evaluated[:half], *evaluated[len(evaluated) - half :]]
-        form = segmentor.preprocessing.reading
-        return [example_image(images, index, found, value, split, form) for value, index, found in chosen]
+        return [
+            example_image(images, index, found, value, split, segmentor.preprocessing) for value, index, found in chosen
+        ]
 
     def _pairs(self, images: SegmentationImages) -> Iterator[Pair]:
         for index in range(len(images)):
             image = images.images.open(index, self.encoder.preprocessing.reading)
-            yield to_array(image, self.encoder.spec.channels), images.mask(index)
+            pixels = to_array(image, self.encoder.spec.channels)
+            yield pixels, without_values(images.mask(index), pixels, images.ignore_index)
 
     def _count_pixels(
         self,
@@ -178,16 +185,24 @@ class SegmentationTask(Task[SegmentConfig, SegmentationImages]):
         return counts
 
 
+def without_values(mask: Mask, pixels: NDArray[np.generic], ignore_index: int) -> Mask:
+    """A mask (H, W) with ignored pixels where an image (C, H, W) has no value in any channel."""
+    if pixels.dtype.kind != "f" or not (missing := np.isnan(pixels).all(axis=0)).any():
+        return mask
+    return np.where(missing, np.asarray(ignore_index, dtype=mask.dtype), mask)
+
+
 def decoded_bytes(images: SegmentationImages, channels: int) -> int:
     """About what the images and masks take up in memory, going by the first."""
     return len(images) * images.mask(0).size * (channels + 1) if len(images) else 0
 
 
 def example_image(
-    images: SegmentationImages, index: int, found: Mask, value: float, split: str, form: PixelFormat = PLAIN_FORMAT
+    images: SegmentationImages, index: int, found: Mask, value: float, split: str, preprocessing: Preprocessing
 ) -> ExampleImage:
     """The truth next to the prediction, with the image's name and mean intersection over union."""
-    image, truth = images.images.open(index, form), images.mask(index)
+    image, truth = images.images.open(index, preprocessing.reading), images.mask(index)
+    image = displayed(image, preprocessing.channel_names)
     panels = [
         (title, draw_segmentation(image, Prediction(mask, images.classes), ignored=images.ignore_index))
         for title, mask in (("truth", truth), ("prediction", found))

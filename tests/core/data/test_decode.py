@@ -121,7 +121,7 @@ def truncated_array(path: Path) -> None:
 
 
 BROKEN_ARRAYS: list[tuple[Callable[[Path], object], str]] = [
-    (lambda path: np.save(path, np.full((4, 4), np.nan)), "NaN"),
+    (lambda path: np.save(path, np.full((4, 4), np.nan)), "no pixel has a value"),
     (lambda path: np.save(path, np.full((4, 4), 7.0)), r"values from 7 to 7, beyond value_range=\[0,1\]"),
     (lambda path: np.save(path, np.array([[{}]], dtype=object), allow_pickle=True), "type object"),
     (lambda path: np.save(path, np.zeros(9)), r"shape \(9,\)"),

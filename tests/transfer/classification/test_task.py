@@ -340,7 +340,7 @@ def test_gray_images_and_colour_encoders_go_together_either_way(class_folders: P
     result = run(gray, tmp_path / "scratch", init="scratch", model="vit_nano", image_size=16, steps=2)
     trained = load_model(result.model).encoder
     assert trained.spec.channels == 1 and trained.preprocessing.mean != (0.5,)  # the data's own statistics
-    refused(gray, tmp_path / "four", "takes 4 channels, but image files have 1 or 3", encoder=encoders[4])
+    refused(gray, tmp_path / "four", "1 channel, not 4 (channels=4)", encoder=encoders[4])
 
 
 class Harmful:

@@ -203,9 +203,10 @@ def test_samples_have_the_crop_s_size_and_depend_on_their_draws_only(scenes: Pat
         np.testing.assert_array_equal(sample.target["mask"], again.target["mask"])
 
 
+@pytest.mark.parametrize("turn", [False, True])
 @pytest.mark.parametrize("flip", [0.2, 0.8])
 @pytest.mark.parametrize("factor", [0.0, 0.31, 1.0])
-def test_image_and_mask_stay_in_register(factor: float, flip: float, tmp_path: Path, encoder: Path) -> None:
+def test_image_and_mask_stay_in_register(factor: float, flip: float, turn: bool, tmp_path: Path, encoder: Path) -> None:
     root = tmp_path / "data"
     for kind in ("images", "masks"):
         (root / kind / "train").mkdir(parents=True)
@@ -213,7 +214,17 @@ def test_image_and_mask_stay_in_register(factor: float, flip: float, tmp_path: P
     for number in range(4):
         Image.fromarray(mask).save(root / "masks" / "train" / f"{number}.png")
         Image.fromarray(np.repeat(mask[:, :, None] * 100, 3, axis=2)).save(root / "images" / "train" / f"{number}.png")
-    config = {"data": root, "out": "none", "encoder": encoder, **KEYS, "scale": [0.5, 2.0], "val": 1, "test": 1}
+    turned = {"turn": True, "image_size": [24, 24]} if turn else {}
+    config = {
+        "data": root,
+        "out": "none",
+        "encoder": encoder,
+        **KEYS,
+        **turned,
+        "scale": [0.5, 2.0],
+        "val": 1,
+        "test": 1,
+    }
     splits = read_segmentation(root, val=1, test=1)
     task = SegmentationTask(SegmentConfig.resolve(config), read_encoder(encoder).encoder, splits, ONE)
     draws = stream(0, "test").random(task.draws)
