@@ -349,6 +349,11 @@ class SegmentKeys(TransferKeys, total=False):
 class BenchKeys(TypedDict, total=False):
     """Keys of ``maelift bench``."""
 
+    channels: int | Sequence[int | Text] | None
+    value_range: Sequence[float] | None
+    nodata: float | None
+    max_nodata: float
+    unscale: bool
     out: Text
     title: Text
     data: SuiteDataKeys
@@ -361,7 +366,6 @@ class BenchKeys(TypedDict, total=False):
     model: Literal["vit_nano", "vit_micro", "vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge"]
     image_size: int | Sequence[int] | None
     patch_size: int | None
-    channels: int
     arms: Mapping[str, ArmKeys]
     steps: Mapping[str, int]
     axis: Text | None

@@ -104,7 +104,8 @@ def _examples(context: Context, result: SuiteResult) -> Iterator[Example]:
     for part in result.parts:
         if part.cells and not part.short:
             test = context.pools.tasks[part.name].splits.test
-            yield from won_and_lost(part, test, result.rivals, result.reference(part, min(part.label_counts)))
+            reference = result.reference(part, min(part.label_counts))
+            yield from won_and_lost(part, test, result.rivals, reference, context.config.form)
 
 
 def _near(pools: SuiteImages) -> Iterator[NearPair]:

@@ -27,6 +27,7 @@ from ..core.models.adapt_encoder import adapt_encoder
 from ..core.models.cost import encoder_flops
 from ..core.models.encoder import Encoder
 from ..core.models.encoder_file import ENCODER_FILE, Provenance, read_encoder, save_encoder
+from ..core.models.preprocessing import Preprocessing
 from ..core.progress import ProgressListener
 from ..core.public_names import public_name
 from ..core.training.run_dir import FREE_KEYS
@@ -56,7 +57,7 @@ from .arm_kind import (
     pool_words,
 )
 from .run_training import fit_run
-from .runs import Run, recipe_facts, spec_facts
+from .runs import Run, pretraining_facts, recipe_facts, spec_facts
 from .simple_arms import ConvNet, Frozen, Pixels, frozen_copy
 from .suite_file import key_prefix
 from .task_design import CLASSIFY
@@ -72,7 +73,10 @@ class Mae(ArmKind):
     def check(self, suite: ArmSuite, name: str) -> None:
         with key_prefix(f"arms.{name}.pretrain."):
             own = suite.arms[name].pretrain
-            for key in sorted(_suite_keys(suite, name, 0, "").keys() & own.keys()):
+            given = _suite_keys(suite, name, 0, "").keys() - (
+                {"channels"} if suite.spec.channels not in (1, 3) else set()
+            )
+            for key in sorted(given & own.keys()):
                 raise ConfigError(key, own[key], "no value here, as the suite gives one to all arms")
             mae_config(suite, name, 0, "out")
 
@@ -80,6 +84,7 @@ class Mae(ArmKind):
         config = mae_config(context.config, name, seed, "")
         recipe = {key: value for key, value in to_dict(config).items() if key not in (*FREE_KEYS, "init")}
         recipe |= {} if config.background == "white" else {"background": config.background}
+        recipe = pretraining_facts(recipe)
         text = json.dumps({**recipe, "weights": context.weights.get(name), **part_of_pool(context, name)})
         facts, action = context.facts(name, "pool"), f"pretraining, seed {seed}"
         return Run("mae", name, seed, 0, 0, config.peak_lr, text, facts, action=action, code=self.code_version)
@@ -87,7 +92,7 @@ class Mae(ArmKind):
     def make_encoder(
         self, run: Run, context: ArmContext, folder: Path, ranks: Ranks, listener: ProgressListener | None
     ) -> dict[str, Any]:
-        source, preprocessing = context.config.arms[run.arm].weights, context.preprocessing
+        source, preprocessing = context.config.arms[run.arm].weights, _preprocessing(context, run.arm)
         if source is not None:
             preprocessing = _given_encoder(context, run.arm, source)[0].preprocessing
         result = pretrain(
@@ -319,7 +324,7 @@ def _suite_keys(suite: ArmSuite, name: str, seed: int, out: str) -> dict[str, An
         "model": suite.arms[name].model or suite.model,
         "image_size": list(suite.spec.image_size),
         "patch_size": suite.spec.patch_size,
-        "channels": suite.channels,
+        **suite.reading,
         "statistics": "auto",
         "device": suite.device,
         "seed": seed,
@@ -330,6 +335,11 @@ def _suite_keys(suite: ArmSuite, name: str, seed: int, out: str) -> dict[str, An
 def _supervised_recipe(suite: ArmSuite, name: str) -> ClassifyRecipe:
     """How the encoder of a supervised arm is trained on the pool's labels."""
     return resolve(ClassifyRecipe, suite.arms[name].pretrain, defaults=recipe_defaults(f"{CLASSIFY}_scratch"))
+
+
+def _preprocessing(context: ArmContext, name: str) -> Preprocessing | None:
+    """What a MAE arm's images are normalised by: as every arm's; None, as pretraining finds, where it takes other channels."""
+    return context.preprocessing if context.config.arms[name].pretrain.get("channels") is None else None
 
 
 def _validation(context: ArmContext, name: str) -> tuple[LabeledImages, int]:
@@ -348,5 +358,8 @@ def _given_encoder(context: ArmContext, name: str, source: str) -> tuple[Encoder
     """The encoder of the arm's shape with the weights that it names, where they are from, and what was fitted."""
     key = f"arms.{name}.weights"
     file = read_pretrained(source, key)
-    encoder, notes = adapt_encoder(file.encoder, context.config.spec_of(name), source, key)
+    spec = context.config.spec_of(name)
+    encoder, notes = adapt_encoder(file.encoder, spec, source, key, context.preprocessing.channel_names)
+    if spec.channels not in (1, 3, file.encoder.spec.channels):
+        encoder.preprocessing = context.preprocessing
     return encoder, replace(file.provenance, parent=file.content_hash), notes

@@ -18,6 +18,7 @@ from ..core.data.groups import groups_of
 from ..core.data.images import ImageSet
 from ..core.data.labeled_dataset import Splits
 from ..core.data.missing_splits import audited_splits
+from ..core.data.pixel_format import PixelFormat
 from ..core.data.sources import find_sources
 from ..core.errors import DataError
 from ..core.progress import progress_logger
@@ -74,11 +75,11 @@ class SuiteImages:
 
 def read_suite_images(config: BenchConfig) -> SuiteImages:
     """Read, scan and split the images; those of validation and test, and near-duplicates of them, are left out elsewhere."""
-    data, guard = config.data, LeakageGuard(config.data.near)
+    data, guard = config.data, LeakageGuard(config.data.near, config.form)
     tasks = {name: _read_task(config, name, guard) for name in config.designs if name != CLASSIFY}
     labelled_pool: LabeledImages | None = None
     if data.path is None:
-        pool = _read_unlabelled(data, guard)
+        pool = _read_unlabelled(data, guard, config.form)
         return _suite_images(pool, None, tasks, guard)
     _require_folder(data.path)
     with keys_below("data."):
@@ -86,7 +87,9 @@ def read_suite_images(config: BenchConfig) -> SuiteImages:
         if data.cross:
             parts = _without_validation(parts, guard)
         wanted = 0 if isinstance(data.val, str) else data.val
-        splits, manifest = audited_splits(parts, data.path, wanted, data.test, data.seed, data.broken, group=data.group)
+        splits, manifest = audited_splits(
+            parts, data.path, wanted, data.test, data.seed, data.broken, group=data.group, form=config.form
+        )
     guard.report_broken("", len(manifest.rejected))
     train, val, test = (Subset(part, manifest.splits[name].hashes, range(len(part))) for name, part in splits.items())
     val = guard.add_evaluated(CLASSIFY, val, test, data.group)
@@ -97,7 +100,7 @@ def read_suite_images(config: BenchConfig) -> SuiteImages:
         pool = _PretrainingImages(labelled_pool.images, own.digest, manifest.gray)
         train = guard.without(train, own.contents, "labelled source", "the pool")
     else:
-        pool = _read_unlabelled(data, guard)
+        pool = _read_unlabelled(data, guard, config.form)
     train = guard.without_leaks(train, "labelled source", [CLASSIFY])
     images = _task_images({"train": train, "val": val, "test": test}, f"data.path={data.path}", cross=data.cross)
     return _suite_images(pool, labelled_pool, {CLASSIFY: images, **tasks}, guard)
@@ -189,10 +192,10 @@ class _UnlabeledView:
         return _UnlabeledView(self.images.subset(indices))
 
 
-def _read_unlabelled(data: SuiteData, guard: LeakageGuard) -> _PretrainingImages:
+def _read_unlabelled(data: SuiteData, guard: LeakageGuard, form: PixelFormat) -> _PretrainingImages:
     """The images to pretrain on that have no labels."""
     images = find_sources(cast("str | tuple[str, ...]", data.unlabelled))
-    _, manifest = audit(images, data.broken, progress_logger("scanning the pool"))
+    _, manifest = audit(images, data.broken, progress_logger("scanning the pool"), form)
     guard.report_broken("pool: ", len(manifest.rejected))
     if manifest.rejected:
         images = images.subset(manifest.kept)
@@ -221,7 +224,7 @@ def _read_task(config: BenchConfig, name: str, guard: LeakageGuard) -> TaskImage
         )
     recipe = config.transfer(name)
     with keys_below(f"tasks.{name}.recipe."):
-        splits, manifest = task_type(recipe).read_audited(replace(recipe, max_rejected=config.data.broken))
+        splits, manifest = task_type(recipe).read_audited(replace(recipe, max_rejected=config.data.broken), config.form)
     guard.report_broken(f"{name}: ", len(manifest.rejected))
     train, val, test = (Subset(part, manifest.splits[split].hashes, range(len(part))) for split, part in splits.items())
     val = guard.add_evaluated(name, val, test, recipe.group)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from ..core.data.detection import DetectionImages
 from ..core.data.labeled_dataset import LabeledDataset
-from ..core.data.pixel_format import Picture
+from ..core.data.pixel_format import PLAIN_FORMAT, Picture, PixelFormat
 from ..core.data.segmentation import SegmentationImages
 from ..core.report.html import MINUS, data_url
 from ..transfer.tasks import ReportedScores
@@ -22,10 +22,13 @@ SHOWN = 6
 """Images won and lost each, an arm."""
 
 
-def won_and_lost(part: TaskResult, images: LabeledDataset, arms: Sequence[Arm], baseline: str) -> Iterator[Example]:
+def won_and_lost(
+    part: TaskResult, images: LabeledDataset, arms: Sequence[Arm], baseline: str, form: PixelFormat = PLAIN_FORMAT
+) -> Iterator[Example]:
     """Where each arm differs most from the ``baseline`` at the fewest labels, where differences are largest.
 
-    ``images`` are those of the test split; nothing comes of a part whose items aren't single images. Ties go by their order.
+    ``images`` are those of the test split, read in a ``form``; nothing comes of a part whose items aren't single images. Ties go
+    by their order.
     """
     labels = min(part.label_counts)
     for arm in arms:
@@ -47,7 +50,7 @@ def won_and_lost(part: TaskResult, images: LabeledDataset, arms: Sequence[Arm], 
                         images.images.name(index),
                         _shown(images, index),
                         _outcome(part.scores, ours, theirs, index, len(seeds)),
-                        to_data_url(small_picture(images.images, index)),
+                        to_data_url(small_picture(images.images, index, form)),
                         baseline,
                     )
 

@@ -14,6 +14,7 @@ from ..core.data.labeled_dataset import Splits
 from ..core.distributed import Ranks
 from ..core.errors import MaeliftError
 from ..core.files import atomic_write_text
+from ..core.models.adapt_encoder import adapt_encoder
 from ..core.models.encoder import Encoder
 from ..core.models.encoder_file import ENCODER_FILE, Provenance, load_encoder
 from ..core.models.without_values import without_values
@@ -96,6 +97,11 @@ def _start(run: Run, context: Context, store: Path) -> Encoder:
     if not run.parents:
         return fresh_encoder(spec, context.preprocessing, run.seed)
     encoder = load_encoder(_made_by_parent(run, store, ENCODER_FILE))
+    if encoder.spec.channels != spec.channels:  # it was pretrained on some of the suite's channels
+        fitted = replace(encoder.spec, channels=spec.channels)
+        key = f"arms.{run.arm}.pretrain.channels"
+        encoder, _ = adapt_encoder(encoder, fitted, run.arm, key, context.preprocessing.channel_names)
+        encoder.preprocessing = context.preprocessing
     return encoder if encoder.spec.image_size == spec.image_size else encoder.resized(spec.image_size)
 
 

@@ -15,13 +15,14 @@ from ..core.data.channel_statistics import channel_statistics
 from ..core.data.classification import LabeledImages
 from ..core.data.images import ImageSet
 from ..core.data.labeled_dataset import Splits, draw_labeled
+from ..core.data.reading_keys import StatedValues
 from ..core.device import choose_device
 from ..core.distributed import Ranks
 from ..core.errors import ConfigError
 from ..core.models.adapt_encoder import adapt_encoder
 from ..core.models.cost import encoder_flops
 from ..core.models.encoder import Encoder
-from ..core.models.preprocessing import Preprocessing, channel_names
+from ..core.models.preprocessing import EIGHT_BITS, Preprocessing, band_names, channel_names
 from ..core.seeding import stream
 from .data import SuiteImages, count_of
 from .folds import Folds, cross_folds
@@ -68,11 +69,10 @@ class Context:
         config = self.config
         for arm in config.arms:
             self.pool_size(arm)
-        data = config.data.path or config.data.unlabelled
-        if self.pools.gray and config.channels != 1:
-            raise ConfigError("channels", config.channels, f"1, as every image of {data} is gray")
-        if not self.pools.gray and config.channels != 3:
-            raise ConfigError("channels", config.channels, f"3, as {data} has images in colour")
+        data, channels = config.data.path or config.data.unlabelled, config.spec.channels
+        if channels in (1, 3) and config.bands is None and channels != (1 if self.pools.gray else 3):
+            expected = "1, as every image of" if self.pools.gray else "3, as there is colour in"
+            raise ConfigError("channels", config.channels, f"{expected} {data}")
         for task, design in config.designs.items():
             for labels in design.labels:
                 draw_labeled(self.pools.tasks[task].splits.train, labels, design.seeds_at(labels)[0])
@@ -97,6 +97,7 @@ class Context:
             "device": choose_device("auto").type if device == "auto" else device,
             "threads": self.config.threads,
             "libraries": libraries(),
+            **({} if self.config.plain_images else {"reading": self.config.reading}),
         }
 
     @cached_property
@@ -318,8 +319,23 @@ class Context:
     @cached_property
     def preprocessing(self) -> Preprocessing:
         """What every arm's images are normalised by: ImageNet's statistics for colour, the pool's own for gray."""
-        channels = self.config.channels
-        if channels == 3:
-            return Preprocessing.default(channels)
-        mean, std = channel_statistics(self.pools.pool, channels, seed=STATISTICS_SEED)
-        return Preprocessing(channel_names(channels), mean, std, background="white")
+        config, channels = self.config, self.config.spec.channels
+        if config.plain_images:
+            if channels == 3:
+                return Preprocessing.default(channels)
+            mean, std = channel_statistics(self.pools.pool, channels, seed=STATISTICS_SEED)
+            return Preprocessing(channel_names(channels), mean, std, background="white")
+        stated = StatedValues.of(self.pools.pool, config.form)
+        form = stated.stated_in(config.form)
+        mean, std = channel_statistics(self.pools.pool, channels, seed=STATISTICS_SEED, form=form)
+        return Preprocessing(
+            stated.names or band_names(form.bands) or channel_names(channels),
+            mean,
+            std,
+            form.value_range or EIGHT_BITS,
+            stated.bits,
+            background="white",
+            bands=form.bands,
+            nodata=form.nodata,
+            unscale=form.unscale,
+        )

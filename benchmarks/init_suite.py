@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Literal
 
+import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from ..core.data.audit import common_channels
 from ..core.data.classification import MultiLabeledImages
 from ..core.data.format_evidence import PRETRAIN
 from ..core.data.images import ImageSet, opened
+from ..core.data.pixel_format import PixelFormat
 from ..core.data.sources import find_source
 from ..core.data.task_data import AnnotationKeys
 from ..core.dry_run import Plan
@@ -26,6 +30,10 @@ from ..transfer.tasks import annotated_tasks, entry
 from .suite import BenchConfig
 from .task_design import CLASSIFY, LARGEST_DRAW
 
+AS_STORED = PixelFormat(value_range=(-1e15, 1e15))
+"""Any values, as they are in the files."""
+LOW_BITS = 12
+"""Images of 16 bits that use so few are given the range of these, as they would be nearly black in all 16."""
 TEMPLATE = Path(__file__).with_name("own_images.yaml.j2")
 SIZED_IMAGES = 50
 """Images whose size decides which model fits."""
@@ -113,8 +121,8 @@ def init(config: InitConfig) -> Suite:
     labels = {one.task: _labels(one, shares[one.task]) for one in found}
     pool = config.unlabelled or (None if found[0].task == "classify" else found[0].root)
     images = found[0].images if pool is None else find_source(pool)
-    gray, side = _look(images)
-    model, image_size = _model_for(side)
+    look = _look(images)
+    model, image_size = _model_for(look.side)
     values = {
         "data": config.data,
         "tasks": found,
@@ -122,7 +130,7 @@ def init(config: InitConfig) -> Suite:
         "pool": pool,
         "labelled_pool": pool is None,
         "pool_share": shares[found[0].task],
-        "gray": gray,
+        "look": look,
         "model": model,
         "image_size": image_size,
         "patch_size": PRESETS[model].patch_size,
@@ -144,8 +152,10 @@ def init(config: InitConfig) -> Suite:
     output_folder(file.parent)
     atomic_write_text(file, text)
     BenchConfig.resolve({"suite": str(file), "out": "out"})  # a suite that can't be read would be our mistake
-    kind = "gray" if gray else "colour"
-    lines = [*(one.line for one in found), f"pool: {len(images):,} images, {kind}, about {side} pixels a side"]
+    lines = [
+        *(one.line for one in found),
+        f"pool: {len(images):,} images, {look.kind}, about {look.side} pixels a side",
+    ]
     lines += [f"model: {model} at {image_size} pixels, patch {values['patch_size']}"]
     return Suite(file, (*lines, *_warnings(found, labels, shares)))
 
@@ -181,19 +191,59 @@ def _find(task: str, config: InitConfig) -> _Found:
     return _Found(task, train.images, len(train), train.classes, tuple(sorted(parts)), root, task_keys, train.min_train)
 
 
-def _look(images: ImageSet) -> tuple[bool, int]:
-    """Whether the first images are gray, and the usual length of their shorter side in pixels."""
-    sizes, gray = [], True
+@dataclass(frozen=True)
+class _Look:
+    """What the first images are like: channels and their names, the shorter ``side`` that is usual, in pixels, and the range of
+    stored values where it must be given; None where it is that of 8 or 16 bits."""
+
+    channels: int
+    side: int
+    names: tuple[str, ...] = ()
+    value_range: tuple[float, float] | None = None
+
+    @property
+    def kind(self) -> str:
+        """The images in words."""
+        known = {1: "gray", 3: "colour"}
+        kind = known.get(self.channels, f"{self.channels} channels")
+        kind += f" ({', '.join(self.names)})" if self.names else ""
+        return (
+            kind if self.value_range is None else f"{kind}, values {self.value_range[0]:g} to {self.value_range[1]:g}"
+        )
+
+
+def _look(images: ImageSet) -> _Look:
+    """Open the first images; those of gray and of colour together count as colour."""
+    found, names, ends = [], set(), []
     for number in range(min(SIZED_IMAGES, len(images))):
         try:
-            picture = opened(images, number)
-            gray = gray and picture.pixels().shape[2] == 1
+            picture = opened(images, number, AS_STORED)
+            pixels = picture.pixels()
         except DataError:
             continue
-        sizes.append(min(picture.size))
-    if not sizes:
+        found.append((pixels.shape[2], min(picture.size)))
+        names.add(picture.channel_names)
+        if pixels.dtype != np.uint8:
+            ends.append((float(np.nanmin(pixels)), float(np.nanmax(pixels))))
+    if not found:
         raise DataError(f"none of the first {SIZED_IMAGES} images can be read. See maelift data check.")
-    return gray, int(median(sizes))
+    channels = common_channels(channels for channels, _ in found)
+    stated = names.pop() if len(names) == 1 else ()
+    named = stated if channels not in (1, 3) and len(stated) == channels else ()
+    return _Look(channels, int(median(side for _, side in found)), named, _value_range(images, ends))
+
+
+def _value_range(images: ImageSet, ends: Sequence[tuple[float, float]]) -> tuple[float, float] | None:
+    """The range that must be given for values from ``ends``: of floats, signed integers, and of 16 bits that use a sixteenth."""
+    if not ends:
+        return None
+    low, high = math.floor(min(low for low, _ in ends)), math.ceil(max(high for _, high in ends))
+    try:
+        opened(images, 0).pixels()
+    except DataError:
+        return float(low), float(max(high, low + 1))
+    bits = max(1, high).bit_length()
+    return (0.0, float(2**bits - 1)) if low >= 0 and bits <= LOW_BITS else None
 
 
 def _model_for(side: int) -> tuple[str, int]:

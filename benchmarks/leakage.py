@@ -6,18 +6,18 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from ..core.cache import cache_file, load, save
+from ..core.data.composite import displayed
 from ..core.data.groups import groups_of, match_group
-from ..core.data.images import ImageSet
+from ..core.data.images import ImageSet, opened
 from ..core.data.near_duplicates import NearDuplicate, compare, compare_uncropped
-from ..core.data.pixel_format import Picture, picture_of
+from ..core.data.pixel_format import Picture, PixelFormat
 from ..core.data.thumbnails import Thumbnails
+from ..core.models.preprocessing import band_names
 from ..core.progress import progress_logger
 from .task_design import CLASSIFY
 
@@ -77,11 +77,6 @@ class Subset:
         """A hash of contents alone, in order."""
         return hashlib.sha256("".join(self.hashes[index] for index in self.indices).encode()).hexdigest()
 
-    @cached_property
-    def thumbnails(self) -> Thumbnails:
-        """Thumbnails of these images."""
-        return Thumbnails.of(self.selected().images)
-
     def selected(self) -> Any:
         """These images as a set of their own."""
         return self.images.subset(list(self.indices))
@@ -90,14 +85,14 @@ class Subset:
 class LeakageGuard:
     """Keeps what is trained on apart from what is evaluated on; collects its findings as text and as pairs of images.
 
-    ``near``: the suite's ``data.near``. ``evaluated``: what each task is validated and tested with.
+    ``near``: the suite's ``data.near``; ``form``: how images are read. ``evaluated``: what tasks are validated and tested with.
     """
 
-    def __init__(self, near: str) -> None:
+    def __init__(self, near: str, form: PixelFormat) -> None:
         self.evaluated: dict[str, tuple[Subset, ...]] = {}
         self.findings: list[str] = []
         self.pairs: list[NearDuplicatePair] = []
-        self._near = near
+        self._near, self._form = near, form
         self._groups: list[tuple[str, set[str]]] = []
 
     def report_broken(self, task: str, count: int) -> None:
@@ -153,7 +148,10 @@ class LeakageGuard:
         for pair, other, index in found[:SHOWN]:
             mine = left.indices[pair.index]
             names = left.images.images.name(mine), other.images.images.name(index)
-            pictures = small_picture(left.images.images, mine), small_picture(other.images.images, index)
+            pictures = (
+                small_picture(left.images.images, mine, self._form),
+                small_picture(other.images.images, index, self._form),
+            )
             self.pairs.append(NearDuplicatePair(name, *names, pair.similarity, pictures))
         kept = [index for place, index in enumerate(left.indices) if place not in dropped]
         return Subset(left.images, left.hashes, kept)
@@ -170,7 +168,7 @@ class LeakageGuard:
             why = "" if self._near == "off" else f": {pairs}; data.near=full compares all"
             self.findings.append(f"Near-duplicates of {where} in the {name} were not searched for{why}.")
             return []
-        found = _compared(part, evaluated, name, crops)
+        found = _compared(part, evaluated, name, self._form, crops=crops)
         kinds = "re-encoded, resized, mirrored" + (", cropped" if crops else "")
         also = "" if crops else f" Crops were not searched for: {pairs}; data.near=full compares all."
         self.findings.append(
@@ -187,7 +185,9 @@ def _split_names(evaluated: Sequence[tuple[Subset, ...]]) -> str:
     return "validation or test" if any(len(splits) > 1 for splits in evaluated) else "test"
 
 
-def _compared(part: Subset, evaluated: Sequence[Subset], name: str, crops: bool) -> list[NearDuplicate]:
+def _compared(
+    part: Subset, evaluated: Sequence[Subset], name: str, form: PixelFormat, *, crops: bool
+) -> list[NearDuplicate]:
     """The near-duplicates of evaluated images, numbered one subset after the other, in a part; cached for the next time."""
     digests = [one.content_digest for one in evaluated]
     file = cache_file("near_duplicates", "crops" if crops else "uncropped", part.content_digest, *digests)
@@ -195,10 +195,10 @@ def _compared(part: Subset, evaluated: Sequence[Subset], name: str, crops: bool)
     if before is not None and before[1].get("format") == CACHE_FORMAT:
         columns = [before[0][column].tolist() for column in ("index", "original", "similarity")]
         return [NearDuplicate(*row) for row in zip(*columns, strict=True)]
-    others = Thumbnails.concat([one.thumbnails for one in evaluated])
+    others = Thumbnails.concat([Thumbnails.of(one.selected().images, form) for one in evaluated])
     search = compare if crops else compare_uncropped
     progress = progress_logger(f"comparing the {name} with the images that are evaluated on")
-    found = search(Thumbnails.of(part.selected().images), others, progress).near_duplicates()
+    found = search(Thumbnails.of(part.selected().images, form), others, progress).near_duplicates()
     arrays = {
         "index": np.array([pair.index for pair in found], dtype=np.int64),
         "original": np.array([pair.original for pair in found], dtype=np.int64),
@@ -208,11 +208,10 @@ def _compared(part: Subset, evaluated: Sequence[Subset], name: str, crops: bool)
     return found
 
 
-def small_picture(images: ImageSet, index: int) -> Picture:
-    """A small copy of an image: (H, W) gray or (H, W, 3), uint8."""
-    image = images.open(index)
-    values = picture_of(image) if isinstance(image, Image.Image) else image
-    values = values[:, :, :3] if values.shape[2] >= 3 else values[:, :, 0]
-    picture = Image.fromarray(np.ascontiguousarray(values.astype(np.float32).clip(0, 255).astype(np.uint8)))
+def small_picture(images: ImageSet, index: int, form: PixelFormat) -> Picture:
+    """A small copy of an image that is read in a form: (H, W) gray or (H, W, 3), uint8."""
+    found = opened(images, index, form)
+    chosen = found.channel_names if form.bands is None else band_names(form.bands)
+    picture = displayed(found.pixels(), chosen)
     picture.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
     return np.asarray(picture)

@@ -118,7 +118,24 @@ def recipe_facts(recipe: Recipe) -> str:
         "fold",
     )
     chosen = {key: value for key, value in to_dict(recipe).items() if key not in known}
-    return json.dumps({key: value for key, value in chosen.items() if (key, value) != ("background", None)})
+    later = {**LATER_KEYS, "background": None, "channels": None, "value_range": None}
+    return json.dumps({key: value for key, value in chosen.items() if key not in later or value != later[key]})
+
+
+LATER_KEYS: Mapping[str, object] = {"nodata": None, "max_nodata": 0.9, "unscale": False, "turn": False}
+"""Keys that came later, with what was done before: such a value is left out of a run's key, so that finished runs are found."""
+
+
+def pretraining_facts(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a pretraining as its run's key has them: without later keys, and in the order that they had before."""
+    kept = {key: value for key, value in config.items() if key not in LATER_KEYS or value != LATER_KEYS[key]}
+    if "crop" in kept:
+        kept["crop"] = {key: value for key, value in kept["crop"].items() if (key, value) != ("turn", False)}
+    moved = {key: kept.pop(key) for key in ("channels", "value_range") if key in kept}
+    ordered: dict[str, Any] = {}
+    for key, value in kept.items():
+        ordered |= {key: value, **(moved if key == "patch_size" else {})}
+    return ordered
 
 
 def read_result(run: Run, store: Path) -> Mapping[str, Any] | None:

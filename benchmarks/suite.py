@@ -25,6 +25,7 @@ from .arm_kinds import kind_of, with_simple_arms
 from .published import read_published
 from .results import AUTO
 from .suite_file import key_prefix, named_suite, read_suite
+from .suite_reading import SuiteReading
 from .task_design import CLASSIFY, TaskConfig, TaskDesign, Tuning, check_distinct
 
 
@@ -98,7 +99,7 @@ class Budget:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchConfig:
+class BenchConfig(SuiteReading):
     """Compare pretrained and fresh encoders on your own labels, with error bars."""
 
     suite: str
@@ -127,8 +128,6 @@ class BenchConfig:
     """pixels, one side or [height,width]; null: the model's usual one"""
     patch_size: int | None = None
     """pixels a side of a patch; null: the model's usual one"""
-    channels: int = 3
-    """1 (gray) or 3 (colour)"""
     arms: dict[str, ArmConfig]
     """arms by name: start, label, weights, pretrain, recipe, steps"""
     steps: dict[str, int] = field(default_factory=dict)
@@ -160,8 +159,7 @@ class BenchConfig:
     """a run that reports no progress for so long is ended, and done once more by itself; training reports each second"""
 
     def __post_init__(self) -> None:
-        if self.channels not in (1, 3):
-            raise ConfigError("channels", self.channels, "1 or 3")
+        self.check_reading()
         _ = self.spec  # checks model, image_size and patch_size
         check_distinct("pretrain_seeds", self.pretrain_seeds)
         if self.effect is not None and not 0 < self.effect < 100:
@@ -211,7 +209,8 @@ class BenchConfig:
     @property
     def spec(self) -> EncoderSpec:
         """The shape of the encoder of every arm without a model of its own."""
-        return preset_spec(self.model, image_size=self.image_size, patch_size=self.patch_size, channels=self.channels)
+        shape = {"image_size": self.image_size, "patch_size": self.patch_size, "channels": self.channel_count or 3}
+        return preset_spec(self.model, **shape)  # type: ignore[arg-type]
 
     def spec_of(self, arm: str, task: str = CLASSIFY) -> EncoderSpec:
         """The shape of an arm's encoder on a task: its own model, with the task's image size and the suite's patches."""

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..core.data.composite import shown_channels
 from ..core.data.images import ImageSet
 from ..core.data.sampling import MakeSample
 from ..core.data.transforms import Pixels
@@ -116,18 +117,18 @@ def reconstruction_picture(
     """A picture with a row for each image: the original, the visible patches, and the reconstruction.
 
     Visible patches of the reconstruction are the original's. With a normalised target each hidden patch gets the
-    brightness and contrast of the true one, since the model does not predict them. Of more than three channels the first
-    three are shown, of two the first. Values of more than 8 bits are rescaled by quantiles, equally in the full row.
+    brightness and contrast of the true one, since the model does not predict them. Of more than three channels those called red,
+    green and blue are shown, else the first three; of two the first. Values of more than 8 bits are rescaled by quantiles, equally in the full row.
     """
     _, images, _ = next(_batches(model, make, count, count))
     output = _predict(model, images, fixed_noise(config.seed, count, config.masking, model.spec.grid), config)
     hidden = model.unpatchify(output.mask.unsqueeze(-1).expand(-1, -1, model.spec.patch_size**2 * model.spec.channels))
     original = model.preprocessing.denormalize(images)
     rebuilt = model.preprocessing.denormalize(model.reconstruct(images, output))
-    shown = 3 if model.spec.channels >= 3 else 1
-    low, high = _display_range(original[:, :shown], model.preprocessing)
-    seen, made = (((values[:, :shown] - low) / (high - low)).clamp(0, 1) for values in (original, rebuilt))
-    masked = torch.where(hidden[:, :shown] > 0, torch.full_like(seen, 0.5), seen)
+    shown = list(shown_channels(model.spec.channels, model.preprocessing.channel_names))
+    low, high = _display_range(original[:, shown], model.preprocessing)
+    seen, made = (((values[:, shown] - low) / (high - low)).clamp(0, 1) for values in (original, rebuilt))
+    masked = torch.where(hidden[:, shown] > 0, torch.full_like(seen, 0.5), seen)
     return _sheet(torch.stack([seen, masked, made], dim=1))  # (B, 3, 1 or 3, H, W)
 
 

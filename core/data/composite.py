@@ -31,6 +31,14 @@ def composite(picture: Picture, names: Sequence[str] = (), shown: Sequence[int] 
     return np.stack(planes, axis=2)
 
 
+def with_means(picture: Picture) -> Picture:
+    """Pixels (H, W, C) with the mean of the channel where there is no value (NaN); 0 in a channel without any."""
+    if picture.dtype.kind != "f" or not (missing := np.isnan(picture)).any():
+        return picture
+    there = (~missing).sum(axis=(0, 1)).clip(1)
+    return np.where(missing, np.nansum(picture, axis=(0, 1)) / there, picture).astype(picture.dtype)
+
+
 def shown_channels(count: int, names: Sequence[str] = ()) -> tuple[int, ...]:
     """Which of so many channels are shown in a composite, by number from 0."""
     lower = [name.casefold() for name in names]

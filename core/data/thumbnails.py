@@ -13,8 +13,9 @@ from PIL import Image
 
 from ..errors import DataError
 from ..threads import CancellingThreadPool
+from .composite import with_means
 from .images import ImageSet, opened
-from .pixel_format import Picture
+from .pixel_format import ANY_FORMAT, Picture, PixelFormat
 from .transforms import to_array
 
 SIDE = 32
@@ -33,6 +34,7 @@ class Thumbnail(NamedTuple):
 
 def thumbnail(picture: Picture) -> Thumbnail:
     """The thumbnail of an image (H, W, C); values other than uint8 are stretched from their lowest and highest to 0 to 255."""
+    picture = with_means(picture)
     gray = to_array(picture, 1)[0] if picture.shape[2] in (1, 3) else picture.mean(axis=2)
     least = min(gray.shape)
     resampling = Image.Resampling.BICUBIC if least < SIDE else Image.Resampling.BOX
@@ -53,13 +55,13 @@ class Thumbnails:
         return len(self.pixels)
 
     @classmethod
-    def of(cls, images: ImageSet) -> Thumbnails:
+    def of(cls, images: ImageSet, form: PixelFormat = ANY_FORMAT) -> Thumbnails:
         """The thumbnails of a set of images; black for an image that can't be read."""
         found = cls(np.zeros((len(images), SIDE, SIDE), dtype=np.uint8), np.full(len(images), SIDE, dtype=np.uint8))
 
         def put(number: int) -> None:
             try:
-                found.pixels[number], found.grain[number] = thumbnail(opened(images, number).pixels())
+                found.pixels[number], found.grain[number] = thumbnail(opened(images, number, form).pixels())
             except DataError:
                 return
 

@@ -198,7 +198,7 @@ def test_a_loaded_model_predicts_the_same(tmp_path: Path) -> None:
 def test_images_of_other_channels_are_refused() -> None:
     model = segmentor(MANY, head="conv")
     assert model.predict([np.zeros((9, 9, 5), np.uint16)])[0].mask.shape == (9, 9)
-    with pytest.raises(DataError, match=r"shape \(9, 9, 3\): expected \(height, width, 5\)"):
+    with pytest.raises(DataError, match=r"shape \(9, 9, 3\) and type uint8: expected \(height, width, 5\)"):
         model.predict([np.zeros((9, 9, 3), np.uint8)])
 
 
