@@ -134,7 +134,9 @@ def pretraining_facts(config: Mapping[str, Any]) -> dict[str, Any]:
     moved = {key: kept.pop(key) for key in ("channels", "value_range") if key in kept}
     ordered: dict[str, Any] = {}
     for key, value in kept.items():
-        ordered |= {key: value, **(moved if key == "patch_size" else {})}
+        ordered[key] = value
+        if key == "patch_size":
+            ordered.update(moved)
     return ordered
 
 

@@ -117,8 +117,9 @@ def reconstruction_picture(
     """A picture with a row for each image: the original, the visible patches, and the reconstruction.
 
     Visible patches of the reconstruction are the original's. With a normalised target each hidden patch gets the
-    brightness and contrast of the true one, since the model does not predict them. Of more than three channels those called red,
-    green and blue are shown, else the first three; of two the first. Values of more than 8 bits are rescaled by quantiles, equally in the full row.
+    brightness and contrast of the true one, since the model does not predict them. Of more than three channels those called
+    red, green and blue are shown, else the first three; of two the first. Values of more than 8 bits are rescaled by quantiles,
+    equally in the full row.
     """
     _, images, _ = next(_batches(model, make, count, count))
     output = _predict(model, images, fixed_noise(config.seed, count, config.masking, model.spec.grid), config)
