@@ -192,7 +192,7 @@ def _find(task: str, config: InitConfig) -> _Found:
 
 
 @dataclass(frozen=True)
-class _Look:
+class _FirstImages:
     """What the first images are like: channels and their names, the shorter ``side`` that is usual, in pixels, and the range of
     stored values where it must be given; None where it is that of 8 or 16 bits."""
 
@@ -212,7 +212,7 @@ class _Look:
         )
 
 
-def _look(images: ImageSet) -> _Look:
+def _look(images: ImageSet) -> _FirstImages:
     """Open the first images; those of gray and of colour together count as colour."""
     found, names, ends = [], set(), []
     for number in range(min(SIZED_IMAGES, len(images))):
@@ -230,7 +230,7 @@ def _look(images: ImageSet) -> _Look:
     channels = common_channels(channels for channels, _ in found)
     stated = names.pop() if len(names) == 1 else ()
     named = stated if channels not in (1, 3) and len(stated) == channels else ()
-    return _Look(channels, int(median(side for _, side in found)), named, _value_range(images, ends))
+    return _FirstImages(channels, int(median(side for _, side in found)), named, _value_range(images, ends))
 
 
 def _value_range(images: ImageSet, ends: Sequence[tuple[float, float]]) -> tuple[float, float] | None:

@@ -131,7 +131,7 @@ def pretraining_facts(config: Mapping[str, Any]) -> dict[str, Any]:
     kept = {key: value for key, value in config.items() if key not in LATER_KEYS or value != LATER_KEYS[key]}
     if "crop" in kept:
         kept["crop"] = {key: value for key, value in kept["crop"].items() if (key, value) != ("turn", False)}
-    moved = {key: kept.pop(key) for key in ("channels", "value_range") if key in kept}
+    moved: dict[str, Any] = {key: kept.pop(key) for key in ("channels", "value_range") if key in kept}
     ordered: dict[str, Any] = {}
     for key, value in kept.items():
         ordered[key] = value

@@ -113,8 +113,9 @@ RATES = [0.0003, 0.001, 0.003, 0.01]
         (["tuning"], {"per_seed": False, "draws": 4, "rates": RATES}, ["tuning.draws=4", "at most the 3 seeds"]),
         (["data", "pool"], 45, ["data.pool=45", "45 training images"]),
         (["data", "path"], "nowhere", ["nowhere", "no such folder"]),
-        (["channels"], 1, ["channels=1: expected 3", "images in colour"]),
-        (["channels"], 4, ["channels=4: expected 1 or 3"]),
+        (["channels"], 1, ["channels=1: expected 3", "there is colour in"]),
+        (["channels"], 4, ["are broken", "3 channels, not 4"]),
+        (["channels"], 0, ["channels=0: expected 1 or more"]),
         (["image_size"], 15, ["image_size", "multiples of the patch size 4"]),
         (["model"], "vit_nanno", ["model=vit_nanno", "Did you mean vit_nano?"]),
         (["pretrain_seeds"], [-1], ["pretrain_seeds=[-1]"]),
@@ -204,15 +205,15 @@ def test_the_shipped_suites_tune_every_arm_alike(path: Path) -> None:
     elif path.stem.startswith("imagenet"):
         assert sorted(starts) == ["mae", "scratch", "supervised"]
     else:  # the arms differ in how they are pretrained alone; in scaling, in their model too
-        assert set(starts) == ({"mae", "scratch"} if path.stem == "scaling" else {"mae"})
+        assert set(starts) == ({"mae", "scratch"} if path.stem in ("scaling", "multispectral") else {"mae"})
         first, *others = [name for name in config.arms if config.arms[name].start == "mae"]
-        assert all(config.recipe("classify", name) == config.recipe("classify", first) for name in others)
+        for task in config.designs:
+            assert all(config.recipe(task, name) == config.recipe(task, first) for name in others)
         assert all(config.arms[name].steps == config.arms[first].steps for name in others)
         ways = {(str(own.pretrain), own.model, own.pool) for own in config.arms.values()}
         assert len(ways) == len(config.arms)
-    assert len(config.tuning.rates) >= 4 and all(
-        len(config.designs["classify"].seeds_at(labels)) >= 3 for labels in config.labels
-    )
+    assert len(config.tuning.rates) >= 4
+    assert all(len(own.seeds_at(labels)) >= 3 for own in config.designs.values() for labels in own.labels)
 
 
 @pytest.mark.slow
@@ -269,7 +270,7 @@ def test_every_shipped_suite_is_whole_and_gives_its_arms_the_same_effort(name: s
     pretrained = [mae_config(config, arm, 0, "x") for arm in config.arms if config.arms[arm].start == "mae"]
     assert len({(found.batch_size, found.peak_lr, found.crop) for found in pretrained}) == 1
     assert len({found.epochs for found in pretrained}) == (4 if name == "scaling" else 1)
-    assert min(len(config.designs["classify"].seeds_at(labels)) for labels in config.labels) >= 3
+    assert min(len(own.seeds_at(labels)) for own in config.designs.values() for labels in own.labels) >= 3
     if not name.startswith(("quickstart", "imagenet")):
         assert len(config.pretrain_seeds) >= 3
     if name.startswith(("ablation", "mask_ratio")):
