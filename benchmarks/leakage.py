@@ -15,21 +15,16 @@ from PIL import Image
 from ..core.cache import cache_file, load, save
 from ..core.data.groups import groups_of, match_group
 from ..core.data.images import ImageSet
-from ..core.data.near_duplicates import NearDuplicate, compare, compare_uncropped
+from ..core.data.near_duplicates import KINDS, Near, NearDuplicate, compare, compare_uncropped, search_depth
 from ..core.data.pixel_format import Picture, picture_of
 from ..core.data.thumbnails import Thumbnails
 from ..core.progress import progress_logger
 from .task_design import CLASSIFY
 
-MAX_PAIRS = 2 * 10**7
-"""Pairs of images up to which ``near: auto`` searches for crops too: 2,000 with 10,000 take 40 seconds on two cores, more with
-fewer others longer."""
-MAX_UNCROPPED_PAIRS = 2 * 10**9
-"""Pairs up to which ``near: auto`` compares images at all."""
 SHOWN = 12
 """Pairs of each part that are shown."""
 SHOWN_SIDE = 96
-CACHE_FORMAT = "3"
+CACHE_FORMAT = "4"
 """Raised when other near-duplicates would be found."""
 
 
@@ -93,7 +88,7 @@ class LeakageGuard:
     ``near``: the suite's ``data.near``. ``evaluated``: what each task is validated and tested with.
     """
 
-    def __init__(self, near: str) -> None:
+    def __init__(self, near: Near) -> None:
         self.evaluated: dict[str, tuple[Subset, ...]] = {}
         self.findings: list[str] = []
         self.pairs: list[NearDuplicatePair] = []
@@ -106,11 +101,11 @@ class LeakageGuard:
             self.findings.append(f"{task}Broken images that were left out: {count}.")
 
     def add_evaluated(self, task: str, val: Subset, test: Subset, group: str | None) -> Subset:
-        """Register what a task is evaluated on, and its groups; returns validation without what is in test too."""
+        """Register what a task is evaluated on, and its groups; returns validation without what is in test too, or nearly."""
         if group is not None:
             self._groups.append((group, {*groups_of(val.selected(), group), *groups_of(test.selected(), group)}))
         name = "validation" if task == CLASSIFY else f"{task}'s validation"
-        val = self.without(val, test.contents, name, "test")
+        val = self._without_near(self.without(val, test.contents, name, "test"), name, [test], "test")
         self.evaluated[task] = (val, test)
         return val
 
@@ -143,7 +138,11 @@ class LeakageGuard:
         """A part without the images that these tasks are evaluated on, and without near-duplicates of them."""
         evaluated = [one for task in tasks for one in self.evaluated[task]]
         left = self.without(part, set().union(*(one.contents for one in evaluated)), name, "validation or test")
-        found = self._near_duplicates(left, name, evaluated)
+        return self._without_near(left, name, evaluated, "validation or test")
+
+    def _without_near(self, left: Subset, name: str, evaluated: Sequence[Subset], others: str) -> Subset:
+        """A part without near-duplicates of evaluated images, of which the most similar pairs are kept to be shown."""
+        found = self._near_duplicates(left, name, evaluated, others)
         dropped = {pair.index for pair, _, _ in found}
         for pair, other, index in found[:SHOWN]:
             mine = left.indices[pair.index]
@@ -154,30 +153,30 @@ class LeakageGuard:
         return Subset(left.images, left.hashes, kept)
 
     def _near_duplicates(
-        self, part: Subset, name: str, evaluated: Sequence[Subset]
+        self, part: Subset, name: str, evaluated: Sequence[Subset], others: str
     ) -> list[tuple[NearDuplicate, Subset, int]]:
         """The near-duplicates of evaluated images in a part, most similar first: the pair, and the image it is similar to."""
         rows = [(one, index) for one in evaluated for index in one.indices]
         pairs = f"{len(part.indices):,} × {len(rows):,} pairs"
-        count = len(part.indices) * len(rows)
-        crops = self._near != "auto" or count <= MAX_PAIRS
-        if self._near == "off" or (not crops and count > MAX_UNCROPPED_PAIRS):
+        depth = search_depth(self._near, len(part.indices) * len(rows))
+        if depth == "none":
             why = "" if self._near == "off" else f": {pairs}; data.near=full compares all"
-            self.findings.append(f"Near-duplicates of validation or test in the {name} were not searched for{why}.")
+            self.findings.append(f"Near-duplicates of {others} in the {name} were not searched for{why}.")
             return []
-        found = _compared(part, evaluated, name, crops)
-        kinds = "re-encoded, resized, mirrored" + (", cropped" if crops else "")
+        crops = depth == "crops"
+        found = _compared(part, evaluated, f"comparing the {name} with {others}", crops)
+        kinds = KINDS + (", cropped" if crops else "")
         also = "" if crops else f" Crops were not searched for: {pairs}; data.near=full compares all."
         self.findings.append(
-            f"Images of the {name} that are near-duplicates of validation or test ({kinds}), and were left out: "
+            f"Images of the {name} that are near-duplicates of {others} ({kinds}), and were left out: "
             f"{len(found)}.{also}"
             if found
-            else f"No image of the {name} is a near-duplicate of validation or test ({kinds}).{also}"
+            else f"No image of the {name} is a near-duplicate of {others} ({kinds}).{also}"
         )
         return [(pair, *rows[pair.original]) for pair in sorted(found, key=lambda pair: -pair.similarity)]
 
 
-def _compared(part: Subset, evaluated: Sequence[Subset], name: str, crops: bool) -> list[NearDuplicate]:
+def _compared(part: Subset, evaluated: Sequence[Subset], what: str, crops: bool) -> list[NearDuplicate]:
     """The near-duplicates of evaluated images, numbered one subset after the other, in a part; cached for the next time."""
     digests = [one.content_digest for one in evaluated]
     file = cache_file("near_duplicates", "crops" if crops else "uncropped", part.content_digest, *digests)
@@ -187,8 +186,7 @@ def _compared(part: Subset, evaluated: Sequence[Subset], name: str, crops: bool)
         return [NearDuplicate(*row) for row in zip(*columns, strict=True)]
     others = Thumbnails.concat([one.thumbnails for one in evaluated])
     search = compare if crops else compare_uncropped
-    progress = progress_logger(f"comparing the {name} with validation and test")
-    found = search(Thumbnails.of(part.selected().images), others, progress).near_duplicates()
+    found = search(Thumbnails.of(part.selected().images), others, progress_logger(what)).near_duplicates()
     arrays = {
         "index": np.array([pair.index for pair in found], dtype=np.int64),
         "original": np.array([pair.original for pair in found], dtype=np.int64),

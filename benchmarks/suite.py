@@ -53,7 +53,7 @@ class SuiteData:
     for other tasks it is a key of their recipe"""
     near: Literal["auto", "full", "off"] = "auto"
     """leave near-duplicates of validation or test images out of the pool and of training; auto: cropped ones up to 20 million
-    pairs, others up to 2 billion"""
+    pairs, others up to 2.5 billion"""
     broken: float = 0.05
     """largest share of broken images that is tolerated"""
 

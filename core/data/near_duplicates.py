@@ -1,54 +1,93 @@
-"""Near-duplicates among images (re-encoded, resized, mirrored, slightly cropped), by similarity of thumbnails.
+"""Near-duplicates among images (re-encoded, resized, turned, framed, brighter, cropped), by their thumbnails.
 
 This is the one detector: suites leave out of training what it finds of validation and test, and ``maelift data check`` reports
-what it finds between splits or among images to pretrain on. Images are compared at 16 × 16 pixels with all others, or mirrored
-(``compare_uncropped``); or through windows that leave out up to a tenth of each side (``compare``), in three stages: few windows
-for all pairs, many for each image's best, and windows moved and stretched to the best fit for the few that are left. The pairs
-that remain get their similarity at 32 × 32 pixels. A pair is a near-duplicate when it is far more similar than images of these
-sets usually are, or than the image is to any other (the ratio test of Lowe, "Distinctive image features from scale-invariant
-keypoints", 2004).
+what it finds between splits or among images to pretrain on. Each image is compared with all others at 16 × 16 pixels, mirrored
+and turned too, with and without uniform borders (``uncropped``); or also through windows that leave out up to 15 % of each side.
+The few that agree best are fitted to it by moving and stretching, and get their similarity at 32 × 32 pixels: the correlation
+of their slopes, everywhere or, for watermarks, without the quarter of the cells that differ most.
+
+Whether a pair is a near-duplicate follows from its similarity, and from how similar the next image is that was really compared
+(the ratio test of Lowe, "Distinctive image features from scale-invariant keypoints", 2004): images that are less similar, or in
+another set, change nothing. Frames of one fixed camera are about as similar to many others as to one another, and so are no
+near-duplicates.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from .thumbnail_windows import FEW, FULL, MANY, at_resolution, best_nearby, described_windows, window_correlation
-from .thumbnails import Thumbnails, correlations, descriptors, mirrored_pairs
+from .thumbnail_similarity import slope_similarity, smoothed
+from .thumbnail_windows import CROPS, FULL, at_resolution, described_windows, fitted, through_window
+from .thumbnails import SIDE, Thumbnails, correlations, descriptors, oriented, symmetries
 
-LEAST_SIMILARITY = 0.97
-"""Nothing is a near-duplicate below this correlation."""
-SURE_SIMILARITY = 0.9985
-"""Everything is from this correlation on: where most images have copies, what is usual says nothing. Distinct images of a fixed
-camera, whose background is the same, reach 0.998."""
-CLOSENESS = 0.08
-"""A near-duplicate is so much closer (1 - correlation) than images of these sets usually are to the one most similar to them."""
-RATIO = 0.33
-"""Or so much closer than the image is to any other."""
-PROMISING, VERY_PROMISING = 0.85, 0.94
-"""Correlations from which pairs are compared more closely: after few windows, after many. Copies have more than 0.91, 0.95."""
-CANDIDATES = 48
-"""Images that each is compared with through many windows."""
-ALIGNED = 5
-"""Of these, how many are compared through the best window, each in the best two ways."""
+SURE_SIMILARITY = 0.988
+"""Every pair is a near-duplicate from this similarity on."""
+LEAST_SIMILARITY = 0.94
+"""Nothing is one below this similarity."""
+RATIO = 0.35
+"""In between, a near-duplicate is so much closer (1 - similarity) than the next image."""
+LEAST_IN_PARTS = 0.96
+"""The same for the similarity without what a watermark may cover."""
+RATIO_IN_PARTS = 0.15
+RIVAL = 0.85
+"""The next image counts as this similar where it is less, as a few images always have a distant next one."""
+SAME = 0.5
+"""An image that is so much closer to the other one than the pair is (1 - similarity) is another copy of it, no rival."""
+PROMISING = 0.4
+"""Correlation at 16 × 16 pixels from which pairs are compared more closely; a watermark may cost as much."""
+PROMISING_CROP = 0.7
+"""The same through windows."""
+CANDIDATES = 5
+"""Images that each is compared with more closely."""
+CROP_CANDIDATES = 16
+"""Of those that agree best through windows, so many are fitted roughly, and ``CANDIDATES`` then finely."""
+ROUGH = 16
+"""Pixels a side at which windows are fitted roughly."""
 CHUNK = 256
-BLOCK = 8192
-MATRIX = 2**24
+"""Pairs that are fitted at once."""
+MATRIX = 2**23
 """Correlations that are in memory at once."""
-AT_ONCE = 16
-"""Images whose candidates are compared at once: 16 of them take some 80 MB."""
+
+KINDS = "re-encoded, resized, mirrored, turned, with borders, brighter or darker, with a watermark"
+"""What is searched for besides crops, in words."""
+
+MAX_CROP_PAIRS = 2 * 10**7
+"""Pairs of images up to which crops are searched for by default: 2,000 × 10,000 take some minutes on one core."""
+MAX_PAIRS = 25 * 10**8
+"""Pairs up to which images are compared at all by default, such as 50,000 with one another."""
 
 Progress = Callable[[int, int], object]
+Near = Literal["auto", "full", "off"]
+"""How thoroughly near-duplicates are searched for: as the number of pairs allows, always with crops, or not at all."""
+Depth = Literal["crops", "uncropped", "none"]
+"""What is searched for."""
+
+
+def search_depth(near: Near, pairs: int) -> Depth:
+    """What is searched for among so many pairs of images."""
+    if near == "off":
+        return "none"
+    if near == "full" or pairs <= MAX_CROP_PAIRS:
+        return "crops"
+    return "uncropped" if pairs <= MAX_PAIRS else "none"
+
+
+def least_depth(depths: Iterable[Depth]) -> Depth:
+    """What was searched for in all of several comparisons."""
+    found = set(depths)
+    return "none" if "none" in found else "uncropped" if "uncropped" in found else "crops"
 
 
 @dataclass(frozen=True)
 class NearDuplicate:
-    """Image ``index`` of the one set is a near-duplicate of ``original`` of the other; ``similarity``: their correlation."""
+    """Image ``index`` of the one set is a near-duplicate of ``original`` of the other, with this similarity of slopes."""
 
     index: int
     original: int
@@ -57,219 +96,255 @@ class NearDuplicate:
 
 @dataclass(frozen=True)
 class Similarities:
-    """The most similar pairs of ``count`` images with others: numbers in both sets (P,), and the correlation (P,).
-
-    ``least``: the similarity of near-duplicates, where it was given.
-    """
+    """What was found of ``count`` images: the near-duplicates, at most one an image, in the images' order."""
 
     count: int
-    index: Tensor
-    other: Tensor
-    similarity: Tensor
-    least: float | None = None
-
-    @cached_property
-    def threshold(self) -> float:
-        """The similarity from which on a pair is a near-duplicate, however similar other pairs are."""
-        if self.least is not None:
-            return self.least
-        usual = float(self._best.median()) if self.count else 0.0
-        return min(SURE_SIMILARITY, max(LEAST_SIMILARITY, 1 - CLOSENESS * (1 - usual)))
-
-    @cached_property
-    def _best(self) -> Tensor:
-        """Each image's best similarity (count,), 0 where it was compared with none."""
-        return torch.zeros(self.count).scatter_reduce_(0, self.index, self.similarity, "amax", include_self=True)
+    found: tuple[NearDuplicate, ...]
 
     def near_duplicates(self) -> list[NearDuplicate]:
-        """Of each image the best pair, where it is far more similar than is usual, or than the image's other pairs."""
-        hopeful = self._best[self.index] >= min(LEAST_SIMILARITY, self.threshold)
-        index, other, similarity = self.index[hopeful], self.other[hopeful], self.similarity[hopeful]
-        order = similarity.argsort(descending=True, stable=True)
-        order = order[index[order].argsort(stable=True)]
-        _, counts = torch.unique_consecutive(index[order], return_counts=True)
-        found = []
-        for rows in torch.split(order, counts.tolist()) if len(order) else ():
-            first = float(similarity[rows[0]])
-            rivals = similarity[rows][other[rows] != other[rows[0]]]
-            second = float(rivals[0]) if len(rivals) else VERY_PROMISING  # those below it weren't compared
-            distinct = self.least is None and 1 - first < RATIO * (1 - second)
-            if first >= self.threshold or distinct:
-                found.append(NearDuplicate(int(index[rows[0]]), int(other[rows[0]]), first))
-        return found
+        """Of each image the most similar pair, where it is a near-duplicate."""
+        return list(self.found)
 
     def pairs_within(self) -> list[NearDuplicate]:
         """The near-duplicates within one set, each pair once: the later image as a near-duplicate of the earlier one."""
         found = {
-            (max(pair.index, pair.original), min(pair.index, pair.original)): pair.similarity
-            for pair in self.near_duplicates()
+            (max(pair.index, pair.original), min(pair.index, pair.original)): pair.similarity for pair in self.found
         }
         return [NearDuplicate(*numbers, similarity) for numbers, similarity in sorted(found.items())]
 
 
 @dataclass(frozen=True)
-class _ComparedPairs:
-    """Pairs that were compared: numbers in both sets, and the correlation; ``done`` images were compared with all others."""
+class _Views:
+    """Thumbnails as tensors: the full images and what is inside uniform borders, (N, 32, 32), uint8, with their grains (N)."""
 
-    done: int
-    index: Tensor
-    other: Tensor
-    similarity: Tensor
+    pixels: tuple[NDArray[np.uint8], ...]
+    grain: tuple[Tensor, ...]
+
+    @classmethod
+    def of(cls, images: Thumbnails, others: Thumbnails) -> _Views:
+        """One view where neither set has an image with borders."""
+        views = [images]
+        if images.inner is not None or others.inner is not None:
+            views.append(images.inside_borders)
+        grains = tuple(torch.tensor(view.grain, dtype=torch.long) for view in views)
+        return cls(tuple(view.pixels for view in views), grains)
 
 
 @dataclass(frozen=True)
 class _Pairs:
-    """Pairs to be compared: numbers in both sets, mirrored or not, whose window is taken, and which."""
+    """Pairs (P) to be fitted: numbers in both sets, which view, by which symmetry, whose window is taken, and which (P, 4)."""
 
     index: Tensor
     other: Tensor
-    mirrored: Tensor
+    view: Tensor
+    symmetry: Tensor
     window_of_image: Tensor
     window: Tensor
 
+    def at(self, places: Tensor) -> _Pairs:
+        """The pairs at these places."""
+        parts = (self.index, self.other, self.view, self.symmetry, self.window_of_image, self.window)
+        return _Pairs(*(part[places] for part in parts))
+
+    @classmethod
+    def uncropped(cls, index: Tensor, other: Tensor, view: int, symmetry: Tensor) -> _Pairs:
+        """Pairs of full images of one view."""
+        ones = torch.ones(len(index), dtype=torch.bool)
+        return cls(index, other, torch.full_like(index, view), symmetry, ones, FULL.expand(len(index), 4))
+
 
 def compare(images: Thumbnails, others: Thumbnails, progress: Progress | None = None) -> Similarities:
-    """The similarity of images (N) to those of ``others`` (M) most like them, also where one is a crop of the other.
+    """The near-duplicates of ``others`` (M) among images (N), also where one is a crop of the other.
 
-    Time grows with N times M, by 76 correlations of 144 pixels for each pair; and with the number of images that are similar to
-    several others, by 3 to 16 ms each (two cores). ``progress`` is called with (images done, images).
+    Time grows with N times M, by 216 correlations of 144 pixels for each pair; and with N, by some 10 ms each (one core) where
+    they resemble others. ``progress`` is called with (images done, images).
     """
-    compared = _through_windows(images, others) if len(images) and len(others) else ()
-    return _collected(compared, len(images), progress)
+    return _compared(images, others, progress, crops=True, within=False)
 
 
-def compare_uncropped(
-    images: Thumbnails, others: Thumbnails, progress: Progress | None = None, least: float | None = None
+def compare_uncropped(images: Thumbnails, others: Thumbnails, progress: Progress | None = None) -> Similarities:
+    """The same where none is a crop, for very many images: 8 products of 128 numbers for each pair."""
+    return _compared(images, others, progress, crops=False, within=False)
+
+
+def compare_within(images: Thumbnails, progress: Progress | None = None, *, crops: bool = False) -> Similarities:
+    """The near-duplicates within one set: each image is compared with all others of it."""
+    return _compared(images, images, progress, crops=crops, within=True)
+
+
+def _compared(
+    images: Thumbnails, others: Thumbnails, progress: Progress | None, *, crops: bool, within: bool
 ) -> Similarities:
-    """The same where none is a crop, for very many images: a product of 256 numbers for each pair.
-
-    ``least``: the similarity from which on pairs are near-duplicates, in place of the rule.
-    """
-    compared = _uncropped(images, others, _floor(least), within=False) if len(images) and len(others) else ()
-    return replace(_collected(compared, len(images), progress), least=least)
-
-
-def compare_within(images: Thumbnails, progress: Progress | None = None, least: float | None = None) -> Similarities:
-    """As ``compare_uncropped`` for one set: each image with all others of it."""
-    compared = _uncropped(images, images, _floor(least), within=True) if len(images) else ()
-    return replace(_collected(compared, len(images), progress), least=least)
-
-
-def _floor(least: float | None) -> float:
-    """The correlation at 16 × 16 pixels from which on pairs are compared, so that none of this similarity is missed."""
-    return PROMISING if least is None else min(PROMISING, least - 0.05)
-
-
-def _collected(compared: Iterable[_ComparedPairs], count: int, progress: Progress | None) -> Similarities:
-    parts = []
+    if not len(images) or not len(others):
+        return Similarities(len(images), ())
+    found: list[NearDuplicate] = []
+    mine, theirs = _Views.of(images, others), _Views.of(others, images)
+    rows = max(1, min(CHUNK, MATRIX // len(others)))
+    known = [descriptors(view) for view in theirs.pixels]
+    windowed = described_windows(_float(others.pixels), CROPS) if crops else None
     with torch.inference_mode():
-        for part in compared:
-            parts.append(part)
+        for start in range(0, len(images), rows):
+            chunk = np.arange(start, min(start + rows, len(images)))
+            parts = list(_uncropped(chunk, mine, known, within=within))
+            if windowed is not None:
+                parts.append(_cropped(chunk, mine, theirs, windowed, within=within))
+            similarities = [(part.index, part.other, *_similarity(mine, theirs, part)) for part in parts]
+            index, other, similarity, in_parts = (torch.cat(column) for column in zip(*similarities, strict=True))
+            found += _decided(index, other, similarity, in_parts, theirs)
             if progress is not None:
-                progress(part.done, count)
-    index = torch.cat([torch.zeros(0, dtype=torch.long), *(part.index for part in parts)])
-    other = torch.cat([torch.zeros(0, dtype=torch.long), *(part.other for part in parts)])
-    similarity = torch.cat([torch.zeros(0), *(part.similarity for part in parts)])
-    return Similarities(count, index, other, similarity)
+                progress(int(chunk[-1]) + 1, len(images))
+    return Similarities(len(images), tuple(found))
 
 
-def _through_windows(images: Thumbnails, others: Thumbnails) -> Iterator[_ComparedPairs]:
-    """Three stages: ever fewer pairs, through ever more windows."""
-    mine, theirs, grains = _as_tensors(images, others)
-    for start in range(0, len(mine), CHUNK):
-        chunk = mine[start : start + CHUNK]
-        score, number = _candidates(chunk, theirs)
-        for first in range(0, len(chunk), AT_ONCE):
-            few = slice(first, first + AT_ONCE)
-            pairs = _best_ways(chunk[few], theirs, score[few], number[few])
-            index = pairs.index + start + first
-            similarity = _similarity(mine, theirs, replace(pairs, index=index), grains, move_windows=True)
-            yield _ComparedPairs(min(start + first + AT_ONCE, len(mine)), index, pairs.other, similarity)
+def _float(pixels: NDArray[np.uint8]) -> Tensor:
+    return torch.from_numpy(pixels.astype(np.float32))
 
 
-def _uncropped(images: Thumbnails, others: Thumbnails, floor: float, *, within: bool) -> Iterator[_ComparedPairs]:
-    """Each image with those that its descriptor agrees best with; ``within`` one set, with others than itself."""
-    own = descriptors(images)
-    known = own if within else descriptors(others)
-    mine, theirs, grains = _as_tensors(images, others)
-    for start in range(0, len(own), rows := max(1, MATRIX // len(known))):
-        chunk = own[start : start + rows]
-        agreed = torch.from_numpy(correlations(chunk, known))
+def _uncropped(
+    chunk: NDArray[np.int64], mine: _Views, known: Sequence[NDArray[np.float32]], *, within: bool
+) -> Iterator[_Pairs]:
+    """Each image of the chunk with those that its descriptor agrees best with, by view; ``within`` one set not with itself."""
+    for view, described in enumerate(known):
+        own = descriptors(mine.pixels[view][chunk])
+        agreed = torch.from_numpy(correlations(own, described))
         if within:
-            agreed[torch.arange(len(chunk)), start + torch.arange(len(chunk))] = -1.0
-        best = agreed.topk(min(ALIGNED, len(known)), dim=1)
-        index, place = (best.values >= floor).nonzero().T
-        other, index = best.indices[index, place], index + start
-        mirrored = torch.from_numpy(mirrored_pairs(own[index.numpy()], known[other.numpy()]))
-        pairs = _Pairs(index, other, mirrored, torch.ones(len(index), dtype=torch.bool), FULL.expand(len(index), 4))
-        similarity = _similarity(mine, theirs, pairs, grains, move_windows=False)
-        yield _ComparedPairs(min(start + rows, len(mine)), index, other, similarity)
+            agreed[torch.arange(len(chunk)), torch.from_numpy(chunk)] = -1.0
+        best = agreed.topk(min(CANDIDATES, len(described)), dim=1)
+        place, rank = (best.values >= PROMISING).nonzero().T
+        other = best.indices[place, rank]
+        symmetry = torch.from_numpy(symmetries(own[place.numpy()], described[other.numpy()]))
+        yield _Pairs.uncropped(torch.from_numpy(chunk)[place], other, view, symmetry)
 
 
-def _as_tensors(images: Thumbnails, others: Thumbnails) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
-    """The pixels of both, and the grains."""
-    mine, theirs = (torch.tensor(stack.pixels, dtype=torch.float32) for stack in (images, others))
-    return mine, theirs, (torch.tensor(images.grain, dtype=torch.long), torch.tensor(others.grain, dtype=torch.long))
+def _cropped(chunk: NDArray[np.int64], mine: _Views, theirs: _Views, windowed: Tensor, *, within: bool) -> _Pairs:
+    """Each image of the chunk with those that agree best with it where one of the two is seen through a window."""
+    images = _float(mine.pixels[0][chunk])
+    best = torch.full((len(chunk), windowed.shape[1]), -1.0)
+    way = torch.zeros(best.shape, dtype=torch.int16)
+    for mirrored in (0, 1):
+        own = described_windows(images.flip(-1) if mirrored else images, CROPS)
+        for of_image in (1, 0):
+            for number in range(1, len(CROPS)):
+                agreed = own[number] @ windowed[0].T if of_image else own[0] @ windowed[number].T
+                way[agreed > best] = (number * 2 + of_image) * 2 + mirrored
+                torch.maximum(best, agreed, out=best)
+    if within:
+        best[torch.arange(len(chunk)), torch.from_numpy(chunk)] = -1.0
+    top = best.topk(min(CROP_CANDIDATES, best.shape[1]), dim=1)
+    place, rank = (top.values >= PROMISING_CROP).nonzero().T
+    other = top.indices[place, rank]
+    taken = way[place, other].long()
+    pairs = _Pairs(
+        torch.from_numpy(chunk)[place],
+        other,
+        torch.zeros_like(other),
+        taken % 2,
+        taken // 2 % 2 == 1,
+        CROPS[taken // 4],
+    )
+    windows, similarity = _fitted_roughly(mine, theirs, pairs)
+    pairs = _Pairs(pairs.index, other, pairs.view, pairs.symmetry, pairs.window_of_image, windows)
+    agreed = torch.full(top.values.shape, -1.0)
+    agreed[place, rank] = similarity
+    kept = agreed.topk(min(CANDIDATES, agreed.shape[1]), dim=1).indices
+    places = torch.full(agreed.shape, -1)
+    places[place, rank] = torch.arange(len(place))
+    chosen = places.gather(1, kept).flatten()
+    return pairs.at(chosen[chosen >= 0])
 
 
-def _candidates(mine: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
-    """For each of mine (N) the others that few windows of the one, or the other, agree best with: scores, numbers (N, K)."""
-    own = [described_windows(images, FEW) for images in (mine, mine.flip(-1))]
-    score, number = torch.zeros(len(mine), 0), torch.zeros(len(mine), 0, dtype=torch.long)
-    for start in range(0, len(theirs), BLOCK):
-        block = described_windows(theirs[start : start + BLOCK], FEW)
-        best = torch.full((len(mine), block.shape[1]), -1.0)
-        for windows in own:
-            for window in windows:
-                torch.maximum(best, window @ block[0].T, out=best)
-            for window in block[1:]:
-                torch.maximum(best, windows[0] @ window.T, out=best)
-        found = best.topk(min(CANDIDATES, best.shape[1]), dim=1)
-        score, number = torch.cat([score, found.values], 1), torch.cat([number, found.indices + start], 1)
-        top = score.topk(min(CANDIDATES, score.shape[1]), dim=1)
-        score, number = top.values, number.gather(1, top.indices)
-    return score, number
+def _fitted_roughly(mine: _Views, theirs: _Views, pairs: _Pairs) -> tuple[Tensor, Tensor]:
+    """The windows (P, 4) of pairs, fitted at few pixels, and the similarity (P) of slopes through them."""
+    windows, similarity = [torch.zeros(0, 4)], [torch.zeros(0)]
+    for places in torch.split(torch.arange(len(pairs.index)), CHUNK):
+        some = pairs.at(places)
+        left, right = _placed(some, *_images(mine, theirs, some)[:2])
+        window = fitted(left, right, some.window, ROUGH, 4)
+        windows.append(window)
+        similarity.append(slope_similarity(smoothed(through_window(left, window)), smoothed(right))[0])
+    return torch.cat(windows), torch.cat(similarity)
 
 
-def _best_ways(mine: Tensor, theirs: Tensor, score: Tensor, number: Tensor) -> _Pairs:
-    """Of the candidates (N, K) those that agree best through many windows, each in the two ways that it agrees best in."""
-    hopeful = (score[:, 0] >= PROMISING).nonzero().flatten()
-    mine, score, number = mine[hopeful], score[hopeful], number[hopeful]
-    count, candidates = number.shape
-    described = described_windows(theirs[number.flatten()], MANY)
-    block = described.reshape(len(MANY), count, candidates, described.shape[-1])
-    ways = []
-    for images in (mine, mine.flip(-1)):
-        windows = described_windows(images, MANY)  # (V, N, D)
-        ways += [torch.einsum("vnd,nkd->nkv", windows, block[0]), torch.einsum("nd,vnkd->nkv", windows[0], block)]
-    agreed = torch.stack([way.max(dim=2).values for way in ways], 2)  # (N, K, 4)
-    window = torch.stack([way.max(dim=2).indices for way in ways], 2)
-    top = torch.where(score >= PROMISING, agreed.amax(2), -1.0).topk(min(ALIGNED, candidates), dim=1)
-    index = torch.arange(count)[:, None, None].expand(-1, top.indices.shape[1], 2)
-    place = top.indices[:, :, None].expand_as(index)
-    way = agreed[index[..., 0], place[..., 0]].topk(2, dim=2).indices
-    valid = (top.values >= VERY_PROMISING)[:, :, None].expand_as(index)
-    index, place, way = index[valid], place[valid], way[valid]
-    return _Pairs(hopeful[index], number[index, place], way >= 2, way % 2 == 0, MANY[window[index, place, way]])
+def _images(mine: _Views, theirs: _Views, pairs: _Pairs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The images of pairs, (P, 32, 32) each, the first ones turned as the second; and the grains (P) of both."""
+    one, other = (np.empty((len(pairs.index), *mine.pixels[0].shape[1:]), dtype=np.uint8) for _ in range(2))
+    grain, other_grain = torch.empty_like(pairs.index), torch.empty_like(pairs.index)
+    for view in range(len(mine.pixels)):
+        some = pairs.view == view
+        one[some.numpy()] = mine.pixels[view][pairs.index[some].numpy()]
+        other[some.numpy()] = theirs.pixels[view][pairs.other[some].numpy()]
+        grain[some], other_grain[some] = mine.grain[view][pairs.index[some]], theirs.grain[view][pairs.other[some]]
+    return _float(oriented(one, pairs.symmetry.numpy())), _float(other), grain, other_grain
 
 
-def _similarity(
-    mine: Tensor, theirs: Tensor, pairs: _Pairs, grains: tuple[Tensor, Tensor], *, move_windows: bool
-) -> Tensor:
-    """The correlation of each pair; where ``move_windows``, they are moved and stretched to the best fit first."""
-    found = [torch.zeros(0)]
-    for start in range(0, len(pairs.index), CHUNK):
-        some = slice(start, start + CHUNK)
-        one, other = mine[pairs.index[some]], theirs[pairs.other[some]]
-        grain, other_grain = grains[0][pairs.index[some]], grains[1][pairs.other[some]]
-        one = torch.where(pairs.mirrored[some, None, None], one.flip(-1), one)
-        own = pairs.window_of_image[some, None, None]
-        window, agreed = pairs.window[some], torch.full((len(one),), -1.0)
+def _placed(pairs: _Pairs, one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """The images whose window is taken, and those that they are fitted to."""
+    own = pairs.window_of_image[:, None, None]
+    return torch.where(own, one, other), torch.where(own, other, one)
+
+
+def _similarity(mine: _Views, theirs: _Views, pairs: _Pairs) -> tuple[Tensor, Tensor]:
+    """The similarity (P) of each pair after fitting, and that without what a watermark may cover."""
+    found = [torch.zeros(2, 0)]
+    for places in torch.split(torch.arange(len(pairs.index)), CHUNK):
+        some = pairs.at(places)
+        one, other, grain, other_grain = _images(mine, theirs, some)
         coarser = at_resolution(one, grain, other_grain), at_resolution(other, other_grain, grain)
         ways = [(one, other)] if coarser[0] is one and coarser[1] is other else [(one, other), coarser]
-        for left, right in ways:
-            windowed, full = torch.where(own, left, right), torch.where(own, right, left)
-            window = best_nearby(windowed, full, window) if move_windows else window
-            agreed = torch.maximum(agreed, window_correlation(windowed, window, full))
-        found.append(agreed)
-    return torch.cat(found)
+        best = torch.zeros(2, len(one))
+        for images in ways:
+            left, right = _placed(some, *images)
+            left = smoothed(
+                through_window(left, fitted(left, right, some.window, SIDE, 3))
+            )  # smoothed before, it'd be unequally
+            best = torch.maximum(best, torch.stack(slope_similarity(left, smoothed(right))))
+        found.append(best)
+    similarity, in_parts = torch.cat(found, 1)
+    return similarity, in_parts
+
+
+def _decided(
+    index: Tensor, other: Tensor, similarity: Tensor, in_parts: Tensor, theirs: _Views
+) -> Iterator[NearDuplicate]:
+    """Of each image the most similar pair (of P) that is a near-duplicate, in the images' order."""
+    hopeful = (similarity >= LEAST_SIMILARITY) | (in_parts >= LEAST_IN_PARTS)
+    rows: dict[int, dict[int, tuple[float, float]]] = {}
+    for number in torch.isin(index, index[hopeful]).nonzero().flatten().tolist():
+        own = rows.setdefault(int(index[number]), {})
+        before = own.get(int(other[number]), (0.0, 0.0))
+        own[int(other[number])] = max(before[0], float(similarity[number])), max(before[1], float(in_parts[number]))
+    best = {image: max(own, key=lambda one: own[one]) for image, own in rows.items()}
+    in_part = {image: max(own, key=lambda one: own[one][1]) for image, own in rows.items()}
+    same = _among_themselves(
+        {(b, c) for found in (best, in_part) for i, b in found.items() for c in rows[i] if c != b}, theirs
+    )
+    for image in sorted(rows):
+        for kind, first, least, ratio in (
+            (0, best[image], LEAST_SIMILARITY, RATIO),
+            (1, in_part[image], LEAST_IN_PARTS, RATIO_IN_PARTS),
+        ):
+            score = rows[image][first][kind]
+            if score < least:
+                continue
+            close = 1 - score
+            rivals = [
+                values[kind]
+                for one, values in rows[image].items()
+                if one != first and 1 - same[first, one][kind] > max(SAME * close, 1 - SURE_SIMILARITY)
+            ]
+            sure = kind == 0 and score >= SURE_SIMILARITY
+            if sure or close <= ratio * (1 - max([RIVAL, *rivals])):
+                yield NearDuplicate(image, first, score)
+                break
+
+
+def _among_themselves(pairs: set[tuple[int, int]], views: _Views) -> dict[tuple[int, int], tuple[float, float]]:
+    """The similarities of pairs of images of one set, uncropped."""
+    if not pairs:
+        return {}
+    ordered = sorted(pairs)
+    index, other = (torch.tensor(column) for column in zip(*ordered, strict=True))
+    full = views.pixels[0]
+    symmetry = symmetries(descriptors(full[index.numpy()]), descriptors(full[other.numpy()]))
+    found = _similarity(views, views, _Pairs.uncropped(index, other, 0, torch.from_numpy(symmetry)))
+    return {pair: (float(one), float(two)) for pair, one, two in zip(ordered, *found, strict=True)}
