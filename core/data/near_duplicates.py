@@ -6,16 +6,15 @@ and turned too, with and without uniform borders (``uncropped``); or also throug
 The few that agree best are fitted to it by moving and stretching, and get their similarity at 32 × 32 pixels: the correlation
 of their slopes, everywhere or, for watermarks, without the quarter of the cells that differ most.
 
-Whether a pair is a near-duplicate follows from its similarity, and from how similar the next image is that was really compared
-(the ratio test of Lowe, "Distinctive image features from scale-invariant keypoints", 2004): images that are less similar, or in
-another set, change nothing. Frames of one fixed camera are about as similar to many others as to one another, and so are no
-near-duplicates.
+Whether a pair is a near-duplicate follows from its similarity and those of the next images (``near_duplicate_rules``): images
+that are less similar, or in another set, change nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -23,23 +22,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .near_duplicate_rules import NearDuplicate, Scores, near_duplicates
 from .thumbnail_similarity import slope_similarity, smoothed
 from .thumbnail_windows import CROPS, FULL, at_resolution, described_windows, fitted, through_window
 from .thumbnails import SIDE, Thumbnails, correlations, descriptors, oriented, symmetries
 
-SURE_SIMILARITY = 0.988
-"""Every pair is a near-duplicate from this similarity on."""
-LEAST_SIMILARITY = 0.94
-"""Nothing is one below this similarity."""
-RATIO = 0.35
-"""In between, a near-duplicate is so much closer (1 - similarity) than the next image."""
-LEAST_IN_PARTS = 0.96
-"""The same for the similarity without what a watermark may cover."""
-RATIO_IN_PARTS = 0.15
-RIVAL = 0.85
-"""The next image counts as this similar where it is less, as a few images always have a distant next one."""
-SAME = 0.5
-"""An image that is so much closer to the other one than the pair is (1 - similarity) is another copy of it, no rival."""
 PROMISING = 0.4
 """Correlation at 16 × 16 pixels from which pairs are compared more closely; a watermark may cost as much."""
 PROMISING_CROP = 0.7
@@ -83,15 +70,6 @@ def least_depth(depths: Iterable[Depth]) -> Depth:
     """What was searched for in all of several comparisons."""
     found = set(depths)
     return "none" if "none" in found else "uncropped" if "uncropped" in found else "crops"
-
-
-@dataclass(frozen=True)
-class NearDuplicate:
-    """Image ``index`` of the one set is a near-duplicate of ``original`` of the other, with this similarity of slopes."""
-
-    index: int
-    original: int
-    similarity: float
 
 
 @dataclass(frozen=True)
@@ -190,7 +168,7 @@ def _compared(
                 parts.append(_cropped(chunk, mine, theirs, windowed, within=within))
             similarities = [(part.index, part.other, *_similarity(mine, theirs, part)) for part in parts]
             index, other, similarity, in_parts = (torch.cat(column) for column in zip(*similarities, strict=True))
-            found += _decided(index, other, similarity, in_parts, theirs)
+            found += near_duplicates(_rows(index, other, similarity, in_parts), partial(_among_themselves, theirs))
             if progress is not None:
                 progress(int(chunk[-1]) + 1, len(images))
     return Similarities(len(images), tuple(found))
@@ -219,36 +197,33 @@ def _uncropped(
 def _cropped(chunk: NDArray[np.int64], mine: _Views, theirs: _Views, windowed: Tensor, *, within: bool) -> _Pairs:
     """Each image of the chunk with those that agree best with it where one of the two is seen through a window."""
     images = _float(mine.pixels[0][chunk])
-    best = torch.full((len(chunk), windowed.shape[1]), -1.0)
-    way = torch.zeros(best.shape, dtype=torch.int16)
+    best = torch.full((2, len(chunk), windowed.shape[1]), -1.0)
+    way = torch.zeros(best.shape, dtype=torch.uint8)
     for mirrored in (0, 1):
         own = described_windows(images.flip(-1) if mirrored else images, CROPS)
         for of_image in (1, 0):
             for number in range(1, len(CROPS)):
                 agreed = own[number] @ windowed[0].T if of_image else own[0] @ windowed[number].T
-                way[agreed > best] = (number * 2 + of_image) * 2 + mirrored
-                torch.maximum(best, agreed, out=best)
+                way[mirrored][agreed > best[mirrored]] = number * 2 + of_image
+                torch.maximum(best[mirrored], agreed, out=best[mirrored])
     if within:
-        best[torch.arange(len(chunk)), torch.from_numpy(chunk)] = -1.0
-    top = best.topk(min(CROP_CANDIDATES, best.shape[1]), dim=1)
+        best[:, torch.arange(len(chunk)), torch.from_numpy(chunk)] = -1.0
+    top = best.amax(0).topk(min(CROP_CANDIDATES, best.shape[2]), dim=1)
     place, rank = (top.values >= PROMISING_CROP).nonzero().T
-    other = top.indices[place, rank]
-    taken = way[place, other].long()
-    pairs = _Pairs(
-        torch.from_numpy(chunk)[place],
-        other,
-        torch.zeros_like(other),
-        taken % 2,
-        taken // 2 % 2 == 1,
-        CROPS[taken // 4],
-    )
+    other, count = top.indices[place, rank], len(place)
+    place, rank, other = place.repeat(2), rank.repeat(2), other.repeat(2)
+    mirrors = torch.arange(2).repeat_interleave(count)  # many an object is nearly its own mirror image
+    taken = way[mirrors, place, other].long()
+    index = torch.from_numpy(chunk)[place]
+    pairs = _Pairs(index, other, torch.zeros_like(other), mirrors, taken % 2 == 1, CROPS[taken // 2])
     windows, similarity = _fitted_roughly(mine, theirs, pairs)
-    pairs = _Pairs(pairs.index, other, pairs.view, pairs.symmetry, pairs.window_of_image, windows)
+    pairs = replace(pairs, window=windows)
+    better = torch.arange(count) + count * (similarity[count:] > similarity[:count])
     agreed = torch.full(top.values.shape, -1.0)
-    agreed[place, rank] = similarity
+    agreed[place[better], rank[better]] = similarity[better]
     kept = agreed.topk(min(CANDIDATES, agreed.shape[1]), dim=1).indices
     places = torch.full(agreed.shape, -1)
-    places[place, rank] = torch.arange(len(place))
+    places[place[better], rank[better]] = better
     chosen = places.gather(1, kept).flatten()
     return pairs.at(chosen[chosen >= 0])
 
@@ -303,48 +278,23 @@ def _similarity(mine: _Views, theirs: _Views, pairs: _Pairs) -> tuple[Tensor, Te
     return similarity, in_parts
 
 
-def _decided(
-    index: Tensor, other: Tensor, similarity: Tensor, in_parts: Tensor, theirs: _Views
-) -> Iterator[NearDuplicate]:
-    """Of each image the most similar pair (of P) that is a near-duplicate, in the images' order."""
-    hopeful = (similarity >= LEAST_SIMILARITY) | (in_parts >= LEAST_IN_PARTS)
-    rows: dict[int, dict[int, tuple[float, float]]] = {}
-    for number in torch.isin(index, index[hopeful]).nonzero().flatten().tolist():
-        own = rows.setdefault(int(index[number]), {})
-        before = own.get(int(other[number]), (0.0, 0.0))
-        own[int(other[number])] = max(before[0], float(similarity[number])), max(before[1], float(in_parts[number]))
-    best = {image: max(own, key=lambda one: own[one]) for image, own in rows.items()}
-    in_part = {image: max(own, key=lambda one: own[one][1]) for image, own in rows.items()}
-    same = _among_themselves(
-        {(b, c) for found in (best, in_part) for i, b in found.items() for c in rows[i] if c != b}, theirs
-    )
-    for image in sorted(rows):
-        for kind, first, least, ratio in (
-            (0, best[image], LEAST_SIMILARITY, RATIO),
-            (1, in_part[image], LEAST_IN_PARTS, RATIO_IN_PARTS),
-        ):
-            score = rows[image][first][kind]
-            if score < least:
-                continue
-            close = 1 - score
-            rivals = [
-                values[kind]
-                for one, values in rows[image].items()
-                if one != first and 1 - same[first, one][kind] > max(SAME * close, 1 - SURE_SIMILARITY)
-            ]
-            sure = kind == 0 and score >= SURE_SIMILARITY
-            if sure or close <= ratio * (1 - max([RIVAL, *rivals])):
-                yield NearDuplicate(image, first, score)
-                break
+def _rows(index: Tensor, other: Tensor, similarity: Tensor, in_parts: Tensor) -> dict[int, dict[int, Scores]]:
+    """The similarities of pairs (P) by image, then by the image that it was compared with; the highest of several."""
+    rows: dict[int, dict[int, Scores]] = {}
+    for image, one, *both in zip(*(part.tolist() for part in (index, other, similarity, in_parts)), strict=True):
+        row, scores = rows.setdefault(image, {}), Scores(*both)
+        row[one] = scores.best(row[one]) if one in row else scores
+    return rows
 
 
-def _among_themselves(pairs: set[tuple[int, int]], views: _Views) -> dict[tuple[int, int], tuple[float, float]]:
+def _among_themselves(views: _Views, pairs: set[tuple[int, int]]) -> dict[tuple[int, int], Scores]:
     """The similarities of pairs of images of one set, uncropped."""
     if not pairs:
         return {}
-    ordered = sorted(pairs)
+    ordered = sorted({(min(pair), max(pair)) for pair in pairs})
     index, other = (torch.tensor(column) for column in zip(*ordered, strict=True))
     full = views.pixels[0]
     symmetry = symmetries(descriptors(full[index.numpy()]), descriptors(full[other.numpy()]))
     found = _similarity(views, views, _Pairs.uncropped(index, other, 0, torch.from_numpy(symmetry)))
-    return {pair: (float(one), float(two)) for pair, one, two in zip(ordered, *found, strict=True)}
+    scores = {pair: Scores(*both) for pair, *both in zip(ordered, *(part.tolist() for part in found), strict=True)}
+    return {pair: scores[min(pair), max(pair)] for pair in pairs}

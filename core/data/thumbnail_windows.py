@@ -35,8 +35,8 @@ def _windows(*grids: tuple[float, int]) -> Tensor:
 
 
 FULL = _windows()
-CROPS = _windows((0.93, 2), (0.86, 3), (0.79, 4), (0.72, 5))
-"""What of an image a crop of it may show: the nearest of these is at most 4 % of a side away."""
+CROPS = _windows((0.93, 3), (0.86, 5), (0.79, 5), (0.72, 7))
+"""What of an image a crop of it may show: the nearest of these is at most 3 % of a side away."""
 
 
 def described_windows(images: Tensor, windows: Tensor) -> Tensor:
