@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .near_duplicate_rules import NearDuplicate, Scores, near_duplicates
-from .thumbnail_similarity import slope_similarity, smoothed
+from .thumbnail_similarity import clipped_alike, slope_similarity, smoothed
 from .thumbnail_windows import CROPS, FULL, at_resolution, described_windows, fitted, through_window
 from .thumbnails import SIDE, Thumbnails, correlations, descriptors, oriented, symmetries
 
@@ -269,10 +269,10 @@ def _similarity(mine: _Views, theirs: _Views, pairs: _Pairs) -> tuple[Tensor, Te
         best = torch.zeros(2, len(one))
         for images in ways:
             left, right = _placed(some, *images)
-            left = smoothed(
-                through_window(left, fitted(left, right, some.window, SIDE, 3))
-            )  # smoothed before, it'd be unequally
-            best = torch.maximum(best, torch.stack(slope_similarity(left, smoothed(right))))
+            window = fitted(left, right, some.window, SIDE, 3)
+            left, right = clipped_alike(through_window(left, window), right)
+            scores = slope_similarity(smoothed(left), smoothed(right))  # smoothed before, they'd be unequally
+            best = torch.maximum(best, torch.stack(scores))
         found.append(best)
     similarity, in_parts = torch.cat(found, 1)
     return similarity, in_parts

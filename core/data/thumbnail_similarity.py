@@ -12,6 +12,10 @@ CELL = 4
 """Pixels a side of the cells in which thumbnails are compared where they may differ in a part."""
 CELLS_LEFT_OUT = 16
 """Of 64 cells, those that differ most: what a watermark covers."""
+CLIPPED = 5
+"""Gray levels from white or black within which a thumbnail's pixel is taken as clipped."""
+LEAST_CLIPPED = 0.02
+"""The share of more clipped pixels than in the other image from which on they count."""
 LEAST_LEFT = 0.3
 """The least share of the slopes' energy, in the image that has more of it there, that must be in the cells that are left."""
 
@@ -21,6 +25,26 @@ def smoothed(images: Tensor) -> Tensor:
     line = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16
     padded = F.pad(images[:, None], (2, 2, 2, 2), mode="replicate")
     return F.conv2d(F.conv2d(padded, line[None, None, :, None]), line[None, None, None, :])[:, 0]
+
+
+def clipped_alike(images: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+    """Both (N, 32, 32), each without what was clipped in the other alone when it was made brighter, darker or of more contrast.
+
+    Where more of the other is white, the brightest pixels take one level; the same for black.
+    """
+    return _clipped_as(images, others), _clipped_as(others, images)
+
+
+def _clipped_as(images: Tensor, others: Tensor) -> Tensor:
+    for clipped, sign in ((lambda levels: levels >= 255 - CLIPPED, 1), (lambda levels: levels <= CLIPPED, -1)):
+        share, other = (clipped(part).flatten(1).float().mean(1) for part in (images, others))
+        some = ((other > share + LEAST_CLIPPED) & (other < 1)).nonzero().flatten()
+        if len(some):
+            levels = (sign * images[some]).flatten(1)
+            rank = ((1 - other[some]) * levels.shape[1]).long().clamp_max(levels.shape[1] - 1)
+            limit = levels.sort(dim=1).values.gather(1, rank[:, None])
+            images = images.index_copy(0, some, (sign * torch.minimum(levels, limit)).view(-1, *images.shape[1:]))
+    return images
 
 
 def slope_similarity(images: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
