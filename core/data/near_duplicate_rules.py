@@ -13,15 +13,14 @@ from typing import NamedTuple
 
 SURE_SIMILARITY = 0.988
 """Pairs are near-duplicates from this similarity on, unless they are of one series."""
-LEAST_SIMILARITY = 0.94
-"""Nothing is one below this similarity."""
 RATIO = 0.32
-"""In between, a near-duplicate is so much closer (1 - similarity) than the next image."""
-LEAST_IN_PARTS = 0.96
-"""The same for the similarity without what a watermark may cover."""
+"""Below it, a near-duplicate is so much closer (1 - similarity) than the next image."""
 RATIO_IN_PARTS = 0.2
+"""The same for the similarity without what a watermark may cover."""
 RIVAL = 0.85
 """The next image counts as this similar where it is less, as a few images always have a distant next one."""
+LEAST_SIMILARITY, LEAST_IN_PARTS = 1 - RATIO * (1 - RIVAL), 1 - RATIO_IN_PARTS * (1 - RIVAL)
+"""Nothing is a near-duplicate below these similarities, whatever the next image is."""
 SAME = 0.5
 """An image that is so much closer to the other one than the pair is (1 - similarity) is another copy of it, no rival."""
 LOCAL = 4.0

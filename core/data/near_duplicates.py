@@ -12,6 +12,7 @@ that are less similar, or in another set, change nothing.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .near_duplicate_rules import NearDuplicate, Scores, near_duplicates
+from .near_duplicate_rules import NearDuplicate, Scores, hopeful, near_duplicates
 from .thumbnail_similarity import clipped_alike, slope_similarity, smoothed
 from .thumbnail_windows import CROPS, FULL, at_resolution, described_windows, fitted, through_window
 from .thumbnails import SIDE, Thumbnails, correlations, descriptors, oriented, symmetries
@@ -37,10 +38,16 @@ CROP_CANDIDATES = 16
 """Of those that agree best through windows, so many are fitted roughly, and ``CANDIDATES`` then finely."""
 ROUGH = 16
 """Pixels a side at which windows are fitted roughly."""
+ROUGH_STEPS, FINE_STEPS = 4, 2
+"""Steps by which windows are fitted there; and again, before one step at full size."""
+LEADING = 2
+"""Pairs of each image that are fitted first; the others where one of these may be a near-duplicate."""
 CHUNK = 256
 """Pairs that are fitted at once."""
-MATRIX = 2**23
+MATRIX = 2**24
 """Correlations that are in memory at once."""
+BLOCK = 12_000
+"""Images that are in memory at once through all windows, 63 kB each."""
 
 KINDS = "re-encoded, resized, mirrored, turned, with borders, brighter or darker, with a watermark"
 """What is searched for besides crops, in words."""
@@ -125,6 +132,14 @@ class _Pairs:
         return _Pairs(*(part[places] for part in parts))
 
     @classmethod
+    def concat(cls, several: Sequence[_Pairs]) -> _Pairs:
+        """All pairs of several."""
+        columns = (
+            (some.index, some.other, some.view, some.symmetry, some.window_of_image, some.window) for some in several
+        )
+        return cls(*(torch.cat(column) for column in zip(*columns, strict=True)))
+
+    @classmethod
     def uncropped(cls, index: Tensor, other: Tensor, view: int, symmetry: Tensor) -> _Pairs:
         """Pairs of full images of one view."""
         ones = torch.ones(len(index), dtype=torch.bool)
@@ -159,16 +174,14 @@ def _compared(
     mine, theirs = _Views.of(images, others), _Views.of(others, images)
     rows = max(1, min(CHUNK, MATRIX // len(others)))
     known = [descriptors(view) for view in theirs.pixels]
-    windowed = described_windows(_float(others.pixels), CROPS) if crops else None
+    windowed = _Windowed(others.pixels) if crops else None
     with torch.inference_mode():
         for start in range(0, len(images), rows):
             chunk = np.arange(start, min(start + rows, len(images)))
             parts = list(_uncropped(chunk, mine, known, within=within))
             if windowed is not None:
                 parts.append(_cropped(chunk, mine, theirs, windowed, within=within))
-            similarities = [(part.index, part.other, *_similarity(mine, theirs, part)) for part in parts]
-            index, other, similarity, in_parts = (torch.cat(column) for column in zip(*similarities, strict=True))
-            found += near_duplicates(_rows(index, other, similarity, in_parts), partial(_among_themselves, theirs))
+            found += near_duplicates(_rows(mine, theirs, _Pairs.concat(parts)), partial(_among_themselves, theirs))
             if progress is not None:
                 progress(int(chunk[-1]) + 1, len(images))
     return Similarities(len(images), tuple(found))
@@ -194,28 +207,20 @@ def _uncropped(
         yield _Pairs.uncropped(torch.from_numpy(chunk)[place], other, view, symmetry)
 
 
-def _cropped(chunk: NDArray[np.int64], mine: _Views, theirs: _Views, windowed: Tensor, *, within: bool) -> _Pairs:
+def _cropped(chunk: NDArray[np.int64], mine: _Views, theirs: _Views, windowed: _Windowed, *, within: bool) -> _Pairs:
     """Each image of the chunk with those that agree best with it where one of the two is seen through a window."""
     images = _float(mine.pixels[0][chunk])
-    best = torch.full((2, len(chunk), windowed.shape[1]), -1.0)
-    way = torch.zeros(best.shape, dtype=torch.uint8)
-    for mirrored in (0, 1):
-        own = described_windows(images.flip(-1) if mirrored else images, CROPS)
-        for of_image in (1, 0):
-            for number in range(1, len(CROPS)):
-                agreed = own[number] @ windowed[0].T if of_image else own[0] @ windowed[number].T
-                way[mirrored][agreed > best[mirrored]] = number * 2 + of_image
-                torch.maximum(best[mirrored], agreed, out=best[mirrored])
-    if within:
-        best[:, torch.arange(len(chunk)), torch.from_numpy(chunk)] = -1.0
-    top = best.amax(0).topk(min(CROP_CANDIDATES, best.shape[2]), dim=1)
+    own = [described_windows(side, CROPS) for side in (images, images.flip(-1))]
+    found = [_promising(chunk, own, start, known, within=within) for start, known in windowed.blocks()]
+    values, indices, ways = (torch.cat(column, -1) for column in zip(*found, strict=True))
+    top = values.topk(min(CROP_CANDIDATES, values.shape[1]), dim=1)
     place, rank = (top.values >= PROMISING_CROP).nonzero().T
-    other, count = top.indices[place, rank], len(place)
+    column = top.indices[place, rank]
+    other, way, count = indices[place, column], ways[:, place, column].flatten(), len(place)
     place, rank, other = place.repeat(2), rank.repeat(2), other.repeat(2)
     mirrors = torch.arange(2).repeat_interleave(count)  # many an object is nearly its own mirror image
-    taken = way[mirrors, place, other].long()
     index = torch.from_numpy(chunk)[place]
-    pairs = _Pairs(index, other, torch.zeros_like(other), mirrors, taken % 2 == 1, CROPS[taken // 2])
+    pairs = _Pairs(index, other, torch.zeros_like(other), mirrors, way % 2 == 1, CROPS[way // 2])
     windows, similarity = _fitted_roughly(mine, theirs, pairs)
     pairs = replace(pairs, window=windows)
     better = torch.arange(count) + count * (similarity[count:] > similarity[:count])
@@ -228,13 +233,54 @@ def _cropped(chunk: NDArray[np.int64], mine: _Views, theirs: _Views, windowed: T
     return pairs.at(chosen[chosen >= 0])
 
 
+class _Windowed:
+    """Images (M) described through windows; in blocks, and only where there is one block it stays in memory."""
+
+    def __init__(self, pixels: NDArray[np.uint8]) -> None:
+        self._pixels = pixels
+        self._only = described_windows(_float(pixels), CROPS) if len(pixels) <= BLOCK else None
+
+    def blocks(self) -> Iterator[tuple[int, Tensor]]:
+        """The number of the first image of each block, and its descriptors (V, block, 144)."""
+        if self._only is not None:
+            yield 0, self._only
+            return
+        for start in range(0, len(self._pixels), BLOCK):
+            yield start, described_windows(_float(self._pixels[start : start + BLOCK]), CROPS)
+
+
+def _promising(
+    chunk: NDArray[np.int64], own: Sequence[Tensor], start: int, known: Tensor, *, within: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of a block of others those that agree best with each image: (n, k) correlations, numbers, and ways (2, n, k).
+
+    ``own``: the images described through windows, as they are and mirrored, (V, n, 144) each. A way is twice the number of
+    the window, and one more if it is the image's.
+    """
+    best = torch.full((2, len(chunk), known.shape[1]), -1.0)
+    way = torch.zeros(best.shape, dtype=torch.uint8)
+    for mirrored in (0, 1):
+        for of_image in (1, 0):
+            for number in range(1, len(CROPS)):
+                agreed = own[mirrored][number] @ known[0].T if of_image else own[mirrored][0] @ known[number].T
+                way[mirrored].masked_fill_(agreed > best[mirrored], number * 2 + of_image)
+                torch.maximum(best[mirrored], agreed, out=best[mirrored])
+    highest = best.amax(0)
+    if within:
+        itself = torch.from_numpy(chunk) - start
+        there = ((itself >= 0) & (itself < known.shape[1])).nonzero().flatten()
+        highest[there, itself[there]] = -1.0
+    top = highest.topk(min(CROP_CANDIDATES, highest.shape[1]), dim=1)
+    return top.values, top.indices + start, way.gather(2, top.indices.expand(2, -1, -1)).long()
+
+
 def _fitted_roughly(mine: _Views, theirs: _Views, pairs: _Pairs) -> tuple[Tensor, Tensor]:
     """The windows (P, 4) of pairs, fitted at few pixels, and the similarity (P) of slopes through them."""
     windows, similarity = [torch.zeros(0, 4)], [torch.zeros(0)]
     for places in torch.split(torch.arange(len(pairs.index)), CHUNK):
         some = pairs.at(places)
         left, right = _placed(some, *_images(mine, theirs, some)[:2])
-        window = fitted(left, right, some.window, ROUGH, 4)
+        window = fitted(left, right, some.window, ROUGH, ROUGH_STEPS)
         windows.append(window)
         similarity.append(slope_similarity(smoothed(through_window(left, window)), smoothed(right))[0])
     return torch.cat(windows), torch.cat(similarity)
@@ -258,8 +304,8 @@ def _placed(pairs: _Pairs, one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(own, one, other), torch.where(own, other, one)
 
 
-def _similarity(mine: _Views, theirs: _Views, pairs: _Pairs) -> tuple[Tensor, Tensor]:
-    """The similarity (P) of each pair after fitting, and that without what a watermark may cover."""
+def _similarity(mine: _Views, theirs: _Views, pairs: _Pairs, steps: int = FINE_STEPS) -> tuple[Tensor, Tensor]:
+    """The similarity (P) of each pair after fitting by some steps, and that without what a watermark may cover."""
     found = [torch.zeros(2, 0)]
     for places in torch.split(torch.arange(len(pairs.index)), CHUNK):
         some = pairs.at(places)
@@ -269,8 +315,11 @@ def _similarity(mine: _Views, theirs: _Views, pairs: _Pairs) -> tuple[Tensor, Te
         best = torch.zeros(2, len(one))
         for images in ways:
             left, right = _placed(some, *images)
-            window = fitted(left, right, some.window, SIDE, 3)
-            left, right = clipped_alike(through_window(left, window), right)
+            window = some.window
+            if steps:
+                window = fitted(left, right, fitted(left, right, window, ROUGH, steps), SIDE, 1)
+            seen = left if torch.equal(window, FULL.expand_as(window)) else through_window(left, window)
+            left, right = clipped_alike(seen, right)
             scores = slope_similarity(smoothed(left), smoothed(right))  # smoothed before, they'd be unequally
             best = torch.maximum(best, torch.stack(scores))
         found.append(best)
@@ -278,13 +327,36 @@ def _similarity(mine: _Views, theirs: _Views, pairs: _Pairs) -> tuple[Tensor, Te
     return similarity, in_parts
 
 
-def _rows(index: Tensor, other: Tensor, similarity: Tensor, in_parts: Tensor) -> dict[int, dict[int, Scores]]:
-    """The similarities of pairs (P) by image, then by the image that it was compared with; the highest of several."""
+def _rows(mine: _Views, theirs: _Views, pairs: _Pairs) -> dict[int, dict[int, Scores]]:
+    """The similarities of pairs by image, then by the image that it was compared with; of several of two images the highest.
+
+    First those are fitted that seem most similar; the others only of images of which one of them may be a near-duplicate.
+    """
+    first = _leading(pairs.index, *_similarity(mine, theirs, pairs, steps=0))
     rows: dict[int, dict[int, Scores]] = {}
-    for image, one, *both in zip(*(part.tolist() for part in (index, other, similarity, in_parts)), strict=True):
-        row, scores = rows.setdefault(image, {}), Scores(*both)
-        row[one] = scores.best(row[one]) if one in row else scores
-    return rows
+
+    def fit(some: _Pairs) -> None:
+        scores = _similarity(mine, theirs, some)
+        for image, one, *both in zip(*(part.tolist() for part in (some.index, some.other, *scores)), strict=True):
+            row, found = rows.setdefault(image, {}), Scores(*both)
+            row[one] = found.best(row[one]) if one in row else found
+
+    fit(pairs.at(first.nonzero().flatten()))
+    likely = [image for image, row in rows.items() if any(hopeful(scores) for scores in row.values())]
+    fit(pairs.at((~first & torch.isin(pairs.index, torch.tensor(likely, dtype=torch.long))).nonzero().flatten()))
+    return {image: rows[image] for image in likely}
+
+
+def _leading(index: Tensor, similarity: Tensor, in_parts: Tensor) -> Tensor:
+    """Which pairs (P) of each image are the ``LEADING`` most similar ones, or the one without what a watermark may cover."""
+    first = torch.zeros(len(index), dtype=torch.bool)
+    for scores, count in ((similarity, LEADING), (in_parts, 1)):
+        taken: Counter[int] = Counter()
+        for place in scores.argsort(descending=True).tolist():
+            image = int(index[place])
+            first[place] |= taken[image] < count
+            taken[image] += 1
+    return first
 
 
 def _among_themselves(views: _Views, pairs: set[tuple[int, int]]) -> dict[tuple[int, int], Scores]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -13,38 +15,46 @@ CELL = 4
 CELLS_LEFT_OUT = 16
 """Of 64 cells, those that differ most: what a watermark covers."""
 CLIPPED = 5
-"""Gray levels from white or black within which a thumbnail's pixel is taken as clipped."""
+"""Gray levels from white within which a thumbnail's pixel is taken as clipped."""
 LEAST_CLIPPED = 0.02
-"""The share of more clipped pixels than in the other image from which on they count."""
+"""The share of pixels that must be clipped in the other image alone."""
 LEAST_LEFT = 0.3
 """The least share of the slopes' energy, in the image that has more of it there, that must be in the cells that are left."""
 
 
 def smoothed(images: Tensor) -> Tensor:
     """Images (N, 32, 32) without what depends on the resampling filter: a binomial filter of 5 pixels."""
-    line = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16
-    padded = F.pad(images[:, None], (2, 2, 2, 2), mode="replicate")
-    return F.conv2d(F.conv2d(padded, line[None, None, :, None]), line[None, None, None, :])[:, 0]
+    along = _binomial(images.shape[1])
+    return along @ images @ along.T
+
+
+@cache
+def _binomial(side: int) -> Tensor:
+    """The matrix (side, side) of the filter along one axis; edges are repeated."""
+    weights = torch.zeros(side, side)
+    for offset, weight in zip(range(-2, 3), (1, 4, 6, 4, 1), strict=True):
+        place = (torch.arange(side) + offset).clamp(0, side - 1)
+        weights[torch.arange(side), place] += weight / 16
+    return weights
 
 
 def clipped_alike(images: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
-    """Both (N, 32, 32), each without what was clipped in the other alone when it was made brighter, darker or of more contrast.
+    """Both (N, 32, 32), each without what was clipped to white in the other alone, as by making it brighter.
 
-    Where more of the other is white, the brightest pixels take one level; the same for black.
+    Where a larger share of the other is white, so many of the brightest pixels take one level.
     """
-    return _clipped_as(images, others), _clipped_as(others, images)
+    white = [(part >= 255 - CLIPPED).flatten(1).float().mean(1) for part in (images, others)]
+    return _clipped(images, *white), _clipped(others, *reversed(white))
 
 
-def _clipped_as(images: Tensor, others: Tensor) -> Tensor:
-    for clipped, sign in ((lambda levels: levels >= 255 - CLIPPED, 1), (lambda levels: levels <= CLIPPED, -1)):
-        share, other = (clipped(part).flatten(1).float().mean(1) for part in (images, others))
-        some = ((other > share + LEAST_CLIPPED) & (other < 1)).nonzero().flatten()
-        if len(some):
-            levels = (sign * images[some]).flatten(1)
-            rank = ((1 - other[some]) * levels.shape[1]).long().clamp_max(levels.shape[1] - 1)
-            limit = levels.sort(dim=1).values.gather(1, rank[:, None])
-            images = images.index_copy(0, some, (sign * torch.minimum(levels, limit)).view(-1, *images.shape[1:]))
-    return images
+def _clipped(images: Tensor, share: Tensor, other: Tensor) -> Tensor:
+    some = ((other > share + LEAST_CLIPPED) & (other < 1)).nonzero().flatten()
+    if not len(some):
+        return images
+    levels = images[some].flatten(1)
+    rank = ((1 - other[some]) * levels.shape[1]).long().clamp_max(levels.shape[1] - 1)
+    limit = levels.sort(dim=1).values.gather(1, rank[:, None])
+    return images.index_copy(0, some, torch.minimum(levels, limit).view(-1, *images.shape[1:]))
 
 
 def slope_similarity(images: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:

@@ -134,9 +134,9 @@ def _resampling(start: Tensor, length: Tensor, count: int) -> Tensor:
 
 def _cubic(distance: Tensor) -> Tensor:
     """The kernel of cubic convolution with a = -0.5 (Keys 1981)."""
-    far = distance.abs()
-    near = (1.5 * far - 2.5) * far * far + 1
-    return torch.where(far < 1, near, torch.where(far < 2, ((2.5 - 0.5 * far) * far - 4) * far + 2, 0.0))
+    far = distance.abs().clamp_max(2.0)
+    near = far.clamp_max(1.0)
+    return ((2.5 - 0.5 * far) * far - 4) * far + 2 + (near - 1).square() * (2 * near - 1)
 
 
 @cache
