@@ -1,8 +1,9 @@
 """Which of the pairs of images that were compared are near-duplicates, by how similar each is and the next ones are.
 
-A pair is one from a high similarity on, or where it is much closer than the next image that was compared (the ratio test of
-Lowe, "Distinctive image features from scale-invariant keypoints", 2004). Images that are less similar change nothing. Frames
-of one fixed camera are all about as close to each other, and differ in a few places, where something moved: they are none.
+A pair is one where it is much closer than the next image that was compared (the ratio test of Lowe, "Distinctive image
+features from scale-invariant keypoints", 2004), and from a high similarity on where it is clearly closer. Images that are less
+similar change nothing. Frames of one fixed camera are all about as close to each other, and differ in a few places, where
+something moved: they are none.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 SURE_SIMILARITY = 0.988
-"""Pairs are near-duplicates from this similarity on, unless they are of one series."""
+"""From this similarity on ``SURE_RATIO`` is enough, and others that are so similar to one of the pair are copies of it."""
+SURE_RATIO = 0.5
+"""A near-duplicate that is so similar is so much closer (1 - similarity) than the next image."""
 RATIO = 0.32
 """Below it, a near-duplicate is so much closer (1 - similarity) than the next image."""
 RATIO_IN_PARTS = 0.2
@@ -92,28 +95,13 @@ def _is_near_duplicate(row: Row, one: int, to_others: Row) -> bool:
     scores = row[one]
     if scores.local and _series(row, one, to_others):
         return False
-    if scores.full >= SURE_SIMILARITY or (
-        scores.full >= LEAST_SIMILARITY
-        and _closer(scores.full, RATIO, {other: (row[other].full, to_others[other].full) for other in to_others})
-    ):
+    copies = max(SAME * (1 - scores.full), 1 - SURE_SIMILARITY)
+    rivals = [row[other] for other in to_others if 1 - to_others[other].full > copies]
+    ratio = SURE_RATIO if scores.full >= SURE_SIMILARITY else RATIO
+    if 1 - scores.full <= ratio * (1 - max([RIVAL, *(rival.full for rival in rivals)])):
         return True
-    return (
-        scores.local
-        and scores.in_parts >= LEAST_IN_PARTS
-        and _closer(
-            scores.in_parts,
-            RATIO_IN_PARTS,
-            {other: (row[other].in_parts, to_others[other].in_parts) for other in to_others},
-        )
-    )
-
-
-def _closer(similarity: float, ratio: float, others: Mapping[int, tuple[float, float]]) -> bool:
-    """Whether a pair is so much closer than the others are (similarity to the image, to the other of the pair)."""
-    close = 1 - similarity
-    copies = max(SAME * close, 1 - SURE_SIMILARITY)
-    rivals = [to_image for to_image, to_other in others.values() if 1 - to_other > copies]
-    return close <= ratio * (1 - max([RIVAL, *rivals]))
+    next_one = max([RIVAL, *(rival.in_parts for rival in rivals)])
+    return scores.local and 1 - scores.in_parts <= RATIO_IN_PARTS * (1 - next_one)
 
 
 def _series(row: Row, one: int, to_others: Row) -> bool:
