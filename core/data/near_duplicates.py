@@ -25,7 +25,7 @@ from torch import Tensor
 
 from .near_duplicate_rules import NearDuplicate, Scores, hopeful, near_duplicates
 from .thumbnail_similarity import clipped_alike, slope_similarity, smoothed
-from .thumbnail_windows import CROPS, FULL, at_resolution, described_windows, fitted, through_window
+from .thumbnail_windows import CROPS, FULL, at_resolution, at_scale, described_windows, fitted, through_window
 from .thumbnails import SIDE, Thumbnails, correlations, descriptors, oriented, symmetries
 
 PROMISING = 0.4
@@ -319,7 +319,7 @@ def _similarity(mine: _Views, theirs: _Views, pairs: _Pairs, steps: int = FINE_S
             if steps:
                 window = fitted(left, right, fitted(left, right, window, ROUGH, steps), SIDE, 1)
             seen = left if torch.equal(window, FULL.expand_as(window)) else through_window(left, window)
-            left, right = clipped_alike(seen, right)
+            left, right = clipped_alike(seen, at_scale(right, window))
             scores = slope_similarity(smoothed(left), smoothed(right))  # smoothed before, they'd be unequally
             best = torch.maximum(best, torch.stack(scores))
         found.append(best)

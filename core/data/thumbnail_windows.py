@@ -18,6 +18,8 @@ LARGEST = 1.04
 """The largest: what is inside a border may have kept some of it. A window may reach over the edge by half of the excess."""
 LOWER_RESOLUTION = 0.8
 """An image with less than this share of the other's pixels a side was scaled down; a crop has more."""
+SAME_SCALE = 0.95
+"""A window of at least this share of the sides is as sharp as a full thumbnail."""
 LARGEST_STEP = 0.06
 """By how much, as a share of a side, a window is moved or stretched at once."""
 
@@ -118,10 +120,21 @@ def at_resolution(images: Tensor, grain: Tensor, other: Tensor) -> Tensor:
     Returns ``images`` itself where no image changes.
     """
     coarse = (other < LOWER_RESOLUTION * grain).nonzero().flatten()
-    if not len(coarse):
+    return _reduced(images, coarse, other[coarse])
+
+
+def at_scale(images: Tensor, windows: Tensor) -> Tensor:
+    """Images (N, 32, 32) as if made from as few pixels a side as are inside windows (N, 4) of other thumbnails."""
+    count = (SIDE * windows[:, :2].amin(1)).round().long()
+    coarse = (count < SAME_SCALE * SIDE).nonzero().flatten()
+    return _reduced(images, coarse, count[coarse])
+
+
+def _reduced(images: Tensor, some: Tensor, count: Tensor) -> Tensor:
+    if not len(some):
         return images
-    through = torch.stack([_reduction(int(few)) for few in other[coarse]])
-    return images.index_copy(0, coarse, through @ images[coarse] @ through.transpose(1, 2))
+    through = torch.stack([_reduction(int(few)) for few in count])
+    return images.index_copy(0, some, through @ images[some] @ through.transpose(1, 2))
 
 
 def _resampling(start: Tensor, length: Tensor, count: int) -> Tensor:
