@@ -15,7 +15,8 @@ from PIL import Image
 from ..core.cache import cache_file, load, save
 from ..core.data.groups import groups_of, match_group
 from ..core.data.images import ImageSet
-from ..core.data.near_duplicates import KINDS, Near, NearDuplicate, compare, compare_uncropped, search_depth
+from ..core.data.near_duplicate_depth import KINDS, Near, search_depth
+from ..core.data.near_duplicates import NearDuplicate, compare, compare_uncropped
 from ..core.data.pixel_format import Picture, picture_of
 from ..core.data.thumbnails import Thumbnails
 from ..core.progress import progress_logger
@@ -24,7 +25,7 @@ from .task_design import CLASSIFY
 SHOWN = 12
 """Pairs of each part that are shown."""
 SHOWN_SIDE = 96
-CACHE_FORMAT = "4"
+CACHE_FORMAT = "5"
 """Raised when other near-duplicates would be found."""
 
 
@@ -158,7 +159,7 @@ class LeakageGuard:
         """The near-duplicates of evaluated images in a part, most similar first: the pair, and the image it is similar to."""
         rows = [(one, index) for one in evaluated for index in one.indices]
         pairs = f"{len(part.indices):,} × {len(rows):,} pairs"
-        depth = search_depth(self._near, len(part.indices) * len(rows))
+        depth = search_depth(self._near, len(part.indices), len(rows))
         if depth == "none":
             why = "" if self._near == "off" else f": {pairs}; data.near=full compares all"
             self.findings.append(f"Near-duplicates of {others} in the {name} were not searched for{why}.")

@@ -31,7 +31,9 @@ LOCAL = 4.0
 LEAST_DIFFERENCE = 2e-4
 """Pairs that are closer than this (1 - similarity) don't differ."""
 SERIES = 2
-"""Images, besides the pair, that make it a series: each is about as close, and differs from both in a few places."""
+"""Images, besides the pair, that make it a series: each differs from both in a few places, and is not much farther away."""
+SERIES_RATIO = 0.1
+"""One of a series that is so much closer (1 - similarity) than the others is a copy."""
 
 
 class Scores(NamedTuple):
@@ -105,7 +107,7 @@ def _is_near_duplicate(row: Row, one: int, to_others: Row) -> bool:
 
 
 def _series(row: Row, one: int, to_others: Row) -> bool:
-    """Whether others are about as close to the image as ``one`` is, and differ from both in a few places."""
-    far = (1 - row[one].full) / RATIO
+    """Whether others that are not much farther from the image than ``one`` is differ from both in a few places."""
+    far = (1 - row[one].full) / SERIES_RATIO
     found = [other for other, scores in to_others.items() if scores.local and row[other].local]
     return sum(1 - row[other].full < far for other in found) >= SERIES

@@ -13,10 +13,9 @@ that are less similar, or in another set, change nothing.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
 
 import numpy as np
 import torch
@@ -49,34 +48,7 @@ MATRIX = 2**24
 BLOCK = 12_000
 """Images that are in memory at once through all windows, 63 kB each."""
 
-KINDS = "re-encoded, resized, mirrored, turned, with borders, brighter or darker, with a watermark"
-"""What is searched for besides crops, in words."""
-
-MAX_CROP_PAIRS = 2 * 10**7
-"""Pairs of images up to which crops are searched for by default: 2,000 × 10,000 take some minutes on one core."""
-MAX_PAIRS = 25 * 10**8
-"""Pairs up to which images are compared at all by default, such as 50,000 with one another."""
-
 Progress = Callable[[int, int], object]
-Near = Literal["auto", "full", "off"]
-"""How thoroughly near-duplicates are searched for: as the number of pairs allows, always with crops, or not at all."""
-Depth = Literal["crops", "uncropped", "none"]
-"""What is searched for."""
-
-
-def search_depth(near: Near, pairs: int) -> Depth:
-    """What is searched for among so many pairs of images."""
-    if near == "off":
-        return "none"
-    if near == "full" or pairs <= MAX_CROP_PAIRS:
-        return "crops"
-    return "uncropped" if pairs <= MAX_PAIRS else "none"
-
-
-def least_depth(depths: Iterable[Depth]) -> Depth:
-    """What was searched for in all of several comparisons."""
-    found = set(depths)
-    return "none" if "none" in found else "uncropped" if "uncropped" in found else "crops"
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from ..data import unread
 from ..data.dataset_format import identify
 from ..data.format_evidence import FORMATS, PRETRAIN, ambiguous_format
 from ..data.issues import AUTO_FIXES, DataIssue
-from ..data.near_duplicates import Depth, least_depth
+from ..data.near_duplicate_depth import Depth, least_depth
 from ..data.pixel_format import PixelFormat, background_colour
 from ..data.sources import find_source
 from ..data.task_data import BUILT_IN_TASKS, AnnotatedTask, AnnotationKeys

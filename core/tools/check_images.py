@@ -16,7 +16,8 @@ from ..data.groups import groups_of
 from ..data.image_scan import TRANSPARENCY, pixel_hash
 from ..data.images import ImageSet, opened
 from ..data.issues import DataIssue
-from ..data.near_duplicates import Depth, Near, NearDuplicate, compare, compare_uncropped, compare_within, search_depth
+from ..data.near_duplicate_depth import Depth, Near, search_depth
+from ..data.near_duplicates import NearDuplicate, compare, compare_uncropped, compare_within
 from ..data.pixel_format import PixelFormat, is_flat
 from ..data.readers.folder import FolderImages
 from ..data.task_data import AnnotatedSplit, AnnotatedTask
@@ -210,7 +211,7 @@ def shared_images(
     }
     depths = []
     for earlier, later in itertools.combinations(names, 2):
-        depths.append(search_depth(near, len(thumbnails[later]) * len(thumbnails[earlier])))
+        depths.append(search_depth(near, len(thumbnails[later]), len(thumbnails[earlier])))
         if depths[-1] == "none":
             continue
         search = compare if depths[-1] == "crops" else compare_uncropped
@@ -220,7 +221,7 @@ def shared_images(
         issues += _near_duplicates("near-duplicate in two splits", pairs, scans)
     if len(names) < len(SPLIT_NAMES) and "train" in names:  # the missing split will be drawn from train
         train = names["train"]
-        depths.append(search_depth(near, len(train) ** 2))
+        depths.append(search_depth(near, len(train), len(train)))
         if depths[-1] == "none":
             return issues, depths
         progress = progress_logger("comparing within train")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..data.issues import DataIssue
-from ..data.near_duplicates import KINDS, Depth
+from ..data.near_duplicate_depth import KINDS, Depth
 from ..terminal import printable
 from .check_unlabelled import fact_lines
 

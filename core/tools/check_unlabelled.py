@@ -16,7 +16,8 @@ from ..data.channel_statistics import channel_statistics
 from ..data.image_scan import FLAT_NOTE, TRANSPARENCY, ImageInfo, cache_scan, image_info
 from ..data.images import ImageSet, opened
 from ..data.issues import DataIssue
-from ..data.near_duplicates import Depth, Near, compare_within, search_depth
+from ..data.near_duplicate_depth import Depth, Near, search_depth
+from ..data.near_duplicates import compare_within
 from ..data.pixel_format import PixelFormat
 from ..data.readers.folder import FolderImages
 from ..data.thumbnails import Thumbnail, Thumbnails, thumbnail
@@ -56,7 +57,7 @@ def check_pool(images: ImageSet, form: PixelFormat, *, least_side: int, near: Ne
 
     ``near`` as in ``DataCheckConfig``. Raises DataError when no image is sound.
     """
-    depth = search_depth(near, len(images) ** 2)
+    depth = search_depth(near, len(images), len(images))
     infos, thumbnails = _scan(images, form, depth != "none")
     channels = form.channels or _usual_channels(infos)
     issues: list[DataIssue] = []
