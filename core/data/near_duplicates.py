@@ -332,13 +332,13 @@ def _leading(index: Tensor, similarity: Tensor, in_parts: Tensor) -> Tensor:
 
 
 def _among_themselves(views: _Views, pairs: set[tuple[int, int]]) -> dict[tuple[int, int], Scores]:
-    """The similarities of pairs of images of one set, uncropped."""
+    """The similarities of pairs of images of one set, as they are: most copies of one image are no crops of each other."""
     if not pairs:
         return {}
     ordered = sorted({(min(pair), max(pair)) for pair in pairs})
     index, other = (torch.tensor(column) for column in zip(*ordered, strict=True))
     full = views.pixels[0]
     symmetry = symmetries(descriptors(full[index.numpy()]), descriptors(full[other.numpy()]))
-    found = _similarity(views, views, _Pairs.uncropped(index, other, 0, torch.from_numpy(symmetry)))
+    found = _similarity(views, views, _Pairs.uncropped(index, other, 0, torch.from_numpy(symmetry)), steps=0)
     scores = {pair: Scores(*both) for pair, *both in zip(ordered, *(part.tolist() for part in found), strict=True)}
     return {pair: scores[min(pair), max(pair)] for pair in pairs}

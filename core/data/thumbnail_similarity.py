@@ -22,6 +22,12 @@ LEAST_LEFT = 0.3
 """The least share of the slopes' energy, in the image that has more of it there, that must be in the cells that are left."""
 
 
+LEAST_CELLS = 26
+"""And in so many cells something must be seen: a single small object may look like many another."""
+LEAST_ENERGY = 1.0
+"""The mean square slope of a cell, in gray levels a pixel, in which something is seen."""
+
+
 def smoothed(images: Tensor) -> Tensor:
     """Images (N, 32, 32) without what depends on the resampling filter: a binomial filter of 5 pixels."""
     along = _binomial(images.shape[1])
@@ -75,7 +81,8 @@ def slope_similarity(images: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
         differs = contrast**2 * energy + other - 2 * contrast * common
         left = full.scatter(1, differs.topk(CELLS_LEFT_OUT, dim=1).indices, 0.0)
     shares = [(part * left).sum(1) / part.sum(1).clamp_min(1e-3) for part in (energy, other)]
-    enough = torch.maximum(*shares) >= LEAST_LEFT
+    spread = torch.minimum(*(((part * left) >= LEAST_ENERGY).sum(1) for part in (energy, other)))
+    enough = (torch.maximum(*shares) >= LEAST_LEFT) & (spread >= LEAST_CELLS)
     return _correlation(energy, other, common, full), torch.where(
         enough, _correlation(energy, other, common, left), 0.0
     )

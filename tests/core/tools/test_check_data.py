@@ -181,8 +181,8 @@ def test_images_that_splits_share_are_found_equal_or_nearly(scenes: Path) -> Non
 
 @pytest.mark.slow
 def test_images_of_one_make_are_not_taken_for_duplicates_but_copies_among_them_are(tmp_path: Path) -> None:
-    train = read_idx(FASHION_MNIST / "train-images-idx3-ubyte.gz")[:3000]
-    test = read_idx(FASHION_MNIST / "t10k-images-idx3-ubyte.gz")[:300].copy()
+    train = read_idx(FASHION_MNIST / "train-images-idx3-ubyte.gz")[:1000]
+    test = read_idx(FASHION_MNIST / "t10k-images-idx3-ubyte.gz")[:200].copy()
     test[7] = np.asarray(Image.fromarray(train[11]).point(lambda value: max(0, value - 3)))
     for split, images in (("train", train), ("test", test)):
         for number, pixels in enumerate(images):
