@@ -61,7 +61,7 @@ class DataCheckConfig:
     ignore: int | tuple[int, ...] | None = None
     """value or values of masks that are ignored; null: 255, unless it is the value of a class"""
     near: Literal["auto", "full", "off"] = "auto"
-    """search for near-duplicates; auto: cropped ones up to 20 million pairs of images, others up to 2.5 billion; full: all"""
+    """search for near-duplicates; auto: of kinds that take up to about 5 minutes of one core; full: all"""
     out: str | None = None
     """JSON file for all findings; the summary shows the first of each kind"""
     keep: str | None = None
