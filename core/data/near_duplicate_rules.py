@@ -22,6 +22,8 @@ RATIO_IN_PARTS = 0.2
 """The same for the similarity without what a watermark may cover."""
 RIVAL = 0.85
 """The next image counts as this similar where it is less, as a few images always have a distant next one."""
+RIVAL_UNCROPPED = 0.88
+"""The same where no crops were compared, so that fewer next images are seen."""
 LEAST_SIMILARITY, LEAST_IN_PARTS = 1 - RATIO * (1 - RIVAL), 1 - RATIO_IN_PARTS * (1 - RIVAL)
 """Nothing is a near-duplicate below these similarities, whatever the next image is."""
 SAME = 0.5
@@ -72,8 +74,9 @@ def hopeful(scores: Scores) -> bool:
     return scores.full >= LEAST_SIMILARITY or (scores.in_parts >= LEAST_IN_PARTS and scores.local)
 
 
-def near_duplicates(rows: Mapping[int, Row], among_others: AmongOthers) -> Iterator[NearDuplicate]:
-    """Of each image (a row) the most similar pair that is a near-duplicate, in the images' order."""
+def near_duplicates(rows: Mapping[int, Row], among_others: AmongOthers, *, crops: bool) -> Iterator[NearDuplicate]:
+    """Of each image (a row) the most similar pair that is a near-duplicate, in the images' order; ``crops`` were compared too."""
+    least_rival = RIVAL if crops else RIVAL_UNCROPPED
     rows = {image: row for image, row in sorted(rows.items()) if any(hopeful(scores) for scores in row.values())}
     chosen = {image: tuple(dict.fromkeys(_closest(row))) for image, row in rows.items()}
     others = among_others(
@@ -82,7 +85,7 @@ def near_duplicates(rows: Mapping[int, Row], among_others: AmongOthers) -> Itera
     for image, row in rows.items():
         for one in chosen[image]:
             to_others = {other: others[one, other] for other in row if other != one}
-            if _is_near_duplicate(row, one, to_others):
+            if _is_near_duplicate(row, one, to_others, least_rival):
                 yield NearDuplicate(image, one, row[one].full)
                 break
 
@@ -93,14 +96,14 @@ def _closest(row: Row) -> Iterable[int]:
     yield from sorted((one for one in row if row[one].local), key=lambda one: -row[one].in_parts)[:1]
 
 
-def _is_near_duplicate(row: Row, one: int, to_others: Row) -> bool:
+def _is_near_duplicate(row: Row, one: int, to_others: Row, least_rival: float) -> bool:
     scores = row[one]
     if scores.local and _series(row, one, to_others):
         return False
     copies = max(SAME * (1 - scores.full), 1 - SURE_SIMILARITY)
     rivals = [row[other] for other in to_others if 1 - to_others[other].full > copies]
     ratio = SURE_RATIO if scores.full >= SURE_SIMILARITY else RATIO
-    if 1 - scores.full <= ratio * (1 - max([RIVAL, *(rival.full for rival in rivals)])):
+    if 1 - scores.full <= ratio * (1 - max([least_rival, *(rival.full for rival in rivals)])):
         return True
     next_one = max([RIVAL, *(rival.in_parts for rival in rivals)])
     return scores.local and 1 - scores.in_parts <= RATIO_IN_PARTS * (1 - next_one)

@@ -144,16 +144,17 @@ def _compared(
         return Similarities(len(images), ())
     found: list[NearDuplicate] = []
     mine, theirs = _Views.of(images, others), _Views.of(others, images)
-    rows = max(1, min(CHUNK, MATRIX // len(others)))
+    count = max(1, min(CHUNK, MATRIX // len(others)))
     known = [descriptors(view) for view in theirs.pixels]
     windowed = _Windowed(others.pixels) if crops else None
     with torch.inference_mode():
-        for start in range(0, len(images), rows):
-            chunk = np.arange(start, min(start + rows, len(images)))
+        for start in range(0, len(images), count):
+            chunk = np.arange(start, min(start + count, len(images)))
             parts = list(_uncropped(chunk, mine, known, within=within))
             if windowed is not None:
                 parts.append(_cropped(chunk, mine, theirs, windowed, within=within))
-            found += near_duplicates(_rows(mine, theirs, _Pairs.concat(parts)), partial(_among_themselves, theirs))
+            rows = _rows(mine, theirs, _Pairs.concat(parts))
+            found += near_duplicates(rows, partial(_among_themselves, theirs), crops=crops)
             if progress is not None:
                 progress(int(chunk[-1]) + 1, len(images))
     return Similarities(len(images), tuple(found))
