@@ -45,8 +45,8 @@ CHUNK = 256
 """Pairs that are fitted at once."""
 MATRIX = 2**24
 """Correlations that are in memory at once."""
-BLOCK = 12_000
-"""Images that are in memory at once through all windows, 63 kB each."""
+BLOCK = 11_000
+"""Images that are in memory at once through all windows, 68 kB each."""
 
 Progress = Callable[[int, int], object]
 

@@ -18,8 +18,8 @@ LARGEST = 1.04
 """The largest: what is inside a border may have kept some of it. A window may reach over the edge by half of the excess."""
 LOWER_RESOLUTION = 0.8
 """An image with less than this share of the other's pixels a side was scaled down; a crop has more."""
-SAME_SCALE = 0.95
-"""A window of at least this share of the sides is as sharp as a full thumbnail."""
+SAME_SCALE = 0.8
+"""A window of at least this share of the sides is nearly as sharp as a full thumbnail."""
 LARGEST_STEP = 0.06
 """By how much, as a share of a side, a window is moved or stretched at once."""
 
@@ -37,7 +37,7 @@ def _windows(*grids: tuple[float, int]) -> Tensor:
 
 
 FULL = _windows()
-CROPS = _windows((0.93, 3), (0.86, 5), (0.79, 5), (0.72, 7))
+CROPS = _windows((0.93, 3), (0.9, 3), (0.86, 5), (0.79, 5), (0.72, 7))
 """What of an image a crop of it may show: the nearest of these is at most 3 % of a side away."""
 
 
