@@ -14,6 +14,7 @@ from ..core.cache import cache_file, load, save
 from ..core.data.composite import displayed
 from ..core.data.groups import groups_of, match_group
 from ..core.data.images import ImageSet, opened
+from ..core.data.near_duplicate_depth import KINDS, Near, search_depth
 from ..core.data.near_duplicates import NearDuplicate, compare, compare_uncropped
 from ..core.data.pixel_format import Picture, PixelFormat
 from ..core.data.thumbnails import Thumbnails
@@ -21,15 +22,10 @@ from ..core.models.preprocessing import band_names
 from ..core.progress import progress_logger
 from .task_design import CLASSIFY
 
-MAX_PAIRS = 2 * 10**7
-"""Pairs of images up to which ``near: auto`` searches for crops too: 2,000 with 10,000 take 40 seconds on two cores, more with
-fewer others longer."""
-MAX_UNCROPPED_PAIRS = 2 * 10**9
-"""Pairs up to which ``near: auto`` compares images at all."""
 SHOWN = 12
 """Pairs of each part that are shown."""
 SHOWN_SIDE = 96
-CACHE_FORMAT = "3"
+CACHE_FORMAT = "5"
 """Raised when other near-duplicates would be found."""
 
 
@@ -88,7 +84,7 @@ class LeakageGuard:
     ``near``: the suite's ``data.near``; ``form``: how images are read. ``evaluated``: what tasks are validated and tested with.
     """
 
-    def __init__(self, near: str, form: PixelFormat) -> None:
+    def __init__(self, near: Near, form: PixelFormat) -> None:
         self.evaluated: dict[str, tuple[Subset, ...]] = {}
         self.findings: list[str] = []
         self.pairs: list[NearDuplicatePair] = []
@@ -101,14 +97,14 @@ class LeakageGuard:
             self.findings.append(f"{task}Broken images that were left out: {count}.")
 
     def add_evaluated(self, task: str, val: Subset, test: Subset, group: str | None) -> Subset:
-        """Register what a task is evaluated on, and its groups; returns validation, if any, without what is in test too."""
+        """Register what a task is evaluated on; returns validation, if any, without what is in test too, or nearly."""
         if group is not None:
             self._groups.append((group, {*groups_of(val.selected(), group), *groups_of(test.selected(), group)}))
         if not val.indices:
             self.evaluated[task] = (test,)
             return val
         name = "validation" if task == CLASSIFY else f"{task}'s validation"
-        val = self.without(val, test.contents, name, "test")
+        val = self._without_near(self.without(val, test.contents, name, "test"), name, [test], "test")
         self.evaluated[task] = (val, test)
         return val
 
@@ -143,7 +139,11 @@ class LeakageGuard:
         evaluated = [one for task in tasks for one in self.evaluated[task]]
         where = _split_names([self.evaluated[task] for task in tasks])
         left = self.without(part, set().union(*(one.contents for one in evaluated)), name, where)
-        found = self._near_duplicates(left, name, evaluated, where)
+        return self._without_near(left, name, evaluated, where)
+
+    def _without_near(self, left: Subset, name: str, evaluated: Sequence[Subset], others: str) -> Subset:
+        """A part without near-duplicates of evaluated images, of which the most similar pairs are kept to be shown."""
+        found = self._near_duplicates(left, name, evaluated, others)
         dropped = {pair.index for pair, _, _ in found}
         for pair, other, index in found[:SHOWN]:
             mine = left.indices[pair.index]
@@ -157,25 +157,25 @@ class LeakageGuard:
         return Subset(left.images, left.hashes, kept)
 
     def _near_duplicates(
-        self, part: Subset, name: str, evaluated: Sequence[Subset], where: str
+        self, part: Subset, name: str, evaluated: Sequence[Subset], others: str
     ) -> list[tuple[NearDuplicate, Subset, int]]:
         """The near-duplicates of evaluated images in a part, most similar first: the pair, and the image it is similar to."""
         rows = [(one, index) for one in evaluated for index in one.indices]
         pairs = f"{len(part.indices):,} × {len(rows):,} pairs"
-        count = len(part.indices) * len(rows)
-        crops = self._near != "auto" or count <= MAX_PAIRS
-        if self._near == "off" or (not crops and count > MAX_UNCROPPED_PAIRS):
+        depth = search_depth(self._near, len(part.indices), len(rows))
+        if depth == "none":
             why = "" if self._near == "off" else f": {pairs}; data.near=full compares all"
-            self.findings.append(f"Near-duplicates of {where} in the {name} were not searched for{why}.")
+            self.findings.append(f"Near-duplicates of {others} in the {name} were not searched for{why}.")
             return []
-        found = _compared(part, evaluated, name, self._form, crops=crops)
-        kinds = "re-encoded, resized, mirrored" + (", cropped" if crops else "")
+        crops = depth == "crops"
+        found = _compared(part, evaluated, f"comparing the {name} with {others}", self._form, crops=crops)
+        kinds = KINDS + (", cropped" if crops else "")
         also = "" if crops else f" Crops were not searched for: {pairs}; data.near=full compares all."
         self.findings.append(
-            f"Images of the {name} that are near-duplicates of {where} ({kinds}), and were left out: "
+            f"Images of the {name} that are near-duplicates of {others} ({kinds}), and were left out: "
             f"{len(found)}.{also}"
             if found
-            else f"No image of the {name} is a near-duplicate of {where} ({kinds}).{also}"
+            else f"No image of the {name} is a near-duplicate of {others} ({kinds}).{also}"
         )
         return [(pair, *rows[pair.original]) for pair in sorted(found, key=lambda pair: -pair.similarity)]
 
@@ -186,7 +186,7 @@ def _split_names(evaluated: Sequence[tuple[Subset, ...]]) -> str:
 
 
 def _compared(
-    part: Subset, evaluated: Sequence[Subset], name: str, form: PixelFormat, *, crops: bool
+    part: Subset, evaluated: Sequence[Subset], what: str, form: PixelFormat, *, crops: bool
 ) -> list[NearDuplicate]:
     """The near-duplicates of evaluated images, numbered one subset after the other, in a part; cached for the next time."""
     digests = [one.content_digest for one in evaluated]
@@ -197,8 +197,7 @@ def _compared(
         return [NearDuplicate(*row) for row in zip(*columns, strict=True)]
     others = Thumbnails.concat([Thumbnails.of(one.selected().images, form) for one in evaluated])
     search = compare if crops else compare_uncropped
-    progress = progress_logger(f"comparing the {name} with the images that are evaluated on")
-    found = search(Thumbnails.of(part.selected().images, form), others, progress).near_duplicates()
+    found = search(Thumbnails.of(part.selected().images, form), others, progress_logger(what)).near_duplicates()
     arrays = {
         "index": np.array([pair.index for pair in found], dtype=np.int64),
         "original": np.array([pair.original for pair in found], dtype=np.int64),

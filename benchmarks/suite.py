@@ -53,8 +53,8 @@ class SuiteData:
     """what stays in one part, a patient, video or flight: a column of the CSV, or a regular expression over the images' paths;
     for other tasks it is a key of their recipe"""
     near: Literal["auto", "full", "off"] = "auto"
-    """leave near-duplicates of validation or test images out of the pool and of training; auto: cropped ones up to 20 million
-    pairs, others up to 2 billion"""
+    """leave near-duplicates of validation or test images out of the pool and of training; auto: of kinds
+    that take up to about 5 minutes of one core"""
     broken: float = 0.05
     """largest share of broken images that is tolerated"""
 

@@ -1,275 +1,345 @@
-"""Near-duplicates among images (re-encoded, resized, mirrored, slightly cropped), by similarity of thumbnails.
+"""Near-duplicates among images (re-encoded, resized, turned, framed, brighter, cropped), by their thumbnails.
 
 This is the one detector: suites leave out of training what it finds of validation and test, and ``maelift data check`` reports
-what it finds between splits or among images to pretrain on. Images are compared at 16 × 16 pixels with all others, or mirrored
-(``compare_uncropped``); or through windows that leave out up to a tenth of each side (``compare``), in three stages: few windows
-for all pairs, many for each image's best, and windows moved and stretched to the best fit for the few that are left. The pairs
-that remain get their similarity at 32 × 32 pixels. A pair is a near-duplicate when it is far more similar than images of these
-sets usually are, or than the image is to any other (the ratio test of Lowe, "Distinctive image features from scale-invariant
-keypoints", 2004).
+what it finds between splits or among images to pretrain on. Each image is compared with all others at 16 × 16 pixels, mirrored
+and turned too, with and without uniform borders (``uncropped``); or also through windows that leave out up to 15 % of each side.
+The few that agree best are fitted to it by moving and stretching, and get their similarity at 32 × 32 pixels: the correlation
+of their slopes, everywhere or, for watermarks, without the quarter of the cells that differ most.
+
+Whether a pair is a near-duplicate follows from its similarity and those of the next images (``near_duplicate_rules``): images
+that are less similar, or in another set, change nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import partial
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from .thumbnail_windows import FEW, FULL, MANY, at_resolution, best_nearby, described_windows, window_correlation
-from .thumbnails import Thumbnails, correlations, descriptors, mirrored_pairs
+from .near_duplicate_rules import NearDuplicate, Scores, hopeful, near_duplicates
+from .thumbnail_similarity import clipped_alike, slope_similarity, smoothed
+from .thumbnail_windows import CROPS, FULL, at_resolution, at_scale, described_windows, fitted, through_window
+from .thumbnails import SIDE, Thumbnails, correlations, descriptors, oriented, symmetries
 
-LEAST_SIMILARITY = 0.97
-"""Nothing is a near-duplicate below this correlation."""
-SURE_SIMILARITY = 0.9985
-"""Everything is from this correlation on: where most images have copies, what is usual says nothing. Distinct images of a fixed
-camera, whose background is the same, reach 0.998."""
-CLOSENESS = 0.08
-"""A near-duplicate is so much closer (1 - correlation) than images of these sets usually are to the one most similar to them."""
-RATIO = 0.33
-"""Or so much closer than the image is to any other."""
-PROMISING, VERY_PROMISING = 0.85, 0.94
-"""Correlations from which pairs are compared more closely: after few windows, after many. Copies have more than 0.91, 0.95."""
-CANDIDATES = 48
-"""Images that each is compared with through many windows."""
-ALIGNED = 5
-"""Of these, how many are compared through the best window, each in the best two ways."""
+PROMISING = 0.4
+"""Correlation at 16 × 16 pixels from which pairs are compared more closely; a watermark may cost as much."""
+PROMISING_CROP = 0.7
+"""The same through windows."""
+CANDIDATES = 5
+"""Images that each is compared with more closely."""
+CROP_CANDIDATES = 16
+"""Of those that agree best through windows, so many are fitted roughly, and ``CANDIDATES`` then finely."""
+ROUGH = 16
+"""Pixels a side at which windows are fitted roughly."""
+ROUGH_STEPS, FINE_STEPS = 4, 2
+"""Steps by which windows are fitted there; and again, before one step at full size."""
+LEADING = 2
+"""Pairs of each image that are fitted first; the others where one of these may be a near-duplicate."""
 CHUNK = 256
-BLOCK = 8192
+"""Pairs that are fitted at once."""
 MATRIX = 2**24
 """Correlations that are in memory at once."""
-AT_ONCE = 16
-"""Images whose candidates are compared at once: 16 of them take some 80 MB."""
+BLOCK = 11_000
+"""Images that are in memory at once through all windows, 68 kB each."""
 
 Progress = Callable[[int, int], object]
 
 
 @dataclass(frozen=True)
-class NearDuplicate:
-    """Image ``index`` of the one set is a near-duplicate of ``original`` of the other; ``similarity``: their correlation."""
-
-    index: int
-    original: int
-    similarity: float
-
-
-@dataclass(frozen=True)
 class Similarities:
-    """The most similar pairs of ``count`` images with others: numbers in both sets (P,), and the correlation (P,).
-
-    ``least``: the similarity of near-duplicates, where it was given.
-    """
+    """What was found of ``count`` images: the near-duplicates, at most one an image, in the images' order."""
 
     count: int
-    index: Tensor
-    other: Tensor
-    similarity: Tensor
-    least: float | None = None
-
-    @cached_property
-    def threshold(self) -> float:
-        """The similarity from which on a pair is a near-duplicate, however similar other pairs are."""
-        if self.least is not None:
-            return self.least
-        usual = float(self._best.median()) if self.count else 0.0
-        return min(SURE_SIMILARITY, max(LEAST_SIMILARITY, 1 - CLOSENESS * (1 - usual)))
-
-    @cached_property
-    def _best(self) -> Tensor:
-        """Each image's best similarity (count,), 0 where it was compared with none."""
-        return torch.zeros(self.count).scatter_reduce_(0, self.index, self.similarity, "amax", include_self=True)
+    found: tuple[NearDuplicate, ...]
 
     def near_duplicates(self) -> list[NearDuplicate]:
-        """Of each image the best pair, where it is far more similar than is usual, or than the image's other pairs."""
-        hopeful = self._best[self.index] >= min(LEAST_SIMILARITY, self.threshold)
-        index, other, similarity = self.index[hopeful], self.other[hopeful], self.similarity[hopeful]
-        order = similarity.argsort(descending=True, stable=True)
-        order = order[index[order].argsort(stable=True)]
-        _, counts = torch.unique_consecutive(index[order], return_counts=True)
-        found = []
-        for rows in torch.split(order, counts.tolist()) if len(order) else ():
-            first = float(similarity[rows[0]])
-            rivals = similarity[rows][other[rows] != other[rows[0]]]
-            second = float(rivals[0]) if len(rivals) else VERY_PROMISING  # those below it weren't compared
-            distinct = self.least is None and 1 - first < RATIO * (1 - second)
-            if first >= self.threshold or distinct:
-                found.append(NearDuplicate(int(index[rows[0]]), int(other[rows[0]]), first))
-        return found
+        """Of each image the most similar pair, where it is a near-duplicate."""
+        return list(self.found)
 
     def pairs_within(self) -> list[NearDuplicate]:
         """The near-duplicates within one set, each pair once: the later image as a near-duplicate of the earlier one."""
         found = {
-            (max(pair.index, pair.original), min(pair.index, pair.original)): pair.similarity
-            for pair in self.near_duplicates()
+            (max(pair.index, pair.original), min(pair.index, pair.original)): pair.similarity for pair in self.found
         }
         return [NearDuplicate(*numbers, similarity) for numbers, similarity in sorted(found.items())]
 
 
 @dataclass(frozen=True)
-class _ComparedPairs:
-    """Pairs that were compared: numbers in both sets, and the correlation; ``done`` images were compared with all others."""
+class _Views:
+    """Thumbnails as tensors: the full images and what is inside uniform borders, (N, 32, 32), uint8, with their grains (N)."""
 
-    done: int
-    index: Tensor
-    other: Tensor
-    similarity: Tensor
+    pixels: tuple[NDArray[np.uint8], ...]
+    grain: tuple[Tensor, ...]
+
+    @classmethod
+    def of(cls, images: Thumbnails, others: Thumbnails) -> _Views:
+        """One view where neither set has an image with borders."""
+        views = [images]
+        if images.inner is not None or others.inner is not None:
+            views.append(images.inside_borders)
+        grains = tuple(torch.tensor(view.grain, dtype=torch.long) for view in views)
+        return cls(tuple(view.pixels for view in views), grains)
 
 
 @dataclass(frozen=True)
 class _Pairs:
-    """Pairs to be compared: numbers in both sets, mirrored or not, whose window is taken, and which."""
+    """Pairs (P) to be fitted: numbers in both sets, which view, by which symmetry, whose window is taken, and which (P, 4)."""
 
     index: Tensor
     other: Tensor
-    mirrored: Tensor
+    view: Tensor
+    symmetry: Tensor
     window_of_image: Tensor
     window: Tensor
 
+    def at(self, places: Tensor) -> _Pairs:
+        """The pairs at these places."""
+        parts = (self.index, self.other, self.view, self.symmetry, self.window_of_image, self.window)
+        return _Pairs(*(part[places] for part in parts))
+
+    @classmethod
+    def concat(cls, several: Sequence[_Pairs]) -> _Pairs:
+        """All pairs of several."""
+        columns = (
+            (some.index, some.other, some.view, some.symmetry, some.window_of_image, some.window) for some in several
+        )
+        return cls(*(torch.cat(column) for column in zip(*columns, strict=True)))
+
+    @classmethod
+    def uncropped(cls, index: Tensor, other: Tensor, view: int, symmetry: Tensor) -> _Pairs:
+        """Pairs of full images of one view."""
+        ones = torch.ones(len(index), dtype=torch.bool)
+        return cls(index, other, torch.full_like(index, view), symmetry, ones, FULL.expand(len(index), 4))
+
 
 def compare(images: Thumbnails, others: Thumbnails, progress: Progress | None = None) -> Similarities:
-    """The similarity of images (N) to those of ``others`` (M) most like them, also where one is a crop of the other.
+    """The near-duplicates of ``others`` (M) among images (N), also where one is a crop of the other.
 
-    Time grows with N times M, by 76 correlations of 144 pixels for each pair; and with the number of images that are similar to
-    several others, by 3 to 16 ms each (two cores). ``progress`` is called with (images done, images).
+    Time grows with N times M, by 216 correlations of 144 pixels for each pair; and with N, by some 10 ms each (one core) where
+    they resemble others. ``progress`` is called with (images done, images).
     """
-    compared = _through_windows(images, others) if len(images) and len(others) else ()
-    return _collected(compared, len(images), progress)
+    return _compared(images, others, progress, crops=True, within=False)
 
 
-def compare_uncropped(
-    images: Thumbnails, others: Thumbnails, progress: Progress | None = None, least: float | None = None
+def compare_uncropped(images: Thumbnails, others: Thumbnails, progress: Progress | None = None) -> Similarities:
+    """The same where none is a crop, for very many images: 8 products of 128 numbers for each pair."""
+    return _compared(images, others, progress, crops=False, within=False)
+
+
+def compare_within(images: Thumbnails, progress: Progress | None = None, *, crops: bool = False) -> Similarities:
+    """The near-duplicates within one set: each image is compared with all others of it."""
+    return _compared(images, images, progress, crops=crops, within=True)
+
+
+def _compared(
+    images: Thumbnails, others: Thumbnails, progress: Progress | None, *, crops: bool, within: bool
 ) -> Similarities:
-    """The same where none is a crop, for very many images: a product of 256 numbers for each pair.
-
-    ``least``: the similarity from which on pairs are near-duplicates, in place of the rule.
-    """
-    compared = _uncropped(images, others, _floor(least), within=False) if len(images) and len(others) else ()
-    return replace(_collected(compared, len(images), progress), least=least)
-
-
-def compare_within(images: Thumbnails, progress: Progress | None = None, least: float | None = None) -> Similarities:
-    """As ``compare_uncropped`` for one set: each image with all others of it."""
-    compared = _uncropped(images, images, _floor(least), within=True) if len(images) else ()
-    return replace(_collected(compared, len(images), progress), least=least)
-
-
-def _floor(least: float | None) -> float:
-    """The correlation at 16 × 16 pixels from which on pairs are compared, so that none of this similarity is missed."""
-    return PROMISING if least is None else min(PROMISING, least - 0.05)
-
-
-def _collected(compared: Iterable[_ComparedPairs], count: int, progress: Progress | None) -> Similarities:
-    parts = []
+    if not len(images) or not len(others):
+        return Similarities(len(images), ())
+    found: list[NearDuplicate] = []
+    mine, theirs = _Views.of(images, others), _Views.of(others, images)
+    count = max(1, min(CHUNK, MATRIX // len(others)))
+    known = [descriptors(view) for view in theirs.pixels]
+    windowed = _Windowed(others.pixels) if crops else None
     with torch.inference_mode():
-        for part in compared:
-            parts.append(part)
+        for start in range(0, len(images), count):
+            chunk = np.arange(start, min(start + count, len(images)))
+            parts = list(_uncropped(chunk, mine, known, within=within))
+            if windowed is not None:
+                parts.append(_cropped(chunk, mine, theirs, windowed, within=within))
+            rows = _rows(mine, theirs, _Pairs.concat(parts))
+            found += near_duplicates(rows, partial(_among_themselves, theirs), crops=crops)
             if progress is not None:
-                progress(part.done, count)
-    index = torch.cat([torch.zeros(0, dtype=torch.long), *(part.index for part in parts)])
-    other = torch.cat([torch.zeros(0, dtype=torch.long), *(part.other for part in parts)])
-    similarity = torch.cat([torch.zeros(0), *(part.similarity for part in parts)])
-    return Similarities(count, index, other, similarity)
+                progress(int(chunk[-1]) + 1, len(images))
+    return Similarities(len(images), tuple(found))
 
 
-def _through_windows(images: Thumbnails, others: Thumbnails) -> Iterator[_ComparedPairs]:
-    """Three stages: ever fewer pairs, through ever more windows."""
-    mine, theirs, grains = _as_tensors(images, others)
-    for start in range(0, len(mine), CHUNK):
-        chunk = mine[start : start + CHUNK]
-        score, number = _candidates(chunk, theirs)
-        for first in range(0, len(chunk), AT_ONCE):
-            few = slice(first, first + AT_ONCE)
-            pairs = _best_ways(chunk[few], theirs, score[few], number[few])
-            index = pairs.index + start + first
-            similarity = _similarity(mine, theirs, replace(pairs, index=index), grains, move_windows=True)
-            yield _ComparedPairs(min(start + first + AT_ONCE, len(mine)), index, pairs.other, similarity)
+def _float(pixels: NDArray[np.uint8]) -> Tensor:
+    return torch.from_numpy(pixels.astype(np.float32))
 
 
-def _uncropped(images: Thumbnails, others: Thumbnails, floor: float, *, within: bool) -> Iterator[_ComparedPairs]:
-    """Each image with those that its descriptor agrees best with; ``within`` one set, with others than itself."""
-    own = descriptors(images)
-    known = own if within else descriptors(others)
-    mine, theirs, grains = _as_tensors(images, others)
-    for start in range(0, len(own), rows := max(1, MATRIX // len(known))):
-        chunk = own[start : start + rows]
-        agreed = torch.from_numpy(correlations(chunk, known))
+def _uncropped(
+    chunk: NDArray[np.int64], mine: _Views, known: Sequence[NDArray[np.float32]], *, within: bool
+) -> Iterator[_Pairs]:
+    """Each image of the chunk with those that its descriptor agrees best with, by view; ``within`` one set not with itself."""
+    for view, described in enumerate(known):
+        own = descriptors(mine.pixels[view][chunk])
+        agreed = torch.from_numpy(correlations(own, described))
         if within:
-            agreed[torch.arange(len(chunk)), start + torch.arange(len(chunk))] = -1.0
-        best = agreed.topk(min(ALIGNED, len(known)), dim=1)
-        index, place = (best.values >= floor).nonzero().T
-        other, index = best.indices[index, place], index + start
-        mirrored = torch.from_numpy(mirrored_pairs(own[index.numpy()], known[other.numpy()]))
-        pairs = _Pairs(index, other, mirrored, torch.ones(len(index), dtype=torch.bool), FULL.expand(len(index), 4))
-        similarity = _similarity(mine, theirs, pairs, grains, move_windows=False)
-        yield _ComparedPairs(min(start + rows, len(mine)), index, other, similarity)
+            agreed[torch.arange(len(chunk)), torch.from_numpy(chunk)] = -1.0
+        best = agreed.topk(min(CANDIDATES, len(described)), dim=1)
+        place, rank = (best.values >= PROMISING).nonzero().T
+        other = best.indices[place, rank]
+        symmetry = torch.from_numpy(symmetries(own[place.numpy()], described[other.numpy()]))
+        yield _Pairs.uncropped(torch.from_numpy(chunk)[place], other, view, symmetry)
 
 
-def _as_tensors(images: Thumbnails, others: Thumbnails) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
-    """The pixels of both, and the grains."""
-    mine, theirs = (torch.tensor(stack.pixels, dtype=torch.float32) for stack in (images, others))
-    return mine, theirs, (torch.tensor(images.grain, dtype=torch.long), torch.tensor(others.grain, dtype=torch.long))
+def _cropped(chunk: NDArray[np.int64], mine: _Views, theirs: _Views, windowed: _Windowed, *, within: bool) -> _Pairs:
+    """Each image of the chunk with those that agree best with it where one of the two is seen through a window."""
+    images = _float(mine.pixels[0][chunk])
+    own = [described_windows(side, CROPS) for side in (images, images.flip(-1))]
+    found = [_promising(chunk, own, start, known, within=within) for start, known in windowed.blocks()]
+    values, indices, ways = (torch.cat(column, -1) for column in zip(*found, strict=True))
+    top = values.topk(min(CROP_CANDIDATES, values.shape[1]), dim=1)
+    place, rank = (top.values >= PROMISING_CROP).nonzero().T
+    column = top.indices[place, rank]
+    other, way, count = indices[place, column], ways[:, place, column].flatten(), len(place)
+    place, rank, other = place.repeat(2), rank.repeat(2), other.repeat(2)
+    mirrors = torch.arange(2).repeat_interleave(count)  # many an object is nearly its own mirror image
+    index = torch.from_numpy(chunk)[place]
+    pairs = _Pairs(index, other, torch.zeros_like(other), mirrors, way % 2 == 1, CROPS[way // 2])
+    windows, similarity = _fitted_roughly(mine, theirs, pairs)
+    pairs = replace(pairs, window=windows)
+    better = torch.arange(count) + count * (similarity[count:] > similarity[:count])
+    agreed = torch.full(top.values.shape, -1.0)
+    agreed[place[better], rank[better]] = similarity[better]
+    kept = agreed.topk(min(CANDIDATES, agreed.shape[1]), dim=1).indices
+    places = torch.full(agreed.shape, -1)
+    places[place[better], rank[better]] = better
+    chosen = places.gather(1, kept).flatten()
+    return pairs.at(chosen[chosen >= 0])
 
 
-def _candidates(mine: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
-    """For each of mine (N) the others that few windows of the one, or the other, agree best with: scores, numbers (N, K)."""
-    own = [described_windows(images, FEW) for images in (mine, mine.flip(-1))]
-    score, number = torch.zeros(len(mine), 0), torch.zeros(len(mine), 0, dtype=torch.long)
-    for start in range(0, len(theirs), BLOCK):
-        block = described_windows(theirs[start : start + BLOCK], FEW)
-        best = torch.full((len(mine), block.shape[1]), -1.0)
-        for windows in own:
-            for window in windows:
-                torch.maximum(best, window @ block[0].T, out=best)
-            for window in block[1:]:
-                torch.maximum(best, windows[0] @ window.T, out=best)
-        found = best.topk(min(CANDIDATES, best.shape[1]), dim=1)
-        score, number = torch.cat([score, found.values], 1), torch.cat([number, found.indices + start], 1)
-        top = score.topk(min(CANDIDATES, score.shape[1]), dim=1)
-        score, number = top.values, number.gather(1, top.indices)
-    return score, number
+class _Windowed:
+    """Images (M) described through windows; in blocks, and only where there is one block it stays in memory."""
+
+    def __init__(self, pixels: NDArray[np.uint8]) -> None:
+        self._pixels = pixels
+        self._only = described_windows(_float(pixels), CROPS) if len(pixels) <= BLOCK else None
+
+    def blocks(self) -> Iterator[tuple[int, Tensor]]:
+        """The number of the first image of each block, and its descriptors (V, block, 144)."""
+        if self._only is not None:
+            yield 0, self._only
+            return
+        for start in range(0, len(self._pixels), BLOCK):
+            yield start, described_windows(_float(self._pixels[start : start + BLOCK]), CROPS)
 
 
-def _best_ways(mine: Tensor, theirs: Tensor, score: Tensor, number: Tensor) -> _Pairs:
-    """Of the candidates (N, K) those that agree best through many windows, each in the two ways that it agrees best in."""
-    hopeful = (score[:, 0] >= PROMISING).nonzero().flatten()
-    mine, score, number = mine[hopeful], score[hopeful], number[hopeful]
-    count, candidates = number.shape
-    described = described_windows(theirs[number.flatten()], MANY)
-    block = described.reshape(len(MANY), count, candidates, described.shape[-1])
-    ways = []
-    for images in (mine, mine.flip(-1)):
-        windows = described_windows(images, MANY)  # (V, N, D)
-        ways += [torch.einsum("vnd,nkd->nkv", windows, block[0]), torch.einsum("nd,vnkd->nkv", windows[0], block)]
-    agreed = torch.stack([way.max(dim=2).values for way in ways], 2)  # (N, K, 4)
-    window = torch.stack([way.max(dim=2).indices for way in ways], 2)
-    top = torch.where(score >= PROMISING, agreed.amax(2), -1.0).topk(min(ALIGNED, candidates), dim=1)
-    index = torch.arange(count)[:, None, None].expand(-1, top.indices.shape[1], 2)
-    place = top.indices[:, :, None].expand_as(index)
-    way = agreed[index[..., 0], place[..., 0]].topk(2, dim=2).indices
-    valid = (top.values >= VERY_PROMISING)[:, :, None].expand_as(index)
-    index, place, way = index[valid], place[valid], way[valid]
-    return _Pairs(hopeful[index], number[index, place], way >= 2, way % 2 == 0, MANY[window[index, place, way]])
+def _promising(
+    chunk: NDArray[np.int64], own: Sequence[Tensor], start: int, known: Tensor, *, within: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of a block of others those that agree best with each image: (n, k) correlations, numbers, and ways (2, n, k).
+
+    ``own``: the images described through windows, as they are and mirrored, (V, n, 144) each. A way is twice the number of
+    the window, and one more if it is the image's.
+    """
+    best = torch.full((2, len(chunk), known.shape[1]), -1.0)
+    way = torch.zeros(best.shape, dtype=torch.uint8)
+    for mirrored in (0, 1):
+        for of_image in (1, 0):
+            for number in range(1, len(CROPS)):
+                agreed = own[mirrored][number] @ known[0].T if of_image else own[mirrored][0] @ known[number].T
+                way[mirrored].masked_fill_(agreed > best[mirrored], number * 2 + of_image)
+                torch.maximum(best[mirrored], agreed, out=best[mirrored])
+    highest = best.amax(0)
+    if within:
+        itself = torch.from_numpy(chunk) - start
+        there = ((itself >= 0) & (itself < known.shape[1])).nonzero().flatten()
+        highest[there, itself[there]] = -1.0
+    top = highest.topk(min(CROP_CANDIDATES, highest.shape[1]), dim=1)
+    return top.values, top.indices + start, way.gather(2, top.indices.expand(2, -1, -1)).long()
 
 
-def _similarity(
-    mine: Tensor, theirs: Tensor, pairs: _Pairs, grains: tuple[Tensor, Tensor], *, move_windows: bool
-) -> Tensor:
-    """The correlation of each pair; where ``move_windows``, they are moved and stretched to the best fit first."""
-    found = [torch.zeros(0)]
-    for start in range(0, len(pairs.index), CHUNK):
-        some = slice(start, start + CHUNK)
-        one, other = mine[pairs.index[some]], theirs[pairs.other[some]]
-        grain, other_grain = grains[0][pairs.index[some]], grains[1][pairs.other[some]]
-        one = torch.where(pairs.mirrored[some, None, None], one.flip(-1), one)
-        own = pairs.window_of_image[some, None, None]
-        window, agreed = pairs.window[some], torch.full((len(one),), -1.0)
+def _fitted_roughly(mine: _Views, theirs: _Views, pairs: _Pairs) -> tuple[Tensor, Tensor]:
+    """The windows (P, 4) of pairs, fitted at few pixels, and the similarity (P) of slopes through them."""
+    windows, similarity = [torch.zeros(0, 4)], [torch.zeros(0)]
+    for places in torch.split(torch.arange(len(pairs.index)), CHUNK):
+        some = pairs.at(places)
+        left, right = _placed(some, *_images(mine, theirs, some)[:2])
+        window = fitted(left, right, some.window, ROUGH, ROUGH_STEPS)
+        windows.append(window)
+        similarity.append(slope_similarity(smoothed(through_window(left, window)), smoothed(right))[0])
+    return torch.cat(windows), torch.cat(similarity)
+
+
+def _images(mine: _Views, theirs: _Views, pairs: _Pairs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The images of pairs, (P, 32, 32) each, the first ones turned as the second; and the grains (P) of both."""
+    one, other = (np.empty((len(pairs.index), *mine.pixels[0].shape[1:]), dtype=np.uint8) for _ in range(2))
+    grain, other_grain = torch.empty_like(pairs.index), torch.empty_like(pairs.index)
+    for view in range(len(mine.pixels)):
+        some = pairs.view == view
+        one[some.numpy()] = mine.pixels[view][pairs.index[some].numpy()]
+        other[some.numpy()] = theirs.pixels[view][pairs.other[some].numpy()]
+        grain[some], other_grain[some] = mine.grain[view][pairs.index[some]], theirs.grain[view][pairs.other[some]]
+    return _float(oriented(one, pairs.symmetry.numpy())), _float(other), grain, other_grain
+
+
+def _placed(pairs: _Pairs, one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """The images whose window is taken, and those that they are fitted to."""
+    own = pairs.window_of_image[:, None, None]
+    return torch.where(own, one, other), torch.where(own, other, one)
+
+
+def _similarity(mine: _Views, theirs: _Views, pairs: _Pairs, steps: int = FINE_STEPS) -> tuple[Tensor, Tensor]:
+    """The similarity (P) of each pair after fitting by some steps, and that without what a watermark may cover."""
+    found = [torch.zeros(2, 0)]
+    for places in torch.split(torch.arange(len(pairs.index)), CHUNK):
+        some = pairs.at(places)
+        one, other, grain, other_grain = _images(mine, theirs, some)
         coarser = at_resolution(one, grain, other_grain), at_resolution(other, other_grain, grain)
         ways = [(one, other)] if coarser[0] is one and coarser[1] is other else [(one, other), coarser]
-        for left, right in ways:
-            windowed, full = torch.where(own, left, right), torch.where(own, right, left)
-            window = best_nearby(windowed, full, window) if move_windows else window
-            agreed = torch.maximum(agreed, window_correlation(windowed, window, full))
-        found.append(agreed)
-    return torch.cat(found)
+        best = torch.zeros(2, len(one))
+        for images in ways:
+            left, right = _placed(some, *images)
+            window = some.window
+            if steps:
+                window = fitted(left, right, fitted(left, right, window, ROUGH, steps), SIDE, 1)
+            seen = left if torch.equal(window, FULL.expand_as(window)) else through_window(left, window)
+            left, right = clipped_alike(seen, at_scale(right, window))
+            scores = slope_similarity(smoothed(left), smoothed(right))  # smoothed before, they'd be unequally
+            best = torch.maximum(best, torch.stack(scores))
+        found.append(best)
+    similarity, in_parts = torch.cat(found, 1)
+    return similarity, in_parts
+
+
+def _rows(mine: _Views, theirs: _Views, pairs: _Pairs) -> dict[int, dict[int, Scores]]:
+    """The similarities of pairs by image, then by the image that it was compared with; of several of two images the highest.
+
+    First those are fitted that seem most similar; the others only of images of which one of them may be a near-duplicate.
+    """
+    first = _leading(pairs.index, *_similarity(mine, theirs, pairs, steps=0))
+    rows: dict[int, dict[int, Scores]] = {}
+
+    def fit(some: _Pairs) -> None:
+        scores = _similarity(mine, theirs, some)
+        for image, one, *both in zip(*(part.tolist() for part in (some.index, some.other, *scores)), strict=True):
+            row, found = rows.setdefault(image, {}), Scores(*both)
+            row[one] = found.best(row[one]) if one in row else found
+
+    fit(pairs.at(first.nonzero().flatten()))
+    likely = [image for image, row in rows.items() if any(hopeful(scores) for scores in row.values())]
+    fit(pairs.at((~first & torch.isin(pairs.index, torch.tensor(likely, dtype=torch.long))).nonzero().flatten()))
+    return {image: rows[image] for image in likely}
+
+
+def _leading(index: Tensor, similarity: Tensor, in_parts: Tensor) -> Tensor:
+    """Which pairs (P) of each image are the ``LEADING`` most similar ones, or the one without what a watermark may cover."""
+    first = torch.zeros(len(index), dtype=torch.bool)
+    for scores, count in ((similarity, LEADING), (in_parts, 1)):
+        taken: Counter[int] = Counter()
+        for place in scores.argsort(descending=True).tolist():
+            image = int(index[place])
+            first[place] |= taken[image] < count
+            taken[image] += 1
+    return first
+
+
+def _among_themselves(views: _Views, pairs: set[tuple[int, int]]) -> dict[tuple[int, int], Scores]:
+    """The similarities of pairs of images of one set, as they are: most copies of one image are no crops of each other."""
+    if not pairs:
+        return {}
+    ordered = sorted({(min(pair), max(pair)) for pair in pairs})
+    index, other = (torch.tensor(column) for column in zip(*ordered, strict=True))
+    full = views.pixels[0]
+    symmetry = symmetries(descriptors(full[index.numpy()]), descriptors(full[other.numpy()]))
+    found = _similarity(views, views, _Pairs.uncropped(index, other, 0, torch.from_numpy(symmetry)), steps=0)
+    scores = {pair: Scores(*both) for pair, *both in zip(ordered, *(part.tolist() for part in found), strict=True)}
+    return {pair: scores[min(pair), max(pair)] for pair in pairs}

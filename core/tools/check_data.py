@@ -1,8 +1,7 @@
 """``maelift data check``: everything that is wrong in a data set, before a run fails on it.
 
 Annotations are checked by the readers' own rules (``issues``). Every image is opened once. Images of different splits, or of
-a pool to pretrain on (``check_unlabelled``), are compared by their pixels and, to find images that were re-encoded, resized
-or mirrored, by thumbnails.
+a pool to pretrain on (``check_unlabelled``), are compared by their pixels and, to find near-duplicates, by thumbnails.
 """
 
 from __future__ import annotations
@@ -13,11 +12,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from ..data import unread
 from ..data.dataset_format import identify
 from ..data.format_evidence import FORMATS, PRETRAIN, ambiguous_format
 from ..data.issues import AUTO_FIXES, DataIssue
+from ..data.near_duplicate_depth import Depth, least_depth
 from ..data.pixel_format import PixelFormat, background_colour
 from ..data.sources import find_source
 from ..data.task_data import BUILT_IN_TASKS, AnnotatedTask, AnnotationKeys
@@ -59,8 +60,8 @@ class DataCheckConfig:
     """what must stay in one split, a patient, video or flight: a column of the CSV, or a regular expression over the paths"""
     ignore: int | tuple[int, ...] | None = None
     """value or values of masks that are ignored; null: 255, unless it is the value of a class"""
-    near: float | None = None
-    """least similarity of near-duplicates (correlation of thumbnails, mirrored ones too), up to 1 (none); null: from the data"""
+    near: Literal["auto", "full", "off"] = "auto"
+    """search for near-duplicates; auto: of kinds that take up to about 5 minutes of one core; full: all"""
     out: str | None = None
     """JSON file for all findings; the summary shows the first of each kind"""
     keep: str | None = None
@@ -77,8 +78,6 @@ class DataCheckConfig:
     """colour that transparent pixels are composited on: white, black, '#rrggbb', or drop: their stored colour"""
 
     def __post_init__(self) -> None:
-        if self.near is not None and not 0.5 <= self.near <= 1:
-            raise ConfigError("near", self.near, "a correlation from 0.5 to 1, or null")
         if self.keep is not None and self.task not in ("auto", "pretrain"):
             raise ConfigError("keep", self.keep, "null, or task=pretrain")
         if self.value_range is not None and not self.value_range[0] < self.value_range[1]:
@@ -182,14 +181,16 @@ def _check_annotated(config: DataCheckConfig, tasks: Sequence[AnnotatedTask], re
         issues += classes_without_examples(part)
     issues += equal_with_other_labels(splits, scans)
     issues += () if config.group is None else groups_in_two_splits(splits, config.group)
-    near = None
+    depths: list[Depth] = []
     for names in distinct_splits(splits):
         shared, used = shared_images(names, scans, config.near)
         issues += shared
-        near = used if near is None or used is None else min(near, used)
+        depths += used
     rules = {**AUTO_FIXES, **IMAGE_RULES, **{kind: how for task in tasks for kind, how in task.auto_fixes.items()}}
     contents = tuple(part.content(scans) for part in splits)
-    return DataCheck(config.data, contents, group_by_kind(issues, rules), near, report, _read_as(config.data, tasks))
+    return DataCheck(
+        config.data, contents, group_by_kind(issues, rules), least_depth(depths), report, _read_as(config.data, tasks)
+    )
 
 
 def _read_as(data: str, tasks: Sequence[AnnotatedTask]) -> tuple[tuple[str, str], ...]:

@@ -16,7 +16,8 @@ from ..data.groups import groups_of
 from ..data.image_scan import TRANSPARENCY, pixel_hash
 from ..data.images import ImageSet, opened
 from ..data.issues import DataIssue
-from ..data.near_duplicates import NearDuplicate, compare_uncropped, compare_within
+from ..data.near_duplicate_depth import Depth, Near, search_depth
+from ..data.near_duplicates import NearDuplicate, compare, compare_uncropped, compare_within
 from ..data.pixel_format import PixelFormat, is_flat
 from ..data.readers.folder import FolderImages
 from ..data.task_data import AnnotatedSplit, AnnotatedTask
@@ -197,31 +198,37 @@ def distinct_splits(splits: Sequence[CheckedSplit]) -> list[dict[str, list[str]]
 
 
 def shared_images(
-    splits: Mapping[str, Sequence[str]], scans: Mapping[str, ImageScan], near: float | None
-) -> tuple[list[DataIssue], float | None]:
-    """Images that two splits share, equal or nearly; and the threshold of similarity, if near-duplicates were searched."""
+    splits: Mapping[str, Sequence[str]], scans: Mapping[str, ImageScan], near: Near
+) -> tuple[list[DataIssue], list[Depth]]:
+    """Images that two splits share, equal or nearly; and what was searched for in each pair of splits."""
     names = {split: [name for name in found if not scans[name].reason] for split, found in splits.items()}
     issues = list(_equal_images(names, scans))
-    if near == 1:
-        return issues, None
+    if near == "off":
+        return issues, ["none"]
     thumbnails = {
         split: Thumbnails.stack([small for name in found if (small := scans[name].thumbnail) is not None])
         for split, found in names.items()
     }
-    thresholds = []
+    depths = []
     for earlier, later in itertools.combinations(names, 2):
+        depths.append(search_depth(near, len(thumbnails[later]), len(thumbnails[earlier])))
+        if depths[-1] == "none":
+            continue
+        search = compare if depths[-1] == "crops" else compare_uncropped
         progress = progress_logger(f"comparing {later} with {earlier}")
-        compared = compare_uncropped(thumbnails[later], thumbnails[earlier], progress, near)
+        compared = search(thumbnails[later], thumbnails[earlier], progress)
         pairs = [(names[earlier][pair.original], names[later][pair.index], pair) for pair in compared.near_duplicates()]
         issues += _near_duplicates("near-duplicate in two splits", pairs, scans)
-        thresholds.append(compared.threshold)
     if len(names) < len(SPLIT_NAMES) and "train" in names:  # the missing split will be drawn from train
         train = names["train"]
-        compared = compare_within(thumbnails["train"], progress_logger("comparing within train"), near)
+        depths.append(search_depth(near, len(train), len(train)))
+        if depths[-1] == "none":
+            return issues, depths
+        progress = progress_logger("comparing within train")
+        compared = compare_within(thumbnails["train"], progress, crops=depths[-1] == "crops")
         pairs = [(train[pair.original], train[pair.index], pair) for pair in compared.pairs_within()]
         issues += _near_duplicates("near-duplicates in train", pairs, scans)
-        thresholds.append(compared.threshold)
-    return issues, min(thresholds, default=None)
+    return issues, depths
 
 
 def _near_duplicates(

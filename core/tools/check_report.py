@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..data.issues import DataIssue
+from ..data.near_duplicate_depth import KINDS, Depth
 from ..terminal import printable
 from .check_unlabelled import fact_lines
 
@@ -16,6 +17,12 @@ MAX_EXAMPLES = 5
 """Findings of one kind that the summary shows."""
 MAX_CLASSES = 20
 """Classes that the summary shows."""
+SEARCHED: Mapping[Depth, str] = {
+    "crops": f"searched for ({KINDS}, cropped)",
+    "uncropped": f"searched for ({KINDS}); not cropped ones: near=full",
+    "none": "not searched for; near=full does",
+}
+"""What the summary says of the search for near-duplicates."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +50,12 @@ class Finding:
 
 @dataclass(frozen=True)
 class DataCheck:
-    """What a data set holds and what is wrong in it. ``near``: the threshold of similarity for near-duplicates."""
+    """What a data set holds and what is wrong in it. ``near``: which near-duplicates were searched for."""
 
     data: str
     splits: tuple[SplitContent, ...]
     findings: tuple[Finding, ...]
-    near: float | None
+    near: Depth
     report: Path | None
     facts: tuple[tuple[str, str], ...] = ()
     """what the images to pretrain on are like, in lines of (what, value)"""
@@ -78,10 +85,7 @@ class DataCheck:
             if len(finding.texts) > MAX_EXAMPLES:
                 lines.append(f"  ... and {len(finding.texts) - MAX_EXAMPLES:,} more")
         lines.append("")
-        if self.near is not None:
-            lines.append(
-                f"compared: images by their thumbnails (near-duplicates: similarity of at least {self.near:.4f})"
-            )
+        lines.append(f"near-duplicates: {SEARCHED[self.near]}")
         lines.append("nothing is wrong" if not self.findings else "sound" if self.error is None else "not sound")
         return "\n".join(lines)
 

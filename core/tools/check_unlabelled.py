@@ -16,6 +16,7 @@ from ..data.channel_statistics import channel_statistics
 from ..data.image_scan import FLAT_NOTE, TRANSPARENCY, ImageInfo, cache_scan, image_info
 from ..data.images import ImageSet, opened
 from ..data.issues import DataIssue
+from ..data.near_duplicate_depth import Depth, Near, search_depth
 from ..data.near_duplicates import compare_within
 from ..data.pixel_format import PixelFormat
 from ..data.readers.folder import FolderImages
@@ -38,9 +39,6 @@ POOL_RULES: Mapping[str, str] = {
 }
 """What may be found in a pool of images, by kind, and what is done about it."""
 
-NEAR_LIMIT = 50_000
-"""Images up to which near-duplicates are searched for by default: each is compared with every other."""
-
 
 @dataclass(frozen=True)
 class PoolContent:
@@ -51,18 +49,16 @@ class PoolContent:
     facts: tuple[tuple[str, str], ...]
     kept: tuple[int, ...]
     sizes: tuple[tuple[int, int], tuple[int, int]] | None
-    near: float | None
+    near: Depth
 
 
-def check_pool(
-    images: ImageSet, form: PixelFormat, *, least_side: int, near: float | None, keep_near: bool
-) -> PoolContent:
+def check_pool(images: ImageSet, form: PixelFormat, *, least_side: int, near: Near, keep_near: bool) -> PoolContent:
     """Open every image once, and report what is wrong or unusual, which are the same or nearly, and statistics of their pixels.
 
     ``near`` as in ``DataCheckConfig``. Raises DataError when no image is sound.
     """
-    compared = near != 1 and (near is not None or len(images) <= NEAR_LIMIT)
-    infos, thumbnails = _scan(images, form, compared)
+    depth = search_depth(near, len(images), len(images))
+    infos, thumbnails = _scan(images, form, depth != "none")
     channels = form.channels or _usual_channels(infos)
     issues: list[DataIssue] = []
     sound: list[int] = []
@@ -98,12 +94,12 @@ def check_pool(
             issues.append(
                 DataIssue("duplicate image", _name(images, number), "", f"the pixels of {_name(images, earlier)}")
             )
-    found, least = _near(images, single, thumbnails, near) if compared else ({}, None)
+    found = {} if depth == "none" else _near(images, single, thumbnails, crops=depth == "crops")
     issues += [DataIssue("near-duplicate image", _name(images, number), "", text) for number, text in found.items()]
     kept = tuple(number for number in single if keep_near or number not in found)
-    facts = _facts(images, infos, sound, channels, form, compared)
+    facts = _facts(images, infos, sound, channels, form)
     sizes = sorted({infos[number].size for number in sound}, key=lambda size: (size[0] * size[1], size))
-    return PoolContent(images, tuple(issues), facts, kept, (sizes[0], sizes[-1]), least)
+    return PoolContent(images, tuple(issues), facts, kept, (sizes[0], sizes[-1]), depth)
 
 
 def paths_of(images: ImageSet, numbers: Sequence[int]) -> list[str]:
@@ -155,20 +151,19 @@ def _usual_channels(infos: Sequence[ImageInfo]) -> int:
 
 
 def _near(
-    images: ImageSet, numbers: Sequence[int], thumbnails: Mapping[int, Thumbnail], near: float | None
-) -> tuple[dict[int, str], float]:
-    """Images that are nearly an earlier one, with what is reported of them, and the similarity from which on they are."""
+    images: ImageSet, numbers: Sequence[int], thumbnails: Mapping[int, Thumbnail], *, crops: bool
+) -> dict[int, str]:
+    """Images that are nearly an earlier one, with what is reported of them."""
     stack = Thumbnails.stack([thumbnails[number] for number in numbers])
-    compared = compare_within(stack, progress_logger("comparing"), near)
-    found = {
+    compared = compare_within(stack, progress_logger("comparing"), crops=crops)
+    return {
         numbers[pair.index]: f"nearly {_name(images, numbers[pair.original])} (similarity {pair.similarity:.4f})"
         for pair in compared.pairs_within()
     }
-    return found, compared.threshold
 
 
 def _facts(
-    images: ImageSet, infos: Sequence[ImageInfo], sound: Sequence[int], channels: int, form: PixelFormat, compared: bool
+    images: ImageSet, infos: Sequence[ImageInfo], sound: Sequence[int], channels: int, form: PixelFormat
 ) -> tuple[tuple[str, str], ...]:
     sides = np.array([min(infos[number].size) for number in sound])
     low, middle, high = np.percentile(sides, (0, 50, 100))
@@ -182,16 +177,13 @@ def _facts(
     def listed(values: Sequence[float]) -> str:
         return ", ".join(f"{value:.4f}" for value in values)
 
-    facts = [
+    return (
         ("shorter side", f"{low:.0f} px at least, {middle:.0f} at the median, {high:.0f} at most"),
         ("width / height", f"{wide.min():.2f} at least, {np.median(wide):.2f} at the median, {wide.max():.2f} at most"),
         ("channels", ", ".join(f"{count:,} × {number}" for number, count in sorted(counts.items()))),
         ("mean", listed(mean) + drawn),
         ("deviation", listed(std) + drawn),
-    ]
-    if not compared:
-        facts.append(("near-duplicates", f"not searched for; near=0.998 does, in hours for more than {NEAR_LIMIT:,}"))
-    return tuple(facts)
+    )
 
 
 def _name(images: ImageSet, number: int) -> Path:

@@ -11,10 +11,11 @@ import maelift
 import pytest
 import torch
 import yaml
-from maelift.benchmarks import leakage
 from maelift.benchmarks.data import read_suite_images
 from maelift.benchmarks.experiment import Context
 from maelift.benchmarks.suite import BenchConfig
+from maelift.core.data import near_duplicate_depth
+from maelift.core.data.near_duplicate_depth import Cost
 from maelift.core.errors import MaeliftError
 from maelift.core.models.adapt_encoder import adapt_encoder
 from maelift.core.models.encoder_file import Provenance, read_encoder, save_encoder
@@ -224,12 +225,12 @@ def test_what_is_nearly_tested_with_is_left_out_and_shown(tmp_path: Path, monkey
     again, off = read(), read(near="off")
     assert again.pool_digest == pools.pool_digest and len(again.pairs) == 7  # as kept from before
     assert len(off.pool) == 46 and not off.pairs and "were not searched for." in " ".join(off.findings)
-    monkeypatch.setattr(leakage, "MAX_PAIRS", 100)
+    monkeypatch.setattr(near_duplicate_depth, "CROPS_COST", Cost(0, 0, 1))
     many = read()
     assert "mirrored" in {Path(pair.name).stem for pair in many.pairs}
     assert "Crops were not searched for: 46 × 40 pairs; data.near=full compares all." in " ".join(many.findings)
     assert read(near="full").pool_digest == pools.pool_digest
-    monkeypatch.setattr(leakage, "MAX_UNCROPPED_PAIRS", 100)
+    monkeypatch.setattr(near_duplicate_depth, "UNCROPPED_COST", Cost(0, 0, 1))
     assert "not searched for: 46 × 40 pairs; data.near=full compares all." in " ".join(read().findings)
     monkeypatch.undo()
     use_this_process(monkeypatch)

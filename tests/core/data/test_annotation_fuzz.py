@@ -101,7 +101,7 @@ def tried(read: Callable[[], object], what: object) -> object | None:
 
 def checked(folder: Path, what: object, **keys: Any) -> DataCheck | None:
     report = folder.parent / "report.json"
-    result = tried(lambda: data_check(DataCheckConfig(str(folder), out=str(report), near=1, **keys)), what)
+    result = tried(lambda: data_check(DataCheckConfig(str(folder), out=str(report), near="off", **keys)), what)
     if not isinstance(result, DataCheck):
         return None
     json.loads(report.read_bytes().decode("utf-8", "surrogateescape"))

@@ -176,14 +176,13 @@ def test_images_that_splits_share_are_found_equal_or_nearly(scenes: Path) -> Non
     assert sum("train/00003.png: nearly" in text and "test/00001.png" in text for text in near) == 1
     for number in (1, 2):
         assert sum(f"train/0000{number}.png: nearly" in text for text in near) == 4
-    assert "near-duplicate in two splits" not in found(check(scenes, near=1.0))
-    assert len(found(check(scenes, near=0.6))["near-duplicate in two splits"]) > 9
+    assert "near-duplicate in two splits" not in found(check(scenes, near="off"))
 
 
 @pytest.mark.slow
 def test_images_of_one_make_are_not_taken_for_duplicates_but_copies_among_them_are(tmp_path: Path) -> None:
-    train = read_idx(FASHION_MNIST / "train-images-idx3-ubyte.gz")[:3000]
-    test = read_idx(FASHION_MNIST / "t10k-images-idx3-ubyte.gz")[:300].copy()
+    train = read_idx(FASHION_MNIST / "train-images-idx3-ubyte.gz")[:1000]
+    test = read_idx(FASHION_MNIST / "t10k-images-idx3-ubyte.gz")[:200].copy()
     test[7] = np.asarray(Image.fromarray(train[11]).point(lambda value: max(0, value - 3)))
     for split, images in (("train", train), ("test", test)):
         for number, pixels in enumerate(images):
@@ -279,8 +278,6 @@ def test_what_is_no_data_set_is_refused(tmp_path: Path) -> None:
         check(tmp_path / "none")
     with pytest.raises(DataError, match="folder is empty"):
         check(tmp_path)
-    with pytest.raises(ConfigError, match=r"^near="):
-        DataCheckConfig("x", near=0.2)
     with pytest.raises(ConfigError, match=r"^layout="):
         tasks_of(DataCheckConfig("x", task="detect", layout="ade20k"))
 
@@ -330,7 +327,7 @@ def test_the_list_of_a_pool_is_what_pretraining_takes(pool: Path, tmp_path: Path
     broken = {"page.jpg", "bands.tif", "tiny.png"}
     assert left_out == {*broken, "image003.png", "mirrored.png", "resized.png", "array.npy"}
     assert json.loads(report.read_text())["facts"]["channels"] == "28 × 3"
-    check(pool, keep=str(file), near=1.0)
+    check(pool, keep=str(file), near="off")
     names = {Path(line).name for line in file.read_text().splitlines()}
     assert {path.name for path in pool.iterdir()} - names == {*broken, "image003.png", "array.npy"}
 
