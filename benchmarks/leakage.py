@@ -15,7 +15,8 @@ from ..core.data.composite import displayed
 from ..core.data.groups import groups_of, match_group
 from ..core.data.images import ImageSet, opened
 from ..core.data.near_duplicate_depth import KINDS, Near, search_depth
-from ..core.data.near_duplicates import NearDuplicate, compare, compare_uncropped
+from ..core.data.near_duplicate_rules import NearDuplicate
+from ..core.data.near_duplicates import compare, compare_uncropped
 from ..core.data.pixel_format import Picture, PixelFormat
 from ..core.data.thumbnails import Thumbnails
 from ..core.models.preprocessing import band_names

@@ -17,7 +17,8 @@ from ..data.image_scan import TRANSPARENCY, pixel_hash
 from ..data.images import ImageSet, opened
 from ..data.issues import DataIssue
 from ..data.near_duplicate_depth import Depth, Near, search_depth
-from ..data.near_duplicates import NearDuplicate, compare, compare_uncropped, compare_within
+from ..data.near_duplicate_rules import NearDuplicate
+from ..data.near_duplicates import compare, compare_uncropped, compare_within
 from ..data.pixel_format import PixelFormat, is_flat
 from ..data.readers.folder import FolderImages
 from ..data.task_data import AnnotatedSplit, AnnotatedTask

@@ -8,6 +8,7 @@ import maelift
 import numpy as np
 import pytest
 import tifffile
+from maelift.benchmarks.execute import execute
 from maelift.benchmarks.suite import BenchConfig
 from maelift.benchmarks.suite_reading import SuiteReading
 from maelift.core.data.pixel_format import PixelFormat
@@ -15,7 +16,7 @@ from maelift.core.models.encoder_file import load_encoder
 from maelift.core.tools.fashion_scenes import FashionScenesConfig, fashion_scenes
 from maelift.core.tools.scene_bands import NAMES
 from maelift.tests.benchmarks.brightness import results
-from maelift.tests.benchmarks.canned import real_execute, use_this_process
+from maelift.tests.benchmarks.canned import use_this_process
 
 
 def test_gray_and_colour_are_read_as_ever_and_others_by_their_keys() -> None:
@@ -40,7 +41,7 @@ def test_a_suite_of_five_bands_compares_encoders_of_five_and_of_three(
     with tifffile.TiffFile(tmp_path / "bands" / "pool" / "00000.tif") as file:
         tags = [(tag, 2, 0, file.pages[0].tags[tag].value, True) for tag in (42112, 42113)]
     tifffile.imwrite(name, brighter, photometric="minisblack", planarconfig="contig", metadata=None, extratags=tags)
-    use_this_process(monkeypatch, real_execute)
+    use_this_process(monkeypatch, execute)
     keys = {
         "data": {"unlabelled": str(tmp_path / "bands" / "pool"), "near": "full"},
         "image_size": 48,

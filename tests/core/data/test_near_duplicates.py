@@ -175,7 +175,7 @@ def test_unrelated_images_change_nothing_of_what_is_found(fashion_mnist: Path, s
     """Neither among the images nor among the others; and distinct items are next to never taken for copies."""
     source = idx_images(fashion_mnist / "train-images-idx3-ubyte.gz")
     images, others = Thumbnails.of(source.subset(range(count))), Thumbnails.of(source.subset(range(1000, 1100)))
-    copies = thumbnails([darker(source.open(number)) for number in range(1000, 1005)])  # type: ignore[arg-type]
+    copies = thumbnails([darker(source.open(number)) for number in range(1000, 1005)])
     unrelated = thumbnails([scene(np.random.default_rng(number), (64, 48)) for number in range(300)])
 
     def found(images: Thumbnails, others: Thumbnails) -> list[tuple[int, int]]:
@@ -252,7 +252,13 @@ def test_an_image_is_found_beside_several_copies_of_it(copies: int) -> None:
     """They are no rivals of each other."""
     draw = np.random.default_rng(8)
     images = [scene(draw, (96, 72)) for _ in range(20)]
-    changes = [jpeg_30, darker, lambda image: image.resize((48, 36)), ImageOps.autocontrast][:copies]
+    ways: list[Callable[[Image.Image], Image.Image]] = [
+        jpeg_30,
+        darker,
+        lambda image: image.resize((48, 36)),
+        ImageOps.autocontrast,
+    ]
+    changes = ways[:copies]
     others = thumbnails([change(image) for change in changes for image in images])
     found = compare_uncropped(thumbnails(images), others).near_duplicates()
     assert [pair.original % 20 for pair in found if pair.index == pair.original % 20] == list(range(20))
