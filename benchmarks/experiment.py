@@ -71,8 +71,10 @@ class Context:
             self.pool_size(arm)
         data, channels = config.data.path or config.data.unlabelled, config.spec.channels
         if channels in (1, 3) and config.bands is None and channels != (1 if self.pools.gray else 3):
-            expected = "1, as every image of" if self.pools.gray else "3, as there is colour in"
-            raise ConfigError("channels", config.channels, f"{expected} {data}")
+            expected = (
+                f"1, as every image of {data} is gray" if self.pools.gray else f"3, as {data} has images in colour"
+            )
+            raise ConfigError("channels", config.channels, expected)
         for task, design in config.designs.items():
             for labels in design.labels:
                 draw_labeled(self.pools.tasks[task].splits.train, labels, design.seeds_at(labels)[0])

@@ -113,7 +113,7 @@ RATES = [0.0003, 0.001, 0.003, 0.01]
         (["tuning"], {"per_seed": False, "draws": 4, "rates": RATES}, ["tuning.draws=4", "at most the 3 seeds"]),
         (["data", "pool"], 45, ["data.pool=45", "45 training images"]),
         (["data", "path"], "nowhere", ["nowhere", "no such folder"]),
-        (["channels"], 1, ["channels=1: expected 3", "there is colour in"]),
+        (["channels"], 1, ["channels=1: expected 3", "images in colour"]),
         (["channels"], 4, ["are broken", "3 channels, not 4"]),
         (["channels"], 0, ["channels=0: expected 1 or more"]),
         (["image_size"], 15, ["image_size", "multiples of the patch size 4"]),

@@ -193,7 +193,9 @@ def test_images_of_one_make_are_not_taken_for_duplicates_but_copies_among_them_a
     assert [split.task for split in result.splits] == ["classify", "classify"]
     assert set(found(result)) == {"near-duplicate in two splits", "near-duplicates in train"}
     assert sum("00011.png: nearly" in text for text in found(result)["near-duplicate in two splits"]) == 1
-    assert len(found(result)["near-duplicate in two splits"]) <= 3
+    assert (
+        len(found(result)["near-duplicate in two splits"]) <= 1 + 10
+    )  # 1 % of the thousand; by eye, as alike as the next
     assert len(found(result)["near-duplicates in train"]) <= 10  # by eye, the same item in another shade, for example
 
 
