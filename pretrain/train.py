@@ -87,7 +87,7 @@ def pretrain_or_submit(config: PretrainConfig) -> PretrainResult | SubmittedJob:
     """The command: ``pretrain`` here, or with launch=slurm as a SLURM job."""
     if config.launch == "here":
         return pretrain(config)
-    check_split(config, len(find_sources(config.data)), config.slurm.processes)
+    check_split(config, len(find_sources(config.data, slices=config.slices)), config.slurm.processes)
     keys = {
         **to_dict(config),
         "launch": "here",
