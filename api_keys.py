@@ -159,6 +159,16 @@ class TransferKeys(TypedDict, total=False):
 
     data: Text
     out: Text
+    window: Sequence[float] | None
+    frame: int | Literal["all"] | None
+    slice_axis: int | None
+    slice_step: int
+    slice_content: float
+    channels: int | Sequence[int | Text] | None
+    value_range: Sequence[float] | None
+    nodata: float | None
+    max_nodata: float
+    unscale: bool
     encoder: Text | None
     init: Literal["encoder", "supervised", "scratch"]
     model: Literal["vit_nano", "vit_micro", "vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge"]
@@ -202,14 +212,22 @@ class TransferKeys(TypedDict, total=False):
 class PretrainKeys(TypedDict, total=False):
     """Keys of ``maelift pretrain``."""
 
+    window: Sequence[float] | None
+    frame: int | Literal["all"] | None
+    slice_axis: int | None
+    slice_step: int
+    slice_content: float
+    channels: int | Sequence[int | Text] | None
+    value_range: Sequence[float] | None
+    nodata: float | None
+    max_nodata: float
+    unscale: bool
     data: Text | Sequence[Text]
     out: Text
     mix: Sequence[float] | None
     model: Literal["vit_nano", "vit_micro", "vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge"]
     image_size: int | Sequence[int] | None
     patch_size: int | None
-    channels: int | None
-    value_range: Sequence[float] | None
     background: Text
     statistics: Literal["auto", "imagenet", "data"]
     masking: MaskingKeys

@@ -207,10 +207,10 @@ def windowed(array: Picture, window: tuple[float, float]) -> NDArray[np.float32]
 def unknown_range(kind: str, values: Picture) -> DataError:
     """The error for values of a kind, in words, that can't be scaled without knowing their range; it states theirs."""
     known = values[np.isfinite(values)]
-    ends = f" (here {float(known.min()):g} to {float(known.max()):g})" if known.size else ""
+    ends = f"here {float(known.min()):g} to {float(known.max()):g}; " if known.size else ""
     return DataError(
-        f"{kind} pixels have no known range{ends}; give value_range=[lowest,highest] or window=[centre,width], or save with 8 "
-        "or 16 bits"
+        f"{kind} pixels have no known range; give value_range=[lowest,highest], or save with 8 or 16 bits ({ends}"
+        "window=[centre,width] takes a part)"
     )
 
 

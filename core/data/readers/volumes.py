@@ -109,12 +109,16 @@ def _numbers(path: Path, slices: Slices) -> tuple[list[int], int]:
     if count == 1:
         return [], 0
     chosen = range(1, count + 1, slices.step)
-    return [number for number in chosen if _is_filled(path, number)], len(chosen)
+    try:
+        content = read_regular(path)
+    except OSError:
+        return [], 0
+    return [number for number in chosen if _is_filled(content, number)], len(chosen)
 
 
-def _is_filled(path: Path, number: int) -> bool:
+def _is_filled(content: bytes, number: int) -> bool:
     """Whether a frame shows something; one that can't be decoded counts, so that it is named where it is opened."""
     try:
-        return not is_flat(open_dicom(read_regular(path), PixelFormat(value_range=(-1e15, 1e15)), number).pixels())
-    except (DataError, OSError):
+        return not is_flat(open_dicom(content, PixelFormat(value_range=(-1e15, 1e15)), number).pixels())
+    except DataError:
         return True
