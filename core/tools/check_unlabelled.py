@@ -88,7 +88,8 @@ def check_pool(
         else:
             sound.append(number)
     if not sound:
-        raise DataError(f"none of {len(infos)} images is sound ({issues[0].text() if issues else 'there are none'}).")
+        why = [issue for issue in issues if issue.kind in ("broken image", "other channels", "tiny image")]
+        raise DataError(f"none of {len(infos)} images is sound ({why[0].text() if why else 'there are none'}).")
     single = []
     first: dict[str, int] = {}
     for number in sound:

@@ -70,7 +70,7 @@ class _Header:
             _side(dataset, "Columns"),
             samples,
             max(1, _whole(dataset, "NumberOfFrames", 1)),
-            str(dataset.get("PhotometricInterpretation") or ("MONOCHROME2" if samples == 1 else "RGB")).strip(),
+            _printable(dataset.get("PhotometricInterpretation") or ("MONOCHROME2" if samples == 1 else "RGB")).strip(),
             allocated,
             stored,
             signed,
@@ -152,7 +152,12 @@ def _dataset(content: bytes) -> Dataset:
 def _kind(dataset: Dataset) -> str:
     """What a file is, in words: the class that it states, such as "CT Image Storage"."""
     name = getattr(dataset.get("SOPClassUID"), "name", "") or dataset.get("Modality") or ""
-    return str(name) or "of no class"
+    return _printable(name) or "of no class"
+
+
+def _printable(text: object) -> str:
+    """A text of a file, which may hold anything, for a line of a message."""
+    return "".join(letter if letter.isprintable() else "?" for letter in str(text))[:60]
 
 
 def _whole(dataset: Dataset, key: str, usual: int | None = None) -> int:
@@ -225,9 +230,11 @@ def _decoded(dataset: Dataset, number: int) -> NDArray[Any]:
     try:
         decoder = get_decoder(syntax)
     except NotImplementedError as error:
-        raise DataError(f"its compression ({syntax.name}) is one that isn't read; convert it to another") from error
+        raise DataError(
+            f"its compression ({_printable(syntax.name)}) is one that isn't read; convert it to another"
+        ) from error
     if not decoder.is_available:
-        raise DataError(f"its compression ({syntax.name}) needs pylibjpeg: {DICOM_HINT}")
+        raise DataError(f"its compression ({_printable(syntax.name)}) needs pylibjpeg: {DICOM_HINT}")
     try:
         values = np.asarray(pixel_array(dataset, index=number - 1))
     except Exception as error:  # of damaged pixels, decoders raise anything

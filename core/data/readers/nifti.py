@@ -43,6 +43,9 @@ class Volume:
         """The axis, in RAS, that slices are counted along."""
         if asked is not None:
             return asked
+        flat = [axis for (axis, _), length in zip(self.axes, self.values.shape, strict=False) if length == 1]
+        if len(flat) == 1:  # a plane
+            return flat[0]
         largest = max(self.spacing)
         return max(
             axis for (axis, _), space in zip(self.axes, self.spacing, strict=True) if space >= _SAME_SPACING * largest
