@@ -85,6 +85,11 @@ class LoraKeys(TypedDict, total=False):
 class SuiteDataKeys(TypedDict, total=False):
     """Keys of SuiteData."""
 
+    window: Sequence[float] | None
+    frame: int | Literal["all"] | None
+    slice_axis: int | None
+    slice_step: int
+    slice_content: float
     path: Text | None
     layout: Literal["auto", "class_folders"]
     label_column: Text | Sequence[Text] | None

@@ -18,6 +18,7 @@ from ..core.data.groups import groups_of
 from ..core.data.images import ImageSet
 from ..core.data.labeled_dataset import Splits
 from ..core.data.missing_splits import audited_splits
+from ..core.data.read_as import read_as
 from ..core.data.sources import find_sources
 from ..core.errors import DataError
 from ..core.progress import progress_logger
@@ -78,7 +79,11 @@ def read_suite_images(config: BenchConfig) -> SuiteImages:
         return _suite_images(pool, None, tasks, guard)
     _require_folder(data.path)
     with keys_below("data."):
-        parts = single_label_parts(data.path, LabelKeys(None, data.layout, data.label_column, data.group))
+        keys = LabelKeys(None, data.layout, data.label_column, data.group, data.slices)
+        parts = {
+            name: replace(part, images=read_as(part.images, data))
+            for name, part in single_label_parts(data.path, keys).items()
+        }
         splits, manifest = audited_splits(
             parts, data.path, data.val, data.test, data.seed, data.broken, group=data.group
         )
@@ -174,7 +179,7 @@ class _UnlabeledView:
 
 def _read_unlabelled(data: SuiteData, guard: LeakageGuard) -> _PretrainingImages:
     """The images to pretrain on that have no labels."""
-    images = find_sources(cast("str | tuple[str, ...]", data.unlabelled))
+    images = read_as(find_sources(cast("str | tuple[str, ...]", data.unlabelled), slices=data.slices), data)
     _, manifest = audit(images, data.broken, progress_logger("scanning the pool"))
     guard.report_broken("pool: ", len(manifest.rejected))
     if manifest.rejected:

@@ -14,13 +14,14 @@ from ..core.data.channel_statistics import channel_statistics
 from ..core.data.classification import LabeledImages
 from ..core.data.images import ImageSet
 from ..core.data.labeled_dataset import Splits, draw_labeled
+from ..core.data.pixel_format import PixelFormat
 from ..core.device import choose_device
 from ..core.distributed import Ranks
 from ..core.errors import ConfigError
 from ..core.models.adapt_encoder import adapt_encoder
 from ..core.models.cost import encoder_flops
 from ..core.models.encoder import Encoder
-from ..core.models.preprocessing import Preprocessing, channel_names
+from ..core.models.preprocessing import Preprocessing, channel_names, reading_fields
 from ..core.seeding import stream
 from .data import SuiteImages, count_of
 from .run_training import task_of
@@ -244,7 +245,8 @@ class Context:
     def preprocessing(self) -> Preprocessing:
         """What every arm's images are normalised by: ImageNet's statistics for colour, the pool's own for gray."""
         channels = self.config.channels
+        read = reading_fields(self.config.data.with_parts(PixelFormat()))
         if channels == 3:
-            return Preprocessing.default(channels)
+            return replace(Preprocessing.default(channels), **read)
         mean, std = channel_statistics(self.pools.pool, channels, seed=STATISTICS_SEED)
-        return Preprocessing(channel_names(channels), mean, std, background="white")
+        return Preprocessing(channel_names(channels), mean, std, background="white", **read)

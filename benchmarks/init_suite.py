@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from statistics import median
 from typing import Literal
@@ -14,6 +14,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from ..core.data.classification import MultiLabeledImages
 from ..core.data.format_evidence import PRETRAIN
 from ..core.data.images import ImageSet, opened
+from ..core.data.read_as import read_as
+from ..core.data.reading_keys import PartKeys
 from ..core.data.sources import find_source
 from ..core.data.task_data import AnnotationKeys
 from ..core.dry_run import Plan
@@ -40,7 +42,7 @@ POOL_SHARES = (0.8, 0.65, 0.5)
 
 
 @dataclass(frozen=True)
-class InitConfig:
+class InitConfig(PartKeys):
     """Write a suite for your own images: open it, read it, then run it with maelift bench."""
 
     data: str
@@ -56,6 +58,9 @@ class InitConfig:
     """the CSV's column of labels, or [a,b,c]: its columns of 0 and 1, a class each; null: as the header says"""
     group: str | None = None
     """what stays in one part, a patient, video or flight: a column of the CSV, or a regular expression over the images' paths"""
+
+    def __post_init__(self) -> None:
+        self.check_parts()
 
 
 @dataclass(frozen=True)
@@ -112,7 +117,7 @@ def init(config: InitConfig) -> Suite:
     }
     labels = {one.task: _labels(one, shares[one.task]) for one in found}
     pool = config.unlabelled or (None if found[0].task == "classify" else found[0].root)
-    images = found[0].images if pool is None else find_source(pool)
+    images = found[0].images if pool is None else read_as(find_source(pool, config.slices), config)
     gray, side = _look(images)
     model, image_size = _model_for(side)
     values = {
@@ -131,6 +136,7 @@ def init(config: InitConfig) -> Suite:
         "batch_size": _batch_size(len(images)),
         "labels": labels,
         "group": config.group,
+        "parts": _given_parts(config),
     }
     environment = Environment(
         loader=FileSystemLoader(TEMPLATE.parent),
@@ -148,6 +154,16 @@ def init(config: InitConfig) -> Suite:
     lines = [*(one.line for one in found), f"pool: {len(images):,} images, {kind}, about {side} pixels a side"]
     lines += [f"model: {model} at {image_size} pixels, patch {values['patch_size']}"]
     return Suite(file, (*lines, *_warnings(found, labels, shares)))
+
+
+def _given_parts(config: InitConfig) -> dict[str, object]:
+    """The keys that say which part of files is read, those that differ from their defaults."""
+    values = {field.name: (getattr(config, field.name), field.default) for field in fields(PartKeys)}
+    return {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, (value, usual) in values.items()
+        if value != usual
+    }
 
 
 def plan(config: InitConfig) -> Plan:
@@ -168,7 +184,7 @@ def _find(task: str, config: InitConfig) -> _Found:
             f"data={data}: images without labels. A benchmark needs some with: class folders, a CSV with path,label, COCO "
             "JSON, or masks. Give these as data, and this folder as unlabelled."
         )
-    keys = AnnotationKeys(config.layout, None, config.label_column, config.group)
+    keys = AnnotationKeys(config.layout, None, config.label_column, config.group, slices=config.slices)
     annotated = entry(task).annotated_task()
     parts = annotated.labeled_splits(data, keys)
     if any(isinstance(part, MultiLabeledImages) for part in parts.values()):
@@ -178,7 +194,16 @@ def _find(task: str, config: InitConfig) -> _Found:
     train = parts["train"]
     root = str(getattr(train.images, "root", data))
     task_keys = {**({} if config.group is None else {"group": config.group}), **annotated.transfer_keys(data, keys)}
-    return _Found(task, train.images, len(train), train.classes, tuple(sorted(parts)), root, task_keys, train.min_train)
+    return _Found(
+        task,
+        read_as(train.images, config),
+        len(train),
+        train.classes,
+        tuple(sorted(parts)),
+        root,
+        task_keys,
+        train.min_train,
+    )
 
 
 def _look(images: ImageSet) -> tuple[bool, int]:

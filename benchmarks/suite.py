@@ -12,6 +12,7 @@ from typing import Any, Literal
 from ..core.config import MissingKeyError, resolve
 from ..core.config_keys import nearest, schema_defaults
 from ..core.data.classification import ClassFolderLayout
+from ..core.data.reading_keys import PartKeys
 from ..core.errors import ConfigError, MaeliftError
 from ..core.models.encoder_spec import EncoderSpec, ModelName, check_divisible, preset_spec
 from ..core.slurm import SlurmConfig
@@ -29,7 +30,7 @@ from .task_design import CLASSIFY, TaskConfig, TaskDesign, Tuning, check_distinc
 
 
 @dataclass(frozen=True)
-class SuiteData:
+class SuiteData(PartKeys):
     """What the images of a suite are used for; the parts share no image, by content."""
 
     path: str | None = None
@@ -58,6 +59,7 @@ class SuiteData:
     """largest share of broken images that is tolerated"""
 
     def __post_init__(self) -> None:
+        self.check_parts()
         if self.path is None and self.unlabelled is None:
             raise ConfigError("path", None, "labelled images, or unlabelled ones to pretrain on")
 
