@@ -121,7 +121,7 @@ class Preprocessing:
             nodata=self.nodata,
             unscale=self.unscale,
             window=self.window,
-            frame=None if self.frame == "all" else self.frame,
+            frame=self.frame if isinstance(self.frame, int) else None,
             slices=Slices(self.slice_axis, self.slice_step, self.slice_content, self.frame == "all"),
         )
 

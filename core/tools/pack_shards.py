@@ -22,6 +22,7 @@ from ..data.image_formats import ARRAY_SUFFIXES, SUFFIXES
 from ..data.images import ImageSet, opened_content
 from ..data.pixel_format import DEEP, LazyImage, Picture, PixelFormat, background_colour
 from ..data.reading_keys import PartKeys
+from ..data.slices import is_part
 from ..data.sources import find_source
 from ..data.transforms import check_channels
 from ..dry_run import Plan
@@ -303,7 +304,12 @@ def _encoded(config: PackConfig, name: str, content: bytes | None, image: LazyIm
     if encoding == "npy":
         # 0 to 255 as 16 bits: they would be read as floats of no known range.
         deep = config.value_range is None and picture.dtype == np.float32 and not np.isnan(picture).any()
-        np.save(file, np.rint(picture / DEEP).astype(np.uint16) if deep else np.ascontiguousarray(picture))
+        stored = np.rint(picture / DEEP).astype(np.uint16) if deep else np.ascontiguousarray(picture)
+        if config.encoding == "keep" and is_part(name) and deep and picture.shape[2] == 1:
+            # arrays don't count where other files of a shard are images
+            Image.fromarray(stored[:, :, 0]).save(file, "PNG")
+            return _Packed(name, ".png", file.getvalue(), reencoded=True)
+        np.save(file, stored)
         return _Packed(name, ".npy", file.getvalue(), reencoded=True)
     whole = Image.fromarray(np.ascontiguousarray(picture[:, :, 0] if picture.shape[2] == 1 else picture))
     if encoding == "jpeg":

@@ -256,7 +256,7 @@ def _mapped(values: NDArray[Any], dataset: Dataset) -> NDArray[np.uint8]:
     from pydicom.pixels import apply_color_lut
 
     try:
-        colours = apply_color_lut(values, dataset)[:, :, :3]
+        colours: NDArray[Any] = np.asarray(apply_color_lut(values, dataset))[:, :, :3]
     except Exception as error:
         raise DataError(f"its palette can't be read ({_first_line(error)})") from error
     return (colours >> 8).astype(np.uint8) if colours.dtype == np.uint16 else colours.astype(np.uint8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -362,7 +363,7 @@ def test_a_compression_that_nothing_decodes_is_named(monkeypatch: pytest.MonkeyP
 
 
 def test_without_pydicom_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "pydicom", None)
+    monkeypatch.setitem(sys.modules, "pydicom", None)
     with pytest.raises(DataError, match=r"pip install 'maelift\[dicom\]'"):
         open_dicom(b"\0" * 128 + b"DICM", PixelFormat())
     assert dicom_reader.is_dicom(b"\0" * 128 + b"DICM")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import itertools
+import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from maelift.benchmarks.data import read_suite_images
+from maelift.benchmarks.init_suite import InitConfig, init
+from maelift.benchmarks.suite import BenchConfig
 from maelift.core.data import unread
 from maelift.core.data.classification import LabelKeys
 from maelift.core.data.classification_reader import read_parts, read_splits
 from maelift.core.data.decode import decode, open_picture, upright_size
 from maelift.core.data.image_formats import SUFFIXES
-from maelift.core.data.images import opened
+from maelift.core.data.images import FileBacked, opened
 from maelift.core.data.pixel_format import PixelFormat
 from maelift.core.data.readers import volumes
 from maelift.core.data.readers.folder import find_images
@@ -27,6 +32,8 @@ from maelift.core.data.sources import find_source, find_sources
 from maelift.core.errors import DataError
 from maelift.core.models.preprocessing import Preprocessing, reading_fields
 from maelift.core.tools.check_data import DataCheckConfig, data_check
+from maelift.core.tools.pack_shards import PackConfig, pack
+from maelift.tests.core.data.readers.test_dicom import dicom
 from maelift.tests.support import TINY, framework, noise_image, run_maelift
 from numpy.typing import NDArray
 
@@ -216,7 +223,12 @@ def test_what_is_empty_is_looked_for_again_only_in_changed_files(
     first = find_images(folder)
     looked: list[str] = []
     honest = volumes.filled_slices
-    monkeypatch.setattr(volumes, "filled_slices", lambda path, slices: looked.append(path.name) or honest(path, slices))
+
+    def look(path: Path, slices: Slices) -> tuple[list[int], int]:
+        looked.append(path.name)
+        return honest(path, slices)
+
+    monkeypatch.setattr(volumes, "filled_slices", look)
     again = find_images(folder)
     assert not looked and list(again.paths) == list(first.paths)
     values = noise((4, 5, 6))
@@ -266,7 +278,7 @@ def test_a_plane_is_an_image(tmp_path: Path) -> None:
 
 def test_without_nibabel_it_is_said_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = save(tmp_path / "a.nii", noise((4, 5, 6)))
-    monkeypatch.setitem(__import__("sys").modules, "nibabel", None)
+    monkeypatch.setitem(sys.modules, "nibabel", None)
     with pytest.raises(DataError, match=r"pip install 'maelift\[nifti\]'"):
         read(path, 1)
     assert {".nii", ".nii.gz"} <= SUFFIXES
@@ -320,11 +332,45 @@ def test_the_keys_are_in_the_encoder_file_s_preprocessing() -> None:
     form = PixelFormat(window=(40, 400), frame=2, slices=Slices(1, 3, 0.25))
     whole = Preprocessing(("gray",), (0.5,), (0.5,), **reading_fields(form))
     assert "window" not in Preprocessing.default(1).to_json()
-    same = Preprocessing.from_json(__import__("json").loads(__import__("json").dumps(whole.to_json())))
+    same = Preprocessing.from_json(json.loads(json.dumps(whole.to_json())))
     assert same == whole
     assert (same.reading.window, same.reading.frame, same.reading.slices) == ((40, 400), 2, Slices(1, 3, 0.25))
     every = Preprocessing(("gray",), (0.5,), (0.5,), frame="all").reading
     assert every.frame is None and every.slices == Slices(frames=True)
+
+
+def test_shards_get_slices_as_pngs_of_16_bits_and_other_files_as_they_are(tmp_path: Path) -> None:
+    path = save(tmp_path / "data" / "a.nii.gz", noise((8, 9, 4), np.int16, -200, 900))
+    content = dicom(noise((8, 9), np.uint16, 0, 4096), BitsStored=12)
+    (tmp_path / "data" / "b.dcm").write_bytes(content)
+    done = pack(PackConfig(str(tmp_path / "data"), str(tmp_path / "shards"), window=(400, 1200), slice_step=2))
+    assert (done.images, done.reencoded, done.rejected) == (3, 2, 0)
+    images = find_source(str(tmp_path / "shards"))
+    form = PixelFormat(window=(400, 1200))
+    for number, place in ((0, 1), (1, 3)):
+        assert np.abs(opened(images, number).pixels() - read(path, place, form)).max() < 255 / 65535
+    assert images.content(2) == content and images.name(2).endswith(".dcm")
+
+
+def test_a_suite_reads_slices_by_its_window(tmp_path: Path) -> None:
+    for number in range(12):
+        save(tmp_path / "data" / "ab"[number % 2] / f"{number}.nii", noise((20, 21, 6), np.int16, 0, 900, number))
+    keys: dict[str, Any] = {"window": (400, 600), "slice_step": 3}
+    suite = init(InitConfig(str(tmp_path / "data"), out=str(tmp_path / "suite.yaml"), **keys))
+    config = BenchConfig.resolve([f"suite={suite.file}", "out=x", "data.val=0.25", "data.test=0.25"])
+    assert (config.data.window, config.data.slice_step, config.channels) == ((400, 600), 3, 1)
+    images = read_suite_images(config)
+    parts = [images.pool, *(part.images for _, part in images.classify.items())]
+    names = [part.name(index) for part in parts for index in range(len(part))]
+    assert len(names) == len(set(names)) == 24
+    index = 0
+    file = tmp_path / "data" / file_of(names[0])
+    expected = read(file, number_of(names[0]) or 0, PixelFormat(window=(400, 600)))
+    assert np.array_equal(opened(parts[0], index).pixels(), expected)
+    assert np.array_equal(np.asarray(parts[0].open(index)), expected[:, :, 0])
+    assert all(part.origin() is not None for part in parts if isinstance(part, FileBacked))
+    evaluated = {file_of(name) for part in parts[2:] for name in map(part.name, range(len(part)))}
+    assert not evaluated & {file_of(name) for part in parts[:2] for name in map(part.name, range(len(part)))}
 
 
 @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
