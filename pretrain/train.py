@@ -204,7 +204,7 @@ def _prepare(
         config.model, image_size=config.image_size, patch_size=config.patch_size, channels=source.channels
     )
     if preprocessing is None and init is not None and config.statistics == "auto":
-        preprocessing = init.preprocessing(source.channels, config.value_range)
+        preprocessing = init.preprocessing(source.channels, source.form)
     preprocessing = preprocessing or data_preprocessing(config, source)
     with seeded_rng(config.seed, "weights"):
         model = build_autoencoder(

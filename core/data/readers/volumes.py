@@ -53,7 +53,7 @@ def sliced_names(root: Path, names: Sequence[str], slices: Slices) -> StringTabl
         report(f"{root}: {empty:,} of {total:,} slices are left out, as they are empty")
     found = StringTable.of(part for name in names for part in parts.get(name, (name,)))
     if not len(found):
-        raise DataError(f"data={root}: all {total:,} slices are empty. Expected some that show something.")
+        raise DataError(f"{root}: all {total:,} slices are empty. Expected some that show something.")
     return found
 
 
