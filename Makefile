@@ -70,7 +70,7 @@ $(READY): pyproject.toml constraints.txt
 	  rm -rf .venv && "$(PYTHON)" -m venv .venv; fi
 	@touch .venv/installing
 	@echo "maelift: installing into .venv (torch included: some minutes, some GB)"
-	@.venv/bin/python -m pip install --disable-pip-version-check --retries 2 -c constraints.txt -e '.[dev,heif,transformers,parquet,peft,slurm,ray,tiff,webdataset]' || { \
+	@.venv/bin/python -m pip install --disable-pip-version-check --retries 2 -c constraints.txt -e '.[dev,heif,transformers,parquet,peft,slurm,ray,tiff,dicom,nifti,webdataset]' || { \
 	  echo "maelift: the installation failed, see above. Is the package index reachable (network, proxy), and is" \
 	    "there disk space? Then give the same command again." >&2; exit 2; }
 	@mkdir -p .venv/src && ln -sfn ../.. .venv/src/maelift

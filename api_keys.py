@@ -160,6 +160,11 @@ class TransferKeys(TypedDict, total=False):
 
     data: Text
     out: Text
+    window: Sequence[float] | None
+    frame: int | Literal["all"] | None
+    slice_axis: int | None
+    slice_step: int
+    slice_content: float
     channels: int | Sequence[int | Text] | None
     value_range: Sequence[float] | None
     nodata: float | None
@@ -208,6 +213,11 @@ class TransferKeys(TypedDict, total=False):
 class PretrainKeys(TypedDict, total=False):
     """Keys of ``maelift pretrain``."""
 
+    window: Sequence[float] | None
+    frame: int | Literal["all"] | None
+    slice_axis: int | None
+    slice_step: int
+    slice_content: float
     channels: int | Sequence[int | Text] | None
     value_range: Sequence[float] | None
     nodata: float | None
@@ -349,6 +359,11 @@ class SegmentKeys(TransferKeys, total=False):
 class BenchKeys(TypedDict, total=False):
     """Keys of ``maelift bench``."""
 
+    window: Sequence[float] | None
+    frame: int | Literal["all"] | None
+    slice_axis: int | None
+    slice_step: int
+    slice_content: float
     channels: int | Sequence[int | Text] | None
     value_range: Sequence[float] | None
     nodata: float | None

@@ -83,7 +83,8 @@ def read_suite_images(config: BenchConfig) -> SuiteImages:
         return _suite_images(pool, None, tasks, guard)
     _require_folder(data.path)
     with keys_below("data."):
-        parts = single_label_parts(data.path, LabelKeys(None, data.layout, data.label_column, data.group))
+        keys = LabelKeys(None, data.layout, data.label_column, data.group, config.slices)
+        parts = single_label_parts(data.path, keys)
         if data.cross:
             parts = _without_validation(parts, guard)
         wanted = 0 if isinstance(data.val, str) else data.val
@@ -194,7 +195,7 @@ class _UnlabeledView:
 
 def _read_unlabelled(data: SuiteData, guard: LeakageGuard, form: PixelFormat) -> _PretrainingImages:
     """The images to pretrain on that have no labels."""
-    images = find_sources(cast("str | tuple[str, ...]", data.unlabelled))
+    images = find_sources(cast("str | tuple[str, ...]", data.unlabelled), slices=form.slices)
     _, manifest = audit(images, data.broken, progress_logger("scanning the pool"), form)
     guard.report_broken("pool: ", len(manifest.rejected))
     if manifest.rejected:

@@ -22,7 +22,7 @@ from ..core.errors import ConfigError
 from ..core.models.adapt_encoder import adapt_encoder
 from ..core.models.cost import encoder_flops
 from ..core.models.encoder import Encoder
-from ..core.models.preprocessing import EIGHT_BITS, Preprocessing, band_names, channel_names
+from ..core.models.preprocessing import EIGHT_BITS, Preprocessing, band_names, channel_names, reading_fields
 from ..core.seeding import stream
 from .data import SuiteImages, count_of
 from .folds import Folds, cross_folds
@@ -337,7 +337,5 @@ class Context:
             form.value_range or EIGHT_BITS,
             stated.bits,
             background="white",
-            bands=form.bands,
-            nodata=form.nodata,
-            unscale=form.unscale,
+            **reading_fields(form),
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from statistics import median
 from typing import Literal
@@ -18,6 +18,7 @@ from ..core.data.classification import MultiLabeledImages
 from ..core.data.format_evidence import PRETRAIN
 from ..core.data.images import ImageSet, opened
 from ..core.data.pixel_format import PixelFormat
+from ..core.data.reading_keys import PartKeys
 from ..core.data.sources import find_source
 from ..core.data.task_data import AnnotationKeys
 from ..core.dry_run import Plan
@@ -30,8 +31,8 @@ from ..transfer.tasks import annotated_tasks, entry
 from .suite import BenchConfig
 from .task_design import CLASSIFY, LARGEST_DRAW
 
-AS_STORED = PixelFormat(value_range=(-1e15, 1e15))
-"""Any values, as they are in the files."""
+ANY_RANGE = (-1e15, 1e15)
+"""Of values as they are in the files."""
 LOW_BITS = 12
 """Images of 16 bits that use so few are given the range of these, as they would be nearly black in all 16."""
 TEMPLATE = Path(__file__).with_name("own_images.yaml.j2")
@@ -48,7 +49,7 @@ POOL_SHARES = (0.8, 0.65, 0.5)
 
 
 @dataclass(frozen=True)
-class InitConfig:
+class InitConfig(PartKeys):
     """Write a suite for your own images: open it, read it, then run it with maelift bench."""
 
     data: str
@@ -64,6 +65,9 @@ class InitConfig:
     """the CSV's column of labels, or [a,b,c]: its columns of 0 and 1, a class each; null: as the header says"""
     group: str | None = None
     """what stays in one part, a patient, video or flight: a column of the CSV, or a regular expression over the images' paths"""
+
+    def __post_init__(self) -> None:
+        self.check_parts()
 
 
 @dataclass(frozen=True)
@@ -120,8 +124,8 @@ def init(config: InitConfig) -> Suite:
     }
     labels = {one.task: _labels(one, shares[one.task]) for one in found}
     pool = config.unlabelled or (None if found[0].task == "classify" else found[0].root)
-    images = found[0].images if pool is None else find_source(pool)
-    look = _look(images)
+    images = found[0].images if pool is None else find_source(pool, config.slices)
+    look = _look(images, config)
     model, image_size = _model_for(look.side)
     values = {
         "data": config.data,
@@ -139,6 +143,7 @@ def init(config: InitConfig) -> Suite:
         "batch_size": _batch_size(len(images)),
         "labels": labels,
         "group": config.group,
+        "parts": _given_parts(config),
     }
     environment = Environment(
         loader=FileSystemLoader(TEMPLATE.parent),
@@ -160,6 +165,16 @@ def init(config: InitConfig) -> Suite:
     return Suite(file, (*lines, *_warnings(found, labels, shares)))
 
 
+def _given_parts(config: InitConfig) -> dict[str, object]:
+    """The keys that say which part of files is read, those that differ from their defaults."""
+    values = {field.name: (getattr(config, field.name), field.default) for field in fields(PartKeys)}
+    return {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, (value, usual) in values.items()
+        if value != usual
+    }
+
+
 def plan(config: InitConfig) -> Plan:
     """What ``init`` would read."""
     return Plan((("data", config.data), ("as", ", ".join(_tasks(config))), ("suite", config.out)))
@@ -178,7 +193,7 @@ def _find(task: str, config: InitConfig) -> _Found:
             f"data={data}: images without labels. A benchmark needs some with: class folders, a CSV with path,label, COCO "
             "JSON, or masks. Give these as data, and this folder as unlabelled."
         )
-    keys = AnnotationKeys(config.layout, None, config.label_column, config.group)
+    keys = AnnotationKeys(config.layout, None, config.label_column, config.group, slices=config.slices)
     annotated = entry(task).annotated_task()
     parts = annotated.labeled_splits(data, keys)
     if any(isinstance(part, MultiLabeledImages) for part in parts.values()):
@@ -188,7 +203,16 @@ def _find(task: str, config: InitConfig) -> _Found:
     train = parts["train"]
     root = str(getattr(train.images, "root", data))
     task_keys = {**({} if config.group is None else {"group": config.group}), **annotated.transfer_keys(data, keys)}
-    return _Found(task, train.images, len(train), train.classes, tuple(sorted(parts)), root, task_keys, train.min_train)
+    return _Found(
+        task,
+        train.images,
+        len(train),
+        train.classes,
+        tuple(sorted(parts)),
+        root,
+        task_keys,
+        train.min_train,
+    )
 
 
 @dataclass(frozen=True)
@@ -212,12 +236,13 @@ class _FirstImages:
         )
 
 
-def _look(images: ImageSet) -> _FirstImages:
-    """Open the first images; those of gray and of colour together count as colour."""
+def _look(images: ImageSet, keys: PartKeys) -> _FirstImages:
+    """Open the first images, with a window where there is one; those of gray and of colour together count as colour."""
+    form = keys.with_parts(PixelFormat(value_range=None if keys.window else ANY_RANGE))
     found, names, ends = [], set(), []
     for number in range(min(SIZED_IMAGES, len(images))):
         try:
-            picture = opened(images, number, AS_STORED)
+            picture = opened(images, number, form)
             pixels = picture.pixels()
         except DataError:
             continue
@@ -230,7 +255,12 @@ def _look(images: ImageSet) -> _FirstImages:
     channels = common_channels(channels for channels, _ in found)
     stated = names.pop() if len(names) == 1 else ()
     named = stated if channels not in (1, 3) and len(stated) == channels else ()
-    return _FirstImages(channels, int(median(side for _, side in found)), named, _value_range(images, ends))
+    return _FirstImages(
+        channels,
+        int(median(side for _, side in found)),
+        named,
+        _value_range(images, ends) if keys.window is None else None,
+    )
 
 
 def _value_range(images: ImageSet, ends: Sequence[tuple[float, float]]) -> tuple[float, float] | None:

@@ -24,7 +24,7 @@ from ..core.data.transforms import fit_and_crop, to_array
 from ..core.distributed import Ranks
 from ..core.errors import ConfigError, DataError
 from ..core.models.encoder_spec import preset_spec
-from ..core.models.preprocessing import Preprocessing, band_names, channel_names
+from ..core.models.preprocessing import Preprocessing, band_names, channel_names, reading_fields
 from ..core.progress import duration, progress_logger
 from ..core.seeding import stream
 from .config import PretrainConfig
@@ -87,9 +87,9 @@ def find_pool(config: PretrainConfig, ranks: Ranks) -> ImageSet:
     The main process goes first, so that the others find a long list cached.
     """
     if ranks.world_size == 1:
-        return find_sources(config.data, config.reindex)
-    ranks.broadcast(lambda: len(find_sources(config.data, config.reindex)))
-    images = find_sources(config.data)
+        return find_sources(config.data, config.reindex, config.slices)
+    ranks.broadcast(lambda: len(find_sources(config.data, config.reindex, config.slices)))
+    images = find_sources(config.data, slices=config.slices)
     found = f"{len(images)} {images.listed().digest if isinstance(images, FileBacked) else ''}"
     if len(set(ranks.all_gather([found]))) > 1:
         raise DataError(
@@ -168,7 +168,7 @@ def _scan_sample(
 
 
 def data_preprocessing(config: PretrainConfig, source: Source) -> Preprocessing:
-    usual_range = config.value_range in (None, (0.0, 255.0))
+    usual_range = config.value_range in (None, (0.0, 255.0)) and config.window is None
     if config.statistics == "imagenet" or (config.statistics == "auto" and source.channels == 3 and usual_range):
         usual = Preprocessing.default(source.channels)
     else:
@@ -176,9 +176,7 @@ def data_preprocessing(config: PretrainConfig, source: Source) -> Preprocessing:
     return replace(
         usual,
         channel_names=source.stated.names or band_names(source.form.bands) or usual.channel_names,
-        bands=source.form.bands,
-        nodata=source.form.nodata,
-        unscale=source.form.unscale,
+        **reading_fields(source.form),
         value_range=config.value_range or usual.value_range,
         bit_depth=source.manifest.bits,
         background=config.background,

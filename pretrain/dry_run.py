@@ -40,7 +40,7 @@ LOADED = 24
 
 def plan(config: PretrainConfig) -> Plan:
     """What ``pretrain`` would do and roughly cost; writes nothing and opens only a few images."""
-    images = find_sources(config.data)
+    images = find_sources(config.data, slices=config.slices)
     on_slurm = config.launch == "slurm"
     check_split(config, len(images), config.slurm.processes if on_slurm else 1)
     channels = config.channel_count or 3

@@ -10,13 +10,14 @@ from torch import Tensor
 
 from ..adapters.pretrained import read_pretrained
 from ..adapters.published import TIMM, timm_name
+from ..core.data.pixel_format import PixelFormat
 from ..core.errors import CheckpointError, ConfigError, show
 from ..core.models.adapt_encoder import adapt_output_channels, adapt_state, check_architecture, is_bgr, to_rgb
 from ..core.models.contract import content_hash
 from ..core.models.decoder_file import DECODER_FILE, read_decoder
 from ..core.models.encoder_file import EncoderFile
 from ..core.models.encoder_spec import preset_spec
-from ..core.models.preprocessing import Preprocessing
+from ..core.models.preprocessing import Preprocessing, reading_fields
 from ..core.models.tensor_files import read_tensors
 from ..core.models.weight_files import read_json, weights_file
 from ..core.models.weight_names import from_transformers_names
@@ -58,18 +59,19 @@ class InitWeights:
             return self.source
         return f"{public_name(self.source)} ({self.file.provenance.method}, sha256 {self.file.content_hash[:12]})"
 
-    def preprocessing(self, channels: int, value_range: tuple[float, float] | None) -> Preprocessing | None:
-        """Their preprocessing; None if the images have other channels, or another value range is given.
+    def preprocessing(self, channels: int, form: PixelFormat) -> Preprocessing | None:
+        """Their preprocessing, of images read in a form; None if these have other channels, or another range or window is given.
 
         Raises ConfigError for images of 8 bits where the weights were trained on others.
         """
+        value_range, window = form.value_range, form.window
         own = self.file.encoder.preprocessing
-        if value_range is None and own.value_range != (0.0, 255.0):
+        if value_range is None and window is None and own.value_range != (0.0, 255.0):
             low, high = own.value_range
             expected = f"[{low:g},{high:g}], the values that init={self.source} was trained on"
             raise ConfigError("value_range", None, expected, "Or give statistics=data, to use it for others.")
-        same = self.file.encoder.spec.channels == channels and value_range in (None, own.value_range)
-        return own if same else None
+        same = (self.file.encoder.spec.channels, own.window) == (channels, window)
+        return replace(own, **reading_fields(form)) if same and value_range in (None, own.value_range) else None
 
 
 def read_init_weights(config: PretrainConfig) -> InitWeights | None:

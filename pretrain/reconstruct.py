@@ -21,7 +21,8 @@ from ..core.data.composite import UNKNOWN, shown_channels
 from ..core.data.decode import image_file
 from ..core.data.image_formats import SUFFIXES
 from ..core.data.images import ImageSet, opened
-from ..core.data.readers.folder import FolderImages, find_images
+from ..core.data.readers.folder import FolderImages, find_images, is_sliced
+from ..core.data.slices import Slices
 from ..core.data.transforms import resized_around_gaps, to_array
 from ..core.device import choose_device
 from ..core.dry_run import Plan
@@ -103,7 +104,7 @@ def reconstruct(config: ReconstructConfig) -> ReconstructResult:
     """
     device = choose_device(config.device)
     model = load_autoencoder(config.encoder).to(device).eval()
-    images = _images(config)
+    images = _images(config, model.preprocessing.reading.slices)
     masks = None if config.mask is None else _Masks(Path(config.mask))
     if masks is None:
         config.masking.check_grid(model.spec.grid)
@@ -147,7 +148,7 @@ def reconstruct(config: ReconstructConfig) -> ReconstructResult:
 def plan(config: ReconstructConfig) -> Plan:
     """The dry run of ``reconstruct``: what it would do; writes nothing."""
     model = load_autoencoder(config.encoder)
-    images = _images(config)
+    images = _images(config, model.preprocessing.reading.slices)
     hidden = f"where {config.mask} is white"
     if config.mask is None:
         config.masking.check_grid(model.spec.grid)
@@ -292,11 +293,11 @@ class _Masks:
         return np.asarray(scaled, dtype=bool)
 
 
-def _images(config: ReconstructConfig) -> ImageSet:
+def _images(config: ReconstructConfig, slices: Slices) -> ImageSet:
     path = Path(config.images)
-    if path.is_file() and path.suffix.lower() in SUFFIXES:
+    if path.is_file() and path.suffix.lower() in SUFFIXES and not is_sliced(path, slices):
         return FolderImages(path.parent, (path.name,))
-    return find_images(path, "images")
+    return find_images(path, "images", slices)
 
 
 def _file_names(images: ImageSet) -> list[str]:

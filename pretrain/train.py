@@ -87,7 +87,7 @@ def pretrain_or_submit(config: PretrainConfig) -> PretrainResult | SubmittedJob:
     """The command: ``pretrain`` here, or with launch=slurm as a SLURM job."""
     if config.launch == "here":
         return pretrain(config)
-    check_split(config, len(find_sources(config.data)), config.slurm.processes)
+    check_split(config, len(find_sources(config.data, slices=config.slices)), config.slurm.processes)
     keys = {
         **to_dict(config),
         "launch": "here",
@@ -204,7 +204,7 @@ def _prepare(
         config.model, image_size=config.image_size, patch_size=config.patch_size, channels=source.channels
     )
     if preprocessing is None and init is not None and config.statistics == "auto":
-        preprocessing = init.preprocessing(source.channels, config.value_range)
+        preprocessing = init.preprocessing(source.channels, source.form)
     preprocessing = preprocessing or data_preprocessing(config, source)
     with seeded_rng(config.seed, "weights"):
         model = build_autoencoder(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 from ..adapters.pretrained import read_pretrained
 from ..core.data.channel_statistics import channel_statistics
@@ -15,7 +15,7 @@ from ..core.models.adapt_encoder import adapt_encoder, is_bgr, to_rgb
 from ..core.models.encoder import Encoder
 from ..core.models.encoder_file import EncoderFile
 from ..core.models.encoder_spec import EncoderSpec, ModelName, check_divisible, preset_spec
-from ..core.models.preprocessing import EIGHT_BITS, Preprocessing, band_names, channel_names
+from ..core.models.preprocessing import EIGHT_BITS, Preprocessing, band_names, channel_names, reading_fields
 from ..core.seeding import seeded_rng
 
 Init = Literal["encoder", "supervised", "scratch"]
@@ -91,7 +91,8 @@ def init_encoder(
     )
     check_divisible(spec.image_size, spec.patch_size)
     form, before = init_form(start, source), encoder.preprocessing
-    other_images = spec.channels != encoder.spec.channels or form.value_range != before.reading.value_range
+    same_values = (form.value_range, form.window) == (before.reading.value_range, before.window)
+    other_images = spec.channels != encoder.spec.channels or not same_values
     stated = StatedValues.of(images, form)
     form, names = stated.stated_in(form), _names(stated, form, spec.channels)
     if spec != encoder.spec:
@@ -125,7 +126,7 @@ def _new_encoder(start: EncoderInit, images: ImageSet, gray: bool) -> Encoder:
     stated = StatedValues.of(images, form)
     form, names = stated.stated_in(form), _names(stated, form, channels)
     usual = replace(Preprocessing.default(channels), background=init_background(start, None), **reading_fields(form))
-    if channels != 3 or form.value_range is not None:
+    if channels != 3 or form.value_range is not None or form.window is not None:
         usual = _measured(form, usual, images, names, stated.bits, start.seed)
     return fresh_encoder(spec, usual, start.seed)
 
@@ -134,11 +135,6 @@ def _names(stated: StatedValues, form: PixelFormat, channels: int) -> tuple[str,
     """What channels are called: by the files, by the choice of them, or as usual."""
     names = stated.names or band_names(form.bands)
     return names if len(names) == channels else channel_names(channels)
-
-
-def reading_fields(form: PixelFormat) -> dict[str, Any]:
-    """What of a form stands in a preprocessing, besides range and background."""
-    return {"bands": form.bands, "nodata": form.nodata, "unscale": form.unscale}
 
 
 def _measured(

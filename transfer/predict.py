@@ -65,7 +65,7 @@ def predict(config: PredictConfig) -> PredictResult:
     device = choose_device(config.device)
     file = read_model(config.model)
     model = build_model(file).to(device)
-    images = find_images(config.images, "images")
+    images = find_images(config.images, "images", file.preprocessing.reading.slices)
     out = Path(config.out or task_entry(file).out)
     writer = _writer(file, config, images)
     writer.check(out)
@@ -105,7 +105,7 @@ def predict(config: PredictConfig) -> PredictResult:
 def plan(config: PredictConfig) -> Plan:
     """What ``predict`` would do; writes nothing."""
     file = read_model(config.model)
-    count = len(find_images(config.images, "images"))
+    count = len(find_images(config.images, "images", file.preprocessing.reading.slices))
     out = Path(config.out or task_entry(file).out)
     drawn = (("pictures", str(pictures_folder(out))),) if config.draw else ()
     return Plan(

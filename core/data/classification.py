@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ..errors import DataError
 from .images import ImageSet
+from .slices import EVERY_SLICE, Slices
 from .splits import (
     Strata,
     rarest_first_order,
@@ -28,13 +29,14 @@ class LabelKeys:
 
     ``multi_label``: images have any number of classes each, or one; ``layout``: class_folders where every folder is a class,
     whatever its name, auto raises for folders that may mean something else (``dataset_format``); ``label_column``: a table's
-    column of labels, or its columns of 0 and 1; ``group``: what must stay in one split.
+    column of labels, or its columns of 0 and 1; ``group``: what must stay in one split; ``slices``: which of volumes are images.
     """
 
     multi_label: bool | None = None
     layout: ClassFolderLayout = "auto"
     label_column: str | tuple[str, ...] | None = None
     group: str | None = None
+    slices: Slices = EVERY_SLICE
 
 
 @dataclass(frozen=True)

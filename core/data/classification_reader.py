@@ -25,9 +25,10 @@ from .images import ImageSet
 from .label_table import TABLE_SUFFIXES, LabeledFile, read_label_table
 from .labeled_dataset import Splits
 from .missing_splits import draw_missing_splits
-from .readers.folder import FolderImages, find_images, report_unused
+from .readers.folder import FolderImages, find_images, report_unused, with_slices
 from .readers.mnist_idx import ArrayImages, idx_file, idx_images, read_idx
 from .readers.tar_shards import find_shards, read_shards
+from .slices import Slices, file_of
 from .table_paths import names_differing_in_case_only
 
 logger = logging.getLogger("maelift")
@@ -107,11 +108,11 @@ def read_parts(data: str | Path, keys: LabelKeys = AS_FOUND) -> Mapping[str, Cla
         return parts
     if idx_file(folder, "train", "labels") is not None:
         return _read_idx_splits(folder)
-    return _read_folder_splits(folder, keys.layout)
+    return _read_folder_splits(folder, keys.layout, keys.slices)
 
 
-def _read_folder_splits(data: Path, layout: ClassFolderLayout) -> dict[str, LabeledImages]:
-    found = find_images(data)
+def _read_folder_splits(data: Path, layout: ClassFolderLayout, slices: Slices) -> dict[str, LabeledImages]:
+    found = find_images(data, slices=slices)
     if not isinstance(found, FolderImages):
         raise DataError(
             f"data={data}: idx images without their labels file. Expected train-labels-idx1-ubyte in the same folder."
@@ -128,7 +129,9 @@ def _read_folder_splits(data: Path, layout: ClassFolderLayout) -> dict[str, Labe
         logger.warning("data=%s: %s/ is left out: %s", data, folder, why)
     splits = {split: data / folder for split, folder in classes.splits.items()}
     inside = {split: _names_within(names, folder, classes) for split, folder in classes.splits.items()}
-    parts = {split: _read_class_folders(folder, inside[split]) for split, folder in splits.items()}
+    parts = {
+        split: _read_class_folders(replace(found, root=folder, paths=inside[split])) for split, folder in splits.items()
+    }
     known = parts.get("train", next(iter(parts.values()))).classes
     for split, labeled in parts.items():
         strange = sorted(set(labeled.classes) - set(known))
@@ -164,7 +167,8 @@ def _names_within(names: Sequence[str], folder: str, layout: ClassLayout) -> tup
     return tuple(name for name in names if name.split("/", 1)[0] not in others)
 
 
-def _read_class_folders(root: Path, paths: Sequence[str]) -> LabeledImages:
+def _read_class_folders(images: FolderImages) -> LabeledImages:
+    root, paths = images.root, images.paths
     loose = [name for name in paths if "/" not in name]
     if loose:
         raise DataError(
@@ -175,15 +179,18 @@ def _read_class_folders(root: Path, paths: Sequence[str]) -> LabeledImages:
     classes = tuple(sorted(set(names)))
     _check_class_names(f"data={root}", classes)
     number = {name: index for index, name in enumerate(classes)}
-    return LabeledImages(FolderImages(root, tuple(paths)), tuple(number[name] for name in names), classes)
+    return LabeledImages(images, tuple(number[name] for name in names), classes)
 
 
 def _read_table(path: Path, keys: LabelKeys) -> Mapping[str, ClassImages]:
     table = read_label_table(path, keys.multi_label, keys.label_column, keys.group)
     parts: dict[str, list[LabeledFile]] = defaultdict(list)
-    for file in table.files:
-        parts[file.split].append(file)
-    images = {split: FolderImages(path.parent, tuple(file.path for file in files)) for split, files in parts.items()}
+    known = {file.path: file for file in table.files}
+    listed = with_slices(FolderImages(path.parent, tuple(known)), keys.slices)
+    for name in listed.paths:
+        file = known[file_of(name)]
+        parts[file.split].append(replace(file, path=name))
+    images = {split: replace(listed, paths=tuple(file.path for file in files)) for split, files in parts.items()}
     labels = {split: [file.labels for file in files] for split, files in parts.items()}
     groups = {split: tuple(file.group for file in files) for split, files in parts.items()} if table.grouped else {}
     found = _class_images(str(path), images, labels, table.several, table.classes)

@@ -22,6 +22,7 @@ from .format_evidence import FORMATS, FormatEvidence
 from .image_formats import ARRAY_SUFFIXES, SUFFIXES
 from .mask_names import mask_names
 from .readers.tar_shards import LABEL_SUFFIXES, find_shards
+from .unread import kind_of
 
 _MASK_SUFFIX = re.compile(
     r"(?i)[-_. ]?(mask|masks|label|labels|labelids|labeltrainids|gt|seg|segmentation|annotation)$"
@@ -306,7 +307,7 @@ def _files(folder: Path, suffixes: Iterable[str]) -> list[Path]:
 
 
 def _has_images(folder: Path) -> bool:
-    return any(PurePosixPath(name).suffix.lower() in SUFFIXES | ARRAY_SUFFIXES for name in list_files(folder))
+    return any(kind_of(name) in SUFFIXES | ARRAY_SUFFIXES for name in list_files(folder))
 
 
 def _stem(name: str) -> str:

@@ -16,9 +16,11 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from ..errors import DataError, MaeliftError
 from ..files import open_regular, read_regular
 from .decode_deep import (
+    ARCHIVE_START,
     ARRAY_START,
     is_deep_ppm,
     open_array,
+    open_array_archive,
     open_deep_png,
     open_deep_ppm,
 )
@@ -38,7 +40,10 @@ from .pixel_format import (
     scaled_values,
 )
 from .pixel_limit import TOO_MANY_PIXELS, max_pixels
+from .readers.dicom import is_dicom, open_dicom
 from .readers.tiff import TIFF_STARTS, exceeds_pil, open_tiff
+from .readers.volumes import open_part
+from .slices import is_dicom_name, is_part, is_volume, number_of
 from .transforms import check_channels
 
 
@@ -87,9 +92,13 @@ def open_picture(path: Path, content: bytes | None = None, form: PixelFormat = A
     channels than PIL knows, or of floats, need tifffile. Raises DataError with the reason for a file that can't be read, or
     not as ``form`` asks.
     """
+    data = content or b""
     with _reasons(path, content):
-        data = read_regular(path) if content is None else content
-        opened = open_array(data, form) if data.startswith(ARRAY_START) else _open_image(path, data, form)
+        if content is None and is_part(str(path)):
+            opened = open_part(path, form)
+        else:
+            data = read_regular(path) if content is None else content
+            opened = _open_content(path, data, form)
 
     def decode_named(reduction: int) -> Picture:
         with _reasons(path, data):
@@ -100,6 +109,22 @@ def open_picture(path: Path, content: bytes | None = None, form: PixelFormat = A
             return picture
 
     return replace(opened, decode=decode_named)
+
+
+def _open_content(path: Path, content: bytes, form: PixelFormat) -> LazyImage:
+    """Open a file by what it begins with; DICOM files without a preamble, and archives of arrays, by their names too."""
+    if content.startswith(ARRAY_START):
+        return open_array(content, form)
+    if content.startswith(ARCHIVE_START) and path.suffix.lower() == ".npz":
+        return open_array_archive(content, form)
+    if is_dicom(content):
+        return open_dicom(content, form, number_of(str(path)))
+    try:
+        return _open_image(path, content, form)
+    except UnidentifiedImageError:
+        if content and is_dicom_name(str(path)):
+            return open_dicom(content, form, number_of(str(path)))
+        raise
 
 
 def open_values(values: Image.Image | Picture, form: PixelFormat = ANY_FORMAT) -> LazyImage:
@@ -168,7 +193,8 @@ def _reasons(path: Path, content: bytes | None) -> Iterator[None]:
     except OSError as error:
         raise DataError(f"{path}: {error.strerror.lower() if error.strerror else error}") from error
     except Exception as error:  # of a broken file, decoders raise anything: struct.error, KeyError, zlib.error, ...
-        raise DataError(f"{path}: {error or type(error).__name__}") from error
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise DataError(f"{path}: {reason}") from error
 
 
 def _open_image(path: Path, content: bytes, form: PixelFormat) -> LazyImage:
@@ -232,8 +258,16 @@ def _notes(file: Image.Image, path: Path, form: PixelFormat) -> Iterator[str]:
 
 def upright_size(path: Path) -> tuple[int, int]:
     """(height, width) of an image file once it is upright, from its header; raises DataError."""
-    with _reasons(path, None), image_file(path) as file:
-        return upright_shape(file)
+    with _reasons(path, None):
+        if is_volume(path.name):
+            raise DataError("a volume, of which boxes and masks can't be read; save its slices as files")
+        try:
+            with image_file(path) as file:
+                return upright_shape(file)
+        except UnidentifiedImageError:
+            if not is_dicom_name(path.name):
+                raise
+            return _open_content(path, read_regular(path), ANY_FORMAT).size
 
 
 def _open_jpeg(content: bytes, file: Image.Image, form: PixelFormat, notes: tuple[str, ...]) -> LazyImage:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import math
+import zipfile
+import zlib
 from typing import Any, cast
 
 import numpy as np
@@ -15,6 +17,8 @@ from .pixel_format import LazyImage, Picture, PixelFormat, composited, scaled_va
 from .pixel_limit import check_value_count
 
 ARRAY_START = b"\x93NUMPY"
+
+ARCHIVE_START = b"PK\x03\x04"
 
 
 def is_deep_ppm(file: Image.Image) -> bool:
@@ -86,3 +90,20 @@ def open_array(content: bytes, form: PixelFormat) -> LazyImage:
         return scaled_values(values if values.ndim == 3 else values[:, :, None], form)
 
     return LazyImage((shape[0], shape[1]), min(32, 8 * dtype.itemsize), (), load)
+
+
+def open_array_archive(content: bytes, form: PixelFormat) -> LazyImage:
+    """A ``.npz`` file with one array (H, W) or (H, W, C); raises DataError for several, which it names."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            members = archive.infolist()
+            if len(members) != 1:
+                named = ", ".join(member.filename.removesuffix(".npy") for member in members[:5]) or "none"
+                more = f" and {len(members) - 5} more" if len(members) > 5 else ""
+                raise DataError(f"{len(members)} arrays ({named}{more}); expected one: save each image as a file")
+            check_value_count(members[0].file_size)
+            with archive.open(members[0]) as file:
+                array = file.read(members[0].file_size + 1)
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, OSError, EOFError) as error:
+        raise DataError(f"an archive of arrays that can't be read: damaged, or cut off ({error})") from error
+    return open_array(array, form)

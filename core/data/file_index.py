@@ -319,7 +319,7 @@ def _stat(path: Path) -> tuple[int, int] | None:
 
 
 def _suffix(name: str) -> str:
-    return os.path.splitext(name)[1].lower()
+    return kind_of(name)
 
 
 def _stamps(rows: Sequence[tuple[int, ...]]) -> NDArray[np.int64]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from ..errors import DataError
 from .image_formats import SUFFIXES
+from .unread import kind_of
 
 SPLIT_NAMES: Mapping[str, tuple[str, ...]] = {
     "train": ("train", "training", "trn"),
@@ -88,4 +89,4 @@ def subfolders(folder: Path) -> dict[str, Path]:
 
 def is_image_name(name: str) -> bool:
     """Whether a path has the suffix of an image file."""
-    return PurePosixPath(name.replace("\\", "/")).suffix.lower() in SUFFIXES
+    return kind_of(name.replace("\\", "/")) in SUFFIXES

@@ -9,6 +9,7 @@ from PIL import Image
 
 from ..errors import DataError
 from ..files import open_regular
+from .slices import DICOM_SUFFIXES, VOLUME_SUFFIXES
 
 Image.init()  # all of Pillow's formats, not the usual five alone
 
@@ -27,14 +28,18 @@ HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b
 """What the type of a HEIF file is called in its first bytes; AVIF, which Pillow reads, is mif1 seldom."""
 
 HEIF_INSTALLED = importlib.util.find_spec("pillow_heif") is not None
+DICOM_INSTALLED = importlib.util.find_spec("pydicom") is not None
+NIFTI_INSTALLED = importlib.util.find_spec("nibabel") is not None
 
 SUFFIXES = frozenset(
     {suffix for suffix, kind in Image.registered_extensions().items() if kind in (*FORMATS, "MPO")} - AMBIGUOUS
     | (HEIF_SUFFIXES if HEIF_INSTALLED else set())
+    | (DICOM_SUFFIXES if DICOM_INSTALLED else set())
+    | (VOLUME_SUFFIXES if NIFTI_INSTALLED else set())
 )
-"""Names of image files, in lower case: those of what Pillow reads."""
+"""Names of image files, in lower case: those of what Pillow reads, of DICOM and of NIfTI volumes, whose slices are images."""
 
-ARRAY_SUFFIXES = frozenset({".npy"})
+ARRAY_SUFFIXES = frozenset({".npy", ".npz"})
 """Names of files with an array (H, W) or (H, W, C); many lie beside images and are none, so they count as images where no file
 of ``SUFFIXES`` is."""
 
@@ -47,9 +52,11 @@ _READERS = (
     (".dng .cr2 .cr3 .nef .nrw .arw .orf .rw2 .raf .pef .srw .3fr .iiq", "raw photos: develop to JPEG or TIFF"),
     (".svg .svgz .eps .ps .ai .pdf .wmf .emf .djvu", "drawings and documents: render to PNG"),
     (".mp4 .mov .m4v .avi .mkv .webm .mpg .mpeg .wmv", "videos: extract frames, with ffmpeg for example"),
-    (".dcm .dicom .nii .nrrd .mha .mhd .svs .ndpi .czi .lif .fits .fit", "convert to PNG, TIFF or .npy"),
-    (".npz .mat .h5 .hdf .hdf5 .pkl .pt .zarr", "save each image as PNG, TIFF or .npy"),
-    (".npy", "arrays are read where no image file lies beside them"),
+    (".dcm .dicom", "pip install 'maelift[dicom]'"),
+    (".nii .nii.gz", "pip install 'maelift[nifti]'"),
+    (".nrrd .mha .mhd .svs .ndpi .czi .lif .fits .fit", "convert to PNG, TIFF or .npy"),
+    (".mat .h5 .hdf .hdf5 .pkl .pt .zarr", "save each image as PNG, TIFF or .npy"),
+    (".npy .npz", "arrays are read where no image file lies beside them"),
     (".zip .7z .rar .gz .tgz .bz2 .xz", "unpack it"),
     (" ".join(sorted(AMBIGUOUS)), "if these are images, convert to PNG"),
 )
@@ -69,7 +76,9 @@ HEAD = 512
 
 def kinds() -> str:
     """The kinds of image files that are read, in words."""
-    return "jpg, png, webp, tif, bmp, gif, jp2, avif" + (", heic" if HEIF_INSTALLED else "") + " and others of Pillow's"
+    installed = ((HEIF_INSTALLED, ", heic"), (DICOM_INSTALLED, ", dcm"), (NIFTI_INSTALLED, ", nii"))
+    more = "".join(word for there, word in installed if there)
+    return f"jpg, png, webp, tif, bmp, gif, jp2, avif{more} and others of Pillow's"
 
 
 _KNOWN_STARTS = (

@@ -52,6 +52,15 @@ class Sized(Protocol):
         ...
 
 
+@runtime_checkable
+class OpensParts(Protocol):
+    """Images of which some are parts of files: slices of volumes."""
+
+    def open_part(self, index: int, form: PixelFormat) -> LazyImage | None:
+        """A part, before it is decoded; None for an image that is a file of its own. Raises DataError."""
+        ...
+
+
 def as_image(
     image: str | Path | Image.Image | NDArray[np.generic], form: PixelFormat = PLAIN_FORMAT
 ) -> Image.Image | Picture:
@@ -113,13 +122,19 @@ def opened(images: ImageSet, index: int, form: PixelFormat = ANY_FORMAT) -> Lazy
 def opened_content(images: ImageSet, index: int, content: bytes | None, form: PixelFormat = ANY_FORMAT) -> LazyImage:
     """As ``opened``, of ``content`` that has been read."""
     name = images.name(index)
-    found = open_values(images.open(index, form), form) if content is None else open_picture(Path(name), content, form)
+    found = open_picture(Path(name), content, form) if content is not None else _without_content(images, index, form)
     if isinstance(images, Sized):
         images.check_size(index, found.size)
     if min(found.size) < 2 and not form.plain:
         height, width = found.size
         raise DataError(f"{name}: {width}×{height} px, too small to show anything")
     return found
+
+
+def _without_content(images: ImageSet, index: int, form: PixelFormat) -> LazyImage:
+    """An image that is no file: a part of one, or of an array."""
+    part = images.open_part(index, form) if isinstance(images, OpensParts) else None
+    return part or open_values(images.open(index, form), form)
 
 
 @runtime_checkable

@@ -18,6 +18,7 @@ from .groups import check_groups, groups_of
 from .image_scan import scan_images
 from .labeled_dataset import Images, LabeledDataset, Splits, min_train_text
 from .pixel_format import PixelFormat
+from .slices import files_of_slices
 from .splits import MIN_CLUSTERS, Strata, cluster, rare_classes, stratified_draw, stratified_folds
 
 logger = logging.getLogger("maelift")
@@ -76,9 +77,9 @@ def draw_missing_splits(
     """Three splits: those that the data has, and missing ones drawn from the training images (``splits``).
 
     ``val`` and ``test`` are counts or shares of the training images, drawn by ``seed`` and stratified by class. Training
-    images with equal ``contents`` and those of one ``group`` (``groups_of``) stay in one split. With ``folds`` the test
-    images are fold number ``fold`` of so many. Raises DataError when there are no training images, or too few to draw
-    from, and for a group that is in two of the splits that the data has.
+    images with equal ``contents``, those of one ``group`` (``groups_of``) and slices of one volume stay in one split. With
+    ``folds`` the test images are fold number ``fold`` of so many. Raises DataError when there are no training images,
+    or too few to draw from, and for a group that is in two of the splits that the data has.
     """
     drawn = _draw_indices(parts, data, val, test, seed, contents, group, folds, fold)
     complete = {name: part for name, part in parts.items() if name not in drawn}
@@ -110,6 +111,8 @@ def _draw_indices(
         return {}
     keys = [] if contents is None else [contents]
     keys += [] if group is None else [groups_of(train, group)]
+    slices = files_of_slices([train.images.name(index) for index in range(len(train))])
+    keys += [] if slices is None else [slices]
     clusters = cluster(len(train), keys) if keys else np.arange(len(train))
     if clusters.max(initial=-1) < len(missing):
         raise DataError(

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageColor
 
 from ..errors import ConfigError, DataError
+from .slices import EVERY_SLICE, Slices
 
 Picture = NDArray[np.generic]
 """Pixels (H, W, C), upright: uint8, or float32 for what has more than 8 bits."""
@@ -42,7 +43,9 @@ class PixelFormat:
     size, of gray or colour only where ``channels`` doesn't say another number, as transfer and prediction take them.
     ``bands``: which of the file's channels are taken, in this order, by number from 1 or by name; None: all. ``nodata``: the
     stored value of pixels without one, besides NaN and what a file itself states; images of which a larger share than
-    ``max_nodata`` has no value are refused. ``unscale``: apply the scale and offset that a file states.
+    ``max_nodata`` has no value are refused. ``unscale``: apply the scale and offset that a file states. ``window``: (centre,
+    width) of the values of more than 8 bits that become 0 to 255, in place of a value range. ``frame``: which frame of a DICOM
+    file, from 1. ``slices``: which slices of volumes are images.
     """
 
     channels: int | None = None
@@ -53,6 +56,9 @@ class PixelFormat:
     nodata: float | None = None
     max_nodata: float = 1.0
     unscale: bool = False
+    window: tuple[float, float] | None = None
+    frame: int | None = None
+    slices: Slices = EVERY_SLICE
 
     def keeps(self, stored: int) -> bool:
         """Whether so many stored channels are taken as they are, so that none of them is transparency."""
@@ -71,7 +77,8 @@ class LazyImage:
     ``size``: (height, width), upright; ``bits`` of a value: 8, 16, or 32 for floats; ``notes``: what is unusual about the
     file and how it is read all the same; ``decoded_notes``: the same of its pixels, once they are decoded; ``turned``: it is
     stored in another orientation than it is shown in, as EXIF says. ``channel_names``: of all its channels, where the file names
-    them; ``nodata``: the stored value of pixels without one, where the file states it.
+    them; ``nodata``: the stored value of pixels without one, where the file states it. ``scale``: what stored values are
+    multiplied by; None: 16 bits by ``DEEP``, others by 1.
     """
 
     size: tuple[int, int]
@@ -82,6 +89,7 @@ class LazyImage:
     turned: bool = False
     channel_names: tuple[str, ...] = ()
     nodata: float | None = None
+    scale: float | None = None
 
     def pixels(self, reduction: int = 1) -> Picture:
         """Decode it; a JPEG in colour or gray at 1/``reduction`` (1, 2, 4 or 8) of its size. Raises DataError."""
@@ -177,13 +185,33 @@ def _scaled(array: Picture, form: PixelFormat) -> Picture:
     if array.dtype == np.bool_:
         white: NDArray[np.uint8] = array.astype(np.uint8) * np.uint8(255)
         return white
+    if form.window is not None:
+        return windowed(array, form.window)
     if form.value_range is not None:
         return array.astype(np.float32)
     if array.dtype == np.uint16:
         scaled: NDArray[np.float32] = array.astype(np.float32) * DEEP
         return scaled
     kind = "floating-point" if array.dtype.kind == "f" else str(array.dtype)
-    raise DataError(f"{kind} pixels have no known range; give value_range=[lowest,highest], or save with 8 or 16 bits")
+    raise unknown_range(kind, array)
+
+
+def windowed(array: Picture, window: tuple[float, float]) -> NDArray[np.float32]:
+    """Values as float32 from 0, at half the width below the window's centre, to 255, at half of it above; NaN stays."""
+    centre, width = window
+    shares = (array.astype(np.float64) - (centre - width / 2)) / width
+    result: NDArray[np.float32] = (shares.clip(0, 1) * 255).astype(np.float32)
+    return result
+
+
+def unknown_range(kind: str, values: Picture) -> DataError:
+    """The error for values of a kind, in words, that can't be scaled without knowing their range; it states theirs."""
+    known = values[np.isfinite(values)]
+    ends = f"here {float(known.min()):g} to {float(known.max()):g}; " if known.size else ""
+    return DataError(
+        f"{kind} pixels have no known range; give value_range=[lowest,highest], or save with 8 or 16 bits ({ends}"
+        "window=[centre,width] takes a part)"
+    )
 
 
 def missing_values(array: Picture, stated: Sequence[float | None]) -> NDArray[np.bool_] | None:

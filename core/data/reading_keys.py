@@ -4,17 +4,60 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from ..errors import ConfigError, DataError
 from .images import ImageSet, opened
 from .pixel_format import Bands, PixelFormat, check_bands
+from .slices import Slices
 
 NAMED_SAMPLE = 8
 """Images of which the first that are sound say whether files name their channels."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReadingKeys:
+class PartKeys:
+    """Which frames and slices of files are images, and which window of their values is shown."""
+
+    window: tuple[float, float] | None = None
+    """[centre,width] of the values that become 0 to 255, in place of value_range: [40,400] of a CT's Hounsfield units"""
+    frame: int | Literal["all"] | None = None
+    """frame that is taken of DICOM files of several, from 1; all: each is an image; null: files of several are refused"""
+    slice_axis: int | None = None
+    """axis that slices of NIfTI volumes are counted along: 0 (left to right), 1 (back to front), 2 (bottom to top); null: that
+    of the largest voxel spacing, the last of equal ones"""
+    slice_step: int = 1
+    """take every so many slices of a volume, or frames with frame=all"""
+    slice_content: float = 0.0
+    """share of a slice's pixels that must differ from the volume's most frequent value; slices of one value are always left
+    out"""
+
+    def check_parts(self) -> None:
+        """Raise ConfigError for values that can't be meant."""
+        if self.window is not None and not self.window[1] > 0:
+            raise ConfigError("window", list(self.window), "[centre,width], the width above 0")
+        if isinstance(self.frame, int) and self.frame < 1:
+            raise ConfigError("frame", self.frame, "1 or more, all, or null")
+        if self.slice_axis not in (None, 0, 1, 2):
+            raise ConfigError("slice_axis", self.slice_axis, "0, 1, 2 or null")
+        if self.slice_step < 1:
+            raise ConfigError("slice_step", self.slice_step, "1 or more")
+        if not 0 <= self.slice_content <= 1:
+            raise ConfigError("slice_content", self.slice_content, "a share from 0 to 1")
+
+    @property
+    def slices(self) -> Slices:
+        """Which slices and frames are images."""
+        return Slices(self.slice_axis, self.slice_step, self.slice_content, self.frame == "all")
+
+    def with_parts(self, form: PixelFormat) -> PixelFormat:
+        """A form with what these keys say in its place."""
+        frame = self.frame if isinstance(self.frame, int) else None if self.frame == "all" else form.frame
+        return replace(form, window=self.window or form.window, frame=frame, slices=self.slices)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadingKeys(PartKeys):
     """How the values of images are read."""
 
     channels: int | Bands | None = None
@@ -31,6 +74,9 @@ class ReadingKeys:
 
     def check_reading(self) -> None:
         """Raise ConfigError for values that can't be meant."""
+        self.check_parts()
+        if self.window is not None and self.value_range is not None:
+            raise ConfigError("window", list(self.window), "null with value_range: a window has its own")
         if isinstance(self.channels, tuple):
             check_bands(self.channels, "channels")
         elif self.channels is not None and self.channels < 1:
@@ -56,10 +102,12 @@ class ReadingKeys:
 
     def changed(self, form: PixelFormat) -> PixelFormat:
         """A form with what these keys say in its place."""
+        parts = self.with_parts(form)
         return replace(
-            form,
+            parts,
             channels=self.channel_count or form.channels,
-            value_range=self.value_range or form.value_range,
+            value_range=self.value_range or (None if self.window else form.value_range),
+            window=None if self.value_range else parts.window,
             bands=self.bands or (form.bands if self.channels is None else None),
             nodata=form.nodata if self.nodata is None else self.nodata,
             max_nodata=self.max_nodata,

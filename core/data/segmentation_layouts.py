@@ -19,6 +19,7 @@ from .issues import DataIssue
 from .mask_files import LOSSY_SUFFIXES, MASK_SUFFIXES
 from .mask_names import mask_names
 from .readers.folder import FolderImages, find_images
+from .slices import file_of, is_part
 from .unread import report
 from .voc import image_sets
 
@@ -183,6 +184,10 @@ def _pair_masks(images: Path, masks: Path, listed: Sequence[str] | None = None) 
     found = find_images(images)
     if not isinstance(found, FolderImages):
         raise DataError(f"data={images}: expected image files.")
+    if volumes := [name for name in found.paths if is_part(name)]:
+        raise DataError(
+            f"data={images}: {file_of(volumes[0])} is a volume. Save slices and their masks as files, such as PNG."
+        )
     wanted = None if listed is None else frozenset(listed)
     if wanted is not None:
         chosen = [number for number, name in enumerate(found.paths) if _stem(name) in wanted]

@@ -11,41 +11,43 @@ from .file_index import tree_file
 from .image_formats import SUFFIXES
 from .images import ImageSet
 from .readers.concat import ConcatImages
-from .readers.folder import find_images
+from .readers.folder import find_images, is_sliced, with_slices
 from .readers.mnist_idx import is_idx_images
 from .readers.npy import read_npy
 from .readers.parquet import read_parquet
 from .readers.path_list import LISTS, path_list_cache, read_path_list
 from .readers.tar_shards import find_shards, index_shards, tables_file
+from .slices import EVERY_SLICE, Slices
 from .unread import kind_of, reader_hint, report_beside
 
 
-def find_sources(data: str | Sequence[str], reindex: bool = False) -> ImageSet:
+def find_sources(data: str | Sequence[str], reindex: bool = False, slices: Slices = EVERY_SLICE) -> ImageSet:
     """The images of one source, or of several one after the other.
 
     A source is a folder of images, or of tar shards, or of Parquet files; a list of paths (.txt, .csv); a tar shard or
-    several (shards/{000..009}.tar); a Parquet file; an idx file; or a NumPy array (N, H, W) or (N, H, W, C) in a .npy
-    file. ``reindex``: what is known of them from before doesn't count. Raises DataError for one that isn't there or holds
+    several (shards/{000..009}.tar); a Parquet file; an idx file; a NumPy array (N, H, W) or (N, H, W, C) in a .npy
+    file; or a volume. ``reindex``: what is known of them from before doesn't count. ``slices``: which of volumes' slices are
+    images. Raises DataError for one that isn't there or holds
     no images.
     """
     if reindex:
         for part in [data] if isinstance(data, str) else data:
             forget_source(part)
     if isinstance(data, str):
-        return find_source(data)
-    parts = tuple(find_source(part) for part in data)
+        return find_source(data, slices)
+    parts = tuple(find_source(part, slices) for part in data)
     if not parts:
         raise DataError("data=[]: no source. Expected at least one.")
     return parts[0] if len(parts) == 1 else ConcatImages.of(parts)
 
 
-def find_source(data: str) -> ImageSet:
+def find_source(data: str, slices: Slices = EVERY_SLICE) -> ImageSet:
     """The images of one source; see ``find_sources``."""
     path = Path(data)
     suffix = path.suffix.lower()
     is_file = _is_file(path)
     if suffix in LISTS and is_file:
-        return read_path_list(path)
+        return with_slices(read_path_list(path), slices)
     if suffix == ".npy" and is_file:
         return read_npy(path)
     if suffix == ".parquet" and is_file:
@@ -55,13 +57,13 @@ def find_source(data: str) -> ImageSet:
         return read_parquet(files)
     if shards := find_shards(data):
         return index_shards(shards)
-    if is_file and not is_idx_images(path):
+    if is_file and not is_sliced(path, slices) and not is_idx_images(path):
         kind = kind_of(path.name)
         why = "a single image" if kind in SUFFIXES else f"no source of images{reader_hint(kind)}"
         raise DataError(
             f"data={path}: {why}. Expected a folder, a list of paths (.txt, .csv), a .tar, .parquet, .npy or idx file."
         )
-    return find_images(path)
+    return find_images(path, slices=slices)
 
 
 def _is_file(path: Path) -> bool:

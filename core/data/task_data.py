@@ -17,6 +17,7 @@ from .issues import DataIssue, raise_on_errors
 from .labeled_dataset import LabeledDataset
 from .segmentation_layouts import MaskLayout
 from .segmentation_reader import parse_segmentation
+from .slices import EVERY_SLICE, Slices
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class AnnotationKeys:
     label_column: str | tuple[str, ...] | None = None
     group: str | None = None
     ignore: int | tuple[int, ...] | None = None
+    slices: Slices = EVERY_SLICE
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,8 @@ def _in_order(splits: Mapping[str, AnnotatedSplit]) -> dict[str, AnnotatedSplit]
 
 
 def _read_classes(data: str, keys: AnnotationKeys) -> dict[str, AnnotatedSplit]:
-    parts = read_parts(data, LabelKeys(keys.multi_label, _class_folder_layout(keys), keys.label_column, keys.group))
+    layout = _class_folder_layout(keys)
+    parts = read_parts(data, LabelKeys(keys.multi_label, layout, keys.label_column, keys.group, keys.slices))
     return _in_order(
         {
             split: AnnotatedSplit(part, labels=tuple(part.label_text(index) for index in range(len(part))))

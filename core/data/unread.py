@@ -28,7 +28,9 @@ _collecting: list[list[str]] = []
 
 
 def kind_of(name: str) -> str:
-    """What a file is counted as: its suffix in lower case, or "no suffix"."""
+    """What a file is counted as: its suffix in lower case, with that before .gz of a packed volume, or "no suffix"."""
+    if name.lower().endswith(".nii.gz"):
+        return ".nii.gz"
     return os.path.splitext(name)[1].lower().replace("\0", "") or "no suffix"
 
 

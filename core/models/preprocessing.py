@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from ..data.pixel_format import DEEP, DROPPED, Bands, PixelFormat, background_colour, check_bands
+from ..data.slices import Slices
 from ..errors import ConfigError, MaeliftError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -32,6 +33,7 @@ class Preprocessing:
     that transparent pixels are composited on (``background_colour``); None in older files: transparency was dropped. ``bands``:
     which channels of files these are, by number from 1 or by name; None: all. ``nodata``: the stored value of pixels without
     one, besides NaN and what files state; ``unscale``: the scale and offset that files state are applied.
+    ``window``, ``frame``, ``slice_axis``, ``slice_step`` and ``slice_content`` are the keys of that name.
     """
 
     channel_names: tuple[str, ...]
@@ -44,6 +46,11 @@ class Preprocessing:
     bands: Bands | None = None
     nodata: float | None = None
     unscale: bool = False
+    window: tuple[float, float] | None = None
+    frame: int | Literal["all"] | None = None
+    slice_axis: int | None = None
+    slice_step: int = 1
+    slice_content: float = 0.0
 
     def __post_init__(self) -> None:
         if not len(self.channel_names) == len(self.mean) == len(self.std) > 0:
@@ -70,9 +77,9 @@ class Preprocessing:
                 raise ConfigError("bands", list(self.bands), f"one for each of {len(self.mean)} channels")
 
     def to_json(self) -> dict[str, Any]:
-        """The fields as JSON has them; those of channels chosen and of pixels without a value only where they are in use."""
+        """The fields as JSON has them; those that say how files are read only where they are in use."""
         content = asdict(self)
-        unused = {"bands": None, "nodata": None, "unscale": False}
+        unused = reading_fields(PixelFormat())
         return {key: value for key, value in content.items() if key not in unused or value != unused[key]}
 
     @classmethod
@@ -113,6 +120,9 @@ class Preprocessing:
             bands=self.bands,
             nodata=self.nodata,
             unscale=self.unscale,
+            window=self.window,
+            frame=self.frame if isinstance(self.frame, int) else None,
+            slices=Slices(self.slice_axis, self.slice_step, self.slice_content, self.frame == "all"),
         )
 
     @property
@@ -146,6 +156,20 @@ class Preprocessing:
         mean = torch.tensor(self.mean, device=images.device).view(-1, 1, 1)
         std = torch.tensor(self.std, device=images.device).view(-1, 1, 1)
         return images.float() * ((high - low) * std) + (low + (high - low) * mean)
+
+
+def reading_fields(form: PixelFormat) -> dict[str, Any]:
+    """The fields of a preprocessing that say how files are read, by a form; besides value range and background."""
+    return {
+        "bands": form.bands,
+        "nodata": form.nodata,
+        "unscale": form.unscale,
+        "window": form.window,
+        "frame": "all" if form.slices.frames else form.frame,
+        "slice_axis": form.slices.axis,
+        "slice_step": form.slices.step,
+        "slice_content": form.slices.content,
+    }
 
 
 def known_pixels(pixels: Tensor) -> Tensor | None:

@@ -20,6 +20,7 @@ from ..data.format_evidence import FORMATS, PRETRAIN, ambiguous_format
 from ..data.issues import AUTO_FIXES, DataIssue
 from ..data.near_duplicate_depth import Depth, least_depth
 from ..data.pixel_format import PixelFormat, background_colour
+from ..data.reading_keys import PartKeys
 from ..data.sources import find_source
 from ..data.task_data import BUILT_IN_TASKS, AnnotatedTask, AnnotationKeys
 from ..dry_run import Plan
@@ -41,7 +42,7 @@ from .check_unlabelled import POOL_RULES, check_pool, paths_of
 
 
 @dataclass(frozen=True)
-class DataCheckConfig:
+class DataCheckConfig(PartKeys):
     """Report everything that is wrong in a data set: annotations, files, images shared by splits; or in images to pretrain on."""
 
     data: str
@@ -73,7 +74,7 @@ class DataCheckConfig:
     channels: int | None = None
     """channels that images must have; null: those of most images (pretrain)"""
     value_range: tuple[float, float] | None = None
-    """lowest and highest value of float arrays or deep images as stored; null: integers (pretrain)"""
+    """lowest and highest value of float arrays or deep images as stored; null: integers"""
     background: str = "white"
     """colour that transparent pixels are composited on: white, black, '#rrggbb', or drop: their stored colour"""
 
@@ -82,12 +83,15 @@ class DataCheckConfig:
             raise ConfigError("keep", self.keep, "null, or task=pretrain")
         if self.value_range is not None and not self.value_range[0] < self.value_range[1]:
             raise ConfigError("value_range", list(self.value_range), "[lowest,highest], the lowest first")
+        self.check_parts()
+        if self.window is not None and self.value_range is not None:
+            raise ConfigError("window", list(self.window), "null with value_range: a window has its own")
         background_colour(self.background)
 
     @property
     def annotation_keys(self) -> AnnotationKeys:
         """The keys that say how annotations are read."""
-        return AnnotationKeys(self.layout, self.multi_label, self.label_column, self.group, self.ignore)
+        return AnnotationKeys(self.layout, self.multi_label, self.label_column, self.group, self.ignore, self.slices)
 
 
 def data_check(config: DataCheckConfig, tasks: Sequence[AnnotatedTask] = BUILT_IN_TASKS) -> DataCheck:
@@ -148,8 +152,9 @@ def tasks_of(config: DataCheckConfig, tasks: Sequence[AnnotatedTask] = BUILT_IN_
 
 def _check_unlabelled(config: DataCheckConfig, report: Path | None) -> DataCheck:
     """Scan images without labels."""
-    form = PixelFormat(config.channels, config.value_range, background_colour(config.background))
-    images = find_source(config.data)
+    colour = background_colour(config.background)
+    form = config.with_parts(PixelFormat(config.channels, config.value_range, colour))
+    images = find_source(config.data, config.slices)
     pool = check_pool(images, form, least_side=config.least_side, near=config.near, keep_near=config.keep_near)
     facts = pool.facts
     if config.keep is not None:
@@ -175,7 +180,9 @@ def _check_annotated(config: DataCheckConfig, tasks: Sequence[AnnotatedTask], re
             continue
         splits += [CheckedSplit(task, split, annotated) for split, annotated in found.items()]
         issues += [issue for annotated in found.values() for issue in annotated.issues]
-    scans = scan_splits(splits, PixelFormat(background=background_colour(config.background), plain=True))
+    colour = background_colour(config.background)
+    form = config.with_parts(PixelFormat(value_range=config.value_range, background=colour, plain=True))
+    scans = scan_splits(splits, form)
     for part in splits:
         issues += image_issues(part, scans)
         issues += classes_without_examples(part)

@@ -18,7 +18,7 @@ from ..data.images import ImageSet, opened
 from ..data.issues import DataIssue
 from ..data.near_duplicate_depth import Depth, Near, search_depth
 from ..data.near_duplicates import compare_within
-from ..data.pixel_format import PixelFormat
+from ..data.pixel_format import DEEP, LazyImage, Picture, PixelFormat
 from ..data.readers.folder import FolderImages
 from ..data.thumbnails import Thumbnail, Thumbnails, thumbnail
 from ..data.transforms import check_channels
@@ -58,7 +58,7 @@ def check_pool(images: ImageSet, form: PixelFormat, *, least_side: int, near: Ne
     ``near`` as in ``DataCheckConfig``. Raises DataError when no image is sound.
     """
     depth = search_depth(near, len(images), len(images))
-    infos, thumbnails = _scan(images, form, depth != "none")
+    infos, thumbnails, values = _scan(images, form, depth != "none")
     channels = form.channels or _usual_channels(infos)
     issues: list[DataIssue] = []
     sound: list[int] = []
@@ -84,7 +84,8 @@ def check_pool(images: ImageSet, form: PixelFormat, *, least_side: int, near: Ne
         else:
             sound.append(number)
     if not sound:
-        raise DataError(f"none of {len(infos)} images is sound ({issues[0].text() if issues else 'there are none'}).")
+        why = [issue for issue in issues if issue.kind in ("broken image", "other channels", "tiny image")]
+        raise DataError(f"none of {len(infos)} images is sound ({why[0].text() if why else 'there are none'}).")
     single = []
     first: dict[str, int] = {}
     for number in sound:
@@ -97,7 +98,7 @@ def check_pool(images: ImageSet, form: PixelFormat, *, least_side: int, near: Ne
     found = {} if depth == "none" else _near(images, single, thumbnails, crops=depth == "crops")
     issues += [DataIssue("near-duplicate image", _name(images, number), "", text) for number, text in found.items()]
     kept = tuple(number for number in single if keep_near or number not in found)
-    facts = _facts(images, infos, sound, channels, form)
+    facts = _facts(images, infos, sound, channels, form, values)
     sizes = sorted({infos[number].size for number in sound}, key=lambda size: (size[0] * size[1], size))
     return PoolContent(images, tuple(issues), facts, kept, (sizes[0], sizes[-1]), depth)
 
@@ -110,35 +111,60 @@ def paths_of(images: ImageSet, numbers: Sequence[int]) -> list[str]:
     return [str(root / images.name(number)) for number in numbers]
 
 
-def _scan(images: ImageSet, form: PixelFormat, compared: bool) -> tuple[list[ImageInfo], dict[int, Thumbnail]]:
-    """What is found of each image, cached for a pretraining on them, and thumbnails of the sound ones."""
+@dataclass(frozen=True)
+class _Values:
+    """What the values of an image are: the lowest and highest as stored, and the names of its channels, where it has some."""
+
+    lowest: float
+    highest: float
+    names: tuple[str, ...]
+
+    @classmethod
+    def of(cls, picture: Picture, found: LazyImage, form: PixelFormat) -> _Values:
+        """Those of a decoded image; NaN where no pixel has a value."""
+        known = picture if picture.dtype.kind != "f" else picture[~np.isnan(picture)]
+        ends = (float(known.min()), float(known.max())) if known.size else (float("nan"), float("nan"))
+        deep = found.bits == 16 and picture.dtype == np.float32 and form.value_range is None and form.window is None
+        scale = found.scale or (float(DEEP) if deep else 1.0)
+        low, high = (end if scale == 1 else round(end / scale, 2) for end in ends)
+        return cls(low, high, found.channel_names)
+
+
+def _scan(
+    images: ImageSet, form: PixelFormat, compared: bool
+) -> tuple[list[ImageInfo], dict[int, Thumbnail], dict[int, _Values]]:
+    """What is found of each image, cached for a pretraining on them, and thumbnails and values of the sound ones."""
     progress = progress_logger("scanning the images")
     began = time.time_ns()
     infos: list[ImageInfo] = []
     thumbnails: dict[int, Thumbnail] = {}
+    values: dict[int, _Values] = {}
     with CancellingThreadPool(max_workers=min(8, os.cpu_count() or 1)) as pool:
         for start in range(0, len(images), 1024):  # in parts: a pool's queue of millions would fill the memory
             numbers = range(start, min(start + 1024, len(images)))
-            for seen, small in pool.map(lambda number: _read(images, number, form, compared), numbers):
+            for seen, small, own in pool.map(lambda number: _read(images, number, form, compared), numbers):
                 if small is not None:
                     thumbnails[len(infos)] = small
+                if own is not None:
+                    values[len(infos)] = own
                 infos.append(seen)
                 progress(len(infos), len(images))
     cache_scan(images, form, infos, began)
-    return infos, thumbnails
+    return infos, thumbnails, values
 
 
-def _read(images: ImageSet, number: int, form: PixelFormat, compared: bool) -> tuple[ImageInfo, Thumbnail | None]:
+def _read(
+    images: ImageSet, number: int, form: PixelFormat, compared: bool
+) -> tuple[ImageInfo, Thumbnail | None, _Values | None]:
     try:
         image = opened(images, number, form)
         picture = image.pixels()
     except DataError as error:
         name = images.name(number)
-        return ImageInfo(
-            name, reason=str(error).removeprefix(f"{_name(images, number)}: ").removeprefix(f"{name}: ")
-        ), None
+        reason = str(error).removeprefix(f"{_name(images, number)}: ").removeprefix(f"{name}: ")
+        return ImageInfo(name, reason=reason), None, None
     seen = image_info(images.name(number), picture, image)
-    return seen, thumbnail(picture) if compared else None
+    return seen, thumbnail(picture) if compared else None, _Values.of(picture, image, form)
 
 
 def _usual_channels(infos: Sequence[ImageInfo]) -> int:
@@ -163,7 +189,12 @@ def _near(
 
 
 def _facts(
-    images: ImageSet, infos: Sequence[ImageInfo], sound: Sequence[int], channels: int, form: PixelFormat
+    images: ImageSet,
+    infos: Sequence[ImageInfo],
+    sound: Sequence[int],
+    channels: int,
+    form: PixelFormat,
+    values: Mapping[int, _Values],
 ) -> tuple[tuple[str, str], ...]:
     sides = np.array([min(infos[number].size) for number in sound])
     low, middle, high = np.percentile(sides, (0, 50, 100))
@@ -181,9 +212,29 @@ def _facts(
         ("shorter side", f"{low:.0f} px at least, {middle:.0f} at the median, {high:.0f} at most"),
         ("width / height", f"{wide.min():.2f} at least, {np.median(wide):.2f} at the median, {wide.max():.2f} at most"),
         ("channels", ", ".join(f"{count:,} × {number}" for number, count in sorted(counts.items()))),
+        *_value_facts([infos[number] for number in sound], [values[number] for number in sound], form),
         ("mean", listed(mean) + drawn),
         ("deviation", listed(std) + drawn),
     )
+
+
+def _value_facts(infos: Sequence[ImageInfo], values: Sequence[_Values], form: PixelFormat) -> Iterator[tuple[str, str]]:
+    """Bits, lowest and highest values, and the names of channels, of sound images."""
+    bits = Counter(info.bits for info in infos)
+    yield "bits", ", ".join(f"{count:,} × {number}" for number, count in sorted(bits.items()))
+    low, high = np.nanmin([own.lowest for own in values]), np.nanmax([own.highest for own in values])
+    how = (
+        "in the window"
+        if form.window is not None
+        else "as stored, scale and offset applied"
+        if form.unscale
+        else "as stored"
+    )
+    yield "values", f"{low:g} to {high:g}, {how}"
+    names = Counter(own.names for own in values if own.names)
+    if names:
+        listed = "; ".join(f"{count:,} × {', '.join(own)}" for own, count in names.most_common(3))
+        yield "channel names", listed + (f" and {len(names) - 3} others" if len(names) > 3 else "")
 
 
 def _name(images: ImageSet, number: int) -> Path:

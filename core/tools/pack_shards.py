@@ -14,13 +14,15 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from ..data.audit import check_rejected, write_rejected
 from ..data.decode import image_file
 from ..data.image_formats import ARRAY_SUFFIXES, SUFFIXES
 from ..data.images import ImageSet, opened_content
 from ..data.pixel_format import DEEP, LazyImage, Picture, PixelFormat, background_colour
+from ..data.reading_keys import PartKeys
+from ..data.slices import is_part
 from ..data.sources import find_source
 from ..data.transforms import check_channels
 from ..dry_run import Plan
@@ -43,7 +45,7 @@ Encoding = Literal["keep", "jpeg", "png", "npy"]
 
 
 @dataclass(frozen=True)
-class PackConfig:
+class PackConfig(PartKeys):
     """Pack images into tar shards: few large files, which any storage reads fast, instead of many small ones."""
 
     data: str
@@ -80,6 +82,9 @@ class PackConfig:
             raise ConfigError("max_rejected", self.max_rejected, "a share from 0 to 1")
         if self.value_range is not None and not self.value_range[0] < self.value_range[1]:
             raise ConfigError("value_range", list(self.value_range), "[lowest,highest], the lowest first")
+        self.check_parts()
+        if self.window is not None and self.value_range is not None:
+            raise ConfigError("window", list(self.window), "null with value_range: a window has its own")
         background_colour(self.background)
 
 
@@ -134,7 +139,7 @@ def pack(config: PackConfig) -> PackResult:
     Every image is decoded once; broken ones are left out, with names and reasons in quarantine.csv. Raises DataError when
     their share is above ``config.max_rejected``, MaeliftError when the folder holds shards of other images or settings.
     """
-    images = find_source(config.data)
+    images = find_source(config.data, config.slices)
     folder = output_folder(config.out)
     order = _order(config, len(images))
     _check_settings(folder, config, images)
@@ -170,7 +175,7 @@ def pack(config: PackConfig) -> PackResult:
 
 def plan(config: PackConfig) -> Plan:
     """What ``pack`` would write; opens no image."""
-    images = find_source(config.data)
+    images = find_source(config.data, config.slices)
     shards = -(-len(images) // config.shard_images)
     there = len(_finished(Path(config.out)))
     changed = f", shorter side at most {config.size} px" if config.size else ""
@@ -271,7 +276,7 @@ def _all_packed(config: PackConfig, images: ImageSet, part: Sequence[int]) -> It
 
 def _packed(config: PackConfig, images: ImageSet, index: int) -> _Packed:
     name = images.name(index)
-    form = PixelFormat(config.channels, config.value_range, background_colour(config.background))
+    form = config.with_parts(PixelFormat(config.channels, config.value_range, background_colour(config.background)))
     try:
         content = images.content(index)
         image = opened_content(images, index, content, form)
@@ -297,9 +302,14 @@ def _encoded(config: PackConfig, name: str, content: bytes | None, image: LazyIm
         encoding = ("jpeg" if kind in (".jpg", ".jpeg") else "png") if plain else "npy"
     file = io.BytesIO()
     if encoding == "npy":
-        # 16 bits stay 16: they would be read as floats of no known range.
-        deep = image.bits == 16 and config.value_range is None and picture.dtype == np.float32
-        np.save(file, np.rint(picture / DEEP).astype(np.uint16) if deep else np.ascontiguousarray(picture))
+        # 0 to 255 as 16 bits: they would be read as floats of no known range.
+        deep = config.value_range is None and picture.dtype == np.float32 and not np.isnan(picture).any()
+        stored = np.rint(picture / DEEP).astype(np.uint16) if deep else np.ascontiguousarray(picture)
+        if config.encoding == "keep" and is_part(name) and deep and picture.shape[2] == 1:
+            # arrays don't count where other files of a shard are images
+            Image.fromarray(stored[:, :, 0]).save(file, "PNG")
+            return _Packed(name, ".png", file.getvalue(), reencoded=True)
+        np.save(file, stored)
         return _Packed(name, ".npy", file.getvalue(), reencoded=True)
     whole = Image.fromarray(np.ascontiguousarray(picture[:, :, 0] if picture.shape[2] == 1 else picture))
     if encoding == "jpeg":
@@ -314,11 +324,22 @@ def _kind(name: str, content: bytes | None) -> str:
     suffix = Path(name).suffix.lower()
     if content is None or content.startswith(b"\x93NUMPY"):
         return ".npy"
+    if not _is_picture(content):
+        return suffix
     with image_file(content) as file:
         kind = "JPEG" if file.format == "MPO" else str(file.format)
     named = Image.registered_extensions().get(suffix)
     usual = {"JPEG": ".jpg", "TIFF": ".tif", "JPEG2000": ".jp2", "HEIF": ".heic", "PPM": ".ppm", "SGI": ".rgb"}
     return suffix if named == kind else usual.get(kind, f".{kind.lower()}")
+
+
+def _is_picture(content: bytes) -> bool:
+    """Whether Pillow knows a file; it doesn't know DICOM and archives of arrays, which are known by their suffix."""
+    try:
+        with image_file(content):
+            return True
+    except UnidentifiedImageError:
+        return False
 
 
 def _reduced(picture: Picture, size: int) -> Picture:

@@ -11,12 +11,15 @@ import maelift
 import pytest
 import torch
 import yaml
+from maelift.core.data.pixel_format import PixelFormat
+from maelift.core.data.slices import Slices
 from maelift.core.errors import ConfigError, MaeliftError
 from maelift.core.models.adapt_encoder import adapt_input_channels, adapt_output_channels
 from maelift.core.models.decoder_file import read_decoder
 from maelift.core.models.encoder_file import Provenance, read_encoder, save_encoder
 from maelift.core.models.preprocessing import Preprocessing
 from maelift.pretrain.config import RECIPES, PretrainConfig
+from maelift.pretrain.init_weights import InitWeights
 from maelift.tests.support import (
     TINY,
     encoder_file,
@@ -227,3 +230,14 @@ def test_the_paper_s_recipe() -> None:
     with pytest.raises(ConfigError, match="With null it is 5 %"):
         PretrainConfig.resolve(["recipe=vit_base", "data=x", "out=y", "epochs=20"])
     assert PretrainConfig.resolve(["recipe=null", "data=x", "out=y"]).recipe is None
+
+
+def test_the_window_of_initial_weights_holds_for_the_same_one_alone(tmp_path: Path) -> None:
+    encoder = random_encoder(channels=1)
+    encoder.preprocessing = Preprocessing(("gray",), (0.3,), (0.2,), window=(40, 400))
+    path = encoder_file(tmp_path / "encoder.safetensors", encoder)
+    init = InitWeights(str(path), read_encoder(path), None)
+    same = init.preprocessing(1, PixelFormat(window=(40, 400), slices=Slices(step=2)))
+    assert same is not None and (same.mean, same.window, same.slice_step) == ((0.3,), (40, 400), 2)
+    assert init.preprocessing(1, PixelFormat(window=(50, 400))) is None
+    assert init.preprocessing(1, PixelFormat()) is None

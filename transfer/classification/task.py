@@ -55,7 +55,7 @@ class ClassificationTask(Task[ClassifyRecipe, ClassImages]):
 
     @classmethod
     def read_parts(cls, config: Any) -> Mapping[str, Any]:
-        keys = LabelKeys(config.multi_label, config.layout, config.label_column, config.group)
+        keys = LabelKeys(config.multi_label, config.layout, config.label_column, config.group, config.slices)
         return class_parts(config.data, keys)
 
     def metric(self) -> str:

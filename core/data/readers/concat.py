@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..images import FileBacked, ImageSet
-from ..pixel_format import ANY_FORMAT, Picture, PixelFormat
+from ..images import FileBacked, ImageSet, OpensParts
+from ..pixel_format import ANY_FORMAT, LazyImage, Picture, PixelFormat
 from ..string_table import Numbers, StringTable
 
 
@@ -42,6 +42,12 @@ class ConcatImages:
     def content(self, index: int) -> bytes | None:
         part, number = (int(value) for value in self.places[index])
         return self.parts[part].content(number)
+
+    def open_part(self, index: int, form: PixelFormat) -> LazyImage | None:
+        """A slice or frame, before it is decoded; None for an image that is a file of its own."""
+        part, number = (int(value) for value in self.places[index])
+        images = self.parts[part]
+        return images.open_part(number, form) if isinstance(images, OpensParts) else None
 
     def subset(self, indices: Numbers) -> ConcatImages:
         return ConcatImages(self.parts, self.places[np.asarray(indices, dtype=np.int64)])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,22 +14,25 @@ from PIL import Image
 
 from ...errors import DataError
 from ...files import check_regular, read_regular
-from ..decode import decode
+from ..decode import decode, open_picture
 from ..file_index import list_files, list_folder, read_file_stats
-from ..image_formats import kinds, what_reads
+from ..image_formats import SUFFIXES, kinds, what_reads
 from ..images import ImageSet
-from ..pixel_format import ANY_FORMAT, Picture, PixelFormat
+from ..pixel_format import ANY_FORMAT, LazyImage, Picture, PixelFormat
+from ..slices import EVERY_SLICE, Slices, file_of, is_dicom_name, is_part, is_volume
 from ..string_table import Numbers, StringTable
 from ..unread import kind_of, reader_hint, report, report_beside, unread_text
 from .mnist_idx import idx_file, idx_images, is_idx_images
+from .volumes import sliced_names
 
 
 @dataclass(frozen=True)
 class FolderImages:
-    """Image files below ``root``, by their paths relative to it."""
+    """Image files below ``root``, by their paths relative to it, and slices of volumes, FILE[N], as ``slices`` counts them."""
 
     root: Path
     paths: Sequence[str]
+    slices: Slices = field(default=EVERY_SLICE, kw_only=True)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -38,9 +41,17 @@ class FolderImages:
         return self.paths[index]
 
     def open(self, index: int, form: PixelFormat = ANY_FORMAT) -> Image.Image | Picture:
-        return decode(self.root / self.paths[index], None, form)
+        return decode(self.root / self.paths[index], None, replace(form, slices=self.slices))
 
-    def content(self, index: int) -> bytes:
+    def open_part(self, index: int, form: PixelFormat) -> LazyImage | None:
+        """A slice or frame, before it is decoded; None for an image that is a file of its own."""
+        if not is_part(self.paths[index]):
+            return None
+        return open_picture(self.root / self.paths[index], None, replace(form, slices=self.slices))
+
+    def content(self, index: int) -> bytes | None:
+        if is_part(self.paths[index]):
+            return None
         path = self.root / self.paths[index]
         try:
             return read_regular(path)
@@ -49,27 +60,28 @@ class FolderImages:
 
     def subset(self, indices: Numbers) -> FolderImages:
         if isinstance(self.paths, StringTable):
-            return FolderImages(self.root, self.paths.subset(indices))
-        return FolderImages(self.root, tuple(self.paths[index] for index in indices))
+            return FolderImages(self.root, self.paths.subset(indices), slices=self.slices)
+        return FolderImages(self.root, tuple(self.paths[index] for index in indices), slices=self.slices)
 
     def default_workers(self) -> int:
         return min(16, os.cpu_count() or 1)
 
     def origin(self) -> str | None:
-        return f"folder {self.root.absolute()}"
+        counted = "" if self.slices == EVERY_SLICE else f", {self.slices}"
+        return f"folder {self.root.absolute()}{counted}"
 
     def listed(self) -> StringTable:
         return self.paths if isinstance(self.paths, StringTable) else StringTable.of(self.paths)
 
     def file_stats(self, numbers: Numbers) -> NDArray[np.int64]:
-        return read_file_stats(os.path.join(self.root, path) for path in self.listed().subset(numbers))
+        return read_file_stats(os.path.join(self.root, file_of(path)) for path in self.listed().subset(numbers))
 
 
-def find_images(data: str | Path, key: str = "data") -> ImageSet:
-    """The images in a folder (nested or flat, by sorted path; hidden files left out) or in an idx file.
+def find_images(data: str | Path, key: str = "data", slices: Slices = EVERY_SLICE) -> ImageSet:
+    """The images in a folder (nested or flat, by sorted path; hidden files left out), in a volume or in an idx file.
 
-    A folder with idx files gives the training images. Raises DataError, which names the user's ``key``, when there is
-    nothing to be found.
+    A folder with idx files gives the training images. Volumes give the ``slices`` that are asked for. Raises DataError, which
+    names the user's ``key``, when there is nothing to be found.
     """
     path = Path(data)
     if not path.is_dir():
@@ -83,6 +95,8 @@ def find_images(data: str | Path, key: str = "data") -> ImageSet:
         except OSError as error:
             reason = error.strerror or str(error)
             raise DataError(f"{key}={path}: {reason}. Expected a folder of images or an idx file.") from error
+        if is_sliced(path, slices):
+            return with_slices(FolderImages(path.parent, (path.name,)), slices)
         if not is_idx_images(path):
             raise DataError(f"{key}={path}: a file that is not an idx file of images. Expected that, or a folder.")
         return idx_images(path)
@@ -92,7 +106,7 @@ def find_images(data: str | Path, key: str = "data") -> ImageSet:
     if listing.names:
         if listing.unread:
             report(f"{path}: {unread_text(len(listing.names), listing.unread)}")
-        return FolderImages(path, listing.names)
+        return with_slices(FolderImages(path, listing.names), slices)
     idx = idx_file(path, "train", "images") or idx_file(path, "", "images")
     if idx is not None:
         report_beside(path, [idx], "idx file")
@@ -105,6 +119,17 @@ def find_images(data: str | Path, key: str = "data") -> ImageSet:
     raise DataError(
         f"{key}={path}: no images among its {len(files)} files ({listed}). Expected {kinds()} or idx files."
     )
+
+
+def is_sliced(path: Path, slices: Slices) -> bool:
+    """Whether a file is a volume or, where ``slices`` says so, one of frames."""
+    return kind_of(path.name) in SUFFIXES and (is_volume(path.name) or (slices.frames and is_dicom_name(path.name)))
+
+
+def with_slices(images: FolderImages, slices: Slices) -> FolderImages:
+    """Images with the slices of volumes in place of the volumes; raises DataError where all are empty."""
+    parts = sliced_names(images.root, images.paths, slices)
+    return replace(images, paths=images.paths if parts is None else parts, slices=slices)
 
 
 def _few(names: Sequence[str]) -> str:

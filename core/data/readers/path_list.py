@@ -11,6 +11,7 @@ from ...cache import cache_file, load, save
 from ...errors import DataError
 from ...files import read_regular
 from ..file_index import CACHED_FROM, FORMAT, file_stamp, is_racy, packed_strings, unpacked_strings
+from ..slices import file_of
 from ..string_table import StringTable
 from ..unread import report
 from .folder import FolderImages
@@ -32,7 +33,7 @@ def read_path_list(path: Path) -> FolderImages:
         return FolderImages(path.parent, unpacked_strings("names", before[0]))
     paths = _read_list(path)
     # one that is there and no file is named where it is opened, as in a folder
-    missing = [number for number, name in enumerate(paths) if not os.path.lexists(path.parent / name)]
+    missing = [number for number, name in enumerate(paths) if not os.path.lexists(path.parent / file_of(name))]
     if missing:
         raise DataError(
             f"data={path}: {paths[missing[0]]} isn't there ({len(missing)} of {len(paths)} aren't). Expected paths from "

@@ -27,6 +27,7 @@ from ..decode import decode
 from ..file_index import CACHED_FROM, FORMAT, file_stamp, is_racy, packed_strings, read_file_stats, unpacked_strings
 from ..image_formats import ARRAY_SUFFIXES, SUFFIXES, kinds
 from ..pixel_format import ANY_FORMAT, Picture, PixelFormat
+from ..slices import VOLUME_SUFFIXES
 from ..string_table import Numbers, StringTable
 from ..unread import is_junk, kind_of, report, report_beside, unread_text
 
@@ -338,7 +339,7 @@ def _contents(shard: Path, labelled: bool = False) -> _Contents:
                     continue
                 sample = samples.setdefault(key, _Sample())
                 entry = _Entry(member.name, (member.offset_data, member.size))
-                if f".{suffix.lower()}" in SUFFIXES:
+                if f".{suffix.lower()}" in SUFFIXES - VOLUME_SUFFIXES:
                     if sample.image is not None:
                         raise DataError(
                             f"{shard}: {sample.image.name} and {member.name} are one sample. Expected one image."

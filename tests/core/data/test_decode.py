@@ -268,3 +268,42 @@ def test_large_jpegs_are_decoded_smaller_with_nearly_the_same_crops(orientation:
         assert 0 < difference.max() <= 16 and difference.mean() < 1.5
     again = random_crops(open_picture(Path("a.jpg"), content), (32, 32), draws)
     assert all(np.array_equal(one, other) for one, other in zip(crops, again, strict=True))
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (5, 7, 1), (5, 7, 3), (5, 7, 6)])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32, np.float64])
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_an_archive_of_one_array_is_read_as_the_array(
+    tmp_path: Path, shape: tuple[int, ...], dtype: type, save: Callable[..., None]
+) -> None:
+    array = np.random.default_rng(0).integers(0, 200, shape).astype(dtype)
+    np.save(tmp_path / "a.npy", array)
+    save(tmp_path / "a.npz", array)
+    form = PixelFormat(value_range=(0, 200))
+    one, other = (open_picture(tmp_path / name, None, form) for name in ("a.npy", "a.npz"))
+    assert np.array_equal(one.pixels(), other.pixels()) and one.pixels().dtype == other.pixels().dtype
+    assert (one.size, one.bits) == (other.size, other.bits)
+    (tmp_path / "a.npy").unlink()
+    assert list(find_images(tmp_path).paths) == ["a.npz"]
+
+
+def test_an_archive_of_several_arrays_names_them(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", image=np.zeros((4, 4)), mask=np.zeros((4, 4)))
+    with pytest.raises(DataError, match=r"a.npz: 2 arrays \(image, mask\); expected one: save each image as a file"):
+        open_picture(tmp_path / "a.npz")
+    np.savez(tmp_path / "b.npz", np.array([{}], dtype=object))
+    with pytest.raises(DataError, match=r"b.npz: an array of shape \(1,\) and type object"):
+        open_picture(tmp_path / "b.npz")
+
+
+def test_damaged_archives_raise_nothing_but_data_errors(tmp_path: Path) -> None:
+    np.savez_compressed(tmp_path / "a.npz", np.arange(60, dtype=np.uint8).reshape(6, 10))
+    content, draws = (tmp_path / "a.npz").read_bytes(), np.random.default_rng(0)
+    for turn in range(200):
+        broken = np.frombuffer(content, np.uint8).copy()
+        broken[draws.integers(0, len(broken), 3)] = draws.integers(0, 256, 3)
+        end = draws.integers(len(content)) if turn % 4 == 0 else None
+        try:
+            open_picture(Path("a.npz"), broken.tobytes()[:end]).pixels()
+        except DataError as error:
+            assert "\n" not in str(error)
