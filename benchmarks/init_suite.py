@@ -255,12 +255,8 @@ def _look(images: ImageSet, keys: PartKeys) -> _FirstImages:
     channels = common_channels(channels for channels, _ in found)
     stated = names.pop() if len(names) == 1 else ()
     named = stated if channels not in (1, 3) and len(stated) == channels else ()
-    return _FirstImages(
-        channels,
-        int(median(side for _, side in found)),
-        named,
-        _value_range(images, ends) if keys.window is None else None,
-    )
+    value_range = None if keys.window is not None else _value_range(images, ends)
+    return _FirstImages(channels, int(median(side for _, side in found)), named, value_range)
 
 
 def _value_range(images: ImageSet, ends: Sequence[tuple[float, float]]) -> tuple[float, float] | None:

@@ -14,8 +14,8 @@ KINDS = "re-encoded, resized, mirrored, turned, with borders, brighter or darker
 """What is searched for besides crops, in words."""
 
 AUTO_SECONDS = 450.0
-"""How long a search may take by default, by costs that are on the safe side: 50,000 images are compared with 11,000 others, without
-crops, in some 5 minutes of one core."""
+"""How long a search may take by default, by costs on the safe side: 50,000 images and 11,000 others, without crops, take some
+5 minutes of one core."""
 
 
 class Cost(NamedTuple):

@@ -272,7 +272,8 @@ def _colour(values: NDArray[Any], head: _Header, form: PixelFormat) -> Picture:
         return values.astype(np.float32)
     if head.signed or head.floats or head.stored > 16:
         raise unknown_range(str(values.dtype), values)
-    return values.astype(np.float32) * np.float32(255 / (2**head.stored - 1))
+    scaled: Picture = values.astype(np.float32) * np.float32(255 / (2**head.stored - 1))
+    return scaled
 
 
 def _gray(values: NDArray[Any], head: _Header, form: PixelFormat) -> Picture:
@@ -314,7 +315,8 @@ def _in_range(
     if head.stored <= 8:
         return _full_range(np.clip(values, 0, 2**head.stored - 1).astype(np.uint8), head.stored)
     most = 2**head.stored - 1
-    return values.clip(0, most).astype(np.float32) * np.float32(255 / most)
+    scaled: NDArray[np.float32] = values.clip(0, most).astype(np.float32) * np.float32(255 / most)
+    return scaled
 
 
 def _as_stored(head: _Header, form: PixelFormat) -> bool:

@@ -130,7 +130,8 @@ def noise(
 def by_pydicom(content: bytes) -> NDArray[Any]:
     """What pydicom makes of a gray file: its modality values, (H, W, 1) float32."""
     found = pydicom.dcmread(io.BytesIO(content), force=True)
-    return pydicom.pixels.apply_modality_lut(found.pixel_array, found).astype(np.float32)[:, :, None]
+    values: NDArray[Any] = pydicom.pixels.apply_modality_lut(found.pixel_array, found).astype(np.float32)
+    return values[:, :, None]
 
 
 @settings(max_examples=40, deadline=None)
@@ -217,7 +218,7 @@ def test_ybr_is_converted_to_rgb() -> None:
 def test_a_palette_is_mapped_to_its_colours(stored: int) -> None:
     values = noise((5, 6), np.uint8, 0, 4)
     colours = noise((4, 3), np.uint16, 0, 256)
-    tables = {}
+    tables: dict[str, Any] = {}
     for place, colour in enumerate(("Red", "Green", "Blue")):
         own = colours[:, place] if stored == 8 else colours[:, place] * 257
         tables[f"{colour}PaletteColorLookupTableDescriptor"] = [4, 0, stored]
@@ -272,7 +273,7 @@ def test_padding_of_unsigned_values_stays_out_of_the_scaled_ones() -> None:
 def test_a_stored_value_of_the_user_s_has_no_value_either() -> None:
     values = np.array([[1, 2], [3, 4]], np.uint16)
     picture = read(dicom(values, RescaleIntercept=-10, RescaleSlope=1), PixelFormat(value_range=(-20, 20), nodata=3))
-    assert np.array_equal(picture[:, :, 0], [[-9, -8], [np.nan, -6]], equal_nan=True)
+    assert np.array_equal(picture[:, :, 0], np.array([[-9, -8], [np.nan, -6]]), equal_nan=True)
 
 
 def test_a_window_maps_its_values_to_255() -> None:
