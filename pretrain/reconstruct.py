@@ -350,7 +350,7 @@ def _resized(image: NDArray[np.generic], size: tuple[int, int]) -> NDArray[np.fl
     values = image.astype(np.float32)
     if values.shape[1:] == size:
         return values
-    found = resized_around_gaps(values, lambda planes: np.stack([_resized_plane(plane, size) for plane in planes]))
+    found = resized_around_gaps(values, lambda planes: np.stack([_resized_plane(plane, size) for plane in planes]), 0)
     return found.astype(np.float32)
 
 

@@ -198,6 +198,8 @@ def _reasons(path: Path, content: bytes | None) -> Iterator[None]:
 
 
 def _open_image(path: Path, content: bytes, form: PixelFormat) -> LazyImage:
+    if form.channels not in (None, 1, 3, 4) and content.startswith(TIFF_STARTS):  # PIL would only look at it
+        return open_tiff(content, form)
     try:
         file = _opened(io.BytesIO(content))
     except UnidentifiedImageError:

@@ -273,20 +273,23 @@ def check_values(picture: Picture, form: PixelFormat) -> None:
     """Raise DataError for infinite values, those beyond the range that was given, and too many pixels without a value."""
     if picture.dtype.kind != "f":
         return
-    known = np.isfinite(picture)
-    if not known.all():
-        if np.isinf(picture).any():
-            raise DataError("infinite values; give nodata=VALUE if they stand for none, or save finite ones")
-        missing = 1 - float(known.mean())
-        if not known.any():
-            raise DataError("no pixel has a value")
-        if missing > form.max_nodata:
-            raise DataError(
-                f"{100 * missing:.0f} % of its pixels have no value, more than max_nodata={form.max_nodata:g}"
-            )
+    lowest, highest = float(picture.min()), float(picture.max())  # no numbers where a pixel has none
+    if not (math.isfinite(lowest) and math.isfinite(highest)):
+        lowest, highest = _known_ends(picture, form)
     if form.value_range is None:
         return
     low, high = form.value_range
-    lowest, highest = float(np.nanmin(picture)), float(np.nanmax(picture))
     if lowest < low or highest > high:
         raise DataError(f"values from {lowest:g} to {highest:g}, beyond value_range=[{low:g},{high:g}]")
+
+
+def _known_ends(picture: Picture, form: PixelFormat) -> tuple[float, float]:
+    """The lowest and the highest value of a picture in which some pixels have none; raises DataError for too many of these."""
+    if np.isinf(picture).any():
+        raise DataError("infinite values; give nodata=VALUE if they stand for none, or save finite ones")
+    missing = float(np.isnan(picture).mean())
+    if missing == 1:
+        raise DataError("no pixel has a value")
+    if missing > form.max_nodata:
+        raise DataError(f"{100 * missing:.0f} % of its pixels have no value, more than max_nodata={form.max_nodata:g}")
+    return float(np.fmin.reduce(picture, axis=None)), float(np.fmax.reduce(picture, axis=None))

@@ -184,20 +184,20 @@ def _resized(
     return part[:, ::-1] if mirrored else part
 
 
-def resized_around_gaps(values: Picture, resize: Callable[[Picture], Picture]) -> Picture:
+def resized_around_gaps(values: Picture, resize: Callable[[Picture], Picture], channels: int = 2) -> Picture:
     """What a linear ``resize`` makes of values (float32 with NaN where there is none), as a mean over those that are there.
 
-    Where the filter's weight is mostly on missing values, the result is NaN too.
+    Where the filter's weight is mostly on missing values, the result is NaN too. ``channels``: the axis of the channels.
     """
-    missing = np.isnan(values) if values.dtype.kind == "f" else None
-    if missing is None or not missing.any():
+    if values.dtype.kind != "f" or not math.isnan(float(values.sum(dtype=np.float32))):
         return resize(values)
-    weight: NDArray[np.float32] = resize((~missing).astype(np.float32)).astype(np.float32)
+    missing = np.isnan(values)
+    first = missing.take([0], channels)
+    one_for_all = first if bool((missing == first).all()) else missing
+    weight: NDArray[np.float32] = resize((~one_for_all).astype(np.float32)).astype(np.float32)
     there: NDArray[np.float32] = resize(np.where(missing, np.float32(0), values)).astype(np.float32)
-    gap = weight < 0.5
-    there[gap] = np.nan
-    there[~gap] /= weight[~gap]
-    return there
+    weight[weight < 0.5] = np.nan
+    return there / weight
 
 
 def fitted_box(there: tuple[int, int], size: tuple[int, int]) -> tuple[float, float, float, float]:

@@ -66,9 +66,8 @@ def crop_and_resize(
             [np.asarray(Image.fromarray(plane).resize((size[1], size[0]), method, box=box)) for plane in values]
         )
 
-    return resized_around_gaps(image if image.dtype == np.uint8 else image.astype(np.float32), resize).astype(
-        image.dtype
-    )
+    values = image if image.dtype == np.uint8 else image.astype(np.float32)
+    return resized_around_gaps(values, resize, 0).astype(image.dtype)
 
 
 def paste_masks(grids: Tensor, boxes: Tensor, size: tuple[int, int]) -> NDArray[np.bool_]:

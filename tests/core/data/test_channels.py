@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,12 @@ from maelift.core.data.reading_keys import StatedValues
 from maelift.core.data.transforms import random_resized_crop, resized_part
 from maelift.core.errors import DataError
 from maelift.core.models.preprocessing import Preprocessing, known_pixels
+from maelift.transfer.detection.canvas import crop_and_resize
 from numpy.typing import NDArray
 from PIL import Image
 from scipy.ndimage import uniform_filter
 
+PREPARED = Preprocessing(("a", "b", "c"), (0.5,) * 3, (0.2,) * 3, value_range=(-2.0, 3.0))
 NAMES = ("B02", "B03", "B04", "B08", "B11")
 RANGES: dict[str, tuple[float, float]] = {
     "uint8": (0, 255),
@@ -203,6 +206,17 @@ def test_values_beside_gaps_are_means_of_values_alone(seed: int, height: int, wi
         random_resized_crop(constant, size, np.array([0.9, 0.5, 0.1, 0.2, 0.9]), interpolation=how),
     ):
         assert np.allclose(found[~np.isnan(found)], 7.0, atol=1e-3)  # no gap mixes in
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_gaps_of_channels_first_are_those_of_channels_last(alike: bool) -> None:
+    array = values("float32", (12, 20, 3))
+    array[3:7, 2:9, : 3 if alike else 1] = np.nan
+    array[:, 15:] = np.nan
+    box, size = (0, 0, 20, 12), (6, 10)
+    last = resized_part(array, box, size, "bilinear")
+    first = crop_and_resize(array.transpose(2, 0, 1), box, size, replace(PREPARED, interpolation="bilinear"))
+    assert np.isnan(last).any() and np.allclose(first.transpose(1, 2, 0), last, equal_nan=True, atol=1e-6)
 
 
 def test_halving_an_image_with_gaps_is_the_mean_of_the_known_pixels() -> None:
