@@ -12,6 +12,8 @@ FULL ?=
 SUITE ?= quickstart$(if $(FULL),_full)
 OUT ?= runs/$(SUITE)
 ARGS ?=
+# Test processes: more than cores, as tests also wait for processes that they start, stop and resume.
+TESTERS ?= $(shell "$(PYTHON)" -c 'import os; n = os.cpu_count() or 1; print(n + (n + 1) // 2)' 2>/dev/null || echo auto)
 READY := .venv/ready
 FRAMEWORKS := .venv/frameworks
 DATA := data/fashion-mnist
@@ -24,7 +26,7 @@ quickstart: install data
 	.venv/bin/maelift bench $(SUITE) data.path=$(DATA) "out=$(OUT)" $(ARGS)
 
 test: frameworks lint data
-	.venv/bin/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder --durations=20 $(ARGS)
+	.venv/bin/python -m pytest -q -n $(TESTERS) --dist loadfile --no-loadscope-reorder --durations=20 $(ARGS)
 
 # mypy takes the package's name from its folder; .venv/src/maelift leads here, whatever this folder is called.
 soak: install
