@@ -49,7 +49,7 @@ def tiles(folder: Path, count: int, side: int, *, nodata: bool) -> FolderImages:
         name = f"{number:05d}.tif"
         tags = [(42113, 2, 0, "0", True)] if nodata else []
         layout = {"photometric": "minisblack", "planarconfig": "contig", "compression": "deflate", "predictor": 2}
-        tifffile.imwrite(folder / name, stored, metadata=None, extratags=tags, **layout)  # type: ignore[arg-type]
+        tifffile.imwrite(folder / name, stored, metadata=None, extratags=tags, **layout)
         names.append(name)
     return FolderImages(folder, tuple(names))
 
@@ -66,7 +66,7 @@ def theirs(images: FolderImages, draws: NDArray[np.float64]) -> list[torch.Tenso
     """The same crops, (C, H, W)."""
     found = []
     for number, row in enumerate(draws):
-        values = tifffile.imread(io.BytesIO(images.content(number))).astype(np.float32)
+        values = tifffile.imread(io.BytesIO(images.content(number) or b"")).astype(np.float32)
         top, left, height, width = crop_box((values.shape[0], values.shape[1]), row, SCALE)
         picture = torch.from_numpy(values).permute(2, 0, 1)
         crop = F.resized_crop(picture, top, left, height, width, list(SIZE), InterpolationMode.BICUBIC, antialias=True)
