@@ -183,13 +183,19 @@ def test_pydicom_s_own_files_of_colour_are_read_as_it_reads_them(name: str) -> N
 
 
 @pytest.mark.parametrize("syntax", [RLELossless, JPEG2000Lossless], ids=lambda uid: uid.name)
-@pytest.mark.parametrize("shape", [(40, 36), (40, 36, 3)])
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16])
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [
+        ((40, 36), np.uint8),
+        ((40, 36), np.uint16),
+        ((40, 36), np.int16),
+        ((40, 36, 3), np.uint8),
+        ((40, 36, 3), np.uint16),
+    ],
+)
 def test_lossless_compressions_give_the_values_that_were_compressed(
     syntax: Any, shape: tuple[int, ...], dtype: Any
 ) -> None:
-    if dtype == np.int16 and len(shape) == 3:
-        pytest.skip("colour has no sign")
     low, high = (-500, 500) if dtype == np.int16 else (0, 256 if dtype == np.uint8 else 65536)
     values = noise(shape, dtype, low, high)
     found = dataset(values)
