@@ -41,7 +41,8 @@ def soak(folder: Path, kills: int, seed: int, keys: list[str]) -> list[str]:
         # Who is killed together with the launcher can do without one, and begins in a tenth of the time.
         started = start_ranks(2, *command) if left[-1] == ALL else [start_torchrun(2, *command, session=True)]
         before = newest(killed)
-        while newest(killed) == before and started[0].poll() is None:  # until it has made a step of its own
+        # until it has made a step of its own, and one is saved to go on from: later saves may be cut off, the first not
+        while (newest(killed) == before or not saved(killed)) and started[0].poll() is None:
             time.sleep(0.01)
         time.sleep(draws.uniform(0, 0.05 * usual))
         if started[0].poll() is None:
@@ -71,6 +72,11 @@ def kill(started: list[int], what: str) -> None:
     _, alive = psutil.wait_procs(everyone, timeout=40)
     if alive:
         raise RuntimeError(f"{what} were killed, but {[process.pid for process in alive]} go on")
+
+
+def saved(out: Path) -> bool:
+    """Whether a run has a checkpoint that is written in full."""
+    return any((out / "checkpoints").glob("step-*"))
 
 
 def newest(out: Path) -> str:

@@ -88,7 +88,7 @@ def test_two_hundred_sizes_are_prepared_by_every_command() -> None:
     source = Source(images, images, cast(Any, None), config, CANVAS, 1)
     encoder = SimpleNamespace(spec=spec, preprocessing=gray)
     draws = np.random.default_rng(0).random(64)
-    classes = SimpleNamespace(encoder=encoder, config=SimpleNamespace(flip=True, crop_scale=(0.08, 1.0)))
+    classes = SimpleNamespace(encoder=encoder, config=SimpleNamespace(flip=True, turn=False, crop_scale=(0.08, 1.0)))
     classes.splits = SimpleNamespace(train=SimpleNamespace(images=images))
     batches = pixel_batches(images, spec, 1, gray.reading)
     for index, (width, height) in enumerate(SIZES):
@@ -110,7 +110,7 @@ def test_two_hundred_sizes_are_prepared_by_every_command() -> None:
         assert sample.pixels.shape == (1, *CANVAS) and (sample.target or {})["boxes"].shape[1] == 4
         mask = np.broadcast_to(np.uint8(1), (height, width))
         parts = SimpleNamespace(encoder=encoder, inference=Inference.usual(CANVAS))
-        parts.config = SimpleNamespace(scale=(0.5, 2.0), cat_max_ratio=1.0, distort=False, flip=True)
+        parts.config = SimpleNamespace(scale=(0.5, 2.0), cat_max_ratio=1.0, distort=False, flip=True, turn=False)
         parts.splits = SimpleNamespace(
             train=SimpleNamespace(images=images, mask=lambda _, mask=mask: mask, ignore_index=255)
         )
