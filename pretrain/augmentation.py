@@ -8,7 +8,7 @@ import numpy as np
 
 from ..core.data.pixel_format import LazyImage, Picture
 from ..core.data.sampling import Uniforms
-from ..core.data.transforms import random_crops
+from ..core.data.transforms import check_turn, random_crops
 from ..core.errors import ConfigError
 
 CROP_DRAWS = 5
@@ -30,8 +30,7 @@ class Crop:
     def __post_init__(self) -> None:
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise ConfigError("scale", list(self.scale), "two shares with 0 < smallest <= largest <= 1")
-        if self.turn and not self.flip:
-            raise ConfigError("turn", True, "false with flip=false")
+        check_turn(self.turn, self.flip)
 
     def crops(self, image: LazyImage, size: tuple[int, int], draws: Uniforms) -> list[Picture]:
         """Random crops (H, W, C) of an image, one a row of ``draws`` (K, 5)."""

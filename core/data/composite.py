@@ -17,13 +17,13 @@ UNKNOWN = 128
 COLOURS = ("red", "green", "blue")
 
 
-def composite(picture: Picture, names: Sequence[str] = (), shown: Sequence[int] | None = None) -> NDArray[np.uint8]:
+def composite(picture: Picture, names: Sequence[str] = ()) -> NDArray[np.uint8]:
     """Three channels of pixels (H, W, C) as (H, W, 3), or one as (H, W, 1); values of more than 8 bits are stretched by channel.
 
-    Shown are the channels numbered ``shown`` from 0; by default those called red, green and blue, else the first three, of two
-    the first. Pixels without a value (NaN) are gray.
+    Shown are the channels called red, green and blue, else the first three, of two the first. Pixels without a value (NaN) are
+    gray.
     """
-    places = list(shown_channels(picture.shape[2], names) if shown is None else shown)
+    places = list(shown_channels(picture.shape[2], names))
     chosen = picture[:, :, places]
     if chosen.dtype == np.uint8:
         return np.ascontiguousarray(chosen)

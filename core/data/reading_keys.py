@@ -32,8 +32,12 @@ class PartKeys:
     """share of a slice's pixels that must differ from the volume's most frequent value; slices of one value are always left
     out"""
 
-    def check_parts(self) -> None:
-        """Raise ConfigError for values that can't be meant."""
+    def check_parts(self, value_range: tuple[float, float] | None = None) -> None:
+        """Raise ConfigError for values that can't be meant, also of the ``value_range`` that stands beside them."""
+        if value_range is not None and not value_range[0] < value_range[1]:
+            raise ConfigError("value_range", list(value_range), "[lowest,highest], the lowest first")
+        if self.window is not None and value_range is not None:
+            raise ConfigError("window", list(self.window), "null with value_range: a window has its own")
         if self.window is not None and not self.window[1] > 0:
             raise ConfigError("window", list(self.window), "[centre,width], the width above 0")
         if isinstance(self.frame, int) and self.frame < 1:
@@ -74,15 +78,11 @@ class ReadingKeys(PartKeys):
 
     def check_reading(self) -> None:
         """Raise ConfigError for values that can't be meant."""
-        self.check_parts()
-        if self.window is not None and self.value_range is not None:
-            raise ConfigError("window", list(self.window), "null with value_range: a window has its own")
+        self.check_parts(self.value_range)
         if isinstance(self.channels, tuple):
             check_bands(self.channels, "channels")
         elif self.channels is not None and self.channels < 1:
             raise ConfigError("channels", self.channels, "1 or more, or null")
-        if self.value_range is not None and not self.value_range[0] < self.value_range[1]:
-            raise ConfigError("value_range", list(self.value_range), "[lowest,highest], the lowest first")
         if not 0 <= self.max_nodata <= 1:
             raise ConfigError("max_nodata", self.max_nodata, "a share from 0 to 1")
         if self.unscale and self.value_range is None:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..errors import DataError
+from ..errors import ConfigError, DataError
 from .pixel_format import LazyImage, Picture, picture_of
 
 ASPECT_RATIOS = (3 / 4, 4 / 3)
@@ -75,6 +75,12 @@ def random_resized_crop(
     picture = picture_of(image) if isinstance(image, Image.Image) else image
     box = crop_box((picture.shape[0], picture.shape[1]), draws, scale)
     return _cropped(picture, box, size, draws[4], interpolation, turn)
+
+
+def check_turn(turn: bool, flip: bool) -> None:
+    """Raise ConfigError for turning without mirroring, as one draw says both."""
+    if turn and not flip:
+        raise ConfigError("turn", True, "false with flip=false")
 
 
 def quarter_turns(draw: float) -> int:

@@ -81,11 +81,7 @@ class DataCheckConfig(PartKeys):
     def __post_init__(self) -> None:
         if self.keep is not None and self.task not in ("auto", "pretrain"):
             raise ConfigError("keep", self.keep, "null, or task=pretrain")
-        if self.value_range is not None and not self.value_range[0] < self.value_range[1]:
-            raise ConfigError("value_range", list(self.value_range), "[lowest,highest], the lowest first")
-        self.check_parts()
-        if self.window is not None and self.value_range is not None:
-            raise ConfigError("window", list(self.window), "null with value_range: a window has its own")
+        self.check_parts(self.value_range)
         background_colour(self.background)
 
     @property

@@ -80,11 +80,7 @@ class PackConfig(PartKeys):
             raise ConfigError("quality", self.quality, "1 to 95")
         if not 0 <= self.max_rejected <= 1:
             raise ConfigError("max_rejected", self.max_rejected, "a share from 0 to 1")
-        if self.value_range is not None and not self.value_range[0] < self.value_range[1]:
-            raise ConfigError("value_range", list(self.value_range), "[lowest,highest], the lowest first")
-        self.check_parts()
-        if self.window is not None and self.value_range is not None:
-            raise ConfigError("window", list(self.window), "null with value_range: a window has its own")
+        self.check_parts(self.value_range)
         background_colour(self.background)
 
 

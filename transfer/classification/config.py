@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from ...core.data.classification import ClassFolderLayout
+from ...core.data.transforms import check_turn
 from ...core.errors import ConfigError
 from ...core.models.probes import Pooling
 from ..recipe import Recipe
@@ -41,8 +42,7 @@ class ClassifyRecipe(Recipe):
                 raise ConfigError(key, getattr(self, key), "a share from 0 to below 1")
         if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
             raise ConfigError("crop_scale", list(self.crop_scale), "two shares with 0 < smallest <= largest <= 1")
-        if self.turn and not self.flip:
-            raise ConfigError("turn", True, "false with flip=false")
+        check_turn(self.turn, self.flip)
 
     def check_passes(self, count: int) -> None:
         """Raise ConfigError when a step can't be split into ``count`` passes, over all processes and accumulations."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import ClassVar, Literal
 
+from ...core.data.transforms import check_turn
 from ...core.errors import ConfigError
 from ..task import TransferConfig
 from .architecture import Architecture
@@ -43,8 +44,7 @@ class SegmentConfig(Architecture, TransferConfig):
         Architecture.__post_init__(self)
         if not 0 < self.scale[0] <= self.scale[1]:
             raise ConfigError("scale", list(self.scale), "two factors with 0 < smallest <= largest")
-        if self.turn and not self.flip:
-            raise ConfigError("turn", True, "false with flip=false")
+        check_turn(self.turn, self.flip)
         if not 0 < self.cat_max_ratio <= 1:
             raise ConfigError("cat_max_ratio", self.cat_max_ratio, "a share above 0 and up to 1")
         if self.short_side is not None and self.short_side < 0:
