@@ -235,7 +235,23 @@ def exclusive_lock(folder: Path, timeout: float = 10.0) -> Iterator[None]:
     of a killed process, and the lock file is removed at the end. Not filelock, which leaves its file in the user's folder,
     notices a removed one by its link count only, which NFS doesn't lower, and fails where a file system has no locks.
     """
-    path, deadline = folder / LOCK_FILE, time.monotonic() + timeout
+    try:
+        with lock_file(folder / LOCK_FILE, timeout):
+            yield
+    except LockedError as error:
+        raise MaeliftError(
+            f"out={folder}: another maelift command is running there. Wait for it, or stop it."
+        ) from error
+
+
+class LockedError(MaeliftError):
+    """Another process has a lock for longer than was to be waited."""
+
+
+@contextmanager
+def lock_file(path: Path, timeout: float) -> Iterator[None]:
+    """Lock a file, which is created for it, for the block; raise LockedError where it stays another's for ``timeout`` seconds."""
+    deadline = time.monotonic() + timeout
     while True:
         with path.open("a") as file:
             if _try_lock(file):
@@ -247,7 +263,7 @@ def exclusive_lock(folder: Path, timeout: float = 10.0) -> Iterator[None]:
                     path.unlink(missing_ok=True)
                 return
         if time.monotonic() > deadline:
-            raise MaeliftError(f"out={folder}: another maelift command is running there. Wait for it, or stop it.")
+            raise LockedError(f"{path}: another process has locked it. Wait for it, or stop it.")
         time.sleep(0.1)
 
 

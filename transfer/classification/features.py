@@ -6,6 +6,8 @@ import hashlib
 import json
 import logging
 import shutil
+import time
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import cast
@@ -20,7 +22,7 @@ from ...core.data.transforms import fit_and_crop, random_resized_crop, to_array
 from ...core.device import Precision, autocast
 from ...core.distributed import Ranks
 from ...core.errors import MaeliftError
-from ...core.files import check_regular, output_folder
+from ...core.files import LockedError, check_regular, lock_file, output_folder
 from ...core.models.contract import content_hash
 from ...core.models.encoder import Encoder
 from ...core.models.probes import Pooling, pool, pooled_dim
@@ -35,6 +37,9 @@ FEATURES_VERSION = 2
 """Raised whenever a change of the code would change the saved features."""
 
 EXTRACT_BATCH = 250
+
+LOCK_WAIT = 30.0
+"""Seconds between two words about waiting for another process that computes the same features."""
 
 MAX_BYTES_IN_MEMORY = 2**30
 """Features of up to this size in bytes are loaded into memory, on the device; larger ones are read from disk when needed."""
@@ -112,24 +117,57 @@ def cached_features(
 ) -> NDArray[np.generic]:
     """The features of images, ``wanted.shape``, mapped from a file in ``folder``; computed only when it isn't there.
 
-    The processes of ``ranks`` share the work, and ``folder``. Raises MaeliftError when they don't fit on the disk.
+    The processes of ``ranks`` share the work, and ``folder``; other commands that want the same features meanwhile wait for
+    them. Raises MaeliftError when they don't fit on the disk.
     """
     path = folder / wanted.name(ranks.device)
-    if wanted.manifest and path.exists():
-        if (stored := _mapped(path, wanted)) is not None:
-            logger.info("features of %s: %s is reused", what, path)
+    if (stored := _reusable(path, wanted, ranks, what)) is not None:
+        return stored
+    with ExitStack() as locks:
+        ranks.broadcast(lambda: output_folder(folder))
+        begun = time.monotonic()
+        while not ranks.broadcast(lambda: _locked(path.with_suffix(".lock"), locks)):
+            waited = time.monotonic() - begun
+            logger.info("features of %s: another process computes them; waiting for %.0f s", what, waited)
+        if (stored := _reusable(path, wanted, ranks, what)) is not None:
             return stored
-        logger.warning("features of %s: %s is damaged and is recomputed", what, path)
-    part = path.with_suffix(".part")
-    if ranks.is_main:
-        output_folder(folder)
+        return _compute(wanted, path, ranks, workers, what)
+
+
+def _locked(path: Path, locks: ExitStack) -> bool:
+    """Whether a lock was got, for as long as ``locks`` is open, within LOCK_WAIT seconds."""
+    try:
+        locks.enter_context(lock_file(path, LOCK_WAIT))
+    except LockedError:
+        return False
+    return True
+
+
+def _reusable(path: Path, wanted: FeatureRequest, ranks: Ranks, what: str) -> NDArray[np.generic] | None:
+    """The features that were saved before; None, on all of ``ranks``, where one of them finds none, or damaged ones."""
+    stored = _mapped(path, wanted) if wanted.manifest else None
+    if ranks.any(stored is None):
+        if wanted.manifest and path.exists():
+            logger.warning("features of %s: %s is damaged and is recomputed", what, path)
+        return None
+    logger.info("features of %s: %s is reused", what, path)
+    return stored
+
+
+def _compute(wanted: FeatureRequest, path: Path, ranks: Ranks, workers: int, what: str) -> NDArray[np.generic]:
+    """Compute features into ``path``, by way of a file of another name; called by one command at a time."""
+    part, folder = path.with_suffix(".part"), path.parent
+
+    def allocate() -> None:
         if (free := shutil.disk_usage(folder).free) < wanted.nbytes:
             raise MaeliftError(
                 f"features of {what}: they take {wanted.nbytes / 1e9:.1f} GB, and {folder} has {free / 1e9:.1f} GB free. "
                 "Give cache=FOLDER on a larger disk, or features of one vector an image (method=linear or knn)."
             )
+        part.unlink(missing_ok=True)
         np.lib.format.open_memmap(part, mode="w+", dtype=wanted.dtype, shape=wanted.shape).flush()
-    ranks.barrier()
+
+    ranks.broadcast(allocate)
     file = cast("np.memmap[tuple[int, ...], np.dtype[np.floating]]", np.lib.format.open_memmap(part, mode="r+"))
     first, last = (wanted.shape[0] * share // ranks.world_size for share in (ranks.rank, ranks.rank + 1))
     _extract(wanted, range(first, last), file, ranks.device, workers, f"features of {what}")
@@ -139,6 +177,7 @@ def cached_features(
         part.replace(path)
     ranks.barrier()
     found = _mapped(path, wanted)
+    ranks.barrier()
     if found is None:
         raise MaeliftError(f"features of {what}: {path} can't be read again. Give cache=FOLDER on another disk.")
     return found

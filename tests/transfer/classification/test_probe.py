@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from maelift.tests.support import encoder_file, has_checkpoint, random_encoder, 
 from maelift.transfer.classification import features as features_module
 from maelift.transfer.classification.config import ClassifyConfig
 from maelift.transfer.classification.features import FeatureRequest, FeatureRows, cached_features
+from numpy.typing import NDArray
 from safetensors.torch import load_file
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
@@ -184,6 +187,32 @@ def test_features_are_the_encoders_in_the_order_of_the_images(
     assert cached_features(tokens, tmp_path, ONE).shape == (80, 16, 32)
     assert not np.array_equal(tokens.pixels(0), tokens.pixels(1))  # two crops of one image
     assert np.array_equal(tokens.pixels(1), FeatureRequest(encoder, images, tokens=True, crops=2).pixels(1))
+
+
+def test_features_wanted_by_several_at_once_are_computed_once(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computed: list[int] = []
+    extract = features_module._extract
+
+    def slowly(wanted: FeatureRequest, rows: range, file: NDArray[np.generic], *rest: Any) -> None:
+        computed.append(len(rows))
+        time.sleep(0.3)
+        extract(wanted, rows, file, *rest)
+
+    monkeypatch.setattr(features_module, "_extract", slowly)
+    monkeypatch.setattr(features_module, "LOCK_WAIT", 0.05)
+    together = threading.Barrier(4)
+
+    def compute(number: int) -> NDArray[np.generic]:
+        wanted = FeatureRequest(random_encoder(SPEC), find_images(image_folder), tokens=False, manifest="a hash")
+        together.wait()
+        return np.array(cached_features(wanted, tmp_path, ONE))
+
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(compute, range(4)))
+    assert computed == [40] and all(np.array_equal(one, found[0]) for one in found) and found[0].any()
+    assert [path.suffix for path in tmp_path.iterdir()] == [".npy"]
 
 
 def test_rows_on_disk_are_the_rows_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
