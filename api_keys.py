@@ -97,6 +97,7 @@ class SuiteDataKeys(TypedDict, total=False):
     group: Text | None
     near: Literal["auto", "full", "off"]
     broken: float
+    public: Literal["imagenet", "coco", "ade20k", "voc", "cityscapes", "inaturalist", "none"] | None
 
 
 class TaskKeys(TypedDict, total=False):
@@ -117,6 +118,7 @@ class TaskKeys(TypedDict, total=False):
     max_doublings: int | None
     evaluations: int | None
     short: bool
+    public: Literal["imagenet", "coco", "ade20k", "voc", "cityscapes", "inaturalist", "none"] | None
 
 
 class ArmKeys(TypedDict, total=False):

@@ -24,6 +24,7 @@ from .data import SuiteImages
 from .examples import to_data_url, won_and_lost
 from .experiment import Context
 from .protocol import ArmState, Results, arm_state, encoder_runs, iter_cells, seconds_spent
+from .public_data import pretraining_overlaps, unknown_sources
 from .results import Arm, Example, NearPair, SuiteResult, TaskResult
 from .runs import Run, libraries
 from .suite import BenchConfig
@@ -70,7 +71,8 @@ def collect(context: Context, store: Path, results: Results, outcome: RunOutcome
         arms=arms,
         parts=parts,
         pool=len(pools.pool),
-        guards=pools.findings,
+        guards=(*pools.findings, *unknown_sources(config.public_sources(), list(context.origins.values()))),
+        seen=tuple(_seen(context)),
         reconstructions=next((path for path in pictures if path.is_file()), None),
         config_yaml=to_yaml(public_config(config.given())),
         versions=_versions(),
@@ -106,6 +108,15 @@ def _examples(context: Context, result: SuiteResult) -> Iterator[Example]:
             test = context.pools.tasks[part.name].splits.test
             reference = result.reference(part, min(part.label_counts))
             yield from won_and_lost(part, test, result.rivals, reference, context.config.form)
+
+
+def _seen(context: Context) -> Iterator[str]:
+    """What is known of arms' weights having seen the suite's own public data sets; of arms that share weights once."""
+    sources, named = context.config.public_sources(), set[str]()
+    for arm, weights in context.origins.items():
+        if weights not in named:
+            named.add(weights)
+            yield from pretraining_overlaps(context.config.arms[arm].label, weights, sources)
 
 
 def _near(pools: SuiteImages) -> Iterator[NearPair]:

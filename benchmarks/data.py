@@ -26,7 +26,8 @@ from ..core.seeding import stream
 from ..core.terminal import quoted
 from ..transfer.tasks import task_type
 from .leakage import LeakageGuard, NearDuplicatePair, Subset
-from .suite import BenchConfig, SuiteData
+from .suite import BenchConfig
+from .suite_data import SuiteData
 from .task_design import CLASSIFY
 
 POOL_SHARE = 0.8

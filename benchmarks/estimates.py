@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +11,7 @@ import torch
 
 from ..core.data.labeled_dataset import draw_labeled
 from ..core.data.sampling import Sampler, each
-from ..core.device import autocast
+from ..core.device import autocast, cpu_threads
 from ..core.distributed import Ranks
 from ..core.models.cost import MOST_FLOPS, encoder_flops, measured_images, seconds_an_image, training_seconds
 from ..core.models.encoder import Encoder
@@ -123,7 +122,7 @@ class MeasuredCost:
                 evaluated = config.designs[run.task].evaluations * self.context.evaluated_images(run)
         if not trained and not evaluated:
             return 0.0
-        with _threads(config.threads):
+        with cpu_threads(config.threads):
             speed = self._speed(run)
         return speed.training * trained + speed.evaluating * evaluated
 
@@ -183,14 +182,3 @@ class MeasuredCost:
         measured = replace(splits, train=train, val=val.subset(range(min(len(val), MEASURED_EVALUATION))))
         recipe, ranks = config.recipe(run.task, run.arm), Ranks(0, 1, self.device)
         return kind.task(Training(recipe, run.variant, encoder, measured, ranks))
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """As many threads as a run has."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

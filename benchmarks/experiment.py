@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ..adapters.pretrained import read_pretrained
+from ..adapters.published import TIMM
 from ..core.data.channel_statistics import channel_statistics
 from ..core.data.classification import LabeledImages
 from ..core.data.images import ImageSet
@@ -52,17 +53,20 @@ class Context:
     pools: SuiteImages
     weights: Mapping[str, str] = field(default_factory=dict)
     """hash of the weights that an arm begins with, where it names some"""
+    origins: Mapping[str, str] = field(default_factory=dict)
+    """what these weights are: as named, or timm:NAME where their file says that they are of it"""
 
     @classmethod
     def of(cls, config: BenchConfig, pools: SuiteImages) -> Context:
         """Also reads what weights the arms name; raises MaeliftError for those that don't fit the suite's model."""
-        hashes = {}
+        hashes, origins = {}, {}
         for name in config.arms:
             if (source := config.arms[name].weights) is not None:
                 file = read_pretrained(source, f"arms.{name}.weights")
                 adapt_encoder(file.encoder, config.spec_of(name), source, f"arms.{name}.weights")
-                hashes[name] = file.content_hash
-        return cls(config, pools, hashes)
+                hashes[name], parent = file.content_hash, file.provenance.parent or ""
+                origins[name] = parent if parent.startswith(TIMM) else source
+        return cls(config, pools, hashes, origins)
 
     def check(self) -> None:
         """Raise MaeliftError for what of the suite doesn't fit its data."""

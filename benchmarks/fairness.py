@@ -11,7 +11,7 @@ from ..core.progress import duration
 from ..core.report.html import Table
 from ..core.yaml_files import flatten
 from .results import Arm, SuiteResult, TaskResult, Trial, TuningRecord
-from .score_text import listed, percent, signed, validated_on
+from .score_text import listed, percent, pretraining_time, signed, validated_on
 
 ABSENT = "none"
 """The value of a setting that an arm doesn't have."""
@@ -91,7 +91,7 @@ def effort_seconds_table(result: SuiteResult) -> Table:
         rows.append(
             (
                 arm.label,
-                duration(arm.pretrain_seconds) if arm.pretrain_seconds else ABSENT,
+                pretraining_time(arm),
                 duration(tuning),
                 duration(sum(cell.seconds for cell in cells)),
             )

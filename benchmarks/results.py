@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from ..core.errors import MaeliftError
 from ..transfer import tasks
 from ..transfer.tasks import ReportedScores
+from .model_cost import ModelCost
 from .stats import gain_limit
 
 AUTO = "auto"
@@ -239,6 +240,8 @@ class SuiteResult:
     lose; ``near``: near-duplicates that were left out. ``baseline``: an arm, or "auto" for the best without pretraining by
     validation, at each label count of each task. ``looks``: the numbers of units at which results may be read, planned before
     the first run; empty: once, at the end. ``effect``: the difference worth resolving, a share, which the report plans for.
+    ``costs``: what the trained models cost to use, of those that were measured. ``seen``: what is known of arms' weights having
+    been trained on the public data set that the images are of.
     """
 
     name: str
@@ -263,6 +266,8 @@ class SuiteResult:
     near: tuple[NearPair, ...] = ()
     looks: tuple[int, ...] = ()
     effect: float | None = None
+    costs: tuple[ModelCost, ...] = ()
+    seen: tuple[str, ...] = ()
 
     def label(self, name: str) -> str:
         """What an arm is called."""
@@ -317,6 +322,7 @@ class SuiteResult:
             content["parts"] = tuple(_part(part) for part in content["parts"])
             content["examples"] = tuple(Example(**example) for example in content["examples"])
             content["near"] = tuple(NearPair(**pair) for pair in content["near"])
+            content["costs"] = tuple(ModelCost(**cost) for cost in content.get("costs", ()))
             picture = content["reconstructions"]
             content["reconstructions"] = None if picture is None else (folder or Path()) / picture
             return cls(**content)

@@ -7,7 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..core.dry_run import Plan
@@ -45,13 +45,14 @@ logger = logging.getLogger("maelift")
 class BenchResult:
     """Where a suite's report is, and what it says: ``verdicts`` are its sentences, ``result`` its numbers.
 
-    ``status`` is its status.
+    ``status`` is its status, ``choices``: which arm to use at each place, and how certain that is.
     """
 
     report: Path
     verdicts: tuple[str, ...]
     result: SuiteResult
     status: Status
+    choices: tuple[str, ...] = ()
 
     @property
     def error(self) -> str | None:
@@ -66,7 +67,7 @@ class BenchResult:
 
     def summary(self) -> str:
         """The verdicts and where the report is."""
-        return "\n".join([*self.verdicts, f"report: {self.report}"])
+        return "\n".join([*self.verdicts[:1], *self.choices, *self.verdicts[1:], f"report: {self.report}"])
 
 
 def bench(config: BenchConfig, cache: AnswerCache | None = None) -> BenchResult:
@@ -91,11 +92,14 @@ def bench(config: BenchConfig, cache: AnswerCache | None = None) -> BenchResult:
         results = read_finished(store)
         running = None if cache is None else cache.running_status(out, suite_files(config.suite))
         outcome = run_all(context, store, results, running)
+        from .measure_cost import measure_costs  # as the report: a plan measures no model
+
         result = collect(context, store, results, outcome)
+        result = replace(result, costs=measure_costs(context, result, out, device_of(config)))
         from .report import write_report  # plots take a second to load, and a plan has none
 
         report = write_report(result, out)
-        done = BenchResult(report.html, report.verdicts, result, status_of(context, results))
+        done = BenchResult(report.html, report.verdicts, result, status_of(context, results), report.choices)
         inputs = _input_files(config)
         if cache is not None and inputs is not None and not (result.missing or result.failed or result.unspent):
             cache.save(out, done.summary(), done.status.text(), inputs)

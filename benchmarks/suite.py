@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 from ..core.config import MissingKeyError, resolve
 from ..core.config_keys import nearest, schema_defaults
-from ..core.data.classification import ClassFolderLayout
 from ..core.errors import ConfigError, MaeliftError
 from ..core.models.encoder_spec import EncoderSpec, ModelName, check_divisible, preset_spec
 from ..core.slurm import SlurmConfig
@@ -22,52 +21,13 @@ from ..transfer.recipe import Recipe, recipe_defaults
 from ..transfer.task import TransferConfig
 from .arm_kind import ArmConfig, ArmKind
 from .arm_kinds import kind_of, with_simple_arms
+from .public_data import SuiteSource, source_of
 from .published import read_published
 from .results import AUTO
+from .suite_data import SuiteData
 from .suite_file import key_prefix, named_suite, read_suite
 from .suite_reading import SuiteReading
 from .task_design import CLASSIFY, TaskConfig, TaskDesign, Tuning, check_distinct
-
-
-@dataclass(frozen=True)
-class SuiteData:
-    """What the images of a suite are used for; the parts share no image, by content."""
-
-    path: str | None = None
-    """images with a class each: class folders, CSV or idx files; null: classification isn't compared"""
-    layout: ClassFolderLayout = "auto"
-    """class_folders: every folder of path is a class, whatever its name; auto: folders that may be something else are refused"""
-    label_column: str | tuple[str, ...] | None = None
-    """path's, a CSV's, column of labels, or [a,b,c]: its columns of 0 and 1, a class each; null: as the header says"""
-    unlabelled: str | tuple[str, ...] | None = None
-    """images to pretrain on, without labels: what maelift pretrain takes as data; null: a part of path's"""
-    pool: int | float | None = None
-    """images to pretrain on, a count or a share: of path's training split (null: 0.8), or of unlabelled (null: all)"""
-    val: int | float | Literal["cross"] = 0.1
-    """validation images where the data has none, a count or share; cross: 5-fold cross-validation of a seed's labelled images"""
-    test: int | float = 0.1
-    """test images where the data has no such split, a count or a share"""
-    seed: int = 0
-    """seeds the split"""
-    group: str | None = None
-    """what stays in one part, a patient, video or flight: a column of the CSV, or a regular expression over the images' paths;
-    for other tasks it is a key of their recipe"""
-    near: Literal["auto", "full", "off"] = "auto"
-    """leave near-duplicates of validation or test images out of the pool and of training; auto: of kinds
-    that take up to about 5 minutes of one core"""
-    broken: float = 0.05
-    """largest share of broken images that is tolerated"""
-
-    def __post_init__(self) -> None:
-        if self.path is None and self.unlabelled is None:
-            raise ConfigError("path", None, "labelled images, or unlabelled ones to pretrain on")
-        if self.cross and self.path is None:
-            raise ConfigError("val", self.val, "a count or a share, without path")
-
-    @property
-    def cross(self) -> bool:
-        """Whether settings are chosen by cross-validation within the labelled images of a seed."""
-        return self.val == "cross"
 
 
 @dataclass(frozen=True)
@@ -246,6 +206,12 @@ class BenchConfig(SuiteReading):
     def pool_has_labels(self) -> bool:
         """Whether the images to pretrain on have labels."""
         return self.data.path is not None and self.data.unlabelled is None
+
+    def public_sources(self) -> list[SuiteSource]:
+        """The public data sets that the images of the tasks are of, each once."""
+        own = [source_of(self.data.path, self.data.public, "data.public")] if self.data.path is not None else []
+        own += [source_of(task.data, task.public, f"tasks.{name}.public") for name, task in self.tasks.items()]
+        return list({source.name: source for source in own}.values())
 
     def given(self) -> dict[str, Any]:
         """The settings as a suite file has them: its arms and tasks without the defaults."""

@@ -12,16 +12,28 @@ from ..core.config_keys import nearest
 from ..core.errors import ConfigError, MaeliftError
 from ..core.signals import Interrupted
 from ..core.yaml_files import merged, read_yaml
+from .short_arms import expanded
 
 SUITES = Path(__file__).parent / "suites"
 
 
 def read_suite(suite: str) -> dict[str, Any]:
-    """The keys of a shipped suite or of a YAML file; with ``extends``, over those of another."""
+    """The keys of a shipped suite or of a YAML file; with ``extends``, over those of another.
+
+    A list of arms says which there are; those of the extended suite that it doesn't name are left out.
+    """
     keys: dict[str, Any] = {}
     for _, own in _layers(suite):
-        keys = merged(keys, own)
+        keys = over(keys, own)
     return keys
+
+
+def over(keys: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """Keys of a suite with others on top, arms in short form among them."""
+    arms = own.get("arms")
+    if not isinstance(arms, list | tuple):
+        return merged(dict(keys), dict(own))
+    return {**merged(dict(keys), dict(own)), "arms": expanded(arms, keys.get("arms") or {})}
 
 
 def suite_files(suite: str) -> list[Path]:
