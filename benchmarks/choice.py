@@ -1,4 +1,4 @@
-"""Which start to use: the arm that validates best at each place, how certain that is, and what a cheaper arm gives up."""
+"""Which arm to use at each place: the one that validates best, how certain that is, what a cheaper one gives up."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the trained model of an arm costs to use: parameters, operations, latency, throughput and memory on a named device."""
+"""What an arm's trained model costs to use: parameters, operations, latency, throughput, memory on a device."""
 
 from __future__ import annotations
 
