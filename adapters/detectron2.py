@@ -12,7 +12,7 @@ from torch import nn
 
 from ..core.errors import CheckpointError, ConfigError
 from ..core.models.encoder import ACTIVATIONS, Encoder
-from ..core.models.encoder_file import load_encoder
+from ..core.models.encoder_file import read_encoder
 from ..core.models.encoder_spec import EncoderSpec
 from ..core.models.preprocessing import Preprocessing
 from .bundle import at_size
@@ -50,7 +50,7 @@ def vit_backbone(
     the right and bottom, so that windows tile them and nothing is cut off. ``image_size`` (pixels) sizes the relative
     positions, null as at the export; ``window_size`` and ``drop_path`` likewise.
     """
-    found = at_size(load_encoder(encoder), None, patch_size)
+    found = at_size(read_encoder(encoder).encoder, None, patch_size)
     shape = detectron2_shape(found, image_size, window_size)
     return build_backbone(
         found,
@@ -99,7 +99,7 @@ def build_backbone(
 
 def pixel_settings(encoder: str | Path) -> dict[str, Any]:
     """``pixel_mean``, ``pixel_std`` and ``input_format`` of detectron2's models, from an encoder file's contract."""
-    preprocessing = load_encoder(encoder).preprocessing
+    preprocessing = read_encoder(encoder).encoder.preprocessing
     return {
         "pixel_mean": float32_numbers(preprocessing.pixel_mean),
         "pixel_std": float32_numbers(preprocessing.pixel_std),
@@ -135,7 +135,7 @@ def use_encoder(cfg: Any, encoder: str | Path) -> None:
     The backbone and its file, no other weights, how images are read and normalised, and the pyramid's levels with their
     anchors; keys of MODEL.MAELIFT stay as they are; set PATCH_SIZE before the call.
     """
-    found = at_size(load_encoder(encoder), None, cfg.MODEL.MAELIFT.PATCH_SIZE or None)
+    found = at_size(read_encoder(encoder).encoder, None, cfg.MODEL.MAELIFT.PATCH_SIZE or None)
     settings = pixel_settings(encoder)
     cfg.MODEL.MAELIFT.ENCODER, cfg.MODEL.WEIGHTS = str(encoder), ""
     cfg.MODEL.BACKBONE.NAME = build_maelift_vit_fpn_backbone.__name__
@@ -161,7 +161,7 @@ def build_maelift_vit_fpn_backbone(cfg: Any, input_shape: Any) -> Any:
     node = cfg.MODEL.MAELIFT
     if not node.ENCODER:
         raise ConfigError("MODEL.MAELIFT.ENCODER", node.ENCODER, "the path of an encoder file")
-    check_yacs_pixels(cfg, load_encoder(node.ENCODER).preprocessing)
+    check_yacs_pixels(cfg, read_encoder(node.ENCODER).encoder.preprocessing)
     backbone = vit_backbone(
         node.ENCODER,
         image_size=node.IMAGE_SIZE or None,

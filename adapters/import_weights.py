@@ -9,14 +9,17 @@ from typing import Any
 
 from ..core.data.transforms import Interpolation
 from ..core.dry_run import Plan
-from ..core.errors import ConfigError, MaeliftError
+from ..core.errors import ConfigError, MaeliftError, show
 from ..core.files import output_folder
-from ..core.models.encoder_file import EncoderFile, Provenance, read_encoder, save_encoder
-from ..core.models.encoder_spec import Activation, EncoderSpec
+from ..core.models.backbone import Backbone, BackboneSpec
+from ..core.models.encoder_file import EncoderFile, Provenance, read_backbone, save_encoder
+from ..core.models.encoder_spec import Activation
 from ..core.models.preprocessing import Preprocessing
+from ..core.models.timm_spec import TimmSpec
 from ..core.models.weight_files import read_json, weights_file
 from ..version import __version__
-from .published import TIMM, from_timm, timm_name
+from .published import from_timm, timm_name
+from .timm_weights import from_timm_file
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ class ImportResult:
 
     path: Path
     source: str
-    spec: EncoderSpec
+    spec: BackboneSpec
     preprocessing: Preprocessing
     images: str
     provenance: Provenance
@@ -113,7 +116,7 @@ def plan(config: ImportConfig) -> Plan:
     )
 
 
-def _prepare(config: ImportConfig) -> tuple[ImportResult, EncoderFile]:
+def _prepare(config: ImportConfig) -> tuple[ImportResult, EncoderFile[Backbone]]:
     """What would be written, and the encoder, with its preprocessing; nothing is written yet."""
     target = Path(config.out)
     if target.exists() or target.is_symlink():
@@ -121,7 +124,7 @@ def _prepare(config: ImportConfig) -> tuple[ImportResult, EncoderFile]:
     if (name := timm_name(config.weights)) is not None:
         return _published(config, name, target)
     path = weights_file(Path(config.weights))
-    file = read_encoder(
+    file = read_backbone(
         path,
         num_heads=config.num_heads,
         norm_eps=config.norm_eps,
@@ -143,16 +146,17 @@ def _prepare(config: ImportConfig) -> tuple[ImportResult, EncoderFile]:
     return ImportResult(target, source, encoder.spec, encoder.preprocessing, images, provenance, notes), file
 
 
-def _published(config: ImportConfig, name: str, target: Path) -> tuple[ImportResult, EncoderFile]:
-    """Weights that timm fetches by a name, with timm's own facts."""
+def _published(config: ImportConfig, name: str, target: Path) -> tuple[ImportResult, EncoderFile[Backbone]]:
+    """Weights of timm by a name, fetched or in a file, with timm's own facts."""
     _refuse_shape_keys(config, f"the name of weights of timm's, which say it themselves; give a file to say it: {name}")
-    file = from_timm(name, "weights")
+    architecture, _, path = name.partition("@")
+    file = from_timm_file(architecture, path, "weights") if path else from_timm(name, "weights")
     encoder = file.encoder
     encoder.preprocessing, images = _changed(config, encoder.preprocessing, "as timm says", encoder.spec.channels)
     provenance = replace(
         file.provenance,
         config={"notes": list(file.notes)} if file.notes else {},
-        parent=config.parent or f"{TIMM}{name}",
+        parent=config.parent or file.provenance.parent,
         licence=config.licence or file.provenance.licence,
         tool_version=__version__,
     )
@@ -161,7 +165,7 @@ def _published(config: ImportConfig, name: str, target: Path) -> tuple[ImportRes
     return ImportResult(target, source, encoder.spec, encoder.preprocessing, images, provenance, notes), file
 
 
-def preprocessing_of(config: ImportConfig, file: EncoderFile, path: Path) -> tuple[Preprocessing, str]:
+def preprocessing_of(config: ImportConfig, file: EncoderFile[Backbone], path: Path) -> tuple[Preprocessing, str]:
     """How images are prepared, and the source: the keys given, else the encoder file, else a file beside the weights."""
     channels = file.encoder.spec.channels
     if file.foreign:
@@ -271,7 +275,7 @@ def _refuse_shape_keys(config: ImportConfig, what: str) -> None:
             raise ConfigError(key, getattr(config, key), f"nothing: {config.weights} is {what}")
 
 
-def _provenance(config: ImportConfig, file: EncoderFile, path: Path) -> Provenance:
+def _provenance(config: ImportConfig, file: EncoderFile[Backbone], path: Path) -> Provenance:
     if not file.foreign:
         changes = {key: getattr(config, key) for key in ("parent", "licence") if getattr(config, key) is not None}
         return replace(file.provenance, **changes)
@@ -286,18 +290,25 @@ def _provenance(config: ImportConfig, file: EncoderFile, path: Path) -> Provenan
 
 
 def _rows(
-    source: str, spec: EncoderSpec, preprocessing: Preprocessing, images: str, provenance: Provenance
+    source: str, spec: BackboneSpec, preprocessing: Preprocessing, images: str, provenance: Provenance
 ) -> list[tuple[str, str]]:
-    size = f"{spec.image_size[0]}×{spec.image_size[1]} pixels, patch {spec.patch_size}"
-    shape = f"dim {spec.embed_dim}, depth {spec.depth}, {spec.num_heads} heads, epsilon {spec.norm_eps:g}"
-    shape += "" if spec.act == "gelu" else f", {spec.act}"
     low, high = preprocessing.value_range
     mean, std = (", ".join(f"{number:g}" for number in numbers) for numbers in (preprocessing.mean, preprocessing.std))
     return [
         ("from", f"{source} ({provenance.parent})" if provenance.parent else source),
-        ("shape", f"{size}, {shape}, {'a' if spec.class_token else 'no'} class token"),
+        ("shape", _shape_text(spec)),
         ("channels", f"{', '.join(preprocessing.channel_names)}; {low:g} to {high:g}; {preprocessing.interpolation}"),
         ("normalised", f"mean {mean}; deviation {std}"),
         ("", f"({images})"),
         ("licence", provenance.licence or "unknown; give licence=... if you know it"),
     ]
+
+
+def _shape_text(spec: BackboneSpec) -> str:
+    size = f"{spec.image_size[0]}×{spec.image_size[1]} pixels"
+    if isinstance(spec, TimmSpec):
+        arguments = "".join(f", {name}={show(value)}" for name, value in spec.arguments.items())
+        return f"{size}, timm's {spec.architecture}{arguments}"
+    shape = f"dim {spec.embed_dim}, depth {spec.depth}, {spec.num_heads} heads, epsilon {spec.norm_eps:g}"
+    shape += "" if spec.act == "gelu" else f", {spec.act}"
+    return f"{size}, patch {spec.patch_size}, {shape}, {'a' if spec.class_token else 'no'} class token"

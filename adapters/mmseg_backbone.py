@@ -14,7 +14,7 @@ from mmseg.models import SegDataPreProcessor
 from mmseg.registry import MODELS, OPTIM_WRAPPER_CONSTRUCTORS
 from torch import Tensor, nn
 
-from ..core.models.encoder_file import load_encoder
+from ..core.models.encoder_file import read_encoder
 from ..core.training.optimizers import parameter_groups
 from .mmseg_config import data_preprocessor, statistics
 from .torchvision import vit_settings
@@ -49,7 +49,7 @@ class MaeliftViT(PlainViT):
             raise ValueError(
                 f"pretrained={pretrained}: expected True or False; the weights are those of encoder={encoder}"
             )
-        described = load_encoder(encoder)
+        described = read_encoder(encoder).encoder
         spec = described.spec
         everywhere = usual_global_blocks(spec.depth) if global_blocks is None else tuple(global_blocks)
         if class_token and not spec.class_token:
@@ -74,7 +74,7 @@ class MaeliftViT(PlainViT):
     def init_weights(self) -> None:
         """Load the encoder's weights, each of them or none; mmengine calls it before training."""
         if self.pretrained:
-            load_weights(self, load_encoder(self.encoder).state_dict())
+            load_weights(self, read_encoder(self.encoder).encoder.state_dict())
         else:
             self.initialize()
 
@@ -97,7 +97,7 @@ class MaeliftDataPreProcessor(SegDataPreProcessor):  # type: ignore[misc]
         test_cfg: dict[str, Any] | None = None,
         batch_augments: Any = None,
     ) -> None:
-        described = load_encoder(encoder)
+        described = read_encoder(encoder).encoder
         settings = data_preprocessor(described)
         divisor = None if size else size_divisor or settings["size_divisor"]
         super().__init__(

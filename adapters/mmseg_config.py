@@ -12,7 +12,7 @@ from typing import Any
 from ..core.errors import ConfigError
 from ..core.models.adapt_encoder import is_bgr
 from ..core.models.encoder import Encoder
-from ..core.models.encoder_file import load_encoder
+from ..core.models.encoder_file import read_encoder
 from ..core.models.encoder_spec import check_divisible
 from .bundle import ExportConfig
 
@@ -246,7 +246,7 @@ def data_preprocessor(encoder: Encoder | str | Path, size: tuple[int, int] | Non
 
     Images are padded to ``size`` (height, width) in pixels, or without it to multiples of the patch.
     """
-    encoder = encoder if isinstance(encoder, Encoder) else load_encoder(encoder)
+    encoder = encoder if isinstance(encoder, Encoder) else read_encoder(encoder).encoder
     numbers = statistics(encoder) if encoder.spec.channels in (1, 3) else {}  # for others see normalizing
     settings = {
         "type": "SegDataPreProcessor",
@@ -263,7 +263,7 @@ def data_preprocessor(encoder: Encoder | str | Path, size: tuple[int, int] | Non
 
 def loading(encoder: Encoder | str | Path) -> dict[str, Any]:
     """The step of a pipeline that reads an image file for an encoder: gray, colour, or a TIFF of more channels."""
-    encoder = encoder if isinstance(encoder, Encoder) else load_encoder(encoder)
+    encoder = encoder if isinstance(encoder, Encoder) else read_encoder(encoder).encoder
     if encoder.spec.channels not in (1, 3):
         return {"type": "LoadImageFromFile", "imdecode_backend": "tifffile", "to_float32": True}
     if encoder.preprocessing.value_range != (0.0, 255.0):
@@ -276,7 +276,7 @@ def normalizing(encoder: Encoder | str | Path) -> list[dict[str, Any]]:
 
     ``SegDataPreProcessor`` takes means of 1 or 3 channels only.
     """
-    encoder = encoder if isinstance(encoder, Encoder) else load_encoder(encoder)
+    encoder = encoder if isinstance(encoder, Encoder) else read_encoder(encoder).encoder
     if encoder.spec.channels in (1, 3):
         return []
     return [{"type": "Normalize", **statistics(encoder), "to_rgb": False}]

@@ -162,7 +162,12 @@ class LoadedGraph:
             raise CheckpointError(
                 f"{path}: no graph that maelift export wrote: there is no '{CONTRACT_KEY}' in its metadata."
             )
-        _, self.spec, self.preprocessing, _ = read_contract(path, contract)
+        _, spec, self.preprocessing, _ = read_contract(path, contract)
+        if not isinstance(spec, EncoderSpec):
+            raise CheckpointError(
+                f"{path}: a graph of another architecture than a plain ViT. Expected one of maelift export."
+            )
+        self.spec = spec
         self.outputs = [output.name for output in self.session.get_outputs()]
         height, width = self.session.get_inputs()[0].shape[2:]
         self.image_size = (height, width) if isinstance(height, int) else None

@@ -15,6 +15,8 @@ from ..core.distributed import Ranks
 from ..core.errors import MaeliftError
 from ..core.files import atomic_write_text
 from ..core.models.adapt_encoder import adapt_encoder
+from ..core.models.backbone import Backbone
+from ..core.models.build_backbone import build_backbone
 from ..core.models.encoder import Encoder
 from ..core.models.encoder_file import ENCODER_FILE, Provenance, load_encoder
 from ..core.models.without_values import without_values
@@ -92,7 +94,7 @@ def _save(model: nn.Module, task: Task[Any, Any], run: Run, folder: Path) -> Non
     task.save(model, folder / MODEL_FILE, provenance)  # without its encoder beside it: a suite has hundreds of models
 
 
-def _start(run: Run, context: Context, store: Path) -> Encoder:
+def _start(run: Run, context: Context, store: Path) -> Backbone:
     spec = context.config.spec_of(run.arm, run.task)
     if not run.parents:
         return fresh_encoder(spec, context.preprocessing, run.seed)
@@ -112,7 +114,9 @@ def _test(run: Run, context: Context, store: Path, ranks: Ranks) -> dict[str, An
         raise MaeliftError("training diverged at every rate that was tried. Give lower ones (tuning.rates).")
     model = kind.load_model(_made_by_parent(run, store, MODEL_FILE))
     recipe, splits = context.config.recipe(run.task, run.arm), context.pools.tasks[run.task].splits
-    encoder = Encoder(model.spec, preprocessing=model.preprocessing) if kind.has_encoder else shape_only(run, context)
+    encoder = (
+        build_backbone(model.spec, preprocessing=model.preprocessing) if kind.has_encoder else shape_only(run, context)
+    )
     task = kind.task(_training_of(run, context, recipe, encoder, splits, ranks, store))
     scores, items = task.score_items(model.to(ranks.device), splits.test, "test")
     return {"seconds": time.monotonic() - began, "scores": asdict(scores), "items": pack_items(items)}

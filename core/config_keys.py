@@ -60,8 +60,13 @@ def format_help(schema: type, origin: Mapping[str, str] | None = None, *, skip: 
 
 def nearest(word: str, words: Iterable[str]) -> str | None:
     """The word that was most likely meant, if any is near."""
-    found = difflib.get_close_matches(word, list(words), n=1)
+    found = nearest_names(word, words, 1)
     return found[0] if found else None
+
+
+def nearest_names(word: str, words: Iterable[str], count: int = 3) -> list[str]:
+    """The words, ``count`` at most, that were most likely meant."""
+    return difflib.get_close_matches(word, list(words), n=count)
 
 
 def type_name(kind: Any) -> str:

@@ -78,7 +78,7 @@ def read_init_weights(config: PretrainConfig) -> InitWeights | None:
     """The initial weights that the configuration names, if any; raises ConfigError for another architecture."""
     if config.init is None:
         return None
-    file = read_pretrained(config.init, "init")
+    file = read_pretrained(config.init, "init").plain(config.init)
     check_architecture(preset_spec(config.model, patch_size=config.patch_size), file.encoder.spec, config.init, "init")
     decoder = _decoder_of(file, config.init) if config.init_decoder == "auto" else None
     if is_bgr(file.encoder.preprocessing):  # image files are red, green, blue

@@ -28,10 +28,9 @@ def plan(config: TransferConfig) -> Plan:
     device = choose_device(config.device)
     encoder, notes = init_encoder(config, read_init_weights(config), labeled.images, gray=False)
     task = task_type(config, encoder, replace(splits, train=labeled), Ranks(0, 1, device))
-    spec, steps = encoder.spec, task.steps()
+    steps = task.steps()
     model = task.build_model()
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    tokens = (spec.num_patches + spec.num_prefix_tokens) * spec.embed_dim * spec.depth
     rate = f"{task.config.peak_lr:.3g} after warm-up, layer decay {config.layer_decay:g}"
     counts = f"{len(labeled)} to train on, {len(splits.val)} validation, {len(splits.test)} test (unchecked yet)"
     return Plan(
@@ -41,7 +40,7 @@ def plan(config: TransferConfig) -> Plan:
             ("classes", f"{len(labeled.classes)}"),
             ("start", "from nothing" if config.init == "scratch" else f"{config.encoder} ({config.init})"),
             ("recipe", f"{config.recipe_folder().parent.name}/recipes/{config.recipe_name()}.yaml"),
-            ("image size", f"{spec.image_size[0]}×{spec.image_size[1]} px, patch {spec.patch_size} px"),
+            ("image size", encoder.size_text()),
             *((("learning rate", rate),) if steps else ()),
             ("device", str(device)),
             ("result", str(Path(config.out) / MODEL_FILE)),
@@ -49,7 +48,7 @@ def plan(config: TransferConfig) -> Plan:
         parameters=parameters,
         steps=steps,
         seconds=training_seconds(task.flops(model), task.images_seen(), device),
-        memory_bytes=training_memory(parameters, tokens, task.config.batch_size // config.accumulate),
+        memory_bytes=training_memory(parameters, encoder.activations, task.config.batch_size // config.accumulate),
     )
 
 

@@ -10,7 +10,7 @@ from ..core.data.audit import audit
 from ..core.data.labeled_dataset import Images, Splits
 from ..core.distributed import Ranks
 from ..core.errors import DataError
-from ..core.models.encoder import Encoder
+from ..core.models.build_backbone import build_backbone
 from . import tasks
 from .metrics import Scores
 from .model_file import MODEL_FILE
@@ -49,7 +49,7 @@ def evaluate(config: TransferConfig, split: str) -> EvaluationResult:
     with Ranks.join(config.device) as ranks:
         _, manifest = audit(images.images, config.max_rejected, form=model.preprocessing.reading)
         images = images.subset(manifest.kept) if manifest.rejected else images
-        encoder = Encoder(model.spec, preprocessing=model.preprocessing)
+        encoder = build_backbone(model.spec, preprocessing=model.preprocessing)
         task = task_type(config, encoder, Splits(images, images, images), ranks)
         name = split if own else f"{split}_{manifest.digest[:8]}"
         scores = replace(task.score(model.to(ranks.device), images, name), split=split)

@@ -32,6 +32,7 @@ from .trained_model import build_model
 __all__ = ["ExportCommand", "export", "plan"]
 
 GRAPH_FILE = "model.onnx"
+ONNX = "export to onnx"
 USAGE = """\
 import numpy as np, onnxruntime                        # neither torch nor maelift
 session = onnxruntime.InferenceSession("{out}/model.onnx")
@@ -80,6 +81,7 @@ def _checked(config: ExportConfig) -> tuple[ModelFile, OnnxExport]:
             f"{config.encoder}: a detector, whose search for objects has no ONNX graph here. Nothing was written; "
             "classifiers and segmentors have one."
         )
+    file.plain_spec(ONNX)
     return file, config
 
 
@@ -99,7 +101,11 @@ def _export_model(file: ModelFile, folder: Path, config: OnnxExport) -> Bundle:
     if (data := data_file(path)).exists():
         files[data.name] = "weights; keep it beside the graph"
     usage = onnx.usage(
-        USAGE, file.spec, file.preprocessing, list(outputs), None if config.normalize else "the metadata say"
+        USAGE,
+        file.plain_spec(ONNX),
+        file.preprocessing,
+        list(outputs),
+        None if config.normalize else "the metadata say",
     )
     escaped = sum(line != name for line, name in zip(lines, file.classes, strict=True))
     names = "1 class has" if escaped == 1 else f"{escaped} classes have"
@@ -127,7 +133,7 @@ def certify_graph(file: ModelFile, model: nn.Module, path: Path, config: OnnxExp
     """Compare a written graph, as onnxruntime runs it, with the model: logits of several sizes, of two images and of one."""
     session = onnx.session(str(path))
     model = model.eval().float()
-    spec, preprocessing = file.spec, file.preprocessing
+    spec, preprocessing = file.plain_spec(ONNX), file.preprocessing
     sizes = certificate_sizes(spec) if config.dynamic_size else [spec.image_size]
     if isinstance(model, Segmentor) and config.dynamic_size:
         sizes.append((spec.image_size[0] + 1, spec.image_size[1] + spec.patch_size - 1))  # padded

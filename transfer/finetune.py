@@ -22,6 +22,7 @@ from ..core.data.sampling import Sampler, each
 from ..core.device import Precision
 from ..core.distributed import Ranks
 from ..core.files import output_folder
+from ..core.models.backbone import Backbone
 from ..core.models.encoder_file import EncoderFile, Provenance
 from ..core.progress import ProgressListener
 from ..core.public_names import public_config
@@ -246,7 +247,12 @@ def _report_rejected(title: str, manifest: SplitManifest, folder: Path) -> None:
 
 
 def _provenance(
-    config: TransferConfig, source: EncoderFile | None, found: FitResult, labeled: int, digest: str, ranks: Ranks
+    config: TransferConfig,
+    source: EncoderFile[Backbone] | None,
+    found: FitResult,
+    labeled: int,
+    digest: str,
+    ranks: Ranks,
 ) -> Provenance:
     hours, on_gpu = found.seconds / 3600 * ranks.world_size, ranks.device.type == "cuda"
     starting = source is not None and config.init != "scratch"

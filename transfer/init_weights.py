@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, overload
 
 from ..adapters.pretrained import read_pretrained
+from ..adapters.published import TIMM
+from ..core.config_keys import nearest
 from ..core.data.channel_statistics import channel_statistics
 from ..core.data.images import ImageSet
 from ..core.data.pixel_format import PixelFormat, background_colour
 from ..core.data.reading_keys import ReadingKeys, StatedValues
 from ..core.errors import ConfigError
-from ..core.models.adapt_encoder import adapt_encoder, is_bgr, to_rgb
+from ..core.models.adapt_backbone import adapt_backbone
+from ..core.models.adapt_encoder import is_bgr, to_rgb
+from ..core.models.backbone import Backbone, BackboneSpec
+from ..core.models.build_backbone import build_backbone
 from ..core.models.encoder import Encoder
 from ..core.models.encoder_file import EncoderFile
-from ..core.models.encoder_spec import EncoderSpec, ModelName, check_divisible, preset_spec
+from ..core.models.encoder_spec import PRESETS, EncoderSpec, preset_spec
 from ..core.models.preprocessing import EIGHT_BITS, Preprocessing, band_names, channel_names, reading_fields
 from ..core.seeding import seeded_rng
 
@@ -26,11 +31,13 @@ class EncoderInit(ReadingKeys):
     """Which weights training starts from, and the shape of the network."""
 
     encoder: str | None = None
-    """encoder file, weights of the reference MAE, timm or transformers, or timm:NAME to fetch them"""
+    """encoder file, weights of the reference MAE, timm or transformers, timm:NAME or hf-hub:NAME to fetch those of any model of
+    timm, or timm:NAME@FILE"""
     init: Init = "encoder"
     """start from these weights, pretrained without labels (encoder) or with (supervised), or from random ones (scratch)"""
-    model: ModelName = "vit_base"
-    """the shape for init=scratch without an encoder to take it from"""
+    model: str = "vit_base"
+    """the shape for init=scratch without an encoder to take it from: vit_nano, vit_micro, vit_tiny, vit_small, vit_base,
+    vit_large, vit_huge, or timm:NAME, any model of timm"""
     image_size: int | tuple[int, int] | None = None
     """pixels, one side or [height,width]; null: the encoder's, or the model's usual one"""
     patch_size: int | None = None
@@ -47,29 +54,37 @@ class EncoderInit(ReadingKeys):
         self.check_reading()
         if self.init != "scratch" and not self.encoder:
             raise ConfigError("encoder", self.encoder, "an encoder file, or init=scratch")
+        if self.model not in PRESETS and not self.model.startswith(TIMM):
+            close = nearest(self.model, PRESETS)
+            advice = f"Did you mean {close}?" if close else ""
+            raise ConfigError("model", self.model, f"one of {', '.join(PRESETS)}, or {TIMM}NAME", advice)
 
 
-def read_init_weights(start: EncoderInit) -> EncoderFile | None:
-    """The weights that ``start`` names, with the preprocessing that goes with them; None where it names none."""
-    if not start.encoder:
-        return None
-    return read_pretrained(start.encoder, "encoder")
+def read_init_weights(start: EncoderInit) -> EncoderFile[Backbone] | None:
+    """The weights that ``start`` names, with the preprocessing that goes with them; None where it names none.
+
+    For training from nothing only their shape is of use: those of a name of timm are random then.
+    """
+    weights = start.init != "scratch"
+    if start.encoder:
+        return read_pretrained(start.encoder, "encoder", weights=weights)
+    return read_pretrained(start.model, "model", weights=False) if start.model.startswith(TIMM) else None
 
 
-def init_background(start: EncoderInit, source: EncoderFile | None) -> str:
+def init_background(start: EncoderInit, source: EncoderFile[Backbone] | None) -> str:
     """What transparent pixels are composited on: as the user says, as the encoder was trained, or white."""
     return start.background or (source and source.encoder.preprocessing.background) or "white"
 
 
-def init_form(start: EncoderInit, source: EncoderFile | None) -> PixelFormat:
+def init_form(start: EncoderInit, source: EncoderFile[Backbone] | None) -> PixelFormat:
     """How the images are read: as the user says, else as the encoder was trained, else as gray or colour of 8 or 16 bits."""
     form = PixelFormat(plain=True) if source is None else source.encoder.preprocessing.reading
     return start.changed(replace(form, background=background_colour(init_background(start, source))))
 
 
 def init_encoder(
-    start: EncoderInit, source: EncoderFile | None, images: ImageSet, gray: bool
-) -> tuple[Encoder, list[str]]:
+    start: EncoderInit, source: EncoderFile[Backbone] | None, images: ImageSet, gray: bool
+) -> tuple[Backbone, list[str]]:
     """The encoder that training starts from, and in words what was adapted to the images.
 
     ``gray``: every image is grayscale. Raises ConfigError for weights that can't be fitted to what ``start`` asks for.
@@ -78,26 +93,21 @@ def init_encoder(
         return _new_encoder(start, images, gray), []
     encoder, notes = source.encoder, []
     encoder.preprocessing = replace(encoder.preprocessing, background=init_background(start, source))
-    if start.patch_size not in (None, encoder.spec.patch_size):
-        raise ConfigError("patch_size", start.patch_size, f"null, or the encoder's {encoder.spec.patch_size}")
+    _check_patch(start, encoder)
     if is_bgr(encoder.preprocessing):
-        encoder = to_rgb(encoder)
+        encoder = to_rgb(source.plain(str(start.encoder)).encoder)
         notes.append("the encoder's channels are blue, green, red: its patch kernel was reordered for red, green, blue")
     size = (start.image_size, start.image_size) if isinstance(start.image_size, int) else start.image_size
-    spec = replace(
-        encoder.spec,
-        image_size=size or encoder.spec.image_size,
-        channels=start.channel_count or encoder.spec.channels,
-    )
-    check_divisible(spec.image_size, spec.patch_size)
+    own = encoder.spec.channels if start.encoder else (1 if gray else 3)
+    channels = start.channel_count or own
     form, before = init_form(start, source), encoder.preprocessing
     same_values = (form.value_range, form.window) == (before.reading.value_range, before.window)
-    other_images = spec.channels != encoder.spec.channels or not same_values
+    other_images = channels != encoder.spec.channels or not same_values
     stated = StatedValues.of(images, form)
-    form, names = stated.stated_in(form), _names(stated, form, spec.channels)
-    if spec != encoder.spec:
-        encoder, adapted = adapt_encoder(encoder, spec, str(start.encoder), "encoder", names)
-        notes += adapted
+    form, names = stated.stated_in(form), _names(stated, form, channels)
+    given = str(start.encoder or start.model)
+    encoder, adapted = adapt_backbone(encoder, size or encoder.spec.image_size, channels, given, "encoder", names)
+    notes += adapted
     encoder.preprocessing = replace(encoder.preprocessing, **reading_fields(form))
     if other_images:
         encoder.preprocessing = _measured(form, encoder.preprocessing, images, names, stated.bits, start.seed)
@@ -113,13 +123,28 @@ def init_encoder(
     return encoder, notes
 
 
-def fresh_encoder(spec: EncoderSpec, preprocessing: Preprocessing, seed: int) -> Encoder:
+def _check_patch(start: EncoderInit, encoder: Backbone) -> None:
+    own = encoder.spec.patch_size if isinstance(encoder, Encoder) else None
+    if start.patch_size not in (None, own):
+        expected = "null, as the architecture has its own strides" if own is None else f"null, or the encoder's {own}"
+        raise ConfigError("patch_size", start.patch_size, expected)
+
+
+@overload
+def fresh_encoder(spec: EncoderSpec, preprocessing: Preprocessing, seed: int) -> Encoder: ...
+
+
+@overload
+def fresh_encoder(spec: BackboneSpec, preprocessing: Preprocessing, seed: int) -> Backbone: ...
+
+
+def fresh_encoder(spec: BackboneSpec, preprocessing: Preprocessing, seed: int) -> Backbone:
     """An encoder with weights drawn from ``seed``."""
     with seeded_rng(seed, "weights"):
-        return Encoder(spec, preprocessing=preprocessing)
+        return build_backbone(spec, preprocessing=preprocessing)
 
 
-def _new_encoder(start: EncoderInit, images: ImageSet, gray: bool) -> Encoder:
+def _new_encoder(start: EncoderInit, images: ImageSet, gray: bool) -> Backbone:
     channels = start.channel_count or (1 if gray else 3)
     spec = preset_spec(start.model, image_size=start.image_size, patch_size=start.patch_size, channels=channels)
     form = init_form(start, None)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..core.errors import CheckpointError
 from ..core.files import atomic_path
+from ..core.models.backbone import Backbone, BackboneSpec
 from ..core.models.contract import (
     CHECKSUM,
     CONTENT_HASH,
@@ -28,21 +29,23 @@ from ..core.models.contract import (
     shown,
 )
 from ..core.models.decoder_file import DECODER_KEY
-from ..core.models.encoder import Encoder
-from ..core.models.encoder_file import CONTRACT_KEY, PREPROCESSING_FIELDS, SPEC_FIELDS, Provenance
+from ..core.models.encoder_file import CONTRACT_KEY, PREPROCESSING_FIELDS, TIMM_KIND, Provenance, read_spec, spec_json
 from ..core.models.encoder_shapes import key_mismatch
 from ..core.models.encoder_spec import EncoderSpec
 from ..core.models.preprocessing import Preprocessing
 from ..core.models.tensor_files import check_finite, check_safetensors, first_bytes, read_tensors
+from ..core.models.timm_spec import TimmSpec
 
 MODEL_FILE = "model.safetensors"
 """What the model file is called in the folder of its run."""
 MODEL_KEY = "maelift.model"
-MODEL_VERSION = 3
-"""Version 1 was a classifier's only; it had neither a head nor a content hash, which in version 2 was the tensors' alone."""
+MODEL_VERSION, TIMM_VERSION = 3, 4
+"""The newest version of a model on a plain ViT, and of one on a model of timm, which has a ``kind``. Version 1 was a classifier's
+only; it had neither a head nor a content hash, which in version 2 was the tensors' alone."""
 
 _KEYS_1 = ("version", "task", "classes", "spec", "preprocessing", PROVENANCE)
 _KEYS = {1: _KEYS_1, 2: (*_KEYS_1, "head", CONTENT_HASH), 3: (*_KEYS_1, "head", CONTENT_HASH, CHECKSUM)}
+_KEYS[TIMM_VERSION] = (*_KEYS[MODEL_VERSION], "kind")
 """What the metadata of each version consist of."""
 M = TypeVar("M", bound=nn.Module)
 T = TypeVar("T")
@@ -58,7 +61,7 @@ class ModelFile:
 
     task: str
     classes: tuple[str, ...]
-    spec: EncoderSpec
+    spec: BackboneSpec
     preprocessing: Preprocessing
     head: Mapping[str, object]
     provenance: Provenance
@@ -69,6 +72,15 @@ class ModelFile:
     def head_as(self, schema: type[T]) -> T:
         """The head as the dataclass that it was written from, its fields checked; raises CheckpointError."""
         return Metadata(self.source, MODEL_KEY, {"head": self.head}).dataclass(schema, "head")
+
+    def plain_spec(self, what: str) -> EncoderSpec:
+        """The spec of a plain ViT; raises CheckpointError for a model of another architecture. ``what``: what needs one."""
+        if isinstance(self.spec, EncoderSpec):
+            return self.spec
+        raise CheckpointError(
+            f"{self.source}: a model on timm's {self.spec.architecture}, and {what} needs a plain ViT. maelift predict takes any "
+            "architecture."
+        )
 
     def check_one_each(self, numbers: Sequence[int], key: str) -> None:
         """Raise CheckpointError unless there is one number a class, or none at all; ``key`` is theirs in the head."""
@@ -108,10 +120,11 @@ class TrainedModel(nn.Module, ABC):
     ``classes`` in the order of the head's outputs; ``spec`` and ``preprocessing`` are the encoder's.
     """
 
-    def __init__(self, encoder: Encoder, classes: Sequence[str]) -> None:
+    def __init__(self, encoder: Backbone, classes: Sequence[str]) -> None:
         super().__init__()
         self.classes = tuple(classes)
-        self.spec, self.preprocessing = encoder.spec, encoder.preprocessing
+        self.spec: BackboneSpec = encoder.spec
+        self.preprocessing = encoder.preprocessing
 
     @abstractmethod
     def predict(self, images: Sequence[str | Path | Image.Image | NDArray[np.generic]]) -> Sequence[Any]:
@@ -123,11 +136,13 @@ def write_model(
 ) -> None:
     """Write a trained model, all at once or not at all; ``head`` is what JSON can hold, ``task`` the task's name."""
     state = _without_shared_memory(model.state_dict())
+    timm = isinstance(model.spec, TimmSpec)
     description = {
-        "version": MODEL_VERSION,
+        "version": TIMM_VERSION if timm else MODEL_VERSION,
+        **({"kind": TIMM_KIND} if timm else {}),
         "task": task,
         "classes": list(model.classes),
-        "spec": asdict(model.spec),
+        "spec": spec_json(model.spec),
         "preprocessing": model.preprocessing.to_json(),
         "head": dict(head),
         PROVENANCE: asdict(provenance),
@@ -143,7 +158,7 @@ def read_model(path: str | Path) -> ModelFile:
     if MODEL_KEY not in metadata:
         raise CheckpointError(f"{path}: {_what_else(path, metadata)}")
     description = Metadata.parse(path, MODEL_KEY, metadata[MODEL_KEY])
-    version = description.version(MODEL_VERSION)
+    version = description.version(TIMM_VERSION if "kind" in description.content else MODEL_VERSION)
     description.check_keys(_KEYS[version])
     classes = description.value("classes", tuple[str, ...])
     if not classes:
@@ -153,7 +168,7 @@ def read_model(path: str | Path) -> ModelFile:
             name.encode("utf-8", "surrogateescape")
         except UnicodeEncodeError as error:
             raise description.error(f"classes={shown(name)}: expected text that UTF-8 can hold") from error
-    spec = description.dataclass(EncoderSpec, "spec", SPEC_FIELDS)
+    spec = read_spec(description)
     preprocessing = description.dataclass(Preprocessing, "preprocessing", PREPROCESSING_FIELDS)
     if len(preprocessing.mean) != spec.channels:
         raise description.error(

@@ -127,7 +127,7 @@ def _segmentor_nodes(file: ModelFile, model: Segmentor, config: OnnxExport) -> N
             "have one whose blocks attend everywhere, without windows and relative positions."
         )
     nodes = Nodes({name: tensor.float().numpy() for name, tensor in backbone.state_dict().items()})
-    spec = file.spec
+    spec = file.plain_spec("export to onnx")
     images = encoder_graph.normalize_images(nodes, file.preprocessing) if config.normalize else "images"
     sides = nodes.add("Shape", [images], attributes={"start": 2, "end": 4})
     padded = _padded(nodes, images, sides, model.divisor, model.min_side)

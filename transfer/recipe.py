@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import yaml
 
@@ -35,7 +35,9 @@ class Recipe:
     weight_decay: float
     """AdamW's weight decay; none for vectors, biases, positions and the class token"""
     betas: tuple[float, float]
-    """AdamW's momenta"""
+    """AdamW's momenta; the first is that of sgd"""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """adamw, or sgd with Nesterov momentum, as convolutional networks with batch norm are trained"""
     warmup: float
     """share of the steps with linear warm-up"""
     schedule: Decay = "cosine"

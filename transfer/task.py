@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, TypeVar
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from typing_extensions import Self
 
+from ..adapters.pretrained import timm_spec
 from ..core.config import raw_value, resolve
 from ..core.config_keys import format_help
 from ..core.data.labeled_dataset import Images, Splits
@@ -25,10 +27,10 @@ from ..core.data.sampling import Sample, Uniforms
 from ..core.device import Precision
 from ..core.distributed import Ranks
 from ..core.errors import ConfigError, show
-from ..core.models.encoder import Encoder
+from ..core.models.backbone import Backbone
 from ..core.models.encoder_file import Provenance
 from ..core.training.loader import Batch
-from ..core.training.optimizers import parameter_groups
+from ..core.training.optimizers import NO_DECAY, parameter_groups
 from .init_weights import EncoderInit
 from .metrics import Scores
 from .recipe import RECIPES, Recipe, recipe_defaults
@@ -116,7 +118,16 @@ class TransferConfig(Recipe, EncoderInit, Paths):
         first = resolve(cls, overrides, file, {**usual, "encoder": "any", "data": "any"})
         if first.evaluate is not None:
             return resolve(cls, overrides, file, finished_config(Path(first.out)))
-        return resolve(cls, overrides, file, cls.recipe_defaults(first.recipe_name()))
+        return resolve(cls, overrides, file, {**cls.recipe_defaults(first.recipe_name()), **first.family_defaults()})
+
+    def family_defaults(self) -> dict[str, Any]:
+        """What the architecture that training starts from changes in the recipe; nothing for a plain ViT."""
+        spec = timm_spec(self.encoder or self.model)
+        if spec is None:
+            return {}
+        from .families import family_defaults
+
+        return family_defaults(spec, self.recipe_name())
 
     @classmethod
     def help(cls) -> str:
@@ -151,6 +162,19 @@ def _is_given(key_value: str, overrides: Sequence[str] | Mapping[str, object], f
     return raw_value(key, overrides, file) == value
 
 
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Within it no parameter of a model asks for a gradient."""
+    asking = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        for parameter in asking:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in asking:
+            parameter.requires_grad_(True)
+
+
 Config = TypeVar("Config", bound=Recipe)
 
 
@@ -172,7 +196,7 @@ class Task(ABC, Generic[Config, Images]):
     manifest: str = ""
     """hash of what the images of ``splits`` contain, where a run has scanned them"""
 
-    def __init__(self, config: Config, encoder: Encoder, splits: Splits[Images], ranks: Ranks) -> None:
+    def __init__(self, config: Config, encoder: Backbone, splits: Splits[Images], ranks: Ranks) -> None:
         self.config, self.encoder, self.splits, self.ranks = config, encoder, splits, ranks
 
     @classmethod
@@ -242,7 +266,7 @@ class Task(ABC, Generic[Config, Images]):
     @torch.no_grad()
     def flops(self, model: nn.Module) -> float:
         """Floating-point operations of the model on one image of the encoder's size, forward: counted on an empty one."""
-        with FlopCounterMode(display=False) as counter:
+        with frozen(model), FlopCounterMode(display=False) as counter:  # the counter follows gradients
             model.eval()(torch.zeros(1, self.encoder.spec.channels, *self.encoder.spec.image_size))
         return float(counter.get_total_flops())
 
@@ -266,12 +290,18 @@ class Task(ABC, Generic[Config, Images]):
         return model
 
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        """AdamW with layer-wise learning-rate decay."""
+        """AdamW, or SGD, with layer-wise learning-rate decay."""
         groups = parameter_groups(
             model.named_parameters(),
             weight_decay=self.config.weight_decay,
-            depth=self.encoder.spec.depth,
+            depth=self.encoder.num_layers - 1,
             layer_decay=self.config.layer_decay,
             prefix=self.encoder_prefix,
+            no_decay=(*NO_DECAY, *self.encoder.no_decay),
+            layer_of=self.encoder.layer_of,
         )
-        return torch.optim.AdamW(groups, lr=self.config.peak_lr, betas=self.config.betas, fused=True)
+        config = self.config
+        if config.optimizer == "sgd":
+            momentum = config.betas[0]
+            return torch.optim.SGD(groups, lr=config.peak_lr, momentum=momentum, nesterov=momentum > 0)
+        return torch.optim.AdamW(groups, lr=config.peak_lr, betas=config.betas, fused=True)

@@ -11,7 +11,9 @@ from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from ..core.errors import CheckpointError, ConfigError
+from ..core.models.backbone import BackboneSpec
 from ..core.models.contract import Metadata, shown
+from ..core.models.timm_spec import TimmSpec
 from ..core.models.without_values import without_values
 from . import tasks
 from .model_file import MODEL_KEY, ModelFile, TrainedModel, read_model
@@ -69,7 +71,7 @@ def _architecture(file: ModelFile) -> Mapping[str, Any]:
 def _check_sizes(file: ModelFile) -> None:
     """Raise CheckpointError where the metadata describe wider layers or more of them than the tensors can be."""
     largest = max((side for tensor in file.state.values() for side in tensor.shape), default=0)
-    widths = {"spec.embed_dim": file.spec.embed_dim, "spec.patch_size": file.spec.patch_size}
+    widths, found = _sizes_of(file.spec)
     widths |= {f"head.{key}": value for key in _WIDTHS if isinstance(value := _architecture(file).get(key), int)}
     most = {
         **dict.fromkeys(widths, largest),
@@ -77,18 +79,20 @@ def _check_sizes(file: ModelFile) -> None:
         "spec.image_size": 4 * largest + 4096,  # patches, of which positions may have been resized
         "classes": largest,
     }
-    found = {
-        **widths,
-        "spec.depth": file.spec.depth,
-        "spec.image_size": file.spec.num_patches,
-        "classes": len(file.classes),
-    }
-    for key, value in found.items():
+    for key, value in {**widths, **found, "classes": len(file.classes)}.items():
         if value > most[key]:
             raise CheckpointError(
                 f"{file.source}: its '{MODEL_KEY}' metadata describe a larger model than its tensors are ({key}: {value}, and "
                 f"at most {most[key]} fit). Get the file again."
             )
+
+
+def _sizes_of(spec: BackboneSpec) -> tuple[dict[str, int], dict[str, int]]:
+    """Widths of layers, and counts of blocks and patches, that a spec states; of timm's models none is stated."""
+    if isinstance(spec, TimmSpec):
+        return {}, {}
+    widths = {"spec.embed_dim": spec.embed_dim, "spec.patch_size": spec.patch_size}
+    return widths, {"spec.depth": spec.depth, "spec.image_size": spec.num_patches}
 
 
 @contextmanager

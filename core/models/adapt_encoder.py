@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError
+from .backbone import Backbone
 from .encoder import Encoder
 from .encoder_spec import PRESETS, EncoderSpec
 from .preprocessing import Preprocessing, channel_names
 
 
 def adapt_encoder(
-    encoder: Encoder, spec: EncoderSpec, source: str, key: str, names: Sequence[str] = ()
+    encoder: Backbone, spec: EncoderSpec, source: str, key: str, names: Sequence[str] = ()
 ) -> tuple[Encoder, list[str]]:
     """An encoder of shape ``spec`` with the weights of ``encoder``, and notes on what was adapted.
 
@@ -23,17 +24,26 @@ def adapt_encoder(
     called, by which known ones get their own weights (``adapt_named_channels``). Raises ConfigError, which names the user's
     ``key`` and ``source``, for weights of another architecture.
     """
+    if not isinstance(encoder, Encoder):
+        raise ConfigError(
+            key, source, f"a plain ViT; these weights are for {encoder.size_text()}, of another architecture"
+        )
     check_architecture(spec, encoder.spec, source, key)
     parent = to_rgb(encoder) if is_bgr(encoder.preprocessing) else encoder
-    prepared, channels = parent.preprocessing, spec.channels
-    if parent.spec.channels != channels:
-        mean, std = (sum(values) / len(values) for values in (prepared.mean, prepared.std))
-        usual = tuple(names) if len(names) == channels else channel_names(channels)
-        prepared = replace(prepared, channel_names=usual, mean=(mean,) * channels, std=(std,) * channels, bands=None)
+    prepared = preprocessing_for(parent.preprocessing, spec.channels, names)
     state, notes = adapt_state(parent, spec, names)
     adapted = Encoder(spec, preprocessing=prepared)
     adapted.load_state_dict(state)
     return adapted, notes
+
+
+def preprocessing_for(prepared: Preprocessing, channels: int, names: Sequence[str] = ()) -> Preprocessing:
+    """A preprocessing for another number of channels: each has the mean of the statistics; the same for the same number."""
+    if len(prepared.mean) == channels:
+        return prepared
+    mean, std = (sum(values) / len(values) for values in (prepared.mean, prepared.std))
+    usual = tuple(names) if len(names) == channels else channel_names(channels)
+    return replace(prepared, channel_names=usual, mean=(mean,) * channels, std=(std,) * channels, bands=None)
 
 
 def adapt_state(encoder: Encoder, spec: EncoderSpec, names: Sequence[str] = ()) -> tuple[dict[str, Tensor], list[str]]:
@@ -47,14 +57,29 @@ def adapt_state(encoder: Encoder, spec: EncoderSpec, names: Sequence[str] = ()) 
     if encoder.spec.channels != spec.channels:
         kernel = "patch_embed.proj.weight"
         known = encoder.preprocessing.channel_names
-        placed = [name for name in names if name.casefold() in {own.casefold() for own in known}]
-        if placed and len(names) == spec.channels:
-            state[kernel] = adapt_named_channels(state[kernel], known, names)
-            by = f": {', '.join(placed)} by name, the others from the mean"
-        else:
-            state[kernel], by = adapt_input_channels(state[kernel], spec.channels, dim=1), ""
-        notes.append(f"the patch kernel was adapted from {encoder.spec.channels} to {spec.channels} channels{by}")
+        state[kernel] = adapt_kernel(state[kernel], known, names, spec.channels)
+        notes.append(f"the patch kernel was {channels_note(known, names, spec.channels)}")
     return state, notes
+
+
+def adapt_kernel(weight: Tensor, known: Sequence[str], names: Sequence[str], channels: int) -> Tensor:
+    """A kernel (D, C, ...) for another number of channels: by name where some of ``names`` are ``known``, else in turn."""
+    if _placed(known, names, channels):
+        return adapt_named_channels(weight, known, names)
+    return adapt_input_channels(weight, channels, dim=1)
+
+
+def channels_note(known: Sequence[str], names: Sequence[str], channels: int) -> str:
+    """What ``adapt_kernel`` does, in words."""
+    placed = _placed(known, names, channels)
+    by = f": {', '.join(placed)} by name, the others from the mean" if placed else ""
+    return f"adapted from {len(known)} to {channels} channels{by}"
+
+
+def _placed(known: Sequence[str], names: Sequence[str], channels: int) -> list[str]:
+    """Which of the new channels' names are known; none where there isn't a name for each."""
+    own = {name.casefold() for name in known}
+    return [name for name in names if name.casefold() in own] if len(names) == channels else []
 
 
 def adapt_input_channels(weight: Tensor, channels: int, *, dim: int) -> Tensor:

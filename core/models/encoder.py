@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -13,7 +13,9 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from ..errors import MaeliftError
-from .encoder_spec import EncoderSpec, check_divisible
+from .backbone import Backbone, Features, Level, words_of_size
+from .cost import encoder_flops
+from .encoder_spec import EncoderSpec, check_divisible, layer_index
 from .position_embeddings import resize_positions, sincos_positions
 from .preprocessing import Preprocessing
 
@@ -25,24 +27,6 @@ ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {
     "silu": nn.SiLU,
 }
 """Modules of the activations between the two layers of a block's MLP."""
-
-
-@dataclass(frozen=True)
-class Features:
-    """The result of ``Encoder.forward_features``.
-
-    ``tokens`` (B, N, D) and ``class_token`` (B, D), both after the final norm; ``layers``: the patch tokens
-    (B, N, D) after each requested block, before the final norm; ``grid``: patches along (height, width).
-    """
-
-    class_token: Tensor | None
-    tokens: Tensor
-    layers: tuple[Tensor, ...]
-    grid: tuple[int, int]
-
-    def pooled(self) -> Tensor:
-        """The mean over the patch tokens, (B, D)."""
-        return self.tokens.mean(dim=1)
 
 
 class PatchEmbed(nn.Module):
@@ -61,12 +45,14 @@ class PatchEmbed(nn.Module):
         return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
 
 
-class Encoder(nn.Module):
+class Encoder(Backbone):
     """A plain Vision Transformer with the parameter names of timm and the reference MAE.
 
     Pre-norm blocks, one class token (optional), sine-cosine positions, a final norm. ``preprocessing`` defines the
     input; ``drop_path`` is the stochastic-depth rate of the last block, rising linearly from 0.
     """
+
+    spec: EncoderSpec
 
     def __init__(
         self, spec: EncoderSpec, *, preprocessing: Preprocessing | None = None, drop_path: float = 0.0
@@ -131,6 +117,51 @@ class Encoder(nn.Module):
             layers=tuple(outputs[number] for number in wanted),
             grid=(images.shape[-2] // self.spec.patch_size, images.shape[-1] // self.spec.patch_size),
         )
+
+    def maps(self, images: Tensor, indices: Sequence[int], *, norm: bool = False) -> list[Tensor]:
+        """The patch tokens after blocks as maps (B, D, rows, columns); ``norm``: after the final norm."""
+        features = self.forward_features(images, indices)
+        rows, columns = features.grid
+        found = (self.norm(tokens) if norm else tokens for tokens in features.layers)
+        return [tokens.transpose(1, 2).unflatten(2, (rows, columns)) for tokens in found]
+
+    @property
+    def embed_dim(self) -> int:
+        return self.spec.embed_dim
+
+    @property
+    def num_tokens(self) -> int:
+        return self.spec.num_patches
+
+    @property
+    def num_heads(self) -> int:
+        return self.spec.num_heads
+
+    @property
+    def has_class_token(self) -> bool:
+        return self.spec.class_token
+
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        return (Level(self.spec.patch_size, self.spec.embed_dim),) * self.spec.depth
+
+    @property
+    def flops(self) -> float:
+        return encoder_flops(self.spec)
+
+    @property
+    def activations(self) -> float:
+        return (self.spec.num_patches + self.spec.num_prefix_tokens) * self.spec.embed_dim * self.spec.depth
+
+    @property
+    def num_layers(self) -> int:
+        return self.spec.depth + 1
+
+    def layer_of(self, name: str) -> int:
+        return layer_index(name, self.spec.depth)
+
+    def size_text(self) -> str:
+        return f"{words_of_size(self.spec.image_size)}, patch {self.spec.patch_size} px"
 
     def forward(self, images: Tensor) -> Tensor:
         """All tokens after the norm, (B, 1 + N, D), or (B, N, D) without a class token."""

@@ -4,35 +4,44 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, cast
 
 import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
+from typing_extensions import TypeVar
 
 from ..errors import CheckpointError, ConfigError
 from ..files import atomic_path
 from ..public_names import public_name
+from .backbone import Backbone, BackboneSpec
 from .config_hints import hints_of_architecture
-from .contract import CHECKSUM, CONTENT_HASH, PROVENANCE, Metadata, content_hash, sealed, sealed_hash
+from .contract import CHECKSUM, CONTENT_HASH, PROVENANCE, Metadata, content_hash, sealed, sealed_hash, shown
 from .convert_weights import ConvertedEncoder, convert_encoder
 from .decoder_file import DECODER_KEY
 from .encoder import Encoder
-from .encoder_shapes import check_shapes, load_exactly
+from .encoder_shapes import check_shapes, compare_shapes, load_exactly
 from .encoder_spec import EncoderSpec
 from .preprocessing import Preprocessing
 from .state_dicts import full_state, select_state
 from .tensor_files import check_finite, check_tensors, name_file_in_errors, read_checkpoint
+from .timm_backbone import TimmBackbone
+from .timm_models import fitting_state, timm_version
+from .timm_spec import TimmSpec
 from .weight_files import INDEX_SUFFIX, shard_advice, weights_file
+from .without_values import without_values
 
 logger = logging.getLogger("maelift")
 
 CONTRACT_KEY = "maelift.encoder"
-CONTRACT_VERSION = 2
-"""Up to version 1 the content hash was that of the tensors alone."""
+CONTRACT_VERSION, TIMM_VERSION = 2, 3
+"""The newest version of a plain ViT's contract, and of the contract of a model of timm, which has a ``kind``. Up to version 1 the
+content hash was that of the tensors alone."""
+TIMM_KIND = "timm"
+"""``kind`` in the contract of a model of timm; that of a plain ViT has no such key."""
 ENCODER_FILE = "encoder.safetensors"
 _NO_ENCODERS = {
     DECODER_KEY: "the decoder of a pretraining, whose encoder.safetensors lies beside it",
@@ -55,6 +64,9 @@ SPEC_FIELDS = (
 """Fields of the spec in every contract; later fields get their defaults in older files."""
 PREPROCESSING_FIELDS = ("channel_names", "mean", "std", "value_range", "bit_depth", "interpolation")
 """Fields of the preprocessing in every contract."""
+TIMM_FIELDS = ("architecture", "image_size", "channels", "arguments", "timm_version")
+"""Fields of the spec of a model of timm."""
+EncoderT = TypeVar("EncoderT", bound=Backbone, default=Encoder)
 
 
 @dataclass(frozen=True)
@@ -85,14 +97,14 @@ class Provenance:
 
 
 @dataclass(frozen=True)
-class EncoderFile:
+class EncoderFile(Generic[EncoderT]):
     """An encoder with its provenance; ``content_hash`` is the sha256 of its tensors and of how they are used.
 
     ``foreign``: the weights came without a contract, and the preprocessing is the usual one. For such, ``notes`` list what
     was selected, left out or changed, ``assumed`` what no file states, and ``final_norm`` is whether they had one.
     """
 
-    encoder: Encoder
+    encoder: EncoderT
     provenance: Provenance
     content_hash: str
     foreign: bool = False
@@ -101,9 +113,9 @@ class EncoderFile:
     assumed: tuple[str, ...] = ()
 
     @classmethod
-    def of_converted(cls, converted: ConvertedEncoder, source: str) -> EncoderFile:
+    def of_converted(cls, converted: ConvertedEncoder, source: str) -> EncoderFile[Encoder]:
         """An encoder from the weights of another library at ``source``, which its provenance names."""
-        return cls(
+        return EncoderFile(
             converted.encoder,
             Provenance(method=converted.method, parent=public_name(source)),
             content_hash(converted.encoder.state_dict()),
@@ -113,10 +125,20 @@ class EncoderFile:
             final_norm=converted.final_norm,
         )
 
+    def plain(self, source: str) -> EncoderFile[Encoder]:
+        """The same where the encoder is a plain ViT; raises CheckpointError, which names ``source``, for other architectures."""
+        if isinstance(self.encoder, Encoder):
+            return cast("EncoderFile[Encoder]", self)
+        architecture = cast(TimmBackbone, self.encoder).spec.architecture
+        raise CheckpointError(
+            f"{source}: timm's {architecture}, where only a plain ViT can be used. maelift transfer and predict take any "
+            "architecture, and timm itself reads the tensors: timm.create_model(...).load_state_dict(...)."
+        )
 
-def save_encoder(encoder: Encoder, path: str | Path, provenance: Provenance) -> str:
+
+def save_encoder(encoder: Backbone, path: str | Path, provenance: Provenance) -> str:
     """Write the encoder file atomically; returns its content hash."""
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.state_dict().items()}
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.file_state().items()}
     digest = encoder_hash(encoder)
     with atomic_path(path) as temporary:
         safetensors.torch.save_file(
@@ -125,28 +147,29 @@ def save_encoder(encoder: Encoder, path: str | Path, provenance: Provenance) -> 
     return digest
 
 
-def encoder_hash(encoder: Encoder) -> str:
+def encoder_hash(encoder: Backbone) -> str:
     """The content hash of an encoder's file: sha256 over its tensors, its spec and its preprocessing."""
-    return sealed_hash(_contract(encoder), encoder.state_dict())
+    return sealed_hash(_contract(encoder), encoder.file_state())
 
 
-def contract_text(encoder: Encoder, provenance: Provenance, digest: str) -> str:
+def contract_text(encoder: Backbone, provenance: Provenance, digest: str) -> str:
     """The contract of an encoder as JSON; ``digest`` is the content hash of its file."""
     return sealed({**_contract(encoder), PROVENANCE: asdict(provenance)}, digest)
 
 
 def read_contract(
     path: str | Path, text: str, fallback: Preprocessing | None = None
-) -> tuple[Metadata, EncoderSpec, Preprocessing, Provenance]:
+) -> tuple[Metadata, BackboneSpec, Preprocessing, Provenance]:
     """The contract in a file's metadata, each field checked, but not its hashes, as it may come with other tensors.
 
     ``fallback`` is used if it has no preprocessing. Raises CheckpointError.
     """
     contract = Metadata.parse(path, CONTRACT_KEY, text)
-    version = contract.version(CONTRACT_VERSION)
+    version = contract.version(TIMM_VERSION if "kind" in contract.content else CONTRACT_VERSION)
     hashes = (CONTENT_HASH,) if version == 1 else (CONTENT_HASH, CHECKSUM)
-    contract.check_keys(("version", "spec", PROVENANCE, *hashes), ("preprocessing",))
-    spec = contract.dataclass(EncoderSpec, "spec", SPEC_FIELDS)
+    kind = ("kind",) if version == TIMM_VERSION else ()
+    contract.check_keys(("version", *kind, "spec", PROVENANCE, *hashes), ("preprocessing",))
+    spec = read_spec(contract)
     provenance = contract.dataclass(Provenance, PROVENANCE, ("method",))
     if contract.content.get("preprocessing") is not None:
         preprocessing = contract.dataclass(Preprocessing, "preprocessing", PREPROCESSING_FIELDS)
@@ -172,13 +195,31 @@ def read_contract(
     return contract, spec, preprocessing, provenance
 
 
-def _contract(encoder: Encoder) -> dict[str, Any]:
+def read_spec(contract: Metadata) -> BackboneSpec:
+    """The spec in a contract, of the kind that it says."""
+    if contract.content.get("kind") is None:
+        return contract.dataclass(EncoderSpec, "spec", SPEC_FIELDS)
+    if contract.content["kind"] != TIMM_KIND:
+        raise contract.error(f"kind={shown(contract.content['kind'])}: expected {TIMM_KIND}")
+    return contract.dataclass(TimmSpec, "spec", TIMM_FIELDS)
+
+
+def _contract(encoder: Backbone) -> dict[str, Any]:
     """The part of the contract on how the tensors are used."""
+    timm = isinstance(encoder, TimmBackbone)
     return {
-        "version": CONTRACT_VERSION,
-        "spec": asdict(encoder.spec),
+        "version": TIMM_VERSION if timm else CONTRACT_VERSION,
+        **({"kind": TIMM_KIND} if timm else {}),
+        "spec": spec_json(encoder.spec),
         "preprocessing": encoder.preprocessing.to_json(),
     }
+
+
+def spec_json(spec: BackboneSpec) -> dict[str, Any]:
+    """A spec as JSON; that of a model of timm with the version of timm that is installed."""
+    if isinstance(spec, TimmSpec):
+        spec = replace(spec, timm_version=spec.timm_version or timm_version())
+    return asdict(spec)
 
 
 def load_encoder(
@@ -190,8 +231,10 @@ def load_encoder(
     act: str | None = None,
     architecture: str | None = None,
     weights_key: str | None = None,
-) -> Encoder:
+) -> Any:
     """Read an encoder from a maelift file, or from the weights of another library: a file or its folder.
+
+    An ``Encoder``; from a maelift file of another architecture a ``TimmBackbone``.
 
     Supported are reference MAE, timm, transformers' plain ViTs, torchvision, mmsegmentation and mmpretrain MAE and ViT, and
     detectron2 ViT; bare or in a full model, whose heads and decoder are left out. The keywords are for those: attention
@@ -200,7 +243,7 @@ def load_encoder(
     logged); ``weights_key`` selects one of several states or modules. Raises CheckpointError: not a weights file, a pickle
     with code in it, a ViT that is not plain, or missing and unexpected keys.
     """
-    return read_encoder(
+    return read_backbone(
         path,
         num_heads=num_heads,
         norm_eps=norm_eps,
@@ -211,7 +254,6 @@ def load_encoder(
     ).encoder
 
 
-@name_file_in_errors
 def read_encoder(
     path: str | Path,
     *,
@@ -225,6 +267,35 @@ def read_encoder(
     preprocessing: Preprocessing | None = None,
     log: bool = True,
 ) -> EncoderFile:
+    """``read_backbone`` where only a plain ViT will do; raises CheckpointError for a file of another architecture."""
+    return read_backbone(
+        path,
+        num_heads=num_heads,
+        norm_eps=norm_eps,
+        image_size=image_size,
+        act=act,
+        architecture=architecture,
+        weights_key=weights_key,
+        drop_relative_positions=drop_relative_positions,
+        preprocessing=preprocessing,
+        log=log,
+    ).plain(str(path))
+
+
+@name_file_in_errors
+def read_backbone(
+    path: str | Path,
+    *,
+    num_heads: int | None = None,
+    norm_eps: float | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    act: str | None = None,
+    architecture: str | None = None,
+    weights_key: str | None = None,
+    drop_relative_positions: bool = False,
+    preprocessing: Preprocessing | None = None,
+    log: bool = True,
+) -> EncoderFile[Backbone]:
     """``load_encoder`` with the provenance; for foreign files that is only the kind of file.
 
     ``drop_relative_positions``: leave them out of foreign weights, which are otherwise refused. ``preprocessing`` is used
@@ -265,9 +336,13 @@ def read_encoder(
     return file
 
 
-def _read_own(path: Path, state: dict[str, Tensor], text: str, fallback: Preprocessing | None = None) -> EncoderFile:
+def _read_own(
+    path: Path, state: dict[str, Tensor], text: str, fallback: Preprocessing | None = None
+) -> EncoderFile[Backbone]:
     contract, spec, preprocessing, provenance = read_contract(path, text, fallback)
     digest = contract.check_tensors(state, tensors_only=contract.content["version"] == 1)
+    if isinstance(spec, TimmSpec):
+        return EncoderFile(_timm_backbone(path, spec, preprocessing, state), provenance, digest)
     check_shapes(spec, state, str(path))
     check_finite(str(path), state)
     dtype = state["pos_embed"].dtype
@@ -275,3 +350,17 @@ def _read_own(path: Path, state: dict[str, Tensor], text: str, fallback: Preproc
         raise CheckpointError(f"{path}: its tensors are not all real numbers of 16, 32 or 64 bits. Get the file again.")
     encoder = load_exactly(Encoder(spec, preprocessing=preprocessing).to(dtype), state, str(path))
     return EncoderFile(encoder, provenance, digest)
+
+
+def _timm_backbone(path: Path, spec: TimmSpec, preprocessing: Preprocessing, state: dict[str, Tensor]) -> TimmBackbone:
+    check_finite(str(path), state)
+    try:
+        with without_values():  # nothing is made that is larger than the file
+            own = TimmBackbone(spec).net.state_dict()
+    except NotImplementedError:
+        own = {}
+    if own:
+        compare_shapes(state, {name: tuple(tensor.shape) for name, tensor in own.items()}, str(path))
+    backbone = TimmBackbone(spec, preprocessing=preprocessing)
+    backbone.net.load_state_dict(fitting_state(backbone.net, state, str(path)))
+    return backbone.to(next(tensor.dtype for tensor in state.values() if tensor.is_floating_point()))

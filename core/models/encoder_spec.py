@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -142,3 +143,11 @@ def check_divisible(image_size: tuple[int, int], patch_size: int) -> None:
         f"multiples of the patch size {patch_size}",
         f"The nearest is image_size=[{fitting[0]},{fitting[1]}]; or choose another patch_size.",
     )
+
+
+def layer_index(name: str, depth: int) -> int:
+    """The layer of a ViT's parameter: 0 for embeddings, 1 to ``depth`` for the blocks, ``depth`` + 1 for the rest."""
+    if name.startswith(("cls_token", "pos_embed", "patch_embed")):
+        return 0
+    found = re.match(r"blocks\.(\d+)\.", name)
+    return int(found[1]) + 1 if found else depth + 1

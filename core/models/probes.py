@@ -2,37 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Literal, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from .encoder import Features
-from .encoder_spec import EncoderSpec
-
-Pooling = Literal["mean", "class_token", "both"]
-"""One vector an image: the mean of its patch tokens, its class token, or the two side by side; after the final norm."""
+from .backbone import Features, Pooling
 
 SIMILARITIES = 2**26
 """Largest number of similarities in memory at once in the search for neighbours."""
 
 
 def pool(features: Features, pooling: Pooling) -> Tensor:
-    """Features of images as vectors, (B, ``pooled_dim``)."""
+    """Features of images as vectors, (B, ``Backbone.pooled_dim``), which has refused what a backbone doesn't have."""
     if pooling == "mean":
         return features.pooled()
+    if pooling == "head":
+        assert features.head is not None
+        return features.head
     class_token = features.class_token
-    assert class_token is not None  # pooled_dim has refused encoders without
+    assert class_token is not None
     return class_token if pooling == "class_token" else torch.cat([features.pooled(), class_token], dim=1)
-
-
-def pooled_dim(spec: EncoderSpec, pooling: Pooling) -> int:
-    """The length of a pooled vector; raises ConfigError for the class token of an encoder that has none."""
-    if pooling != "mean" and not spec.class_token:
-        raise ConfigError("features", pooling, "mean, as this encoder has no class token")
-    return spec.embed_dim * (2 if pooling == "both" else 1)
 
 
 class LinearProbe(nn.Module):

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..models.encoder_spec import layer_index
+
 NO_DECAY = ("pos_embed", "cls_token", "dist_token")
 """Parameters with more than one axis that get no weight decay (fine-tuning, as in BEiT and MAE)."""
-
-
-def layer_index(name: str, depth: int) -> int:
-    """The layer of a ViT's parameter: 0 for embeddings, 1 to ``depth`` for the blocks, ``depth`` + 1 for the rest."""
-    if name.startswith(("cls_token", "pos_embed", "patch_embed")):
-        return 0
-    found = re.match(r"blocks\.(\d+)\.", name)
-    return int(found[1]) + 1 if found else depth + 1
 
 
 def parameter_groups(
@@ -29,19 +23,22 @@ def parameter_groups(
     layer_decay: float = 1.0,
     prefix: str = "encoder.",
     no_decay: tuple[str, ...] = NO_DECAY,
+    layer_of: Callable[[str], int] | None = None,
 ) -> list[dict[str, Any]]:
     """Groups for a torch optimiser, each with ``lr_scale``, ``weight_decay`` and the ``names`` of its parameters.
 
     The encoder's parameters are those whose names begin with ``prefix`` (or have none); all others are treated as above its
     last block. The rate of layer l of L = depth + 1 is scaled by ``layer_decay ** (L - l)``; vectors, biases and the parameters
-    named in ``no_decay`` get no weight decay. Frozen parameters are left out.
+    named in ``no_decay`` get no weight decay. Frozen parameters are left out. ``layer_of``: the layer of a parameter of the
+    encoder by its name; None: that of a plain ViT with ``depth`` blocks.
     """
+    layer_of = layer_of or partial(layer_index, depth=depth)
     groups: dict[tuple[int, float], dict[str, Any]] = {}
     for name, parameter in named_parameters:
         if not parameter.requires_grad:
             continue
         bare = name.removeprefix(prefix)
-        layer = layer_index(bare, depth) if layer_decay != 1.0 else depth + 1
+        layer = layer_of(bare) if layer_decay != 1.0 else depth + 1
         decay = 0.0 if parameter.ndim <= 1 or bare in no_decay else weight_decay
         group = groups.setdefault(
             (layer, decay),

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from ...core.data.classification import ClassFolderLayout
 from ...core.data.transforms import check_turn
 from ...core.errors import ConfigError
-from ...core.models.probes import Pooling
+from ...core.models.backbone import Pooling
 from ..recipe import Recipe
 from ..task import TransferConfig
 
@@ -109,7 +109,8 @@ class ClassifyConfig(TransferConfig, ClassifyRecipe):
     """method=partial: last blocks that are trained; 0.5: the last one's MLP; 0: the head alone"""
     lora: Lora = field(default_factory=Lora)
     features: Pooling = "mean"
-    """method=linear or knn: mean of the patch tokens, class_token, or both side by side"""
+    """method=linear or knn: mean of the patch tokens, class_token, both side by side, or of timm's models head: what their own
+    classifier gets"""
     crops: int = 0
     """method=linear or attentive: random crops of each training image that features are computed of; 0: the image as evaluated"""
     cache: str | None = None

@@ -16,7 +16,7 @@ from ...core.data.pixel_format import PLAIN_FORMAT, PixelFormat
 from ...core.data.transforms import fit_and_crop, to_array
 from ...core.device import Precision, autocast
 from ...core.distributed import Ranks
-from ...core.models.encoder_spec import EncoderSpec
+from ...core.models.backbone import BackboneSpec
 from ...core.models.preprocessing import Preprocessing
 from ..metrics import Scores
 from .metrics import mean_average_precision, multi_label_scores, single_label_scores
@@ -29,7 +29,7 @@ CACHE_BYTES = 2**30
 class Evaluation:
     """Labelled images as a model sees them in evaluation: the shorter side fitted, the centre cut out."""
 
-    def __init__(self, labeled: ClassImages, spec: EncoderSpec, preprocessing: Preprocessing) -> None:
+    def __init__(self, labeled: ClassImages, spec: BackboneSpec, preprocessing: Preprocessing) -> None:
         self.labeled, self.spec, self.preprocessing = labeled, spec, preprocessing
         self._cached: list[Tensor] | None = None
         self._small = len(labeled) * spec.channels * math.prod(spec.image_size) <= CACHE_BYTES
@@ -54,7 +54,7 @@ class Evaluation:
 
 
 def pixel_batches(
-    images: ImageSet, spec: EncoderSpec, batch_size: int, form: PixelFormat = PLAIN_FORMAT
+    images: ImageSet, spec: BackboneSpec, batch_size: int, form: PixelFormat = PLAIN_FORMAT
 ) -> Iterator[Tensor]:
     """Images as they are evaluated, in batches (B, C, H, W) of stored values."""
     for start in range(0, len(images), batch_size):

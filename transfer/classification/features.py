@@ -23,9 +23,9 @@ from ...core.device import Precision, autocast
 from ...core.distributed import Ranks
 from ...core.errors import MaeliftError
 from ...core.files import LockedError, check_regular, lock_file, output_folder
+from ...core.models.backbone import Backbone, Pooling
 from ...core.models.contract import content_hash
-from ...core.models.encoder import Encoder
-from ...core.models.probes import Pooling, pool, pooled_dim
+from ...core.models.probes import pool
 from ...core.progress import progress_logger
 from ...core.seeding import stream
 from ...core.training.worker_loader import load_in_order
@@ -54,7 +54,7 @@ class FeatureRequest:
     the images contain; without it nothing is reused.
     """
 
-    encoder: Encoder
+    encoder: Backbone
     images: ImageSet
     tokens: bool
     pooling: Pooling = "mean"
@@ -68,8 +68,10 @@ class FeatureRequest:
     @property
     def shape(self) -> tuple[int, ...]:
         """(images × crops, D), or (images × crops, patches, D)."""
-        rows, spec = len(self.images) * max(1, self.crops), self.encoder.spec
-        return (rows, spec.num_patches, spec.embed_dim) if self.tokens else (rows, pooled_dim(spec, self.pooling))
+        rows, encoder = len(self.images) * max(1, self.crops), self.encoder
+        return (
+            (rows, encoder.num_tokens, encoder.embed_dim) if self.tokens else (rows, encoder.pooled_dim(self.pooling))
+        )
 
     @property
     def dtype(self) -> np.dtype[np.floating]:

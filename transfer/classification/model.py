@@ -17,9 +17,10 @@ from ...core.data.images import as_image
 from ...core.data.transforms import fit_and_crop, to_array
 from ...core.device import Precision, autocast
 from ...core.errors import ConfigError
-from ...core.models.encoder import Encoder
+from ...core.models.backbone import Backbone, Pooling
+from ...core.models.build_backbone import build_backbone
 from ...core.models.encoder_file import Provenance
-from ...core.models.probes import AttentiveProbe, NearestNeighbours, Pooling, pool, pooled_dim
+from ...core.models.probes import AttentiveProbe, NearestNeighbours, pool
 from ..model_file import ModelFile, TrainedModel, write_model
 from ..predictions import Classification
 
@@ -33,7 +34,7 @@ class Classifier(TrainedModel):
 
     def __init__(
         self,
-        encoder: Encoder,
+        encoder: Backbone,
         classes: Sequence[str],
         head: nn.Module | None = None,
         *,
@@ -43,7 +44,7 @@ class Classifier(TrainedModel):
         super().__init__(encoder, classes)
         self.encoder = encoder
         self.pooling, self.multi_label = pooling, multi_label
-        self.head = head or linear_head(pooled_dim(encoder.spec, pooling), len(self.classes))
+        self.head = head or linear_head(encoder.pooled_dim(pooling), len(self.classes))
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images (B, C, H, W) to logits (B, classes)."""
@@ -64,7 +65,7 @@ class Classifier(TrainedModel):
             return []
         form, size = self.preprocessing.reading, self.spec.image_size
         arrays = [to_array(fit_and_crop(as_image(image, form), size), self.spec.channels) for image in images]
-        device = self.encoder.pos_embed.device
+        device = self.encoder.device
         with autocast(device, precision):
             logits = self(self.preprocessing.normalize(torch.from_numpy(np.stack(arrays)).to(device)))
         return [self.classification(row) for row in self.probabilities(logits.float()).cpu()]
@@ -126,8 +127,8 @@ class StoredHead:
 def load(file: ModelFile) -> Classifier:
     """The classifier of a model file."""
     head = file.head_as(StoredHead)
-    encoder = Encoder(file.spec, preprocessing=file.preprocessing)
-    built = _build_head(head, pooled_dim(file.spec, head.pooling), len(file.classes))
+    encoder = build_backbone(file.spec, preprocessing=file.preprocessing)
+    built = _build_head(head, encoder.pooled_dim(head.pooling), len(file.classes))
     return file.load_into(Classifier(encoder, file.classes, built, pooling=head.pooling, multi_label=head.multi_label))
 
 

@@ -18,10 +18,9 @@ from ...core.data.classification import ClassImages
 from ...core.data.labeled_dataset import Splits
 from ...core.data.sampling import Sample, Uniforms
 from ...core.distributed import Ranks
-from ...core.models.cost import encoder_flops
-from ...core.models.encoder import Encoder
+from ...core.models.backbone import Backbone
 from ...core.models.logistic_regression import L2_GRID, fit_linear_probe
-from ...core.models.probes import AttentiveProbe, LinearProbe, NearestNeighbours, pooled_dim
+from ...core.models.probes import AttentiveProbe, LinearProbe, NearestNeighbours
 from ...core.training.loader import Batch
 from ...core.training.optimizers import Lars
 from .config import ClassifyConfig
@@ -45,7 +44,7 @@ class ProbeTask(ClassificationTask):
     folds: Sequence[int] = ()
     """(N,) the fold of each training image, -1: of none; a head without steps is then cross-validated in place of validation"""
 
-    def __init__(self, config: ClassifyConfig, encoder: Encoder, splits: Splits[ClassImages], ranks: Ranks) -> None:
+    def __init__(self, config: ClassifyConfig, encoder: Backbone, splits: Splits[ClassImages], ranks: Ranks) -> None:
         passes = ranks.world_size * config.accumulate
         fitting = max(passes, len(splits.train) // passes * passes)
         super().__init__(replace(config, batch_size=min(config.batch_size, fitting)), encoder.float(), splits, ranks)
@@ -56,7 +55,7 @@ class ProbeTask(ClassificationTask):
 
     def flops(self, model: nn.Module) -> float:
         """Those of the encoder: a head on features that are there costs next to nothing."""
-        return encoder_flops(self.encoder.spec)
+        return self.encoder.flops
 
     def steps(self) -> int:
         """Steps of training; 0 where the head comes out of a formula or a solver."""
@@ -70,10 +69,10 @@ class ProbeTask(ClassificationTask):
         return 0
 
     def build_model(self) -> nn.Module:
-        spec, probe, classes = self.encoder.spec, self.probe, len(self.splits.train.classes)
+        encoder, probe, classes = self.encoder, self.probe, len(self.splits.train.classes)
         if self.method == "attentive":
-            return AttentiveProbe(spec.embed_dim, classes, probe.probe_heads or spec.num_heads)
-        dim = pooled_dim(spec, probe.features)
+            return AttentiveProbe(encoder.embed_dim, classes, probe.probe_heads or encoder.num_heads)
+        dim = encoder.pooled_dim(probe.features)
         if self.method == "linear":
             return LinearProbe(dim, classes)
         return NearestNeighbours(

@@ -21,7 +21,7 @@ from ...core.data.labeled_dataset import Splits
 from ...core.data.sampling import Sample, Uniforms
 from ...core.data.transforms import random_resized_crop, to_array
 from ...core.distributed import Ranks
-from ...core.models.encoder import Encoder
+from ...core.models.backbone import Backbone
 from ...core.models.encoder_file import Provenance, save_encoder
 from ...core.models.preprocessing import Preprocessing
 from ...core.training.loader import Batch
@@ -47,7 +47,7 @@ class ClassificationTask(Task[ClassifyRecipe, ClassImages]):
     best_metric: ClassVar[str] = "val/top1"
     draws: ClassVar[int] = CROP_DRAWS
 
-    def __init__(self, config: ClassifyRecipe, encoder: Encoder, splits: Splits[Any], ranks: Ranks) -> None:
+    def __init__(self, config: ClassifyRecipe, encoder: Backbone, splits: Splits[Any], ranks: Ranks) -> None:
         super().__init__(config, encoder, splits, ranks)
         self.multi_label = isinstance(splits.train, MultiLabeledImages)
         self.objective = ClassificationLoss(config, splits.train, encoder.preprocessing, ranks.device)
@@ -63,7 +63,8 @@ class ClassificationTask(Task[ClassifyRecipe, ClassImages]):
 
     def build_model(self) -> nn.Module:
         encoder = self.encoder.resized(self.encoder.spec.image_size, drop_path=self.config.drop_path).float()
-        return Classifier(encoder, self.splits.train.classes, multi_label=self.multi_label)
+        classes, pooling = self.splits.train.classes, encoder.usual_pooling
+        return Classifier(encoder, classes, pooling=pooling, multi_label=self.multi_label)
 
     def sample(self, index: int, draws: Uniforms) -> Sample:
         spec = self.encoder.spec

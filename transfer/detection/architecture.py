@@ -25,7 +25,7 @@ class DetectorSizes:
     """How large the parts on the encoder are. The defaults are ViTDet's (Appendix A.2); small images ask for less."""
 
     relative_positions: bool = True
-    """whether attention learns relative positions, which begin at zero"""
+    """whether attention learns relative positions, which begin at zero; timm's models have none but their own"""
     pyramid_channels: int = 256
     """channels of every level of the pyramid"""
     pyramid_scales: tuple[float, ...] | None = None

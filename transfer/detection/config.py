@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 
 from ...adapters.vitdet_sizes import usual_window
 from ...core.errors import ConfigError
+from ...core.models.backbone import Backbone
 from ...core.models.encoder import Encoder
 from ..task import TransferConfig
 from .architecture import Architecture, DetectorSizes, Engine, Head
@@ -38,7 +39,7 @@ class DetectConfig(DetectorSizes, TransferConfig):
         if self.engine == "torchvision" and self.head == "cascade":
             raise ConfigError("head", self.head, "faster or mask; torchvision has no cascade. Give engine=detectron2.")
 
-    def architecture(self, encoder: Encoder, has_masks: bool) -> Architecture:
+    def architecture(self, encoder: Backbone, has_masks: bool) -> Architecture:
         """The architecture for data with or without masks; raises ConfigError for a mask head without masks."""
         if self.head == "mask" and not has_masks:
             raise ConfigError("head", self.head, "faster, since not every object of the data has a segmentation")
@@ -47,6 +48,12 @@ class DetectConfig(DetectorSizes, TransferConfig):
             head = "cascade_mask" if has_masks else "cascade"
         elif self.head == "faster":
             head = "faster"
-        window = usual_window(encoder.spec.grid) if self.window_size is None else self.window_size
         sizes = {field.name: getattr(self, field.name) for field in fields(DetectorSizes)}
+        if not isinstance(encoder, Encoder):
+            if self.window_size:
+                raise ConfigError(
+                    "window_size", self.window_size, "0 or null: the attention of timm's models is their own"
+                )
+            return Architecture(engine=self.engine, head=head, **{**sizes, "relative_positions": False})
+        window = usual_window(encoder.spec.grid) if self.window_size is None else self.window_size
         return Architecture(engine=self.engine, head=head, window_size=window, **sizes)

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from ...adapters import detectron2
 from ...adapters.detectron2_format import quiet
+from ...core.errors import ConfigError
+from ...core.models.backbone import Backbone
 from ...core.models.encoder import Encoder
 from ...core.optional_imports import require
 from ...core.training.recovery import Diverged
@@ -21,7 +23,11 @@ class Detectron2Engine:
 
     mask_shift = 0.0
 
-    def build(self, encoder: Encoder, num_classes: int, architecture: Architecture, drop_path: float) -> nn.Module:
+    def build(self, encoder: Backbone, num_classes: int, architecture: Architecture, drop_path: float) -> nn.Module:
+        if not isinstance(encoder, Encoder):
+            raise ConfigError(
+                "engine", "detectron2", "torchvision, which takes any architecture; detectron2's is a plain ViT"
+            )
         with quiet():
             require("detectron2")
             return self._build(encoder, num_classes, architecture, drop_path)

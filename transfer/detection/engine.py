@@ -7,7 +7,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-from ...core.models.encoder import Encoder
+from ...core.models.backbone import Backbone
 from .architecture import Architecture
 
 Target = Mapping[str, Tensor]
@@ -19,7 +19,7 @@ class DetectorEngine(Protocol):
     mask_shift: float
     """pixels by which the masks that it trains on lie too far to the left and up, and so those that it finds"""
 
-    def build(self, encoder: Encoder, num_classes: int, architecture: Architecture, drop_path: float) -> nn.Module:
+    def build(self, encoder: Backbone, num_classes: int, architecture: Architecture, drop_path: float) -> nn.Module:
         """The library's own module, the encoder's weights in it."""
         ...
 

@@ -18,6 +18,8 @@ from torch import Tensor
 from ...adapters.vitdet_sizes import check_window
 from ...core.data.images import stored_pixels
 from ...core.errors import MaeliftError
+from ...core.models.backbone import Backbone
+from ...core.models.build_backbone import build_backbone
 from ...core.models.encoder import Encoder
 from ...core.models.encoder_file import Provenance
 from ..model_file import ModelFile, TrainedModel, write_model
@@ -50,11 +52,12 @@ class Detector(TrainedModel):
     """
 
     def __init__(
-        self, encoder: Encoder, classes: Sequence[str], architecture: Architecture, *, drop_path: float = 0.0
+        self, encoder: Backbone, classes: Sequence[str], architecture: Architecture, *, drop_path: float = 0.0
     ) -> None:
         super().__init__(encoder, classes)
         self.architecture = architecture
-        check_window(architecture.window_size, encoder.spec.image_size, encoder.spec.patch_size)
+        if isinstance(encoder, Encoder):
+            check_window(architecture.window_size, encoder.spec.image_size, encoder.spec.patch_size)
         self.engine = ENGINES[architecture.engine]
         self.model = self.engine.build(encoder, len(self.classes), architecture, drop_path)
 
@@ -143,7 +146,7 @@ def load(file: ModelFile) -> Detector:
     """The detector that a model file holds, in eval mode; raises CheckpointError for tensors that don't fit it."""
     head = file.head_as(StoredHead)
     file.check_one_each(head.category_ids, "category_ids")
-    encoder = Encoder(file.spec, preprocessing=file.preprocessing)
+    encoder = build_backbone(file.spec, preprocessing=file.preprocessing)
     return file.load_into(Detector(encoder, file.classes, head.architecture))
 
 

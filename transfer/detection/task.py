@@ -26,8 +26,9 @@ from ...core.data.transforms import to_array
 from ...core.device import autocast
 from ...core.distributed import Ranks
 from ...core.errors import DataError
-from ...core.models.encoder import Encoder
+from ...core.models.backbone import Backbone
 from ...core.models.encoder_file import Provenance
+from ...core.models.timm_backbone import TimmBackbone, freeze_batch_norms
 from ...core.training.loader import Batch
 from ..metrics import Scores
 from ..predictions import Detections
@@ -63,7 +64,7 @@ class DetectionTask(Task[DetectConfig, DetectionImages]):
     draws: ClassVar[int] = 4
     encoder_prefix: ClassVar[str] = ENCODER_PREFIX
 
-    def __init__(self, config: DetectConfig, encoder: Encoder, splits: Splits[DetectionImages], ranks: Ranks) -> None:
+    def __init__(self, config: DetectConfig, encoder: Backbone, splits: Splits[DetectionImages], ranks: Ranks) -> None:
         super().__init__(config, encoder, splits, ranks)
         self._cached: list[Canvas] | None = None
 
@@ -93,8 +94,11 @@ class DetectionTask(Task[DetectConfig, DetectionImages]):
         return self.new_detector()
 
     def new_detector(self) -> Detector:
-        """The encoder under new heads."""
-        return Detector(self.encoder, self.splits.train.classes, self.architecture, drop_path=self.config.drop_path)
+        """The encoder under new heads; pretrained batch norms are frozen, as in torchvision's detectors."""
+        detector = Detector(self.encoder, self.splits.train.classes, self.architecture, drop_path=self.config.drop_path)
+        if self.config.init != "scratch" and isinstance(self.encoder, TimmBackbone):
+            freeze_batch_norms(detector.model)
+        return detector
 
     def sample(self, index: int, draws: Uniforms) -> Sample:
         images, spec = self.splits.train, self.encoder.spec

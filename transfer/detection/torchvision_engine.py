@@ -1,4 +1,4 @@
-"""Detectors by torchvision: Faster and Mask R-CNN on a plain ViT with a simple feature pyramid."""
+"""Detectors by torchvision: Faster and Mask R-CNN on any backbone, a plain ViT with a simple feature pyramid."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ from torchvision.models.detection._utils import BoxCoder
 
 from ...adapters import torchvision
 from ...adapters.torchvision_detectors import Heads, faster_rcnn, mask_rcnn, pyramid_levels
+from ...core.models.backbone import Backbone
 from ...core.models.encoder import Encoder
+from ...core.models.timm_backbone import TimmBackbone
 from .architecture import Architecture
 from .engine import Target
+from .timm_pyramid import timm_pyramid
 
 
 class TorchvisionEngine:
@@ -20,7 +23,7 @@ class TorchvisionEngine:
 
     mask_shift = 0.5  # it cuts them out by a RoIAlign that is not "aligned", to which a pixel is its upper left corner
 
-    def build(self, encoder: Encoder, num_classes: int, architecture: Architecture, drop_path: float) -> nn.Module:
+    def build(self, encoder: Backbone, num_classes: int, architecture: Architecture, drop_path: float) -> nn.Module:
         backbone = self.backbone(encoder, architecture, drop_path)
         heads = Heads(
             channels=architecture.head_channels,
@@ -47,8 +50,11 @@ class TorchvisionEngine:
             part.box_coder = PreciseBoxCoder(part.box_coder.weights)
         return cast(nn.Module, detector)
 
-    def backbone(self, encoder: Encoder, architecture: Architecture, drop_path: float) -> Any:
+    def backbone(self, encoder: Backbone, architecture: Architecture, drop_path: float) -> Any:
         """The pyramid of maps under the detector."""
+        if isinstance(encoder, TimmBackbone):
+            return timm_pyramid(encoder, architecture, drop_path)
+        encoder = cast(Encoder, encoder)
         return torchvision.build_backbone(
             encoder,
             image_size=encoder.spec.image_size,

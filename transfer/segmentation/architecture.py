@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from ...adapters.mmseg_config import upernet_blocks, upernet_scales
 from ...adapters.torchvision import vit_settings
 from ...core.errors import ConfigError
+from ...core.models.backbone import Backbone
 from ...core.models.encoder import Encoder
 from ...core.models.encoder_spec import EncoderSpec
 
@@ -33,7 +34,8 @@ class Architecture:
     window_size: int = 0
     """patches a side of the attention windows of all but four blocks, for big crops; 0: every block attends everywhere"""
     relative_positions: bool = False
-    """learn relative positions in attention, from zero (MAE, A.4); then, and with windows, without the class token"""
+    """learn relative positions in attention, from zero (MAE, A.4); then, and with windows, without the class token; timm's models
+    have none but their own"""
 
     def __post_init__(self) -> None:
         if self.head_channels is not None and not 1 <= self.head_channels <= MAX_CHANNELS:
@@ -66,6 +68,15 @@ def plain_settings(encoder: Encoder, architecture: Architecture, drop_path: floa
 def head_taps(depth: int, architecture: Architecture) -> tuple[int, ...]:
     """The blocks whose maps a head reads: UPerNet's four, for the others the last."""
     return upernet_blocks(depth) if architecture.head == "upernet" else (depth - 1,)
+
+
+def architecture_on(encoder: Backbone, architecture: Architecture) -> Architecture:
+    """The architecture for an encoder: on timm's models without relative positions of ours; raises ConfigError for windows."""
+    if isinstance(encoder, Encoder):
+        return architecture
+    if architecture.window_size:
+        raise ConfigError("window_size", architecture.window_size, "0: the attention of timm's models is their own")
+    return replace(architecture, relative_positions=False)
 
 
 def min_patches(spec: EncoderSpec, architecture: Architecture) -> int:

@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from ...adapters.mmseg_config import upernet_scales
 from ...adapters.simple_feature_pyramid import ChannelNorm
 from ...core.errors import MaeliftError
-from ...core.models.encoder import Encoder
+from ...core.models.backbone import Backbone, Level
+from ...core.models.timm_backbone import TimmBackbone
 from .architecture import Architecture
 from .logits import resize_logits
+from .timm_maps import STAGES, map_indices
 
 AUXILIARY_WEIGHT = 0.4
 """Weight of the auxiliary head's loss, added to UPerNet's (BEiT's and mmseg's configs, which MAE's Appendix A.4 follows)."""
@@ -22,15 +24,26 @@ AUXILIARY_WEIGHT = 0.4
 torch.fx.wrap("resize_logits")  # the ONNX export traces the heads with torch.fx, and takes this as one step
 
 
-def build_head(encoder: Encoder, num_classes: int, architecture: Architecture) -> nn.Module:
+def build_head(encoder: Backbone, num_classes: int, architecture: Architecture) -> nn.Module:
     """A head of our own: called with the images (B, C, H, W) and the encoder's maps, it gives logits (B, K, h, w)."""
-    spec = encoder.spec
-    channels = architecture.head_channels or spec.embed_dim
+    levels = _levels(encoder, architecture)
+    last, spec = levels[-1], encoder.spec
+    channels = architecture.head_channels or last.channels
     if architecture.head == "linear":
-        return LinearHead(spec.embed_dim, num_classes)
+        return LinearHead(last.channels, num_classes)
     if architecture.head == "conv":
-        return ConvHead(spec.embed_dim, channels, num_classes, spec.patch_size, spec.channels)
-    return UPerNet(spec.embed_dim, channels, num_classes, upernet_scales(spec.patch_size, spec.image_size))
+        return ConvHead(last.channels, channels, num_classes, last.reduction, spec.channels)
+    scales = upernet_scales(last.reduction, spec.image_size) if encoder.plain else (1.0,) * len(levels)
+    return UPerNet([level.channels for level in levels], channels, num_classes, scales)
+
+
+def _levels(encoder: Backbone, architecture: Architecture) -> list[Level]:
+    """The maps that a head reads; UPerNet's are four, of an encoder of fewer blocks the last one four times."""
+    if isinstance(encoder, TimmBackbone):
+        found = [encoder.levels[index] for index in map_indices(encoder, architecture.head)]
+    else:
+        found = [encoder.levels[-1]]
+    return found * STAGES if architecture.head == "upernet" and len(found) == 1 else found
 
 
 class LinearHead(nn.Module):
@@ -88,22 +101,22 @@ class ConvHead(nn.Module):
 
 
 class UPerNet(nn.Module):
-    """UPerNet on four blocks' maps, and an auxiliary head on the third (MAE, Appendix A.4; decoder of smp).
+    """UPerNet on the maps of four blocks or stages, and an auxiliary head on the third (MAE, Appendix A.4; decoder of smp).
 
-    The maps are resampled to four strides first, as BEiT does it. Group norm replaces the decoder's batch norm,
+    The maps of a plain ViT are resampled to four strides first, as BEiT does it. Group norm replaces the decoder's batch norm,
     so that small batches will do.
     """
 
-    def __init__(self, dim: int, channels: int, num_classes: int, scales: Sequence[float]) -> None:
+    def __init__(self, dims: Sequence[int], channels: int, num_classes: int, scales: Sequence[float]) -> None:
         super().__init__()
         decoder = upernet_decoder()
-        self.pyramid = nn.ModuleList(resampling_layer(dim, scale) for scale in scales)
-        self.decoder = with_group_norm(decoder([0, 0, dim, dim, dim, dim], encoder_depth=5, decoder_channels=channels))
+        self.pyramid = nn.ModuleList(resampling_layer(dim, scale) for dim, scale in zip(dims, scales, strict=True))
+        self.decoder = with_group_norm(decoder([0, 0, *dims], encoder_depth=5, decoder_channels=channels))
         self.classify = nn.Sequential(nn.Dropout2d(0.1), nn.Conv2d(channels, num_classes, 1))
         auxiliary = min(256, channels)
         self.auxiliary = nn.Sequential(
-            ChannelNorm(dim),
-            *conv_block(dim, auxiliary),
+            ChannelNorm(dims[2]),
+            *conv_block(dims[2], auxiliary),
             nn.Dropout2d(0.1),
             nn.Conv2d(auxiliary, num_classes, 1),
         )
@@ -118,7 +131,7 @@ class UPerNet(nn.Module):
 
     @staticmethod
     def _four(maps: list[Tensor]) -> list[Tensor]:
-        return maps if len(maps) == 4 else [maps[-1]] * 4  # encoders of less than four blocks
+        return maps if len(maps) == STAGES else [maps[-1]] * STAGES  # encoders of less than four blocks
 
 
 def upernet_decoder() -> Any:

@@ -19,9 +19,12 @@ from torch import Tensor
 from ...adapters.windowed_vit import PlainViT, pad
 from ...core.data.images import stored_pixels
 from ...core.data.segmentation import ignore_index
-from ...core.errors import DataError
+from ...core.errors import ConfigError, DataError
+from ...core.models.backbone import Backbone
+from ...core.models.build_backbone import build_backbone
 from ...core.models.encoder import Encoder
 from ...core.models.encoder_file import Provenance
+from ...core.models.timm_backbone import TimmBackbone
 from ..model_file import ModelFile, TrainedModel, write_model
 from ..predictions import Segmentation
 from .architecture import Architecture, min_patches
@@ -50,9 +53,12 @@ class Segmentor(TrainedModel):
     ``encoder`` is copied. Raises ConfigError for settings that it doesn't fit.
     """
 
+    fixed_size: tuple[int, int] | None = None
+    """what smaller images are padded to, where only one size goes through the encoder"""
+
     def __init__(
         self,
-        encoder: Encoder,
+        encoder: Backbone,
         classes: Sequence[str],
         architecture: Architecture,
         inference: Inference | None = None,
@@ -63,16 +69,32 @@ class Segmentor(TrainedModel):
         self.architecture = architecture
         self.ignore_index = ignore_index(len(self.classes))
         self.inference = inference or Inference.usual(encoder.spec.image_size)
-        build = mmseg_network if architecture.engine == "mmseg" else Network
-        self.network: Any = build(encoder, self.classes, architecture, drop_path)
-        backbone: PlainViT = cast(Any, self.network).backbone
-        self.divisor = backbone.size_divisibility
-        self.min_side = self.spec.patch_size * min_patches(self.spec, architecture)
+        self.network: Any
+        if isinstance(encoder, Encoder):
+            build = mmseg_network if architecture.engine == "mmseg" else Network
+            self.network = build(encoder, self.classes, architecture, drop_path)
+            self.divisor = cast(PlainViT, self.network.backbone).size_divisibility
+            self.min_side = encoder.spec.patch_size * min_patches(encoder.spec, architecture)
+        else:
+            self._build_on_timm(cast(TimmBackbone, encoder), drop_path)
+
+    def _build_on_timm(self, encoder: TimmBackbone, drop_path: float) -> None:
+        if self.architecture.engine == "mmseg":
+            raise ConfigError("engine", "mmseg", "torch, which takes any architecture; mmseg's is a plain ViT")
+        self.network = Network(encoder, self.classes, self.architecture, drop_path)
+        self.fixed_size = encoder.spec.image_size if encoder.fixed_size else None
+        if self.fixed_size is not None and self.inference.mode == "whole":
+            height, width = self.fixed_size
+            expected = f"slide: timm's {encoder.spec.architecture} takes images of {height}×{width} pixels only"
+            raise ConfigError("inference", "whole", expected)
+        self.divisor = 1 if self.fixed_size else self.network.backbone.size_divisibility
+        self.min_side = self.divisor
 
     def forward(self, images: Tensor, masks: Tensor | None = None) -> Tensor:
         """Logits (B, K, H, W); with ``masks`` (B, H, W) int64, the loss on them, ``ignore_index`` left out."""
         height, width = images.shape[-2:]
-        enough = F.pad(images, (0, max(0, self.min_side - width), 0, max(0, self.min_side - height)))
+        rows, columns = self.fixed_size or (self.min_side, self.min_side)
+        enough = F.pad(images, (0, max(0, columns - width), 0, max(0, rows - height)))
         padded = pad(enough, self.divisor)
         of_mmseg = self.architecture.engine == "mmseg"
         if masks is None:
@@ -157,5 +179,5 @@ def load(file: ModelFile) -> Segmentor:
     """The segmentor that a model file holds, in eval mode; raises CheckpointError for tensors that don't fit it."""
     head = file.head_as(StoredHead)
     file.check_one_each(head.values, "values")
-    encoder = Encoder(file.spec, preprocessing=file.preprocessing)
+    encoder = build_backbone(file.spec, preprocessing=file.preprocessing)
     return file.load_into(Segmentor(encoder, file.classes, head.architecture, head.inference))

@@ -23,7 +23,7 @@ from ...core.data.transforms import quarter_turns, resized_part, to_array
 from ...core.device import autocast
 from ...core.distributed import Ranks
 from ...core.errors import DataError
-from ...core.models.encoder import Encoder
+from ...core.models.backbone import Backbone
 from ...core.models.encoder_file import Provenance
 from ...core.models.preprocessing import Preprocessing
 from ...core.training.loader import Batch
@@ -31,6 +31,7 @@ from ..metrics import Scores
 from ..predictions import Segmentation as Prediction
 from ..task import Task
 from ..visualize import ExampleImage, draw_segmentation, side_by_side
+from .architecture import architecture_on
 from .augmentation import Mask, distorted, pad_to, random_crop
 from .config import SegmentConfig
 from .metrics import Counts, PixelCounts
@@ -60,7 +61,7 @@ class SegmentationTask(Task[SegmentConfig, SegmentationImages]):
     encoder_prefix: ClassVar[str] = ENCODER_PREFIX
 
     def __init__(
-        self, config: SegmentConfig, encoder: Encoder, splits: Splits[SegmentationImages], ranks: Ranks
+        self, config: SegmentConfig, encoder: Backbone, splits: Splits[SegmentationImages], ranks: Ranks
     ) -> None:
         super().__init__(config, encoder, splits, ranks)
         self.inference = config.inference_at(encoder.spec.image_size)
@@ -77,7 +78,7 @@ class SegmentationTask(Task[SegmentConfig, SegmentationImages]):
         return Segmentor(
             self.encoder,
             self.splits.train.classes,
-            self.config.architecture(),
+            architecture_on(self.encoder, self.config.architecture()),
             self.inference,
             drop_path=self.config.drop_path,
         )

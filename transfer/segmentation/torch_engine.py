@@ -1,25 +1,35 @@
-"""Segmentors of our own modules: the plain ViT under a head."""
+"""Segmentors of our own modules: the plain ViT, or a model of timm, under a head."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 from torch import Tensor, nn
 
 from ...adapters.windowed_vit import PlainViT, load_weights
+from ...core.models.backbone import Backbone
 from ...core.models.encoder import Encoder
+from ...core.models.timm_backbone import TimmBackbone
 from .architecture import Architecture, plain_settings
 from .heads import AUXILIARY_WEIGHT, UPerNet, build_head
 from .logits import cross_entropy, resize_logits
+from .timm_maps import timm_maps
 
 
 class Network(nn.Module):
-    """The plain ViT and a head, on images whose sides the patches divide."""
+    """A backbone and a head, on images whose sides the patches or strides divide."""
 
-    def __init__(self, encoder: Encoder, classes: Sequence[str], architecture: Architecture, drop_path: float) -> None:
+    def __init__(self, encoder: Backbone, classes: Sequence[str], architecture: Architecture, drop_path: float) -> None:
         super().__init__()
-        self.backbone = PlainViT(**plain_settings(encoder, architecture, drop_path))
-        load_weights(self.backbone, encoder.state_dict())
+        self.backbone: nn.Module
+        if isinstance(encoder, TimmBackbone):
+            self.backbone = timm_maps(encoder, architecture.head, drop_path)
+        else:
+            encoder = cast(Encoder, encoder)
+            vit = PlainViT(**plain_settings(encoder, architecture, drop_path))
+            load_weights(vit, encoder.state_dict())
+            self.backbone = vit
         self.head = build_head(encoder, len(classes), architecture)
 
     def logits(self, images: Tensor) -> Tensor:
