@@ -16,6 +16,7 @@ import torch
 from ..core.data.groups import groups_of
 from ..core.data.labeled_dataset import LabeledDataset
 from ..core.device import choose_device
+from ..core.models.timm_spec import TimmSpec
 from ..core.public_names import public_config, public_text
 from ..core.yaml_files import to_dict, to_yaml
 from ..pretrain.evaluation import PICTURE_FILE
@@ -176,8 +177,11 @@ def _clusters(context: Context, task: str) -> tuple[int, ...]:
 
 def _note(config: BenchConfig, name: str) -> str:
     """How an arm gets its encoder, for the report."""
-    arm = config.arms[name]
+    arm, spec = config.arms[name], config.spec_of(name)
     shape = "" if arm.model is None else f"{arm.model}: "
+    if isinstance(spec, TimmSpec):
+        height, width = spec.image_size
+        shape = f"timm's {spec.architecture} at {height}×{width} pixels: "
     return shape + config.arm_kind(name).describe(arm)
 
 

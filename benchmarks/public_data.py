@@ -84,6 +84,29 @@ def tag_of(weights: str) -> str | None:
     return "" if settings is None else str(settings.tag or "")
 
 
+WITH_LABELS = ("in1k", "in12k", "in21k", "in22k", "inw21k", "inat21", "inat2021", "jft", "ig1b")
+WITHOUT_LABELS = ("mae", "dino", "fcmae", "ijepa", "lvd142m", "lvd1689m", "bt", "seer", "dinov3")
+
+
+def trained_with_labels(weights: str) -> bool:
+    """Whether timm's tag says that weights were trained with labels; not of self-supervised ones that weren't fine-tuned."""
+    words = (tag_of(weights) or "").lower().split("_")
+    return any(word in WITH_LABELS for word in words) and ("ft" in words or not any(w in WITHOUT_LABELS for w in words))
+
+
+def weights_path(weights: str | None) -> str | None:
+    """The file that weights are in; None of those that timm fetches."""
+    if weights is None or not weights.startswith(TIMM):
+        return weights
+    return weights.partition("@")[2] or None
+
+
+def weights_name(weights: str) -> str:
+    """Weights as they are published in pages: without the folders of a file."""
+    name, at, file = weights.partition("@")
+    return f"{name}{at}{public_name(file)}" if weights.startswith(TIMM) else public_name(weights)
+
+
 def seen_by(weights: str) -> tuple[set[str], set[str]] | None:
     """The public sets that weights are known to have seen, and words of web-scale data in their tag; None: nothing is known."""
     tag = tag_of(weights)
@@ -95,7 +118,7 @@ def seen_by(weights: str) -> tuple[set[str], set[str]] | None:
 
 def pretraining_overlaps(label: str, weights: str, sources: list[SuiteSource]) -> Iterator[str]:
     """What is known of an arm's weights having seen the suite's own data sets, each a sentence."""
-    seen, shown = seen_by(weights), public_name(weights)
+    seen, shown = seen_by(weights), weights_name(weights)
     for source in sources:
         if not source.name:
             continue

@@ -13,6 +13,7 @@ from pathlib import Path
 from ..core.dry_run import Plan
 from ..core.errors import MaeliftError
 from ..core.files import exclusive_lock, output_folder
+from ..core.models.backbone_cost import backbone_activations, backbone_parameters
 from ..core.models.cost import training_memory
 from ..core.progress import duration
 from ..core.signals import Interrupted, StopSignals, interruptible
@@ -20,7 +21,6 @@ from ..core.yaml_files import write_config
 from ..transfer.model_file import MODEL_FILE
 from .aggregate import RunOutcome, collect, device_of
 from .answer_cache import AnswerCache, RunningStatus
-from .arm_kind import encoder_parameters
 from .cluster_executors import RayTasks, SlurmJobs
 from .data import read_suite_images
 from .disk_estimate import bytes_saved, checkpoint_peak
@@ -31,6 +31,7 @@ from .folds import CROSS_FOLDS
 from .local_executor import LocalProcesses
 from .progress import RunProgress
 from .protocol import ArmState, Results, arm_state, iter_cells, predict_runs, read_finished
+from .public_data import weights_path
 from .results import SuiteResult
 from .runs import Run
 from .status import Status, status_of
@@ -112,7 +113,7 @@ def _input_files(config: BenchConfig) -> list[Path] | None:
     pool = (unlabelled,) if isinstance(unlabelled, str) else unlabelled or ()
     given = [config.data.path, *pool, *(task.data for task in config.tasks.values())]
     images = [Path(path) for path in given if path is not None]
-    weights = [Path(arm.weights) for arm in config.arms.values() if arm.weights is not None]
+    weights = [Path(file) for arm in config.arms.values() if (file := weights_path(arm.weights)) is not None]
     return [*suite_files(config.suite), *images, *weights] if all(path.is_dir() for path in images) else None
 
 
@@ -130,10 +131,10 @@ def plan(config: BenchConfig) -> Plan:
     history = RuntimeHistory.of(predicted.values(), results, RunCosts(context).of)
     measured = MeasuredCost(context, device)
     shapes = [config.spec_of(arm, task) for task in config.designs for arm in config.arms]
-    parameters = max(map(encoder_parameters, shapes))
+    parameters = max(map(backbone_parameters, shapes))
     saved, checkpoints = bytes_saved(context, runs.values()), checkpoint_peak(context, runs.values(), workers)
     largest = max(config.recipe(task, arm).batch_size for task in config.designs for arm in config.arms)
-    tokens = max((spec.num_patches + 1) * spec.embed_dim * spec.depth for spec in shapes)
+    tokens = max(map(backbone_activations, shapes))
     ordered = sorted(runs.values(), key=lambda run: (not run.makes_encoder, run.kind == "test", run.fold < 0))
     kinds = Counter("cross-validation" if run.fold >= 0 else run.kind for run in ordered)
     seconds = sum(

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from ..core.errors import MaeliftError
-from ..core.models.encoder_spec import EncoderSpec
+from ..core.models.backbone import BackboneSpec
 from ..core.yaml_files import to_dict
 from ..transfer.recipe import Recipe
 from ..version import __version__
@@ -94,7 +94,7 @@ class Run:
         return f"{self.arm}: {task}{self.labels} labels, seed {self.seed}, {what}{fold}"
 
 
-def spec_facts(spec: EncoderSpec) -> dict[str, object]:
+def spec_facts(spec: BackboneSpec) -> dict[str, object]:
     """An encoder's spec in a run's key; the usual activation is left out, as keys had none before there were others."""
     return {key: value for key, value in asdict(spec).items() if (key, value) != ("act", "gelu")}
 

@@ -1,4 +1,4 @@
-"""Selection of the best of several arms: how often each comes first, and intervals that allow for an arm's having been selected.
+"""Selecting the best of several arms: how often each comes first, and intervals that allow for the selection.
 
 The best of k arms is the best partly by luck: its own interval misses its true score, from above, more often than it says (the
 winner's curse). Here the arm is selected by validation scores, and its score is read on test images, so that the luck of the

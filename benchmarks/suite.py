@@ -12,11 +12,14 @@ from typing import Any, Literal
 from ..core.config import MissingKeyError, resolve
 from ..core.config_keys import nearest, schema_defaults
 from ..core.errors import ConfigError, MaeliftError
+from ..core.models.backbone import BackboneSpec
 from ..core.models.encoder_spec import EncoderSpec, ModelName, check_divisible, preset_spec
+from ..core.models.timm_spec import TimmSpec
 from ..core.slurm import SlurmConfig
 from ..core.yaml_files import to_dict
 from ..transfer import tasks
 from ..transfer.classification.config import ClassifyRecipe
+from ..transfer.families import family_defaults
 from ..transfer.recipe import Recipe, recipe_defaults
 from ..transfer.task import TransferConfig
 from .arm_kind import ArmConfig, ArmKind
@@ -25,7 +28,7 @@ from .public_data import SuiteSource, source_of
 from .published import read_published
 from .results import AUTO
 from .suite_data import SuiteData
-from .suite_file import key_prefix, named_suite, read_suite
+from .suite_file import key_prefix, listed_arms, named_suite, over, read_suite, without_arms
 from .suite_reading import SuiteReading
 from .task_design import CLASSIFY, TaskConfig, TaskDesign, Tuning, check_distinct
 
@@ -152,6 +155,8 @@ class BenchConfig(SuiteReading):
     def resolve(cls, overrides: Sequence[str] | Mapping[str, object] = (), file: Path | None = None) -> BenchConfig:
         """The suite named in the overrides or the file, with what they say on top."""
         suite = read_suite(named_suite(overrides, file))
+        if (arms := listed_arms(overrides)) is not None:
+            suite, overrides = over(suite, {"arms": arms}), without_arms(overrides)
         try:
             config = resolve(cls, overrides, file, suite)
             if config.baseline != AUTO or not config.simple_arms:
@@ -172,12 +177,11 @@ class BenchConfig(SuiteReading):
         shape = {"image_size": self.image_size, "patch_size": self.patch_size, "channels": self.channel_count or 3}
         return preset_spec(self.model, **shape)  # type: ignore[arg-type]
 
-    def spec_of(self, arm: str, task: str = CLASSIFY) -> EncoderSpec:
+    def spec_of(self, arm: str, task: str = CLASSIFY) -> BackboneSpec:
         """The shape of an arm's encoder on a task: its own model, with the task's image size and the suite's patches."""
-        spec, model = self.spec_at(task), self.arms[arm].model
-        if model is None:
-            return spec
-        return preset_spec(model, image_size=spec.image_size, patch_size=spec.patch_size, channels=spec.channels)
+        shape, size = self.spec_at(task), self.arms[arm].image_size if task == CLASSIFY else None
+        own = shape.image_size if size is None else (size, size) if isinstance(size, int) else size
+        return self.arm_kind(arm).spec(self, arm, shape, own)
 
     @cached_property
     def designs(self) -> dict[str, TaskDesign]:
@@ -243,7 +247,12 @@ class BenchConfig(SuiteReading):
         return self._transfer(task, arm, self.tasks[task].arms.get(arm, {}))
 
     def _classify_defaults(self, arm: str) -> dict[str, Any]:
-        return recipe_defaults(f"{CLASSIFY}_{self.arm_kind(arm).init}")
+        """The recipe of an arm's start; that of weights of any architecture is the one for few labels, by its family."""
+        kind = self.arm_kind(arm)
+        if not kind.own_architecture:
+            return recipe_defaults(f"{CLASSIFY}_{kind.init}")
+        name, spec = f"{CLASSIFY}_{kind.init}_small", self.spec_of(arm)
+        return {**recipe_defaults(name), **(family_defaults(spec, name) if isinstance(spec, TimmSpec) else {})}
 
     def _transfer(self, task: str, arm: str, changes: Mapping[str, Any]) -> TransferConfig:
         """The keys of maelift transfer that an arm is trained with on a task."""
@@ -259,7 +268,7 @@ class BenchConfig(SuiteReading):
             "data": own.data,
             "out": "out",
             "init": self.arm_kind(arm).init,
-            "encoder": "any",
+            "encoder": self.arms[arm].weights if self.arm_kind(arm).own_architecture else "any",
             "val": own.val,
             "test": own.test,
             "split_seed": own.seed,

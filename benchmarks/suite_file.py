@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from ..core.config import raw_value
 from ..core.config_keys import nearest
 from ..core.errors import ConfigError, MaeliftError
@@ -34,6 +36,24 @@ def over(keys: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(arms, list | tuple):
         return merged(dict(keys), dict(own))
     return {**merged(dict(keys), dict(own)), "arms": expanded(arms, keys.get("arms") or {})}
+
+
+def listed_arms(overrides: Sequence[str] | Mapping[str, object]) -> list[object] | None:
+    """The arms of overrides where these are a list; None where they aren't, or none are given."""
+    given = raw_value("arms", overrides)
+    if isinstance(given, str) and given.strip().startswith("["):
+        try:
+            given = yaml.safe_load(given)
+        except yaml.YAMLError:  # said where all keys are read
+            return None
+    return list(given) if isinstance(given, list | tuple) else None
+
+
+def without_arms(overrides: Sequence[str] | Mapping[str, object]) -> list[str] | dict[str, object]:
+    """Overrides without a list of arms, which ``over`` has laid on top of the suite."""
+    if isinstance(overrides, Mapping):
+        return {key: value for key, value in overrides.items() if key != "arms"}
+    return [word for word in overrides if not word.startswith("arms=")]
 
 
 def suite_files(suite: str) -> list[Path]:
