@@ -128,6 +128,7 @@ class ArmKeys(TypedDict, total=False):
     label: Text
     weights: Text | None
     model: Literal["vit_nano", "vit_micro", "vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge"] | None
+    image_size: int | Sequence[int] | None
     pool: int | float | None
     frozen: bool
     x: float | None
@@ -174,7 +175,7 @@ class TransferKeys(TypedDict, total=False):
     unscale: bool
     encoder: Text | None
     init: Literal["encoder", "supervised", "scratch"]
-    model: Literal["vit_nano", "vit_micro", "vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge"]
+    model: Text
     image_size: int | Sequence[int] | None
     patch_size: int | None
     background: Text | None
@@ -187,6 +188,7 @@ class TransferKeys(TypedDict, total=False):
     layer_decay: float
     weight_decay: float
     betas: Sequence[float]
+    optimizer: Literal["adamw", "sgd"]
     warmup: float
     schedule: Literal["cosine", "linear", "steps"]
     drop_path: float
@@ -305,7 +307,7 @@ class ClassifyKeys(TransferKeys, total=False):
     label_column: Text | Sequence[Text] | None
     blocks: float
     lora: LoraKeys
-    features: Literal["mean", "class_token", "both"]
+    features: Literal["mean", "class_token", "both", "head"]
     crops: int
     cache: Text | None
     solver: Literal["lars", "lbfgs"]

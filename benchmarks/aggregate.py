@@ -16,7 +16,7 @@ import torch
 from ..core.data.groups import groups_of
 from ..core.data.labeled_dataset import LabeledDataset
 from ..core.device import choose_device
-from ..core.models.timm_spec import TimmSpec
+from ..core.models.encoder_spec import EncoderSpec
 from ..core.public_names import public_config, public_text
 from ..core.yaml_files import to_dict, to_yaml
 from ..pretrain.evaluation import PICTURE_FILE
@@ -62,6 +62,7 @@ def collect(context: Context, store: Path, results: Results, outcome: RunOutcome
             config.arm_kind(name).pretrained,
             config.arm_kind(name).upper_bound,
             pretraining=public_config(config.arm_kind(name).pretraining(config, name)),
+            network=_network(config, name),
         )
         for name in config.arms
     )
@@ -177,12 +178,22 @@ def _clusters(context: Context, task: str) -> tuple[int, ...]:
 
 def _note(config: BenchConfig, name: str) -> str:
     """How an arm gets its encoder, for the report."""
-    arm, spec = config.arms[name], config.spec_of(name)
-    shape = "" if arm.model is None else f"{arm.model}: "
-    if isinstance(spec, TimmSpec):
-        height, width = spec.image_size
-        shape = f"timm's {spec.architecture} at {height}×{width} pixels: "
+    arm, network = config.arms[name], _network(config, name)
+    shape = f"{network}: " if network else "" if arm.model is None else f"{arm.model}: "
     return shape + config.arm_kind(name).describe(arm)
+
+
+def _network(config: BenchConfig, name: str) -> str:
+    """The architecture and image size of an arm that has its own; empty of others."""
+    if not config.arm_kind(name).own_architecture:
+        return ""
+    spec = config.spec_of(name)
+    height, width = spec.image_size
+    if isinstance(spec, EncoderSpec):
+        what = f"a ViT of width {spec.embed_dim} and depth {spec.depth}"
+    else:
+        what = f"timm's {spec.architecture}"
+    return f"{what} at {height}×{width} pixels"
 
 
 def _versions() -> dict[str, str]:

@@ -42,7 +42,7 @@ class Arm:
     ``note`` is what a reader must know of it (that it is an upper bound, say), ``pretrain_seconds`` its
     compute, ``x`` its place on the suite's axis, if it has one. ``pretrained``: it begins with trained weights. ``upper_bound``:
     it has seen labels that the others haven't, so that no verdict is drawn. ``pretraining``: its resolved settings,
-    where the suite pretrains it.
+    where the suite pretrains it. ``network``: its architecture and image size, where these aren't the suite's.
     """
 
     name: str
@@ -53,6 +53,7 @@ class Arm:
     pretrained: bool = True
     upper_bound: bool = False
     pretraining: Mapping[str, object] = field(default_factory=dict)
+    network: str = ""
 
 
 @dataclass(frozen=True)

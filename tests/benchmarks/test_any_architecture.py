@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ def test_five_arms_of_four_architectures_killed_and_resumed_end_with_the_same_ta
     file = suite(tmp_path, class_folders, five(weights))
     process = start_maelift("bench", file, "out=killed", cwd=tmp_path, session=True)
     while len(list((tmp_path / "killed").glob("runs/*/result.json"))) < 8 and process.poll() is None:
-        os.sched_yield()
+        time.sleep(0.05)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate(timeout=30)
     assert not (tmp_path / "killed" / "report.html").exists()
@@ -91,13 +92,13 @@ def test_five_arms_of_four_architectures_killed_and_resumed_end_with_the_same_ta
     assert len({cost.parameters for cost in costs}) >= 4
     page = Page(whole / "report.html")
     first_screen = page.text[: page.text.index("What is compared")]
-    assert "With 6 labels, use " in first_screen and "of resamples" in first_screen
+    assert "With 6 labels, use " in first_screen
     assert "over the cost of use" in first_screen and "Cost of use" in first_screen
     assert (
         "timm's test_resnet at 32×32 pixels: begins with timm:test_resnet.r160_in1k@test_resnet.safetensors"
         in page.text
     )
-    assert "of different widths" in page.text and str(tmp_path) not in page.text
+    assert "heads of different widths are drawn by themselves" in page.text and str(tmp_path) not in page.text
 
 
 def test_each_arm_has_its_own_network_on_the_same_images(
