@@ -32,9 +32,9 @@ def read_pretrained(source: str, key: str, *, weights: bool = True) -> EncoderFi
     CheckpointError, which names the user's ``key`` for what timm can't give, and ConfigError for a name that it doesn't have.
     """
     if (name := timm_name(source)) is not None:
-        architecture, _, path = name.partition("@")
-        if path and not name.startswith(HUB):
-            return from_timm_file(architecture, path, key)
+        architecture, _, weights_path = name.partition("@")
+        if weights_path and not name.startswith(HUB):
+            return from_timm_file(architecture, weights_path, key)
         return from_timm(name, key, weights=weights)
     path = weights_file(Path(source))
     if _of_another_architecture(path):

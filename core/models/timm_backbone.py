@@ -164,8 +164,9 @@ class TimmBackbone(Backbone):
 
     @property
     def no_decay(self) -> tuple[str, ...]:
-        listed = getattr(self.net, "no_weight_decay", set)()
-        return tuple(PREFIX + name for name in sorted(listed))
+        if not hasattr(self.net, "no_weight_decay"):
+            return ()
+        return tuple(PREFIX + name for name in sorted(self.net.no_weight_decay()))
 
     # ---- copies
 
