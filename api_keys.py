@@ -172,7 +172,7 @@ class TransferKeys(TypedDict, total=False):
     unscale: bool
     encoder: Text | None
     init: Literal["encoder", "supervised", "scratch"]
-    model: Literal["vit_nano", "vit_micro", "vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge"]
+    model: Text
     image_size: int | Sequence[int] | None
     patch_size: int | None
     background: Text | None
@@ -185,6 +185,7 @@ class TransferKeys(TypedDict, total=False):
     layer_decay: float
     weight_decay: float
     betas: Sequence[float]
+    optimizer: Literal["adamw", "sgd"]
     warmup: float
     schedule: Literal["cosine", "linear", "steps"]
     drop_path: float
@@ -303,7 +304,7 @@ class ClassifyKeys(TransferKeys, total=False):
     label_column: Text | Sequence[Text] | None
     blocks: float
     lora: LoraKeys
-    features: Literal["mean", "class_token", "both"]
+    features: Literal["mean", "class_token", "both", "head"]
     crops: int
     cache: Text | None
     solver: Literal["lars", "lbfgs"]
