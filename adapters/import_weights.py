@@ -18,6 +18,7 @@ from ..core.models.preprocessing import Preprocessing
 from ..core.models.timm_spec import TimmSpec
 from ..core.models.weight_files import read_json, weights_file
 from ..version import __version__
+from .packaged_weights import PACKAGED, from_package
 from .published import from_timm, timm_name
 from .timm_weights import from_timm_file
 
@@ -121,7 +122,8 @@ def _prepare(config: ImportConfig) -> tuple[ImportResult, EncoderFile[Backbone]]
     target = Path(config.out)
     if target.exists() or target.is_symlink():
         raise MaeliftError(f"out={target}: is there already. Choose another name, or remove this file first.")
-    if (name := timm_name(config.weights)) is not None:
+    name = config.weights if config.weights in PACKAGED else timm_name(config.weights)
+    if name is not None:
         return _published(config, name, target)
     path = weights_file(Path(config.weights))
     file = read_backbone(
@@ -150,7 +152,10 @@ def _published(config: ImportConfig, name: str, target: Path) -> tuple[ImportRes
     """Weights of timm by a name, fetched or in a file, with timm's own facts."""
     _refuse_shape_keys(config, f"the name of weights of timm's, which say it themselves; give a file to say it: {name}")
     architecture, _, path = name.partition("@")
-    file = from_timm_file(architecture, path, "weights") if path else from_timm(name, "weights")
+    if name in PACKAGED:
+        file = from_package(name, "weights")
+    else:
+        file = from_timm_file(architecture, path, "weights") if path else from_timm(name, "weights")
     encoder = file.encoder
     encoder.preprocessing, images = _changed(config, encoder.preprocessing, "as timm says", encoder.spec.channels)
     provenance = replace(

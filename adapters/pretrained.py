@@ -19,6 +19,7 @@ from ..core.models.tensor_files import check_safetensors, first_bytes
 from ..core.models.timm_spec import TimmSpec
 from ..core.models.weight_files import weights_file
 from .import_weights import licence_beside, preprocessing_beside
+from .packaged_weights import PACKAGED, from_package
 from .published import HUB, TIMM, from_timm, named_spec, timm_name
 from .timm_weights import folder_settings, from_timm_file, from_timm_folder
 
@@ -26,15 +27,17 @@ logger = logging.getLogger("maelift")
 
 
 def read_pretrained(source: str, key: str, *, weights: bool = True) -> EncoderFile[Backbone]:
-    """The weights of a file, a folder, timm:NAME, timm:NAME@FILE or hf-hub:NAME, with the preprocessing that goes with them.
+    """The weights of a file, a folder, timm:NAME, timm:NAME@FILE, hf-hub:NAME or a package, with their preprocessing.
 
     ``weights``: False where their shape is enough: those of timm:NAME are then random, and nothing is fetched. Raises
     CheckpointError, which names the user's ``key`` for what timm can't give, and ConfigError for a name that it doesn't have.
     """
+    if source in PACKAGED and not Path(source).exists():
+        return from_package(source, key)
     if (name := timm_name(source)) is not None:
-        architecture, _, path = name.partition("@")
-        if path and not name.startswith(HUB):
-            return from_timm_file(architecture, path, key)
+        architecture, _, weights_path = name.partition("@")
+        if weights_path and not name.startswith(HUB):
+            return from_timm_file(architecture, weights_path, key)
         return from_timm(name, key, weights=weights)
     path = weights_file(Path(source))
     if _of_another_architecture(path):
@@ -55,6 +58,8 @@ def timm_spec(source: str) -> TimmSpec | None:
     What can't be read is no error here: it is one where the weights are read.
     """
     try:
+        if source in PACKAGED and not Path(source).exists():
+            return PACKAGED[source].spec
         if (name := timm_name(source)) is not None:
             bare = name.partition("@")[0]
             return None if bare.startswith(HUB) else named_spec(bare)

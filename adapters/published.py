@@ -162,12 +162,8 @@ def backbone_file(
     if not hints.refusal:
         try:
             plain = convert_encoder(SelectedState(dict(net.state_dict())), source, hints=hints, preprocessing=usual)
-            return _any(replace(EncoderFile.of_converted(plain, source), provenance=provenance))
+            return replace(EncoderFile.of_converted(plain, source), provenance=provenance)
         except CheckpointError:
             pass  # it has what our encoder doesn't represent
     backbone = TimmBackbone(spec, preprocessing=usual, net=net.eval())
     return EncoderFile(backbone, provenance, content_hash(backbone.file_state()), foreign=True)
-
-
-def _any(file: EncoderFile[Any]) -> EncoderFile[Backbone]:
-    return file

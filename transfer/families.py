@@ -1,4 +1,4 @@
-"""The families of architectures whose recipes differ from a plain ViT's, and what differs (transfer/recipes/families/)."""
+"""The families of architectures whose recipes differ from a plain ViT's, and what differs in them."""
 
 from __future__ import annotations
 

@@ -20,6 +20,7 @@ from ..adapters.onnx import OnnxExport
 from ..adapters.onnx_graph import Nodes
 from ..adapters.simple_feature_pyramid import ChannelNorm
 from ..core.errors import CheckpointError
+from ..core.models.encoder import Encoder
 from ..core.models.probes import AttentiveProbe, LinearProbe
 from .classification.model import Classifier
 from .model_file import MODEL_KEY, ModelFile
@@ -58,7 +59,7 @@ def write_model_graph(file: ModelFile, model: nn.Module, path: Path, config: Onn
 
 
 def _classifier_nodes(file: ModelFile, model: Classifier, config: OnnxExport) -> Nodes:
-    encoder = model.encoder
+    encoder = cast(Encoder, model.encoder)
     nodes = Nodes({name: tensor.float().numpy() for name, tensor in encoder.state_dict().items()})
     encoder_graph.write_encoder(nodes, encoder, normalize=config.normalize, dynamic_size=config.dynamic_size)
     head = model.head.folded() if isinstance(model.head, LinearProbe) else model.head

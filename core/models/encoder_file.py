@@ -66,7 +66,7 @@ PREPROCESSING_FIELDS = ("channel_names", "mean", "std", "value_range", "bit_dept
 """Fields of the preprocessing in every contract."""
 TIMM_FIELDS = ("architecture", "image_size", "channels", "arguments", "timm_version")
 """Fields of the spec of a model of timm."""
-EncoderT = TypeVar("EncoderT", bound=Backbone, default=Encoder)
+EncoderT = TypeVar("EncoderT", bound=Backbone, default=Encoder, covariant=True)
 
 
 @dataclass(frozen=True)

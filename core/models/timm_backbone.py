@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
-from timm.models import group_parameters
+from timm.models._manipulate import group_with_matcher
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -31,6 +31,8 @@ from .timm_spec import TimmSpec
 
 PREFIX = "net."
 """Prefix of the names of timm's parameters in a ``TimmBackbone``."""
+_ABOVE = "-"
+"""A name that no pattern of layers matches: timm puts such parameters above the last layer."""
 
 
 class TimmBackbone(Backbone):
@@ -144,11 +146,14 @@ class TimmBackbone(Backbone):
     def _layers(self) -> Mapping[str, int]:
         matcher = getattr(self.net, "group_matcher", None)
         patterns = GENERAL_LAYERS if matcher is None else matcher()
-        return {str(name): int(layer) for name, layer in group_parameters(self.net, patterns, reverse=True).items()}
+        names = [(name, None) for name in (*dict(self.net.named_parameters()), _ABOVE)]
+        return {
+            str(name): int(layer) for name, layer in group_with_matcher(iter(names), patterns, reverse=True).items()
+        }
 
     @property
     def num_layers(self) -> int:
-        return max(self._layers.values()) + 1
+        return self._layers[_ABOVE]
 
     def layer_of(self, name: str) -> int:
         """The layer of a parameter by timm's ``group_matcher``; what was added to a layer, as by LoRA, belongs to it."""
@@ -164,8 +169,9 @@ class TimmBackbone(Backbone):
 
     @property
     def no_decay(self) -> tuple[str, ...]:
-        listed = getattr(self.net, "no_weight_decay", set)()
-        return tuple(PREFIX + name for name in sorted(listed))
+        if not hasattr(self.net, "no_weight_decay"):
+            return ()
+        return tuple(PREFIX + name for name in sorted(self.net.no_weight_decay()))
 
     # ---- copies
 
@@ -195,7 +201,7 @@ class TimmBackbone(Backbone):
         return result.to(first.device, first.dtype)
 
     def _first_kernels(self, state: Mapping[str, Tensor], channels: int) -> list[str]:
-        """The names of the weights that read the image; raises ConfigError where they can't be told."""
+        """The names of the weights that read the image; raises ConfigError where timm doesn't say."""
         names = self.net.pretrained_cfg.get("first_conv") or ()
         kernels = [f"{name}.weight" for name in ((names,) if isinstance(names, str) else names)]
         if not kernels or any(

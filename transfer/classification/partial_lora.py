@@ -56,7 +56,7 @@ def _train_last_layers(encoder: Backbone, count: int) -> None:
     """Unfreeze the last ``count`` layers; in frozen ones no paths are dropped."""
     first = encoder.num_layers - count
     for name, parameter in encoder.named_parameters():
-        parameter.requires_grad_(encoder.layer_of(name) >= first)
+        parameter.requires_grad_(count > 0 and encoder.layer_of(name) >= first)
     for name, module in encoder.named_modules():
         if isinstance(module, DropPath) and encoder.layer_of(name) < first:
             module.drop_prob = 0.0
