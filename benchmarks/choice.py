@@ -236,8 +236,9 @@ def alternative_sentence(result: SuiteResult, one: Choice) -> str:
         return ""
     arm, gives_up = one.alternative.arm, one.alternative.gives_up
     cost = cost_phrase(result.costs, one.part.name, arm.name, one.arm.name)
-    ends = f" ({signed(gives_up.low)} to {signed(gives_up.high)})" if gives_up.known else ""
-    return f"Cheaper to use: {arm.label}, {cost}, gives up {signed(gives_up.mean)} points{ends}."
+    mean, low, high = (signed(end).removeprefix("+") for end in (gives_up.mean, gives_up.low, gives_up.high))
+    ends = f" ({low} to {high})" if gives_up.known else ""
+    return f"Cheaper to use: {arm.label}, {cost}, gives up {mean} points{ends}."
 
 
 def choice_table(found: Sequence[Choice]) -> Table:

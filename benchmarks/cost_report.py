@@ -93,12 +93,13 @@ def _cost_chart(result: SuiteResult, part: TaskResult) -> Chart | None:
     if not places:
         return None
     figure, axes = new_chart(height=3.6)
-    words = []
+    words, fronts = list[str](), dict[int, list[Point]]()
     for number, (labels, points) in enumerate(places.items()):
-        front = pareto_front(points)
-        _draw_front(axes, front, number, f"front with {labels:,} labels")
+        front = fronts[labels] = pareto_front(points)
         _draw_points(axes, result, part, points, {point.arm for point in front}, labels, named=number == 0)
         words += _words(result, points, front, labels, unit)
+    for number, (labels, front) in enumerate(fronts.items()):  # last in the legend
+        _draw_front(axes, front, number, f"front with {labels:,} labels")
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter("{x:g}")
     axes.margins(x=0.12)
@@ -184,7 +185,7 @@ def _words(result: SuiteResult, points: Sequence[Point], front: Sequence[Point],
 def _caption(part: TaskResult, counts: Sequence[int]) -> str:
     at = listed([f"{labels:,}" for labels in counts])
     return (
-        f"{capital(part.figure)} on the {part.counts['test']:,} test images with {at} labels over the cost of use: a large "
-        "filled marker is on the front, where no arm is both cheaper and better in the mean over the seeds; a hollow one is "
-        "behind it; a small dot is one seed"
+        f"{capital(part.figure)} on the {part.counts['test']:,} test images with {at} labels over the cost of use: large "
+        "filled markers are on the front, where none is both cheaper and better in the mean; hollow ones are behind it; a dot is "
+        "one seed"
     )
