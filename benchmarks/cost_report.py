@@ -23,15 +23,15 @@ def use_table(result: SuiteResult) -> Table:
     several = len({cost.task for cost in result.costs}) > 1
     memory = any(cost.memory is not None for cost in result.costs)
     rows = [_use_row(result, arm, cost, several, memory) for arm in result.arms for cost in _costs(result, arm)]
-    columns = ("parameters, millions", "operations, millions", "ms an image", "images a second")
+    columns = ("parameters, M", "operations, M", "ms", "images/s")
     devices = listed(list(dict.fromkeys(cost.device for cost in result.costs))) if result.costs else ""
     reasons = [f"{result.label(cost.arm)}: {cost.reason}" for cost in result.costs if cost.reason]
     unknown = f". Not measured: {'; '.join(reasons)}" if reasons else ""
     of_memory = "; peak memory of a batch" if memory else "; memory is measured on GPUs only"
     return Table(
-        "Cost of use: the trained model on an image in memory, to its logits, boxes or maps, without reading and resizing; "
-        "floating-point operations forward; the median time of single images, and images a second in batches of "
-        f"{max((cost.batch for cost in result.costs), default=0)}, measured on {devices}{of_memory}{unknown}",
+        f"Cost of use on {devices}: parameters and floating-point operations of an image, in millions; the median time of single "
+        f"images, and images a second in batches of {max((cost.batch for cost in result.costs), default=0)}, from pixels in "
+        f"memory to logits, boxes or maps{of_memory}{unknown}",
         ("arm", *(("task",) if several else ()), *columns, *(("memory, MiB",) if memory else ())),
         tuple(rows),
     )

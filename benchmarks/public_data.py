@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from ..adapters.packaged_weights import PACKAGED
 from ..adapters.published import TIMM
 from ..core.public_names import public_name
 
@@ -40,6 +41,8 @@ SEEN: dict[str, tuple[str, ...]] = {
 }
 """The public sets behind a word of timm's tags. ImageNet-12k, -21k and -22k hold the classes of ImageNet-1k; MAE, DINO and
 FCMAE without another word are of ImageNet-1k; LVD-142M and LVD-1689M (DINOv2, DINOv3) have ImageNet among their sources."""
+PACKAGED_TAG = "in1k"
+"""What weights that come as Python packages were trained on: all of them with the labels of ImageNet-1K."""
 WEB = re.compile(
     r"laion|datacomp|dfn|metaclip|webli|openai|yfcc|cc12m|merged2b|mclip|ig1b|swag|seer|jft|sat493m|sa1b|ogvl|radio|florence|pali"
 )
@@ -72,7 +75,9 @@ def source_of(path: str | None, public: PublicSet | None, key: str) -> SuiteSour
 
 
 def tag_of(weights: str) -> str | None:
-    """The tag of timm's weights by their name, the usual one where none is named; None for other weights."""
+    """The tag of timm's weights by their name, the usual one where none is named; None for weights in files."""
+    if weights in PACKAGED:
+        return PACKAGED_TAG
     if not weights.startswith(TIMM):
         return None
     name = weights.removeprefix(TIMM).partition("@")[0]
@@ -96,7 +101,9 @@ def trained_with_labels(weights: str) -> bool:
 
 def weights_path(weights: str | None) -> str | None:
     """The file that weights are in; None of those that timm fetches."""
-    if weights is None or not weights.startswith(TIMM):
+    if weights is None or weights in PACKAGED:
+        return None
+    if not weights.startswith(TIMM):
         return weights
     return weights.partition("@")[2] or None
 

@@ -133,8 +133,6 @@ def plan(config: BenchConfig) -> Plan:
     shapes = [config.spec_of(arm, task) for task in config.designs for arm in config.arms]
     parameters = max(map(backbone_parameters, shapes))
     saved, checkpoints = bytes_saved(context, runs.values()), checkpoint_peak(context, runs.values(), workers)
-    largest = max(config.recipe(task, arm).batch_size for task in config.designs for arm in config.arms)
-    tokens = max(map(backbone_activations, shapes))
     ordered = sorted(runs.values(), key=lambda run: (not run.makes_encoder, run.kind == "test", run.fold < 0))
     kinds = Counter("cross-validation" if run.fold >= 0 else run.kind for run in ordered)
     seconds = sum(
@@ -161,8 +159,19 @@ def plan(config: BenchConfig) -> Plan:
         parameters=parameters,
         steps=sum(run.steps for run in runs.values() if run.kind == "train"),
         seconds=seconds / workers,
-        memory_bytes=training_memory(parameters, tokens, largest) * workers,
+        memory_bytes=_memory(config) * workers,
     )
+
+
+def _memory(config: BenchConfig) -> int:
+    """Rough bytes of the largest training; of an arm that takes no steps, those of its encoder alone."""
+    found = [0]
+    for task in config.designs:
+        for arm in config.arms_on(task):
+            spec, batch = config.spec_of(arm, task), config.recipe(task, arm).batch_size
+            trained = 0 if config.arm_kind(arm).variants else batch
+            found.append(training_memory(backbone_parameters(spec), backbone_activations(spec), trained))
+    return max(found)
 
 
 def _planned(design: TaskDesign, counts: Mapping[str, int]) -> str:

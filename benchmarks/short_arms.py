@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..adapters.packaged_weights import PACKAGED
 from ..adapters.published import TIMM
 from ..core.config_keys import nearest
 from ..core.errors import ConfigError
@@ -71,13 +72,15 @@ def _arm(key: str, start: str, frozen: bool, recipe: Mapping[str, Any]) -> dict[
     keys: dict[str, Any]
     if start in WORDS:
         keys = dict(WORDS[start])
-    elif start.startswith(TIMM) or _is_file(start):
+    elif start.startswith(TIMM) or start in PACKAGED or _is_file(start):
         label = start.removeprefix(TIMM).partition("@")[0] if start.startswith(TIMM) else Path(start).name
         keys = {"start": "weights", "weights": start, "label": label}
     else:
-        close = nearest(start, WORDS)
+        close = nearest(start, [*WORDS, *PACKAGED])
         advice = f"Did you mean {close}?" if close else ""
-        raise ConfigError(key, start, f"one of {', '.join(WORDS)}, timm:NAME, or a file of weights", advice)
+        raise ConfigError(
+            key, start, f"one of {', '.join([*WORDS, *PACKAGED])}, timm:NAME, or a file of weights", advice
+        )
     if frozen:
         return {**keys, "label": f"{keys['label']}, frozen", "frozen": True}
     return keys if start in WITHOUT_RECIPE else {**keys, "recipe": dict(recipe)}

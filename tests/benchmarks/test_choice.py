@@ -135,7 +135,7 @@ def test_costs_stand_beside_scores(tmp_path: Path) -> None:
     assert SuiteResult.from_json(json.dumps(content)) == suite(costs=())
 
 
-USE = ["parameters, millions", "operations, millions", "ms an image", "images a second"]
+USE = ["parameters, M", "operations, M", "ms", "images/s"]
 
 
 def test_the_front_is_of_arms_that_none_beats_at_no_clearly_higher_cost() -> None:
