@@ -20,8 +20,7 @@ CLASSES = {
     "plants": ("plants",),
     "things": ("household", "hobbies", "sports"),
     "vehicles": ("vehicles", "military"),
-    "coins": tuple(f"symbols/money/{place}/coins" for place in ("us", "euro", "canadian"))
-    + ("symbols/money/japanese",),
+    "coins": (*tuple(f"symbols/money/{place}/coins" for place in ("us", "euro", "canadian")), "symbols/money/japanese"),
 }
 DRAWN = "cartoon"
 """In the path of what isn't a photograph."""
