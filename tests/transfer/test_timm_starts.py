@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 import timm
 import torch
 import torchvision
+from maelift.adapters import published
 from maelift.adapters.packaged_weights import PACKAGED, named_as_timm, packaged_state
 from maelift.adapters.pretrained import read_pretrained, timm_spec
 from maelift.cli import main
@@ -91,6 +93,14 @@ def test_a_machine_without_a_network_says_at_once_where_the_weights_are(monkeypa
         CheckpointError, match=r"no network.*huggingface.co/timm/resnet50.a1_in1k.*timm:resnet50.a1_in1k@"
     ):
         read_pretrained("timm:resnet50.a1_in1k", "encoder")
+
+
+def test_no_time_is_lost_on_a_hub_that_does_not_answer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(published, "_reachable", lambda address: False)
+    began = time.monotonic()
+    with pytest.raises(CheckpointError, match=r"there is no network.*huggingface.co/nobody/nothing"):
+        read_pretrained("hf-hub:nobody/nothing", "encoder")
+    assert time.monotonic() - began < 10
 
 
 def test_a_file_for_a_name_of_timm_is_read_without_its_classifier(weights: Path, tmp_path: Path) -> None:
@@ -252,7 +262,7 @@ def test_an_encoder_file_says_its_kind_and_is_tied_to_its_tensors(tmp_path: Path
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["pretrain", "data={images}", "out={out}", "init={file}", "model=vit_nano"], "plain ViT"),
+        (["pretrain", "data={images}", "out={out}", "init={file}", "model=vit_nano"], "rotary positions"),
         (["export", "{file}", "--to", "torchvision", "out={out}"], "plain ViT"),
         (["export", "{file}", "--to", "onnx", "out={out}"], "plain ViT"),
     ],
