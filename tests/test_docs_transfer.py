@@ -186,10 +186,7 @@ def test_the_page_of_baselines_works_as_it_stands(desk: Path) -> None:
     write_classes(desk / "labelled", 30)
     said = run_page(ROOT / "docs" / "baselines.md", desk, shorter=BASELINES)
     assert "tf_efficientnet_lite0 64×64 px" in said
-    tuned, frozen = (
-        json.loads((desk / f"runs/{name}/test.json").read_text())["metrics"] for name in ("tuned", "frozen")
-    )
-    assert frozen["top1"] > 0.8 and tuned["top1"] > 0.5
+    assert json.loads((desk / "runs/frozen/test.json").read_text())["metrics"]["top1"] > 0.8
     assert [row["path"] for row in read_csv(desk / "predictions.csv")] == [
         f"IMG_{number:04d}.jpg" for number in range(3)
     ]
@@ -197,7 +194,8 @@ def test_the_page_of_baselines_works_as_it_stands(desk: Path) -> None:
 
 def test_licences_on_the_page_of_baselines_are_those_that_timm_states() -> None:
     text = (ROOT / "docs" / "baselines.md").read_text()
-    rows = [line.split("|")[1:3] for line in text.partition("## Licences")[2].splitlines() if line.startswith("| `")]
+    section = text.partition("## Licences")[2].partition("\n## ")[0]
+    rows = [line.split("|")[1:3] for line in section.splitlines() if line.startswith("| `")]
     stated = {name: row[1].strip().partition(":")[0] for row in rows for name in re.findall(r"`([^`]+)`", row[0])}
     assert len(stated) >= 15
     assert {name: timm.get_pretrained_cfg(name).license for name in stated} == stated

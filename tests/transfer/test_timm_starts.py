@@ -231,7 +231,7 @@ def test_other_sizes_and_channels_are_fitted_and_said(tmp_path: Path, images: Fo
 
 
 def test_scratch_takes_any_architecture_from_its_seed(images: FolderImages) -> None:
-    keys = {"init": "scratch", "model": f"timm:{NAME}", "image_size": 32}
+    keys: dict[str, Any] = {"init": "scratch", "model": f"timm:{NAME}", "image_size": 32}
     (first, _), (again, _), (other, _) = (started(images, **keys, seed=seed) for seed in (1, 1, 2))
     weight = "conv1.0.weight"
     assert isinstance(first, TimmBackbone) and first.spec.image_size == (32, 32)
@@ -309,8 +309,8 @@ def test_every_method_trains_what_it_says(
 ) -> None:
     start, source = tmp_path / "e.safetensors", fresh_encoder(spec, Preprocessing.default(3), 0)
     save_encoder(source, start, Provenance("test"))
-    common = {"batch_size": 8, "workers": 0, "evaluations": 1, "val": 6, "test": 6}
-    steps = {} if keys["method"] == "knn" else {"steps": 3, "recipe": "small"}
+    common: dict[str, Any] = {"batch_size": 8, "workers": 0, "evaluations": 1, "val": 6, "test": 6}
+    steps: dict[str, Any] = {} if keys["method"] == "knn" else {"steps": 3, "recipe": "small"}
     maelift.transfer("classify", data=classes_folder, out=tmp_path / "out", encoder=start, **common, **steps, **keys)
     model = load_model(tmp_path / "out" / "model.safetensors")
     before, after = source.file_state(), model.encoder.file_state()
