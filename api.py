@@ -138,6 +138,6 @@ def _signature(found: Callable[..., Any], schemas: dict[str, type]) -> inspect.S
 
 def _keys(schemas: dict[str, type]) -> list[str]:
     """What every key means, as the command's help says it."""
-    from .core.config_keys import format_help
+    from .core.config_keys import section
 
-    return [f"Keys of maelift {command}:\n\n{format_help(schema)}" for command, schema in schemas.items()]
+    return [f"Keys of maelift {command}:\n\n{section(schema, {}).text()}" for command, schema in schemas.items()]

@@ -61,6 +61,10 @@ def _dispatch(words: list[str], signals: StopSignals) -> int:
     try:
         if not words or words[0] in ("-h", "--help"):
             _print(overview())
+        elif words[0] == "--complete" and len(words) == 3:
+            from .completion import candidates
+
+            _print("\n".join(candidates(words[1], words[2])))
         elif words[0] in ("-V", "--version"):
             _print(f"maelift {__version__}")
         elif words[0] in command_families() and words[1:] in ([], ["-h"], ["--help"]):
@@ -85,24 +89,25 @@ def _dispatch(words: list[str], signals: StopSignals) -> int:
 
 
 def _run(name: str, command: Command, words: list[str]) -> None:
+    if _pop_flag(words, "-h", "--help"):
+        _print(command_help(name, words))
+        return
     cache = command.answer_cache(words)
     if cache is not None and (answer := cache.answer()) is not None:
         _print(answer)
         return
     schema = command.config_type()
-    if _pop_flag(words, "-h", "--help"):
-        _print(command_help(name, command, schema))
-        return
     file = _pop_config(words)
-    dry_run, quiet = _pop_flag(words, "-n", "--dry-run"), _pop_flag(words, "-q", "--quiet")
+    show_config = _pop_flag(words, "--show-config")
+    dry_run, quiet = _pop_flag(words, "-n", "--dry-run") or show_config, _pop_flag(words, "-q", "--quiet")
     as_json = command.json and _pop_flag(words, "--json")
     words += [f"{key}=true" for key in command.switches if _pop_flag(words, f"--{key}")]
     actions = [function for flag, function in command.flags.items() if _pop_flag(words, flag)]
     config = _resolve(command, schema, _options_to_keys(words, command.options), file)
     unread.forget()
     if dry_run:
-        keys = f"{to_yaml(config).rstrip()}\n\n" if to_dict(config) else ""
-        _print(keys + "\n".join([command.load("plan")(config).text(), *unread.reported()]))
+        plan = "\n".join([command.load("plan")(config).text(), *unread.reported()])
+        _print(f"{plan}\n\n{to_yaml(config).rstrip()}" if show_config and to_dict(config) else plan)
         return
     _log_to_stderr(quiet)
     if actions:

@@ -166,6 +166,13 @@ COMMANDS = {
     "data pack": Command(
         "core.tools.pack_shards", "PackConfig", "pack", "images into tar shards, which any storage reads fast"
     ),
+    "completion": Command(
+        "completion",
+        "CompletionConfig",
+        "completion",
+        "what makes bash, zsh or fish complete commands and keys",
+        positional=("shell",),
+    ),
     "doctor": Command(
         "core.tools.doctor", "DoctorConfig", "doctor", "versions, devices, frameworks, disk, data", json=True
     ),
