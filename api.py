@@ -28,10 +28,10 @@ def pretrain(config: PretrainConfig | None = None, **keys: Unpack[PretrainKeys])
 
     Raises MaeliftError for what a user can fix, with the message that the command would print.
     """
-    from .pretrain.config import PretrainConfig
+    from .pretrain.auto_recipe import resolve_config
     from .pretrain.train import pretrain as run
 
-    return run(config if config is not None else PretrainConfig.resolve(keys))
+    return run(config if config is not None else resolve_config(keys))
 
 
 def reconstruct(config: ReconstructConfig | None = None, **keys: Unpack[ReconstructKeys]) -> ReconstructResult:

@@ -15,7 +15,6 @@ from typing import Any, cast
 
 from .cli_help import command_help, family_help, overview, unknown_option
 from .commands import COMMANDS, Command, add_external_tasks, command_families, command_name, split_command
-from .core.config import resolve
 from .core.config_keys import describe
 from .core.data import unread
 from .core.errors import MaeliftError
@@ -103,13 +102,13 @@ def _run(name: str, command: Command, words: list[str]) -> None:
     as_json = command.json and _pop_flag(words, "--json")
     words += [f"{key}=true" for key in command.switches if _pop_flag(words, f"--{key}")]
     actions = [function for flag, function in command.flags.items() if _pop_flag(words, flag)]
-    config = _resolve(command, schema, _options_to_keys(words, command.options), file)
     unread.forget()
+    _log_to_stderr(quiet)  # what is chosen for the user is said
+    config = _resolve(command, schema, _options_to_keys(words, command.options), file)
     if dry_run:
         plan = "\n".join([command.load("plan")(config).text(), *unread.reported()])
         _print(f"{plan}\n\n{to_yaml(config).rstrip()}" if show_config and to_dict(config) else plan)
         return
-    _log_to_stderr(quiet)
     if actions:
         _print(command.load(actions[0])(config).text())
         return
@@ -135,9 +134,7 @@ def _resolve(command: Command, schema: Any, words: Sequence[str], file: Path | N
     bare = [number for number, word in enumerate(words) if "=" not in word or named[number]]
     for number, key in zip(bare, command.positional, strict=False):
         overrides[number] = f"{key}={words[number]}"
-    if hasattr(schema, "resolve"):
-        return schema.resolve(overrides, file)
-    return resolve(schema, overrides, file)
+    return command.resolve(overrides, file)
 
 
 def _names_key(word: str, schema: Any) -> bool:
