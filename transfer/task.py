@@ -20,7 +20,7 @@ from typing_extensions import Self
 from ..adapters.pretrained import timm_spec
 from ..adapters.published import TIMM
 from ..core.config import raw_value, resolve
-from ..core.config_keys import format_help
+from ..core.config_keys import KeySection, section
 from ..core.data.labeled_dataset import Images, Splits
 from ..core.data.missing_splits import SplitManifest, audited_splits, draw_missing_splits
 from ..core.data.pixel_format import PixelFormat
@@ -148,14 +148,14 @@ class TransferConfig(Recipe, EncoderInit, Paths):
         return name if family == PLAIN else f"{name}, changed by families/{family}.yaml"
 
     @classmethod
-    def help(cls) -> str:
-        """Every key, those of the recipe with their value for each start."""
+    def key_sections(cls) -> list[KeySection]:
+        """Every key, those of the recipe with their value for each start, for the help."""
         usual, *others = [(chosen, cls.recipe_defaults(name)) for chosen, name in cls.recipes().items()]
         texts = {}
         for key, value in usual[1].items():
             different = [f"with {chosen} {show(own[key])}" for chosen, own in others if own.get(key, value) != value]
             texts[key] = ", ".join([f"default {show(value)}", *different])
-        return format_help(cls, texts)
+        return [section(cls, texts)]
 
     @classmethod
     def recipe_folder(cls) -> Path:
