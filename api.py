@@ -28,10 +28,10 @@ def pretrain(config: PretrainConfig | None = None, **keys: Unpack[PretrainKeys])
 
     Raises MaeliftError for what a user can fix, with the message that the command would print.
     """
-    from .pretrain.config import PretrainConfig
+    from .pretrain.auto_recipe import resolve_config
     from .pretrain.train import pretrain as run
 
-    return run(config if config is not None else PretrainConfig.resolve(keys))
+    return run(config if config is not None else resolve_config(keys))
 
 
 def reconstruct(config: ReconstructConfig | None = None, **keys: Unpack[ReconstructKeys]) -> ReconstructResult:
@@ -138,6 +138,6 @@ def _signature(found: Callable[..., Any], schemas: dict[str, type]) -> inspect.S
 
 def _keys(schemas: dict[str, type]) -> list[str]:
     """What every key means, as the command's help says it."""
-    from .core.config_keys import format_help
+    from .core.config_keys import section
 
-    return [f"Keys of maelift {command}:\n\n{format_help(schema)}" for command, schema in schemas.items()]
+    return [f"Keys of maelift {command}:\n\n{section(schema, {}).text()}" for command, schema in schemas.items()]

@@ -274,6 +274,7 @@ class PretrainKeys(TypedDict, total=False):
     reindex: bool
     seed: int
     recipe: Text | None
+    budget: Text | None
 
 
 class ReconstructKeys(TypedDict, total=False):

@@ -15,7 +15,6 @@ from typing import Any, cast
 
 from .cli_help import command_help, family_help, overview, unknown_option
 from .commands import COMMANDS, Command, add_external_tasks, command_families, command_name, split_command
-from .core.config import resolve
 from .core.config_keys import describe
 from .core.data import unread
 from .core.errors import MaeliftError
@@ -61,6 +60,10 @@ def _dispatch(words: list[str], signals: StopSignals) -> int:
     try:
         if not words or words[0] in ("-h", "--help"):
             _print(overview())
+        elif words[0] == "--complete" and len(words) == 3:
+            from .completion import candidates
+
+            _print("\n".join(candidates(words[1], words[2])))
         elif words[0] in ("-V", "--version"):
             _print(f"maelift {__version__}")
         elif words[0] in command_families() and words[1:] in ([], ["-h"], ["--help"]):
@@ -85,26 +88,27 @@ def _dispatch(words: list[str], signals: StopSignals) -> int:
 
 
 def _run(name: str, command: Command, words: list[str]) -> None:
+    if _pop_flag(words, "-h", "--help"):
+        _print(command_help(name, words))
+        return
     cache = command.answer_cache(words)
     if cache is not None and (answer := cache.answer()) is not None:
         _print(answer)
         return
     schema = command.config_type()
-    if _pop_flag(words, "-h", "--help"):
-        _print(command_help(name, command, schema))
-        return
     file = _pop_config(words)
-    dry_run, quiet = _pop_flag(words, "-n", "--dry-run"), _pop_flag(words, "-q", "--quiet")
+    show_config = _pop_flag(words, "--show-config")
+    dry_run, quiet = _pop_flag(words, "-n", "--dry-run") or show_config, _pop_flag(words, "-q", "--quiet")
     as_json = command.json and _pop_flag(words, "--json")
     words += [f"{key}=true" for key in command.switches if _pop_flag(words, f"--{key}")]
     actions = [function for flag, function in command.flags.items() if _pop_flag(words, flag)]
-    config = _resolve(command, schema, _options_to_keys(words, command.options), file)
     unread.forget()
+    _log_to_stderr(quiet)  # what is chosen for the user is said
+    config = _resolve(command, schema, _options_to_keys(words, command.options), file)
     if dry_run:
-        keys = f"{to_yaml(config).rstrip()}\n\n" if to_dict(config) else ""
-        _print(keys + "\n".join([command.load("plan")(config).text(), *unread.reported()]))
+        plan = "\n".join([command.load("plan")(config).text(), *unread.reported()])
+        _print(f"{plan}\n\n{to_yaml(config).rstrip()}" if show_config and to_dict(config) else plan)
         return
-    _log_to_stderr(quiet)
     if actions:
         _print(command.load(actions[0])(config).text())
         return
@@ -130,9 +134,7 @@ def _resolve(command: Command, schema: Any, words: Sequence[str], file: Path | N
     bare = [number for number, word in enumerate(words) if "=" not in word or named[number]]
     for number, key in zip(bare, command.positional, strict=False):
         overrides[number] = f"{key}={words[number]}"
-    if hasattr(schema, "resolve"):
-        return schema.resolve(overrides, file)
-    return resolve(schema, overrides, file)
+    return command.resolve(overrides, file)
 
 
 def _names_key(word: str, schema: Any) -> bool:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from .core.config import resolve
 from .core.config_keys import describe, nearest
 from .core.errors import MaeliftError
 from .transfer import tasks
@@ -22,7 +24,8 @@ class Command:
     package. ``defaults`` describes where the values of keys without a default come from. ``json``: the result has a
     ``to_json``. ``flags``: options that call another function of the module, by its name, for a result with a ``text``.
     ``answers``: a module with an ``AnswerCache`` of the command's words, which may know the answer without running the command;
-    the function gets it too.
+    the function gets it too. ``resolver``: the module whose ``resolve_config`` makes the configuration, in place of the schema's
+    ``resolve``.
     """
 
     module: str
@@ -39,6 +42,7 @@ class Command:
     flags: Mapping[str, str] = field(default_factory=dict)
     answers: str | None = None
     external: bool = False
+    resolver: str | None = None
 
     def config_type(self) -> Any:
         """The dataclass of its keys."""
@@ -50,6 +54,13 @@ class Command:
         if self.answers is None:
             return None
         return importlib.import_module(f".{self.answers}", __package__).AnswerCache(tuple(words))
+
+    def resolve(self, overrides: Sequence[str], file: Path | None) -> Any:
+        """The configuration from the words of the command line, and a file."""
+        if self.resolver is not None:
+            return importlib.import_module(f".{self.resolver}", __package__).resolve_config(overrides, file)
+        schema = self.config_type()
+        return schema.resolve(overrides, file) if hasattr(schema, "resolve") else resolve(schema, overrides, file)
 
     def load(self, name: str) -> Any:
         """The named function."""
@@ -84,6 +95,7 @@ COMMANDS = {
         "pretrain_or_submit",
         "images in, encoder file out (MAE)",
         home="pretrain.train",
+        resolver="pretrain.auto_recipe",
     ),
     "reconstruct": Command(
         "pretrain.reconstruct",
@@ -165,6 +177,13 @@ COMMANDS = {
     ),
     "data pack": Command(
         "core.tools.pack_shards", "PackConfig", "pack", "images into tar shards, which any storage reads fast"
+    ),
+    "completion": Command(
+        "completion",
+        "CompletionConfig",
+        "completion",
+        "what makes bash, zsh or fish complete commands and keys",
+        positional=("shell",),
     ),
     "doctor": Command(
         "core.tools.doctor", "DoctorConfig", "doctor", "versions, devices, frameworks, disk, data", json=True

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import ModuleType
 
 from ..core.config import raw_value, resolve
-from ..core.config_keys import format_help, nearest
+from ..core.config_keys import KeySection, nearest, section
 from ..core.dry_run import Plan
 from ..core.errors import CheckpointError, ConfigError, MaeliftError
 from ..core.files import sync_tree
@@ -70,13 +70,10 @@ class ExportCommand:
         return resolve(config_class(str(name)), overrides, file)
 
     @staticmethod
-    def help() -> str:
-        """Every key: those of all exports, and those of each framework."""
-        common = format_help(ExportConfig)
-        own = [
-            f"  with --to {name}:\n{format_help(config_class(name), skip=ExportConfig)}".rstrip() for name in ADAPTERS
-        ]
-        return "\n\n".join([common, *own])
+    def key_sections() -> list[KeySection]:
+        """The keys of all exports, and those of each framework, for the help."""
+        own = [section(config_class(name), {}, f"  with --to {name}:", ExportConfig) for name in ADAPTERS]
+        return [section(ExportConfig, {}), *own]
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import socket
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from ..core.config_keys import nearest_names
 from ..core.errors import CheckpointError, ConfigError
@@ -19,6 +23,8 @@ from ..core.models.timm_spec import SET_HERE, TimmSpec
 
 TIMM = "timm:"
 HUB = "hf-hub:"
+NETWORK_WAIT = 5.0
+"""Seconds within which a host must answer."""
 _WEIGHTS = (".pth", ".pt", ".bin", ".safetensors", ".ckpt")
 
 
@@ -83,7 +89,8 @@ def from_timm(name: str, key: str, *, weights: bool = True) -> EncoderFile[Backb
         file = backbone_file(create_network(spec), spec, name, settings_of(name))
         return replace(file, content_hash=sealed_hash({"timm": name}, {}))
     try:
-        net = timm.create_model(name, pretrained=True, num_classes=0)
+        with cached_only_without_network():
+            net = timm.create_model(name, pretrained=True, num_classes=0)
     except Exception as error:  # the network, the hub and timm each have errors of their own
         if not settings_of(name).get("url") and not settings_of(name).get("hf_hub_id"):
             advice = _tags_text(spec.architecture)
@@ -109,16 +116,47 @@ def _from_hub(name: str, key: str) -> EncoderFile[Backbone]:
     from timm.models import load_model_config_from_hf
 
     try:
-        settings, architecture, arguments = load_model_config_from_hf(name.removeprefix(HUB))
-        net = timm.create_model(name, pretrained=True, num_classes=0)
+        with cached_only_without_network():
+            settings, architecture, arguments = load_model_config_from_hf(name.removeprefix(HUB))
+            net = timm.create_model(name, pretrained=True, num_classes=0)
     except Exception as error:
         raise _not_fetched(name, key, {"hf_hub_id": name.removeprefix(HUB)}, error) from error
     return backbone_file(net, spec_of(architecture, settings, arguments or {}), name, settings)
 
 
+@contextmanager
+def cached_only_without_network() -> Iterator[None]:
+    """Within it the Hugging Face hub is asked only where it can be reached: without a network, what is cached is read at once."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = before or not _reachable(constants.ENDPOINT)
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+def _reachable(address: str) -> bool:
+    """Whether a host answers within some seconds; True behind a proxy, which isn't asked."""
+    if urllib.request.getproxies().get("https"):
+        return True
+    try:
+        socket.create_connection(
+            (urlsplit(address).hostname or "", urlsplit(address).port or 443), NETWORK_WAIT
+        ).close()
+    except OSError:
+        return False
+    return True
+
+
 def _not_fetched(name: str, key: str, settings: Mapping[str, Any], error: Exception) -> CheckpointError:
     """The error for weights that can't be fetched, with where they are, and what to do with them."""
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
     reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+    if isinstance(error, LocalEntryNotFoundError):
+        reason = "there is no network, or the hub does not answer, and they are not in its cache"
     hub, url = settings.get("hf_hub_id"), settings.get("url")
     given = name if name.startswith(HUB) else f"{TIMM}{name}"
     if hub:

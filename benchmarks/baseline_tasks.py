@@ -16,6 +16,7 @@ from ..core.data.labeled_dataset import Splits
 from ..core.distributed import Ranks
 from ..core.models.encoder import Encoder
 from ..core.models.encoder_file import Provenance
+from ..core.models.encoder_spec import EncoderSpec
 from ..core.models.logistic_regression import L2_GRID, fit_linear_probe
 from ..core.models.probes import LinearProbe, NearestNeighbours
 from ..core.training.optimizers import parameter_groups
@@ -43,7 +44,7 @@ class ConvNetTask(ClassificationTask):
     """raised whenever a change of the code would change what a training ends with"""
 
     def build_model(self) -> nn.Module:
-        spec, preprocessing = self.encoder.spec, self.encoder.preprocessing
+        spec, preprocessing = cast(EncoderSpec, self.encoder.spec), self.encoder.preprocessing
         return BaselineClassifier("convnet", spec, preprocessing, self.splits.train.classes)
 
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
@@ -57,7 +58,7 @@ class ConvDetectionTask(DetectionTask):
     """Detection by the heads of the ViT's detector on a small ResNet; the augmentation is the other arms'."""
 
     def new_detector(self) -> ConvDetector:
-        return ConvDetector(self.encoder, self.splits.train.classes, self.architecture)
+        return ConvDetector(cast(Encoder, self.encoder), self.splits.train.classes, self.architecture)
 
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         return adamw(self.config, model)
@@ -67,7 +68,8 @@ class ConvSegmentationTask(SegmentationTask):
     """Segmentation by a small ResNet with a feature pyramid; the augmentation is the other arms'."""
 
     def build_model(self) -> ConvSegmentor:
-        return ConvSegmentor(self.encoder, self.splits.train.classes, self.config.architecture(), self.inference)
+        encoder, classes = cast(Encoder, self.encoder), self.splits.train.classes
+        return ConvSegmentor(encoder, classes, self.config.architecture(), self.inference)
 
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         return adamw(self.config, model)
@@ -98,7 +100,7 @@ class PixelTask(ClassificationTask):
         return 0.0
 
     def build_model(self) -> nn.Module:
-        spec, preprocessing, train = self.encoder.spec, self.encoder.preprocessing, self.splits.train
+        spec, preprocessing, train = cast(EncoderSpec, self.encoder.spec), self.encoder.preprocessing, self.splits.train
         voting = {"neighbours": self.neighbours, "count": len(train)}
         return BaselineClassifier(self.kind, spec, preprocessing, train.classes, **voting)
 

@@ -16,6 +16,7 @@ from torchvision.ops import FeaturePyramidNetwork
 from ..adapters.simple_feature_pyramid import ChannelNorm
 from ..adapters.windowed_vit import pad
 from ..core.data.segmentation import ignore_index
+from ..core.models.backbone import Backbone
 from ..core.models.encoder import Encoder
 from ..core.models.encoder_file import Provenance
 from ..core.models.encoder_spec import EncoderSpec
@@ -76,8 +77,8 @@ class ConvPyramid(nn.Module):
 class _Engine(TorchvisionEngine):
     """torchvision's detectors on the ResNet, with as many levels as the ViT's pyramid has."""
 
-    def backbone(self, encoder: Encoder, architecture: DetectorArchitecture, drop_path: float) -> nn.Module:
-        spec = encoder.spec
+    def backbone(self, encoder: Backbone, architecture: DetectorArchitecture, drop_path: float) -> nn.Module:
+        spec = cast(EncoderSpec, encoder.spec)
         scales = architecture.scales(spec.patch_size)
         finest = 2 ** round(math.log2(spec.patch_size / scales[0]))
         finest = min(max(finest, STRIDES[0]), STRIDES[len(STRIDES) - len(scales)])
@@ -147,7 +148,8 @@ def load_conv_model(path: Path) -> ConvDetector | ConvSegmentor:
     """The model of a file that one of these wrote, in eval mode."""
     file = read_model(path)
     with without_values():
-        encoder = Encoder(file.spec, preprocessing=file.preprocessing)  # its shape alone is of use
+        spec = file.plain_spec("the small ResNet of a suite")
+        encoder = Encoder(spec, preprocessing=file.preprocessing)  # its shape alone is of use
     if file.task == DETECT:
         architecture = file.head_as(detection.StoredHead).architecture
         return file.load_into(ConvDetector(encoder, file.classes, architecture))

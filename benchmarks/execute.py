@@ -14,11 +14,11 @@ from ..core.data.labeled_dataset import Splits
 from ..core.distributed import Ranks
 from ..core.errors import MaeliftError
 from ..core.files import atomic_write_text
-from ..core.models.adapt_encoder import adapt_encoder
+from ..core.models.adapt_backbone import adapt_backbone
 from ..core.models.backbone import Backbone
 from ..core.models.build_backbone import build_backbone
 from ..core.models.encoder import Encoder
-from ..core.models.encoder_file import ENCODER_FILE, Provenance, load_encoder
+from ..core.models.encoder_file import ENCODER_FILE, Provenance, read_backbone
 from ..core.models.without_values import without_values
 from ..core.progress import ProgressListener
 from ..core.training.recovery import Diverged
@@ -98,11 +98,10 @@ def _start(run: Run, context: Context, store: Path) -> Backbone:
     spec = context.config.spec_of(run.arm, run.task)
     if not run.parents:
         return fresh_encoder(spec, context.preprocessing, run.seed)
-    encoder = load_encoder(_made_by_parent(run, store, ENCODER_FILE))
+    encoder = read_backbone(_made_by_parent(run, store, ENCODER_FILE)).encoder
     if encoder.spec.channels != spec.channels:  # it was pretrained on some of the suite's channels
-        fitted = replace(encoder.spec, channels=spec.channels)
-        key = f"arms.{run.arm}.pretrain.channels"
-        encoder, _ = adapt_encoder(encoder, fitted, run.arm, key, context.preprocessing.channel_names)
+        key, names = f"arms.{run.arm}.pretrain.channels", context.preprocessing.channel_names
+        encoder, _ = adapt_backbone(encoder, encoder.spec.image_size, spec.channels, run.arm, key, names)
         encoder.preprocessing = context.preprocessing
     return encoder if encoder.spec.image_size == spec.image_size else encoder.resized(spec.image_size)
 

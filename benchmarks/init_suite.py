@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from statistics import median
 from typing import Literal
 
-import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from ..core.data.audit import common_channels
 from ..core.data.classification import MultiLabeledImages
+from ..core.data.first_images import first_images
 from ..core.data.format_evidence import PRETRAIN
-from ..core.data.images import ImageSet, opened
-from ..core.data.pixel_format import PixelFormat
+from ..core.data.images import ImageSet
 from ..core.data.reading_keys import PartKeys
 from ..core.data.sources import find_source
 from ..core.data.task_data import AnnotationKeys
@@ -31,13 +27,7 @@ from ..transfer.tasks import annotated_tasks, entry
 from .suite import BenchConfig
 from .task_design import CLASSIFY, LARGEST_DRAW
 
-ANY_RANGE = (-1e15, 1e15)
-"""Of values as they are in the files."""
-LOW_BITS = 12
-"""Images of 16 bits that use so few are given the range of these, as they would be nearly black in all 16."""
 TEMPLATE = Path(__file__).with_name("own_images.yaml.j2")
-SIZED_IMAGES = 50
-"""Images whose size decides which model fits."""
 PAPERS_DECODER = 512
 """Width of the paper's decoder (Table 1)."""
 SHOWN_CLASSES = 6
@@ -125,7 +115,7 @@ def init(config: InitConfig) -> Suite:
     labels = {one.task: _labels(one, shares[one.task]) for one in found}
     pool = config.unlabelled or (None if found[0].task == "classify" else found[0].root)
     images = found[0].images if pool is None else find_source(pool, config.slices)
-    look = _look(images, config)
+    look = first_images(images, config)
     model, image_size = _model_for(look.side)
     values = {
         "data": config.data,
@@ -213,63 +203,6 @@ def _find(task: str, config: InitConfig) -> _Found:
         task_keys,
         train.min_train,
     )
-
-
-@dataclass(frozen=True)
-class _FirstImages:
-    """What the first images are like: channels and their names, the shorter ``side`` that is usual, in pixels, and the range of
-    stored values where it must be given; None where it is that of 8 or 16 bits."""
-
-    channels: int
-    side: int
-    names: tuple[str, ...] = ()
-    value_range: tuple[float, float] | None = None
-
-    @property
-    def kind(self) -> str:
-        """The images in words."""
-        known = {1: "gray", 3: "colour"}
-        kind = known.get(self.channels, f"{self.channels} channels")
-        kind += f" ({', '.join(self.names)})" if self.names else ""
-        return (
-            kind if self.value_range is None else f"{kind}, values {self.value_range[0]:g} to {self.value_range[1]:g}"
-        )
-
-
-def _look(images: ImageSet, keys: PartKeys) -> _FirstImages:
-    """Open the first images, with a window where there is one; those of gray and of colour together count as colour."""
-    form = keys.with_parts(PixelFormat(value_range=None if keys.window else ANY_RANGE))
-    found, names, ends = [], set(), []
-    for number in range(min(SIZED_IMAGES, len(images))):
-        try:
-            picture = opened(images, number, form)
-            pixels = picture.pixels()
-        except DataError:
-            continue
-        found.append((pixels.shape[2], min(picture.size)))
-        names.add(picture.channel_names)
-        if pixels.dtype != np.uint8:
-            ends.append((float(np.nanmin(pixels)), float(np.nanmax(pixels))))
-    if not found:
-        raise DataError(f"none of the first {SIZED_IMAGES} images can be read. See maelift data check.")
-    channels = common_channels(channels for channels, _ in found)
-    stated = names.pop() if len(names) == 1 else ()
-    named = stated if channels not in (1, 3) and len(stated) == channels else ()
-    value_range = None if keys.window is not None else _value_range(images, ends)
-    return _FirstImages(channels, int(median(side for _, side in found)), named, value_range)
-
-
-def _value_range(images: ImageSet, ends: Sequence[tuple[float, float]]) -> tuple[float, float] | None:
-    """The range that must be given for values from ``ends``: of floats, signed integers, and of 16 bits that use a sixteenth."""
-    if not ends:
-        return None
-    low, high = math.floor(min(low for low, _ in ends)), math.ceil(max(high for _, high in ends))
-    try:
-        opened(images, 0).pixels()
-    except DataError:
-        return float(low), float(max(high, low + 1))
-    bits = max(1, high).bit_length()
-    return (0.0, float(2**bits - 1)) if low >= 0 and bits <= LOW_BITS else None
 
 
 def _model_for(side: int) -> tuple[str, int]:

@@ -123,7 +123,7 @@ def recipe_facts(recipe: Recipe) -> str:
 
 
 LATER_KEYS: Mapping[str, object] = {
-    **{"nodata": None, "max_nodata": 0.9, "unscale": False, "turn": False, "optimizer": "adamw"},
+    **{"nodata": None, "max_nodata": 0.9, "unscale": False, "turn": False, "budget": None, "optimizer": "adamw"},
     **{"window": None, "frame": None, "slice_axis": None, "slice_step": 1, "slice_content": 0.0},
 }
 """Keys that came later, with what was done before: such a value is left out of a run's key, so that finished runs are found."""

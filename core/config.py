@@ -85,6 +85,13 @@ def raw_value(key: str, overrides: Sequence[str] | Mapping[str, object], file: P
     return read_yaml(Path(file))[0].get(key)
 
 
+def is_given(key: str, overrides: Sequence[str] | Mapping[str, object], file: Path | None = None) -> bool:
+    """Whether a top-level key, or one below it, is in the overrides or the file."""
+    given: Mapping[str, object] = overrides if isinstance(overrides, Mapping) else typed_values(overrides)
+    names = {*given, *(read_yaml(Path(file))[0] if file is not None else ())}
+    return any(str(name).partition(".")[0] == key for name in names)
+
+
 def config_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """What differs between two configurations, as "key: old -> new"."""
     before, after = dict(flatten(old)), dict(flatten(new))

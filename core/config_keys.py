@@ -23,39 +23,62 @@ MISSING = dataclasses.MISSING
 
 @dataclass(frozen=True)
 class KeyHelp:
-    """One key of a schema: dotted name, type in words, default (None: must be given) and meaning."""
+    """One key of a schema: dotted name, type in words, default (None: must be given) and meaning.
+
+    ``origin`` says where its value comes from, if neither from the user nor from the schema alone: "default 0.1, with
+    init=scratch 0.3". ``example`` is a value to give, as text; "" where none is known.
+    """
 
     key: str
     type: str
     default: str | None
     help: str
+    origin: str = ""
+    example: str = ""
+
+    def lines(self) -> list[str]:
+        """The key for people: its name, type and default, and its meaning below."""
+        default = self.origin or ("needed" if self.default is None else f"default {self.default}")
+        meaning = textwrap.wrap(self.help, 100, initial_indent="      ", subsequent_indent="      ")
+        return [f"  {self.key}  ({self.type}; {default})", *meaning]
+
+
+@dataclass(frozen=True)
+class KeySection:
+    """Keys of a command that belong together; ``title`` is "" for those of the command as a whole."""
+
+    title: str
+    keys: tuple[KeyHelp, ...]
+
+    def text(self) -> str:
+        """The keys for people; nested ones in groups, after an empty line."""
+        lines, group = [self.title] if self.title else [], ""
+        for entry in self.keys:
+            above, _, _ = entry.key.rpartition(".")
+            if above != group:
+                group = above
+                lines += [""] if lines else []
+            lines += entry.lines()
+        return "\n".join(lines)
+
+
+def key_sections(schema: Any, origins: Mapping[str, str] | None = None) -> list[KeySection]:
+    """The keys of a schema; ``origins`` says of keys where their values come from, for schemas without ``key_sections``."""
+    if hasattr(schema, "key_sections"):
+        return cast("list[KeySection]", schema.key_sections())
+    return [section(schema, origins or {})]
+
+
+def section(schema: type, origins: Mapping[str, str], title: str = "", skip: type | None = None) -> KeySection:
+    """The keys of a schema as one section, without those of ``skip``, a schema that this one extends."""
+    inherited = {entry.key for entry in describe(skip)} if skip else set()
+    entries = [entry for entry in describe(schema) if entry.key not in inherited]
+    return KeySection(title, tuple(dataclasses.replace(one, origin=origins.get(one.key, "")) for one in entries))
 
 
 def describe(schema: type) -> list[KeyHelp]:
     """Every key of a schema, those of nested dataclasses dotted, in the order of definition."""
     return list(describe_below(schema, "", None))
-
-
-def format_help(schema: type, origin: Mapping[str, str] | None = None, *, skip: type | None = None) -> str:
-    """Every key of a schema with its type, default and meaning, for people; nested ones in groups.
-
-    ``origin`` says of keys where their values come from, if neither from the user nor from the schema. The keys of ``skip``, a
-    schema that this one extends, are left out.
-    """
-    lines, group = [], ""
-    inherited = {entry.key for entry in describe(skip)} if skip else set()
-    for entry in describe(schema):
-        if entry.key in inherited:
-            continue
-        above, _, _ = entry.key.rpartition(".")
-        if above != group:
-            group = above
-            lines.append("")
-        default = "needed" if entry.default is None else f"default {entry.default}"
-        default = (origin or {}).get(entry.key, default)
-        lines.append(f"  {entry.key}  ({entry.type}; {default})")
-        lines.extend(textwrap.wrap(entry.help, 100, initial_indent="      ", subsequent_indent="      "))
-    return "\n".join(lines)
 
 
 def nearest(word: str, words: Iterable[str]) -> str | None:

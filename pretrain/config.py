@@ -15,6 +15,7 @@ from ..core.data.pixel_format import PixelFormat, background_colour
 from ..core.data.reading_keys import ReadingKeys
 from ..core.device import Precision
 from ..core.distributed import Parallel
+from ..core.durations import seconds_of
 from ..core.errors import ConfigError, show
 from ..core.models.encoder_spec import ModelName, preset_spec
 from ..core.slurm import SlurmConfig
@@ -25,6 +26,8 @@ from .masking import Masking
 from .online_probe import ProbeConfig
 
 RECIPES = Path(__file__).parent / "recipes"
+AUTO = "auto"
+"""The recipe that is chosen by what is there."""
 
 
 def recipe_defaults(name: str) -> dict[str, Any]:
@@ -127,7 +130,10 @@ class PretrainConfig(ReadingKeys):
     seed: int = 0
     """seed of every random draw"""
     recipe: str | None = None
-    """defaults of the other keys, from pretrain/recipes: vit_tiny, vit_small, vit_base, vit_large, vit_huge; null: those here"""
+    """defaults of the other keys: auto, chosen by the images, the device and budget; or of pretrain/recipes: vit_tiny, vit_small,
+    vit_base, vit_large, vit_huge; null: those here"""
+    budget: str | None = None
+    """time that the training may take, as 30m or 2h, for recipe=auto; null: 2h"""
 
     def __post_init__(self) -> None:
         positive = (
@@ -166,6 +172,10 @@ class PretrainConfig(ReadingKeys):
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ConfigError("betas", list(self.betas), "two numbers from 0 to below 1")
         self.check_reading()
+        if self.budget is not None:
+            seconds_of("budget", self.budget)
+            if self.recipe != AUTO:
+                raise ConfigError("budget", self.budget, "null, but with recipe=auto, which chooses epochs by it")
         background_colour(self.background)
         if self.crops_per_image < 1 or self.batch_size % self.crops_per_image:
             raise ConfigError("crops_per_image", self.crops_per_image, f"a divisor of batch_size={self.batch_size}")
@@ -179,7 +189,10 @@ class PretrainConfig(ReadingKeys):
 
     @classmethod
     def resolve(cls, overrides: Sequence[str] | Mapping[str, object] = (), file: Path | None = None) -> PretrainConfig:
-        """The configuration of a user's overrides and file, with the defaults of the recipe that they name."""
+        """The configuration of a user's overrides and file, with the defaults of the recipe that they name.
+
+        It may not be recipe=auto, which looks at images and machine: that is ``auto_recipe.resolve_config``.
+        """
         name = raw_value("recipe", overrides, file)
         return resolve(cls, overrides, file, {} if name in (None, "null") else recipe_defaults(str(name)))
 

@@ -27,6 +27,7 @@ from ..core.models.cost import (
 from ..core.models.encoder_file import ENCODER_FILE
 from ..core.models.encoder_spec import EncoderSpec, preset_spec
 from ..core.models.without_values import without_values
+from ..core.progress import duration
 from ..core.seeding import seeded_rng, stream
 from .auto_accumulate import trainable_parameters
 from .config import PretrainConfig
@@ -34,6 +35,8 @@ from .data import check_split
 from .mae import MaskedAutoencoder, build_autoencoder
 from .masking import num_visible
 
+A_DAY = 24 * 3600.0
+LONG = "{} are more than a day: recipe=auto budget=2h chooses model, sizes and epochs that fit into two hours here"
 LOADED = 24
 """Images that are loaded to measure the speed of loading."""
 
@@ -85,6 +88,7 @@ def plan(config: PretrainConfig) -> Plan:
                 else []
             ),
             ("result", str(Path(config.out) / ENCODER_FILE)),
+            *([("beware", LONG.format(duration(seconds)))] if seconds > A_DAY else []),
         ),
         parameters=parameters,
         steps=steps,

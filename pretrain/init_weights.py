@@ -13,12 +13,15 @@ from ..adapters.published import TIMM, timm_name
 from ..core.data.pixel_format import PixelFormat
 from ..core.errors import CheckpointError, ConfigError, show
 from ..core.models.adapt_encoder import adapt_output_channels, adapt_state, check_architecture, is_bgr, to_rgb
+from ..core.models.backbone import Backbone
 from ..core.models.contract import content_hash
 from ..core.models.decoder_file import DECODER_FILE, read_decoder
 from ..core.models.encoder_file import EncoderFile
 from ..core.models.encoder_spec import preset_spec
+from ..core.models.plain_vit_checks import why_not_plain
 from ..core.models.preprocessing import Preprocessing, reading_fields
 from ..core.models.tensor_files import read_tensors
+from ..core.models.timm_backbone import TimmBackbone
 from ..core.models.weight_files import read_json, weights_file
 from ..core.models.weight_names import from_transformers_names
 from ..core.public_names import public_name
@@ -78,12 +81,23 @@ def read_init_weights(config: PretrainConfig) -> InitWeights | None:
     """The initial weights that the configuration names, if any; raises ConfigError for another architecture."""
     if config.init is None:
         return None
-    file = read_pretrained(config.init, "init").plain(config.init)
+    file = _plain(read_pretrained(config.init, "init"), config.init)
     check_architecture(preset_spec(config.model, patch_size=config.patch_size), file.encoder.spec, config.init, "init")
     decoder = _decoder_of(file, config.init) if config.init_decoder == "auto" else None
     if is_bgr(file.encoder.preprocessing):  # image files are red, green, blue
         file, decoder = replace(file, encoder=to_rgb(file.encoder)), None
     return InitWeights(config.init, file, decoder)
+
+
+def _plain(file: EncoderFile[Backbone], source: str) -> EncoderFile:
+    """The weights where they are those of a plain ViT; raises CheckpointError with the reason where they aren't."""
+    if isinstance(file.encoder, TimmBackbone):
+        reason = why_not_plain(file.encoder.net) or "it has parts that an encoder hasn't"
+        raise CheckpointError(
+            f"init={source}: timm's {file.encoder.spec.architecture}: {reason}; a masked autoencoder can't go on from it. It can "
+            f"be compared with as it is: maelift transfer classify encoder={source} (or detect, segment)."
+        )
+    return file.plain(source)
 
 
 def load_init_weights(model: MaskedAutoencoder, init: InitWeights) -> list[str]:

@@ -20,7 +20,8 @@ from ..core.data.images import ImageSet
 from ..core.data.labeled_dataset import draw_labeled
 from ..core.data.missing_splits import draw_missing_splits
 from ..core.errors import ConfigError
-from ..core.models.encoder import Encoder, Features
+from ..core.models.backbone import Features
+from ..core.models.encoder import Encoder
 from ..core.models.logistic_regression import L2_GRID, fit_linear_probe
 from ..core.models.probes import AttentiveProbe, LinearProbe, NearestNeighbours
 from ..core.progress import progress_logger

@@ -16,7 +16,7 @@ import maelift
 import pytest
 from maelift.commands import COMMANDS
 from maelift.tests.support import ROOT
-from maelift.tests.write_api_keys import source
+from maelift.tests.write_api_keys import key_table, source
 
 FUNCTIONS = {
     "pretrain": "pretrain",
@@ -34,6 +34,11 @@ def test_the_types_of_the_keys_are_those_of_the_schemas() -> None:
         command = [*ruff, *words, "--stdin-filename", str(ROOT / "api_keys.py"), "-"]
         made = subprocess.run(command, input=made, capture_output=True, text=True, check=True).stdout
     assert made == (ROOT / "api_keys.py").read_text(), "after a key has changed: python tests/write_api_keys.py"
+
+
+def test_the_keys_of_the_help_are_those_of_the_schemas() -> None:
+    made = (ROOT / "key_table.json").read_text(encoding="utf-8")
+    assert made == key_table(), "after a key has changed: python tests/write_api_keys.py"
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import subprocess
 import sys
 import time
@@ -13,9 +14,12 @@ from pathlib import Path
 import maelift
 import pytest
 from maelift.cli import main
-from maelift.core.errors import DataError
+from maelift.commands import COMMANDS
+from maelift.core.config import resolve
+from maelift.core.errors import DataError, MaeliftError
 from maelift.core.optional_imports import FRAMEWORKS
 from maelift.core.tools import doctor
+from maelift.key_table import MAIN_KEYS, keys_of, sections_of_schema
 from maelift.pretrain.config import PretrainConfig
 from maelift.tests.support import TINY, environment, one_line_error, run_maelift, write_images
 
@@ -69,12 +73,92 @@ def test_the_version_is_told() -> None:
     ],
 )
 def test_every_command_lists_its_keys(command: str) -> None:
-    done = run_maelift(*command.split(), "-h")
-    assert done.returncode == 0 and "usage:" in done.stdout
+    done = run_maelift(*command.split(), "-h", "all")
+    assert done.returncode == 0
     if command == "pretrain":
         for field in fields(PretrainConfig):
             assert f"  {field.name}" in done.stdout
         assert "masking.ratio  (float; default 0.75)" in done.stdout
+    short = run_maelift(*command.split(), "-h").stdout
+    assert f"usage: maelift {command}" in short and short.count("\n") < 75
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_help_is_that_of_the_schema_and_imports_no_framework(name: str) -> None:
+    code = (
+        "import sys; from maelift.cli import main; main([*sys.argv[1].split(), '-h'])\n"
+        "print(sorted({'torch', 'timm', 'numpy', 'PIL', 'scipy'} & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, name], capture_output=True, text=True, env=environment())
+    assert done.stderr == "[]\n" and f"maelift {name}: " in done.stdout
+    shown = {one.key: one for one in keys_of(name)}
+    for one in sections_of_schema(name):
+        for key in one.keys:
+            assert shown[key.key].type and key.help
+    main_keys = [key for group in MAIN_KEYS.get(name, {}).values() for key in group.split()]
+    assert set(main_keys) <= set(shown) and len(main_keys) <= 20
+
+
+def test_help_on_one_key_has_an_example_and_a_wrong_one_names_the_nearest() -> None:
+    text = run_maelift("pretrain", "-h", "masking.ratio").stdout
+    assert (
+        text.startswith("  masking.ratio  (float; default 0.75)\n")
+        and "example: maelift pretrain ... masking.ratio=" in text
+    )
+    group = run_maelift("pretrain", "--help", "decoder").stdout
+    assert "decoder.depth" in group and "masking.ratio" not in group
+    assert "num_classes" in run_maelift("export", "-h", "detectron2").stdout
+    assert run_maelift("bench", "mine.yaml", "-h").stdout == run_maelift("bench", "-h").stdout
+    one_line_error(run_maelift("pretrain", "-h", "masking.ration"), "no such key. Did you mean masking.ratio?")
+
+
+@pytest.mark.parametrize(
+    "name", ["pretrain", "reconstruct", "transfer classify", "transfer detect", "transfer segment", "predict"]
+)
+def test_the_examples_of_keys_can_be_given(name: str) -> None:
+    schema = COMMANDS[name].config_type()
+    needed = {one.key: "any" for one in keys_of(name) if one.default is None and not one.origin}
+    needed |= {"init": "scratch"} if name.startswith("transfer") else {}
+    refused = []
+    for one in keys_of(name):
+        if one.example and one.key not in (
+            "evaluate",
+            "fold",
+            "mix",
+        ):  # of a finished run, with folds, of several sources
+            try:
+                words = [f"{key}={value}" for key, value in {**needed, one.key: one.example.strip("\"'")}.items()]
+                schema.resolve(words) if hasattr(schema, "resolve") else resolve(schema, words)
+            except MaeliftError as error:
+                refused.append(str(error))
+    assert refused == []
+
+
+def test_completion_knows_commands_keys_and_words() -> None:
+    def complete(line: str, shell: str = "bash") -> list[str]:
+        return run_maelift("--complete", shell, line).stdout.split()
+
+    assert complete("maelift tr") == ["transfer"] and complete("maelift transfer c") == ["classify"]
+    assert "masking.ratio=" in complete("maelift pretrain data=photos mask")
+    assert complete("maelift pretrain model=vit_b") == ["vit_base"]
+    assert complete("maelift pretrain model=vit_b", "fish") == ["model=vit_base"]
+    assert complete("maelift pretrain data=pho") == []  # the shell completes files
+    assert complete("maelift export --t") == ["--to"] and "--show-config" in complete("maelift pretrain --")
+    assert complete("maelift completion z") == ["zsh"]
+    assert complete("maelift pretrain -h masking.r") == ["masking.ratio"]
+    assert complete("maelift nothing at=all") == []
+
+
+def test_a_shell_completes_with_the_script(tmp_path: Path) -> None:
+    (tmp_path / "maelift").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m maelift "$@"\n')
+    (tmp_path / "maelift").chmod(0o755)
+    script = (
+        'source <(maelift completion bash); COMP_LINE="maelift pretrain model=vit_b"; COMP_POINT=${#COMP_LINE}; _maelift; '
+        'echo "${COMPREPLY[@]}"'
+    )
+    environ = {**environment(), "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, env=environ)
+    assert done.stdout == "vit_base\n", done.stderr
 
 
 @pytest.mark.parametrize(
@@ -128,7 +212,7 @@ def test_an_output_that_cannot_be_written(image_folder: Path, tmp_path: Path) ->
 
 
 def test_a_dry_run_tells_the_plan_and_writes_nothing(image_folder: Path, tmp_path: Path) -> None:
-    done = run_maelift("pretrain", "--dry-run", f"data={image_folder}", f"out={tmp_path / 'run'}", *TINY)
+    done = run_maelift("pretrain", "--show-config", f"data={image_folder}", f"out={tmp_path / 'run'}", *TINY)
     assert done.returncode == 0, done.stderr
     for text in (
         "mask",
@@ -141,7 +225,9 @@ def test_a_dry_run_tells_the_plan_and_writes_nothing(image_folder: Path, tmp_pat
         "memory, estimated",
     ):
         assert text in done.stdout
-    assert not (tmp_path / "run").exists()
+    assert done.stdout.startswith("images") and not (tmp_path / "run").exists()
+    short = run_maelift("pretrain", "--dry-run", f"data={image_folder}", f"out={tmp_path / 'run'}", *TINY)
+    assert "parameters" in short.stdout and "image_size: 16" not in short.stdout
 
 
 @pytest.mark.slow
@@ -149,7 +235,7 @@ def test_a_config_file_takes_the_place_of_words(image_folder: Path, tmp_path: Pa
     (tmp_path / "c.yaml").write_text(
         f"data: {image_folder}\nout: run\nmodel: vit_nano\nbatch_size: 8\nimage_size: 32\n"
     )
-    done = run_maelift("pretrain", "--config", "c.yaml", "--dry-run", "epochs=3", cwd=tmp_path)
+    done = run_maelift("pretrain", "--config", "c.yaml", "--show-config", "epochs=3", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "model: vit_nano" in done.stdout and "epochs: 3.0" in done.stdout
 
@@ -200,11 +286,11 @@ def test_the_commands_of_two_words_introduce_themselves() -> None:
 
 
 def test_defaults_that_a_recipe_or_a_suite_gives_are_told() -> None:
-    text = run_maelift("transfer", "classify", "-h").stdout
+    text = run_maelift("transfer", "classify", "-h", "all").stdout
     assert "  layer_decay  (float; default 0.65, with init=scratch 1, with method=lora 1," in text
-    assert "[--evaluate SPLIT]" in text and "--to TO" in run_maelift("export", "-h").stdout
-    assert "  data  (text; needed)" in text
-    text = run_maelift("bench", "-h").stdout
+    assert "  data  (text; needed)" in text and "--to TO" in run_maelift("export", "-h").stdout
+    assert "[--evaluate SPLIT]" in run_maelift("transfer", "classify", "-h").stdout
+    text = run_maelift("bench", "-h", "all").stdout
     assert "  suite  (text; needed)" in text and "  title  (text; default: the suite's)" in text
 
 

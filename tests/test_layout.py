@@ -24,7 +24,7 @@ ORDER = (
     ("pretrain",),
     ("transfer",),
     ("benchmarks",),
-    ("callable_package", "api_keys", "commands", "cli_help"),
+    ("callable_package", "api_keys", "commands", "key_table", "cli_help", "completion"),
     ("cli",),
     ("api",),
     ("__init__", "__main__"),

@@ -1,8 +1,9 @@
-"""Writes api_keys.py: the keys of the functions of api.py as types. Run it after a key has changed."""
+"""Writes api_keys.py, the keys as types, and key_table.json, the keys for the help. Run it after a key has changed."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import sys
 import types
@@ -12,6 +13,9 @@ from pathlib import Path
 from typing import Any, Literal, Union
 
 from maelift.api import _schemas
+from maelift.commands import COMMANDS
+from maelift.core.config_keys import KeyHelp
+from maelift.key_table import sections_of_schema
 
 HEADER = '''"""The keys of the functions in api.py as types, for type checkers and editors; written by tests/write_api_keys.py."""
 
@@ -116,5 +120,49 @@ def _quoted(value: object) -> str:
     return f'"{value}"' if isinstance(value, str) else repr(value)
 
 
+ROOT = Path(__file__).parent.parent
+
+
+def key_table() -> str:
+    """The text of key_table.json: a line a key."""
+    commands = []
+    for name in COMMANDS:
+        given = _values_in_docs(name)
+        parts = []
+        for one in sections_of_schema(name):
+            keys = [dataclasses.replace(key, example=given.get(key.key) or _usual_value(key)) for key in one.keys]
+            lines = ",\n".join(json.dumps(dataclasses.asdict(key), ensure_ascii=False) for key in keys)
+            parts.append(f'{{"title": {json.dumps(one.title)}, "keys": [\n{lines}\n]}}')
+        commands.append(f'"{name}": [{", ".join(parts)}]')
+    return "{" + ",\n".join(commands) + "}\n"
+
+
+def _values_in_docs(name: str) -> dict[str, str]:
+    """The first value of each key in the documentation's calls of a command."""
+    values: dict[str, str] = {}
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+        for call in re.findall(rf"^(?:\S*=\S* )?maelift {re.escape(name)} (?![a-z]+ )(.*)$", text, re.MULTILINE):
+            for key, value in re.findall(r"(?:^| )([\w.]+)=(\"[^\"]*\"|'[^']*'|[^\s'\"]+)", call):
+                values.setdefault(key, value)
+    return {key: value for key, value in values.items() if "..." not in value}
+
+
+def _usual_value(key: KeyHelp) -> str:
+    """The default as an example, or the first of some words; "" where there is none to show."""
+    if by_recipe := re.match(r"default (\[.*?\]|[^,]+)", key.origin):
+        return by_recipe[1] if by_recipe[1] != "null" else ""
+    if key.default not in (None, "null", "{}", "[]", "any"):
+        return str(key.default)
+    words = re.match(r"one of ([^,|]+)", key.type)
+    return words[1].strip() if words else ""
+
+
+def write(folder: Path) -> None:
+    """Write both files into a folder."""
+    (folder / "api_keys.py").write_text(source(), encoding="utf-8")
+    (folder / "key_table.json").write_text(key_table(), encoding="utf-8")
+
+
 if __name__ == "__main__":
-    (Path(sys.argv[1]) if sys.argv[1:] else Path(__file__).parent.parent / "api_keys.py").write_text(source())
+    write(Path(sys.argv[1]) if sys.argv[1:] else ROOT)

@@ -39,7 +39,7 @@ def plan(config: TransferConfig) -> Plan:
             ("images", counts),
             ("classes", f"{len(labeled.classes)}"),
             ("start", "from nothing" if config.init == "scratch" else f"{config.encoder} ({config.init})"),
-            ("recipe", f"{config.recipe_folder().parent.name}/recipes/{config.recipe_name()}.yaml"),
+            ("recipe", config.recipe_text()),
             ("image size", encoder.size_text()),
             *((("learning rate", rate),) if steps else ()),
             ("device", str(device)),

@@ -18,8 +18,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from typing_extensions import Self
 
 from ..adapters.pretrained import timm_spec
+from ..adapters.published import TIMM
 from ..core.config import raw_value, resolve
-from ..core.config_keys import format_help
+from ..core.config_keys import KeySection, section
 from ..core.data.labeled_dataset import Images, Splits
 from ..core.data.missing_splits import SplitManifest, audited_splits, draw_missing_splits
 from ..core.data.pixel_format import PixelFormat
@@ -29,6 +30,7 @@ from ..core.distributed import Ranks
 from ..core.errors import ConfigError, show
 from ..core.models.backbone import Backbone
 from ..core.models.encoder_file import Provenance
+from ..core.models.timm_spec import TimmSpec
 from ..core.training.loader import Batch
 from ..core.training.optimizers import NO_DECAY, parameter_groups
 from .init_weights import EncoderInit
@@ -122,22 +124,38 @@ class TransferConfig(Recipe, EncoderInit, Paths):
 
     def family_defaults(self) -> dict[str, Any]:
         """What the architecture that training starts from changes in the recipe; nothing for a plain ViT."""
-        spec = timm_spec(self.encoder or self.model)
+        spec = self._timm_spec()
         if spec is None:
             return {}
         from .families import family_defaults
 
         return family_defaults(spec, self.recipe_name())
 
+    def _timm_spec(self) -> TimmSpec | None:
+        """The model of timm that training starts from; None for a plain ViT of ours."""
+        source = self.encoder or (self.model if self.model.startswith(TIMM) else None)
+        return None if source is None else timm_spec(source)
+
+    def recipe_text(self) -> str:
+        """The files that the recipe's numbers are from, as the plan shows them."""
+        name = f"{self.recipe_folder().parent.name}/recipes/{self.recipe_name()}.yaml"
+        spec = self._timm_spec()
+        if spec is None:
+            return name
+        from .families import PLAIN, family_of
+
+        family = family_of(spec)
+        return name if family == PLAIN else f"{name}, changed by families/{family}.yaml"
+
     @classmethod
-    def help(cls) -> str:
-        """Every key, those of the recipe with their value for each start."""
+    def key_sections(cls) -> list[KeySection]:
+        """Every key, those of the recipe with their value for each start, for the help."""
         usual, *others = [(chosen, cls.recipe_defaults(name)) for chosen, name in cls.recipes().items()]
         texts = {}
         for key, value in usual[1].items():
             different = [f"with {chosen} {show(own[key])}" for chosen, own in others if own.get(key, value) != value]
             texts[key] = ", ".join([f"default {show(value)}", *different])
-        return format_help(cls, texts)
+        return [section(cls, texts)]
 
     @classmethod
     def recipe_folder(cls) -> Path:

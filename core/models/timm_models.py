@@ -111,7 +111,10 @@ def check_name(architecture: str) -> None:
 
 def settings_of(name: str) -> dict[str, Any]:
     """timm's ``pretrained_cfg`` of an architecture, or of weights by name and tag; {} where it has none."""
-    found = timm.get_pretrained_cfg(name)
+    try:
+        found = timm.get_pretrained_cfg(name)
+    except RuntimeError:  # a tag that this version doesn't have
+        found = timm.get_pretrained_cfg(name.partition(".")[0])
     return {} if found is None else dict(found.to_dict())
 
 

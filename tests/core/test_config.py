@@ -9,7 +9,7 @@ from typing import Literal
 
 import pytest
 from maelift.core.config import config_difference, resolve
-from maelift.core.config_keys import describe, format_help
+from maelift.core.config_keys import describe, section
 from maelift.core.errors import ConfigError, MaeliftError
 from maelift.core.yaml_files import to_dict, to_yaml, write_config
 
@@ -335,7 +335,7 @@ def test_every_key_is_described_inherited_and_nested_ones_too() -> None:
     assert " ".join(described) == ("steps data size kind flip rates inner.ratio half.ratio stages weights note")
     assert described["steps"].help == "steps of the optimiser" and described["steps"].default is None
     assert described["inner.ratio"].default == "0.75" and described["half.ratio"].default == "0.5"
-    text = format_help(Schema, {"steps": "default: the recipe's"})
+    text = section(Schema, {"steps": "default: the recipe's"}).text()
     assert "  steps  (int; default: the recipe's)\n      steps of the optimiser\n" in text
     assert "  kind  (one of random, grid; default random)" in text
     for key in described:

@@ -30,7 +30,9 @@ def images(tmp_path: Path) -> FolderImages:
 
 def started(images: FolderImages, *, gray: bool = False, **keys: Any) -> tuple[Encoder, list[str]]:
     start = EncoderInit(**keys)
-    return init_encoder(start, read_init_weights(start), images, gray)
+    encoder, notes = init_encoder(start, read_init_weights(start), images, gray)
+    assert isinstance(encoder, Encoder)
+    return encoder, notes
 
 
 def test_the_weights_are_those_of_the_file(tmp_path: Path, images: FolderImages) -> None:
@@ -99,7 +101,8 @@ def test_weights_of_timm_come_with_their_mean_heads_epsilon_and_licence(
     monkeypatch.setattr(timm, "create_model", without_network)
     file = read_init_weights(EncoderInit(encoder="timm:vit_tiny_patch16_224.augreg_in21k", init="supervised"))
     assert file is not None
-    spec, prepared = file.encoder.spec, file.encoder.preprocessing
+    encoder = file.plain("timm").encoder
+    spec, prepared = encoder.spec, encoder.preprocessing
     assert (spec.image_size, spec.embed_dim, spec.num_heads, spec.depth) == ((32, 32), 48, 4, 2)
     assert prepared.mean == (0.5, 0.5, 0.5) and file.provenance.licence == "apache-2.0"
     assert file.provenance.parent == "timm:vit_tiny_patch16_224.augreg_in21k"

@@ -151,6 +151,11 @@ def test_the_features_are_timm_s_own(name: str) -> None:
         assert features.head is not None and torch.equal(features.head, made.net(images))
     for level, plane in zip(made.levels, own, strict=True):
         assert plane.shape[1:] == (level.channels, SIDE // level.reduction, SIDE // level.reduction)
+    maps = TimmMaps(made, range(len(made.levels)))
+    sum(plane.sum() for plane in maps(images)).backward()
+    assert all(
+        parameter.grad is not None for parameter in maps.parameters()
+    )  # none is left over, as several processes need
     assert features.tokens.shape == (2, made.num_tokens, made.embed_dim)
     assert features.grid[0] * features.grid[1] == made.num_tokens
     assert made.pooled_dim("head") == features.head.shape[1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 import timm
 import torch
 import torchvision
+from maelift.adapters import published
 from maelift.adapters.packaged_weights import PACKAGED, named_as_timm, packaged_state
 from maelift.adapters.pretrained import read_pretrained, timm_spec
 from maelift.cli import main
@@ -91,6 +93,14 @@ def test_a_machine_without_a_network_says_at_once_where_the_weights_are(monkeypa
         CheckpointError, match=r"no network.*huggingface.co/timm/resnet50.a1_in1k.*timm:resnet50.a1_in1k@"
     ):
         read_pretrained("timm:resnet50.a1_in1k", "encoder")
+
+
+def test_no_time_is_lost_on_a_hub_that_does_not_answer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(published, "_reachable", lambda address: False)
+    began = time.monotonic()
+    with pytest.raises(CheckpointError, match=r"there is no network.*huggingface.co/nobody/nothing"):
+        read_pretrained("hf-hub:nobody/nothing", "encoder")
+    assert time.monotonic() - began < 10
 
 
 def test_a_file_for_a_name_of_timm_is_read_without_its_classifier(weights: Path, tmp_path: Path) -> None:
@@ -221,7 +231,7 @@ def test_other_sizes_and_channels_are_fitted_and_said(tmp_path: Path, images: Fo
 
 
 def test_scratch_takes_any_architecture_from_its_seed(images: FolderImages) -> None:
-    keys = {"init": "scratch", "model": f"timm:{NAME}", "image_size": 32}
+    keys: dict[str, Any] = {"init": "scratch", "model": f"timm:{NAME}", "image_size": 32}
     (first, _), (again, _), (other, _) = (started(images, **keys, seed=seed) for seed in (1, 1, 2))
     weight = "conv1.0.weight"
     assert isinstance(first, TimmBackbone) and first.spec.image_size == (32, 32)
@@ -252,7 +262,7 @@ def test_an_encoder_file_says_its_kind_and_is_tied_to_its_tensors(tmp_path: Path
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["pretrain", "data={images}", "out={out}", "init={file}", "model=vit_nano"], "plain ViT"),
+        (["pretrain", "data={images}", "out={out}", "init={file}", "model=vit_nano"], "rotary positions"),
         (["export", "{file}", "--to", "torchvision", "out={out}"], "plain ViT"),
         (["export", "{file}", "--to", "onnx", "out={out}"], "plain ViT"),
     ],
@@ -299,8 +309,8 @@ def test_every_method_trains_what_it_says(
 ) -> None:
     start, source = tmp_path / "e.safetensors", fresh_encoder(spec, Preprocessing.default(3), 0)
     save_encoder(source, start, Provenance("test"))
-    common = {"batch_size": 8, "workers": 0, "evaluations": 1, "val": 6, "test": 6}
-    steps = {} if keys["method"] == "knn" else {"steps": 3, "recipe": "small"}
+    common: dict[str, Any] = {"batch_size": 8, "workers": 0, "evaluations": 1, "val": 6, "test": 6}
+    steps: dict[str, Any] = {} if keys["method"] == "knn" else {"steps": 3, "recipe": "small"}
     maelift.transfer("classify", data=classes_folder, out=tmp_path / "out", encoder=start, **common, **steps, **keys)
     model = load_model(tmp_path / "out" / "model.safetensors")
     before, after = source.file_state(), model.encoder.file_state()

@@ -203,9 +203,10 @@ def test_features_wanted_by_several_at_once_are_computed_once(
     monkeypatch.setattr(features_module, "_extract", slowly)
     monkeypatch.setattr(features_module, "LOCK_WAIT", 0.05)
     together = threading.Barrier(4)
+    encoder, images = random_encoder(SPEC), find_images(image_folder)
 
     def compute(number: int) -> NDArray[np.generic]:
-        wanted = FeatureRequest(random_encoder(SPEC), find_images(image_folder), tokens=False, manifest="a hash")
+        wanted = FeatureRequest(encoder, images, tokens=False, manifest="a hash")
         together.wait()
         return np.array(cached_features(wanted, tmp_path, ONE))
 
