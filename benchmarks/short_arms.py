@@ -1,4 +1,4 @@
-"""Arms in short form, ``arms: [mae, scratch, timm:resnet50.a1_in1k]``: a word each, with the settings that it stands for."""
+"""Arms in short form, ``arms: [mae, scratch, timm:resnet50.a1_in1k]``: a word each, and what it stands for."""
 
 from __future__ import annotations
 
