@@ -209,6 +209,22 @@ def test_a_plain_vit_of_timm_is_ours(tmp_path: Path) -> None:
         assert torch.allclose(found.eval()(pixels), model.eval().forward_features(pixels), atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["deit3_small_patch16_224", "vit_small_patch14_dinov2"])
+def test_layer_scale_is_no_reason_against_a_plain_vit(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=0).eval()
+    for parameter in model.parameters():
+        parameter.data += 0.02 * torch.randn_like(parameter)
+    save_file(model.state_dict(), tmp_path / "vit.safetensors")
+    found = read_pretrained(f"timm:{name}@{tmp_path / 'vit.safetensors'}", "init").encoder
+    pixels = torch.randn(1, 3, *model.patch_embed.img_size)
+    with torch.inference_mode():
+        assert isinstance(found, Encoder)
+        assert torch.allclose(
+            found.eval().forward_features(pixels).tokens, model.forward_features(pixels)[:, 1:], atol=1e-4
+        )
+
+
 def test_other_sizes_and_channels_are_fitted_and_said(tmp_path: Path, images: FolderImages) -> None:
     file = tmp_path / "eva.safetensors"
     source = fresh_encoder(EVA, Preprocessing.default(3), 0)
