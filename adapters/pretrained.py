@@ -20,7 +20,7 @@ from ..core.models.timm_spec import TimmSpec
 from ..core.models.weight_files import weights_file
 from .import_weights import licence_beside, preprocessing_beside
 from .packaged_weights import PACKAGED, from_package
-from .published import HUB, TIMM, from_timm, named_spec, timm_name
+from .published import HUB, TIMM, from_timm, hub_spec, named_spec, timm_name
 from .timm_weights import folder_settings, from_timm_file, from_timm_folder
 
 logger = logging.getLogger("maelift")
@@ -62,7 +62,7 @@ def timm_spec(source: str) -> TimmSpec | None:
             return PACKAGED[source].spec
         if (name := timm_name(source)) is not None:
             bare = name.partition("@")[0]
-            return None if bare.startswith(HUB) else named_spec(bare)
+            return hub_spec(name) if name.startswith(HUB) else named_spec(bare)
         path = weights_file(Path(source))
         return _spec_in(path) or _spec_beside(path)
     except (MaeliftError, OSError, ValueError):

@@ -19,6 +19,8 @@ from ..core.models.contract import content_hash, sealed_hash
 from ..core.models.convert_weights import convert_encoder
 from ..core.models.encoder_file import EncoderFile, Provenance
 from ..core.models.state_dicts import SelectedState
+from ..core.models.timm_backbone import TimmBackbone
+from ..core.models.timm_models import create_network, preprocessing_of, settings_of
 from ..core.models.timm_spec import SET_HERE, TimmSpec
 
 TIMM = "timm:"
@@ -79,8 +81,6 @@ def from_timm(name: str, key: str, *, weights: bool = True) -> EncoderFile[Backb
     """
     import timm
 
-    from ..core.models.timm_models import create_network, settings_of
-
     if name.startswith(HUB):
         return _from_hub(name, key)
     check_name(name, key)
@@ -101,13 +101,28 @@ def from_timm(name: str, key: str, *, weights: bool = True) -> EncoderFile[Backb
 
 def named_spec(name: str) -> TimmSpec | None:
     """The spec of the model of timm of this name; None for a plain ViT, which becomes an encoder of ours."""
-    from ..core.models.timm_models import settings_of
-
     check_name(name, "encoder")
     architecture = name.partition(".")[0]
-    if hints_of_timm(architecture, {}, "it").refusal is None:
+    return _unless_plain(architecture, settings_of(name), {})
+
+
+def hub_spec(name: str) -> TimmSpec | None:
+    """The spec of a model on the Hugging Face hub; None for a plain ViT, and where the hub does not answer."""
+    from timm.models import load_model_config_from_hf
+
+    try:
+        with cached_only_without_network():
+            settings, architecture, arguments = load_model_config_from_hf(name.removeprefix(HUB))
+    except Exception:  # it is an error where the weights are read
         return None
-    return spec_of(architecture, settings_of(name))
+    return _unless_plain(architecture, settings, arguments or {})
+
+
+def _unless_plain(architecture: str, settings: Mapping[str, Any], arguments: Mapping[str, Any]) -> TimmSpec | None:
+    """The spec of a model of timm; None for a plain ViT."""
+    if hints_of_timm(architecture, arguments, "it").refusal is None:
+        return None
+    return spec_of(architecture, settings, arguments)
 
 
 def _from_hub(name: str, key: str) -> EncoderFile[Backbone]:
@@ -191,9 +206,6 @@ def backbone_file(
 
     ``parent``: what the weights are, where they are not timm's of this ``name``.
     """
-    from ..core.models.timm_backbone import TimmBackbone
-    from ..core.models.timm_models import preprocessing_of
-
     usual, source = preprocessing_of(settings, spec.channels), name if name.startswith(HUB) else f"{TIMM}{name}"
     provenance = Provenance(method=f"timm {name}", parent=parent or source, licence=settings.get("license"))
     hints = replace(hints_of_model(net, "timm"), sources=("timm",))

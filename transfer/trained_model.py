@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
-
-from torch import nn
-from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from ..core.errors import CheckpointError, ConfigError
 from ..core.models.backbone import BackboneSpec
 from ..core.models.contract import Metadata, shown
 from ..core.models.timm_spec import TimmSpec
-from ..core.models.without_values import without_values
+from ..core.models.without_values import limited_parameters, without_values
 from . import tasks
 from .model_file import MODEL_KEY, ModelFile, TrainedModel, read_model
 from .tasks import TaskEntry
@@ -95,25 +92,12 @@ def _sizes_of(spec: BackboneSpec) -> tuple[dict[str, int], dict[str, int]]:
     return widths, {"spec.depth": spec.depth, "spec.image_size": spec.num_patches}
 
 
-@contextmanager
-def _no_more_parameters(file: ModelFile) -> Iterator[None]:
+def _no_more_parameters(file: ModelFile) -> AbstractContextManager[None]:
     """Raise CheckpointError as soon as modules have many more parameters than the file: it describes a larger model.
 
     An encoder is built and copied into a backbone, and modules are replaced: several times the file's number is usual.
     """
-    most, made = 8 * len(file.state) + 1000, 0
-
-    def count(module: nn.Module, name: str, parameter: object) -> None:
-        nonlocal made
-        made += 1
-        if made > most:
-            raise CheckpointError(
-                f"{file.source}: describes a model of more parameters than the {len(file.state)} tensors in it. Get the file "
-                "again."
-            )
-
-    hook = register_module_parameter_registration_hook(count)
-    try:
-        yield
-    finally:
-        hook.remove()
+    error = CheckpointError(
+        f"{file.source}: describes a model of more parameters than the {len(file.state)} tensors in it. Get the file again."
+    )
+    return limited_parameters(8 * len(file.state) + 1000, error)

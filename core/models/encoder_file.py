@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, cast
@@ -32,7 +33,7 @@ from .timm_backbone import TimmBackbone
 from .timm_models import fitting_state, timm_version
 from .timm_spec import TimmSpec
 from .weight_files import INDEX_SUFFIX, shard_advice, weights_file
-from .without_values import without_values
+from .without_values import limited_parameters, without_values
 
 logger = logging.getLogger("maelift")
 
@@ -354,13 +355,13 @@ def _read_own(
 
 def _timm_backbone(path: Path, spec: TimmSpec, preprocessing: Preprocessing, state: dict[str, Tensor]) -> TimmBackbone:
     check_finite(str(path), state)
-    try:
-        with without_values():  # nothing is made that is larger than the file
+    larger = CheckpointError(
+        f"{path}: describes a model of more parameters than the {len(state)} tensors in it. Get the file again."
+    )
+    with limited_parameters(8 * len(state) + 1000, larger):
+        with suppress(NotImplementedError), without_values():  # nothing is made that is larger than the file
             own = TimmBackbone(spec).net.state_dict()
-    except NotImplementedError:
-        own = {}
-    if own:
-        compare_shapes(state, {name: tuple(tensor.shape) for name, tensor in own.items()}, str(path))
-    backbone = TimmBackbone(spec, preprocessing=preprocessing)
+            compare_shapes(state, {name: tuple(tensor.shape) for name, tensor in own.items()}, str(path))
+        backbone = TimmBackbone(spec, preprocessing=preprocessing)
     backbone.net.load_state_dict(fitting_state(backbone.net, state, str(path)))
     return backbone.to(next(tensor.dtype for tensor in state.values() if tensor.is_floating_point()))

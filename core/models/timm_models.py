@@ -88,6 +88,8 @@ def create_network(spec: TimmSpec, drop_path: float = 0.0) -> Any:
 def not_built(spec: TimmSpec, error: Exception) -> ConfigError:
     """The error for a size or arguments that timm's model doesn't take."""
     reason = " ".join(str(error).split())[:200] or type(error).__name__
+    if "unexpected keyword argument" in reason or (spec.arguments and isinstance(error, TypeError)):
+        return ConfigError("arguments", dict(spec.arguments), f"arguments of timm's {spec.architecture} ({reason})")
     usual = settings_of(spec.architecture).get("input_size", (3, 224, 224))[-2:]
     return ConfigError(
         "image_size",

@@ -32,7 +32,8 @@ NO_ARGUMENTS = (
     "pruned",
 )
 """Arguments that say nothing of an architecture, but of the source of weights or of another use."""
-LONGEST_NAME = 200
+LONGEST_NAME, LONGEST_LIST, DEEPEST, LARGEST_NUMBER = 200, 1000, 4, LARGEST["embed_dim"]
+"""Bounds of names and arguments, far above those of any model."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,19 @@ class TimmSpec:
             raise ConfigError("channels", self.channels, f"a whole number from 1 to {LARGEST['channels']}")
         if not all(1 <= side <= LARGEST_SIDE for side in self.image_size):
             raise ConfigError("image_size", list(self.image_size), f"sides from 1 to {LARGEST_SIDE} pixels")
-        for name in self.arguments:
+        for name, value in self.arguments.items():
             if name in NO_ARGUMENTS:
-                raise ConfigError(f"arguments.{name}", self.arguments[name], "arguments of the architecture alone")
+                raise ConfigError(f"arguments.{name}", value, "arguments of the architecture alone")
+            if not _is_small(value):
+                expected = f"text, numbers up to {LARGEST_NUMBER}, and lists of up to {LONGEST_LIST} of them"
+                raise ConfigError(f"arguments.{name}", value, expected)
+
+
+def _is_small(value: object, level: int = 0) -> bool:
+    """Whether a value of an argument is one that an architecture may have."""
+    if isinstance(value, Mapping | list | tuple):
+        inner = list(value.values()) if isinstance(value, Mapping) else value
+        return level < DEEPEST and len(inner) <= LONGEST_LIST and all(_is_small(item, level + 1) for item in inner)
+    if isinstance(value, int | float):
+        return abs(value) <= LARGEST_NUMBER
+    return value is None or (isinstance(value, str) and len(value) <= LONGEST_NAME)

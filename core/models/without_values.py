@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.overrides import TorchFunctionMode
 
 _IN_PLACE = frozenset(
@@ -32,6 +33,24 @@ class _Uninitialized(TorchFunctionMode):
         if func in _IN_PLACE and args[0].is_meta:
             return args[0]
         return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def limited_parameters(most: int, error: Exception) -> Iterator[None]:
+    """Within it, ``error`` is raised as soon as modules have had more parameters made than ``most``, however large they are."""
+    made = 0
+
+    def count(module: nn.Module, name: str, parameter: object) -> None:
+        nonlocal made
+        made += 1
+        if made > most:
+            raise error
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 @contextmanager

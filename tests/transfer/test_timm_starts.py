@@ -28,7 +28,7 @@ from maelift.core.models.preprocessing import Preprocessing
 from maelift.core.models.timm_backbone import TimmBackbone
 from maelift.core.models.timm_models import create_network
 from maelift.core.models.timm_spec import TimmSpec
-from maelift.tests.support import framework, write_images
+from maelift.tests.support import bounded_memory, framework, rewrite_metadata, write_images
 from maelift.transfer.classification.config import ClassifyConfig
 from maelift.transfer.init_weights import EncoderInit, fresh_encoder, init_encoder, read_init_weights
 from maelift.transfer.trained_model import load_model
@@ -209,6 +209,22 @@ def test_a_plain_vit_of_timm_is_ours(tmp_path: Path) -> None:
         assert torch.allclose(found.eval()(pixels), model.eval().forward_features(pixels), atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["deit3_small_patch16_224", "vit_small_patch14_dinov2"])
+def test_layer_scale_is_no_reason_against_a_plain_vit(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=0).eval()
+    for parameter in model.parameters():
+        parameter.data += 0.02 * torch.randn_like(parameter)
+    save_file(model.state_dict(), tmp_path / "vit.safetensors")
+    found = read_pretrained(f"timm:{name}@{tmp_path / 'vit.safetensors'}", "init").encoder
+    pixels = torch.randn(1, 3, *model.patch_embed.img_size)
+    with torch.inference_mode():
+        assert isinstance(found, Encoder)
+        assert torch.allclose(
+            found.eval().forward_features(pixels).tokens, model.forward_features(pixels)[:, 1:], atol=1e-4
+        )
+
+
 def test_other_sizes_and_channels_are_fitted_and_said(tmp_path: Path, images: FolderImages) -> None:
     file = tmp_path / "eva.safetensors"
     source = fresh_encoder(EVA, Preprocessing.default(3), 0)
@@ -257,6 +273,39 @@ def test_an_encoder_file_says_its_kind_and_is_tied_to_its_tensors(tmp_path: Path
     assert save_encoder(file.encoder, tmp_path / "again.safetensors", file.provenance) == digest
     with pytest.raises(CheckpointError, match="only a plain ViT can be used"):
         read_encoder(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"kind": "torch"}, "kind=torch: expected timm"),
+        ({"version": 4}, "Update maelift"),
+        ({"spec": {"architecture": "resnet5O"}}, "resnet50"),
+        ({"spec": {"architecture": "../resnet50"}}, "the name of a model of timm"),
+        ({"spec": {"architecture": "resnet50"}}, "unexpected keyword argument 'embed_dim'"),
+        ({"spec": {"architecture": "resnet50", "arguments": {}}}, "Missing"),
+        ({"spec": {"arguments": {**VIT, "depth": 60000}}}, "more parameters than the"),
+        ({"spec": {"arguments": {**VIT, "depth": 10**7}}}, "numbers up to"),
+        ({"spec": {"arguments": {**VIT, "embed_dim": 48 * 1000}}}, "of shape"),
+        ({"spec": {"arguments": {**VIT, "checkpoint_path": "/etc/passwd"}}}, "arguments.checkpoint_path"),
+        ({"spec": {"arguments": {**VIT, "depth": "many"}}}, "eva02_tiny_patch14_224"),
+        ({"spec": {"image_size": [0, 56]}}, "image_size"),
+    ],
+)
+def test_a_file_that_describes_another_model_is_refused(change: dict[str, Any], said: str, tmp_path: Path) -> None:
+    def apply(content: dict[str, Any]) -> None:
+        content.update(
+            {key: {**content[key], **value} if isinstance(value, dict) else value for key, value in change.items()}
+        )
+
+    path = tmp_path / "e.safetensors"
+    save_encoder(fresh_encoder(EVA, Preprocessing.default(3), 0), path, Provenance("test"))
+    rewrite_metadata(path, apply)
+    began = time.monotonic()
+    with bounded_memory(), pytest.raises(CheckpointError) as caught:
+        read_backbone(path)
+    assert said in str(caught.value) and str(path) in str(caught.value) and "\n" not in str(caught.value)
+    assert time.monotonic() - began < 20
 
 
 @pytest.mark.parametrize(
