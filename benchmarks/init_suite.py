@@ -65,7 +65,7 @@ class Design:
     """How much a suite compares: encoders (seeds of pretraining), seeds, and steps that every arm's tuning begins with.
 
     ``hours``: of computing, after which no run is begun; ``pretrain``: keys of pretraining, with model and sizes, in place of
-    those by the size and number of images.
+    those by the size and number of images. ``supervised``: the upper bound, pretraining with the pool's labels, is an arm.
     """
 
     encoders: int = 3
@@ -73,6 +73,7 @@ class Design:
     steps: int = 250
     max_doublings: int = 3
     hours: float = 24
+    supervised: bool = True
     pretrain: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     @property

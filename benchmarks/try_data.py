@@ -35,11 +35,11 @@ GROWTH = 1.4
 SPARE = 1.25
 """How much longer than the time it may take before no run is begun any more."""
 DESIGNS = (
-    Design(encoders=3, seeds=6, steps=250, max_doublings=2),
-    Design(encoders=2, seeds=4, steps=250, max_doublings=2),
-    Design(encoders=2, seeds=4, steps=150, max_doublings=1),
-    Design(encoders=2, seeds=3, steps=100, max_doublings=1),
-    Design(encoders=1, seeds=3, steps=100, max_doublings=0),
+    Design(encoders=3, seeds=6, steps=250, max_doublings=2, supervised=False),
+    Design(encoders=2, seeds=4, steps=250, max_doublings=2, supervised=False),
+    Design(encoders=2, seeds=4, steps=150, max_doublings=1, supervised=False),
+    Design(encoders=2, seeds=3, steps=100, max_doublings=1, supervised=False),
+    Design(encoders=1, seeds=3, steps=100, max_doublings=0, supervised=False),
 )
 """From the most on; the first that fits the time is taken."""
 
@@ -137,7 +137,7 @@ def _write_sized(config: TryConfig) -> None:
     for line in write_suite(replace(config, out=str(config.suite)), found, sized).lines:
         logger.info("try: %s", line)
     logger.info(
-        "try: within %s: %d encoders, %d seeds, %d steps and up to %d doublings of them (%s)",
+        "try: within %s: encoders: %d, seeds: %d, steps from %d on with up to %d doublings (%s)",
         *(duration(seconds), sized.encoders, sized.seeds, sized.steps, sized.max_doublings, config.suite),
     )
     if needed[chosen] > left:
