@@ -135,6 +135,13 @@ COMMANDS = {
         "a suite for your own images, written from the contents of a folder",
         positional=("data",),
     ),
+    "try": Command(
+        "benchmarks.try_data",
+        "TryConfig",
+        "try_data",
+        "the whole within a given time: pretrain on a folder, compare, one page",
+        positional=("data",),
+    ),
     "export": Command(
         "transfer.export",
         "ExportCommand",

@@ -85,7 +85,7 @@ def bench(config: BenchConfig, cache: AnswerCache | None = None) -> BenchResult:
         is_suite = (out / "runs").is_dir()
         if is_suite:  # refused before the images are scanned, which may take long
             locks.enter_context(exclusive_lock(out, timeout=0))
-        context = _read_context(config)
+        context = read_context(config)
         store = output_folder(out / "runs")
         if not is_suite:
             locks.enter_context(exclusive_lock(out, timeout=0))
@@ -122,12 +122,12 @@ def plan(config: BenchConfig) -> Plan:
 
     The time follows from finished runs in the folder, and for others from a few steps that are measured here.
     """
-    context = _read_context(config)
+    context = read_context(config)
     pools, results = context.pools, read_finished(Path(config.out) / "runs")
     predicted = predict_runs(context, results)
     runs = {key: run for key, run in predicted.items() if results(run) is None}
     device = device_of(config)
-    workers = _workers(config)
+    workers = concurrent_runs(config)
     history = RuntimeHistory.of(predicted.values(), results, RunCosts(context).of)
     measured = MeasuredCost(context, device)
     shapes = [config.spec_of(arm, task) for task in config.designs for arm in config.arms]
@@ -186,10 +186,10 @@ def _planned(design: TaskDesign, counts: Mapping[str, int]) -> str:
 
 def status(config: BenchConfig) -> Status:
     """The status of a suite in ``config.out``; writes nothing, and works while the suite runs."""
-    return status_of(_read_context(config), read_finished(Path(config.out) / "runs"))
+    return status_of(read_context(config), read_finished(Path(config.out) / "runs"))
 
 
-def _read_context(config: BenchConfig) -> Context:
+def read_context(config: BenchConfig) -> Context:
     """The suite with its images, checked against each other."""
     logger.info("bench: scanning the images of %s", config.data.path or config.data.unlabelled)
     for key in config.tuning.unused:
@@ -199,7 +199,7 @@ def _read_context(config: BenchConfig) -> Context:
     return context
 
 
-def _workers(config: BenchConfig) -> int:
+def concurrent_runs(config: BenchConfig) -> int:
     if config.workers is not None:
         return config.workers
     if config.executor != "local":
@@ -230,7 +230,7 @@ def run_all(context: Context, store: Path, results: Results, running_status: Run
     if not waiting:
         logger.info("bench: every run is there already")
         return outcome
-    workers = _workers(context.config)
+    workers = concurrent_runs(context.config)
     suspects: set[str] = set()
     with (
         StopSignals.caught() as signals,
