@@ -166,6 +166,12 @@ COMMANDS = {
     "data pack": Command(
         "core.tools.pack_shards", "PackConfig", "pack", "images into tar shards, which any storage reads fast"
     ),
+    "data stack": Command(
+        "core.tools.stack_bands",
+        "StackConfig",
+        "stack_bands",
+        "bands in files of their own, or of different sizes, into files of all bands",
+    ),
     "doctor": Command(
         "core.tools.doctor", "DoctorConfig", "doctor", "versions, devices, frameworks, disk, data", json=True
     ),

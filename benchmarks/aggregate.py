@@ -23,6 +23,7 @@ from ..version import __version__
 from .data import SuiteImages
 from .examples import to_data_url, won_and_lost
 from .experiment import Context
+from .leakage import shown_text
 from .protocol import ArmState, Results, arm_state, encoder_runs, iter_cells, seconds_spent
 from .results import Arm, Example, NearPair, SuiteResult, TaskResult
 from .runs import Run, libraries
@@ -91,6 +92,7 @@ def collect(context: Context, store: Path, results: Results, outcome: RunOutcome
         looks=config.looks,
         effect=None if config.effect is None else config.effect / 100,
         near=tuple(_near(pools)),
+        shown="" if config.plain_images and config.shown is None else shown_text(pools.pool, config.form, config.shown),
     )
     return replace(result, examples=tuple(_examples(context, result)))
 
@@ -105,7 +107,7 @@ def _examples(context: Context, result: SuiteResult) -> Iterator[Example]:
         if part.cells and not part.short:
             test = context.pools.tasks[part.name].splits.test
             reference = result.reference(part, min(part.label_counts))
-            yield from won_and_lost(part, test, result.rivals, reference, context.config.form)
+            yield from won_and_lost(part, test, result.rivals, reference, context.config.form, context.config.shown)
 
 
 def _near(pools: SuiteImages) -> Iterator[NearPair]:

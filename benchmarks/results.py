@@ -239,6 +239,7 @@ class SuiteResult:
     lose; ``near``: near-duplicates that were left out. ``baseline``: an arm, or "auto" for the best without pretraining by
     validation, at each label count of each task. ``looks``: the numbers of units at which results may be read, planned before
     the first run; empty: once, at the end. ``effect``: the difference worth resolving, a share, which the report plans for.
+    ``shown``: a sentence on the channels that pictures of test images show, where that must be said.
     """
 
     name: str
@@ -263,6 +264,7 @@ class SuiteResult:
     near: tuple[NearPair, ...] = ()
     looks: tuple[int, ...] = ()
     effect: float | None = None
+    shown: str = ""
 
     def label(self, name: str) -> str:
         """What an arm is called."""

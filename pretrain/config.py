@@ -11,6 +11,7 @@ from typing import Any, Literal, cast
 import yaml
 
 from ..core.config import raw_value, resolve
+from ..core.data.composite import PictureKeys
 from ..core.data.pixel_format import PixelFormat, background_colour
 from ..core.data.reading_keys import ReadingKeys
 from ..core.device import Precision
@@ -37,7 +38,7 @@ def recipe_defaults(name: str) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class PretrainConfig(ReadingKeys):
+class PretrainConfig(PictureKeys, ReadingKeys):
     """Pretrain a masked autoencoder on unlabelled images."""
 
     data: str | tuple[str, ...]
@@ -166,6 +167,7 @@ class PretrainConfig(ReadingKeys):
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ConfigError("betas", list(self.betas), "two numbers from 0 to below 1")
         self.check_reading()
+        self.check_shown()
         background_colour(self.background)
         if self.crops_per_image < 1 or self.batch_size % self.crops_per_image:
             raise ConfigError("crops_per_image", self.crops_per_image, f"a divisor of batch_size={self.batch_size}")

@@ -317,6 +317,32 @@ def test_boxes_and_masks_of_volumes_are_refused(tmp_path: Path) -> None:
         upright_size(path)
 
 
+@pytest.mark.parametrize("task", ["segment", "detect"])
+def test_a_suite_on_boxes_or_masks_of_volumes_is_refused_in_a_line(tmp_path: Path, task: str) -> None:
+    for number in range(3):
+        save(tmp_path / "images" / f"{number}.nii", noise((20, 24, 3)))
+    if task == "segment":
+        (tmp_path / "masks").mkdir()
+        noise_image(0).save(tmp_path / "masks" / "0.png")
+    else:
+        box = {"category_id": 1, "bbox": [2, 2, 8, 8], "area": 64, "iscrowd": 0}
+        content = {
+            "images": [{"id": n, "file_name": f"{n}.nii", "height": 20, "width": 24} for n in range(3)],
+            "annotations": [{"id": n, "image_id": n, **box} for n in range(3)],
+            "categories": [{"id": 1, "name": "a"}],
+        }
+        (tmp_path / "annotations.json").write_text(json.dumps(content))
+    tasks = {task: {"task": task, "data": str(tmp_path), "labels": [1], "seeds": [0, 1]}}
+    arms = {name: {"start": "scratch", "label": name} for name in ("a", "b")}
+    (tmp_path / "suite.yaml").write_text(
+        json.dumps({"title": "volumes", "data": {"unlabelled": str(tmp_path / "images")}, "tasks": tasks, "arms": arms})
+    )
+    config = BenchConfig.resolve([f"suite={tmp_path / 'suite.yaml'}", "out=x", "channels=1", "value_range=[0,900]"])
+    with pytest.raises(DataError, match=r"volume.*[Ss]ave.* slices") as raised:
+        read_suite_images(config)
+    assert "\n" not in str(raised.value)
+
+
 def test_data_check_says_what_the_values_are(tmp_path: Path) -> None:
     values = noise((20, 18, 20), np.int16, -300, 900)
     save(tmp_path / "a.nii", values)
