@@ -191,6 +191,8 @@ class TransferKeys(TypedDict, total=False):
     ema_decay: float | None
     clip_grad: float | None
     flip: bool
+    turn: bool
+    shown: Sequence[int | Text] | Literal["all"] | None
     recipe: Literal["paper", "small"]
     labels: int | float | None
     val: int | float
@@ -223,6 +225,7 @@ class PretrainKeys(TypedDict, total=False):
     nodata: float | None
     max_nodata: float
     unscale: bool
+    shown: Sequence[int | Text] | Literal["all"] | None
     data: Text | Sequence[Text]
     out: Text
     mix: Sequence[float] | None
@@ -275,6 +278,7 @@ class PretrainKeys(TypedDict, total=False):
 class ReconstructKeys(TypedDict, total=False):
     """Keys of ``maelift reconstruct``."""
 
+    shown: Sequence[int | Text] | Literal["all"] | None
     encoder: Text
     images: Text
     out: Text
@@ -296,7 +300,6 @@ class ClassifyKeys(TransferKeys, total=False):
     cutmix: float
     random_erasing: float
     crop_scale: Sequence[float]
-    turn: bool
     method: Literal["full", "partial", "lora", "linear", "attentive", "knn"]
     multi_label: bool | None
     layout: Literal["auto", "class_folders"]
@@ -349,7 +352,6 @@ class SegmentKeys(TransferKeys, total=False):
     ignore: int | Sequence[int] | None
     scale: Sequence[float]
     cat_max_ratio: float
-    turn: bool
     distort: bool
     inference: Literal["slide", "whole"]
     stride: int | Sequence[int] | None
@@ -369,6 +371,7 @@ class BenchKeys(TypedDict, total=False):
     nodata: float | None
     max_nodata: float
     unscale: bool
+    shown: Sequence[int | Text] | Literal["all"] | None
     out: Text
     title: Text
     data: SuiteDataKeys

@@ -109,7 +109,7 @@ def reconstruct(config: ReconstructConfig) -> ReconstructResult:
     if masks is None:
         config.masking.check_grid(model.spec.grid)
     display = Display(model.preprocessing.channel_names, config.shown)
-    display.places(model.spec.channels)  # an error now, not after the first image
+    display.positions(model.spec.channels)  # an error now, not after the first image
     out = output_folder(config.out)
     check_settings(out, config, "reconstructions")
     mark_output(out)

@@ -207,7 +207,7 @@ def _prepare(
     if preprocessing is None and init is not None and config.statistics == "auto":
         preprocessing = init.preprocessing(source.channels, source.form)
     preprocessing = preprocessing or data_preprocessing(config, source)
-    Display(preprocessing.channel_names, config.shown).places(source.channels)  # an error now, not after hours
+    Display(preprocessing.channel_names, config.shown).positions(source.channels)  # an error now, not after hours
     with seeded_rng(config.seed, "weights"):
         model = build_autoencoder(
             spec,

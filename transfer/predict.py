@@ -65,7 +65,7 @@ def predict(config: PredictConfig) -> PredictResult:
     device = choose_device(config.device)
     file = read_model(config.model)
     display = Display(file.preprocessing.channel_names, config.shown)
-    display.places(len(file.preprocessing.mean))  # an error now, not after the predictions
+    display.positions(len(file.preprocessing.mean))  # an error now, not after the predictions
     model = build_model(file).to(device)
     images = find_images(config.images, "images", file.preprocessing.reading.slices)
     out = Path(config.out or task_entry(file).out)

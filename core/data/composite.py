@@ -51,7 +51,7 @@ class Display:
     names: tuple[str, ...] = ()
     shown: Shown = None
 
-    def places(self, count: int) -> tuple[int, ...]:
+    def positions(self, count: int) -> tuple[int, ...]:
         """Which of so many channels are shown, by number from 0: three, or one; raises ConfigError for one that isn't there."""
         names = self.names if len(self.names) == count else ()
         if isinstance(self.shown, tuple):
@@ -67,7 +67,7 @@ class Display:
 
     def caption(self, count: int) -> str:
         """A sentence on which of so many channels are shown; empty of gray and colour as they are."""
-        places = self.places(count)
+        places = self.positions(count)
         if count in (1, 3) and places == tuple(range(count)) and self.shown != "all":
             return ""
         names = self.names if len(self.names) == count else tuple(f"number {place + 1}" for place in range(count))
@@ -77,7 +77,7 @@ class Display:
 
     def composite(self, picture: Picture) -> NDArray[np.uint8]:
         """The channels of pixels (H, W, C) that are shown, (H, W, 3 or 1); see ``levels``."""
-        return levels(picture[:, :, list(self.places(picture.shape[2]))])
+        return levels(picture[:, :, list(self.positions(picture.shape[2]))])
 
     def image(self, image: Image.Image | Picture) -> Image.Image:
         """An image as ``decode`` gives it, as PIL's "L" or "RGB"."""

@@ -29,7 +29,7 @@ from ..training.run_dir import check_settings
 BAND = r"(?:^|[_.\-/])(B(?:0[1-9]|1[0-2]|8A|[1-9])|VV|VH|HH|HV)(?:[_.\-]\d+m)?$"
 """What the names of Sentinel's and Landsat's files end with, but for the suffix: _B02_10m, _B8A, _SR_B4, _VV."""
 INNER_FOLDERS = re.compile(r"(?:^|/)(?:GRANULE|IMG_DATA|R\d+m)(?=/)")
-"""Folders of Sentinel-2's products that don't tell one scene from another."""
+"""Folders of Sentinel-2's products that are the same in all of them."""
 STORED = PixelFormat(value_range=(-1e15, 1e15))
 SHOWN = 3
 

@@ -304,9 +304,9 @@ def test_channels_are_shown_as_they_are_chosen_by_number_or_name(tmp_path: Path)
     ):
         assert np.array_equal(Display(NAMES, shown).composite(array), array[:, :, places]), shown  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"shown=\[B11,B12,1\]: expected channels of B02, .*There is no channel B12"):
-        Display(NAMES, ("B11", "B12", 1)).places(5)
+        Display(NAMES, ("B11", "B12", 1)).positions(5)
     with pytest.raises(ConfigError, match=r"shown=\[6\]: expected channels of 1 to 5"):
-        Display((), (6,)).places(5)
+        Display((), (6,)).positions(5)
     for wrong in ((1, 2), (1, 1, 2), (1, 2, 3, 4)):
         with pytest.raises(ConfigError, match="three different channels, or one"):
             PictureKeys(shown=wrong).check_shown()
