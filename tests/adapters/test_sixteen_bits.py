@@ -114,7 +114,6 @@ def of_mmseg(folder: Path, path: Path, scale: float) -> Tensor:
     from mmengine.config import Config
     from mmengine.dataset import Compose
     from mmengine.registry import init_default_scope
-    from mmengine.runner.checkpoint import load_checkpoint
     from mmseg.registry import MODELS
 
     init_default_scope("mmseg")
@@ -124,10 +123,9 @@ def of_mmseg(folder: Path, path: Path, scale: float) -> Tensor:
     packed = Compose([*read, {"type": "PackSegInputs"}])({"img_path": str(path)})
     preprocessor = MODELS.build(config.model.data_preprocessor)
     images = preprocessor({"inputs": [packed["inputs"]], "data_samples": [packed["data_samples"]]})["inputs"]
-    settings = dict(config.model.backbone)
-    weights = settings.pop("init_cfg")["checkpoint"]
-    backbone = MODELS.build(settings).eval()
-    load_checkpoint(backbone, weights, map_location="cpu", revise_keys=[(r"^backbone\.", "")])
+    backbone = MODELS.build(config.model.backbone)
+    backbone.eval()  # which returns nothing
+    backbone.init_weights()
     return torch.as_tensor(backbone(images)[-1].flatten(2).transpose(1, 2))
 
 
