@@ -22,7 +22,7 @@ TILES = 4
 TILE_SIDE = 32
 """Pixels of width that a small gray tile has at least."""
 GAP = 2
-TEXT_HEIGHT = 12
+TEXT_HEIGHT = 14
 
 Shown = Bands | Literal["all"] | None
 """Which channels pictures show: see ``PictureKeys``."""
@@ -96,7 +96,7 @@ class Display:
         wide = (drawn.width - (beside - 1) * GAP) // beside
         high = max(1, round(height * wide / width))
         rows = -(-count // beside)
-        sheet = Image.new("RGB", (drawn.width, drawn.height + rows * (high + TEXT_HEIGHT + GAP)), "white")
+        sheet = Image.new("RGB", (drawn.width, drawn.height + GAP + rows * (high + TEXT_HEIGHT + GAP)), "white")
         sheet.paste(drawn, (0, 0))
         draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(10)
         for place in range(count):

@@ -151,7 +151,9 @@ def test_a_file_of_five_bands_of_16_bits_gives_what_the_encoder_gives(
     keys = {"encoder": str(encoder_file(tmp_path / "encoder.safetensors", encoder)), "out": str(tmp_path / "out")}
     features, own, tokens = FRAMEWORKS[name]
     if name == "timm" and value_range is not None:
-        with pytest.raises(maelift.MaeliftError, match=r"0 to 10000, and timm reads 0 to 255 only.*torchvision or onnx"):
+        with pytest.raises(
+            maelift.MaeliftError, match=r"0 to 10000, and timm reads 0 to 255 only.*torchvision or onnx"
+        ):
             export(to=name, **keys, **own)
         return
     done = export(to=name, **keys, **own)

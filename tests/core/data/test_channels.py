@@ -324,11 +324,11 @@ def test_where_all_channels_are_shown_each_is_a_gray_tile_below() -> None:
     assert sheet.shape[1] == 320 and np.array_equal(sheet[:160], np.asarray(drawn.convert("L")))
     wide, high = (320 - 3 * 2) // 4, round((320 - 3 * 2) // 4 / 2)
     for place in range(5):
-        left, top = place % 4 * (wide + 2), 160 + 2 + place // 4 * (high + 14)
+        left, top = place % 4 * (wide + 2), 160 + 2 + place // 4 * (high + 16)
         tile = sheet[top : top + high, left : left + wide]
         columns = tile.mean(axis=0)
         assert np.flatnonzero(columns > 127).mean() // (wide / 5) == place and columns.max() == 255 > columns.min() == 0
-        assert (sheet[top + high : top + high + 12, left : left + wide] < 128).any()  # its name
+        assert (sheet[top + high : top + high + 14, left : left + wide] < 128).any()  # its name
 
 
 @given(st.integers(0, 10**6), st.sampled_from(["uint12", "float32", "int16"]))

@@ -121,7 +121,9 @@ def test_pages_of_different_sizes_are_refused_by_name_and_size_and_stacked(tmp_p
     with tifffile.TiffWriter(path) as file:
         for name in ("B02", "B05", "B01"):
             file.write(band(name), photometric="minisblack", description=name, metadata=None)
-    expected = "different sizes: B02 24×24, B05 12×12, B01 4×4; maelift data stack resample=bilinear makes one image of them"
+    expected = (
+        "different sizes: B02 24×24, B05 12×12, B01 4×4; maelift data stack resample=bilinear makes one image of them"
+    )
     for form in (PixelFormat(), PixelFormat(3), PixelFormat(5), PixelFormat(bands=("B02",))):
         with pytest.raises(DataError, match=expected):
             open_picture(path, form=form).pixels()

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from maelift.benchmarks.data import read_suite_images
 from maelift.benchmarks.init_suite import InitConfig, init
 from maelift.benchmarks.suite import BenchConfig
+from maelift.cli import main
 from maelift.core.data import unread
 from maelift.core.data.classification import LabelKeys
 from maelift.core.data.classification_reader import read_parts, read_splits
@@ -34,7 +35,7 @@ from maelift.core.models.preprocessing import Preprocessing, reading_fields
 from maelift.core.tools.check_data import DataCheckConfig, data_check
 from maelift.core.tools.pack_shards import PackConfig, pack
 from maelift.tests.core.data.readers.test_dicom import dicom
-from maelift.tests.support import TINY, framework, noise_image, run_maelift
+from maelift.tests.support import TINY, framework, noise_image
 from numpy.typing import NDArray
 
 nibabel = framework("nibabel")
@@ -427,12 +428,10 @@ def test_from_pretraining_to_predictions_on_volumes(tmp_path: Path) -> None:
         save(tmp_path / "mr" / ("left" if number % 2 else "right") / f"{number}.nii.gz", values, affine((1, 1, 3)))
     data, run = f"data={tmp_path / 'mr'}", tmp_path / "mae"
     keys = ["value_range=[0,800]", "slice_step=2"]
-    done = run_maelift("pretrain", data, f"out={run}", *keys, *TINY, "epochs=1")
-    assert done.returncode == 0, done.stderr
-    keys = [f"encoder={run / 'encoder.safetensors'}", "slice_step=2", "epochs=1", "workers=0", "val=0.2", "test=0.2"]
-    done = run_maelift("transfer", "classify", data, *keys, f"out={tmp_path / 'classes'}", "recipe=small")
-    assert done.returncode == 0, done.stderr
+    assert main(["pretrain", data, f"out={run}", *keys, *TINY, "epochs=1", "evaluations=1"]) == 0
+    keys = [f"encoder={run / 'encoder.safetensors'}", "slice_step=2", "steps=2", "evaluations=1", "workers=0"]
+    keys += ["val=0.2", "test=0.2", "recipe=small", f"out={tmp_path / 'classes'}"]
+    assert main(["transfer", "classify", data, *keys]) == 0
     model, found = tmp_path / "classes" / "model.safetensors", tmp_path / "found.csv"
-    done = run_maelift("predict", f"model={model}", f"images={tmp_path / 'mr'}", f"out={found}")
-    assert done.returncode == 0, done.stderr
+    assert main(["predict", f"model={model}", f"images={tmp_path / 'mr'}", f"out={found}"]) == 0
     assert len(found.read_text().splitlines()) == 1 + 10 * 2  # slices 3 and 5 of each
