@@ -54,7 +54,8 @@ class InitConfig(PartKeys):
     label_column: str | tuple[str, ...] | None = None
     """the CSV's column of labels, or [a,b,c]: its columns of 0 and 1, a class each; null: as the header says"""
     group: str | None = None
-    """what stays in one part, a patient, video or flight: a column of the CSV, or a regular expression over the images' paths"""
+    """what stays in one part, a patient, video or flight: a column of the CSV, a regular expression over the images' paths, or of
+    GeoTIFF files tile:SIZE, squares of the map"""
 
     def __post_init__(self) -> None:
         self.check_parts()
