@@ -80,7 +80,7 @@ class Design:
     @property
     def work(self) -> float:
         """Steps of all trainings of an arm at a rate, doubled ones too."""
-        return self.seeds * self.steps * (2 ** (self.max_doublings + 1) - 1)
+        return float(self.seeds * self.steps * sum(2**number for number in range(self.max_doublings + 1)))
 
 
 @dataclass(frozen=True)

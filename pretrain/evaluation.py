@@ -127,7 +127,8 @@ def reconstruction_picture(
     rebuilt = model.preprocessing.denormalize(model.reconstruct(images, output))
     display = Display(model.preprocessing.channel_names, config.shown)
     stacks = (_channels_last(values) for values in (original, rebuilt, hidden))
-    return _sheet([_row(*arrays, model.preprocessing, display) for arrays in zip(*stacks, strict=True)])
+    rows = zip(*stacks, strict=True)
+    return _sheet([_row(image, made, mask, model.preprocessing, display) for image, made, mask in rows])
 
 
 def _row(

@@ -377,7 +377,8 @@ def _side_by_side(filled: Reconstruction, display: Display, *, deep: bool) -> Im
 
 
 def _channels_last(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    return values.transpose(1, 2, 0)
+    last: NDArray[np.float32] = values.transpose(1, 2, 0)
+    return last
 
 
 def _write(picture: Image.Image, path: Path) -> None:

@@ -157,10 +157,10 @@ def test_images_of_any_kind_go_all_the_way(name: str, tmp_path: Path) -> None:
             assert len(list(Path(f"{out}.pictures").rglob("*.png"))) == len(images)
             assert main([*words, "draw=true", f"shown=[{kind.channels + 1}]"]) == 2
             with Path(f"{out}.csv").open() as file:
-                rows = {Path(row["path"]).name: row for row in csv.DictReader(file)}
+                predicted = {Path(row["path"]).name: row for row in csv.DictReader(file)}
             for path, one, other in zip(images, by_file, by_array, strict=True):
                 assert one.probabilities == pytest.approx(other.probabilities, abs=1e-4)
-                assert float(rows[path.name]["probability_a"]) == pytest.approx(one.probabilities["a"], abs=1e-4)
+                assert float(predicted[path.name]["probability_a"]) == pytest.approx(one.probabilities["a"], abs=1e-4)
             graph = maelift.export(str(done.model), to="onnx", out=str(tmp_path / "onnx")).folder / "model.onnx"
             square = np.stack([array[2:18, 2:18] for array in arrays])
             with torch.inference_mode():

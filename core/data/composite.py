@@ -138,7 +138,7 @@ def stretch_ends(picture: Picture) -> NDArray[np.float64]:
         plane = picture[:, :, place]
         known = plane[np.isfinite(plane)]
         if known.size:
-            ends[place] = np.percentile(known, STRETCH)
+            ends[place] = np.percentile(known.astype(np.float64), STRETCH)
     return ends
 
 

@@ -277,11 +277,11 @@ def _stacked(
     found = [band.read(config.nodata) for band in bands]
     stated = [nodata for _, _, nodata in found if nodata is not None and not np.isnan(nodata)]
     bits = max(bits if np.fmin.reduce(values, axis=None) >= 0 else 32 for values, bits, _ in found)
-    kind = np.dtype({8: np.uint8, 16: np.uint16}.get(bits, np.float32))
+    kind: np.dtype[Any] = np.dtype({8: np.uint8, 16: np.uint16}.get(bits, np.float32))
     nodata = stated[0] if stated else None
     result = np.empty((*size, len(bands)), dtype=kind)
     for number, (values, _, _) in enumerate(found):
-        plane = values
+        plane: NDArray[Any] = values
         if values.shape != size:
             box = (0.0, 0.0, float(values.shape[1]), float(values.shape[0]))
             plane = resized_part(values[:, :, None], box, size, config.resample or "nearest")[:, :, 0]

@@ -51,7 +51,8 @@ def five_bands(value_range: tuple[float, float] | None) -> Encoder:
 
 def by_hand(path: Path) -> NDArray[np.float32]:
     """The stored values (H, W, C) of a file, by tifffile alone."""
-    return tifffile.imread(path).astype(np.float32)
+    found: NDArray[np.float32] = tifffile.imread(path).astype(np.float32)
+    return found
 
 
 def of_timm(folder: Path, path: Path, scale: float) -> Tensor:

@@ -13,6 +13,7 @@ from maelift.benchmarks.measure_cost import COSTS_FILE, forward_flops, measured,
 from maelift.benchmarks.model_cost import ModelCost, cheaper, milliseconds
 from maelift.core.device import device_name
 from maelift.core.models.cost import encoder_flops
+from maelift.core.models.encoder_spec import EncoderSpec
 from maelift.tests.benchmarks.brightness import home, resolved
 from maelift.tests.benchmarks.canned import use_this_process
 from maelift.tests.support import random_encoder
@@ -29,6 +30,7 @@ def test_a_classifier_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     pixels = torch.randint(0, 256, (5, 3, 32, 32), dtype=torch.uint8)
     found = measured(ModelCost("arm", "classify", "key", "here"), model, pixels, CPU)
     assert found.parameters == sum(parameter.numel() for parameter in model.parameters())
+    assert isinstance(model.spec, EncoderSpec)
     expected = encoder_flops(model.spec) + 2 * 2 * model.spec.embed_dim
     assert found.flops == pytest.approx(expected, rel=0.01) and found.image == (3, 32, 32)
     assert found.latency is not None and 0 < found.latency < 1 and found.batch == 5 and found.memory is None

@@ -45,7 +45,7 @@ def test_tags_say_where_an_image_lies(tmp_path: Path) -> None:
         found = georeference(path)
         assert found == (Georeference("EPSG:32632", (10.0, 0.0, 300_000.0, 0.0, -10.0, 4_900_020.0)), (8, 12))
         assert found[0].at(12, 8) == (300_120, 4_899_940)
-        assert str(tifffile.TiffFile(path).geotiff_metadata["ProjectedCSTypeGeoKey"]).endswith("32632")  # type: ignore[index]
+        assert str(tifffile.TiffFile(path).geotiff_metadata["ProjectedCSTypeGeoKey"]).endswith("32632")
     turned = math.radians(30)
     cos, sin = 10 * math.cos(turned), 10 * math.sin(turned)
     matrix = (cos, sin, 0, 5000.0, sin, -cos, 0, 7000.0, 0, 0, 0, 0, 0, 0, 0, 1)
@@ -64,7 +64,7 @@ def test_a_part_of_an_image_lies_where_its_pixels_lay(
     folder = tmp_path_factory.mktemp("parts")
     full = write(folder / "full.tif", geo_tags(x, y, 20, centres=centres))
     with tifffile.TiffFile(full) as file:
-        part = write(folder / "part.tif", moved_tags(file.pages[0], column, row))  # type: ignore[arg-type]
+        part = write(folder / "part.tif", moved_tags(file.pages[0], column, row))
     before, after = georeference(full), georeference(part)
     assert before is not None and after is not None and after[0].crs == "EPSG:32632"
     assert after[0].at(0, 0) == pytest.approx(before[0].at(column, row), abs=1e-6)

@@ -424,7 +424,9 @@ def test_jpeg_xl_has_the_pixels_that_were_written(tmp_path: Path, shape: tuple[i
         shown = open_picture(path)
         alpha = whole[:, :, -1:] / np.iinfo(array.dtype).max
         expected = whole[:, :, :-1] / np.iinfo(array.dtype).max * 255 * alpha + 255 * (1 - alpha)
-        assert np.abs(shown.pixels() - expected).max() <= 1 and "transparency" in shown.decoded_notes[0]
+        assert (
+            np.abs(shown.pixels().astype(np.float64) - expected).max() <= 1 and "transparency" in shown.decoded_notes[0]
+        )
     for broken in (content[: len(content) // 2], content[:13], content[:12] + bytes(40)):
         with pytest.raises(DataError, match=r"a.jxl: a JPEG XL image that"):
             open_picture(Path("a.jxl"), broken).pixels()

@@ -173,7 +173,7 @@ def test_what_can_not_be_put_together_is_refused(tmp_path: Path) -> None:
         ({"bands": ("a", "a")}, "each once"),
     ):
         with pytest.raises(ConfigError, match=expected):
-            StackConfig("in", "out", **keys)  # type: ignore[arg-type]
+            StackConfig("in", "out", **keys)
     assert not (tmp_path / "out" / "config.yaml").exists() or not list((tmp_path / "out").rglob("*.tif"))
 
 
