@@ -31,7 +31,7 @@ logger = logging.getLogger("maelift")
 
 USUAL_BUDGET = "2h"
 SHARE_OF_STEPS = 0.9
-"""Of the time; the rest is for looking through the images, evaluations, checkpoints and pictures."""
+"""Of the time; the rest is for scanning the images, evaluations, checkpoints and pictures."""
 MOST_EPOCHS = 1600
 """The paper's longest pretraining (Table 3)."""
 FEWEST_PATCHES = 7
