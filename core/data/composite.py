@@ -56,7 +56,7 @@ class Display:
         names = self.names if len(self.names) == count else ()
         if isinstance(self.shown, tuple):
             try:
-                return tuple(band_place(band, names, count) for band in self.shown)
+                return tuple(band_place(_number_or_name(band, names), names, count) for band in self.shown)
             except DataError as error:
                 there = ", ".join(names) or f"1 to {count}"
                 raise ConfigError("shown", list(self.shown), f"channels of {there}", f"There is {error}.") from error
@@ -113,6 +113,11 @@ class Display:
         name = self.names[place] if len(self.names) == count else ""
         plain = "".join(letter for letter in name if letter.isascii() and letter.isprintable())
         return plain[: max(1, width // 6)] or str(place + 1)
+
+
+def _number_or_name(band: int | str, names: tuple[str, ...]) -> int | str:
+    """A channel by number where its text is one that names none: a command line's words are texts."""
+    return int(band) if isinstance(band, str) and band.isdecimal() and band not in names else band
 
 
 def levels(picture: Picture, ends: NDArray[np.float64] | None = None) -> NDArray[np.uint8]:
