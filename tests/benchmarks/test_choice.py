@@ -34,7 +34,7 @@ COSTS = (cost("mae", 4e-3, 8e6), cost("scratch", 4.1e-3, 8e6), cost("cnn", 1e-3,
 
 
 def suite(scores: Accuracies = SCORES, **changes: object) -> SuiteResult:
-    return made_up(scores, **{"arms": (*ARMS, CNN), "baseline": "auto", "costs": COSTS, **changes})  # type: ignore[arg-type]
+    return made_up(scores, **{"arms": (*ARMS, CNN), "baseline": "auto", "costs": COSTS, **changes})
 
 
 def test_the_arm_that_validates_best_is_named_with_what_may_be_as_good(tmp_path: Path) -> None:

@@ -194,7 +194,7 @@ def test_equal_arms_share_the_first_place_and_one_run_says_nothing() -> None:
 def test_patients_bring_more_luck_than_their_images() -> None:
     """Shares are nearer to a half where test images are of few patients."""
     generator = np.random.default_rng(2)
-    clusters = np.repeat(np.arange(10), 20)
+    clusters = np.repeat(np.arange(10), 20).tolist()
     own = 0.3 * generator.normal(size=(2, 1, 10)).repeat(20, axis=2)
     table = np.array([0.75, 0.70])[:, None, None] + own + 0.01 * generator.normal(size=(2, 4, 200))
     by_image, by_patient = (first_shares(joint_means(table, [0] * 4, clusters=one)) for one in (None, clusters))
