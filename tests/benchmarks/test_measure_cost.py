@@ -13,7 +13,6 @@ from maelift.benchmarks.measure_cost import COSTS_FILE, forward_flops, measured,
 from maelift.benchmarks.model_cost import ModelCost, cheaper, milliseconds
 from maelift.core.device import device_name
 from maelift.core.models.cost import encoder_flops
-from maelift.core.models.encoder_spec import EncoderSpec
 from maelift.tests.benchmarks.brightness import home, resolved
 from maelift.tests.benchmarks.canned import use_this_process
 from maelift.tests.support import random_encoder
@@ -26,12 +25,12 @@ CPU = torch.device("cpu")
 
 def test_a_classifier_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure_cost, "SECONDS", 0.01)
-    model = Classifier(random_encoder("vit_nano", image_size=32), ["a", "b"]).eval()
+    encoder = random_encoder("vit_nano", image_size=32)
+    model = Classifier(encoder, ["a", "b"]).eval()
     pixels = torch.randint(0, 256, (5, 3, 32, 32), dtype=torch.uint8)
     found = measured(ModelCost("arm", "classify", "key", "here"), model, pixels, CPU)
     assert found.parameters == sum(parameter.numel() for parameter in model.parameters())
-    assert isinstance(model.spec, EncoderSpec)
-    expected = encoder_flops(model.spec) + 2 * 2 * model.spec.embed_dim
+    expected = encoder_flops(encoder.spec) + 2 * 2 * encoder.spec.embed_dim
     assert found.flops == pytest.approx(expected, rel=0.01) and found.image == (3, 32, 32)
     assert found.latency is not None and 0 < found.latency < 1 and found.batch == 5 and found.memory is None
     assert found.throughput is not None and found.throughput > 0 and not found.reason
