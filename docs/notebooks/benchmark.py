@@ -1,0 +1,5 @@
+# %% [markdown]
+# # benchmark
+
+# %%
+print(1)

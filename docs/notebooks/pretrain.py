@@ -1,0 +1,5 @@
+# %% [markdown]
+# # pretrain
+
+# %%
+print(1)

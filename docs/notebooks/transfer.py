@@ -1,0 +1,5 @@
+# %% [markdown]
+# # transfer
+
+# %%
+print(1)
