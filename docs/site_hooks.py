@@ -68,6 +68,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     """Turn links to files outside of docs/ into links to their pages, to the repository if it is known, or into text."""
     here = page.file.src_uri
     at_root = here in ROOT_PAGES.values()
+    if here == "index.md":
+        page.meta["hide"] = ["navigation"]  # it has no other pages in its section
 
     def link(found: re.Match[str]) -> str:
         text, target = found[1], found[2]
@@ -126,7 +128,8 @@ def _command_page(name: str) -> str:
 
     command = COMMANDS[name]
     usage = cli_help.usage(name, command).removeprefix("usage: ")
-    lines = [f"# maelift {name}", _sentence(command.summary), "", f"```text\n{usage}\n```", ""]
+    summary = _escaped(command.summary[:1].upper() + command.summary[1:])
+    lines = [f"# maelift {name}", summary if summary.endswith("?") else f"{summary}.", "", f"```text\n{usage}\n```", ""]
     if name in key_table.MAIN_KEYS:
         lines += ["## Main keys", "The keys that most people need.", ""]
         for section in key_table.main_sections(name):
@@ -153,18 +156,13 @@ def _key(one: Any, anchors: set[str]) -> Iterator[str]:
     anchors.add(one.key)
     yield f"`{one.key}`{anchor} {_escaped(one.type)}; {_escaped(default)}"
     example = f" Example: <code>{_escaped(f'{one.key}={one.example}')}</code>" if one.example else ""
-    yield f":   {_sentence(one.help)}{example}"
+    yield f":   {_escaped(one.help)}.{example}"
     yield ""
 
 
 def _escaped(text: str) -> str:
     """Text that stands for itself in Markdown, as HTML's entities where a letter would be markup."""
-    return re.sub(r"[^\w\s,.;()'/+%-]", lambda found: f"&#{ord(found[0])};", text)
-
-
-def _sentence(text: str) -> str:
-    """A meaning as a sentence of Markdown."""
-    return _escaped(f"{text[:1].upper()}{text[1:]}{'.' * (not text.endswith(('.', '?')))}")
+    return re.sub(r"[^\w\s,.;?()'/+%-]", lambda found: f"&#{ord(found[0])};", text)
 
 
 def _notebook(script: Path) -> Iterator[tuple[str, str]]:
