@@ -97,6 +97,7 @@ class SuiteDataKeys(TypedDict, total=False):
     group: Text | None
     near: Literal["auto", "full", "off"]
     broken: float
+    public: Literal["imagenet", "coco", "ade20k", "voc", "cityscapes", "inaturalist", "none"] | None
 
 
 class TaskKeys(TypedDict, total=False):
@@ -117,6 +118,7 @@ class TaskKeys(TypedDict, total=False):
     max_doublings: int | None
     evaluations: int | None
     short: bool
+    public: Literal["imagenet", "coco", "ade20k", "voc", "cityscapes", "inaturalist", "none"] | None
 
 
 class ArmKeys(TypedDict, total=False):
@@ -126,6 +128,7 @@ class ArmKeys(TypedDict, total=False):
     label: Text
     weights: Text | None
     model: Literal["vit_nano", "vit_micro", "vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge"] | None
+    image_size: int | Sequence[int] | None
     pool: int | float | None
     frozen: bool
     x: float | None
@@ -192,6 +195,8 @@ class TransferKeys(TypedDict, total=False):
     ema_decay: float | None
     clip_grad: float | None
     flip: bool
+    turn: bool
+    shown: Sequence[int | Text] | Literal["all"] | None
     recipe: Literal["paper", "small"]
     labels: int | float | None
     val: int | float
@@ -224,6 +229,7 @@ class PretrainKeys(TypedDict, total=False):
     nodata: float | None
     max_nodata: float
     unscale: bool
+    shown: Sequence[int | Text] | Literal["all"] | None
     data: Text | Sequence[Text]
     out: Text
     mix: Sequence[float] | None
@@ -277,6 +283,7 @@ class PretrainKeys(TypedDict, total=False):
 class ReconstructKeys(TypedDict, total=False):
     """Keys of ``maelift reconstruct``."""
 
+    shown: Sequence[int | Text] | Literal["all"] | None
     encoder: Text
     images: Text
     out: Text
@@ -298,7 +305,6 @@ class ClassifyKeys(TransferKeys, total=False):
     cutmix: float
     random_erasing: float
     crop_scale: Sequence[float]
-    turn: bool
     method: Literal["full", "partial", "lora", "linear", "attentive", "knn"]
     multi_label: bool | None
     layout: Literal["auto", "class_folders"]
@@ -351,7 +357,6 @@ class SegmentKeys(TransferKeys, total=False):
     ignore: int | Sequence[int] | None
     scale: Sequence[float]
     cat_max_ratio: float
-    turn: bool
     distort: bool
     inference: Literal["slide", "whole"]
     stride: int | Sequence[int] | None
@@ -371,6 +376,7 @@ class BenchKeys(TypedDict, total=False):
     nodata: float | None
     max_nodata: float
     unscale: bool
+    shown: Sequence[int | Text] | Literal["all"] | None
     out: Text
     title: Text
     data: SuiteDataKeys

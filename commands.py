@@ -135,6 +135,13 @@ COMMANDS = {
         "a suite for your own images, written from the contents of a folder",
         positional=("data",),
     ),
+    "try": Command(
+        "benchmarks.try_data",
+        "TryConfig",
+        "try_data",
+        "the whole within a given time: pretrain on a folder, compare, one page",
+        positional=("data",),
+    ),
     "export": Command(
         "transfer.export",
         "ExportCommand",
@@ -184,6 +191,12 @@ COMMANDS = {
         "completion",
         "what makes bash, zsh or fish complete commands and keys",
         positional=("shell",),
+    ),
+    "data stack": Command(
+        "core.tools.stack_bands",
+        "StackConfig",
+        "stack_bands",
+        "bands in files of their own, or of different sizes, into files of all bands",
     ),
     "doctor": Command(
         "core.tools.doctor", "DoctorConfig", "doctor", "versions, devices, frameworks, disk, data", json=True

@@ -16,6 +16,7 @@ import torch
 from ..core.data.groups import groups_of
 from ..core.data.labeled_dataset import LabeledDataset
 from ..core.device import choose_device
+from ..core.models.encoder_spec import EncoderSpec
 from ..core.public_names import public_config, public_text
 from ..core.yaml_files import to_dict, to_yaml
 from ..pretrain.evaluation import PICTURE_FILE
@@ -23,7 +24,9 @@ from ..version import __version__
 from .data import SuiteImages
 from .examples import to_data_url, won_and_lost
 from .experiment import Context
+from .leakage import shown_text
 from .protocol import ArmState, Results, arm_state, encoder_runs, iter_cells, seconds_spent
+from .public_data import pretraining_overlaps, unknown_sources
 from .results import Arm, Example, NearPair, SuiteResult, TaskResult
 from .runs import Run, libraries
 from .suite import BenchConfig
@@ -60,6 +63,7 @@ def collect(context: Context, store: Path, results: Results, outcome: RunOutcome
             config.arm_kind(name).pretrained,
             config.arm_kind(name).upper_bound,
             pretraining=public_config(config.arm_kind(name).pretraining(config, name)),
+            network=_network(config, name),
         )
         for name in config.arms
     )
@@ -70,7 +74,8 @@ def collect(context: Context, store: Path, results: Results, outcome: RunOutcome
         arms=arms,
         parts=parts,
         pool=len(pools.pool),
-        guards=pools.findings,
+        guards=(*pools.findings, *unknown_sources(config.public_sources(), list(context.origins.values()))),
+        seen=tuple(_seen(context)),
         reconstructions=next((path for path in pictures if path.is_file()), None),
         config_yaml=to_yaml(public_config(config.given())),
         versions=_versions(),
@@ -91,6 +96,7 @@ def collect(context: Context, store: Path, results: Results, outcome: RunOutcome
         looks=config.looks,
         effect=None if config.effect is None else config.effect / 100,
         near=tuple(_near(pools)),
+        shown="" if config.plain_images and config.shown is None else shown_text(pools.pool, config.form, config.shown),
     )
     return replace(result, examples=tuple(_examples(context, result)))
 
@@ -105,7 +111,16 @@ def _examples(context: Context, result: SuiteResult) -> Iterator[Example]:
         if part.cells and not part.short:
             test = context.pools.tasks[part.name].splits.test
             reference = result.reference(part, min(part.label_counts))
-            yield from won_and_lost(part, test, result.rivals, reference, context.config.form)
+            yield from won_and_lost(part, test, result.rivals, reference, context.config.form, context.config.shown)
+
+
+def _seen(context: Context) -> Iterator[str]:
+    """What is known of arms' weights having seen the suite's own public data sets; of arms that share weights once."""
+    sources, named = context.config.public_sources(), set[str]()
+    for arm, weights in context.origins.items():
+        if weights not in named:
+            named.add(weights)
+            yield from pretraining_overlaps(context.config.arms[arm].label, weights, sources)
 
 
 def _near(pools: SuiteImages) -> Iterator[NearPair]:
@@ -165,9 +180,22 @@ def _clusters(context: Context, task: str) -> tuple[int, ...]:
 
 def _note(config: BenchConfig, name: str) -> str:
     """How an arm gets its encoder, for the report."""
-    arm = config.arms[name]
-    shape = "" if arm.model is None else f"{arm.model}: "
+    arm, network = config.arms[name], _network(config, name)
+    shape = f"{network}: " if network else "" if arm.model is None else f"{arm.model}: "
     return shape + config.arm_kind(name).describe(arm)
+
+
+def _network(config: BenchConfig, name: str) -> str:
+    """The architecture and image size of an arm that has its own; empty of others."""
+    if not config.arm_kind(name).own_architecture:
+        return ""
+    spec = config.spec_of(name)
+    height, width = spec.image_size
+    if isinstance(spec, EncoderSpec):
+        what = f"a ViT of width {spec.embed_dim} and depth {spec.depth}"
+    else:
+        what = f"timm's {spec.architecture}"
+    return f"{what} at {height}×{width} pixels"
 
 
 def _versions() -> dict[str, str]:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -16,10 +15,12 @@ from ..core.data.images import ImageSet
 from ..core.data.labeled_dataset import Splits
 from ..core.distributed import Ranks
 from ..core.errors import ConfigError
-from ..core.models.encoder import Encoder
-from ..core.models.encoder_spec import EncoderSpec, ModelName
+from ..core.models.adapt_encoder import adapt_encoder
+from ..core.models.backbone import Backbone, BackboneSpec
+from ..core.models.backbone_cost import backbone_parameters
+from ..core.models.encoder_file import EncoderFile
+from ..core.models.encoder_spec import EncoderSpec, ModelName, preset_spec
 from ..core.models.preprocessing import Preprocessing
-from ..core.models.without_values import without_values
 from ..core.progress import ProgressListener
 from ..transfer.recipe import Recipe
 from ..transfer.task import Task
@@ -36,14 +37,17 @@ class ArmConfig:
     """One way to get an encoder, and how it is fine-tuned."""
 
     start: str
-    """mae: pretrained on the pool, without labels; supervised: with the pool's labels; encoder: as weights are; scratch; cnn: a
-    small ResNet from scratch; pixels: probes on pixels, without a network"""
+    """mae: pretrained on the pool, without labels; supervised: with the pool's labels; encoder: as weights are; weights: the same
+    of any architecture of timm's; scratch; cnn: a small ResNet from scratch; pixels: probes on pixels, without a network"""
     label: str
     """the arm's name in the report"""
     weights: str | None = None
-    """encoder file, public weights or timm:NAME. encoder, supervised: used as they are; mae: where pretraining starts"""
+    """encoder file, public weights, timm:NAME or timm:NAME@FILE. encoder, supervised, weights: used as they are; mae: where
+    pretraining starts"""
     model: ModelName | None = None
     """shape of this arm's encoder; null: the suite's"""
+    image_size: int | tuple[int, int] | None = None
+    """start=weights: pixels of its images of classification, one side or [height,width]; null: the suite's"""
     pool: int | float | None = None
     """how many of the pool's images it is pretrained on, a count or a share; the fewer are among the more; null: all"""
     frozen: bool = False
@@ -91,7 +95,7 @@ class ArmSuite(Protocol):
         """The shape of the encoder of every arm without a model of its own."""
         ...
 
-    def spec_of(self, arm: str) -> EncoderSpec:
+    def spec_of(self, arm: str) -> BackboneSpec:
         """The shape of an arm's encoder."""
         ...
 
@@ -178,7 +182,7 @@ class Training:
 
     recipe: Recipe
     variant: str
-    encoder: Encoder
+    encoder: Backbone
     splits: Splits[Any]
     ranks: Ranks
     manifest: str = ""
@@ -216,6 +220,8 @@ class ArmKind(ABC):
     """whether it has seen labels that the other arms haven't: it is shown, but no verdict is drawn"""
     has_encoder: ClassVar[bool] = True
     """whether it trains an encoder of the suite's kind"""
+    own_architecture: bool = False
+    """whether its network is that of its weights, whatever the suite's model is"""
     variants: tuple[str, ...] = ()
     """settings that are tried in place of rates and steps, the better by validation; none where those are tuned"""
 
@@ -227,6 +233,8 @@ class ArmKind(ABC):
         """Raise ConfigError for keys of an arm that the kind has no use for, or lacks."""
         if arm.compute_of is not None and not self.may_train_longer:
             raise ConfigError("compute_of", arm.compute_of, "null, but at start=scratch")
+        if arm.image_size is not None and not self.own_architecture:
+            raise ConfigError("image_size", arm.image_size, "null, but at start=weights: other arms have the suite's")
         if arm.pool is not None and not self.trains_on_pool:
             raise ConfigError("pool", arm.pool, "null, but for an arm that is pretrained on the pool")
 
@@ -234,6 +242,18 @@ class ArmKind(ABC):
         """Raise MaeliftError, with the full key, where the arm of this name can't be had in a suite."""
         for key, value in suite.arms[name].pretrain.items():
             raise ConfigError(f"arms.{name}.pretrain.{key}", value, f"nothing, at start={suite.arms[name].start}")
+
+    def spec(self, suite: ArmSuite, name: str, shape: EncoderSpec, image_size: tuple[int, int]) -> BackboneSpec:
+        """The shape of the arm's network where the suite's model has this ``shape``; ``image_size``: of its own architecture."""
+        return plain_spec(suite, name, shape)
+
+    def fitted(
+        self, file: EncoderFile[Backbone], spec: BackboneSpec, source: str, key: str, names: Sequence[str] = ()
+    ) -> tuple[Backbone, list[str]]:
+        """The network of an arm with the weights of a file, and what was adapted; raises ConfigError where they don't fit."""
+        if not isinstance(spec, EncoderSpec):
+            raise ConfigError(key, source, "weights of a plain ViT")
+        return adapt_encoder(file.encoder, spec, source, key, names)
 
     def compares(self, task: str) -> bool:
         """Whether the kind is compared on a task, by its name in the table of tasks."""
@@ -267,7 +287,7 @@ class ArmKind(ABC):
 
     def saved(self, context: ArmContext, name: str) -> SavedWeights:
         """What such a run writes."""
-        return SavedWeights(encoder_parameters(context.config.spec_of(name)))
+        return SavedWeights(backbone_parameters(context.config.spec_of(name)))
 
     def measure(
         self, context: ArmContext, name: str, device: torch.device, measure_task: Callable[[Task[Any, Any]], Speed]
@@ -296,8 +316,9 @@ def pool_words(arm: ArmConfig) -> str:
     return f"{arm.pool:,} images of the pool" if isinstance(arm.pool, int) else f"{100 * arm.pool:g} % of the pool"
 
 
-@cache
-def encoder_parameters(spec: EncoderSpec) -> int:
-    """How many parameters an encoder of this shape has."""
-    with without_values():
-        return sum(parameter.numel() for parameter in Encoder(spec).parameters())
+def plain_spec(suite: ArmSuite, name: str, shape: EncoderSpec) -> EncoderSpec:
+    """The shape of a plain ViT of the suite's: of the suite's model, or of the arm's own with as large images and patches."""
+    model = suite.arms[name].model
+    if model is None:
+        return shape
+    return preset_spec(model, image_size=shape.image_size, patch_size=shape.patch_size, channels=shape.channels)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,17 +15,17 @@ from typing import Any, cast
 
 import torch
 
-from ..adapters.pretrained import read_pretrained
 from ..core.config import resolve
 from ..core.config_keys import nearest
 from ..core.data.classification import LabeledImages
 from ..core.data.labeled_dataset import Splits
 from ..core.distributed import Ranks
 from ..core.errors import ConfigError, MaeliftError
-from ..core.models.adapt_encoder import adapt_encoder
+from ..core.models.backbone_cost import backbone_parameters
 from ..core.models.cost import encoder_flops
 from ..core.models.encoder import Encoder
 from ..core.models.encoder_file import ENCODER_FILE, Provenance, read_encoder, save_encoder
+from ..core.models.encoder_spec import EncoderSpec
 from ..core.models.preprocessing import Preprocessing
 from ..core.progress import ProgressListener
 from ..core.public_names import public_name
@@ -52,12 +51,13 @@ from .arm_kind import (
     Init,
     SavedWeights,
     Speed,
-    encoder_parameters,
     part_of_pool,
+    plain_spec,
     pool_words,
 )
+from .given_weights import AnyWeights, GivenWeights, given_encoder
 from .run_training import fit_run
-from .runs import Run, pretraining_facts, recipe_facts, spec_facts
+from .runs import Run, pretraining_facts, recipe_facts
 from .simple_arms import ConvNet, Frozen, Pixels, frozen_copy
 from .suite_file import key_prefix
 from .task_design import CLASSIFY
@@ -94,7 +94,7 @@ class Mae(ArmKind):
     ) -> dict[str, Any]:
         source, preprocessing = context.config.arms[run.arm].weights, _preprocessing(context, run.arm)
         if source is not None:
-            preprocessing = _given_encoder(context, run.arm, source)[0].preprocessing
+            preprocessing = given_encoder(self, context, run.arm, source)[0].preprocessing
         result = pretrain(
             replace(mae_config(context.config, run.arm, run.seed, str(folder)), checkpoint_minutes=0.5),
             images=context.pool_of(run.arm),
@@ -109,18 +109,18 @@ class Mae(ArmKind):
 
     def cost(self, context: ArmContext, name: str) -> EncoderCost:
         config = mae_config(context.config, name, 0, "")
-        flops = forward_flops(config, context.config.spec_of(name))
+        flops = forward_flops(config, _plain(context, name))
         return EncoderCost(trained=config.epochs * context.pool_size(name), flops=flops)
 
     def saved(self, context: ArmContext, name: str) -> SavedWeights:
         config = mae_config(context.config, name, 0, "")
-        parameters = mae_parameters(config, context.config.spec_of(name))  # those of the decoder too
+        parameters = mae_parameters(config, _plain(context, name))  # those of the decoder too
         return SavedWeights(parameters, config.checkpoints, config.ema_decay is not None)
 
     def measure(
         self, context: ArmContext, name: str, device: torch.device, measure_task: Callable[[Task[Any, Any]], Speed]
     ) -> Speed:
-        spec = context.config.spec_of(name)
+        spec = _plain(context, name)
         config = replace(mae_config(context.config, name, 0, ""), channels=spec.channels)
         loading = loading_seconds(config, context.pool_of(name), spec) or 0.0
         return Speed(training_seconds_an_image(config, spec, device) + loading, 0.0)
@@ -169,7 +169,7 @@ class SupervisedOnPool(ArmKind):
         self, run: Run, context: ArmContext, folder: Path, ranks: Ranks, listener: ProgressListener | None
     ) -> dict[str, Any]:
         pool, (val, evaluations) = context.labelled_pool_of(run.arm), _validation(context, run.arm)
-        encoder = fresh_encoder(context.config.spec_of(run.arm), context.preprocessing, run.seed)
+        encoder = fresh_encoder(_plain(context, run.arm), context.preprocessing, run.seed)
         recipe = _supervised_recipe(context.config, run.arm)
         task = ClassificationTask(recipe, encoder, Splits(pool, val, context.classify.test), ranks)
         found, _ = fit_run(run, task, evaluations, folder, listener)
@@ -185,12 +185,12 @@ class SupervisedOnPool(ArmKind):
         return EncoderCost(
             trained=recipe.total_steps(context.pool_size(name)) * recipe.batch_size,
             evaluated=evaluations * len(val),
-            flops=encoder_flops(context.config.spec_of(name)),
+            flops=encoder_flops(_plain(context, name)),
         )
 
     def saved(self, context: ArmContext, name: str) -> SavedWeights:
         averaged = bool(_supervised_recipe(context.config, name).ema_decay)
-        return SavedWeights(encoder_parameters(context.config.spec_of(name)), 1, averaged)
+        return SavedWeights(backbone_parameters(_plain(context, name)), 1, averaged)
 
     def measure(
         self, context: ArmContext, name: str, device: torch.device, measure_task: Callable[[Task[Any, Any]], Speed]
@@ -198,7 +198,7 @@ class SupervisedOnPool(ArmKind):
         val, _ = _validation(context, name)
         few = val.subset(range(min(len(val), MEASURED_EVALUATION)))
         splits = Splits(context.labelled_pool_of(name), few, context.classify.test)
-        encoder = Encoder(context.config.spec_of(name), preprocessing=context.preprocessing)
+        encoder = Encoder(_plain(context, name), preprocessing=context.preprocessing)
         recipe = _supervised_recipe(context.config, name)
         return measure_task(ClassificationTask(recipe, encoder, splits, Ranks(0, 1, device)))
 
@@ -208,37 +208,6 @@ class SupervisedOnPool(ArmKind):
     def describe(self, arm: ArmConfig) -> str:
         pool = pool_words(arm)
         return f"pretrained with the labels of {pool}, which are those of the task itself: an upper bound, not a rival"
-
-
-class GivenWeights(ArmKind):
-    """Weights that were pretrained elsewhere, used as they are; ``labels``: "with labels" or "without labels"."""
-
-    def __init__(self, init: Init, labels: str) -> None:
-        self.init, self.labels = init, labels
-
-    def check_keys(self, arm: ArmConfig) -> None:
-        if arm.weights is None:
-            raise ConfigError("weights", None, f"weights to begin with, at start={arm.start}")
-        super().check_keys(arm)
-
-    def check(self, suite: ArmSuite, name: str) -> None:
-        for key, value in suite.arms[name].pretrain.items():
-            raise ConfigError(f"arms.{name}.pretrain.{key}", value, "nothing, at weights that are used as they are")
-
-    def plan(self, context: ArmContext, name: str, seed: int) -> Run:
-        facts, action = json.dumps(spec_facts(context.config.spec_of(name))), "reading its weights"
-        return Run("weights", name, 0, 0, 0, 0.0, context.weights[name], facts, action=action, code=self.code_version)
-
-    def make_encoder(
-        self, run: Run, context: ArmContext, folder: Path, ranks: Ranks, listener: ProgressListener | None
-    ) -> dict[str, Any]:
-        began = time.monotonic()
-        encoder, provenance, notes = _given_encoder(context, run.arm, cast(str, context.config.arms[run.arm].weights))
-        save_encoder(encoder, folder / ENCODER_FILE, provenance)
-        return {"seconds": time.monotonic() - began, "steps": 0, "notes": notes}
-
-    def describe(self, arm: ArmConfig) -> str:
-        return f"begins with {public_name(arm.weights or '')}, pretrained elsewhere {self.labels}"
 
 
 class Scratch(ArmKind):
@@ -267,6 +236,7 @@ ARM_KINDS: dict[str, ArmKind] = {
     "mae": Mae(),
     "encoder": GivenWeights("encoder", "without labels"),
     "supervised": SupervisedOnPool(),
+    "weights": AnyWeights("encoder"),
     "scratch": Scratch(),
     "cnn": ConvNet(),
     "pixels": Pixels(),
@@ -354,12 +324,6 @@ def _validation(context: ArmContext, name: str) -> tuple[LabeledImages, int]:
     return pool.subset(range(min(len(pool), MEASURED_EVALUATION))), 1
 
 
-def _given_encoder(context: ArmContext, name: str, source: str) -> tuple[Encoder, Provenance, list[str]]:
-    """The encoder of the arm's shape with the weights that it names, where they are from, and what was fitted."""
-    key = f"arms.{name}.weights"
-    file = read_pretrained(source, key)
-    spec = context.config.spec_of(name)
-    encoder, notes = adapt_encoder(file.encoder, spec, source, key, context.preprocessing.channel_names)
-    if spec.channels not in (1, 3, file.encoder.spec.channels):
-        encoder.preprocessing = context.preprocessing
-    return encoder, replace(file.provenance, parent=file.content_hash), notes
+def _plain(context: ArmContext, name: str) -> EncoderSpec:
+    """The shape of an arm that is a plain ViT."""
+    return plain_spec(context.config, name, context.config.spec)

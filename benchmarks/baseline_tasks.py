@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..core.data.classification import ClassImages
 from ..core.data.labeled_dataset import Splits
 from ..core.distributed import Ranks
+from ..core.models.backbone import Backbone
 from ..core.models.encoder import Encoder
 from ..core.models.encoder_file import Provenance
 from ..core.models.encoder_spec import EncoderSpec
@@ -87,7 +88,7 @@ class PixelTask(ClassificationTask):
     folds: Sequence[int] = ()
 
     def __init__(
-        self, variant: str, config: ClassifyRecipe, encoder: Encoder, splits: Splits[ClassImages], ranks: Ranks
+        self, variant: str, config: ClassifyRecipe, encoder: Backbone, splits: Splits[ClassImages], ranks: Ranks
     ) -> None:
         super().__init__(config, encoder, splits, ranks)
         self.kind: Kind = "linear" if variant == "linear" else "knn"

@@ -62,9 +62,9 @@ def _over_labels(result: SuiteResult, part: TaskResult) -> Chart:
     axes.set_xticks(part.label_counts, [f"{labels:,}" if labels in named else "" for labels in part.label_counts])
     axes.minorticks_off()
     name_axes(axes, "labelled training images", f"{part.figure}, %")
-    _within_percent(axes)
+    within_percent(axes)
     caption = (
-        f"{_capital(part.figure)} on the {part.counts['test']:,} test images by number of labelled images: a dot is one "
+        f"{capital(part.figure)} on the {part.counts['test']:,} test images by number of labelled images: a dot is one "
         "seed, the line joins the means"
     )
     return Chart(caption, inline_svg(figure, f"labels-{part.name}"), "; ".join(words))
@@ -82,9 +82,9 @@ def _over_axis(result: SuiteResult, part: TaskResult, labels: int) -> Chart:
             axes.axhline(_mean(scores), color=COLOURS[(number + 1) % len(COLOURS)], linestyle="--", label=arm.label)
             words.append(f"{arm.label} {_mean(scores):.2f}")
     name_axes(axes, result.axis or "", f"{part.figure}, %")
-    _within_percent(axes)
+    within_percent(axes)
     caption = (
-        f"{_capital(part.figure)} on the {part.counts['test']:,} test images {at_labels(labels)} over {result.axis}: a dot is "
+        f"{capital(part.figure)} on the {part.counts['test']:,} test images {at_labels(labels)} over {result.axis}: a dot is "
         "one seed, the line joins the means"
     )
     return Chart(caption, inline_svg(figure, f"axis-{part.name}-{labels}"), "; ".join(words))
@@ -119,7 +119,7 @@ def _spread(counts: Sequence[int]) -> set[int]:
     return set(named)
 
 
-def _within_percent(axes: Axes) -> None:
+def within_percent(axes: Axes) -> None:
     """End the axis of a score at 0 and 100 %, with a little room for markers: axes reach further, scores can't."""
     low, high = axes.get_ylim()
     bottom, top = max(low, 0.0), min(high, 100.0)
@@ -127,7 +127,8 @@ def _within_percent(axes: Axes) -> None:
     axes.set_ylim(max(low, bottom - room), min(high, top + room))
 
 
-def _capital(text: str) -> str:
+def capital(text: str) -> str:
+    """Text that begins with a capital letter."""
     return text[:1].upper() + text[1:]
 
 
@@ -158,6 +159,6 @@ def _curves(result: SuiteResult, part: TaskResult, labels: int) -> Chart:
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.minorticks_off()
     name_axes(axes, "steps of training", f"{part.figure}, % ({part.counts['validation']:,} validation images)")
-    _within_percent(axes)
+    within_percent(axes)
     caption = f"Validation {part.figure} while training {at_labels(labels)}, a line for each seed"
     return Chart(caption, inline_svg(figure, f"curves-{part.name}-{labels}"), "; ".join(words))

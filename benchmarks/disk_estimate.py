@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from ..core.models.backbone_cost import backbone_parameters
 from ..core.models.cost import FLOAT_BYTES, checkpoint_bytes
-from .arm_kind import encoder_parameters
 from .experiment import Context
 from .runs import Run
 
@@ -24,7 +24,7 @@ def _saved(context: Context, run: Run) -> int:
     if run.makes_encoder:
         return FLOAT_BYTES * context.config.arm_kind(run.arm).saved(context, run.arm).parameters
     if run.kind == "train" and run.fold < 0:
-        encoder = encoder_parameters(context.config.spec_of(run.arm, run.task))
+        encoder = backbone_parameters(context.config.spec_of(run.arm, run.task))
         return FLOAT_BYTES * (encoder + context.task_model(run.task).head_parameters)
     return 0
 

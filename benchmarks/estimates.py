@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 
 from ..core.data.labeled_dataset import draw_labeled
 from ..core.data.sampling import Sampler, each
-from ..core.device import autocast
+from ..core.device import autocast, cpu_threads
 from ..core.distributed import Ranks
+from ..core.models.backbone import Backbone
+from ..core.models.backbone_cost import backbone_flops
+from ..core.models.build_backbone import build_backbone
 from ..core.models.cost import MOST_FLOPS, encoder_flops, measured_images, seconds_an_image, training_seconds
-from ..core.models.encoder import Encoder
 from ..core.seeding import seeded_rng
 from ..core.training.loader import Batches
 from ..transfer.task import Task
@@ -54,7 +56,7 @@ class RunCosts:
             images = len(self._context.pools.tasks[run.task].splits.test)
         else:
             images = run.steps * config.recipe(run.task, run.arm).batch_size
-        return images * self._context.relative_cost(run.task) * encoder_flops(config.spec_of(run.arm)) / unit
+        return images * self._context.relative_cost(run.task) * backbone_flops(config.spec_of(run.arm)) / unit
 
 
 class RuntimeHistory:
@@ -123,7 +125,7 @@ class MeasuredCost:
                 evaluated = config.designs[run.task].evaluations * self.context.evaluated_images(run)
         if not trained and not evaluated:
             return 0.0
-        with _threads(config.threads):
+        with cpu_threads(config.threads):
             speed = self._speed(run)
         return speed.training * trained + speed.evaluating * evaluated
 
@@ -131,7 +133,8 @@ class MeasuredCost:
         config = self.context.config
         arm = run.arm if run.makes_encoder else ""
         kind = config.arm_kind(run.arm)
-        like = (run.task, arm, type(kind), run.variant, config.spec_of(run.arm, run.task or CLASSIFY))
+        spec = config.spec_of(run.arm, run.task or CLASSIFY)
+        like = (run.task, arm, type(kind), run.variant, json.dumps(asdict(spec), sort_keys=True))
         if like not in self._speeds:
             with seeded_rng(0, "plan"):
                 if run.makes_encoder:
@@ -177,20 +180,11 @@ class MeasuredCost:
         config, splits = self.context.config, self.context.pools.tasks[run.task].splits
         kind = config.arm_kind(run.arm)
         spec, preprocessing = config.spec_of(run.arm, run.task), self.context.preprocessing
-        encoder = Encoder(spec, preprocessing=preprocessing) if kind.has_encoder else shape_only(run, self.context)
+        encoder: Backbone = shape_only(run, self.context)
+        if kind.has_encoder:
+            encoder = build_backbone(spec, preprocessing=preprocessing)
         train = draw_labeled(splits.train, run.labels, run.seed)
         val = splits.val if len(splits.val) else train
         measured = replace(splits, train=train, val=val.subset(range(min(len(val), MEASURED_EVALUATION))))
         recipe, ranks = config.recipe(run.task, run.arm), Ranks(0, 1, self.device)
         return kind.task(Training(recipe, run.variant, encoder, measured, ranks))
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """As many threads as a run has."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -72,7 +72,7 @@ def _train(run: Run, context: Context, store: Path, ranks: Ranks, listener: Prog
 
 
 def _training_of(
-    run: Run, context: Context, recipe: Recipe, encoder: Encoder, splits: Splits[Any], ranks: Ranks, store: Path
+    run: Run, context: Context, recipe: Recipe, encoder: Backbone, splits: Splits[Any], ranks: Ranks, store: Path
 ) -> Training:
     digests = context.pools.tasks[run.task].digests
     manifest = "".join(digests[split] for split in sorted(digests))
@@ -86,7 +86,7 @@ def _training_of(
 def shape_only(run: Run, context: Context) -> Encoder:
     """An encoder without weights: it says what an arm that has none is to be shown."""
     with without_values():
-        return Encoder(context.config.spec_of(run.arm, run.task), preprocessing=context.preprocessing)
+        return Encoder(context.config.spec_at(run.task), preprocessing=context.preprocessing)
 
 
 def _save(model: nn.Module, task: Task[Any, Any], run: Run, folder: Path) -> None:

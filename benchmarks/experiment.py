@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ..adapters.pretrained import read_pretrained
+from ..adapters.published import TIMM
 from ..core.data.channel_statistics import channel_statistics
 from ..core.data.classification import LabeledImages
 from ..core.data.images import ImageSet
@@ -19,7 +20,7 @@ from ..core.data.reading_keys import StatedValues
 from ..core.device import choose_device
 from ..core.distributed import Ranks
 from ..core.errors import ConfigError
-from ..core.models.adapt_encoder import adapt_encoder
+from ..core.models.backbone_cost import backbone_flops
 from ..core.models.cost import encoder_flops
 from ..core.models.encoder import Encoder
 from ..core.models.preprocessing import EIGHT_BITS, Preprocessing, band_names, channel_names, reading_fields
@@ -52,17 +53,20 @@ class Context:
     pools: SuiteImages
     weights: Mapping[str, str] = field(default_factory=dict)
     """hash of the weights that an arm begins with, where it names some"""
+    origins: Mapping[str, str] = field(default_factory=dict)
+    """what these weights are: as named, or timm:NAME where their file says that they are of it"""
 
     @classmethod
     def of(cls, config: BenchConfig, pools: SuiteImages) -> Context:
         """Also reads what weights the arms name; raises MaeliftError for those that don't fit the suite's model."""
-        hashes = {}
+        hashes, origins = {}, {}
         for name in config.arms:
             if (source := config.arms[name].weights) is not None:
                 file = read_pretrained(source, f"arms.{name}.weights")
-                adapt_encoder(file.encoder, config.spec_of(name), source, f"arms.{name}.weights")
-                hashes[name] = file.content_hash
-        return cls(config, pools, hashes)
+                config.arm_kind(name).fitted(file, config.spec_of(name), source, f"arms.{name}.weights")
+                hashes[name], parent = file.content_hash, file.provenance.parent or ""
+                origins[name] = parent if parent.startswith(TIMM) else source
+        return cls(config, pools, hashes, origins)
 
     def check(self) -> None:
         """Raise MaeliftError for what of the suite doesn't fit its data."""
@@ -158,7 +162,7 @@ class Context:
         if other is None:
             return steps
         cost = self.config.arm_kind(other).cost(self, other)
-        task_flops = self.relative_cost(task) * encoder_flops(self.config.spec_of(arm))
+        task_flops = self.relative_cost(task) * backbone_flops(self.config.spec_of(arm))
         return steps + round(cost.flops * cost.trained / (task_flops * self.config.recipe(task, arm).batch_size))
 
     def relative_cost(self, task: str) -> float:

@@ -11,7 +11,7 @@ from ..core.progress import duration
 from ..core.report.html import Table
 from ..core.yaml_files import flatten
 from .results import Arm, SuiteResult, TaskResult, Trial, TuningRecord
-from .score_text import listed, percent, signed, validated_on
+from .score_text import listed, percent, pretraining_time, signed, validated_on
 
 ABSENT = "none"
 """The value of a setting that an arm doesn't have."""
@@ -22,6 +22,11 @@ LIKE_FOR_ALL = (
 )
 LONGER = "Then it is trained for two and four times the steps, and for more as long as that helps."
 TESTED_LAST = "The test images are read once for each compared run, after everything is chosen."
+OWN_ARCHITECTURES = (
+    "Arms of other architectures get the same labelled images in the same order with the same draws of augmentation, at their "
+    "own image size, and with the mean and deviation of their weights; heads of equal width begin alike, and heads of different "
+    "widths are drawn by themselves."
+)
 BY_VALIDATION = (
     "Settings are evaluated on validation images only; in every run the validation score is measured equally often, and the best "
     "weights are used."
@@ -41,7 +46,8 @@ def fairness_note(result: SuiteResult) -> str:
     if cross:
         where = f"Of {listed(cross)}: " if other else ""
         chosen.append(where + BY_CROSS_VALIDATION)
-    return " ".join([LIKE_FOR_ALL, LONGER, *chosen, TESTED_LAST])
+    own = [OWN_ARCHITECTURES] if any(arm.network for arm in result.arms) else []
+    return " ".join([LIKE_FOR_ALL, LONGER, *chosen, TESTED_LAST, *own])
 
 
 def settings_table(result: SuiteResult, part: TaskResult) -> Table:
@@ -91,7 +97,7 @@ def effort_seconds_table(result: SuiteResult) -> Table:
         rows.append(
             (
                 arm.label,
-                duration(arm.pretrain_seconds) if arm.pretrain_seconds else ABSENT,
+                pretraining_time(arm),
                 duration(tuning),
                 duration(sum(cell.seconds for cell in cells)),
             )

@@ -8,7 +8,7 @@ from ..core.progress import duration
 from ..core.report.html import Table
 from .analysis import Comparison, Comparisons
 from .results import AUTO, Arm, SuiteResult, TaskResult
-from .score_text import at_labels, listed, place, signed
+from .score_text import at_labels, listed, place, pretraining_time, signed
 from .task_design import CLASSIFY
 
 READING = (
@@ -168,7 +168,7 @@ def cost_table(found: Comparisons) -> Table:
         rows.append(
             (
                 arm.label,
-                duration(arm.pretrain_seconds) if arm.pretrain_seconds else "none",
+                pretraining_time(arm),
                 duration(tuned + sum(cell.seconds for cell in cells)),
                 *(_gain(found, part, labels, arm) for part, labels in parts),
             )

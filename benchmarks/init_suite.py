@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -54,10 +54,33 @@ class InitConfig(PartKeys):
     label_column: str | tuple[str, ...] | None = None
     """the CSV's column of labels, or [a,b,c]: its columns of 0 and 1, a class each; null: as the header says"""
     group: str | None = None
-    """what stays in one part, a patient, video or flight: a column of the CSV, or a regular expression over the images' paths"""
+    """what stays in one part, a patient, video or flight: a column of the CSV, a regular expression over the images' paths, or of
+    GeoTIFF files tile:SIZE, squares of the map"""
 
     def __post_init__(self) -> None:
         self.check_parts()
+
+
+@dataclass(frozen=True)
+class SuiteSize:
+    """How much a suite compares: encoders (seeds of pretraining), seeds, and steps that every arm's tuning begins with.
+
+    ``hours``: of computing, after which no run is begun; ``pretrain``: keys of pretraining, with model and sizes, in place of
+    those by the size and number of images. ``supervised``: the upper bound, pretraining with the pool's labels, is an arm.
+    """
+
+    encoders: int = 3
+    seeds: int = 6
+    steps: int = 250
+    max_doublings: int = 3
+    hours: float = 24
+    supervised: bool = True
+    pretrain: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    @property
+    def work(self) -> float:
+        """Steps of all trainings of an arm at a rate, doubled ones too."""
+        return float(self.seeds * self.steps * sum(2**number for number in range(self.max_doublings + 1)))
 
 
 @dataclass(frozen=True)
@@ -75,7 +98,7 @@ class Suite:
 
 
 @dataclass(frozen=True)
-class _Found:
+class AnnotatedTask:
     """Annotated images of a task: how many there are to learn from, of how many classes, and where its images are."""
 
     task: str
@@ -103,37 +126,53 @@ class _Found:
 
 def init(config: InitConfig) -> Suite:
     """Scan a folder and write a suite for what is there; raises MaeliftError where nothing can be compared."""
-    file = Path(config.out)
-    if file.exists():
+    if Path(config.out).exists():
         raise MaeliftError(
-            f"out={file}: is there already, and may have been changed by hand. Give another name, or remove it."
+            f"out={config.out}: is there already, and may have been changed by hand. Give another name, or remove it."
         )
-    found = [_find(task, config) for task in _tasks(config)]
+    return write_suite(config, annotated(config), SuiteSize())
+
+
+def annotated(config: InitConfig) -> list[AnnotatedTask]:
+    """The annotated images of each task that the data is annotated for; raises DataError where there are none."""
+    return [_find(task, config) for task in _tasks(config)]
+
+
+def _pool(config: InitConfig, found: Sequence[AnnotatedTask]) -> str | None:
+    """Where the images to pretrain on are; None for a part of the labelled ones."""
+    return config.unlabelled or (None if found[0].task == CLASSIFY else found[0].root)
+
+
+def pool_images(config: InitConfig, found: Sequence[AnnotatedTask]) -> ImageSet:
+    """The images to pretrain on, or those that they are drawn from."""
+    pool = _pool(config, found)
+    return found[0].images if pool is None else find_source(pool, config.slices)
+
+
+def write_suite(config: InitConfig, found: Sequence[AnnotatedTask], design: SuiteSize) -> Suite:
+    """Write the suite that compares as much as ``design`` says on what was found."""
+    file, pool = Path(config.out), _pool(config, found)
     shares = {
         one.task: _pool_share(one) if config.unlabelled is None and one.task == CLASSIFY else 0.0 for one in found
     }
     labels = {one.task: _labels(one, shares[one.task]) for one in found}
-    pool = config.unlabelled or (None if found[0].task == "classify" else found[0].root)
-    images = found[0].images if pool is None else find_source(pool, config.slices)
+    images = pool_images(config, found)
     look = first_images(images, config)
-    model, image_size = _model_for(look.side)
+    usual = _usual_pretraining(look.side, len(images))
+    pretraining = {**usual, **{key: value for key, value in design.pretrain.items() if key in _SHOWN_KEYS}}
     values = {
         "data": config.data,
         "tasks": found,
-        "classify": found[0] if found[0].task == "classify" else None,
+        "classify": found[0] if found[0].task == CLASSIFY else None,
         "pool": pool,
         "labelled_pool": pool is None,
         "pool_share": shares[found[0].task],
         "look": look,
-        "model": model,
-        "image_size": image_size,
-        "patch_size": PRESETS[model].patch_size,
-        "decoder": _decoder_width(model),
-        "epochs": _epochs(len(images)),
-        "batch_size": _batch_size(len(images)),
         "labels": labels,
         "group": config.group,
-        "parts": _given_parts(config),
+        "parts": given_parts(config),
+        "design": design,
+        **pretraining,
     }
     environment = Environment(
         loader=FileSystemLoader(TEMPLATE.parent),
@@ -150,12 +189,30 @@ def init(config: InitConfig) -> Suite:
     lines = [
         *(one.line for one in found),
         f"pool: {len(images):,} images, {look.kind}, about {look.side} pixels a side",
+        f"model: {values['model']} at {values['image_size']} pixels, patch {values['patch_size']}",
     ]
-    lines += [f"model: {model} at {image_size} pixels, patch {values['patch_size']}"]
     return Suite(file, (*lines, *_warnings(found, labels, shares)))
 
 
-def _given_parts(config: InitConfig) -> dict[str, object]:
+_SHOWN_KEYS = ("model", "image_size", "patch_size", "epochs", "batch_size", "base_lr", "decoder")
+"""Keys of pretraining that a suite's file states."""
+
+
+def _usual_pretraining(side: int, images: int) -> dict[str, Any]:
+    """Those keys by the size and number of the images."""
+    model, image_size = _model_for(side)
+    return {
+        "model": model,
+        "image_size": image_size,
+        "patch_size": PRESETS[model].patch_size,
+        "decoder": _light_decoder(model),
+        "epochs": _epochs(images),
+        "batch_size": _batch_size(images),
+        "base_lr": None,
+    }
+
+
+def given_parts(config: InitConfig) -> dict[str, object]:
     """The keys that say which part of files is read, those that differ from their defaults."""
     values = {field.name: (getattr(config, field.name), field.default) for field in fields(PartKeys)}
     return {
@@ -167,7 +224,12 @@ def _given_parts(config: InitConfig) -> dict[str, object]:
 
 def plan(config: InitConfig) -> Plan:
     """What ``init`` would read."""
-    return Plan((("data", config.data), ("as", ", ".join(_tasks(config))), ("suite", config.out)))
+    return Plan(plan_lines(config))
+
+
+def plan_lines(config: InitConfig) -> tuple[tuple[str, str], ...]:
+    """The same as lines."""
+    return ("data", config.data), ("as", ", ".join(_tasks(config))), ("suite", config.out)
 
 
 def _tasks(config: InitConfig) -> tuple[str, ...]:
@@ -175,7 +237,7 @@ def _tasks(config: InitConfig) -> tuple[str, ...]:
     return tasks_of(DataCheckConfig(config.data, layout=config.layout), annotated_tasks())
 
 
-def _find(task: str, config: InitConfig) -> _Found:
+def _find(task: str, config: InitConfig) -> AnnotatedTask:
     """The annotated images of a task; raises DataError where there are none."""
     data = config.data
     if task == PRETRAIN:
@@ -193,7 +255,7 @@ def _find(task: str, config: InitConfig) -> _Found:
     train = parts["train"]
     root = str(getattr(train.images, "root", data))
     task_keys = {**({} if config.group is None else {"group": config.group}), **annotated.transfer_keys(data, keys)}
-    return _Found(
+    return AnnotatedTask(
         task,
         train.images,
         len(train),
@@ -212,10 +274,10 @@ def _model_for(side: int) -> tuple[str, int]:
     return model, max(2, round(min(side, 224) / patch)) * patch
 
 
-def _decoder_width(model: str) -> int | None:
-    """Of a decoder for a small encoder; None for the paper's. It should cost little beside the encoder (paper, Section 3)."""
+def _light_decoder(model: str) -> dict[str, int] | None:
+    """A decoder for a small encoder; None for the paper's. It should cost little beside the encoder (paper, Section 3)."""
     width = PRESETS[model].embed_dim
-    return width if width < PAPERS_DECODER // 2 else None
+    return {"embed_dim": width, "depth": 2, "num_heads": 4} if width < PAPERS_DECODER // 2 else None
 
 
 def _epochs(images: int) -> int:
@@ -228,25 +290,25 @@ def _batch_size(images: int) -> int:
     return max(8, min(256, 1 << (max(images, 64) // 16).bit_length()))
 
 
-def _source(found: _Found, pool_share: float) -> int:
+def _source(found: AnnotatedTask, pool_share: float) -> int:
     """How many images labelled ones are drawn from, besides validation, test and the pool."""
     left = found.train if "test" in found.splits else int(0.9 * found.train)
     left = left if "val" in found.splits else int(0.9 * left)
     return int((1 - pool_share) * left)
 
 
-def _wanted(found: _Found) -> int:
+def _wanted(found: AnnotatedTask) -> int:
     """The smaller label count: some for each class."""
     return max(FEWEST, min(MOST, 10 * found.classes))
 
 
-def _pool_share(found: _Found) -> float:
+def _pool_share(found: AnnotatedTask) -> float:
     """The share of the training images to pretrain on."""
     enough = (share for share in POOL_SHARES if LARGEST_DRAW * _source(found, share) >= _wanted(found))
     return next(enough, POOL_SHARES[-1])
 
 
-def _labels(found: _Found, pool_share: float) -> Sequence[int]:
+def _labels(found: AnnotatedTask, pool_share: float) -> Sequence[int]:
     """Two label counts, ten times apart or as far as there are images: of more than a fifth of them seeds share too many."""
     most = max(found.least, int(LARGEST_DRAW * _source(found, pool_share)))
     fewer = max(found.least, min(_wanted(found), most))
@@ -255,7 +317,7 @@ def _labels(found: _Found, pool_share: float) -> Sequence[int]:
 
 
 def _warnings(
-    found: Sequence[_Found], labels: Mapping[str, Sequence[int]], shares: Mapping[str, float]
+    found: Sequence[AnnotatedTask], labels: Mapping[str, Sequence[int]], shares: Mapping[str, float]
 ) -> Iterator[str]:
     """What a user should know of a suite before it runs."""
     for one in found:

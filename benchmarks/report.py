@@ -16,6 +16,8 @@ from ..core.report.html import Table, data_url, escape_markdown, render
 from ..transfer import tasks
 from .analysis import Comparisons
 from .charts import Chart, score_charts, training_charts
+from .choice import Choice, alternative_sentence, choice_sentences, choice_table, choices, first_table, reading_of
+from .cost_report import cost_charts, use_table
 from .fairness import (
     convergence_table,
     effort_seconds_table,
@@ -29,16 +31,22 @@ from .forest import forest_plot
 from .headline import cost_table, headline, notes_of
 from .report_tables import across_tasks_table, coverage_table, task_tables, with_rows
 from .results import Cell, SuiteResult, TaskResult
+from .score_text import place
 from .task_design import CLASSIFY
 from .verdicts import coverage_note, verdict_sentences, warnings_of
 
 SHOWN_WARNINGS = 4
 """Warnings on the first screen; more are folded below them."""
+SHOWN_CHOICES = 2
+"""Places whose choice is a sentence on the first screen; the table has all."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """The files of a report, and what it says: the answer to the suite's title, then every verdict as a sentence."""
+    """The files of a report, and what it says: the answer to the suite's title, then every verdict as a sentence.
+
+    ``choices``: which arm to use at each place, and how certain that is.
+    """
 
     html: Path
     markdown: Path
@@ -46,6 +54,7 @@ class Report:
     csv: Path
     json: Path
     verdicts: tuple[str, ...]
+    choices: tuple[str, ...] = ()
 
 
 def write_report(result: SuiteResult, out: Path) -> Report:
@@ -55,19 +64,20 @@ def write_report(result: SuiteResult, out: Path) -> Report:
     time. ``results.json`` is what ``maelift bench compare`` reads.
     """
     found = Comparisons(result)
-    verdicts = (headline(found), *verdict_sentences(found))
+    verdicts, chosen = (headline(found), *verdict_sentences(found)), choices(result)
     names = ("report.html", "report.md", "report.tex", "results.csv", "results.json")
     html, markdown, latex, table, json = (out / name for name in names)
-    report = Report(html, markdown, latex, table, json, verdicts)
+    report = Report(html, markdown, latex, table, json, verdicts, tuple(choice_sentences(chosen)))
     rows = [_row(part, cell) for part in result.parts for cell in part.cells]
     atomic_write_text(report.csv, _csv(rows))
     if installed_version(["pyarrow"]) is not None:
         _write_parquet(rows, report.csv.with_suffix(".parquet"))
     atomic_write_text(report.json, result.to_json(Path(out)))
     sections = _sections(found)
-    atomic_write_text(report.markdown, _markdown(found, verdicts, sections))
-    atomic_write_text(report.latex, "\n".join(table.latex() for section in sections for table in section.tables))
-    atomic_write_text(report.html, _html(found, verdicts, sections))
+    atomic_write_text(report.markdown, _markdown(found, report, chosen, sections))
+    tables = [*with_rows(choice_table(chosen)), *(table for section in sections for table in section.tables)]
+    atomic_write_text(report.latex, "\n".join(table.latex() for table in tables))
+    atomic_write_text(report.html, _html(found, report, chosen, sections))
     return report
 
 
@@ -110,17 +120,22 @@ def _heading(part: TaskResult) -> str:
     return f"{what}{name}{': a short run, for demonstration only' if part.short else ''}"
 
 
-def _html(found: Comparisons, verdicts: Sequence[str], sections: Sequence[Section]) -> str:
-    result = found.result
+def _html(found: Comparisons, report: Report, chosen: Sequence[Choice], sections: Sequence[Section]) -> str:
+    result, verdicts = found.result, report.verdicts
     return render(
         Path(__file__).with_name("report.html.j2"),
         result=result,
         title=_title(result),
         headline=verdicts[0],
-        notes=notes_of(found),
+        choices=[
+            f"{sentence} {alternative_sentence(result, one)}"
+            for sentence, one in zip(report.choices[:SHOWN_CHOICES], chosen, strict=False)
+        ],
+        notes=[*reading_of(chosen), *notes_of(found)],
         plot=forest_plot(found),
-        scores=[chart for part in result.parts for chart in score_charts(result, part)],
-        cost=cost_table(found),
+        scores=[*(chart for part in result.parts for chart in score_charts(result, part)), *cost_charts(result)],
+        costs=with_rows(cost_table(found), use_table(result)),
+        chosen=_choice_tables(result, chosen),
         warnings=warnings_of(found),
         shown=SHOWN_WARNINGS,
         verdicts=verdicts[1:],
@@ -135,23 +150,30 @@ def _html(found: Comparisons, verdicts: Sequence[str], sections: Sequence[Sectio
     )
 
 
+def _choice_tables(result: SuiteResult, chosen: Sequence[Choice]) -> list[Table]:
+    """Which arm to use at each place, and how often each comes first."""
+    return with_rows(choice_table(chosen), first_table(result, chosen))
+
+
 def _of_all_tasks(result: SuiteResult) -> list[Table]:
     """The fairness tables that aren't of one task."""
     return with_rows(pretraining_table(result), effort_table(result))
 
 
-def _markdown(found: Comparisons, verdicts: Sequence[str], sections: Sequence[Section]) -> str:
-    result, warnings = found.result, warnings_of(found)
+def _markdown(found: Comparisons, report: Report, chosen: Sequence[Choice], sections: Sequence[Section]) -> str:
+    result, warnings, verdicts = found.result, warnings_of(found), report.verdicts
     parts = [
         f"# {escape_markdown(_title(result))}",
         f"**{escape_markdown(verdicts[0])}**",
-        _bullets(notes_of(found)),
+        _bullets([*report.choices, *reading_of(chosen), *notes_of(found)]),
         f"**Beware**\n\n{_bullets(warnings)}" if warnings else "",
         "## What is compared",
         _bullets([f"{arm.label}: {arm.note}." for arm in result.arms]),
         "Charts and pictures are in [report.html](report.html), every run in [results.csv](results.csv).",
         f"## Every comparison\n\n{_bullets(verdicts[1:])}" if verdicts[1:] else "",
     ]
+    if chosen:
+        parts += ["## Which arm to use", *(table.markdown() for table in _choice_tables(result, chosen))]
     for section in sections:
         parts += [f"## {section.heading}", *(table.markdown() for table in section.tables)]
         parts += [section.coverage.markdown(), section.covers]
@@ -162,12 +184,15 @@ def _markdown(found: Comparisons, verdicts: Sequence[str], sections: Sequence[Se
         "## Fairness",
         fairness_note(result),
         *(table.markdown() for table in differing),
-        _bullets([f"pool: {result.pool:,} images", *result.guards]),
+        _bullets([f"pool: {result.pool:,} images", *result.guards, *result.seen]),
         "## How it was run",
         _bullets([*(f"{name} {version}" for name, version in result.versions.items()), result.machine]),
         f"```yaml\n{result.config_yaml.rstrip()}\n```",
         "## Time",
-        cost_table(found).markdown(),
+        _bullets(
+            [f"{place(one.part, one.labels)}: {said}" for one in chosen if (said := alternative_sentence(result, one))]
+        ),
+        *(table.markdown() for table in with_rows(cost_table(found), use_table(result))),
         effort_seconds_table(result).markdown(),
         f"All runs together, tuning and checks included: {duration(result.seconds_total)}.",
     ]

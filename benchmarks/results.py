@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from ..core.errors import MaeliftError
 from ..transfer import tasks
 from ..transfer.tasks import ReportedScores
+from .model_cost import ModelCost
 from .stats import gain_limit
 
 AUTO = "auto"
@@ -41,7 +42,7 @@ class Arm:
     ``note`` is what a reader must know of it (that it is an upper bound, say), ``pretrain_seconds`` its
     compute, ``x`` its place on the suite's axis, if it has one. ``pretrained``: it begins with trained weights. ``upper_bound``:
     it has seen labels that the others haven't, so that no verdict is drawn. ``pretraining``: its resolved settings,
-    where the suite pretrains it.
+    where the suite pretrains it. ``network``: its architecture and image size, where these aren't the suite's.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Arm:
     pretrained: bool = True
     upper_bound: bool = False
     pretraining: Mapping[str, object] = field(default_factory=dict)
+    network: str = ""
 
 
 @dataclass(frozen=True)
@@ -239,6 +241,9 @@ class SuiteResult:
     lose; ``near``: near-duplicates that were left out. ``baseline``: an arm, or "auto" for the best without pretraining by
     validation, at each label count of each task. ``looks``: the numbers of units at which results may be read, planned before
     the first run; empty: once, at the end. ``effect``: the difference worth resolving, a share, which the report plans for.
+    ``costs``: what the trained models cost to use, of those that were measured. ``seen``: what is known of arms' weights having
+    been trained on the public data set that the images are of.
+    ``shown``: a sentence on the channels that pictures of test images show, where that must be said.
     """
 
     name: str
@@ -263,6 +268,9 @@ class SuiteResult:
     near: tuple[NearPair, ...] = ()
     looks: tuple[int, ...] = ()
     effect: float | None = None
+    costs: tuple[ModelCost, ...] = ()
+    seen: tuple[str, ...] = ()
+    shown: str = ""
 
     def label(self, name: str) -> str:
         """What an arm is called."""
@@ -317,6 +325,7 @@ class SuiteResult:
             content["parts"] = tuple(_part(part) for part in content["parts"])
             content["examples"] = tuple(Example(**example) for example in content["examples"])
             content["near"] = tuple(NearPair(**pair) for pair in content["near"])
+            content["costs"] = tuple(ModelCost(**cost) for cost in content.get("costs", ()))
             picture = content["reconstructions"]
             content["reconstructions"] = None if picture is None else (folder or Path()) / picture
             return cls(**content)

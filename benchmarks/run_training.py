@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from ..core.data.labeled_dataset import Splits
 from ..core.distributed import Ranks
-from ..core.models.encoder import Encoder
+from ..core.models.backbone import Backbone
 from ..core.progress import ProgressListener
 from ..core.training.checkpoints import Checkpoints
 from ..core.training.tracker import Tracker
@@ -22,7 +22,7 @@ from .runs import Run
 
 
 def task_of(
-    recipe: Recipe, encoder: Encoder, splits: Splits[Any], ranks: Ranks, folder: Path | None = None
+    recipe: Recipe, encoder: Backbone, splits: Splits[Any], ranks: Ranks, folder: Path | None = None
 ) -> Task[Any, Any]:
     """The task that a recipe trains, with these images in its splits; ``folder``: where it may leave files."""
     if not isinstance(recipe, TransferConfig):  # of the suite's own images with a class each

@@ -7,12 +7,13 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..core.dry_run import Plan
 from ..core.errors import MaeliftError
 from ..core.files import exclusive_lock, output_folder
+from ..core.models.backbone_cost import backbone_activations, backbone_parameters
 from ..core.models.cost import training_memory
 from ..core.progress import duration
 from ..core.signals import Interrupted, StopSignals, interruptible
@@ -20,7 +21,6 @@ from ..core.yaml_files import write_config
 from ..transfer.model_file import MODEL_FILE
 from .aggregate import RunOutcome, collect, device_of
 from .answer_cache import AnswerCache, RunningStatus
-from .arm_kind import encoder_parameters
 from .cluster_executors import RayTasks, SlurmJobs
 from .data import read_suite_images
 from .disk_estimate import bytes_saved, checkpoint_peak
@@ -31,6 +31,7 @@ from .folds import CROSS_FOLDS
 from .local_executor import LocalProcesses
 from .progress import RunProgress
 from .protocol import ArmState, Results, arm_state, iter_cells, predict_runs, read_finished
+from .public_data import weights_path
 from .results import SuiteResult
 from .runs import Run
 from .status import Status, status_of
@@ -45,13 +46,14 @@ logger = logging.getLogger("maelift")
 class BenchResult:
     """Where a suite's report is, and what it says: ``verdicts`` are its sentences, ``result`` its numbers.
 
-    ``status`` is its status.
+    ``status`` is its status, ``choices``: which arm to use at each place, and how certain that is.
     """
 
     report: Path
     verdicts: tuple[str, ...]
     result: SuiteResult
     status: Status
+    choices: tuple[str, ...] = ()
 
     @property
     def error(self) -> str | None:
@@ -66,7 +68,7 @@ class BenchResult:
 
     def summary(self) -> str:
         """The verdicts and where the report is."""
-        return "\n".join([*self.verdicts, f"report: {self.report}"])
+        return "\n".join([*self.verdicts[:1], *self.choices, *self.verdicts[1:], f"report: {self.report}"])
 
 
 def bench(config: BenchConfig, cache: AnswerCache | None = None) -> BenchResult:
@@ -83,7 +85,7 @@ def bench(config: BenchConfig, cache: AnswerCache | None = None) -> BenchResult:
         is_suite = (out / "runs").is_dir()
         if is_suite:  # refused before the images are scanned, which may take long
             locks.enter_context(exclusive_lock(out, timeout=0))
-        context = _read_context(config)
+        context = read_context(config)
         store = output_folder(out / "runs")
         if not is_suite:
             locks.enter_context(exclusive_lock(out, timeout=0))
@@ -91,11 +93,14 @@ def bench(config: BenchConfig, cache: AnswerCache | None = None) -> BenchResult:
         results = read_finished(store)
         running = None if cache is None else cache.running_status(out, suite_files(config.suite))
         outcome = run_all(context, store, results, running)
+        from .measure_cost import measure_costs  # as the report: a plan measures no model
+
         result = collect(context, store, results, outcome)
+        result = replace(result, costs=measure_costs(context, result, out, device_of(config)))
         from .report import write_report  # plots take a second to load, and a plan has none
 
         report = write_report(result, out)
-        done = BenchResult(report.html, report.verdicts, result, status_of(context, results))
+        done = BenchResult(report.html, report.verdicts, result, status_of(context, results), report.choices)
         inputs = _input_files(config)
         if cache is not None and inputs is not None and not (result.missing or result.failed or result.unspent):
             cache.save(out, done.summary(), done.status.text(), inputs)
@@ -108,7 +113,7 @@ def _input_files(config: BenchConfig) -> list[Path] | None:
     pool = (unlabelled,) if isinstance(unlabelled, str) else unlabelled or ()
     given = [config.data.path, *pool, *(task.data for task in config.tasks.values())]
     images = [Path(path) for path in given if path is not None]
-    weights = [Path(arm.weights) for arm in config.arms.values() if arm.weights is not None]
+    weights = [Path(file) for arm in config.arms.values() if (file := weights_path(arm.weights)) is not None]
     return [*suite_files(config.suite), *images, *weights] if all(path.is_dir() for path in images) else None
 
 
@@ -117,19 +122,17 @@ def plan(config: BenchConfig) -> Plan:
 
     The time follows from finished runs in the folder, and for others from a few steps that are measured here.
     """
-    context = _read_context(config)
+    context = read_context(config)
     pools, results = context.pools, read_finished(Path(config.out) / "runs")
     predicted = predict_runs(context, results)
     runs = {key: run for key, run in predicted.items() if results(run) is None}
     device = device_of(config)
-    workers = _workers(config)
+    workers = concurrent_runs(config)
     history = RuntimeHistory.of(predicted.values(), results, RunCosts(context).of)
     measured = MeasuredCost(context, device)
     shapes = [config.spec_of(arm, task) for task in config.designs for arm in config.arms]
-    parameters = max(map(encoder_parameters, shapes))
+    parameters = max(map(backbone_parameters, shapes))
     saved, checkpoints = bytes_saved(context, runs.values()), checkpoint_peak(context, runs.values(), workers)
-    largest = max(config.recipe(task, arm).batch_size for task in config.designs for arm in config.arms)
-    tokens = max((spec.num_patches + 1) * spec.embed_dim * spec.depth for spec in shapes)
     ordered = sorted(runs.values(), key=lambda run: (not run.makes_encoder, run.kind == "test", run.fold < 0))
     kinds = Counter("cross-validation" if run.fold >= 0 else run.kind for run in ordered)
     seconds = sum(
@@ -156,8 +159,19 @@ def plan(config: BenchConfig) -> Plan:
         parameters=parameters,
         steps=sum(run.steps for run in runs.values() if run.kind == "train"),
         seconds=seconds / workers,
-        memory_bytes=training_memory(parameters, tokens, largest) * workers,
+        memory_bytes=_memory(config) * workers,
     )
+
+
+def _memory(config: BenchConfig) -> int:
+    """Rough bytes of the largest training; of an arm that takes no steps, those of its encoder alone."""
+    found = [0]
+    for task in config.designs:
+        for arm in config.arms_on(task):
+            spec, batch = config.spec_of(arm, task), config.recipe(task, arm).batch_size
+            trained = 0 if config.arm_kind(arm).variants else batch
+            found.append(training_memory(backbone_parameters(spec), backbone_activations(spec), trained))
+    return max(found)
 
 
 def _planned(design: TaskDesign, counts: Mapping[str, int]) -> str:
@@ -172,10 +186,10 @@ def _planned(design: TaskDesign, counts: Mapping[str, int]) -> str:
 
 def status(config: BenchConfig) -> Status:
     """The status of a suite in ``config.out``; writes nothing, and works while the suite runs."""
-    return status_of(_read_context(config), read_finished(Path(config.out) / "runs"))
+    return status_of(read_context(config), read_finished(Path(config.out) / "runs"))
 
 
-def _read_context(config: BenchConfig) -> Context:
+def read_context(config: BenchConfig) -> Context:
     """The suite with its images, checked against each other."""
     logger.info("bench: scanning the images of %s", config.data.path or config.data.unlabelled)
     for key in config.tuning.unused:
@@ -185,7 +199,7 @@ def _read_context(config: BenchConfig) -> Context:
     return context
 
 
-def _workers(config: BenchConfig) -> int:
+def concurrent_runs(config: BenchConfig) -> int:
     if config.workers is not None:
         return config.workers
     if config.executor != "local":
@@ -216,7 +230,7 @@ def run_all(context: Context, store: Path, results: Results, running_status: Run
     if not waiting:
         logger.info("bench: every run is there already")
         return outcome
-    workers = _workers(context.config)
+    workers = concurrent_runs(context.config)
     suspects: set[str] = set()
     with (
         StopSignals.caught() as signals,

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from ..core.errors import MaeliftError
-from ..core.models.encoder_spec import EncoderSpec
+from ..core.models.backbone import BackboneSpec
 from ..core.yaml_files import to_dict
 from ..transfer.recipe import Recipe
 from ..version import __version__
@@ -94,7 +94,7 @@ class Run:
         return f"{self.arm}: {task}{self.labels} labels, seed {self.seed}, {what}{fold}"
 
 
-def spec_facts(spec: EncoderSpec) -> dict[str, object]:
+def spec_facts(spec: BackboneSpec) -> dict[str, object]:
     """An encoder's spec in a run's key; the usual activation is left out, as keys had none before there were others."""
     return {key: value for key, value in asdict(spec).items() if (key, value) != ("act", "gelu")}
 
@@ -116,6 +116,7 @@ def recipe_facts(recipe: Recipe) -> str:
         "group",
         "folds",
         "fold",
+        "shown",
     )
     chosen = {key: value for key, value in to_dict(recipe).items() if key not in known}
     later = {**LATER_KEYS, "background": None, "channels": None, "value_range": None}
@@ -132,6 +133,7 @@ LATER_KEYS: Mapping[str, object] = {
 def pretraining_facts(config: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a pretraining as its run's key has them: without later keys, and in the order that they had before."""
     kept = {key: value for key, value in config.items() if key not in LATER_KEYS or value != LATER_KEYS[key]}
+    kept.pop("shown", None)  # of pictures, which are no part of a result
     if "crop" in kept:
         kept["crop"] = {key: value for key, value in kept["crop"].items() if (key, value) != ("turn", False)}
     moved: dict[str, Any] = {key: kept.pop(key) for key in ("channels", "value_range") if key in kept}

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from ..core.progress import duration
 from ..core.report.html import MINUS
 from .power import MOST_UNITS, UnitPlan
-from .results import TaskResult
+from .results import Arm, TaskResult
 from .stats import Difference
 from .task_design import CLASSIFY
 
@@ -55,6 +56,13 @@ def validated_on(part: TaskResult) -> str:
 def listed(words: Sequence[str], word: str = "and") -> str:
     """Words as a list in a sentence: "one, two and three"."""
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} {word} {words[-1]}"
+
+
+def pretraining_time(arm: Arm) -> str:
+    """How long an arm's pretraining took here; "elsewhere" of weights that are only read."""
+    if arm.pretrain_seconds:
+        return duration(arm.pretrain_seconds)
+    return "elsewhere" if arm.pretrained else "none"
 
 
 def plan_sentence(plan: UnitPlan, difference: Difference) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -14,6 +14,9 @@ from ..core.cache import cache_folder
 from ..core.config import resolve
 from ..core.distributed import Ranks
 from ..core.errors import ConfigError
+from ..core.models.backbone import Backbone, BackboneSpec
+from ..core.models.encoder_file import EncoderFile
+from ..core.models.encoder_spec import EncoderSpec
 from ..core.progress import ProgressListener
 from ..transfer.classification.config import ClassifyConfig, ClassifyRecipe
 from ..transfer.classification.probe import ProbeTask
@@ -108,6 +111,7 @@ class Frozen(ArmKind):
     def __init__(self, kind: ArmKind) -> None:
         self.kind, self.init = kind, kind.init
         self.trains_on_pool, self.upper_bound = kind.trains_on_pool, kind.upper_bound
+        self.own_architecture = kind.own_architecture
 
     def check_keys(self, arm: ArmConfig) -> None:
         if not self.kind.pretrained:
@@ -119,6 +123,14 @@ class Frozen(ArmKind):
 
     def check(self, suite: ArmSuite, name: str) -> None:
         self.kind.check(suite, name)
+
+    def spec(self, suite: ArmSuite, name: str, shape: EncoderSpec, image_size: tuple[int, int]) -> BackboneSpec:
+        return self.kind.spec(suite, name, shape, image_size)
+
+    def fitted(
+        self, file: EncoderFile[Backbone], spec: BackboneSpec, source: str, key: str, names: Sequence[str] = ()
+    ) -> tuple[Backbone, list[str]]:
+        return self.kind.fitted(file, spec, source, key, names)
 
     def compares(self, task: str) -> bool:
         return task == CLASSIFY
@@ -159,6 +171,7 @@ class Frozen(ArmKind):
                     "cache": str(training.shared or folder),
                 },
                 **{"method": method, "neighbours": neighbours, "solver": "lbfgs", "workers": 0},
+                "features": training.encoder.usual_pooling,
                 **dict.fromkeys(("mixup", "cutmix", "random_erasing", "drop_path"), 0.0),
             },
             defaults=recipe_defaults(f"{CLASSIFY}_{self.init}"),

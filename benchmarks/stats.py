@@ -145,17 +145,21 @@ class Difference:
         """
         return abs(self.mean) + self.half(2 * alpha)
 
-    def half(self, alpha: float) -> float:
-        """Half the width of the interval of confidence 1 - ``alpha``."""
+    def half(self, alpha: float, *, units_alpha: float | None = None) -> float:
+        """Half the width of the interval of confidence 1 - ``alpha``.
+
+        ``units_alpha``: in its place for what seeds and encoders bring, all but the test items; see selection.py.
+        """
         if not self.known:
             return math.inf
+        own = alpha if units_alpha is None else units_alpha
         parts = (
-            (self.of_units, self.units - 1),
-            (self.of_items, self.items_df),
-            (self.of_seeds, self.seeds - 1),
-            (self.of_source, self.source_df),
+            (self.of_units, self.units - 1, own),
+            (self.of_items, self.items_df, alpha),
+            (self.of_seeds, self.seeds - 1, own),
+            (self.of_source, self.source_df, own),
         )
-        return math.sqrt(sum(_t(alpha, df) ** 2 * variance for variance, df in parts if variance > 0))
+        return math.sqrt(sum(_t(level, df) ** 2 * variance for variance, df, level in parts if variance > 0))
 
 
 @dataclass(frozen=True)

@@ -11,63 +11,26 @@ from typing import Any, Literal
 
 from ..core.config import MissingKeyError, resolve
 from ..core.config_keys import nearest, schema_defaults
-from ..core.data.classification import ClassFolderLayout
 from ..core.errors import ConfigError, MaeliftError
+from ..core.models.backbone import BackboneSpec
 from ..core.models.encoder_spec import EncoderSpec, ModelName, check_divisible, preset_spec
+from ..core.models.timm_spec import TimmSpec
 from ..core.slurm import SlurmConfig
 from ..core.yaml_files import to_dict
 from ..transfer import tasks
 from ..transfer.classification.config import ClassifyRecipe
+from ..transfer.families import family_defaults
 from ..transfer.recipe import Recipe, recipe_defaults
 from ..transfer.task import TransferConfig
 from .arm_kind import ArmConfig, ArmKind
 from .arm_kinds import kind_of, with_simple_arms
+from .public_data import SuiteSource, source_of
 from .published import read_published
 from .results import AUTO
-from .suite_file import key_prefix, named_suite, read_suite
+from .suite_data import SuiteData
+from .suite_file import key_prefix, listed_arms, named_suite, over, read_suite, without_arms
 from .suite_reading import SuiteReading
 from .task_design import CLASSIFY, TaskConfig, TaskDesign, Tuning, check_distinct
-
-
-@dataclass(frozen=True)
-class SuiteData:
-    """What the images of a suite are used for; the parts share no image, by content."""
-
-    path: str | None = None
-    """images with a class each: class folders, CSV or idx files; null: classification isn't compared"""
-    layout: ClassFolderLayout = "auto"
-    """class_folders: every folder of path is a class, whatever its name; auto: folders that may be something else are refused"""
-    label_column: str | tuple[str, ...] | None = None
-    """path's, a CSV's, column of labels, or [a,b,c]: its columns of 0 and 1, a class each; null: as the header says"""
-    unlabelled: str | tuple[str, ...] | None = None
-    """images to pretrain on, without labels: what maelift pretrain takes as data; null: a part of path's"""
-    pool: int | float | None = None
-    """images to pretrain on, a count or a share: of path's training split (null: 0.8), or of unlabelled (null: all)"""
-    val: int | float | Literal["cross"] = 0.1
-    """validation images where the data has none, a count or share; cross: 5-fold cross-validation of a seed's labelled images"""
-    test: int | float = 0.1
-    """test images where the data has no such split, a count or a share"""
-    seed: int = 0
-    """seeds the split"""
-    group: str | None = None
-    """what stays in one part, a patient, video or flight: a column of the CSV, or a regular expression over the images' paths;
-    for other tasks it is a key of their recipe"""
-    near: Literal["auto", "full", "off"] = "auto"
-    """leave near-duplicates of validation or test images out of the pool and of training; auto: of kinds
-    that take up to about 5 minutes of one core"""
-    broken: float = 0.05
-    """largest share of broken images that is tolerated"""
-
-    def __post_init__(self) -> None:
-        if self.path is None and self.unlabelled is None:
-            raise ConfigError("path", None, "labelled images, or unlabelled ones to pretrain on")
-        if self.cross and self.path is None:
-            raise ConfigError("val", self.val, "a count or a share, without path")
-
-    @property
-    def cross(self) -> bool:
-        """Whether settings are chosen by cross-validation within the labelled images of a seed."""
-        return self.val == "cross"
 
 
 @dataclass(frozen=True)
@@ -160,6 +123,7 @@ class BenchConfig(SuiteReading):
 
     def __post_init__(self) -> None:
         self.check_reading()
+        self.check_shown()
         _ = self.spec  # checks model, image_size and patch_size
         check_distinct("pretrain_seeds", self.pretrain_seeds)
         if self.effect is not None and not 0 < self.effect < 100:
@@ -192,6 +156,8 @@ class BenchConfig(SuiteReading):
     def resolve(cls, overrides: Sequence[str] | Mapping[str, object] = (), file: Path | None = None) -> BenchConfig:
         """The suite named in the overrides or the file, with what they say on top."""
         suite = read_suite(named_suite(overrides, file))
+        if (arms := listed_arms(overrides)) is not None:
+            suite, overrides = over(suite, {"arms": arms}), without_arms(overrides)
         try:
             config = resolve(cls, overrides, file, suite)
             if config.baseline != AUTO or not config.simple_arms:
@@ -212,12 +178,11 @@ class BenchConfig(SuiteReading):
         shape = {"image_size": self.image_size, "patch_size": self.patch_size, "channels": self.channel_count or 3}
         return preset_spec(self.model, **shape)  # type: ignore[arg-type]
 
-    def spec_of(self, arm: str, task: str = CLASSIFY) -> EncoderSpec:
+    def spec_of(self, arm: str, task: str = CLASSIFY) -> BackboneSpec:
         """The shape of an arm's encoder on a task: its own model, with the task's image size and the suite's patches."""
-        spec, model = self.spec_at(task), self.arms[arm].model
-        if model is None:
-            return spec
-        return preset_spec(model, image_size=spec.image_size, patch_size=spec.patch_size, channels=spec.channels)
+        shape, size = self.spec_at(task), self.arms[arm].image_size if task == CLASSIFY else None
+        own = shape.image_size if size is None else (size, size) if isinstance(size, int) else size
+        return self.arm_kind(arm).spec(self, arm, shape, own)
 
     @cached_property
     def designs(self) -> dict[str, TaskDesign]:
@@ -246,6 +211,12 @@ class BenchConfig(SuiteReading):
     def pool_has_labels(self) -> bool:
         """Whether the images to pretrain on have labels."""
         return self.data.path is not None and self.data.unlabelled is None
+
+    def public_sources(self) -> list[SuiteSource]:
+        """The public data sets that the images of the tasks are of, each once."""
+        own = [source_of(self.data.path, self.data.public, "data.public")] if self.data.path is not None else []
+        own += [source_of(task.data, task.public, f"tasks.{name}.public") for name, task in self.tasks.items()]
+        return list({source.name: source for source in own}.values())
 
     def given(self) -> dict[str, Any]:
         """The settings as a suite file has them: its arms and tasks without the defaults."""
@@ -277,7 +248,12 @@ class BenchConfig(SuiteReading):
         return self._transfer(task, arm, self.tasks[task].arms.get(arm, {}))
 
     def _classify_defaults(self, arm: str) -> dict[str, Any]:
-        return recipe_defaults(f"{CLASSIFY}_{self.arm_kind(arm).init}")
+        """The recipe of an arm's start; that of weights of any architecture is the one for few labels, by its family."""
+        kind = self.arm_kind(arm)
+        if not kind.own_architecture:
+            return recipe_defaults(f"{CLASSIFY}_{kind.init}")
+        name, spec = f"{CLASSIFY}_{kind.init}_small", self.spec_of(arm)
+        return {**recipe_defaults(name), **(family_defaults(spec, name) if isinstance(spec, TimmSpec) else {})}
 
     def _transfer(self, task: str, arm: str, changes: Mapping[str, Any]) -> TransferConfig:
         """The keys of maelift transfer that an arm is trained with on a task."""
@@ -293,7 +269,7 @@ class BenchConfig(SuiteReading):
             "data": own.data,
             "out": "out",
             "init": self.arm_kind(arm).init,
-            "encoder": "any",
+            "encoder": self.arms[arm].weights if self.arm_kind(arm).own_architecture else "any",
             "val": own.val,
             "test": own.test,
             "split_seed": own.seed,

@@ -7,21 +7,53 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from ..core.config import raw_value
 from ..core.config_keys import nearest
 from ..core.errors import ConfigError, MaeliftError
 from ..core.signals import Interrupted
 from ..core.yaml_files import merged, read_yaml
+from .short_arms import expanded
 
 SUITES = Path(__file__).parent / "suites"
 
 
 def read_suite(suite: str) -> dict[str, Any]:
-    """The keys of a shipped suite or of a YAML file; with ``extends``, over those of another."""
+    """The keys of a shipped suite or of a YAML file; with ``extends``, over those of another.
+
+    A list of arms says which there are; those of the extended suite that it doesn't name are left out.
+    """
     keys: dict[str, Any] = {}
     for _, own in _layers(suite):
-        keys = merged(keys, own)
+        keys = over(keys, own)
     return keys
+
+
+def over(keys: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """Keys of a suite with others on top, arms in short form among them."""
+    arms = own.get("arms")
+    if not isinstance(arms, list | tuple):
+        return merged(dict(keys), dict(own))
+    return {**merged(dict(keys), dict(own)), "arms": expanded(arms, keys.get("arms") or {})}
+
+
+def listed_arms(overrides: Sequence[str] | Mapping[str, object]) -> list[object] | None:
+    """The arms of overrides where these are a list; None where they aren't, or none are given."""
+    given = raw_value("arms", overrides)
+    if isinstance(given, str) and given.strip().startswith("["):
+        try:
+            given = yaml.safe_load(given)
+        except yaml.YAMLError:  # said where all keys are read
+            return None
+    return list(given) if isinstance(given, list | tuple) else None
+
+
+def without_arms(overrides: Sequence[str] | Mapping[str, object]) -> list[str] | dict[str, object]:
+    """Overrides without a list of arms, which ``over`` has laid on top of the suite."""
+    if isinstance(overrides, Mapping):
+        return {key: value for key, value in overrides.items() if key != "arms"}
+    return [word for word in overrides if not word.startswith("arms=")]
 
 
 def suite_files(suite: str) -> list[Path]:

@@ -9,6 +9,7 @@ from ..core.config_keys import nearest
 from ..core.errors import ConfigError
 from ..transfer import tasks
 from ..transfer.tasks import ReportedScores
+from .public_data import PublicSet
 from .tuning import SearchSpace
 
 CLASSIFY = "classify"
@@ -52,6 +53,8 @@ class TaskConfig:
     """times that a run is evaluated on validation images, which is expensive in detection; null: the suite's"""
     short: bool = False
     """one run a seed at the recipe's own rate: nothing is tuned or checked, and no verdict is drawn"""
+    public: PublicSet | None = None
+    """the public data set that the images are of, as data.public; null: by the names of the last two folders of data"""
 
     def __post_init__(self) -> None:
         known = [name for name in tasks.names() if name != CLASSIFY]

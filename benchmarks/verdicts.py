@@ -141,6 +141,7 @@ def warnings_of(found: Comparisons) -> list[str]:
     if result.unspent:
         warnings.append(result.unspent)
     warnings += [f"A run failed, and is not among the results: {failure}" for failure in result.failed]
+    warnings += result.seen
     tested = [one for one in found.comparisons if one.tested]
     finished = [one for one in tested if one.difference is not None]
     if len(finished) < len(tested):

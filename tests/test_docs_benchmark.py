@@ -56,7 +56,7 @@ def test_what_the_page_names_is_there() -> None:
         re.findall(r"`(\w+)`", text.split("## Shipped suites")[1])
     )
     for start in re.findall(r"^\| `(\w+)` ", text, flags=re.MULTILINE):
-        assert start in ("mae", "encoder", "supervised", "scratch", "cnn", "pixels", "start")
+        assert start in ("mae", "encoder", "supervised", "weights", "scratch", "cnn", "pixels", "start")
 
 
 def test_a_suite_may_extend_another(tmp_path: Path) -> None:

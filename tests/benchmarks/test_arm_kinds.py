@@ -81,6 +81,6 @@ def test_a_kind_of_arm_is_one_class(suite: Path, tmp_path: Path, monkeypatch: py
 
 def test_a_kind_of_arm_that_is_not_there_is_named(suite: Path, tmp_path: Path) -> None:
     with pytest.raises(
-        MaeliftError, match=r"arms\.fixed\.start=fixed: expected one of mae, encoder, supervised, scratch"
+        MaeliftError, match=r"arms\.fixed\.start=fixed: expected one of mae, encoder, supervised, weights, scratch"
     ):
         BenchConfig.resolve({"suite": str(suite), "out": str(tmp_path / "out")})

@@ -483,7 +483,7 @@ def test_latex_and_parquet_hold_what_the_csv_holds(tmp_path: Path) -> None:
     report = write_report(made_up(arms=(replace(ARMS[0], label="MAE & 50 % of_it"), *ARMS[1:])), tmp_path)
     latex = report.latex.read_text()
     assert r"MAE \& 50 \% of\_it & 100 & 74.85 $\pm$ 0.91" in latex
-    assert latex.count(r"\begin{table}") == latex.count(r"\end{table}") == 4
+    assert latex.count(r"\begin{table}") == latex.count(r"\end{table}") == 5
     pq = pytest.importorskip("pyarrow.parquet")
     rows = pq.read_table(tmp_path / "results.parquet").to_pylist()
     with report.csv.open() as file:

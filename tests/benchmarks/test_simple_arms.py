@@ -191,6 +191,10 @@ def test_a_suite_compares_with_the_best_arm_without_pretraining(suite: Path, tmp
     models = {path.parent.name for path in (tmp_path / "out").glob("runs/*/model.safetensors")}
     compared = {cell.key for cell in part.cells}
     assert models == compared  # those that weren't chosen are removed
+    assert {cost.arm for cost in done.result.costs if cost.latency and cost.flops and not cost.reason} == set(means) | {
+        "mae",
+        "mae_frozen",
+    }
 
 
 @pytest.fixture(scope="module")
