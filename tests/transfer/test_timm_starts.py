@@ -278,7 +278,7 @@ def test_an_encoder_file_says_its_kind_and_is_tied_to_its_tensors(tmp_path: Path
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"kind": "torch"}, "kind=torch: expected timm"),
+        ({"kind": "torch"}, "torch: expected timm"),
         ({"version": 4}, "Update maelift"),
         ({"spec": {"architecture": "resnet5O"}}, "resnet50"),
         ({"spec": {"architecture": "../resnet50"}}, "the name of a model of timm"),
