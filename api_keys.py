@@ -195,6 +195,8 @@ class TransferKeys(TypedDict, total=False):
     ema_decay: float | None
     clip_grad: float | None
     flip: bool
+    turn: bool
+    shown: Sequence[int | Text] | Literal["all"] | None
     recipe: Literal["paper", "small"]
     labels: int | float | None
     val: int | float
@@ -227,6 +229,7 @@ class PretrainKeys(TypedDict, total=False):
     nodata: float | None
     max_nodata: float
     unscale: bool
+    shown: Sequence[int | Text] | Literal["all"] | None
     data: Text | Sequence[Text]
     out: Text
     mix: Sequence[float] | None
@@ -280,6 +283,7 @@ class PretrainKeys(TypedDict, total=False):
 class ReconstructKeys(TypedDict, total=False):
     """Keys of ``maelift reconstruct``."""
 
+    shown: Sequence[int | Text] | Literal["all"] | None
     encoder: Text
     images: Text
     out: Text
@@ -301,7 +305,6 @@ class ClassifyKeys(TransferKeys, total=False):
     cutmix: float
     random_erasing: float
     crop_scale: Sequence[float]
-    turn: bool
     method: Literal["full", "partial", "lora", "linear", "attentive", "knn"]
     multi_label: bool | None
     layout: Literal["auto", "class_folders"]
@@ -354,7 +357,6 @@ class SegmentKeys(TransferKeys, total=False):
     ignore: int | Sequence[int] | None
     scale: Sequence[float]
     cat_max_ratio: float
-    turn: bool
     distort: bool
     inference: Literal["slide", "whole"]
     stride: int | Sequence[int] | None
@@ -374,6 +376,7 @@ class BenchKeys(TypedDict, total=False):
     nodata: float | None
     max_nodata: float
     unscale: bool
+    shown: Sequence[int | Text] | Literal["all"] | None
     out: Text
     title: Text
     data: SuiteDataKeys

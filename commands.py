@@ -192,6 +192,12 @@ COMMANDS = {
         "what makes bash, zsh or fish complete commands and keys",
         positional=("shell",),
     ),
+    "data stack": Command(
+        "core.tools.stack_bands",
+        "StackConfig",
+        "stack_bands",
+        "bands in files of their own, or of different sizes, into files of all bands",
+    ),
     "doctor": Command(
         "core.tools.doctor", "DoctorConfig", "doctor", "versions, devices, frameworks, disk, data", json=True
     ),

@@ -13,16 +13,17 @@ import logging
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 
 from ..core.config import raw_value, resolve
 from ..core.config_keys import KeySection, nearest, section
 from ..core.dry_run import Plan
-from ..core.errors import CheckpointError, ConfigError, MaeliftError
+from ..core.errors import CheckpointError, ConfigError, MaeliftError, show
 from ..core.files import sync_tree
 from ..core.models.encoder_file import EncoderFile, read_encoder
+from ..core.models.preprocessing import Preprocessing
 from ..core.terminal import quoted
 from .bundle import Bundle, ExportConfig
 from .certificate import CERTIFICATE_FILE
@@ -99,7 +100,29 @@ def export(config: ExportConfig) -> ExportResult:
     or a certificate that failed.
     """
     file = read_for_export(config.encoder)
-    return export_to_folder(Path(config.out), lambda folder: exporter(config.to)(file, folder, config))
+
+    def write(folder: Path) -> Bundle:
+        bundle = exporter(config.to)(file, folder, config)
+        return replace(bundle, notes=(*bundle.notes, *value_notes(file.encoder.preprocessing, config.to)))
+
+    return export_to_folder(Path(config.out), write)
+
+
+def value_notes(preprocessing: Preprocessing, framework: str) -> tuple[str, ...]:
+    """What becomes of the values of image files before the framework gets them, as maelift isn't there to do it."""
+    found = []
+    if preprocessing.file_scale != 1 and framework != "mmseg":  # which reads files by the config that it is given
+        found.append("values are from 0 to 255: give those of 16 bits divided by 257")
+    if preprocessing.window is not None:
+        found.append(
+            f"the window {show(list(preprocessing.window))} isn't applied: give images that it has brought to 0 to 255 (maelift "
+            "data pack window=... writes such)"
+        )
+    if preprocessing.nodata is not None and framework != "onnx":
+        found.append(
+            f"pixels without a value ({preprocessing.nodata:g} in files) aren't known: fill them with the mean of their channel"
+        )
+    return tuple(found)
 
 
 def export_to_folder(target: Path, write: Callable[[Path], Bundle]) -> ExportResult:

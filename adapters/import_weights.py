@@ -150,7 +150,7 @@ def _prepare(config: ImportConfig) -> tuple[ImportResult, EncoderFile[Backbone]]
 
 def _published(config: ImportConfig, name: str, target: Path) -> tuple[ImportResult, EncoderFile[Backbone]]:
     """Weights of timm by a name, fetched or in a file, with timm's own facts."""
-    _refuse_shape_keys(config, f"the name of weights of timm's, which say it themselves; give a file to say it: {name}")
+    _refuse_shape_keys(config, f"a name of weights that say it themselves; give a file to say it: {name}")
     architecture, _, path = name.partition("@")
     if name in PACKAGED:
         file = from_package(name, "weights")
@@ -165,7 +165,7 @@ def _published(config: ImportConfig, name: str, target: Path) -> tuple[ImportRes
         licence=config.licence or file.provenance.licence,
         tool_version=__version__,
     )
-    source = f"timm's {name}"
+    source = f"the package {PACKAGED[name].distribution}" if name in PACKAGED else f"timm's {name}"
     notes = (*file.notes, *file.assumed)
     return ImportResult(target, source, encoder.spec, encoder.preprocessing, images, provenance, notes), file
 

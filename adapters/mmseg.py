@@ -85,4 +85,6 @@ def notes(encoder: Encoder, crop: tuple[int, int]) -> tuple[str, ...]:
     if encoder.preprocessing.value_range != (0.0, 255.0):
         low, high = encoder.preprocessing.value_range
         found.append(f"images must be stored with values from {low:g} to {high:g}, such as PNG or TIFF of 16 bits")
+    elif encoder.preprocessing.file_scale != 1:
+        found.append("images must be of 16 bits, as those that were trained on, such as PNG or TIFF")
     return tuple(found)

@@ -99,7 +99,7 @@ def config_text(head: str, encoder: Encoder, crop: tuple[int, int], config: Mmse
     width = config.head_channels or spec.embed_dim
     decay, drop_path, recipe = recipe_of(spec.depth)
     short, long = min(crop), 4 * max(crop)
-    distorted = spec.channels == 3 and (preprocessing.value_range == (0.0, 255.0))
+    distorted = spec.channels == 3 and is_8_bit(encoder)
     heads = Template((TEMPLATES / f"mmseg_{head}.py.in").read_text("utf-8")).substitute(
         neck=neck(encoder, taps, crop),
         embed_dim=spec.embed_dim,
@@ -266,7 +266,7 @@ def loading(encoder: Encoder | str | Path) -> dict[str, Any]:
     encoder = encoder if isinstance(encoder, Encoder) else read_encoder(encoder).encoder
     if encoder.spec.channels not in (1, 3):
         return {"type": "LoadImageFromFile", "imdecode_backend": "tifffile", "to_float32": True}
-    if encoder.preprocessing.value_range != (0.0, 255.0):
+    if not is_8_bit(encoder):
         return {"type": "LoadImageFromFile", "color_type": "unchanged", "to_float32": True}
     return {"type": "LoadImageFromFile", "color_type": "grayscale" if encoder.spec.channels == 1 else "color"}
 
@@ -283,10 +283,17 @@ def normalizing(encoder: Encoder | str | Path) -> list[dict[str, Any]]:
 
 
 def statistics(encoder: Encoder) -> dict[str, list[float]]:
-    """Mean and deviation in stored values."""
+    """Mean and deviation in the values of files."""
+    scale = encoder.preprocessing.file_scale
     return {
-        key: [round(value, 6) for value in getattr(encoder.preprocessing, f"pixel_{key}")] for key in ("mean", "std")
+        key: [round(scale * value, 6) for value in getattr(encoder.preprocessing, f"pixel_{key}")]
+        for key in ("mean", "std")
     }
+
+
+def is_8_bit(encoder: Encoder) -> bool:
+    """Whether the values of files are those of 8 bits."""
+    return encoder.preprocessing.value_range == (0.0, 255.0) and encoder.preprocessing.file_scale == 1
 
 
 def read_as_bgr(encoder: Encoder) -> bool:

@@ -85,7 +85,9 @@ def type_name(step: Mapping[str, Any]) -> str:
 
 def write_image(image: Pixels, encoder: Encoder, path: Path) -> str:
     """Write an image (H, W, C) in the usual format for its kind: PNG of 8 or 16 bits, TIFF for more channels."""
-    channels = image.shape[2]
+    channels, scale = image.shape[2], encoder.preprocessing.file_scale
+    if scale != 1:
+        image = np.rint(image.astype(np.float64) * scale).astype(np.uint16)
     if channels not in (1, 3):
         return write_tiff(image, path.with_suffix(".tif"))
     rgb = image[:, :, ::-1] if is_bgr(encoder.preprocessing) else image
@@ -93,7 +95,7 @@ def write_image(image: Pixels, encoder: Encoder, path: Path) -> str:
     file = path.with_suffix(".png")
     if image.dtype == np.uint8:
         Image.fromarray(np.ascontiguousarray(rgb if channels == 3 else rgb[:, :, 0])).save(file)
-    elif low >= 0 and high <= 65535:
+    elif scale != 1 or (low >= 0 and high <= 65535):
         import cv2
 
         cv2.imwrite(str(file), np.ascontiguousarray(rgb[:, :, ::-1]).astype(np.uint16))

@@ -201,8 +201,8 @@ def normalize_images(nodes: Nodes, preprocessing: Preprocessing) -> str:
     if not preprocessing.may_have_gaps:
         return nodes.add("Div", [centred, std], PREPARED)
     missing = nodes.add("IsNaN", ["images"])
-    if preprocessing.nodata is not None:
-        nodata = nodes.constant("nodata", np.asarray(preprocessing.as_read(preprocessing.nodata), np.float32))
+    if preprocessing.nodata_as_read is not None:
+        nodata = nodes.constant("nodata", np.asarray(preprocessing.nodata_as_read, np.float32))
         missing = nodes.add("Or", [missing, nodes.add("Equal", ["images", nodata])])
     zero = nodes.constant("value_of_missing_pixels", np.zeros((), np.float32))
     return nodes.add("Where", [missing, zero, nodes.add("Div", [centred, std])], PREPARED)

@@ -24,6 +24,7 @@ from ..version import __version__
 from .data import SuiteImages
 from .examples import to_data_url, won_and_lost
 from .experiment import Context
+from .leakage import shown_text
 from .protocol import ArmState, Results, arm_state, encoder_runs, iter_cells, seconds_spent
 from .public_data import pretraining_overlaps, unknown_sources
 from .results import Arm, Example, NearPair, SuiteResult, TaskResult
@@ -95,6 +96,7 @@ def collect(context: Context, store: Path, results: Results, outcome: RunOutcome
         looks=config.looks,
         effect=None if config.effect is None else config.effect / 100,
         near=tuple(_near(pools)),
+        shown="" if config.plain_images and config.shown is None else shown_text(pools.pool, config.form, config.shown),
     )
     return replace(result, examples=tuple(_examples(context, result)))
 
@@ -109,7 +111,7 @@ def _examples(context: Context, result: SuiteResult) -> Iterator[Example]:
         if part.cells and not part.short:
             test = context.pools.tasks[part.name].splits.test
             reference = result.reference(part, min(part.label_counts))
-            yield from won_and_lost(part, test, result.rivals, reference, context.config.form)
+            yield from won_and_lost(part, test, result.rivals, reference, context.config.form, context.config.shown)
 
 
 def _seen(context: Context) -> Iterator[str]:

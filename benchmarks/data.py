@@ -76,7 +76,7 @@ class SuiteImages:
 
 def read_suite_images(config: BenchConfig) -> SuiteImages:
     """Read, scan and split the images; those of validation and test, and near-duplicates of them, are left out elsewhere."""
-    data, guard = config.data, LeakageGuard(config.data.near, config.form)
+    data, guard = config.data, LeakageGuard(config.data.near, config.form, config.shown)
     tasks = {name: _read_task(config, name, guard) for name in config.designs if name != CLASSIFY}
     labelled_pool: LabeledImages | None = None
     if data.path is None:
@@ -111,6 +111,7 @@ def read_suite_images(config: BenchConfig) -> SuiteImages:
 def _suite_images(
     pool: _PretrainingImages, labelled: LabeledImages | None, tasks: Mapping[str, TaskImages], guard: LeakageGuard
 ) -> SuiteImages:
+    guard.check_shown(pool.images)
     findings = tuple(guard.findings), tuple(guard.pairs)
     return SuiteImages(pool.images, pool.digest, labelled, tasks, pool.gray, *findings)
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ..core.data.composite import Shown
 from ..core.data.detection import DetectionImages
 from ..core.data.labeled_dataset import LabeledDataset
 from ..core.data.pixel_format import PLAIN_FORMAT, Picture, PixelFormat
@@ -23,12 +24,17 @@ SHOWN = 6
 
 
 def won_and_lost(
-    part: TaskResult, images: LabeledDataset, arms: Sequence[Arm], baseline: str, form: PixelFormat = PLAIN_FORMAT
+    part: TaskResult,
+    images: LabeledDataset,
+    arms: Sequence[Arm],
+    baseline: str,
+    form: PixelFormat = PLAIN_FORMAT,
+    shown: Shown = None,
 ) -> Iterator[Example]:
     """Where each arm differs most from the ``baseline`` at the fewest labels, where differences are largest.
 
-    ``images`` are those of the test split, read in a ``form``; nothing comes of a part whose items aren't single images. Ties go
-    by their order.
+    ``images`` are those of the test split, read in a ``form``, of which the channels ``shown`` are drawn; nothing comes of a
+    part whose items aren't single images. Ties go by their order.
     """
     labels = min(part.label_counts)
     for arm in arms:
@@ -50,7 +56,7 @@ def won_and_lost(
                         images.images.name(index),
                         _shown(images, index),
                         _outcome(part.scores, ours, theirs, index, len(seeds)),
-                        to_data_url(small_picture(images.images, index, form)),
+                        to_data_url(small_picture(images.images, index, form, shown)),
                         baseline,
                     )
 

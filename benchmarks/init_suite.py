@@ -54,14 +54,15 @@ class InitConfig(PartKeys):
     label_column: str | tuple[str, ...] | None = None
     """the CSV's column of labels, or [a,b,c]: its columns of 0 and 1, a class each; null: as the header says"""
     group: str | None = None
-    """what stays in one part, a patient, video or flight: a column of the CSV, or a regular expression over the images' paths"""
+    """what stays in one part, a patient, video or flight: a column of the CSV, a regular expression over the images' paths, or of
+    GeoTIFF files tile:SIZE, squares of the map"""
 
     def __post_init__(self) -> None:
         self.check_parts()
 
 
 @dataclass(frozen=True)
-class Design:
+class SuiteSize:
     """How much a suite compares: encoders (seeds of pretraining), seeds, and steps that every arm's tuning begins with.
 
     ``hours``: of computing, after which no run is begun; ``pretrain``: keys of pretraining, with model and sizes, in place of
@@ -79,7 +80,7 @@ class Design:
     @property
     def work(self) -> float:
         """Steps of all trainings of an arm at a rate, doubled ones too."""
-        return self.seeds * self.steps * (2 ** (self.max_doublings + 1) - 1)
+        return float(self.seeds * self.steps * sum(2**number for number in range(self.max_doublings + 1)))
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ class Suite:
 
 
 @dataclass(frozen=True)
-class Annotated:
+class AnnotatedTask:
     """Annotated images of a task: how many there are to learn from, of how many classes, and where its images are."""
 
     task: str
@@ -129,26 +130,26 @@ def init(config: InitConfig) -> Suite:
         raise MaeliftError(
             f"out={config.out}: is there already, and may have been changed by hand. Give another name, or remove it."
         )
-    return write_suite(config, annotated(config), Design())
+    return write_suite(config, annotated(config), SuiteSize())
 
 
-def annotated(config: InitConfig) -> list[Annotated]:
+def annotated(config: InitConfig) -> list[AnnotatedTask]:
     """The annotated images of each task that the data is annotated for; raises DataError where there are none."""
     return [_find(task, config) for task in _tasks(config)]
 
 
-def _pool(config: InitConfig, found: Sequence[Annotated]) -> str | None:
+def _pool(config: InitConfig, found: Sequence[AnnotatedTask]) -> str | None:
     """Where the images to pretrain on are; None for a part of the labelled ones."""
     return config.unlabelled or (None if found[0].task == CLASSIFY else found[0].root)
 
 
-def pool_images(config: InitConfig, found: Sequence[Annotated]) -> ImageSet:
+def pool_images(config: InitConfig, found: Sequence[AnnotatedTask]) -> ImageSet:
     """The images to pretrain on, or those that they are drawn from."""
     pool = _pool(config, found)
     return found[0].images if pool is None else find_source(pool, config.slices)
 
 
-def write_suite(config: InitConfig, found: Sequence[Annotated], design: Design) -> Suite:
+def write_suite(config: InitConfig, found: Sequence[AnnotatedTask], design: SuiteSize) -> Suite:
     """Write the suite that compares as much as ``design`` says on what was found."""
     file, pool = Path(config.out), _pool(config, found)
     shares = {
@@ -236,7 +237,7 @@ def _tasks(config: InitConfig) -> tuple[str, ...]:
     return tasks_of(DataCheckConfig(config.data, layout=config.layout), annotated_tasks())
 
 
-def _find(task: str, config: InitConfig) -> Annotated:
+def _find(task: str, config: InitConfig) -> AnnotatedTask:
     """The annotated images of a task; raises DataError where there are none."""
     data = config.data
     if task == PRETRAIN:
@@ -254,7 +255,7 @@ def _find(task: str, config: InitConfig) -> Annotated:
     train = parts["train"]
     root = str(getattr(train.images, "root", data))
     task_keys = {**({} if config.group is None else {"group": config.group}), **annotated.transfer_keys(data, keys)}
-    return Annotated(
+    return AnnotatedTask(
         task,
         train.images,
         len(train),
@@ -289,25 +290,25 @@ def _batch_size(images: int) -> int:
     return max(8, min(256, 1 << (max(images, 64) // 16).bit_length()))
 
 
-def _source(found: Annotated, pool_share: float) -> int:
+def _source(found: AnnotatedTask, pool_share: float) -> int:
     """How many images labelled ones are drawn from, besides validation, test and the pool."""
     left = found.train if "test" in found.splits else int(0.9 * found.train)
     left = left if "val" in found.splits else int(0.9 * left)
     return int((1 - pool_share) * left)
 
 
-def _wanted(found: Annotated) -> int:
+def _wanted(found: AnnotatedTask) -> int:
     """The smaller label count: some for each class."""
     return max(FEWEST, min(MOST, 10 * found.classes))
 
 
-def _pool_share(found: Annotated) -> float:
+def _pool_share(found: AnnotatedTask) -> float:
     """The share of the training images to pretrain on."""
     enough = (share for share in POOL_SHARES if LARGEST_DRAW * _source(found, share) >= _wanted(found))
     return next(enough, POOL_SHARES[-1])
 
 
-def _labels(found: Annotated, pool_share: float) -> Sequence[int]:
+def _labels(found: AnnotatedTask, pool_share: float) -> Sequence[int]:
     """Two label counts, ten times apart or as far as there are images: of more than a fifth of them seeds share too many."""
     most = max(found.least, int(LARGEST_DRAW * _source(found, pool_share)))
     fewer = max(found.least, min(_wanted(found), most))
@@ -316,7 +317,7 @@ def _labels(found: Annotated, pool_share: float) -> Sequence[int]:
 
 
 def _warnings(
-    found: Sequence[Annotated], labels: Mapping[str, Sequence[int]], shares: Mapping[str, float]
+    found: Sequence[AnnotatedTask], labels: Mapping[str, Sequence[int]], shares: Mapping[str, float]
 ) -> Iterator[str]:
     """What a user should know of a suite before it runs."""
     for one in found:

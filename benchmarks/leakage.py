@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from ..core.cache import cache_file, load, save
-from ..core.data.composite import displayed
-from ..core.data.groups import groups_of, match_group
+from ..core.data.composite import Display, Shown
+from ..core.data.groups import groups_of, possible_groups
 from ..core.data.images import ImageSet, opened
 from ..core.data.near_duplicate_depth import KINDS, Near, search_depth
 from ..core.data.near_duplicate_rules import NearDuplicate
@@ -82,15 +82,21 @@ class Subset:
 class LeakageGuard:
     """Keeps what is trained on apart from what is evaluated on; collects its findings as text and as pairs of images.
 
-    ``near``: the suite's ``data.near``; ``form``: how images are read. ``evaluated``: what tasks are validated and tested with.
+    ``near``: the suite's ``data.near``; ``form``: how images are read; ``shown``: which channels pictures show.
+    ``evaluated``: what tasks are validated and tested with.
     """
 
-    def __init__(self, near: Near, form: PixelFormat) -> None:
+    def __init__(self, near: Near, form: PixelFormat, shown: Shown = None) -> None:
         self.evaluated: dict[str, tuple[Subset, ...]] = {}
         self.findings: list[str] = []
         self.pairs: list[NearDuplicatePair] = []
-        self._near, self._form = near, form
+        self._near, self._form, self._shown = near, form, shown
         self._groups: list[tuple[str, set[str]]] = []
+
+    def check_shown(self, images: ImageSet) -> None:
+        """Raise ConfigError where channels are to be shown that images don't have: now, not when the report is written."""
+        if isinstance(self._shown, tuple):
+            small_picture(images, 0, self._form, self._shown)
 
     def report_broken(self, task: str, count: int) -> None:
         """Note that broken images were left out."""
@@ -121,16 +127,15 @@ class LeakageGuard:
         return left
 
     def without_groups(self, part: Subset, name: str) -> Subset:
-        """A part without images of a group, as their path states it, that is in validation or test."""
+        """A part without images of a group, as their path or place states it, that is in validation or test."""
         where = _split_names(list(self.evaluated.values()))
         for group, evaluated in self._groups:
-            names = [part.images.images.name(index) for index in part.indices]
-            found = [match_group(one, group) for one in names]
+            found = possible_groups(part.images.images, part.indices, group)
             kept = [index for index, own in zip(part.indices, found, strict=True) if own not in evaluated]
             left_out, unknown = len(found) - len(kept), found.count(None)
             self.findings.append(
                 f"Images of the {name} that are of a group in {where} (group {group}), and were left out: "
-                f"{left_out}; of {unknown} of {len(found)} the path doesn't say the group."
+                f"{left_out}; of {unknown} of {len(found)} it isn't known."
             )
             part = Subset(part.images, part.hashes, kept)
         return part
@@ -150,8 +155,8 @@ class LeakageGuard:
             mine = left.indices[pair.index]
             names = left.images.images.name(mine), other.images.images.name(index)
             pictures = (
-                small_picture(left.images.images, mine, self._form),
-                small_picture(other.images.images, index, self._form),
+                small_picture(left.images.images, mine, self._form, self._shown),
+                small_picture(other.images.images, index, self._form, self._shown),
             )
             self.pairs.append(NearDuplicatePair(name, *names, pair.similarity, pictures))
         kept = [index for place, index in enumerate(left.indices) if place not in dropped]
@@ -208,10 +213,20 @@ def _compared(
     return found
 
 
-def small_picture(images: ImageSet, index: int, form: PixelFormat) -> Picture:
+def small_picture(images: ImageSet, index: int, form: PixelFormat, shown: Shown = None) -> Picture:
     """A small copy of an image that is read in a form: (H, W) gray or (H, W, 3), uint8."""
-    found = opened(images, index, form)
-    chosen = found.channel_names if form.bands is None else band_names(form.bands)
-    picture = displayed(found.pixels(), chosen)
+    display, pixels = _display_and_pixels(images, index, form, shown)
+    picture = display.image(pixels)
     picture.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
-    return np.asarray(picture)
+    return np.asarray(display.with_tiles(picture, pixels))
+
+
+def shown_text(images: ImageSet, form: PixelFormat, shown: Shown) -> str:
+    """A sentence on the channels that small pictures show, by the first image; empty of gray and colour as they are."""
+    display, pixels = _display_and_pixels(images, 0, form, shown)
+    return display.caption(pixels.shape[2])
+
+
+def _display_and_pixels(images: ImageSet, index: int, form: PixelFormat, shown: Shown) -> tuple[Display, Picture]:
+    found = opened(images, index, form)
+    return Display(found.channel_names if form.bands is None else band_names(form.bands), shown), found.pixels()

@@ -243,6 +243,7 @@ class SuiteResult:
     the first run; empty: once, at the end. ``effect``: the difference worth resolving, a share, which the report plans for.
     ``costs``: what the trained models cost to use, of those that were measured. ``seen``: what is known of arms' weights having
     been trained on the public data set that the images are of.
+    ``shown``: a sentence on the channels that pictures of test images show, where that must be said.
     """
 
     name: str
@@ -269,6 +270,7 @@ class SuiteResult:
     effect: float | None = None
     costs: tuple[ModelCost, ...] = ()
     seen: tuple[str, ...] = ()
+    shown: str = ""
 
     def label(self, name: str) -> str:
         """What an arm is called."""

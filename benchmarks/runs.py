@@ -116,6 +116,7 @@ def recipe_facts(recipe: Recipe) -> str:
         "group",
         "folds",
         "fold",
+        "shown",
     )
     chosen = {key: value for key, value in to_dict(recipe).items() if key not in known}
     later = {**LATER_KEYS, "background": None, "channels": None, "value_range": None}
@@ -132,6 +133,7 @@ LATER_KEYS: Mapping[str, object] = {
 def pretraining_facts(config: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a pretraining as its run's key has them: without later keys, and in the order that they had before."""
     kept = {key: value for key, value in config.items() if key not in LATER_KEYS or value != LATER_KEYS[key]}
+    kept.pop("shown", None)  # of pictures, which are no part of a result
     if "crop" in kept:
         kept["crop"] = {key: value for key, value in kept["crop"].items() if (key, value) != ("turn", False)}
     moved: dict[str, Any] = {key: kept.pop(key) for key in ("channels", "value_range") if key in kept}

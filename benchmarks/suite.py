@@ -123,6 +123,7 @@ class BenchConfig(SuiteReading):
 
     def __post_init__(self) -> None:
         self.check_reading()
+        self.check_shown()
         _ = self.spec  # checks model, image_size and patch_size
         check_distinct("pretrain_seeds", self.pretrain_seeds)
         if self.effect is not None and not 0 < self.effect < 100:

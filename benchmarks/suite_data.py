@@ -31,8 +31,8 @@ class SuiteData:
     seed: int = 0
     """seeds the split"""
     group: str | None = None
-    """what stays in one part, a patient, video or flight: a column of the CSV, or a regular expression over the images' paths;
-    for other tasks it is a key of their recipe"""
+    """what stays in one part, a patient, video or flight: a column of the CSV, a regular expression over the images' paths, or of
+    GeoTIFF files tile:SIZE, squares of the map; for other tasks it is a key of their recipe"""
     near: Literal["auto", "full", "off"] = "auto"
     """leave near-duplicates of validation or test images out of the pool and of training; auto: of kinds
     that take up to about 5 minutes of one core"""

@@ -6,14 +6,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..core.config_keys import schema_defaults
+from ..core.data.composite import PictureKeys
 from ..core.data.pixel_format import Bands, PixelFormat
 from ..core.data.reading_keys import ReadingKeys
 from ..core.yaml_files import to_dict
 
 
 @dataclass(frozen=True, kw_only=True)
-class SuiteReading(ReadingKeys):
-    """The keys of a suite that say how the values of its images are read."""
+class SuiteReading(PictureKeys, ReadingKeys):
+    """The keys of a suite that say how the values of its images are read and shown."""
 
     channels: int | Bands | None = 3
     """how many: 1 (gray), 3 (colour), 5 (bands); or which of the files' and in what order, by number from 1 or by name"""

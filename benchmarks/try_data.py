@@ -17,7 +17,7 @@ from ..core.terminal import quoted
 from ..pretrain.auto_recipe import choose
 from ..pretrain.config import PretrainConfig
 from .estimates import MeasuredCost
-from .init_suite import Design, InitConfig, annotated, given_parts, plan_lines, pool_images, write_suite
+from .init_suite import SuiteSize, InitConfig, annotated, given_parts, plan_lines, pool_images, write_suite
 from .protocol import predict_runs
 from .runner import BenchResult, bench, concurrent_runs, read_context
 from .suite import BenchConfig
@@ -34,12 +34,12 @@ GROWTH = 1.4
 """By how much the runs that are added, as rates and steps are extended, make it longer than planned."""
 SPARE = 1.25
 """How much longer than the time it may take before no run is begun any more."""
-DESIGNS = (
-    Design(encoders=3, seeds=6, steps=250, max_doublings=2, supervised=False),
-    Design(encoders=2, seeds=4, steps=250, max_doublings=2, supervised=False),
-    Design(encoders=2, seeds=4, steps=150, max_doublings=1, supervised=False),
-    Design(encoders=2, seeds=3, steps=100, max_doublings=1, supervised=False),
-    Design(encoders=1, seeds=3, steps=100, max_doublings=0, supervised=False),
+SIZES = (
+    SuiteSize(encoders=3, seeds=6, steps=250, max_doublings=2, supervised=False),
+    SuiteSize(encoders=2, seeds=4, steps=250, max_doublings=2, supervised=False),
+    SuiteSize(encoders=2, seeds=4, steps=150, max_doublings=1, supervised=False),
+    SuiteSize(encoders=2, seeds=3, steps=100, max_doublings=1, supervised=False),
+    SuiteSize(encoders=1, seeds=3, steps=100, max_doublings=0, supervised=False),
 )
 """From the most on; the first that fits the time is taken."""
 
@@ -121,7 +121,7 @@ def _write_sized(config: TryConfig) -> None:
     seconds = seconds_of("budget", config.budget)
     found = annotated(config)
     images = pool_images(config, found)
-    least = DESIGNS[-1]
+    least = SIZES[-1]
     first = config.suite.with_name(f".{SUITE_FILE}.trial")
     first.unlink(missing_ok=True)
     try:
@@ -130,8 +130,8 @@ def _write_sized(config: TryConfig) -> None:
     finally:
         first.unlink(missing_ok=True)
     left = seconds * (1 - PRETRAINING_SHARE - PREPARATION_SHARE)
-    needed = {design: GROWTH * training * design.work / least.work / at_once for design in DESIGNS}
-    chosen = next((design for design in DESIGNS if needed[design] <= left), least)
+    needed = {design: GROWTH * training * design.work / least.work / at_once for design in SIZES}
+    chosen = next((design for design in SIZES if needed[design] <= left), least)
     hours = max(0.01, round(SPARE * seconds * at_once / 3600, 2))
     sized = replace(_pretrained_within(config, images, seconds, chosen), hours=hours)
     for line in write_suite(replace(config, out=str(config.suite)), found, sized).lines:
@@ -147,7 +147,7 @@ def _write_sized(config: TryConfig) -> None:
         )
 
 
-def _pretrained_within(config: TryConfig, images: ImageSet, seconds: float, design: Design) -> Design:
+def _pretrained_within(config: TryConfig, images: ImageSet, seconds: float, design: SuiteSize) -> SuiteSize:
     """The design with a model and its pretraining, so that its encoders take their share of the time."""
     each = PRETRAINING_SHARE * seconds / design.encoders
     keys = {"data": config.data, "out": config.out, "recipe": "auto", "budget": f"{max(1.0, each):.0f}s"}

@@ -20,7 +20,7 @@ from ..core.device import choose_device
 from ..core.durations import seconds_of
 from ..core.errors import ConfigError
 from ..core.models.cost import training_seconds
-from ..core.models.encoder_spec import PRESETS, preset_spec
+from ..core.models.encoder_spec import PRESETS, ModelName, preset_spec
 from ..core.progress import duration
 from ..core.training.run_dir import read_run_config
 from ..core.yaml_files import to_dict
@@ -31,7 +31,7 @@ logger = logging.getLogger("maelift")
 
 USUAL_BUDGET = "2h"
 SHARE_OF_STEPS = 0.9
-"""Of the time; the rest is for looking through the images, evaluations, checkpoints and pictures."""
+"""Of the time; the rest is for scanning the images, evaluations, checkpoints and pictures."""
 MOST_EPOCHS = 1600
 """The paper's longest pretraining (Table 3)."""
 FEWEST_PATCHES = 7
@@ -46,7 +46,7 @@ class Candidate:
     """A model with the largest image that it is given, in pixels a side, and how many images (with repetition) it has to see
     to be worth its size; ``base_lr`` for a batch of 256; ``decoder``: its keys."""
 
-    model: str
+    model: ModelName
     side: int
     images_needed: int
     base_lr: float

@@ -11,6 +11,7 @@ from typing import Any, Literal, cast
 import yaml
 
 from ..core.config import raw_value, resolve
+from ..core.data.composite import PictureKeys
 from ..core.data.pixel_format import PixelFormat, background_colour
 from ..core.data.reading_keys import ReadingKeys
 from ..core.device import Precision
@@ -40,7 +41,7 @@ def recipe_defaults(name: str) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class PretrainConfig(ReadingKeys):
+class PretrainConfig(PictureKeys, ReadingKeys):
     """Pretrain a masked autoencoder on unlabelled images."""
 
     data: str | tuple[str, ...]
@@ -176,6 +177,7 @@ class PretrainConfig(ReadingKeys):
             seconds_of("budget", self.budget)
             if self.recipe != AUTO:
                 raise ConfigError("budget", self.budget, "null, but with recipe=auto, which chooses epochs by it")
+        self.check_shown()
         background_colour(self.background)
         if self.crops_per_image < 1 or self.batch_size % self.crops_per_image:
             raise ConfigError("crops_per_image", self.crops_per_image, f"a divisor of batch_size={self.batch_size}")

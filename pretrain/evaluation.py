@@ -9,15 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from ..core.data.composite import shown_channels
+from ..core.data.composite import UNKNOWN, Display, levels, stretch_ends
 from ..core.data.images import ImageSet
 from ..core.data.sampling import MakeSample
 from ..core.data.transforms import Pixels
 from ..core.files import atomic_path
-from ..core.models.preprocessing import Preprocessing, known_pixels
+from ..core.models.preprocessing import EIGHT_BITS, Preprocessing, known_pixels
 from ..core.seeding import torch_stream
 from ..core.training.schedule import evenly_spaced_steps
 from .config import PretrainConfig
@@ -34,9 +35,6 @@ SHOWN = 8
 PICTURE_SIDE = 112
 """Smaller images are enlarged to at least this many pixels in pictures."""
 GAP = 4
-EIGHT_BITS = (0.0, 255.0)
-STRETCH = (0.01, 0.99)
-"""Quantiles of an image's values that are shown as black and as white, where values don't have 8 bits."""
 
 
 @dataclass(frozen=True)
@@ -117,20 +115,40 @@ def reconstruction_picture(
     """A picture with a row for each image: the original, the visible patches, and the reconstruction.
 
     Visible patches of the reconstruction are the original's. With a normalised target each hidden patch gets the
-    brightness and contrast of the true one, since the model does not predict them. Of more than three channels those called
-    red, green and blue are shown, else the first three; of two the first. Values of more than 8 bits are rescaled by quantiles,
-    equally in the full row.
+    brightness and contrast of the true one, since the model does not predict them. Which channels are shown: ``config.shown``.
+    Values of more than 8 bits are stretched by the percentiles of the original in the full row; pixels without a value are gray.
     """
-    _, images, _ = next(_batches(model, make, count, count))
+    _, images, known = next(_batches(model, make, count, count))
     output = _predict(model, images, fixed_noise(config.seed, count, config.masking, model.spec.grid), config)
     hidden = model.unpatchify(output.mask.unsqueeze(-1).expand(-1, -1, model.spec.patch_size**2 * model.spec.channels))
     original = model.preprocessing.denormalize(images)
+    if known is not None:
+        original = original.masked_fill(~known, torch.nan)
     rebuilt = model.preprocessing.denormalize(model.reconstruct(images, output))
-    shown = list(shown_channels(model.spec.channels, model.preprocessing.channel_names))
-    low, high = _display_range(original[:, shown], model.preprocessing)
-    seen, made = (((values[:, shown] - low) / (high - low)).clamp(0, 1) for values in (original, rebuilt))
-    masked = torch.where(hidden[:, shown] > 0, torch.full_like(seen, 0.5), seen)
-    return _sheet(torch.stack([seen, masked, made], dim=1))  # (B, 3, 1 or 3, H, W)
+    display = Display(model.preprocessing.channel_names, config.shown)
+    stacks = (_channels_last(values) for values in (original, rebuilt, hidden))
+    rows = zip(*stacks, strict=True)
+    return _sheet([_row(image, made, mask, model.preprocessing, display) for image, made, mask in rows])
+
+
+def _row(
+    original: NDArray[np.float32],
+    rebuilt: NDArray[np.float32],
+    hidden: NDArray[np.float32],
+    preprocessing: Preprocessing,
+    display: Display,
+) -> list[Image.Image]:
+    """The pictures of an image, all arrays (H, W, C): itself, its visible patches, and the reconstruction."""
+    eight_bits = preprocessing.bit_depth <= 8 and preprocessing.value_range == EIGHT_BITS
+    ends = np.array([EIGHT_BITS] * original.shape[2]) if eight_bits else stretch_ends(original)
+    seen, made = levels(original, ends), levels(rebuilt, ends)
+    masked = np.where(hidden > 0, np.uint8(UNKNOWN), seen)
+    return [display.with_tiles(_enlarged(display.image(values)), values) for values in (seen, masked, made)]
+
+
+def _channels_last(images: Tensor) -> NDArray[np.float32]:
+    array: NDArray[np.float32] = images.permute(0, 2, 3, 1).float().cpu().numpy()
+    return array
 
 
 def picture_columns(sheet: Image.Image, rows: int) -> list[list[Image.Image]]:
@@ -168,16 +186,6 @@ def _predict(
     return model.predict(images, config.masking.ratio, noise.to(images.device), known)
 
 
-def _display_range(original: Tensor, preprocessing: Preprocessing) -> tuple[Tensor, Tensor]:
-    """The values shown as black and as white of images (B, C, H, W), each (B, 1, 1, 1)."""
-    low, high = preprocessing.value_range
-    ends = original.new_tensor(preprocessing.value_range).expand(len(original), 2)
-    if preprocessing.bit_depth > 8 or preprocessing.value_range != EIGHT_BITS:
-        ends = torch.quantile(original.float().flatten(1), original.new_tensor(STRETCH).float(), dim=1).T
-    black, white = ends[:, :1, None, None], ends[:, 1:, None, None]
-    return black, torch.maximum(white, black + 1e-6 * (high - low))
-
-
 def _batches(
     model: MaskedAutoencoder, make: MakeSample, count: int, batch_size: int
 ) -> Iterator[tuple[int, Tensor, Tensor | None]]:
@@ -188,15 +196,18 @@ def _batches(
         yield start, model.preprocessing.normalize(stored), known_pixels(stored)
 
 
-def _sheet(rows: Tensor) -> Image.Image:
-    """Images (rows, columns, 1 or 3, H, W) in [0, 1] side by side on white."""
-    values = (rows.expand(-1, -1, 3, -1, -1).float().cpu().numpy() * 255).round().astype(np.uint8)
-    values = values.transpose(0, 1, 3, 4, 2)
-    height, width = values.shape[2:4]
-    scale = max(1, -(-PICTURE_SIDE // max(height, width)))
-    step_down, step_right = height * scale + GAP, width * scale + GAP
-    sheet = Image.new("RGB", (values.shape[1] * step_right - GAP, values.shape[0] * step_down - GAP), "white")
-    for row, column in np.ndindex(values.shape[:2]):
-        tile = Image.fromarray(values[row, column]).resize((width * scale, height * scale), Image.Resampling.NEAREST)
-        sheet.paste(tile, (column * step_right, row * step_down))
+def _enlarged(picture: Image.Image) -> Image.Image:
+    """A picture in colour of at least ``PICTURE_SIDE`` pixels."""
+    scale = max(1, -(-PICTURE_SIDE // max(picture.size)))
+    size = picture.width * scale, picture.height * scale
+    return picture.convert("RGB").resize(size, Image.Resampling.NEAREST)
+
+
+def _sheet(rows: list[list[Image.Image]]) -> Image.Image:
+    """Pictures of one size, a list for each row, side by side on white."""
+    width, height = rows[0][0].size
+    sheet = Image.new("RGB", (len(rows[0]) * (width + GAP) - GAP, len(rows) * (height + GAP) - GAP), "white")
+    for row, pictures in enumerate(rows):
+        for column, picture in enumerate(pictures):
+            sheet.paste(picture, (column * (width + GAP), row * (height + GAP)))
     return sheet

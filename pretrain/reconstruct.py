@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -15,9 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from ..core.config import config_difference
 from ..core.data.audit import summary_lines, write_rejected
-from ..core.data.composite import UNKNOWN, shown_channels
+from ..core.data.composite import UNKNOWN, Display, PictureKeys, levels, stretch_ends
 from ..core.data.decode import image_file
 from ..core.data.image_formats import SUFFIXES
 from ..core.data.images import ImageSet, opened
@@ -32,8 +30,7 @@ from ..core.models.decoder_file import DECODER_FILE, read_decoder
 from ..core.models.encoder_file import read_encoder
 from ..core.progress import progress_logger
 from ..core.seeding import torch_stream
-from ..core.training.run_dir import read_run_config
-from ..core.yaml_files import to_dict, write_config
+from ..core.training.run_dir import check_settings
 from .mae import MaskedAutoencoder, autoencoder_from_state_dict, patchify_channels_last
 from .masking import Mask, Masking, mask_of, random_mask
 
@@ -41,10 +38,12 @@ logger = logging.getLogger("maelift")
 
 GAP = 4
 """Pixels between the pictures of a comparison."""
+EIGHT_BITS = np.array([[0.0, 255.0]])
+"""What is black and white in pictures whose values aren't stretched."""
 
 
 @dataclass(frozen=True)
-class ReconstructConfig:
+class ReconstructConfig(PictureKeys):
     """Reconstruct hidden parts of images, and show them beside the originals."""
 
     encoder: str
@@ -71,6 +70,7 @@ class ReconstructConfig:
     """where to run; auto: a GPU when there is one"""
 
     def __post_init__(self) -> None:
+        self.check_shown()
         if self.draws < 1:
             raise ConfigError("draws", self.draws, "1 or more")
         if self.mask is not None and self.draws > 1:
@@ -108,8 +108,10 @@ def reconstruct(config: ReconstructConfig) -> ReconstructResult:
     masks = None if config.mask is None else _Masks(Path(config.mask))
     if masks is None:
         config.masking.check_grid(model.spec.grid)
+    display = Display(model.preprocessing.channel_names, config.shown)
+    display.positions(model.spec.channels)  # an error now, not after the first image
     out = output_folder(config.out)
-    _check_settings(config, out)
+    check_settings(out, config, "reconstructions")
     mark_output(out)
     rejected, names = [], _file_names(images)
     form = replace(model.preprocessing.reading, channels=model.spec.channels, plain=False)
@@ -133,8 +135,8 @@ def reconstruct(config: ReconstructConfig) -> ReconstructResult:
                 break
             path.parent.mkdir(parents=True, exist_ok=True)
             if config.compare:
-                _write(_side_by_side(filled.image, filled.seen, filled.result), compared)
-            _write(_result(filled.result, gray=stored.shape[2] == 1, deep=found.bits == 16), path)
+                _write(_side_by_side(filled, display, deep=stored.dtype != np.uint8), compared)
+            _write(_result(filled, display, gray=stored.shape[2] == 1, deep=found.bits == 16), path)
         progress(number + 1, len(images))
     for line in summary_lines(len(unusual), tuple(unusual.items())):
         logger.warning("reconstruct: %s", line)
@@ -188,10 +190,10 @@ def load_autoencoder(encoder: str | Path) -> MaskedAutoencoder:
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """Arrays (C, H, W) from 0 to 255, of the image's own size: the image, its visible part, and the result."""
+    """Of the image's own size: the image and the result (C, H, W), from 0 to 255, and which pixels are ``hidden`` (H, W)."""
 
     image: NDArray[np.float32]
-    seen: NDArray[np.float32]
+    hidden: NDArray[np.bool_]
     result: NDArray[np.float32]
 
 
@@ -228,12 +230,9 @@ def _reconstruct_image(
     rebuilt = model.unpatchify(torch.where(moved.hidden.unsqueeze(-1) > 0, pred, kept))
     low, high = model.preprocessing.value_range
     whole = _resized(model.preprocessing.denormalize(rebuilt)[0].cpu().numpy(), size).clip(low, high)
-    seen = image.astype(np.float32).copy()
-    seen[:, unknown] = (low + high) / 2
     result = np.where(unknown, whole, image).astype(np.float32) if config.keep_visible else whole
-    return Reconstruction(
-        *((values - low) * np.float32(255 / (high - low)) for values in (image.astype(np.float32), seen, result))
-    )
+    scaled = [(values - low) * np.float32(255 / (high - low)) for values in (image.astype(np.float32), result)]
+    return Reconstruction(scaled[0], unknown, scaled[1])
 
 
 def _brightness(config: ReconstructConfig, patches: Tensor, mask: Mask, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -308,19 +307,6 @@ def _file_names(images: ImageSet) -> list[str]:
     return [short if counts[short] == 1 else name for short, name in zip(bare, names, strict=True)]
 
 
-def _check_settings(config: ReconstructConfig, out: Path) -> None:
-    """Write the settings beside the results; raise MaeliftError if there are results of other settings."""
-    file = out / "config.yaml"
-    if not file.exists():
-        write_config(config, file)
-        return
-    difference = config_difference(read_run_config(file), to_dict(config))
-    if difference:
-        raise MaeliftError(
-            f"out={out} holds reconstructions with other settings ({'; '.join(difference)}). Choose another out."
-        )
-
-
 def _brightness_source(config: ReconstructConfig, model: MaskedAutoencoder) -> str | None:
     if not model.norm_pix_loss:
         return None
@@ -367,29 +353,32 @@ def _inpainted(image: NDArray[np.generic], hidden: NDArray[np.bool_]) -> NDArray
     return np.ascontiguousarray(image[:, rows, columns])
 
 
-def _result(image: NDArray[np.float32], *, gray: bool, deep: bool) -> Image.Image:
-    """Values (C, H, W) from 0 to 255 as a picture: gray if the image was, with 16 bits if it was gray and had them."""
-    if gray:
-        image = image.mean(axis=0, keepdims=True)
-    if deep and len(image) == 1:
-        return Image.fromarray((image[0].clip(0, 255) * (65535 / 255)).round().astype(np.uint16))
-    return _picture(image)
+def _result(filled: Reconstruction, display: Display, *, gray: bool, deep: bool) -> Image.Image:
+    """The result as a picture: gray if the image was, with 16 bits if it was gray and had them; of more channels a composite."""
+    result = filled.result.mean(axis=0, keepdims=True) if gray else filled.result
+    if deep and len(result) == 1:
+        return Image.fromarray((result[0].clip(0, 255) * (65535 / 255)).round().astype(np.uint16))
+    ends = EIGHT_BITS if len(result) in (1, 3) else stretch_ends(_channels_last(filled.image))
+    return display.image(levels(_channels_last(result), ends))
 
 
-def _picture(image: NDArray[np.float32], names: Sequence[str] = ()) -> Image.Image:
-    """Values (C, H, W) from 0 to 255 as a picture: gray, or the three channels of a composite."""
-    places = list(shown_channels(len(image), names))
-    values = np.nan_to_num(image[places], nan=UNKNOWN).clip(0, 255).round().astype(np.uint8)
-    return Image.fromarray(values[0] if len(values) == 1 else values.transpose(1, 2, 0))
-
-
-def _side_by_side(*images: NDArray[np.float32]) -> Image.Image:
-    pictures = [_picture(image).convert("RGB") for image in images]
+def _side_by_side(filled: Reconstruction, display: Display, *, deep: bool) -> Image.Image:
+    """The image, its visible part and the result, ``deep`` values stretched by the image's percentiles."""
+    image, result = (_channels_last(values) for values in (filled.image, filled.result))
+    ends = stretch_ends(image) if deep else EIGHT_BITS
+    shown, made = levels(image, ends), levels(result, ends)
+    seen = np.where(filled.hidden[:, :, None], np.uint8(UNKNOWN), shown)
+    pictures = [display.with_tiles(display.image(values).convert("RGB"), values) for values in (shown, seen, made)]
     width, height = pictures[0].size
     sheet = Image.new("RGB", (len(pictures) * (width + GAP) - GAP, height), "white")
     for place, picture in enumerate(pictures):
         sheet.paste(picture, (place * (width + GAP), 0))
     return sheet
+
+
+def _channels_last(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    last: NDArray[np.float32] = values.transpose(1, 2, 0)
+    return last
 
 
 def _write(picture: Image.Image, path: Path) -> None:

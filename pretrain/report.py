@@ -14,9 +14,10 @@ from pathlib import Path
 from markupsafe import Markup
 from PIL import Image
 
+from ..core.data.composite import Display
 from ..core.errors import show
 from ..core.files import atomic_write_bytes
-from ..core.models.encoder_file import ENCODER_FILE, Provenance
+from ..core.models.encoder_file import ENCODER_FILE, EncoderFile, Provenance
 from ..core.optional_imports import installed_versions
 from ..core.progress import duration
 from ..core.public_names import public_config, public_name
@@ -48,7 +49,7 @@ FEW_IMAGES = 10_000
 def write_report(
     folder: Path,
     source: Source,
-    provenance: Provenance,
+    encoder: EncoderFile,
     labeled: ProbeImages | None = None,
     seconds: float | None = None,
 ) -> Path:
@@ -56,7 +57,8 @@ def write_report(
 
     ``labeled``: the images of the run's probes; ``seconds`` of training over all restarts, if known.
     """
-    config = source.config
+    config, provenance = source.config, encoder.provenance
+    display = Display(encoder.encoder.preprocessing.channel_names, config.shown)
     records, events = read_metrics(folder / METRICS_FILE), read_events(folder / EVENTS_FILE)
     broken = _broken_images(folder)
     html = render(
@@ -70,7 +72,7 @@ def write_report(
         figures=_figures(records, source, labeled),
         charts=_charts(records, source, labeled),
         pictures=_pictures(folder, source),
-        shown=_shown(source),
+        shown=_shown(source, display),
         events=_event_table(events),
         kinds=dict(Counter(event.kind for event in events)),
         data=_data_table(source, broken),
@@ -253,7 +255,7 @@ def _strip(tiles: Sequence[Image.Image]) -> str:
     return data_url(buffer.getvalue(), "jpeg")
 
 
-def _shown(source: Source) -> str:
+def _shown(source: Source, display: Display) -> str:
     """A description of the pictures."""
     which = f"{shown_count(source)} images that were never trained on"
     if not len(source.held_out):
@@ -261,11 +263,7 @@ def _shown(source: Source) -> str:
     text = f"{which}, the same masks each time. Visible patches are the original's."
     if source.config.norm_pix_loss:
         text += " Each hidden patch gets the brightness and contrast of the true one, which the model does not predict."
-    if source.channels not in (1, 3):
-        text += (
-            f" Of {source.channels} channels {'the first three are' if source.channels > 3 else 'the first is'} shown."
-        )
-    return text
+    return f"{text} {display.caption(source.channels)}".rstrip()
 
 
 def _event_table(events: Sequence[Event]) -> Table | None:

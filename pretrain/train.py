@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from ..core.config import resolve
+from ..core.data.composite import Display
 from ..core.data.images import ImageSet
 from ..core.data.readers.concat import ConcatImages
 from ..core.data.sampling import MixedSampler, Sampler
@@ -206,6 +207,7 @@ def _prepare(
     if preprocessing is None and init is not None and config.statistics == "auto":
         preprocessing = init.preprocessing(source.channels, source.form)
     preprocessing = preprocessing or data_preprocessing(config, source)
+    Display(preprocessing.channel_names, config.shown).positions(source.channels)  # an error now, not after hours
     with seeded_rng(config.seed, "weights"):
         model = build_autoencoder(
             spec,
@@ -305,7 +307,7 @@ def _write_report(folder: Path, source: Source, labeled: ProbeImages | None, sec
     """Write the report of a finished run; ``seconds`` of training over all restarts, if known."""
     from .report import write_report  # it draws charts: a slow import that nothing else here needs
 
-    write_report(folder, source, read_encoder(folder / ENCODER_FILE).provenance, labeled, seconds)
+    write_report(folder, source, read_encoder(folder / ENCODER_FILE), labeled, seconds)
 
 
 def _without_folders(config: PretrainConfig) -> dict[str, Any]:

@@ -14,7 +14,7 @@ site=$PWD/.venv/detectron2
 pip() { "$python" -m pip "$1" --disable-pip-version-check -q "${@:2}"; }
 
 echo "maelift: installing the frameworks of the adapters' tests into .venv (about a minute)"
-pip install -c constraints.txt -e '.[dev,heif,transformers,parquet,peft,slurm,ray,tiff,dicom,nifti,webdataset,onnx,mmseg]'
+pip install -c constraints.txt -e '.[dev,heif,transformers,parquet,peft,slurm,ray,tiff,dicom,nifti,webdataset,onnx,mmseg,docs]'
 pip install -c constraints.txt --no-deps fvcore iopath yacs portalocker termcolor tabulate cloudpickle shapely
 pip install -c constraints.txt black hydra-core pycocotools setuptools
 # onedl-mmcv brings an OpenCV that needs a graphics library of the system; the other one has the same modules without it.

@@ -126,9 +126,13 @@ def test_images_of_any_kind_go_all_the_way(name: str, tmp_path: Path) -> None:
         batch_size=4,
         evaluations=1,
         holdout=2,
+        shown="all",
         **SHAPE,
         **kind.keys,
     )
+    with Image.open(tmp_path / "mae" / "reconstruction.png") as picture:
+        rows = -(-kind.channels // 3)  # of small gray tiles, below 112 pixels
+        assert picture.height > 2 * 112 + 2 * rows * 32
     preprocessing = read_encoder(pretrained.encoder).encoder.preprocessing
     stored = np.stack([kind.read(path) for path in sorted((tmp_path / "classes" / "train").rglob(f"*.{kind.suffix}"))])
     low, high = preprocessing.value_range
@@ -140,7 +144,8 @@ def test_images_of_any_kind_go_all_the_way(name: str, tmp_path: Path) -> None:
     arrays = [kind.read(path) for path in images]
     for task, data in (("classify", "classes"), ("detect", "coco"), ("segment", "masks")):
         run: Any = maelift.transfer
-        done = run(task, data=str(tmp_path / data), encoder=str(pretrained.encoder), out=str(tmp_path / task), **SHORT)
+        keys = {"encoder": str(pretrained.encoder), "out": str(tmp_path / task), "shown": "all"}
+        done = run(task, data=str(tmp_path / data), **keys, **SHORT)
         model: Any = load_model(done.model)
         assert model.preprocessing == preprocessing and model.spec.channels == kind.channels
         given = arrays if kind.dtype != "uint8" else [array.astype(np.uint8) for array in arrays]
@@ -148,12 +153,14 @@ def test_images_of_any_kind_go_all_the_way(name: str, tmp_path: Path) -> None:
         out = tmp_path / f"predicted_{task}"
         words = ["predict", f"model={done.model}", f"images={tmp_path / 'classes' / 'test'}", f"out={out}.csv"]
         if task == "classify":
-            assert main([*words, "draw=true"]) == 0
+            assert main([*words, "draw=true", "shown=[1]"]) == 0
+            assert len(list(Path(f"{out}.pictures").rglob("*.png"))) == len(images)
+            assert main([*words, "draw=true", f"shown=[{kind.channels + 1}]"]) == 2
             with Path(f"{out}.csv").open() as file:
-                rows = {Path(row["path"]).name: row for row in csv.DictReader(file)}
+                predicted = {Path(row["path"]).name: row for row in csv.DictReader(file)}
             for path, one, other in zip(images, by_file, by_array, strict=True):
                 assert one.probabilities == pytest.approx(other.probabilities, abs=1e-4)
-                assert float(rows[path.name]["probability_a"]) == pytest.approx(one.probabilities["a"], abs=1e-4)
+                assert float(predicted[path.name]["probability_a"]) == pytest.approx(one.probabilities["a"], abs=1e-4)
             graph = maelift.export(str(done.model), to="onnx", out=str(tmp_path / "onnx")).folder / "model.onnx"
             square = np.stack([array[2:18, 2:18] for array in arrays])
             with torch.inference_mode():

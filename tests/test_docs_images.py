@@ -46,6 +46,10 @@ def test_the_page_on_satellite_tiles_does_what_it_says(tmp_path: Path) -> None:
         write_tile(
             tmp_path / "labelled" / ("field", "town")[number % 2] / f"{number:02d}.tif", 100 + number, number % 2
         )
+    for name, side in (("B02", 40), ("B05", 20)):
+        values = np.random.default_rng(side).integers(1, 5000, (side, side)).astype(np.uint16)
+        (tmp_path / "scenes").mkdir(exist_ok=True)
+        tifffile.imwrite(tmp_path / "scenes" / f"here_{name}.tif", values)
     spec = preset_spec("vit_micro", image_size=32)
     save_encoder(Encoder(spec), tmp_path / "colour.safetensors", Provenance("test"))
     shorter = {**SHORTER, "maelift transfer classify encoder": "steps=4 batch_size=8 evaluations=1"}
@@ -55,6 +59,7 @@ def test_the_page_on_satellite_tiles_does_what_it_says(tmp_path: Path) -> None:
     assert encoder.preprocessing.channel_names == BANDS and encoder.preprocessing.nodata == 0
     three = read_encoder(tmp_path / "runs" / "tiles" / "three" / "encoder.safetensors").encoder
     assert three.preprocessing.channel_names == ("infrared", "slope", "light") and three.spec.channels == 3
+    assert tifffile.imread(tmp_path / "stacked" / "here.tif").shape == (40, 40, 2)
 
 
 def test_the_page_on_microscopy_does_what_it_says(tmp_path: Path) -> None:

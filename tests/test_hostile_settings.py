@@ -32,6 +32,7 @@ RUNS = {
     ),
     "data check": ("photos",),
     "data pack": ("data=photos", "out=run"),
+    "data stack": ("data=photos", "out=run"),
     "init": ("photos",),
     "transfer classify": ("data=photos", "out=run", "encoder=absent.safetensors"),
     "transfer detect": ("data=photos", "out=run", "encoder=absent.safetensors"),

@@ -44,8 +44,8 @@ def tracked(*patterns: str) -> list[str]:
 
 
 def package_files() -> list[str]:
-    """The package's modules as paths without .py; the scripts of benchmarks/perf and tests are no part of it."""
-    return [name[:-3] for name in tracked("*.py") if not name.startswith(("tests/", "benchmarks/perf/"))]
+    """The package's modules as paths without .py; tests, the scripts of benchmarks/perf and those of docs are no part of it."""
+    return [name[:-3] for name in tracked("*.py") if not name.startswith(("tests/", "benchmarks/perf/", "docs/"))]
 
 
 MODULES = frozenset(package_files())

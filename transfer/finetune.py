@@ -179,7 +179,8 @@ def run(config: TransferConfig, listener: ProgressListener | None = None) -> Tra
         )
         encoder, notes = init_encoder(config, source, labeled.images, manifest.gray)
         task = task_type(config, encoder, replace(splits, train=labeled), ranks)
-        task.manifest = manifest.digest
+        task.manifest, task.shown = manifest.digest, config.shown
+        task.display.positions(encoder.spec.channels)  # an error now, not after the training
         folder.check_data(manifest.digest, ranks, source.content_hash if source is not None else None)
         if (folder.path / TEST_FILE).exists():
             logger.info("%s: %s is there already; nothing was done again", title, folder.path / TEST_FILE)

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from ..core.data.audit import summary_lines, write_rejected
-from ..core.data.composite import displayed
+from ..core.data.composite import Display
 from ..core.data.images import ImageSet, opened
 from ..core.data.pixel_format import PixelFormat, image_of
 from ..core.data.readers.folder import find_images
@@ -64,6 +64,8 @@ def predict(config: PredictConfig) -> PredictResult:
     """
     device = choose_device(config.device)
     file = read_model(config.model)
+    display = Display(file.preprocessing.channel_names, config.shown)
+    display.positions(len(file.preprocessing.mean))  # an error now, not after the predictions
     model = build_model(file).to(device)
     images = find_images(config.images, "images", file.preprocessing.reading.slices)
     out = Path(config.out or task_entry(file).out)
@@ -86,10 +88,8 @@ def predict(config: PredictConfig) -> PredictResult:
                 for number, image, prediction in zip(numbers, found_images, found, strict=True):
                     writer.add(number, image, prediction)
                     if drawn is not None:
-                        _write_picture(
-                            drawn / writer.files[number],
-                            writer.draw(displayed(image, file.preprocessing.channel_names), prediction),
-                        )
+                        picture = writer.draw(display.image(image), prediction)
+                        _write_picture(drawn / writer.files[number], display.with_tiles(picture, image))
             log_progress(writer.count + len(rejected), len(images))
         if writer.count == 0:
             raise DataError(f"images={config.images}: none of {len(images)} can be read; the first: {rejected[0][1]}")

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from ..core.data.composite import PictureKeys
 from ..core.device import Precision
 from ..core.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class PredictConfig:
+class PredictConfig(PictureKeys):
     """Predictions of a trained model: classes, objects, or a class for every pixel."""
 
     model: str
@@ -33,6 +34,9 @@ class PredictConfig:
     """where to run; auto: a GPU when there is one"""
 
     def __post_init__(self) -> None:
+        self.check_shown()
+        if self.shown is not None and not self.draw:
+            raise ConfigError("shown", self.shown, "null without draw=true")
         if self.batch_size < 1:
             raise ConfigError("batch_size", self.batch_size, "1 or more")
         if self.score_threshold is not None and not 0 <= self.score_threshold <= 1:

@@ -21,6 +21,7 @@ from ..adapters.pretrained import timm_spec
 from ..adapters.published import TIMM
 from ..core.config import raw_value, resolve
 from ..core.config_keys import KeySection, section
+from ..core.data.composite import Display, PictureKeys, Shown
 from ..core.data.labeled_dataset import Images, Splits
 from ..core.data.missing_splits import SplitManifest, audited_splits, draw_missing_splits
 from ..core.data.pixel_format import PixelFormat
@@ -51,7 +52,7 @@ class Paths:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TransferConfig(Recipe, EncoderInit, Paths):
+class TransferConfig(PictureKeys, Recipe, EncoderInit, Paths):
     """The keys that the commands of all tasks share."""
 
     task_name: ClassVar[str]
@@ -67,8 +68,8 @@ class TransferConfig(Recipe, EncoderInit, Paths):
     split_seed: int = 0
     """seeds the draws of validation, test and labelled images"""
     group: str | None = None
-    """what stays in one split, a patient, video or flight: a column of the CSV, or a regular expression over the images' paths
-    ("(patient[0-9]+)")"""
+    """what stays in one split, a patient, video or flight: a column of the CSV, a regular expression over the images' paths
+    ("(patient[0-9]+)"), or of GeoTIFF files squares of the map: tile:5000 of 5,000 map units"""
     folds: int | None = None
     """parts that the images are cut into for cross-validation; one of them is the test split, in place of a draw by test"""
     fold: int = 0
@@ -95,6 +96,7 @@ class TransferConfig(Recipe, EncoderInit, Paths):
     def __post_init__(self) -> None:
         Recipe.__post_init__(self)
         EncoderInit.__post_init__(self)
+        self.check_shown()
         for key in ("accumulate", "evaluations", "patience", "checkpoint_minutes"):
             value = getattr(self, key)
             if value is not None and value <= 0:
@@ -213,6 +215,8 @@ class Task(ABC, Generic[Config, Images]):
     """prefix of the encoder's parameters in the model, before timm's names"""
     manifest: str = ""
     """hash of what the images of ``splits`` contain, where a run has scanned them"""
+    shown: Shown = None
+    """channels that pictures of examples show, as the key of that name says"""
 
     def __init__(self, config: Config, encoder: Backbone, splits: Splits[Images], ranks: Ranks) -> None:
         self.config, self.encoder, self.splits, self.ranks = config, encoder, splits, ranks
@@ -276,6 +280,11 @@ class Task(ABC, Generic[Config, Images]):
 
     def save_encoder(self, model: nn.Module, path: Path, provenance: Provenance) -> None:
         """Write the fine-tuned encoder by itself, where the model has one that other tools can use; nothing by default."""
+
+    @property
+    def display(self) -> Display:
+        """How images are shown in pictures of examples."""
+        return Display(self.encoder.preprocessing.channel_names, self.shown)
 
     def metric(self) -> str:
         """``best_metric``, or another where the data want it."""

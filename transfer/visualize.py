@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from ..core.data.composite import displayed
+from ..core.data.composite import Display
 from .predictions import Classification, Detections, Segmentation
 
 SHORTEST, LONGEST = 320, 1280
@@ -158,7 +158,7 @@ def side_by_side(pictures: Sequence[tuple[str, Image.Image]]) -> Image.Image:
 def enlarged(image: ImageLike) -> tuple[Image.Image, float]:
     """The image in RGB at a size that a person can look at, and its pixels for each pixel of the original.
 
-    Arrays are (H, W) or (H, W, C); see ``composite`` for what is shown of other than three channels of 8 bits.
+    Arrays are (H, W) or (H, W, C); see ``Display`` for what is shown of other than three channels of 8 bits.
     """
     picture = _as_rgb(image)
     longer = max(picture.size)
@@ -194,7 +194,7 @@ def _as_rgb(image: ImageLike) -> Image.Image:
     if isinstance(image, Image.Image) and image.mode != "F":
         return image.convert("RGB")
     array = np.asarray(image)
-    return displayed(array if array.dtype == np.uint8 else array.astype(np.float32)).convert("RGB")
+    return Display().image(array if array.dtype == np.uint8 else array.astype(np.float32)).convert("RGB")
 
 
 def pixels_of(image: ImageLike) -> tuple[int, int]:

@@ -41,6 +41,7 @@ from .pixel_format import (
 )
 from .pixel_limit import TOO_MANY_PIXELS, max_pixels
 from .readers.dicom import is_dicom, open_dicom
+from .readers.jxl import is_jxl, open_jxl
 from .readers.tiff import TIFF_STARTS, exceeds_pil, open_tiff
 from .readers.volumes import open_part
 from .slices import is_dicom_name, is_part, is_volume, number_of
@@ -119,6 +120,8 @@ def _open_content(path: Path, content: bytes, form: PixelFormat) -> LazyImage:
         return open_array_archive(content, form)
     if is_dicom(content):
         return open_dicom(content, form, number_of(str(path)))
+    if is_jxl(content):
+        return open_jxl(content, form)
     try:
         return _open_image(path, content, form)
     except UnidentifiedImageError:
@@ -267,8 +270,6 @@ def upright_size(path: Path) -> tuple[int, int]:
             with image_file(path) as file:
                 return upright_shape(file)
         except UnidentifiedImageError:
-            if not is_dicom_name(path.name):
-                raise
             return _open_content(path, read_regular(path), ANY_FORMAT).size
 
 

@@ -29,6 +29,7 @@ HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b
 
 HEIF_INSTALLED = importlib.util.find_spec("pillow_heif") is not None
 DICOM_INSTALLED = importlib.util.find_spec("pydicom") is not None
+JXL_INSTALLED = importlib.util.find_spec("imagecodecs") is not None
 NIFTI_INSTALLED = importlib.util.find_spec("nibabel") is not None
 
 SUFFIXES = frozenset(
@@ -36,8 +37,10 @@ SUFFIXES = frozenset(
     | (HEIF_SUFFIXES if HEIF_INSTALLED else set())
     | (DICOM_SUFFIXES if DICOM_INSTALLED else set())
     | (VOLUME_SUFFIXES if NIFTI_INSTALLED else set())
+    | ({".jxl"} if JXL_INSTALLED else set())
 )
-"""Names of image files, in lower case: those of what Pillow reads, of DICOM and of NIfTI volumes, whose slices are images."""
+"""Names of image files, in lower case: those of what Pillow reads, of JPEG XL, DICOM and NIfTI volumes, whose slices are
+images."""
 
 ARRAY_SUFFIXES = frozenset({".npy", ".npz"})
 """Names of files with an array (H, W) or (H, W, C); many lie beside images and are none, so they count as images where no file
@@ -48,7 +51,8 @@ HEIF_HINT = "pip install 'maelift[heif]'"
 _READERS = (
     (".heic .heif .hif .heics .heifs", HEIF_HINT),
     (".avif .avifs", "pip install 'pillow>=11.3'"),
-    (".jxl .hdr .exr .jxr .wdp .bpg .ktx .psb", "convert to PNG or TIFF"),
+    (".jxl", "pip install 'maelift[tiff]'"),
+    (".hdr .exr .jxr .wdp .bpg .ktx .psb", "convert to PNG or TIFF"),
     (".dng .cr2 .cr3 .nef .nrw .arw .orf .rw2 .raf .pef .srw .3fr .iiq", "raw photos: develop to JPEG or TIFF"),
     (".svg .svgz .eps .ps .ai .pdf .wmf .emf .djvu", "drawings and documents: render to PNG"),
     (".mp4 .mov .m4v .avi .mkv .webm .mpg .mpeg .wmv", "videos: extract frames, with ffmpeg for example"),
@@ -76,7 +80,12 @@ HEAD = 512
 
 def kinds() -> str:
     """The kinds of image files that are read, in words."""
-    installed = ((HEIF_INSTALLED, ", heic"), (DICOM_INSTALLED, ", dcm"), (NIFTI_INSTALLED, ", nii"))
+    installed = (
+        (HEIF_INSTALLED, ", heic"),
+        (JXL_INSTALLED, ", jxl"),
+        (DICOM_INSTALLED, ", dcm"),
+        (NIFTI_INSTALLED, ", nii"),
+    )
     more = "".join(word for there, word in installed if there)
     return f"jpg, png, webp, tif, bmp, gif, jp2, avif{more} and others of Pillow's"
 
@@ -89,8 +98,6 @@ _KNOWN_STARTS = (
     (b"\x1f\x8b", "a gzip archive"),
     (b"\x89HDF", "HDF5"),
     (b"SIMPLE  =", "FITS"),
-    (b"\xff\x0a", "JPEG XL"),
-    (b"\x00\x00\x00\x0cJXL ", "JPEG XL"),
     (b"version https://git-lfs", "a pointer of Git LFS (git lfs pull fetches the file)"),
 )
 

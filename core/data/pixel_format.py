@@ -249,13 +249,14 @@ def chosen_bands(picture: Picture, names: Sequence[str], bands: Bands | None) ->
         return picture
     if named and not names:
         raise DataError(f"{picture.shape[2]} channels without names; expected {', '.join(map(str, bands))}")
-    places = [_band_place(band, names, picture.shape[2]) for band in bands]
+    places = [band_place(band, names, picture.shape[2]) for band in bands]
     if places == list(range(picture.shape[2])):
         return picture
     return np.ascontiguousarray(picture[:, :, places])
 
 
-def _band_place(band: int | str, names: Sequence[str], count: int) -> int:
+def band_place(band: int | str, names: Sequence[str], count: int) -> int:
+    """The place from 0 of a channel, given by number from 1 or by name, among ``count``; raises DataError where there is none."""
     if isinstance(band, int):
         if not 1 <= band <= count:
             raise DataError(f"no channel {band}: it has {count}, numbered from 1")

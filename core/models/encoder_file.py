@@ -201,7 +201,7 @@ def read_spec(contract: Metadata) -> BackboneSpec:
     if contract.content.get("kind") is None:
         return contract.dataclass(EncoderSpec, "spec", SPEC_FIELDS)
     if contract.content["kind"] != TIMM_KIND:
-        raise contract.error(f"kind={shown(contract.content['kind'])}: expected {TIMM_KIND}")
+        raise contract.error(f"kind {shown(contract.content['kind'])}: expected {TIMM_KIND}")
     return contract.dataclass(TimmSpec, "spec", TIMM_FIELDS)
 
 

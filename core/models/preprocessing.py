@@ -130,9 +130,18 @@ class Preprocessing:
         """Whether there may be pixels without a value: of floats, of values as stored, or of files that mark them."""
         return self.nodata is not None or self.bit_depth > 16 or self.value_range != EIGHT_BITS
 
-    def as_read(self, stored: float) -> float:
-        """A value of a file on the scale of ``value_range``, to which 16 bits are brought where it is the usual one."""
-        return stored * float(DEEP) if self.bit_depth == 16 and self.value_range == EIGHT_BITS else stored
+    @property
+    def file_scale(self) -> float:
+        """How many steps of an image file make one of ``value_range``: 257 where 16 bits are brought to 0 to 255, else 1."""
+        deep = self.bit_depth == 16 and self.value_range == EIGHT_BITS and self.window is None
+        return 1 / float(DEEP) if deep else 1.0
+
+    @property
+    def nodata_as_read(self) -> float | None:
+        """The value on the scale of ``value_range`` of pixels without one; None where there is none, as after a window."""
+        if self.nodata is None or self.window is not None or self.unscale:
+            return None
+        return self.nodata / self.file_scale
 
     def normalize(self, pixels: Tensor) -> Tensor:
         """Stored pixel values (B, C, H, W), any dtype, in ``value_range``, to the encoder's float32 input.

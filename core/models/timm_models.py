@@ -195,7 +195,7 @@ def _measured(net: Any, spec: TimmSpec) -> Shapes:
     for hook in hooks:
         hook.remove()
     if not isinstance(output, Tensor) or not isinstance(head, Tensor) or head.ndim != 2:
-        raise CheckpointError(f"timm's {spec.architecture} gives its features in parts: maelift can't use it.")
+        raise CheckpointError(f"timm's {spec.architecture} gives its features in parts, which maelift can't use.")
     tokens = as_tokens(net, output)
     levels = _levels(net, images)
     prefix = _prefix_tokens(net) if output.ndim == 3 else 0
@@ -219,7 +219,7 @@ def _prefix_tokens(net: Any) -> int:
 def _levels(net: Any, images: Tensor) -> tuple[Level, ...]:
     """The maps of a model; raises CheckpointError for one that gives none."""
     if not hasattr(net, "forward_intermediates"):
-        raise CheckpointError(f"timm's {type(net).__name__} gives no feature maps: maelift can't use it.")
+        raise CheckpointError(f"timm's {type(net).__name__} gives no feature maps, which maelift needs.")
     maps, stated = feature_maps(net, images, None, False), getattr(net, "feature_info", None) or []
     by_size = [round(images.shape[-2] / level.shape[-2]) for level in maps]
     reductions = [int(info["reduction"]) for info in stated] if len(stated) == len(maps) else by_size

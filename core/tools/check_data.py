@@ -20,7 +20,7 @@ from ..data.format_evidence import FORMATS, PRETRAIN, ambiguous_format
 from ..data.issues import AUTO_FIXES, DataIssue
 from ..data.near_duplicate_depth import Depth, least_depth
 from ..data.pixel_format import PixelFormat, background_colour
-from ..data.reading_keys import PartKeys
+from ..data.reading_keys import ReadingKeys
 from ..data.sources import find_source
 from ..data.task_data import BUILT_IN_TASKS, AnnotatedTask, AnnotationKeys
 from ..dry_run import Plan
@@ -42,7 +42,7 @@ from .check_unlabelled import POOL_RULES, check_pool, paths_of
 
 
 @dataclass(frozen=True)
-class DataCheckConfig(PartKeys):
+class DataCheckConfig(ReadingKeys):
     """Report everything that is wrong in a data set: annotations, files, images shared by splits; or in images to pretrain on."""
 
     data: str
@@ -58,7 +58,8 @@ class DataCheckConfig(PartKeys):
     label_column: str | tuple[str, ...] | None = None
     """the CSV's column of labels, or [a,b,c]: columns of 0 and 1, one for each class (classify); null: as the header says"""
     group: str | None = None
-    """what must stay in one split, a patient, video or flight: a column of the CSV, or a regular expression over the paths"""
+    """what must stay in one split, a patient, video or flight: a column of the CSV, a regular expression over the paths, or of
+    GeoTIFF files tile:SIZE, squares of the map"""
     ignore: int | tuple[int, ...] | None = None
     """value or values of masks that are ignored; null: 255, unless it is the value of a class"""
     near: Literal["auto", "full", "off"] = "auto"
@@ -71,17 +72,13 @@ class DataCheckConfig(PartKeys):
     """near-duplicates stay in that list (pretrain)"""
     least_side: int = 16
     """pixels of the shorter side below which an image is tiny (pretrain)"""
-    channels: int | None = None
-    """channels that images must have; null: those of most images (pretrain)"""
-    value_range: tuple[float, float] | None = None
-    """lowest and highest value of float arrays or deep images as stored; null: integers"""
     background: str = "white"
     """colour that transparent pixels are composited on: white, black, '#rrggbb', or drop: their stored colour"""
 
     def __post_init__(self) -> None:
         if self.keep is not None and self.task not in ("auto", "pretrain"):
             raise ConfigError("keep", self.keep, "null, or task=pretrain")
-        self.check_parts(self.value_range)
+        self.check_reading()
         background_colour(self.background)
 
     @property
@@ -149,7 +146,7 @@ def tasks_of(config: DataCheckConfig, tasks: Sequence[AnnotatedTask] = BUILT_IN_
 def _check_unlabelled(config: DataCheckConfig, report: Path | None) -> DataCheck:
     """Scan images without labels."""
     colour = background_colour(config.background)
-    form = config.with_parts(PixelFormat(config.channels, config.value_range, colour))
+    form = config.changed(PixelFormat(background=colour))
     images = find_source(config.data, config.slices)
     pool = check_pool(images, form, least_side=config.least_side, near=config.near, keep_near=config.keep_near)
     facts = pool.facts
@@ -177,7 +174,7 @@ def _check_annotated(config: DataCheckConfig, tasks: Sequence[AnnotatedTask], re
         splits += [CheckedSplit(task, split, annotated) for split, annotated in found.items()]
         issues += [issue for annotated in found.values() for issue in annotated.issues]
     colour = background_colour(config.background)
-    form = config.with_parts(PixelFormat(value_range=config.value_range, background=colour, plain=True))
+    form = config.changed(PixelFormat(background=colour, plain=True))
     scans = scan_splits(splits, form)
     for part in splits:
         issues += image_issues(part, scans)

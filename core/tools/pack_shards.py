@@ -21,13 +21,13 @@ from ..data.decode import image_file
 from ..data.image_formats import ARRAY_SUFFIXES, SUFFIXES
 from ..data.images import ImageSet, opened_content
 from ..data.pixel_format import DEEP, LazyImage, Picture, PixelFormat, background_colour
-from ..data.reading_keys import PartKeys
+from ..data.reading_keys import ReadingKeys
 from ..data.slices import is_part
 from ..data.sources import find_source
 from ..data.transforms import check_channels
 from ..dry_run import Plan
 from ..errors import ConfigError, DataError, MaeliftError
-from ..files import atomic_path, atomic_write_text, output_folder
+from ..files import atomic_path, atomic_write_text, output_folder, read_regular_text
 from ..progress import progress_logger
 from ..seeding import stream
 from ..terminal import quoted
@@ -38,6 +38,8 @@ logger = logging.getLogger("maelift")
 SETTINGS_FILE = "pack.json"
 PROGRESS_FILE = "packed.jsonl"
 QUARANTINE_FILE = "quarantine.csv"
+LATER_KEYS: dict[str, object] = {"background": "white", "nodata": None, "max_nodata": 0.9, "unscale": False}
+"""Keys that came later, with what was done before: folders that were begun without them go on."""
 AHEAD = 64
 """Images that are read and encoded ahead of the one that is written."""
 
@@ -45,7 +47,7 @@ Encoding = Literal["keep", "jpeg", "png", "npy"]
 
 
 @dataclass(frozen=True)
-class PackConfig(PartKeys):
+class PackConfig(ReadingKeys):
     """Pack images into tar shards: few large files, which any storage reads fast, instead of many small ones."""
 
     data: str
@@ -57,22 +59,19 @@ class PackConfig(PartKeys):
     size: int | None = None
     """pixels of the shorter side that larger images are reduced to, for good; null: none is (8 bits, gray or colour)"""
     encoding: Encoding = "keep"
-    """keep: files as they are, byte by byte, unless reduced; jpeg, png, npy (no decoding, 3 bytes a pixel): all re-encoded"""
+    """keep: files as they are, byte by byte, unless reduced or of chosen channels; jpeg, png, npy (no decoding, 3 bytes a pixel):
+    all re-encoded"""
     quality: int = 92
     """of JPEGs that are re-encoded, 1 to 95"""
     shuffle: int | None = None
     """seed of a random order, for readers that take shards in sequence; null: in the order of their names"""
-    channels: int | None = None
-    """channels that images are to have, others are left out; null: any"""
-    value_range: tuple[float, float] | None = None
-    """lowest and highest value of float arrays or deep images as stored; null: integers"""
     background: str = "white"
     """colour that transparent pixels are composited on in images that are encoded again; drop: what is stored under them"""
     max_rejected: float = 0.05
     """largest share of broken images that is tolerated"""
 
     def __post_init__(self) -> None:
-        for key in ("shard_images", "size", "channels"):
+        for key in ("shard_images", "size"):
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise ConfigError(key, value, "1 or more")
@@ -80,7 +79,7 @@ class PackConfig(PartKeys):
             raise ConfigError("quality", self.quality, "1 to 95")
         if not 0 <= self.max_rejected <= 1:
             raise ConfigError("max_rejected", self.max_rejected, "a share from 0 to 1")
-        self.check_parts(self.value_range)
+        self.check_reading()
         background_colour(self.background)
 
 
@@ -195,21 +194,28 @@ def _check_settings(folder: Path, config: PackConfig, images: ImageSet) -> None:
         names.update(f"{images.name(index)}\n".encode("utf-8", "surrogateescape"))
     free = ("data", "out", "max_rejected")
     settings = {key: value for key, value in asdict(config).items() if key not in free}
-    if config.background == "white":
-        del settings["background"]  # folders that were begun before there was the key go on
+    settings = {key: value for key, value in settings.items() if key not in LATER_KEYS or value != LATER_KEYS[key]}
     text = json.dumps({**settings, "images": len(images), "names": names.hexdigest()}, indent=1) + "\n"
     file = folder / SETTINGS_FILE
     if not file.exists():
         if any(folder.glob("*.tar")):
             raise MaeliftError(f"out={folder} holds tar files that aren't of 'maelift data pack'. Choose another out.")
         atomic_write_text(file, text)
-    elif file.read_text() != text:
+    elif _settings_in(file) != json.loads(text):
         raise MaeliftError(
             f"out={folder} holds shards of other images or settings, see {SETTINGS_FILE}. "
             "Choose another out, or give those to go on with them."
         )
     for left in folder.glob(".*.part"):
         left.unlink(missing_ok=True)  # of a run that was killed
+
+
+def _settings_in(file: Path) -> object:
+    """What a file of settings says; None for one that isn't JSON."""
+    try:
+        return json.loads(read_regular_text(file))
+    except ValueError:
+        return None
 
 
 def _finished(folder: Path) -> dict[str, _Shard]:
@@ -272,12 +278,12 @@ def _all_packed(config: PackConfig, images: ImageSet, part: Sequence[int]) -> It
 
 def _packed(config: PackConfig, images: ImageSet, index: int) -> _Packed:
     name = images.name(index)
-    form = config.with_parts(PixelFormat(config.channels, config.value_range, background_colour(config.background)))
+    form = config.changed(PixelFormat(background=background_colour(config.background)))
     try:
         content = images.content(index)
         image = opened_content(images, index, content, form)
         picture = image.pixels()
-        check_channels(picture.shape[2], config.channels or picture.shape[2])
+        check_channels(picture.shape[2], config.channel_count or picture.shape[2])
         return _encoded(config, name, content, image, picture)
     except DataError as error:
         root = getattr(images, "root", "")
@@ -289,7 +295,8 @@ def _encoded(config: PackConfig, name: str, content: bytes | None, image: LazyIm
     plain = picture.dtype == np.uint8 and picture.shape[2] in (1, 3)
     reduced = plain and config.size is not None and min(image.size) > config.size
     kind = _kind(name, content)
-    if content is not None and not reduced and (config.encoding == "keep" or (not plain and config.encoding != "npy")):
+    as_it_is = config.encoding == "keep" or (not plain and config.encoding != "npy")
+    if content is not None and not reduced and as_it_is and config.bands is None:
         return _Packed(name, kind, content)
     if reduced:
         picture = _reduced(picture, config.size or 0)

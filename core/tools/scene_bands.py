@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from ..errors import DataError
+from ..data.geotiff import write_geotiff
 
 NAMES = ("light", "slope", "depth", "infrared", "thermal")
 """The bands: the scene itself; how steep it is; which item lies above which; another sensor's curve, blurred and with its own
@@ -62,21 +61,5 @@ def _strip(shape: tuple[int, ...], generator: np.random.Generator) -> tuple[slic
 
 
 def write_bands(path: Path, bands: NDArray[np.uint16], bits: int) -> None:
-    """Write bands (H, W, C) as a TIFF file with GDAL's tags for their names and for pixels without a value."""
-    try:
-        import tifffile
-    except ImportError as error:
-        raise DataError("scenes of several bands need tifffile (pip install 'maelift[tiff]').") from error
-    items = "".join(
-        f'<Item name="DESCRIPTION" sample="{number}" role="description">{name}</Item>'
-        for number, name in enumerate(NAMES[: bands.shape[2]])
-    )
-    tags = [(42112, 2, 0, f"<GDALMetadata>{items}</GDALMetadata>", True), (42113, 2, 0, str(NODATA), True)]
-    values = bands if bits == 16 else bands.astype(np.uint8)
-    layout: dict[str, Any] = {
-        "photometric": "minisblack",
-        "planarconfig": "contig",
-        "metadata": None,
-        "software": False,
-    }
-    tifffile.imwrite(path, values, extratags=tags, **layout)
+    """Write bands (H, W, C) as a GeoTIFF file with their names and the value of pixels without one."""
+    write_geotiff(path, bands if bits == 16 else bands.astype(np.uint8), NAMES[: bands.shape[2]], NODATA)

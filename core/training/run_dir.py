@@ -20,7 +20,7 @@ from ..yaml_files import to_dict, write_config
 FREE_KEYS = (
     *("out", "data", "encoder", "workers", "device", "accumulate", "launch", "slurm"),
     *("parallel", "activation_checkpointing", "compile"),
-    *("checkpoint_minutes", "checkpoints", "log_every", "probe", "wandb", "reindex", "background"),
+    *("checkpoint_minutes", "checkpoints", "log_every", "probe", "wandb", "reindex", "background", "shown"),
 )
 """Keys that may differ between a run and its continuation: they do not change the result, except for rounding. The contents
 of data and encoder are compared instead, images as composed on the background."""
@@ -79,6 +79,19 @@ class RunFolder:
             write_config(self.config, self.path / "config.yaml")
             atomic_write_text(file, json.dumps(new) + "\n")
         ranks.barrier()
+
+
+def check_settings(folder: Path, config: Any, what: str) -> None:
+    """Write the settings beside results, ``what`` in words; raise MaeliftError where the folder has results of other settings."""
+    file = folder / "config.yaml"
+    if not file.exists():
+        write_config(config, file)
+        return
+    difference = config_difference({**_default_values(config), **read_run_config(file)}, to_dict(config))
+    if difference:
+        raise MaeliftError(
+            f"out={folder} holds {what} with other settings ({'; '.join(difference)}). Choose another out."
+        )
 
 
 def read_run_config(file: Path) -> dict[str, Any]:

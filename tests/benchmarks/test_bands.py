@@ -45,6 +45,7 @@ def test_a_suite_of_five_bands_compares_encoders_of_five_and_of_three(
     keys = {
         "data": {"unlabelled": str(tmp_path / "bands" / "pool"), "near": "full"},
         "image_size": 48,
+        "shown": ["infrared", "light", "thermal"],
         "pretrain_seeds": [0],
         "tasks": {
             "segment": {"data": str(tmp_path / "bands"), "labels": [8], "seeds": [0, 1], "steps": 2, "short": True}
@@ -58,6 +59,7 @@ def test_a_suite_of_five_bands_compares_encoders_of_five_and_of_three(
     assert done.error is None and not done.result.missing and done.result.pool == 60  # 61, of which one is a copy
     assert [pair.name for pair in done.result.near] == ["copy.tif"]
     html = (tmp_path / "out" / "report.html").read_text()
+    assert done.result.shown == "Of 5 channels these are shown as red, green and blue: infrared, light, thermal."
     assert html.count("data:image/png") + html.count("data:image/jpeg") >= 3
     encoders = {}
     for key, result in results(tmp_path / "out").items():

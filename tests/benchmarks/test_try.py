@@ -8,7 +8,7 @@ import pytest
 import yaml
 from maelift.benchmarks import try_data as module
 from maelift.benchmarks.suite import BenchConfig
-from maelift.benchmarks.try_data import DESIGNS, TryConfig, try_data
+from maelift.benchmarks.try_data import SIZES, TryConfig, try_data
 from maelift.core.errors import MaeliftError
 from maelift.tests.support import one_line_error, run_maelift, write_images
 
@@ -53,7 +53,7 @@ def test_a_time_that_is_too_short_is_said(
 
 
 def test_designs_go_from_the_most_on() -> None:
-    work = [design.work for design in DESIGNS]
+    work = [design.work for design in SIZES]
     assert work == sorted(work, reverse=True) and len(set(work)) == len(work)
 
 

@@ -191,4 +191,7 @@ def test_pictures_of_deep_values_in_five_channels_use_the_whole_scale(tmp_path: 
         originals, _, rebuilt = (np.array(column[0]) for column in picture_columns(picture.convert("RGB"), 4))
     assert originals.min() == 0 and originals.max() == 255 and 40 < originals.std() < 90
     assert rebuilt.std() > 20 and (rebuilt != originals).any()
-    assert "Of 5 channels the first three are shown." in (out / "summary.html").read_text()
+    assert (
+        "Of 5 channels these are shown as red, green and blue: channel0, channel1, channel2."
+        in (out / "summary.html").read_text()
+    )

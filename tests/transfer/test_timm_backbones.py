@@ -10,15 +10,18 @@ import maelift
 import numpy as np
 import pytest
 import torch
+from maelift.cli import main
 from maelift.core.models.encoder_file import Provenance, read_backbone, save_encoder
 from maelift.core.models.preprocessing import Preprocessing
 from maelift.core.models.timm_backbone import TimmBackbone, TimmMaps
 from maelift.core.models.timm_spec import TimmSpec
 from maelift.core.training.tracker import Tracker
+from maelift.tests.support import eventually, has_checkpoint, run_maelift, run_ranks, start_maelift
 from maelift.transfer.families import family_of
 from maelift.transfer.init_weights import fresh_encoder
 from maelift.transfer.trained_model import load_model
 from PIL import Image
+from safetensors.torch import load_file
 
 SIDE = 64
 VIT: dict[str, Any] = {"embed_dim": 48, "depth": 4, "num_heads": 3}
@@ -225,3 +228,61 @@ def segmented(name: str, head: str, data: Path, folder: Path) -> None:
     images = sorted((data / "images").glob("*.png"))[:2]
     first, again = (load_model(folder / "out" / "model.safetensors").predict(images) for _ in range(2))
     assert all(np.array_equal(one.mask, other.mask) for one, other in zip(first, again, strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("task", "place"), [("classify", 0), ("detect", 1), ("segment", 2)])
+def test_two_processes_train_a_model_with_batch_norm(
+    task: str, place: int, data: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    start = write_backbone("mobilenetv3_small_050", tmp_path / "start.safetensors")
+    keys = {**SMALL, **(HEADS if task == "detect" else {}), "steps": 4, "evaluations": 1, "val": 8, "test": 8}
+    words = [f"{key}={json.dumps(value)}" for key, value in keys.items() if key != "recipe"]
+    done = run_ranks(
+        2,
+        "transfer",
+        task,
+        f"data={data[place]}",
+        f"encoder={start}",
+        f"out={tmp_path / 'out'}",
+        "recipe=small",
+        *words,
+    )
+    assert done.returncode == 0, done.stderr
+    assert load_model(tmp_path / "out" / "model.safetensors").predict(sorted(data[2].glob("images/*.png"))[:1])
+
+
+def test_a_finished_run_is_found_and_a_plan_names_the_family(
+    data: tuple[Path, Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["init=scratch", "model=timm:convnext_atto", "image_size=32", f"data={data[0]}", f"out={tmp_path / 'out'}"]
+    assert main(["transfer", "classify", *words, "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert (
+        "recipes/classify_scratch.yaml, changed by families/convnext.yaml" in said and "strides 4, 8, 16, 32 px" in said
+    )
+    more = ["steps=2", "batch_size=8", "evaluations=1", "workers=0", "val=8", "test=8"]
+    for _ in range(2):  # the second time it is there already
+        assert main(["transfer", "classify", *words, *more]) == 0
+    assert main(["transfer", "classify", *words, *more, "--evaluate", "val"]) == 0
+
+
+@pytest.mark.slow
+def test_a_killed_run_ends_with_the_weights_and_the_batch_statistics_of_another(
+    data: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    start = write_backbone("mobilenetv3_small_050", tmp_path / "start.safetensors")
+    keys = {"recipe": "small", "steps": 60, "batch_size": 8, "evaluations": 2, "workers": 0, "val": 8, "test": 8}
+    words = ["transfer", "classify", f"data={data[0]}", f"encoder={start}", "image_size=32", "checkpoint_minutes=0.001"]
+    words += [f"{key}={value}" for key, value in keys.items()]
+    process = start_maelift(*words, f"out={tmp_path / 'killed'}")
+    eventually(lambda: has_checkpoint(tmp_path / "killed"))
+    process.kill()
+    process.wait()
+    assert not (tmp_path / "killed" / "test.json").exists()
+    for name in ("killed", "whole"):
+        done = run_maelift(*words, f"out={tmp_path / name}")
+        assert done.returncode == 0, done.stderr
+    killed, whole = (load_file(tmp_path / name / "model.safetensors") for name in ("killed", "whole"))
+    assert all(torch.equal(value, whole[name]) for name, value in killed.items())
+    assert any(name.endswith("running_mean") for name in killed)

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from ...core.data.classification import ClassImages, LabelKeys, MultiLabeledImages
 from ...core.data.classification_reader import class_parts
-from ...core.data.composite import displayed
 from ...core.data.labeled_dataset import Splits
 from ...core.data.sampling import Sample, Uniforms
 from ...core.data.transforms import random_resized_crop, to_array
@@ -109,9 +108,9 @@ class ClassificationTask(Task[ClassifyRecipe, ClassImages]):
             truth, found = images.label_text(number) or "none", classifier.classification(probabilities[number])
             taken_for = found.label if found.labels is None else "|".join(found.labels) or "none"
             opened = images.images.open(number, classifier.preprocessing.reading)
-            image = draw_classification(displayed(opened, classifier.preprocessing.channel_names), found, truth=truth)
+            drawn = draw_classification(self.display.image(opened), found, truth=truth)
             caption = f"{images.images.name(number)}: {truth}, taken for {taken_for}"
-            pictures.append(ExampleImage.of(image, caption, bool(right[number])))
+            pictures.append(ExampleImage.of(self.display.with_tiles(drawn, opened), caption, bool(right[number])))
         return pictures
 
 

@@ -54,10 +54,11 @@ class JitteredCrop:
 
 
 def crop_targets(
-    objects: Objects, crop: JitteredCrop, mirrored: bool, *, masks: bool
+    objects: Objects, crop: JitteredCrop, mirrored: bool, turns: int = 0, *, masks: bool
 ) -> dict[str, NDArray[np.generic]]:
     """The targets of a detector in a crop: ``boxes``, ``labels`` and ``masks`` of the canvas, without crowds.
 
+    ``turns``: quarters that a square canvas is turned by after mirroring, counterclockwise; what it shows stays upper left.
     Boxes are clipped to the crop, with masks recomputed around the visible part of the object; those of which no pixel's width is
     left are dropped.
     """
@@ -74,11 +75,16 @@ def crop_targets(
         there = seen.any(axis=(1, 2))
         kept, seen = kept[there], seen[there]
         boxes = np.array([mask_box(mask) for mask in seen], dtype=np.float64).reshape(-1, 4)
-        if mirrored:
-            seen[:, :, :width] = seen[:, :, :width][:, :, ::-1].copy()
+        part = seen[:, :height, :width]
+        part = np.rot90(part[:, :, ::-1] if mirrored else part, turns, (1, 2)).copy()
+        seen[:] = False
+        seen[:, : part.shape[1], : part.shape[2]] = part
         target["masks"] = seen
     if mirrored:
         boxes[:, [0, 2]] = width - boxes[:, [2, 0]]
+    for _ in range(turns):
+        boxes = np.stack([boxes[:, 1], width - boxes[:, 2], boxes[:, 3], width - boxes[:, 0]], axis=1)
+        height, width = width, height
     return {"boxes": boxes.astype(np.float32), "labels": objects.labels[kept], **target}
 
 

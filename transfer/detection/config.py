@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from typing import ClassVar, Literal
 
 from ...adapters.vitdet_sizes import usual_window
+from ...core.data.transforms import check_turn
 from ...core.errors import ConfigError
 from ...core.models.backbone import Backbone
 from ...core.models.encoder import Encoder
@@ -30,12 +31,15 @@ class DetectConfig(DetectorSizes, TransferConfig):
     """smallest and largest size of a training image, drawn for each step, as a multiple of what fits image_size"""
     flip: bool
     """mirror every second training image left to right, at random"""
+    turn: bool = False
+    """with flip, also turn training images by quarters at random, where image_size is square: for images that have no up"""
 
     def __post_init__(self) -> None:
         TransferConfig.__post_init__(self)
         DetectorSizes.__post_init__(self)
         if not 0 < self.jitter[0] <= self.jitter[1]:
             raise ConfigError("jitter", list(self.jitter), "two factors with 0 < smallest <= largest")
+        check_turn(self.turn, self.flip)
         if self.engine == "torchvision" and self.head == "cascade":
             raise ConfigError("head", self.head, "faster or mask; torchvision has no cascade. Give engine=detectron2.")
 

@@ -15,14 +15,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ...core.data.composite import displayed
 from ...core.data.dataset_format import hint
 from ...core.data.detection import DetectionImages
 from ...core.data.detection_reader import detection_parts
 from ...core.data.groups import groups_of
 from ...core.data.labeled_dataset import Splits
 from ...core.data.sampling import Sample, Uniforms
-from ...core.data.transforms import to_array
+from ...core.data.transforms import quarter_turns, to_array
 from ...core.device import autocast
 from ...core.distributed import Ranks
 from ...core.errors import DataError
@@ -105,12 +104,14 @@ class DetectionTask(Task[DetectConfig, DetectionImages]):
         pixels = to_array(images.images.open(index, self.encoder.preprocessing.reading), spec.channels)
         crop = JitteredCrop.sample(pixels.shape[1:], spec.image_size, self.config.jitter, draws[:3])
         mirrored = bool(self.config.flip and draws[3] < 0.5)
+        square = spec.image_size[0] == spec.image_size[1]
+        turns = quarter_turns(draws[3]) if self.config.turn and square else 0
+        part = crop_and_resize(pixels, crop.box, crop.filled, self.encoder.preprocessing)
+        part = np.rot90(part[:, :, ::-1] if mirrored else part, turns, (1, 2))
         canvas = empty_canvas(spec.image_size, self.encoder.preprocessing, pixels.dtype)
-        height, width = crop.filled
-        canvas[:, :height, :width] = crop_and_resize(pixels, crop.box, crop.filled, self.encoder.preprocessing)
-        if mirrored:
-            canvas[:, :, :width] = canvas[:, :, :width][:, :, ::-1].copy()
-        return Sample(canvas, crop_targets(images.objects[index], crop, mirrored, masks=self.architecture.masks))
+        canvas[:, : part.shape[1], : part.shape[2]] = part
+        targets = crop_targets(images.objects[index], crop, mirrored, turns, masks=self.architecture.masks)
+        return Sample(canvas, targets)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         losses = cast(Mapping[str, Tensor], model(batch.pixels, batch.targets))
@@ -157,9 +158,9 @@ class DetectionTask(Task[DetectConfig, DetectionImages]):
         detector = cast(Detector, model)
         chosen: dict[bool, list[ExampleImage]] = {True: [], False: []}
         for index in range(min(MAX_EXAMPLE_CANDIDATES, len(images))):
-            image = images.images.open(index, detector.preprocessing.reading)
-            (found,) = detector.predict([image])
-            image = displayed(image, detector.preprocessing.channel_names)
+            opened = images.images.open(index, detector.preprocessing.reading)
+            (found,) = detector.predict([opened])
+            image = self.display.image(opened)
             truth = annotated_objects(images, index)
             right = matches_annotations(found.above(EXAMPLE_SCORE), truth)
             if len(chosen[right]) < EXAMPLES:
@@ -168,7 +169,8 @@ class DetectionTask(Task[DetectConfig, DetectionImages]):
                     ("annotated", draw_detections(image, truth, show_scores=False)),
                 ]
                 caption = f"{split}: {images.images.name(index)}: {len(found.above(EXAMPLE_SCORE))} found, {len(truth)} annotated"
-                chosen[right].append(ExampleImage.of(side_by_side(drawn), caption, right))
+                picture = self.display.with_tiles(side_by_side(drawn), opened)
+                chosen[right].append(ExampleImage.of(picture, caption, right))
             if all(len(pictures) == EXAMPLES for pictures in chosen.values()):
                 break
         return [*chosen[True], *chosen[False]]

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from ...core.data.composite import displayed
+from ...core.data.composite import Display
 from ...core.data.dataset_format import hint
 from ...core.data.labeled_dataset import Splits
+from ...core.data.pixel_format import PixelFormat
 from ...core.data.sampling import Sample, Uniforms
 from ...core.data.segmentation import SegmentationImages
 from ...core.data.segmentation_reader import segmentation_parts
@@ -25,7 +26,6 @@ from ...core.distributed import Ranks
 from ...core.errors import DataError
 from ...core.models.backbone import Backbone
 from ...core.models.encoder_file import Provenance
-from ...core.models.preprocessing import Preprocessing
 from ...core.training.loader import Batch
 from ..metrics import Scores
 from ..predictions import Segmentation as Prediction
@@ -151,9 +151,8 @@ class SegmentationTask(Task[SegmentConfig, SegmentationImages]):
         evaluated.sort(key=lambda item: (-item[0], item[1]))
         half = min(EXAMPLES, len(evaluated) // 2)
         chosen = [*evaluated[:half], *evaluated[len(evaluated) - half :]]
-        return [
-            example_image(images, index, found, value, split, segmentor.preprocessing) for value, index, found in chosen
-        ]
+        form = segmentor.preprocessing.reading
+        return [example_image(images, index, found, value, split, form, self.display) for value, index, found in chosen]
 
     def _pairs(self, images: SegmentationImages) -> Iterator[Pair]:
         for index in range(len(images)):
@@ -199,14 +198,14 @@ def decoded_bytes(images: SegmentationImages, channels: int) -> int:
 
 
 def example_image(
-    images: SegmentationImages, index: int, found: Mask, value: float, split: str, preprocessing: Preprocessing
+    images: SegmentationImages, index: int, found: Mask, value: float, split: str, form: PixelFormat, display: Display
 ) -> ExampleImage:
     """The truth next to the prediction, with the image's name and mean intersection over union."""
-    image, truth = images.images.open(index, preprocessing.reading), images.mask(index)
-    image = displayed(image, preprocessing.channel_names)
+    opened, truth = images.images.open(index, form), images.mask(index)
+    image = display.image(opened)
     panels = [
         (title, draw_segmentation(image, Prediction(mask, images.classes), ignored=images.ignore_index))
         for title, mask in (("truth", truth), ("prediction", found))
     ]
     caption = f"{images.images.name(index)} ({split}): mIoU of this image {100 * value:.0f} %"
-    return ExampleImage.of(side_by_side(panels), caption, value >= EXAMPLE_MIOU)
+    return ExampleImage.of(display.with_tiles(side_by_side(panels), opened), caption, value >= EXAMPLE_MIOU)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from xml.etree import ElementTree
 
 import numpy as np
@@ -19,13 +20,17 @@ from ..pixel_format import LazyImage, Picture, PixelFormat, composited, missing_
 from ..pixel_limit import check_value_count
 
 if TYPE_CHECKING:
-    from tifffile import TiffFile
+    from tifffile import TiffFile, TiffPage
 
+INSTALLED = importlib.util.find_spec("tifffile") is not None
+PAGES_SHOWN = 15
+LONGEST_NAME = 40
+"""Letters of a page's description up to which it is taken for its name."""
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 _PLACES = {"YX": None, "YXS": 2, "YXC": 2, "SYX": 0, "CYX": 0}
 """Which of a series' axes are the channels, by what tifffile calls them."""
-_DESCRIPTION, _ORIENTATION, _GDAL_METADATA, _GDAL_NODATA = 270, 274, 42112, 42113
+_DESCRIPTION, _ORIENTATION, _PAGE_NAME, _GDAL_METADATA, _GDAL_NODATA = 270, 274, 285, 42112, 42113
 """Numbers of tags; GDAL's as in its GeoTIFF driver's documentation."""
 
 
@@ -42,7 +47,8 @@ def exceeds_pil(file: Image.Image, form: PixelFormat) -> bool:
     stated = _GDAL_NODATA in tags or 'role="description"' in str(tags.get(_GDAL_METADATA, ""))
     described = str(tags.get(_DESCRIPTION, ""))
     stated = stated or described.startswith("ImageJ=") or "<OME" in described  # which say what pages are
-    return more or pages or floats_or_signed or stated or (deep and samples > 1)
+    several = INSTALLED and deep and getattr(file, "n_frames", 1) > 1  # which may differ in size
+    return more or pages or floats_or_signed or stated or several or (deep and samples > 1)
 
 
 @dataclass(frozen=True)
@@ -90,6 +96,7 @@ def open_tiff(content: bytes, form: PixelFormat) -> LazyImage:
         raise DataError("its channels or floats need tifffile (pip install 'maelift[tiff]')") from error
 
     file = tifffile.TiffFile(io.BytesIO(content))
+    check_page_sizes(file)
     series = file.series[0]
     shape, axes, page = series.shape, series.axes, file.pages[0]
     base = {0: 1, 1: 1, 2: 3}.get(int(page.photometric), 0)  # channels of gray, and of colour
@@ -131,6 +138,34 @@ def open_tiff(content: bytes, form: PixelFormat) -> LazyImage:
     height, width = (int(side) for side in (size[::-1] if turned else size))
     notes = tuple(_notes(bits, first_only, tags, form))
     return LazyImage((height, width), bits, notes, load, decoded_notes, orientation != 1, tags.names, tags.nodata)
+
+
+def single_pages(file: TiffFile) -> list[tuple[str, TiffPage]]:
+    """The pages of a file and what they are called; without smaller copies (overviews, thumbnails) and masks."""
+    pages = [cast("TiffPage", page) for page in file.pages]
+    kept = [page for page in pages if not (page.keyframe.is_reduced or page.keyframe.is_mask)]
+    return [(_page_name(page) or f"page {number}", page) for number, page in enumerate(kept, 1)]
+
+
+def check_page_sizes(file: TiffFile) -> None:
+    """Raise DataError for a file whose pages have different sizes, as bands of several resolutions do, with each size."""
+    if len(file.series) == 1:
+        return
+    sizes = [(name, f"{page.keyframe.imagewidth}×{page.keyframe.imagelength}") for name, page in single_pages(file)]
+    if len({size for _, size in sizes}) > 1:
+        listed = ", ".join(f"{name} {size}" for name, size in sizes[:PAGES_SHOWN])
+        more = f" and {len(sizes) - PAGES_SHOWN} more" if len(sizes) > PAGES_SHOWN else ""
+        raise DataError(
+            f"pages of different sizes: {listed}{more}; maelift data stack resample=bilinear makes one image of them"
+        )
+
+
+def _page_name(page: TiffPage) -> str:
+    """What a page is called, by its tags of name and description; empty where they hold none, or something else."""
+    items = _gdal_items(page.tags.valueof(_GDAL_METADATA))
+    named = (*_gdal_names(items, 1), page.tags.valueof(_PAGE_NAME), page.tags.valueof(_DESCRIPTION))
+    plain = [name.strip() for name in named if isinstance(name, str) and not set(name) & set("{}<>=")]
+    return next((name for name in plain if name and len(name) <= LONGEST_NAME and name.isprintable()), "")
 
 
 def _stored(file: TiffFile, *, first_only: bool) -> NDArray[Any]:

@@ -13,14 +13,15 @@ import tifffile
 from hypothesis import given
 from hypothesis import strategies as st
 from maelift.core.data.channel_statistics import channel_statistics
-from maelift.core.data.composite import composite, displayed
-from maelift.core.data.decode import open_picture
+from maelift.core.data.composite import UNKNOWN, Display, PictureKeys, levels, stretch_ends
+from maelift.core.data.decode import open_picture, upright_size
+from maelift.core.data.detection_reader import detection_parts
 from maelift.core.data.images import as_image
 from maelift.core.data.pixel_format import PixelFormat
 from maelift.core.data.readers.folder import FolderImages
 from maelift.core.data.reading_keys import StatedValues
 from maelift.core.data.transforms import random_resized_crop, resized_part
-from maelift.core.errors import DataError
+from maelift.core.errors import ConfigError, DataError
 from maelift.core.models.preprocessing import Preprocessing, known_pixels
 from maelift.transfer.detection.canvas import crop_and_resize
 from numpy.typing import NDArray
@@ -139,6 +140,24 @@ def test_channels_that_are_not_there_are_refused_with_those_that_are(tmp_path: P
     colour = values("uint8", (9, 8, 4))
     Image.fromarray(colour).save(transparent)
     assert np.array_equal(open_picture(transparent, form=PixelFormat(bands=(4, 1))).pixels(), colour[:, :, [3, 0]])
+
+
+def test_sizes_of_files_that_pil_does_not_read_are_known_to_boxes_and_masks(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "labels").mkdir()
+    write(tmp_path / "images" / "a.tif", values("uint16", (20, 30, 5)))
+    write(tmp_path / "images" / "b.tif", values("uint8", (21, 31, 13)), planarconfig="separate")
+    np.save(tmp_path / "c.npy", values("float32", (22, 32, 2)))
+    for name, size in (("images/a.tif", (20, 30)), ("images/b.tif", (21, 31)), ("c.npy", (22, 32))):
+        assert upright_size(tmp_path / name) == size
+    for name in "ab":
+        (tmp_path / "labels" / f"{name}.txt").write_text("0 0.5 0.5 0.4 0.5\n")
+    (tmp_path / "data.yaml").write_text("train: images\nnames: [field]\n")
+    parts = detection_parts(str(tmp_path), "yolo")
+    assert [tuple(objects.boxes[0]) for objects in parts["train"].objects] == [
+        pytest.approx((9, 5, 21, 15)),
+        pytest.approx((9.3, 5.25, 21.7, 15.75)),
+    ]
 
 
 def test_an_ome_tiff_and_an_imagej_stack_name_their_channels(tmp_path: Path) -> None:
@@ -263,15 +282,66 @@ def test_a_pixel_without_a_value_becomes_the_mean_of_its_channel() -> None:
 def test_a_composite_shows_red_green_blue_by_name_and_is_never_black() -> None:
     array = values("uint12", (30, 40, 5)).astype(np.float32) / 65535 * 255  # a dark part of 16 bits
     names = ("blue", "green", "red", "nir", "swir")
-    shown = composite(array, names)
+    shown = Display(names).composite(array)
     assert shown.dtype == np.uint8 and shown.shape == (30, 40, 3) and (np.ptp(shown, axis=(0, 1)) == 255).all()
     order = [np.corrcoef(shown[:, :, n].ravel(), array[:, :, place].ravel())[0, 1] for n, place in enumerate((2, 1, 0))]
     assert min(order) > 0.98
-    assert composite(array[:, :, :2]).shape == (30, 40, 1) and displayed(array).mode == "RGB"
+    assert Display().composite(array[:, :, :2]).shape == (30, 40, 1) and Display().image(array).mode == "RGB"
     array[:5] = np.nan
-    assert (composite(array)[:5] == 128).all()
+    assert (Display().composite(array)[:5] == 128).all()
     colour = values("uint8", (9, 9, 3))
-    assert np.array_equal(np.asarray(displayed(colour)), colour)
+    assert np.array_equal(np.asarray(Display().image(colour)), colour)
+
+
+def test_channels_are_shown_as_they_are_chosen_by_number_or_name(tmp_path: Path) -> None:
+    array = values("uint8", (30, 40, 5))
+    for shown, places in (
+        (None, [0, 1, 2]),
+        ("all", [0, 1, 2]),
+        ((5, 1, 3), [4, 0, 2]),
+        (("B11", "B08", 2), [4, 3, 1]),
+        ((4,), [3]),
+    ):
+        assert np.array_equal(Display(NAMES, shown).composite(array), array[:, :, places]), shown  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"shown=\[B11,B12,1\]: expected channels of B02, .*There is no channel B12"):
+        Display(NAMES, ("B11", "B12", 1)).positions(5)
+    with pytest.raises(ConfigError, match=r"shown=\[6\]: expected channels of 1 to 5"):
+        Display((), (6,)).positions(5)
+    for wrong in ((1, 2), (1, 1, 2), (1, 2, 3, 4)):
+        with pytest.raises(ConfigError, match="three different channels, or one"):
+            PictureKeys(shown=wrong).check_shown()
+    assert Display(NAMES, (5, 1, 3)).caption(5).endswith("shown as red, green and blue: B11, B02, B04.")
+    assert Display().caption(3) == "" and Display().caption(1) == "" and "number 1" in Display().caption(2)
+
+
+def test_where_all_channels_are_shown_each_is_a_gray_tile_below() -> None:
+    array = np.zeros((20, 40, 5), np.float32)
+    for place in range(5):
+        array[:, place * 8 : place * 8 + 8, place] = 1  # in each channel another eighth is bright
+    drawn = Display(NAMES).image(array).resize((320, 160))
+    assert Display(NAMES).with_tiles(drawn, array) is drawn
+    sheet = np.asarray(Display(NAMES, "all").with_tiles(drawn, array).convert("L"))
+    assert sheet.shape[1] == 320 and np.array_equal(sheet[:160], np.asarray(drawn.convert("L")))
+    wide, high = (320 - 3 * 2) // 4, round((320 - 3 * 2) // 4 / 2)
+    for place in range(5):
+        left, top = place % 4 * (wide + 2), 160 + 2 + place // 4 * (high + 16)
+        tile = sheet[top : top + high, left : left + wide]
+        columns = tile.mean(axis=0)
+        assert np.flatnonzero(columns > 127).mean() // (wide / 5) == place and columns.max() == 255 > columns.min() == 0
+        assert (sheet[top + high : top + high + 14, left : left + wide] < 128).any()  # its name
+
+
+@given(st.integers(0, 10**6), st.sampled_from(["uint12", "float32", "int16"]))
+def test_values_are_stretched_from_the_2nd_to_the_98th_percentile_of_each_channel(seed: int, kind: str) -> None:
+    array = values(kind, (12, 17, 3), seed).astype(np.float32)
+    array[np.random.default_rng(seed).random(array.shape) < 0.2] = np.nan
+    ends = stretch_ends(array)
+    assert np.allclose(ends, np.nanpercentile(array, (2, 98), axis=(0, 1)).T)
+    expected = np.clip((array - ends[:, 0]) / (ends[:, 1] - ends[:, 0]), 0, 1) * 255
+    found = levels(array)
+    assert (found[np.isnan(array)] == UNKNOWN).all()
+    assert np.abs(found[~np.isnan(array)] - expected[~np.isnan(array)]).max() <= 0.51
+    assert np.array_equal(levels(array, ends), found)
 
 
 def test_arrays_are_read_as_files_are(tmp_path: Path) -> None:

@@ -113,9 +113,16 @@ def test_the_view_of_a_detector_lies_within_image_and_canvas(
 
 
 @settings(bounded, max_examples=40)
-@given(st.integers(1, 80), st.integers(1, 80), st.lists(DRAWS, min_size=3, max_size=3), st.booleans(), st.data())
+@given(
+    st.integers(1, 80),
+    st.integers(1, 80),
+    st.lists(DRAWS, min_size=3, max_size=3),
+    st.booleans(),
+    st.integers(0, 3),
+    st.data(),
+)
 def test_image_box_and_mask_of_an_object_stay_aligned(
-    height: int, width: int, draws: list[float], mirrored: bool, data: st.DataObject
+    height: int, width: int, draws: list[float], mirrored: bool, turns: int, data: st.DataObject
 ) -> None:
     x1, y1 = data.draw(st.integers(0, width - 1)), data.draw(st.integers(0, height - 1))
     x2, y2 = data.draw(st.integers(x1 + 1, width)), data.draw(st.integers(y1 + 1, height))
@@ -126,15 +133,16 @@ def test_image_box_and_mask_of_an_object_stay_aligned(
         np.array([[x1, y1, x2, y2]], np.float64), np.zeros(1, np.int64), np.zeros(1, bool),
         np.array([(x2 - x1) * (y2 - y1)], np.float64), ((outline,),), (height, width),
     )  # fmt: skip
-    view = JitteredCrop.sample((height, width), (64, 48), (0.5, 2.0), np.array(draws))
-    boxes = crop_targets(whole, view, mirrored, masks=False)["boxes"]
-    seen = crop_targets(whole, view, mirrored, masks=True)
-    tall, wide = view.filled
+    view = JitteredCrop.sample((height, width), (64, 64 if turns else 48), (0.5, 2.0), np.array(draws))
+    boxes = crop_targets(whole, view, mirrored, turns, masks=False)["boxes"]
+    seen = crop_targets(whole, view, mirrored, turns, masks=True)
+    tall, wide = view.filled if turns % 2 == 0 else view.filled[::-1]
     shown = crop_and_resize(
         picture, view.box, view.filled, Preprocessing(("gray",), (0.5,), (0.5,), interpolation="nearest")
     )
     if mirrored:
         shown = shown[:, :, ::-1]
+    shown = np.rot90(shown, turns, (1, 2))
     for box in boxes:
         assert 0 <= box[0] < box[2] <= wide and 0 <= box[1] < box[3] <= tall
         rows, columns = np.nonzero(shown[0] > 127)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import subprocess
+import sys
 import zlib
 from pathlib import Path
 
@@ -329,7 +330,7 @@ def test_what_pillow_reads_is_listed_whatever_the_case(tmp_path: Path) -> None:
     sound, manifest = audit(images)
     assert len(sound) == len(kinds) and not [note for _, note in manifest.unusual if "though named" in note]
     assert not SUFFIXES & {".pdf", ".eps", ".ps", ".wmf", ".h5", ".grib", ".mpg", ".pcd", ".bw", ".fits"}
-    assert what_reads(".png") is None and what_reads(".cr3") and what_reads(".jxl") and what_reads(".txt") is None
+    assert what_reads(".png") is None and what_reads(".cr3") and what_reads(".exr") and what_reads(".txt") is None
 
 
 def test_no_other_program_is_started_for_any_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -405,3 +406,35 @@ def test_transparency_and_flat_colours_are_counted(tmp_path: Path) -> None:
         }
     shape = opened(find_images(tmp_path), 3, TRANSFER)
     assert shape.pixels().max() == 255 and shape.pixels().min() == 0
+
+
+@pytest.mark.parametrize("shape", [(20, 31), (24, 24, 3), (300, 40), (21, 17, 4), (9, 16, 2)])
+@pytest.mark.parametrize("kind", ["uint8", "uint16"])
+def test_jpeg_xl_has_the_pixels_that_were_written(tmp_path: Path, shape: tuple[int, ...], kind: str) -> None:
+    codecs = framework("imagecodecs")
+    array = noise(shape, np.dtype(kind).type)
+    content = codecs.jpegxl_encode(array, lossless=True)
+    path = tmp_path / "a.jxl"
+    path.write_bytes(content)
+    whole = array if array.ndim == 3 else array[:, :, None]
+    found = open_picture(path, form=PixelFormat(channels=whole.shape[2], value_range=(0, 65535)))
+    assert found.size == shape[:2] == upright_size(path) and found.bits == 8 * array.dtype.itemsize
+    assert np.array_equal(found.pixels(), whole)
+    if whole.shape[2] in (2, 4):
+        shown = open_picture(path)
+        alpha = whole[:, :, -1:] / np.iinfo(array.dtype).max
+        expected = whole[:, :, :-1] / np.iinfo(array.dtype).max * 255 * alpha + 255 * (1 - alpha)
+        assert (
+            np.abs(shown.pixels().astype(np.float64) - expected).max() <= 1 and "transparency" in shown.decoded_notes[0]
+        )
+    for broken in (content[: len(content) // 2], content[:13], content[:12] + bytes(40)):
+        with pytest.raises(DataError, match=r"a.jxl: a JPEG XL image that"):
+            open_picture(Path("a.jxl"), broken).pixels()
+
+
+def test_jpeg_xl_without_imagecodecs_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "imagecodecs", None)
+    with pytest.raises(
+        DataError, match=r"a.jxl: a JPEG XL image, which imagecodecs reads: pip install 'maelift\[tiff\]'"
+    ):
+        open_picture(Path("a.jxl"), b"\xff\x0a" + bytes(30))

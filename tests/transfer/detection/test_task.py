@@ -260,6 +260,7 @@ def test_settings_that_do_not_fit_are_refused(encoder: Path) -> None:
         ({"head": "cascade"}, "torchvision has no cascade. Give engine=detectron2."),
         ({"jitter": [2, 1]}, "two factors with 0 < smallest <= largest"),
         ({"jitter": [0, 1]}, "two factors with 0 < smallest <= largest"),
+        ({"turn": True, "flip": False}, "turn=true: expected false with flip=false"),
         ({"max_detections": 0}, "at least 1|from 1 to"),
         ({"batch_size": 0}, "above 0"),
     ):
@@ -278,9 +279,10 @@ def test_each_start_has_a_recipe_for_large_and_small_images(init: str) -> None:
     assert recipes[1].image_size is None and recipes[1].head_channels < 256
 
 
-def test_what_is_seen_of_an_object_is_what_is_trained_on(shapes: Path, encoder: Path) -> None:
+@pytest.mark.parametrize("turn", [False, True])
+def test_what_is_seen_of_an_object_is_what_is_trained_on(shapes: Path, encoder: Path, turn: bool) -> None:
     """In every view the mask covers the object's colour, and the box goes around the mask."""
-    task = make_task(shapes, encoder, jitter=[0.5, 2.0])
+    task = make_task(shapes, encoder, jitter=[0.5, 2.0], turn=turn)
     generator = np.random.default_rng(0)
     checked = 0
     for index in range(len(task.splits.train)):

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from maelift.cli import main
 from maelift.core.data.decode import decode, open_picture, upright_size
 from maelift.core.data.image_formats import SUFFIXES
 from maelift.core.data.images import as_image, opened
@@ -23,7 +24,7 @@ from maelift.core.data.readers.folder import find_images
 from maelift.core.data.slices import Slices
 from maelift.core.errors import ConfigError, DataError
 from maelift.pretrain.config import PretrainConfig
-from maelift.tests.support import TINY, framework, one_line_error, run_maelift
+from maelift.tests.support import TINY, framework
 from numpy.typing import NDArray
 
 pydicom = framework("pydicom")
@@ -422,30 +423,28 @@ def test_damaged_files_raise_nothing_but_data_errors(kind: str) -> None:
 
 
 @pytest.mark.slow
-def test_from_pretraining_to_predictions_on_ct(tmp_path: Path) -> None:
-    for number in range(24):
+def test_from_pretraining_to_predictions_on_ct(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(20):
         values = noise((20, 24), np.uint16, 900, 1100, number)
         values[:, :10] += 400 * (number % 2)
         file = tmp_path / "ct" / ("left" if number % 2 else "right") / f"{number:02d}.dcm"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(dicom(values, BitsStored=12, RescaleIntercept=-1024, RescaleSlope=1))
-    refused = run_maelift("pretrain", f"data={tmp_path / 'ct'}", f"out={tmp_path / 'no'}", *TINY, "epochs=1")
-    one_line_error(refused, "value_range=[lowest,highest]")
-    run = tmp_path / "mae"
-    window = "window=[40,800]"
-    done = run_maelift("pretrain", f"data={tmp_path / 'ct'}", f"out={run}", window, *TINY, "epochs=1")
-    assert done.returncode == 0, done.stderr
+    data, run = f"data={tmp_path / 'ct'}", tmp_path / "mae"
+    assert main(["pretrain", data, f"out={tmp_path / 'no'}", *TINY, "epochs=1"]) == 2
+    refused = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "value_range=[lowest,highest]" in refused
+    assert main(["pretrain", data, f"out={run}", "window=[40,800]", *TINY, "epochs=1", "evaluations=1"]) == 0
     keys = [
         f"encoder={run / 'encoder.safetensors'}",
-        f"data={tmp_path / 'ct'}",
-        "epochs=1",
+        data,
+        "steps=2",
+        "evaluations=1",
         "workers=0",
         "val=4",
         "test=4",
     ]
-    done = run_maelift("transfer", "classify", *keys, f"out={tmp_path / 'classes'}", "recipe=small")
-    assert done.returncode == 0, done.stderr
-    model = tmp_path / "classes" / "model.safetensors"
-    done = run_maelift("predict", f"model={model}", f"images={tmp_path / 'ct'}", f"out={tmp_path / 'found.csv'}")
-    assert done.returncode == 0, done.stderr
-    assert len((tmp_path / "found.csv").read_text().splitlines()) == 25
+    assert main(["transfer", "classify", *keys, f"out={tmp_path / 'classes'}", "recipe=small"]) == 0
+    model, found = tmp_path / "classes" / "model.safetensors", tmp_path / "found.csv"
+    assert main(["predict", f"model={model}", f"images={tmp_path / 'ct'}", f"out={found}"]) == 0
+    assert len(found.read_text().splitlines()) == 21

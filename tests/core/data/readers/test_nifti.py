@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from maelift.benchmarks.data import read_suite_images
 from maelift.benchmarks.init_suite import InitConfig, init
 from maelift.benchmarks.suite import BenchConfig
+from maelift.cli import main
 from maelift.core.data import unread
 from maelift.core.data.classification import LabelKeys
 from maelift.core.data.classification_reader import read_parts, read_splits
@@ -34,7 +35,7 @@ from maelift.core.models.preprocessing import Preprocessing, reading_fields
 from maelift.core.tools.check_data import DataCheckConfig, data_check
 from maelift.core.tools.pack_shards import PackConfig, pack
 from maelift.tests.core.data.readers.test_dicom import dicom
-from maelift.tests.support import TINY, framework, noise_image, run_maelift
+from maelift.tests.support import TINY, framework, noise_image
 from numpy.typing import NDArray
 
 nibabel = framework("nibabel")
@@ -317,6 +318,32 @@ def test_boxes_and_masks_of_volumes_are_refused(tmp_path: Path) -> None:
         upright_size(path)
 
 
+@pytest.mark.parametrize("task", ["segment", "detect"])
+def test_a_suite_on_boxes_or_masks_of_volumes_is_refused_in_a_line(tmp_path: Path, task: str) -> None:
+    for number in range(3):
+        save(tmp_path / "images" / f"{number}.nii", noise((20, 24, 3)))
+    if task == "segment":
+        (tmp_path / "masks").mkdir()
+        noise_image(0).save(tmp_path / "masks" / "0.png")
+    else:
+        box = {"category_id": 1, "bbox": [2, 2, 8, 8], "area": 64, "iscrowd": 0}
+        content = {
+            "images": [{"id": n, "file_name": f"{n}.nii", "height": 20, "width": 24} for n in range(3)],
+            "annotations": [{"id": n, "image_id": n, **box} for n in range(3)],
+            "categories": [{"id": 1, "name": "a"}],
+        }
+        (tmp_path / "annotations.json").write_text(json.dumps(content))
+    tasks = {task: {"task": task, "data": str(tmp_path), "labels": [1], "seeds": [0, 1]}}
+    arms = {name: {"start": "scratch", "label": name} for name in ("a", "b")}
+    (tmp_path / "suite.yaml").write_text(
+        json.dumps({"title": "volumes", "data": {"unlabelled": str(tmp_path / "images")}, "tasks": tasks, "arms": arms})
+    )
+    config = BenchConfig.resolve([f"suite={tmp_path / 'suite.yaml'}", "out=x", "channels=1", "value_range=[0,900]"])
+    with pytest.raises(DataError, match=r"volume.*[Ss]ave.* slices") as raised:
+        read_suite_images(config)
+    assert "\n" not in str(raised.value)
+
+
 def test_data_check_says_what_the_values_are(tmp_path: Path) -> None:
     values = noise((20, 18, 20), np.int16, -300, 900)
     save(tmp_path / "a.nii", values)
@@ -401,12 +428,10 @@ def test_from_pretraining_to_predictions_on_volumes(tmp_path: Path) -> None:
         save(tmp_path / "mr" / ("left" if number % 2 else "right") / f"{number}.nii.gz", values, affine((1, 1, 3)))
     data, run = f"data={tmp_path / 'mr'}", tmp_path / "mae"
     keys = ["value_range=[0,800]", "slice_step=2"]
-    done = run_maelift("pretrain", data, f"out={run}", *keys, *TINY, "epochs=1")
-    assert done.returncode == 0, done.stderr
-    keys = [f"encoder={run / 'encoder.safetensors'}", "slice_step=2", "epochs=1", "workers=0", "val=0.2", "test=0.2"]
-    done = run_maelift("transfer", "classify", data, *keys, f"out={tmp_path / 'classes'}", "recipe=small")
-    assert done.returncode == 0, done.stderr
+    assert main(["pretrain", data, f"out={run}", *keys, *TINY, "epochs=1", "evaluations=1"]) == 0
+    keys = [f"encoder={run / 'encoder.safetensors'}", "slice_step=2", "steps=2", "evaluations=1", "workers=0"]
+    keys += ["val=0.2", "test=0.2", "recipe=small", f"out={tmp_path / 'classes'}"]
+    assert main(["transfer", "classify", data, *keys]) == 0
     model, found = tmp_path / "classes" / "model.safetensors", tmp_path / "found.csv"
-    done = run_maelift("predict", f"model={model}", f"images={tmp_path / 'mr'}", f"out={found}")
-    assert done.returncode == 0, done.stderr
+    assert main(["predict", f"model={model}", f"images={tmp_path / 'mr'}", f"out={found}"]) == 0
     assert len(found.read_text().splitlines()) == 1 + 10 * 2  # slices 3 and 5 of each
