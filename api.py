@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Callable
+from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def bench(suite: str, **keys: Unpack[BenchKeys]) -> BenchResult:
     return run(BenchConfig.resolve({"suite": suite, **keys}))
 
 
-def export(encoder: str, to: str, out: str, **keys: Unpack[ExportKeys]) -> ExportResult:
+def export(encoder: str | PathLike[str], to: str, out: str | PathLike[str], **keys: Unpack[ExportKeys]) -> ExportResult:
     """Write an encoder file for another framework, with the keys of ``maelift export``; the complete folder or nothing.
 
     Raises MaeliftError for what a user can fix, with the message that the command would print.
@@ -89,7 +90,7 @@ def export(encoder: str, to: str, out: str, **keys: Unpack[ExportKeys]) -> Expor
     from .transfer.export import ExportCommand
     from .transfer.export import export as run
 
-    return run(ExportCommand.resolve({"encoder": encoder, "to": to, "out": out, **keys}))
+    return run(ExportCommand.resolve({"encoder": str(encoder), "to": to, "out": str(out), **keys}))
 
 
 def function(name: str) -> Callable[..., Any]:

@@ -17,7 +17,7 @@ from ..core.terminal import quoted
 from ..pretrain.auto_recipe import choose
 from ..pretrain.config import PretrainConfig
 from .estimates import MeasuredCost
-from .init_suite import SuiteSize, InitConfig, annotated, given_parts, plan_lines, pool_images, write_suite
+from .init_suite import InitConfig, SuiteSize, annotated, given_parts, plan_lines, pool_images, write_suite
 from .protocol import predict_runs
 from .runner import BenchResult, bench, concurrent_runs, read_context
 from .suite import BenchConfig

@@ -36,7 +36,7 @@ def _package_by_its_name() -> str:
     return str(package.parent)
 
 
-@event_priority(100)  # before mkdocstrings reads its configuration
+@event_priority(100)  # type: ignore[untyped-decorator]  # before mkdocstrings reads its configuration
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Let API pages and key pages read the package; add a page for each command to the navigation."""
     package = _package_by_its_name()

@@ -69,9 +69,10 @@ def test_wheel_and_sdist_have_every_file_of_the_package(built: Path) -> None:
 @pytest.mark.slow
 def test_an_installed_wheel_works_outside_of_the_checkout(built: Path, tmp_path: Path) -> None:
     (wheel,) = built.glob("*.whl")
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "venv")], check=True)
     python = tmp_path / "venv" / "bin" / "python"
-    install = [sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index", "--quiet", wheel]
+    install = [sys.executable, "-m", "pip", "--python", str(python), "install", "--no-deps", "--no-index", "--quiet"]
+    install.append(str(wheel))
     subprocess.run(install, env=outside(), check=True)
     (site,) = (tmp_path / "venv" / "lib").glob("python*/site-packages")
     (site / "dependencies.pth").write_text(sysconfig.get_paths()["purelib"])  # after the wheel's: its maelift is taken
@@ -106,7 +107,7 @@ def test_every_python_that_is_here_compiles_every_file(version: str) -> None:
     if python is None:
         pytest.skip(f"no Python {version} here")
     names = "\n".join(str(ROOT / f"{module}.py") for module in sorted(MODULES))
-    done = subprocess.run([python, "-W", "error", "-c", COMPILE], input=names, capture_output=True, text=True)
+    done = subprocess.run([str(python), "-W", "error", "-c", COMPILE], input=names, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 

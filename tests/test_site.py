@@ -30,9 +30,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "build",
         "--strict",
         "--config-file",
-        ROOT / "mkdocs.yml",
+        str(ROOT / "mkdocs.yml"),
         "--site-dir",
-        out,
+        str(out),
     ]
     environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1", "REPO_URL": "", "SITE_URL": ""}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
