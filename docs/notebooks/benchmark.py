@@ -25,7 +25,7 @@ result = maelift.bench(
     pretrain_seeds=[0],
     steps={"50": 20},
     evaluations=1,
-    tuning={"rates": [4e-3], "max_doublings": 0},
+    tuning={"max_doublings": 0},
     arms={"mae": {"pretrain": {"epochs": 2}}},
 )
 
