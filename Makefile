@@ -4,6 +4,7 @@
 # make soak         kill a pretraining of two processes 20 times, compare its end with an uninterrupted one's
 # make stops        stop runs at random moments in three ways, 20 times each; ends compared, an hour; needs root
 # make lint         ruff and mypy only
+# make docs         the documentation site, in site/
 # Each sets itself up: a virtual environment in .venv, the tested versions, Fashion-MNIST in data/. A second run
 # reuses them.
 
@@ -19,7 +20,7 @@ FRAMEWORKS := .venv/frameworks
 DATA := data/fashion-mnist
 SCENES := data/scenes
 
-.PHONY: quickstart test soak stops lint install frameworks data clean
+.PHONY: quickstart test soak stops lint docs install frameworks data clean
 
 quickstart: install data
 	$(if $(FULL),.venv/bin/maelift data fashion-scenes source=$(DATA) out=$(SCENES) pool=0)
@@ -38,6 +39,10 @@ stops: install
 lint: install
 	.venv/bin/ruff check .
 	cd .venv/src && ../bin/mypy -p maelift --config-file maelift/pyproject.toml
+
+docs: install
+	.venv/bin/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[docs]'
+	.venv/bin/mkdocs build --strict
 
 install: $(READY)
 
@@ -79,4 +84,4 @@ $(READY): pyproject.toml constraints.txt
 	@rm .venv/installing && echo "$(CURDIR)" > $(READY)
 
 clean:
-	rm -rf .venv build *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv build site *.egg-info .mypy_cache .pytest_cache .ruff_cache

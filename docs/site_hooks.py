@@ -162,7 +162,7 @@ def _key(one: Any, anchors: set[str]) -> Iterator[str]:
 
 def _escaped(text: str) -> str:
     """Text that stands for itself in Markdown, as HTML's entities where a letter would be markup."""
-    return re.sub(r"[^\w\s,.;?()'/+%-]", lambda found: f"&#{ord(found[0])};", text)
+    return re.sub(r"_|[^\w\s,.;?()'/+%-]", lambda found: f"&#{ord(found[0])};", text)
 
 
 def _notebook(script: Path) -> Iterator[tuple[str, str]]:
