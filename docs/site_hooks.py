@@ -80,7 +80,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         if at_root and outside.startswith("docs/"):
             return f"[{text}]({outside.removeprefix('docs/')}{'#' * bool(anchor)}{anchor})"
         if not at_root and outside.startswith("docs/"):
-            return found[0]
+            return f"[{text}]({path.removesuffix('.py')}.md)" if outside.endswith(".py") else found[0]  # a notebook
         if outside in LINKED:
             start = posixpath.dirname(here) or "."
             anchored = f"#{anchor}" if anchor and outside in ROOT_PAGES else ""

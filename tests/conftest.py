@@ -26,6 +26,7 @@ leave_curves_out_where_asked()
 LONGEST = (
     "benchmarks/test_runner.py",
     "adapters/test_detectron2.py",
+    "test_notebooks.py",
     "pretrain/test_distributed.py",
     "adapters/test_mmseg.py",
     "test_docs_transfer.py",
@@ -54,6 +55,8 @@ LONGEST = (
     "transfer/classification/test_probe.py",
     "test_docs_benchmark.py",
     "test_docs_pretrain.py",
+    "test_site.py",
+    "test_package.py",
 )
 """Files that take more than ten seconds, the longest first: no process is left with one of them while the others have ended."""
 

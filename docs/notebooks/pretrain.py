@@ -36,12 +36,12 @@ result = maelift.pretrain(
     image_size=28,
     patch_size=7,
     decoder={"embed_dim": 64, "depth": 2, "num_heads": 4},
-    epochs=8,
+    epochs=5,
     batch_size=64,
     lr=2e-3,
     warmup_epochs=1,
     holdout=100,
-    evaluations=8,
+    evaluations=5,
 )
 print(result.summary())
 
