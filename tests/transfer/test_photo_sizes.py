@@ -103,10 +103,10 @@ def test_two_hundred_sizes_are_prepared_by_every_command() -> None:
         assert ClassificationTask.sample(cast(Any, classes), index, draws[:5]).pixels.shape == (1, *CANVAS)
         box = np.array([[width * 0.25, height * 0.25, width * 0.75, height * 0.75]])
         objects = Objects(box, np.zeros(1, np.int64), np.zeros(1, bool), np.ones(1), (None,), (height, width))
-        found = SimpleNamespace(encoder=encoder, config=SimpleNamespace(jitter=(0.5, 1.5), flip=True))
+        found = SimpleNamespace(encoder=encoder, config=SimpleNamespace(jitter=(0.5, 1.5), flip=True, turn=False))
         found.splits = SimpleNamespace(train=SimpleNamespace(images=images, objects={index: objects}))
         found.architecture = SimpleNamespace(masks=False)
-        sample = DetectionTask.sample(cast(Any, found), index, draws[:4])
+        sample = DetectionTask.sample(cast(Any, found), index, draws[: DetectionTask.draws])
         assert sample.pixels.shape == (1, *CANVAS) and (sample.target or {})["boxes"].shape[1] == 4
         mask = np.broadcast_to(np.uint8(1), (height, width))
         parts = SimpleNamespace(encoder=encoder, inference=Inference.usual(CANVAS))
