@@ -84,7 +84,7 @@ RATES = [0.0003, 0.001, 0.003, 0.01]
         (
             ["arms", "mae", "start"],
             "mea",
-            ["arms.mae.start=mea", "one of mae, encoder, supervised, scratch", "Did you mean mae?"],
+            ["arms.mae.start=mea", "one of mae, encoder, supervised, weights, scratch", "Did you mean mae?"],
         ),
         (["arms", "mae", "pretrain", "epochs"], "two", ["arms.mae.pretrain.epochs=two", "float"]),
         (["arms", "mae", "pretrain", "seed"], 3, ["arms.mae.pretrain.seed=3", "the suite gives one to all arms"]),
