@@ -65,7 +65,16 @@ def timm_spec(source: str) -> TimmSpec | None:
             return hub_spec(name) if name.startswith(HUB) else named_spec(bare)
         path = weights_file(Path(source))
         return _spec_in(path) or _spec_beside(path)
-    except (MaeliftError, OSError, ValueError):
+    except (
+        MaeliftError,
+        safetensors.SafetensorError,
+        OSError,
+        ArithmeticError,
+        ValueError,
+        KeyError,
+        RuntimeError,
+        AttributeError,
+    ):
         return None
 
 
