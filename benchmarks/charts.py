@@ -129,7 +129,7 @@ def within_percent(axes: Axes) -> None:
 
 def capital(text: str) -> str:
     """Text that begins with a capital letter."""
-    return text[:1].upper() + text[1:]
+    return text if text.startswith("mIoU") else text[:1].upper() + text[1:]
 
 
 def _curves(result: SuiteResult, part: TaskResult, labels: int) -> Chart:
