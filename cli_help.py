@@ -17,16 +17,7 @@ EXAMPLES = """\
 
 def unknown_option(word: str, command: Command) -> str:
     """The message for an option that doesn't exist, or not for this command."""
-    known = [
-        "--config",
-        "--dry-run",
-        "--show-config",
-        "--quiet",
-        "--help",
-        *(["--json"] if command.json else []),
-        *command.flags,
-    ]
-    known += [f"--{option}" for option in (*command.options, *command.switches)]
+    known = command.known_options
     close = nearest(word.partition("=")[0], known)
     if "=" in word and close is None:
         return f"{word}: no such option. Keys have no dashes: {word.lstrip('-')}."

@@ -13,6 +13,9 @@ from .core.config_keys import describe, nearest
 from .core.errors import MaeliftError
 from .transfer import tasks
 
+OPTIONS = ("--config", "--dry-run", "--show-config", "--quiet", "--help")
+"""Options of every command."""
+
 
 @dataclass(frozen=True)
 class Command:
@@ -43,6 +46,12 @@ class Command:
     answers: str | None = None
     external: bool = False
     resolver: str | None = None
+
+    @property
+    def known_options(self) -> tuple[str, ...]:
+        """Every option that it takes."""
+        own = (f"--{word}" for word in (*self.options, *self.switches))
+        return (*OPTIONS, *(("--json",) if self.json else ()), *self.flags, *own)
 
     def config_type(self) -> Any:
         """The dataclass of its keys."""

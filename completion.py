@@ -12,9 +12,6 @@ from .key_table import keys_of
 
 Shell = Literal["bash", "zsh", "fish"]
 
-OPTIONS = ("--config", "--dry-run", "--show-config", "--quiet", "--help")
-"""Options of every command."""
-
 SCRIPTS: dict[str, str] = {
     "bash": """\
 # For this session: source <(maelift completion bash). For all: put this output into
@@ -80,9 +77,7 @@ def candidates(shell: str, line: str) -> list[str]:
         return _beginning(dict.fromkeys(" ".join(split[len(words) :][:1]) for split in _commands_after(words)), begun)
     longer = [split[len(words)] for split in _commands_after(words)]
     if begun.startswith("-"):
-        command = COMMANDS[name]
-        own = [*command.flags, *(f"--{word}" for word in (*command.options, *command.switches))]
-        return _beginning([*OPTIONS, *own, *(["--json"] if command.json else [])], begun)
+        return _beginning(COMMANDS[name].known_options, begun)
     key, equals, value = begun.partition("=")
     if words[-1:] in (["-h"], ["--help"]):
         return _beginning(["all", *(one.key for one in keys_of(name))], begun)

@@ -7,15 +7,13 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-import safetensors
-
 from ..core.errors import CheckpointError, MaeliftError
 from ..core.models.backbone import Backbone
 from ..core.models.config_hints import hints_beside
 from ..core.models.encoder import Encoder
 from ..core.models.encoder_file import CONTRACT_KEY, EncoderFile, read_backbone, read_contract
 from ..core.models.preprocessing import Preprocessing
-from ..core.models.tensor_files import check_safetensors, first_bytes
+from ..core.models.tensor_files import first_bytes, read_metadata
 from ..core.models.timm_spec import TimmSpec
 from ..core.models.weight_files import weights_file
 from .import_weights import licence_beside, preprocessing_beside
@@ -65,16 +63,7 @@ def timm_spec(source: str) -> TimmSpec | None:
             return hub_spec(name) if name.startswith(HUB) else named_spec(bare)
         path = weights_file(Path(source))
         return _spec_in(path) or _spec_beside(path)
-    except (
-        MaeliftError,
-        safetensors.SafetensorError,
-        OSError,
-        ArithmeticError,
-        ValueError,
-        KeyError,
-        RuntimeError,
-        AttributeError,
-    ):
+    except (MaeliftError, OSError, ValueError):
         return None
 
 
@@ -82,9 +71,7 @@ def _spec_in(path: Path) -> TimmSpec | None:
     """The spec of a model of timm in an encoder file's contract."""
     if first_bytes(path, "weights")[8:9] != b"{":
         return None
-    check_safetensors(path)
-    with safetensors.safe_open(path, framework="pt") as file:
-        text = (file.metadata() or {}).get(CONTRACT_KEY)
+    text = read_metadata(path).get(CONTRACT_KEY)
     spec = None if text is None else read_contract(path, text)[1]
     return spec if isinstance(spec, TimmSpec) else None
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -70,7 +69,6 @@ class TryResult:
     bench: BenchResult
     suite: Path
     encoder: Path | None
-    data: str
 
     @property
     def error(self) -> str | None:
@@ -97,17 +95,13 @@ def try_data(config: TryConfig) -> TryResult:
     """
     if not config.suite.exists():
         _write_sized(config)
-    result = bench(BenchConfig.resolve(_suite_keys(config)))
-    return TryResult(result, config.suite, _first_encoder(Path(config.out)), config.data)
+    result = bench(BenchConfig.resolve({"suite": str(config.suite), "out": config.out}))
+    return TryResult(result, config.suite, _first_encoder(Path(config.out)))
 
 
 def plan(config: TryConfig) -> Plan:
     """What ``try`` would look at; the suite is written when it begins."""
     return Plan((*plan_lines(config)[:-1], ("time", config.budget), ("page", str(Path(config.out) / "report.html"))))
-
-
-def _suite_keys(config: TryConfig) -> Mapping[str, object]:
-    return {"suite": str(config.suite), "out": config.out}
 
 
 def _first_encoder(out: Path) -> Path | None:
@@ -125,7 +119,8 @@ def _write_sized(config: TryConfig) -> None:
     first = config.suite.with_name(f".{SUITE_FILE}.trial")
     first.unlink(missing_ok=True)
     try:
-        write_suite(replace(config, out=str(first)), found, _pretrained_within(config, images, seconds, least))
+        trial = _pretrained_within(config, images, seconds, least)
+        write_suite(replace(config, out=str(first)), found, trial)
         training, at_once = _measured(BenchConfig.resolve({"suite": str(first), "out": config.out}))
     finally:
         first.unlink(missing_ok=True)
@@ -133,7 +128,8 @@ def _write_sized(config: TryConfig) -> None:
     needed = {design: GROWTH * training * design.work / least.work / at_once for design in SIZES}
     chosen = next((design for design in SIZES if needed[design] <= left), least)
     hours = max(0.01, round(SPARE * seconds * at_once / 3600, 2))
-    sized = replace(_pretrained_within(config, images, seconds, chosen), hours=hours)
+    sized = trial if chosen is least else _pretrained_within(config, images, seconds, chosen)
+    sized = replace(sized, hours=hours)
     for line in write_suite(replace(config, out=str(config.suite)), found, sized).lines:
         logger.info("try: %s", line)
     logger.info(

@@ -19,13 +19,12 @@ from ..core.data.sources import find_sources
 from ..core.device import choose_device
 from ..core.durations import seconds_of
 from ..core.errors import ConfigError
-from ..core.models.cost import training_seconds
 from ..core.models.encoder_spec import PRESETS, ModelName, preset_spec
 from ..core.progress import duration
 from ..core.training.run_dir import read_run_config
 from ..core.yaml_files import to_dict
 from .config import AUTO, PretrainConfig, recipe_defaults
-from .dry_run import forward_flops, loading_seconds, training_seconds_an_image
+from .dry_run import loading_seconds, training_seconds_an_image
 
 logger = logging.getLogger("maelift")
 
@@ -91,7 +90,8 @@ def resolve_config(
     """The configuration of a user's overrides and file; with recipe=auto what is given, and for the rest what fits.
 
     A run that is in ``out`` already keeps what was chosen for it. The choices are logged with their reasons. ``images``
-    replace those in ``data``. Raises MaeliftError for images that can't be read.
+    replace those in ``data``. Raises MaeliftError for images that can't be read, and ConfigError where the processes of torchrun
+    would have to choose.
     """
     if raw_value("recipe", overrides, file) != AUTO:
         return PretrainConfig.resolve(overrides, file)
@@ -100,6 +100,13 @@ def resolve_config(
     if before is not None:
         logger.info("pretrain: recipe=auto: as it was chosen for the run in %s", usual.out)
         return resolve(PretrainConfig, overrides, file, before)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # each would measure a speed of its own, and train another model
+        raise ConfigError(
+            "recipe",
+            AUTO,
+            "a recipe by name, or the keys themselves, with several processes",
+            "maelift pretrain ... --show-config in one process prints those that it chooses.",
+        )
     chosen = choose(usual, lambda key: is_given(key, overrides, file), images)
     for line in chosen.reasons:
         logger.info("pretrain: recipe=auto: %s", line)
@@ -121,7 +128,7 @@ def choose(config: PretrainConfig, given: Callable[[str], bool], images: ImageSe
     images = images if images is not None else find_sources(config.data, slices=config.slices)
     look = first_images(images, config)
     side = look.side
-    device, processes = choose_device(config.device), int(os.environ.get("WORLD_SIZE", "1"))
+    device = choose_device(config.device)
     budget = seconds_of("budget", config.budget or USUAL_BUDGET)
     count = max(1, len(images) - config.held_out_count(len(images)))
     fitting = [one for one in CANDIDATES if config.model == one.model] if given("model") else list(CANDIDATES)
@@ -132,7 +139,7 @@ def choose(config: PretrainConfig, given: Callable[[str], bool], images: ImageSe
     best: tuple[Candidate, PretrainConfig, float] | None = None
     for candidate in fitting:
         trial = _trial(config, candidate, side, given)
-        seconds = _seconds_an_image(trial, images, look.channels, device, processes)
+        seconds = _seconds_an_image(trial, images, look.channels, device)
         seen = SHARE_OF_STEPS * budget / seconds
         if best is not None and seen < min(candidate.images_needed, MOST_EPOCHS * count):
             break
@@ -145,7 +152,6 @@ def choose(config: PretrainConfig, given: Callable[[str], bool], images: ImageSe
 def _trial(config: PretrainConfig, candidate: Candidate, side: int, given: Callable[[str], bool]) -> PretrainConfig:
     """The configuration with a candidate's model, sizes and decoder."""
     size, patch = candidate.sizes(side)
-    size = config.image_size if given("image_size") and isinstance(config.image_size, int) else size
     patch = config.patch_size if given("patch_size") and config.patch_size is not None else patch
     decoder = config.decoder if given("decoder") else replace(config.decoder, **candidate.decoder)
     return replace(
@@ -158,25 +164,17 @@ def _trial(config: PretrainConfig, candidate: Candidate, side: int, given: Calla
     )
 
 
-def _seconds_an_image(
-    config: PretrainConfig, images: ImageSet, channels: int, device: torch.device, processes: int
-) -> float:
-    """Seconds of training on an image, loaded: measured by one process, of several estimated from operations, alike on all."""
+def _seconds_an_image(config: PretrainConfig, images: ImageSet, channels: int, device: torch.device) -> float:
+    """Seconds of training on an image, loaded, as measured here."""
     spec = preset_spec(
         config.model,
         image_size=config.image_size,
         patch_size=config.patch_size,
         channels=config.channel_count or channels,
     )
-    if processes > 1:
-        return _estimated_once(config, spec, device) / processes
     step = training_seconds_an_image(config, spec, device)
     loading = (loading_seconds(config, images, spec) or 0.0) / max(1, os.cpu_count() or 1)
     return max(step, loading) if device.type == "cuda" else step + loading
-
-
-def _estimated_once(config: PretrainConfig, spec: Any, device: torch.device) -> float:
-    return training_seconds(forward_flops(config, spec), 1, device)
 
 
 def _settled(

@@ -33,7 +33,7 @@ from ..core.models.encoder_file import CONTRACT_KEY, PREPROCESSING_FIELDS, TIMM_
 from ..core.models.encoder_shapes import key_mismatch
 from ..core.models.encoder_spec import EncoderSpec
 from ..core.models.preprocessing import Preprocessing
-from ..core.models.tensor_files import check_finite, check_safetensors, first_bytes, read_tensors
+from ..core.models.tensor_files import check_finite, first_bytes, read_metadata, read_tensors
 from ..core.models.timm_spec import TimmSpec
 
 MODEL_FILE = "model.safetensors"
@@ -196,10 +196,8 @@ def is_model(path: str | Path) -> bool:
     try:
         if first_bytes(Path(path), "a model")[8:9] != b"{":
             return False
-        check_safetensors(Path(path))
-        with safetensors.safe_open(str(path), framework="pt") as file:
-            return MODEL_KEY in (file.metadata() or {})
-    except (OSError, safetensors.SafetensorError, CheckpointError):
+        return MODEL_KEY in read_metadata(Path(path))
+    except (OSError, CheckpointError):
         return False
 
 

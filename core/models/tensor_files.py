@@ -8,9 +8,10 @@ import os
 import pickle
 import re
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import safetensors.torch
 import torch
@@ -239,15 +240,28 @@ def _is_safetensors(path: Path) -> bool:
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    with _opened_safetensors(path) as file:
+        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        metadata = dict(file.metadata() or {})
+    check_tensors(path, state)
+    return state, metadata
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The metadata of a safetensors file, without its tensors; raises CheckpointError for a damaged one."""
+    with _opened_safetensors(path) as file:
+        return dict(file.metadata() or {})
+
+
+@contextmanager
+def _opened_safetensors(path: Path) -> Iterator[Any]:
+    """A safetensors file; what the library raises for damaged ones is a CheckpointError."""
     check_safetensors(path)
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            metadata = dict(file.metadata() or {})
+            yield file
     except (safetensors.SafetensorError, ValueError, KeyError, RuntimeError, OverflowError, AttributeError) as error:
         raise CheckpointError(f"{path}: a damaged safetensors file ({shown(str(error))}).") from error
-    check_tensors(path, state)
-    return state, metadata
 
 
 class _Inert:

@@ -129,6 +129,12 @@ def test_a_budget_needs_the_recipe_and_a_plan_of_days_names_it(photos: Path, tmp
     )
 
 
+def test_processes_of_torchrun_do_not_choose_each_for_itself(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match=r"recipe=auto: expected a recipe by name.*--show-config in one process"):
+        chosen(photos)
+
+
 def test_which_keys_are_given(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("decoder: {depth: 2}\n")
     words: Sequence[str] = ["masking.ratio=0.5", "epochs=3"]
