@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from .benchmarks.runner import BenchResult
     from .pretrain.config import PretrainConfig
     from .pretrain.reconstruct import ReconstructConfig, ReconstructResult
-    from .pretrain.train import PretrainResult
+    from .pretrain.result import PretrainResult
     from .transfer.classification.config import ClassifyConfig
+    from .transfer.config import TransferConfig
     from .transfer.detection.config import DetectConfig
     from .transfer.finetune import TransferResult
     from .transfer.segmentation.config import SegmentConfig
-    from .transfer.task import TransferConfig
 
 
 def pretrain(config: PretrainConfig | None = None, **keys: Unpack[PretrainKeys]) -> PretrainResult:
@@ -29,7 +29,7 @@ def pretrain(config: PretrainConfig | None = None, **keys: Unpack[PretrainKeys])
 
     Raises MaeliftError for what a user can fix, with the message that the command would print.
     """
-    from .pretrain.auto_recipe import resolve_config
+    from .pretrain.command import resolve_config
     from .pretrain.train import pretrain as run
 
     return run(config if config is not None else resolve_config(keys))

@@ -83,7 +83,7 @@ def _suite_defaults(command: Command) -> dict[str, str]:
 
 
 def _task_command(task: tasks.TaskEntry) -> Command:
-    """The command of a task: its row names the module of its keys; all tasks are run by transfer/finetune.py."""
+    """The command of a task: its row names the module of its keys; all tasks are run by transfer/command.py."""
     module, _, schema = task.config.partition(":")
     return Command(
         f"transfer{module}" if module.startswith(".") else module,
@@ -92,7 +92,7 @@ def _task_command(task: tasks.TaskEntry) -> Command:
         task.summary,
         options=("evaluate",),
         optional="SPLIT",
-        home="transfer.finetune",
+        home="transfer.command",
         external=not module.startswith("."),
     )
 
@@ -103,8 +103,8 @@ COMMANDS = {
         "PretrainConfig",
         "pretrain_or_submit",
         "images in, encoder file out (MAE)",
-        home="pretrain.train",
-        resolver="pretrain.auto_recipe",
+        home="pretrain.command",
+        resolver="pretrain.command",
     ),
     "reconstruct": Command(
         "pretrain.reconstruct",

@@ -17,9 +17,10 @@ from torch import Tensor
 
 from ..core.errors import CheckpointError
 from ..core.models.encoder import Encoder
-from ..core.models.encoder_file import CONTRACT_KEY, EncoderFile, Provenance, contract_text, encoder_hash, read_contract
+from ..core.models.encoder_file import EncoderFile, Provenance, contract_text, encoder_hash, read_contract
 from ..core.models.encoder_spec import EncoderSpec
 from ..core.models.preprocessing import Preprocessing
+from ..core.models.stored_contract import CONTRACT_KEY
 from ..core.optional_imports import require
 from .bundle import Bundle, ExportConfig, at_size
 from .certificate import Certificate, Keys

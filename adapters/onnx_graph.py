@@ -18,9 +18,9 @@ import torch
 from numpy.typing import NDArray
 
 from ..core.models.encoder import Encoder
-from ..core.models.encoder_file import CONTRACT_KEY
 from ..core.models.encoder_spec import EncoderSpec
 from ..core.models.preprocessing import Preprocessing
+from ..core.models.stored_contract import CONTRACT_KEY
 
 OPSET, IR_VERSION = 17, 8
 """The oldest with LayerNormalization; readable from onnxruntime 1.13 on."""

@@ -11,14 +11,15 @@ from ..core.errors import CheckpointError, MaeliftError
 from ..core.models.backbone import Backbone
 from ..core.models.config_hints import hints_beside
 from ..core.models.encoder import Encoder
-from ..core.models.encoder_file import CONTRACT_KEY, EncoderFile, read_backbone, read_contract
+from ..core.models.encoder_file import EncoderFile, read_backbone, read_contract
 from ..core.models.preprocessing import Preprocessing
+from ..core.models.stored_contract import CONTRACT_KEY
 from ..core.models.tensor_files import first_bytes, read_metadata
-from ..core.models.timm_spec import TimmSpec
+from ..core.models.timm_spec import TIMM, TimmSpec
 from ..core.models.weight_files import weights_file
 from .import_weights import licence_beside, preprocessing_beside
 from .packaged_weights import PACKAGED, from_package
-from .published import HUB, TIMM, from_timm, hub_spec, named_spec, timm_name
+from .published import HUB, from_timm, hub_spec, named_spec, timm_name
 from .timm_weights import folder_settings, from_timm_file, from_timm_folder
 
 logger = logging.getLogger("maelift")

@@ -21,9 +21,8 @@ from ..core.models.encoder_file import EncoderFile, Provenance
 from ..core.models.state_dicts import SelectedState
 from ..core.models.timm_backbone import TimmBackbone
 from ..core.models.timm_models import create_network, preprocessing_of, settings_of
-from ..core.models.timm_spec import SET_HERE, TimmSpec
+from ..core.models.timm_spec import SET_HERE, TIMM, TimmSpec
 
-TIMM = "timm:"
 HUB = "hf-hub:"
 NETWORK_WAIT = 5.0
 """Seconds within which a host must answer."""

@@ -13,14 +13,15 @@ from torch import Tensor
 
 from ..core.errors import CheckpointError, ConfigError
 from ..core.models.backbone import Backbone
-from ..core.models.encoder_file import CONTRACT_KEY, EncoderFile
+from ..core.models.encoder_file import EncoderFile
 from ..core.models.state_dicts import SelectedState, select_state
+from ..core.models.stored_contract import CONTRACT_KEY
 from ..core.models.tensor_files import check_finite, check_tensors, read_checkpoint
 from ..core.models.timm_models import BUILD_ERRORS, convert_names, create_network, fitting_state, settings_of
-from ..core.models.timm_spec import TimmSpec
+from ..core.models.timm_spec import TIMM, TimmSpec
 from ..core.models.weight_files import INDEX_SUFFIX, read_json, weights_file
 from ..core.public_names import public_name
-from .published import TIMM, backbone_file, check_name, spec_of
+from .published import backbone_file, check_name, spec_of
 
 logger = logging.getLogger("maelift")
 

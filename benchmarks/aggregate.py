@@ -20,6 +20,7 @@ from ..core.models.encoder_spec import EncoderSpec
 from ..core.public_names import public_config, public_text
 from ..core.yaml_files import to_dict, to_yaml
 from ..pretrain.evaluation import PICTURE_FILE
+from ..transfer.tasks import CLASSIFY
 from ..version import __version__
 from .data import SuiteImages
 from .examples import to_data_url, won_and_lost
@@ -30,7 +31,6 @@ from .public_data import pretraining_overlaps, unknown_sources
 from .results import Arm, Example, NearPair, SuiteResult, TaskResult
 from .runs import Run, libraries
 from .suite import BenchConfig
-from .task_design import CLASSIFY
 
 
 @dataclass

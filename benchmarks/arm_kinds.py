@@ -24,9 +24,10 @@ from ..core.errors import ConfigError, MaeliftError
 from ..core.models.backbone_cost import backbone_parameters
 from ..core.models.cost import encoder_flops
 from ..core.models.encoder import Encoder
-from ..core.models.encoder_file import ENCODER_FILE, Provenance, read_encoder, save_encoder
+from ..core.models.encoder_file import Provenance, read_encoder, save_encoder
 from ..core.models.encoder_spec import EncoderSpec
 from ..core.models.preprocessing import Preprocessing
+from ..core.models.stored_contract import ENCODER_FILE
 from ..core.progress import ProgressListener
 from ..core.public_names import public_name
 from ..core.training.run_dir import FREE_KEYS
@@ -40,6 +41,7 @@ from ..transfer.classification.task import ClassificationTask
 from ..transfer.init_weights import fresh_encoder
 from ..transfer.recipe import recipe_defaults
 from ..transfer.task import Task
+from ..transfer.tasks import CLASSIFY
 from ..version import __version__
 from .arm_kind import (
     MEASURED_EVALUATION,
@@ -60,7 +62,6 @@ from .run_training import fit_run
 from .runs import Run, pretraining_facts, recipe_facts
 from .simple_arms import ConvNet, Frozen, Pixels, frozen_copy
 from .suite_file import key_prefix
-from .task_design import CLASSIFY
 
 
 class Mae(ArmKind):

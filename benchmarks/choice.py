@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..core.report.html import Table
+from ..transfer.tasks import CLASSIFY
 from .analysis import difference_of
 from .charts import capital
 from .model_cost import cheaper, cost_phrase
@@ -16,7 +17,6 @@ from .results import Arm, Cell, SuiteResult, TaskResult
 from .score_text import at_labels, listed, percent, place, signed
 from .selection import Range, first_shares, joint_means, selected_difference, selected_score
 from .stats import NO_SPREAD, Difference, crossed_difference, paired_difference
-from .task_design import CLASSIFY
 
 LEAST_SHARE = 0.01
 """Shares of resamples below it, and above 1 less it, are given as under and over: they are known within half a percent."""

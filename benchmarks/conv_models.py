@@ -27,8 +27,8 @@ from ..transfer.detection.torchvision_engine import TorchvisionEngine
 from ..transfer.model_file import TrainedModel, read_model, write_model
 from ..transfer.segmentation import model as segmentation
 from ..transfer.segmentation.architecture import Architecture as SegmentorArchitecture
+from ..transfer.segmentation.inference import Inference
 from ..transfer.segmentation.logits import cross_entropy, resize_logits
-from ..transfer.segmentation.sliding_window import Inference
 from .baseline_model import CONVNET, widths
 
 STRIDES = (4, 8, 16, 32)

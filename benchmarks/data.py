@@ -24,11 +24,10 @@ from ..core.errors import DataError
 from ..core.progress import progress_logger
 from ..core.seeding import stream
 from ..core.terminal import quoted
-from ..transfer.tasks import task_type
+from ..transfer.tasks import CLASSIFY, task_type
 from .leakage import LeakageGuard, NearDuplicatePair, Subset
 from .suite import BenchConfig
 from .suite_data import SuiteData
-from .task_design import CLASSIFY
 
 POOL_SHARE = 0.8
 """Of the training images with labels, where ``data.pool`` is not given."""

@@ -21,12 +21,12 @@ from ..core.models.cost import MOST_FLOPS, encoder_flops, measured_images, secon
 from ..core.seeding import seeded_rng
 from ..core.training.loader import Batches
 from ..transfer.task import Task
+from ..transfer.tasks import CLASSIFY
 from .arm_kind import MEASURED_EVALUATION, EncoderCost, Speed, Training
 from .execute import shape_only
 from .experiment import Context
 from .protocol import Results
 from .runs import Run
-from .task_design import CLASSIFY
 
 BUDGET = 2.0
 """Seconds after which no further step is measured."""

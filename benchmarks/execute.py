@@ -18,7 +18,8 @@ from ..core.models.adapt_backbone import adapt_backbone
 from ..core.models.backbone import Backbone
 from ..core.models.build_backbone import build_backbone
 from ..core.models.encoder import Encoder
-from ..core.models.encoder_file import ENCODER_FILE, Provenance, read_backbone
+from ..core.models.encoder_file import Provenance, read_backbone
+from ..core.models.stored_contract import ENCODER_FILE
 from ..core.models.without_values import without_values
 from ..core.progress import ProgressListener
 from ..core.training.recovery import Diverged

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from ..adapters.pretrained import read_pretrained
-from ..adapters.published import TIMM
 from ..core.data.channel_statistics import channel_statistics
 from ..core.data.classification import LabeledImages
 from ..core.data.images import ImageSet
@@ -24,14 +23,15 @@ from ..core.models.backbone_cost import backbone_flops
 from ..core.models.cost import encoder_flops
 from ..core.models.encoder import Encoder
 from ..core.models.preprocessing import EIGHT_BITS, Preprocessing, band_names, channel_names, reading_fields
+from ..core.models.timm_spec import TIMM
 from ..core.seeding import stream
+from ..transfer.tasks import CLASSIFY
 from .data import SuiteImages, count_of
 from .folds import Folds, cross_folds
 from .run_training import task_of
 from .runs import TEST_CODE, TRAIN_CODE, Run, libraries, spec_facts
 from .suite import BenchConfig
 from .suite_file import key_prefix
-from .task_design import CLASSIFY
 from .tuning import Setting
 
 STATISTICS_SEED = 0

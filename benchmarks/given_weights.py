@@ -15,8 +15,9 @@ from ..core.distributed import Ranks
 from ..core.errors import ConfigError
 from ..core.models.adapt_backbone import adapt_backbone
 from ..core.models.backbone import Backbone, BackboneSpec
-from ..core.models.encoder_file import ENCODER_FILE, EncoderFile, Provenance, save_encoder
+from ..core.models.encoder_file import EncoderFile, Provenance, save_encoder
 from ..core.models.encoder_spec import EncoderSpec
+from ..core.models.stored_contract import ENCODER_FILE
 from ..core.progress import ProgressListener
 from .arm_kind import ArmConfig, ArmContext, ArmKind, ArmSuite, Init
 from .public_data import trained_with_labels, weights_name

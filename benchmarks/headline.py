@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from ..core.progress import duration
 from ..core.report.html import Table
+from ..transfer.tasks import CLASSIFY
 from .analysis import Comparison, Comparisons
 from .results import AUTO, Arm, SuiteResult, TaskResult
 from .score_text import at_labels, listed, place, pretraining_time, signed
-from .task_design import CLASSIFY
 
 READING = (
     "In the plot a dot is the difference that was measured, and its bar where the true one lies with a confidence of 95 %: a bar "

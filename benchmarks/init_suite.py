@@ -14,6 +14,7 @@ from ..core.data.classification import MultiLabeledImages
 from ..core.data.first_images import first_images
 from ..core.data.format_evidence import PRETRAIN
 from ..core.data.images import ImageSet
+from ..core.data.labeled_dataset import LARGEST_DRAW
 from ..core.data.reading_keys import PartKeys
 from ..core.data.sources import find_source
 from ..core.data.task_data import AnnotationKeys
@@ -23,9 +24,7 @@ from ..core.files import atomic_write_text, output_folder
 from ..core.models.encoder_spec import PRESETS
 from ..core.terminal import quoted
 from ..core.tools.check_data import DataCheckConfig, tasks_of
-from ..transfer.tasks import annotated_tasks, entry
-from .suite import BenchConfig
-from .task_design import CLASSIFY, LARGEST_DRAW
+from ..transfer.tasks import CLASSIFY, annotated_tasks, entry
 
 TEMPLATE = Path(__file__).with_name("own_images.yaml.j2")
 PAPERS_DECODER = 512
@@ -185,7 +184,6 @@ def write_suite(config: InitConfig, found: Sequence[AnnotatedTask], design: Suit
     text = environment.get_template(TEMPLATE.name).render(**values)
     output_folder(file.parent)
     atomic_write_text(file, text)
-    BenchConfig.resolve({"suite": str(file), "out": "out"})  # a suite that can't be read would be our mistake
     lines = [
         *(one.line for one in found),
         f"pool: {len(images):,} images, {look.kind}, about {look.side} pixels a side",

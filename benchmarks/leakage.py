@@ -21,7 +21,7 @@ from ..core.data.pixel_format import Picture, PixelFormat
 from ..core.data.thumbnails import Thumbnails
 from ..core.models.preprocessing import band_names
 from ..core.progress import progress_logger
-from .task_design import CLASSIFY
+from ..transfer.tasks import CLASSIFY
 
 SHOWN = 12
 """Pairs of each part that are shown."""

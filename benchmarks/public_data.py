@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..adapters.packaged_weights import PACKAGED
-from ..adapters.published import TIMM
+from ..core.models.timm_spec import TIMM
 from ..core.public_names import public_name
 
 PublicSet = Literal["imagenet", "coco", "ade20k", "voc", "cityscapes", "inaturalist", "none"]

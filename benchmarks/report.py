@@ -14,6 +14,7 @@ from ..core.optional_imports import installed_version
 from ..core.progress import duration
 from ..core.report.html import Table, data_url, escape_markdown, render
 from ..transfer import tasks
+from ..transfer.tasks import CLASSIFY
 from .analysis import Comparisons
 from .charts import Chart, score_charts, training_charts
 from .choice import Choice, alternative_sentence, choice_sentences, choice_table, choices, first_table, reading_of
@@ -32,7 +33,6 @@ from .headline import cost_table, headline, notes_of
 from .report_tables import across_tasks_table, coverage_table, task_tables, with_rows
 from .results import Cell, SuiteResult, TaskResult
 from .score_text import place
-from .task_design import CLASSIFY
 from .verdicts import coverage_note, verdict_sentences, warnings_of
 
 SHOWN_WARNINGS = 4

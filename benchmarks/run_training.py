@@ -14,9 +14,10 @@ from ..core.training.checkpoints import Checkpoints
 from ..core.training.tracker import Tracker
 from ..transfer.classification.config import ClassifyRecipe
 from ..transfer.classification.task import ClassificationTask
+from ..transfer.config import TransferConfig
 from ..transfer.finetune import FitResult, fit
 from ..transfer.recipe import Recipe
-from ..transfer.task import Task, TransferConfig
+from ..transfer.task import Task
 from ..transfer.tasks import task_type
 from .runs import Run
 

@@ -20,8 +20,8 @@ from ..core.errors import MaeliftError
 from ..core.models.backbone import BackboneSpec
 from ..core.yaml_files import to_dict
 from ..transfer.recipe import Recipe
+from ..transfer.tasks import CLASSIFY
 from ..version import __version__
-from .task_design import CLASSIFY
 
 RESULT_FILE = "result.json"
 

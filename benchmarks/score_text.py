@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 from ..core.progress import duration
 from ..core.report.html import MINUS
+from ..transfer.tasks import CLASSIFY
 from .power import MOST_UNITS, UnitPlan
 from .results import Arm, TaskResult
 from .stats import Difference
-from .task_design import CLASSIFY
 
 
 def interval(difference: Difference) -> str:

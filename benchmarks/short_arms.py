@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ..adapters.packaged_weights import PACKAGED
-from ..adapters.published import TIMM
 from ..core.config_keys import nearest
 from ..core.errors import ConfigError
+from ..core.models.timm_spec import TIMM
 
 WORDS: Mapping[str, Mapping[str, str]] = {
     "mae": {"start": "mae", "label": "MAE on the pool"},

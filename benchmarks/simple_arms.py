@@ -20,17 +20,18 @@ from ..core.models.encoder_spec import EncoderSpec
 from ..core.progress import ProgressListener
 from ..transfer.classification.config import ClassifyConfig, ClassifyRecipe
 from ..transfer.classification.probe import ProbeTask
+from ..transfer.config import TransferConfig
 from ..transfer.detection.config import DetectConfig
 from ..transfer.model_file import is_model
 from ..transfer.recipe import Recipe, recipe_defaults
 from ..transfer.segmentation.config import SegmentConfig
-from ..transfer.task import Task, TransferConfig
+from ..transfer.task import Task
+from ..transfer.tasks import CLASSIFY
 from .arm_kind import ArmConfig, ArmContext, ArmKind, ArmSuite, EncoderCost, Init, SavedWeights, Speed, Training
 from .baseline_model import load_baseline
 from .baseline_tasks import ConvDetectionTask, ConvNetTask, ConvSegmentationTask, PixelTask
 from .conv_models import load_conv_model
 from .runs import Run, recipe_facts
-from .task_design import CLASSIFY
 
 PROBES = ("linear", "knn1", "knn5", "knn20")
 """Heads on fixed features, the best of which is taken by validation: logistic regression, and the nearest 1, 5 or 20."""

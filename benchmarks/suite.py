@@ -19,9 +19,10 @@ from ..core.slurm import SlurmConfig
 from ..core.yaml_files import to_dict
 from ..transfer import tasks
 from ..transfer.classification.config import ClassifyRecipe
+from ..transfer.config import TransferConfig
 from ..transfer.families import family_defaults
 from ..transfer.recipe import Recipe, recipe_defaults
-from ..transfer.task import TransferConfig
+from ..transfer.tasks import CLASSIFY
 from .arm_kind import ArmConfig, ArmKind
 from .arm_kinds import kind_of, with_simple_arms
 from .public_data import SuiteSource, source_of
@@ -30,7 +31,7 @@ from .results import AUTO
 from .suite_data import SuiteData
 from .suite_file import key_prefix, listed_arms, named_suite, over, read_suite, without_arms
 from .suite_reading import SuiteReading
-from .task_design import CLASSIFY, TaskConfig, TaskDesign, Tuning, check_distinct
+from .task_design import TaskConfig, TaskDesign, Tuning, check_distinct
 
 
 @dataclass(frozen=True)

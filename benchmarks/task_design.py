@@ -8,15 +8,9 @@ from typing import Any
 from ..core.config_keys import nearest
 from ..core.errors import ConfigError
 from ..transfer import tasks
-from ..transfer.tasks import ReportedScores
+from ..transfer.tasks import CLASSIFY, ReportedScores
 from .public_data import PublicSet
 from .tuning import SearchSpace
-
-CLASSIFY = "classify"
-"""What the task of the suite's own labelled images is called."""
-
-LARGEST_DRAW = 0.2
-"""Share of the labelled images that a seed may draw: of more, different seeds draw many of the same."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from ..core.data.labeled_dataset import LARGEST_DRAW
+from ..transfer.tasks import CLASSIFY
 from .analysis import ALPHA, Comparison, Comparisons
 from .resampling import LEAST_UNITS, sign_flip_p
 from .results import AUTO, ConvergenceCheck, SuiteResult, TaskResult
 from .score_text import confidence, interval, listed, percent, place, plan_sentence, signed
 from .stats import POWER, Difference
-from .task_design import CLASSIFY, LARGEST_DRAW
 
 UNBALANCED = 1.5
 """Test images of the most frequent class, as a multiple of the rarest, from which accuracy by class is a figure of its own."""

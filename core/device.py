@@ -7,13 +7,11 @@ import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Literal
 
 import torch
 
+from .compute_types import Precision
 from .errors import ConfigError
-
-Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 def choose_device(device: str, local_rank: int = 0) -> torch.device:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -28,8 +28,6 @@ from .device import choose_device
 from .errors import MaeliftError
 
 T = TypeVar("T")
-Parallel = Literal["ddp", "fsdp"]
-"""How several processes share the work: each has the full model (DDP), or a shard of its parameters (FSDP2)."""
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 """How long a process waits for the others, for instance while the main one evaluates the model."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ..core.config import is_given, raw_value, resolve
+from ..core.config import is_given, resolve
 from ..core.data.first_images import first_images
 from ..core.data.images import ImageSet
 from ..core.data.sources import find_sources
@@ -84,17 +84,15 @@ class Chosen:
     reasons: tuple[str, ...]
 
 
-def resolve_config(
+def resolve_auto(
     overrides: Sequence[str] | Mapping[str, object] = (), file: Path | None = None, images: ImageSet | None = None
 ) -> PretrainConfig:
-    """The configuration of a user's overrides and file; with recipe=auto what is given, and for the rest what fits.
+    """The configuration with recipe=auto: what the user's overrides and file say, and for the rest what fits.
 
     A run that is in ``out`` already keeps what was chosen for it. The choices are logged with their reasons. ``images``
     replace those in ``data``. Raises MaeliftError for images that can't be read, and ConfigError where the processes of torchrun
     would have to choose.
     """
-    if raw_value("recipe", overrides, file) != AUTO:
-        return PretrainConfig.resolve(overrides, file)
     usual = resolve(PretrainConfig, overrides, file)
     before = _choices_before(usual)
     if before is not None:

@@ -10,21 +10,20 @@ from typing import Any, Literal, cast
 
 import yaml
 
+from ..core.compute_types import Parallel, Precision
 from ..core.config import raw_value, resolve
 from ..core.data.composite import PictureKeys
 from ..core.data.pixel_format import PixelFormat, background_colour
 from ..core.data.reading_keys import ReadingKeys
-from ..core.device import Precision
-from ..core.distributed import Parallel
 from ..core.durations import seconds_of
 from ..core.errors import ConfigError, show
 from ..core.models.encoder_spec import ModelName, preset_spec
 from ..core.slurm import SlurmConfig
 from ..core.training.recovery import Recovery
 from .augmentation import Crop
-from .decoder import DecoderConfig
+from .decoder_config import DecoderConfig
 from .masking import Masking
-from .online_probe import ProbeConfig
+from .probe_config import ProbeConfig
 
 RECIPES = Path(__file__).parent / "recipes"
 AUTO = "auto"
@@ -193,7 +192,7 @@ class PretrainConfig(PictureKeys, ReadingKeys):
     def resolve(cls, overrides: Sequence[str] | Mapping[str, object] = (), file: Path | None = None) -> PretrainConfig:
         """The configuration of a user's overrides and file, with the defaults of the recipe that they name.
 
-        It may not be recipe=auto, which looks at images and machine: that is ``auto_recipe.resolve_config``.
+        It may not be recipe=auto, which looks at images and machine: that is ``command.resolve_config``.
         """
         name = raw_value("recipe", overrides, file)
         return resolve(cls, overrides, file, {} if name in (None, "null") else recipe_defaults(str(name)))

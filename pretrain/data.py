@@ -21,10 +21,10 @@ from ..core.data.sampling import Sample, Uniforms
 from ..core.data.sources import find_sources
 from ..core.data.string_table import StringTable
 from ..core.data.transforms import fit_and_crop, to_array
-from ..core.distributed import Ranks
 from ..core.errors import ConfigError, DataError
 from ..core.models.encoder_spec import preset_spec
 from ..core.models.preprocessing import Preprocessing, band_names, channel_names, reading_fields
+from ..core.processes import Processes
 from ..core.progress import duration, progress_logger
 from ..core.seeding import stream
 from .config import PretrainConfig
@@ -81,7 +81,7 @@ class Source:
         raise reason
 
 
-def find_pool(config: PretrainConfig, ranks: Ranks) -> ImageSet:
+def find_pool(config: PretrainConfig, ranks: Processes) -> ImageSet:
     """The images of the run's sources; raises DataError where the processes don't find the same.
 
     The main process goes first, so that the others find a long list cached.
@@ -98,7 +98,7 @@ def find_pool(config: PretrainConfig, ranks: Ranks) -> ImageSet:
     return images
 
 
-def read_source(config: PretrainConfig, images: ImageSet, folder: Path, ranks: Ranks) -> Source:
+def read_source(config: PretrainConfig, images: ImageSet, folder: Path, ranks: Processes) -> Source:
     """Scan the images, all or a few of them as ``config.audit`` says, and hold some out."""
     begin = time.monotonic()
     light = config.audit == "light" or (config.audit == "auto" and len(images) > FULL_AUDIT)
@@ -133,7 +133,7 @@ def read_source(config: PretrainConfig, images: ImageSet, folder: Path, ranks: R
 
 
 def _scan_all(
-    config: PretrainConfig, images: ImageSet, form: PixelFormat, ranks: Ranks
+    config: PretrainConfig, images: ImageSet, form: PixelFormat, ranks: Processes
 ) -> tuple[ImageSet, ImageSet, Manifest]:
     """The sound images to train on and to hold out, where each is opened."""
     progress = progress_logger("pretrain: scanning")
@@ -145,7 +145,7 @@ def _scan_all(
 
 
 def _scan_sample(
-    config: PretrainConfig, images: ImageSet, form: PixelFormat, ranks: Ranks
+    config: PretrainConfig, images: ImageSet, form: PixelFormat, ranks: Processes
 ) -> tuple[ImageSet, ImageSet, Manifest]:
     """The same, where those held out are opened, and a sample of the others to find channels and bits."""
     held_out = config.held_out_count(len(images))

@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 
 from ..core.data.images import ImageSet, opened
-from ..core.data.sources import find_sources
 from ..core.data.transforms import random_crops
 from ..core.device import autocast, choose_device
 from ..core.dry_run import Plan
@@ -24,14 +23,13 @@ from ..core.models.cost import (
     training_memory,
     training_seconds,
 )
-from ..core.models.encoder_file import ENCODER_FILE
 from ..core.models.encoder_spec import EncoderSpec, preset_spec
+from ..core.models.stored_contract import ENCODER_FILE
 from ..core.models.without_values import without_values
 from ..core.progress import duration
 from ..core.seeding import seeded_rng, stream
 from .auto_accumulate import trainable_parameters
 from .config import PretrainConfig
-from .data import check_split
 from .mae import MaskedAutoencoder, build_autoencoder
 from .masking import num_visible
 
@@ -41,11 +39,9 @@ LOADED = 24
 """Images that are loaded to measure the speed of loading."""
 
 
-def plan(config: PretrainConfig) -> Plan:
-    """What ``pretrain`` would do and roughly cost; writes nothing and opens only a few images."""
-    images = find_sources(config.data, slices=config.slices)
+def plan(config: PretrainConfig, images: ImageSet) -> Plan:
+    """What ``pretrain`` would do with the images and roughly cost; writes nothing and opens only a few of them."""
     on_slurm = config.launch == "slurm"
-    check_split(config, len(images), config.slurm.processes if on_slurm else 1)
     channels = config.channel_count or 3
     spec = preset_spec(config.model, image_size=config.image_size, patch_size=config.patch_size, channels=channels)
     device = choose_device(config.device)

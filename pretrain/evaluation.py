@@ -29,7 +29,6 @@ from .online_probe import ProbeImages, evaluate_probes
 
 PICTURE_FILE = "reconstruction.png"
 PICTURE_FOLDER = "reconstructions"
-REPORT_FILE = "summary.html"
 SHOWN = 8
 """Images in a picture of reconstructions."""
 PICTURE_SIDE = 112

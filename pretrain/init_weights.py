@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ..adapters.pretrained import read_pretrained
-from ..adapters.published import TIMM, timm_name
+from ..adapters.published import timm_name
 from ..core.data.pixel_format import PixelFormat
 from ..core.errors import CheckpointError, ConfigError, show
 from ..core.models.adapt_encoder import adapt_output_channels, adapt_state, check_architecture, is_bgr, to_rgb
@@ -22,6 +22,7 @@ from ..core.models.plain_vit_checks import why_not_plain
 from ..core.models.preprocessing import Preprocessing, reading_fields
 from ..core.models.tensor_files import read_tensors
 from ..core.models.timm_backbone import TimmBackbone
+from ..core.models.timm_spec import TIMM
 from ..core.models.weight_files import read_json, weights_file
 from ..core.models.weight_names import from_transformers_names
 from ..core.public_names import public_name

@@ -17,7 +17,8 @@ from ..core.models.encoder_shapes import infer_spec, key_mismatch
 from ..core.models.encoder_spec import EncoderSpec
 from ..core.models.position_embeddings import sincos_positions
 from ..core.models.preprocessing import Preprocessing
-from .decoder import CrossBlock, DecoderBlock, DecoderConfig
+from .decoder import CrossBlock, DecoderBlock
+from .decoder_config import DecoderConfig
 from .masking import Mask, check_mask_ratio, random_mask
 
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from ..core.errors import ConfigError, MaeliftError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 StrategyName = Literal["random", "block", "grid"]
 """The names in ``STRATEGIES``, as the type of the key masking.strategy."""
@@ -59,7 +61,7 @@ class Masking:
 
 def _any_patches(noise: Tensor, grid: tuple[int, int], hidden: int) -> Tensor:
     """(B, N): the same rank for all patches."""
-    return torch.zeros_like(noise)
+    return noise.new_zeros(noise.shape)
 
 
 def _blocks(noise: Tensor, grid: tuple[int, int], hidden: int) -> Tensor:
@@ -67,8 +69,8 @@ def _blocks(noise: Tensor, grid: tuple[int, int], hidden: int) -> Tensor:
     numbers = np.zeros((noise.shape[0], *grid), dtype=np.float32)
     for image, seed in zip(numbers, noise[:, 0].tolist(), strict=True):
         _cover(image, hidden, np.random.default_rng(int(seed * 2**53)))
-    order = torch.from_numpy(numbers.reshape(noise.shape)).to(noise)
-    return torch.where(order > 0, order.amax(dim=1, keepdim=True) + 1 - order, order)
+    order = noise.new_tensor(numbers.reshape(noise.shape))
+    return (order.amax(dim=1, keepdim=True) + 1 - order).where(order > 0, order)
 
 
 def _cover(image: NDArray[np.float32], hidden: int, generator: np.random.Generator) -> None:
@@ -91,9 +93,9 @@ def _cover(image: NDArray[np.float32], hidden: int, generator: np.random.Generat
 
 def _three_of_four(noise: Tensor, grid: tuple[int, int], hidden: int) -> Tensor:
     """(B, N): 0 for the one visible patch of every 2×2, 1 for the others; which one is drawn for each image."""
-    visible = (noise[:, 0] * 4).to(torch.int64)  # (B,), 0 to 3
-    rows, columns = torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij")
-    place = (2 * (rows % 2) + columns % 2).flatten().to(noise.device)  # (N,)
+    visible = (noise[:, 0] * 4).long()  # (B,), 0 to 3
+    rows, columns = np.indices(grid)
+    place = visible.new_tensor((2 * (rows % 2) + columns % 2).ravel())  # (N,)
     return (place != visible[:, None]).to(noise.dtype)
 
 
@@ -176,7 +178,7 @@ def mask_of(hidden: Tensor) -> Mask:
         raise MaeliftError(
             f"{sorted(set(counts.tolist()))} of {hidden.shape[1]} patches hidden: expected as many in every image, not all."
         )
-    return _split(hidden.to(torch.int8).argsort(dim=1, stable=True), hidden.shape[1] - int(counts[0]))
+    return _split(hidden.char().argsort(dim=1, stable=True), hidden.shape[1] - int(counts[0]))
 
 
 def _split(ids_shuffle: Tensor, visible: int) -> Mask:
@@ -185,6 +187,6 @@ def _split(ids_shuffle: Tensor, visible: int) -> Mask:
     return Mask(
         ids_keep=ids_shuffle[:, :visible],
         ids_restore=ids_restore,
-        hidden=(ids_restore >= visible).to(torch.float32),
+        hidden=(ids_restore >= visible).float(),
         ids_hidden=ids_shuffle[:, visible:],
     )

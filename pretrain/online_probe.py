@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Literal, cast
+from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -14,12 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..core.data.audit import audit
-from ..core.data.classification import ClassFolderLayout, LabeledImages, LabelKeys, keys_below
+from ..core.data.classification import LabeledImages, LabelKeys, keys_below
 from ..core.data.classification_reader import single_label_parts
 from ..core.data.images import ImageSet
 from ..core.data.labeled_dataset import draw_labeled
 from ..core.data.missing_splits import draw_missing_splits
-from ..core.errors import ConfigError
 from ..core.models.backbone import Features
 from ..core.models.encoder import Encoder
 from ..core.models.logistic_regression import L2_GRID, fit_linear_probe
@@ -28,10 +27,10 @@ from ..core.progress import progress_logger
 from ..core.seeding import seeded_rng, torch_stream
 from ..core.training.optimizers import set_learning_rate
 from ..core.training.schedule import warmup_cosine
+from .probe_config import ProbeConfig, ProbeKind
 
 logger = logging.getLogger("maelift")
 
-ProbeKind = Literal["knn", "linear", "attentive"]
 UNDERSTATES = "linear and kNN probes understate what fine-tuning makes of a masked autoencoder (paper, Sec. 4.3)"
 SPLIT_SEED = 0
 """The same as in transfer, so that its test images are not used here."""
@@ -42,33 +41,6 @@ TOLERANCE = 1e-4
 VALIDATION_STRIDE = 5
 """Every fifth labelled image is used to choose the strength of the linear probe's penalty."""
 ATTENTIVE_STEPS, ATTENTIVE_LR = 300, 1e-3
-
-
-@dataclass(frozen=True)
-class ProbeConfig:
-    """Evaluate the encoder on a few labels during the run; this does not change the weights."""
-
-    data: str | None = None
-    """labelled images, as transfer classify reads them: class folders, CSV, folder of idx files, tar shards; null: no probe"""
-    labels: int = 1000
-    """labelled images that a probe learns from, balanced over the classes; all if there are fewer"""
-    val: int = 2000
-    """validation images that it is evaluated on; all if there are fewer"""
-    kinds: tuple[ProbeKind, ...] = field(default=("knn", "linear"))
-    """knn, linear, attentive; knn and linear understate what fine-tuning makes of MAE (paper, Sec. 4.3)"""
-    times: int = 5
-    """number of evaluations during the run, the last at its end"""
-    layout: ClassFolderLayout = "auto"
-    """class_folders: every folder of data is a class, whatever its name; auto: folders that may be something else are refused"""
-    label_column: str | tuple[str, ...] | None = None
-    """data's, a CSV's, column of labels, or [a,b,c]: its columns of 0 and 1, a class each; null: as the header says"""
-
-    def __post_init__(self) -> None:
-        for key in ("labels", "val", "times"):
-            if getattr(self, key) < 1:
-                raise ConfigError(key, getattr(self, key), "a whole number of at least 1")
-        if not self.kinds or len(set(self.kinds)) < len(self.kinds):
-            raise ConfigError("kinds", list(self.kinds), "one or more of knn, linear and attentive, each once")
 
 
 @dataclass(frozen=True)

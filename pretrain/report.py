@@ -17,7 +17,8 @@ from PIL import Image
 from ..core.data.composite import Display
 from ..core.errors import show
 from ..core.files import atomic_write_bytes
-from ..core.models.encoder_file import ENCODER_FILE, EncoderFile, Provenance
+from ..core.models.encoder_file import EncoderFile, Provenance
+from ..core.models.stored_contract import ENCODER_FILE
 from ..core.optional_imports import installed_versions
 from ..core.progress import duration
 from ..core.public_names import public_config, public_name
@@ -28,8 +29,9 @@ from ..core.yaml_files import flatten, to_dict
 from ..version import __version__
 from .config import PretrainConfig
 from .data import Source
-from .evaluation import PICTURE_FOLDER, REPORT_FILE, picture_columns, shown_count
+from .evaluation import PICTURE_FOLDER, picture_columns, shown_count
 from .online_probe import UNDERSTATES, ProbeImages
+from .result import REPORT_FILE
 
 LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow")
 TIMES = 6

@@ -4,33 +4,28 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..core.config import resolve
 from ..core.data.composite import Display
 from ..core.data.images import ImageSet
 from ..core.data.readers.concat import ConcatImages
 from ..core.data.sampling import MixedSampler, Sampler
-from ..core.data.sources import find_sources
 from ..core.distributed import Ranks, compile_blocks, recompute_activations
 from ..core.files import output_folder
 from ..core.models.decoder_file import DECODER_FILE, DecoderFile, save_decoder
-from ..core.models.encoder_file import ENCODER_FILE, Provenance, encoder_hash, read_encoder, save_encoder
+from ..core.models.encoder_file import Provenance, encoder_hash, read_encoder, save_encoder
 from ..core.models.encoder_spec import preset_spec
 from ..core.models.preprocessing import Preprocessing, known_pixels
+from ..core.models.stored_contract import ENCODER_FILE
 from ..core.optional_imports import require
-from ..core.progress import ProgressListener, duration
+from ..core.progress import ProgressListener
 from ..core.public_names import public_config
 from ..core.seeding import seeded_rng, torch_stream
-from ..core.slurm import SubmittedJob, submit
-from ..core.terminal import quoted
 from ..core.training.checkpoints import Checkpoints
 from ..core.training.ema import WeightAverage
 from ..core.training.loader import Batch, Batches, Quarantine
@@ -39,72 +34,20 @@ from ..core.training.optimizers import parameter_groups
 from ..core.training.run_dir import RunFolder
 from ..core.training.schedule import Schedule
 from ..core.training.state import State
-from ..core.training.tracker import Tracker, read_metrics
+from ..core.training.tracker import Tracker
 from ..core.yaml_files import to_dict
 from ..version import __version__
 from .augmentation import CROP_DRAWS
 from .auto_accumulate import auto_accumulate
 from .config import PretrainConfig
 from .data import Source, check_split, data_preprocessing, find_pool, read_source
-from .dry_run import plan
-from .evaluation import REPORT_FILE, Evaluator, loading_advice
+from .evaluation import Evaluator, loading_advice
 from .init_weights import InitWeights, load_init_weights, read_init_weights
 from .mae import MaskedAutoencoder, build_autoencoder
 from .online_probe import ProbeImages, read_probe_images
-
-__all__ = ["PretrainResult", "plan", "pretrain", "pretrain_or_submit"]
+from .result import REPORT_FILE, PretrainResult, finished_result, read_result
 
 logger = logging.getLogger("maelift")
-
-
-@dataclass(frozen=True)
-class PretrainResult:
-    """The result of a pretraining: ``encoder`` is the file; the loss is the mean over the held-out images."""
-
-    encoder: Path
-    steps: int
-    images: int
-    held_out_loss: float | None
-    held_out_images: int
-    seconds: float | None
-    """of training, over all restarts; None if the run was complete already"""
-
-    def summary(self) -> str:
-        """The result in a few lines."""
-        loss = (
-            "no images were held out"
-            if self.held_out_loss is None
-            else f"held-out masked loss {self.held_out_loss:.4f} ({self.held_out_images} images, fixed masks, 1 seed)"
-        )
-        took = "" if self.seconds is None else f" in {duration(self.seconds)}"
-        return (
-            f"encoder: {self.encoder}\n{self.steps} steps on {self.images} images{took}; {loss}\n"
-            f"curves and pictures: {self.encoder.with_name(REPORT_FILE)}\n"
-            f"next: maelift transfer classify encoder={quoted(self.encoder)} data=LABELLED_FOLDER out=FOLDER"
-        )
-
-
-def pretrain_or_submit(config: PretrainConfig) -> PretrainResult | SubmittedJob:
-    """The command: ``pretrain`` here, or with launch=slurm as a SLURM job."""
-    if config.launch == "here":
-        return pretrain(config)
-    check_split(config, len(find_sources(config.data, slices=config.slices)), config.slurm.processes)
-    keys = {
-        **to_dict(config),
-        "launch": "here",
-        "data": _resolved(config.data),
-        "out": str(Path(config.out).resolve()),
-    }
-    return submit(_pretrain_keys, keys, config.slurm, config.out, "maelift-pretrain")
-
-
-def _resolved(data: str | tuple[str, ...]) -> str | list[str]:
-    """Sources by absolute paths: a job may start in another folder."""
-    return str(Path(data).absolute()) if isinstance(data, str) else [str(Path(part).absolute()) for part in data]
-
-
-def _pretrain_keys(keys: Mapping[str, Any]) -> PretrainResult:
-    return pretrain(resolve(PretrainConfig, keys))
 
 
 def pretrain(
@@ -132,11 +75,10 @@ def pretrain(
         folder.check_data(source.manifest.digest, ranks, None if init is None else init.digest)
         done = folder.path / ENCODER_FILE
         if done.exists():
-            logger.info("pretrain: %s exists already: the run is complete", done)
             Checkpoints(folder.checkpoints, ranks).remove()  # left if the run was killed between the two
             if ranks.is_main and not (folder.path / REPORT_FILE).exists():  # the run was killed between the two
                 _write_report(folder.path, source, labeled)
-            return _result(folder.path, source, config)
+            return finished_result(folder.path, source)
         state, batches, schedule = _prepare(config, source, init, preprocessing, ranks, folder.path)
         checkpoints = Checkpoints(folder.checkpoints, ranks, config.checkpoints)
         if state.load(checkpoints):
@@ -180,7 +122,7 @@ def pretrain(
             _save(model, config, source, init, schedule, state, ranks, done)
             _write_report(folder.path, source, labeled, state.seconds)
         checkpoints.remove()
-        return _result(folder.path, source, config, state.seconds)
+        return read_result(folder.path, source, state.seconds)
 
 
 def _loss(wrapped: nn.Module, batch: Batch, model: MaskedAutoencoder, config: PretrainConfig) -> torch.Tensor:
@@ -312,16 +254,3 @@ def _write_report(folder: Path, source: Source, labeled: ProbeImages | None, sec
 
 def _without_folders(config: PretrainConfig) -> dict[str, Any]:
     return {key: value for key, value in to_dict(config).items() if key not in ("data", "out", "launch", "slurm")}
-
-
-def _result(folder: Path, source: Source, config: PretrainConfig, seconds: float | None = None) -> PretrainResult:
-    provenance = read_encoder(folder / ENCODER_FILE).provenance
-    losses = [record["held_out/loss"] for record in read_metrics(folder / "metrics.jsonl") if "held_out/loss" in record]
-    return PretrainResult(
-        encoder=folder / ENCODER_FILE,
-        steps=provenance.steps,
-        images=len(source.pool),
-        held_out_loss=losses[-1] if losses else None,
-        held_out_images=len(source.held_out),
-        seconds=seconds,
-    )

@@ -12,9 +12,10 @@ from ..core.distributed import Ranks
 from ..core.dry_run import Plan
 from ..core.models.cost import training_memory, training_seconds
 from . import tasks
+from .config import TransferConfig
 from .init_weights import init_encoder, read_init_weights
 from .model_file import MODEL_FILE
-from .task import Task, TransferConfig
+from .task import Task
 
 MIN_STEPS = 200
 """With fewer, a recipe given in epochs trains next to nothing, and says so."""

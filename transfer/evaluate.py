@@ -12,10 +12,10 @@ from ..core.distributed import Ranks
 from ..core.errors import DataError
 from ..core.models.build_backbone import build_backbone
 from . import tasks
+from .config import TransferConfig
 from .metrics import Scores
 from .model_file import MODEL_FILE
 from .run_files import finished_config, split_of_run
-from .task import TransferConfig
 from .trained_model import load_model
 
 

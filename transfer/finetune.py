@@ -15,11 +15,11 @@ from typing import Any
 
 from torch import nn
 
+from ..core.compute_types import Precision
 from ..core.data.audit import summary_lines, write_rejected
 from ..core.data.labeled_dataset import draw_labeled
 from ..core.data.missing_splits import SplitManifest
 from ..core.data.sampling import Sampler, each
-from ..core.device import Precision
 from ..core.distributed import Ranks
 from ..core.files import output_folder
 from ..core.models.backbone import Backbone
@@ -39,16 +39,14 @@ from ..core.training.tracker import Tracker, read_metrics
 from ..core.yaml_files import to_dict
 from ..version import __version__
 from . import tasks
-from .dry_run import plan, step_warnings
-from .evaluate import EvaluationResult, evaluate
+from .config import TransferConfig
+from .dry_run import step_warnings
 from .init_weights import init_encoder, init_form, read_init_weights
 from .metrics import Scores
 from .model_file import MODEL_FILE
 from .report import write_summary
 from .run_files import ENCODER_FILE, SPLITS_FILE, TEST_FILE, write_splits
-from .task import Task, TransferConfig
-
-__all__ = ["FitResult", "TransferResult", "fit", "plan", "run", "run_or_evaluate"]
+from .task import Task
 
 logger = logging.getLogger("maelift")
 
@@ -149,11 +147,6 @@ def fit(
     if state.best_weights:
         model.load_state_dict(state.best_weights)
     return FitResult(task.final_model(model).eval(), state.best_value, state.best_step, state.step, state.seconds)
-
-
-def run_or_evaluate(config: TransferConfig) -> TransferResult | EvaluationResult:
-    """What the command does: ``run``, or with ``evaluate`` the evaluation of the model that a run has saved."""
-    return run(config) if config.evaluate is None else evaluate(config, config.evaluate)
 
 
 def run(config: TransferConfig, listener: ProgressListener | None = None) -> TransferResult:

@@ -29,10 +29,11 @@ from ..core.models.contract import (
     shown,
 )
 from ..core.models.decoder_file import DECODER_KEY
-from ..core.models.encoder_file import CONTRACT_KEY, PREPROCESSING_FIELDS, TIMM_KIND, Provenance, read_spec, spec_json
+from ..core.models.encoder_file import PREPROCESSING_FIELDS, TIMM_KIND, Provenance, read_spec, spec_json
 from ..core.models.encoder_shapes import key_mismatch
 from ..core.models.encoder_spec import EncoderSpec
 from ..core.models.preprocessing import Preprocessing
+from ..core.models.stored_contract import CONTRACT_KEY
 from ..core.models.tensor_files import check_finite, first_bytes, read_metadata, read_tensors
 from ..core.models.timm_spec import TimmSpec
 

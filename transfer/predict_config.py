@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from ..core.compute_types import Precision
 from ..core.data.composite import PictureKeys
-from ..core.device import Precision
 from ..core.errors import ConfigError
 
 

@@ -28,9 +28,13 @@ from ..core.errors import ConfigError, MaeliftError
 
 if TYPE_CHECKING:
     from ..core.data.task_data import AnnotatedTask
+    from .config import TransferConfig
     from .model_file import ModelFile, TrainedModel
     from .prediction_writers import PredictionWriter
-    from .task import Task, TransferConfig
+    from .task import Task
+
+CLASSIFY = "classify"
+"""The task of a suite's own labelled images."""
 
 ENTRY_POINTS = "maelift.tasks"
 """The group of entry points by which packages add tasks of their own."""

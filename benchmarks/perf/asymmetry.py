@@ -18,11 +18,12 @@ from dataclasses import dataclass
 from typing import Literal, cast, get_args
 
 import torch
+from maelift.core.compute_types import Precision
 from maelift.core.config import resolve
-from maelift.core.device import Precision, autocast, choose_device
+from maelift.core.device import autocast, choose_device
 from maelift.core.errors import ConfigError, MaeliftError
 from maelift.core.models.encoder_spec import ModelName, preset_spec
-from maelift.pretrain.decoder import DecoderConfig
+from maelift.pretrain.decoder_config import DecoderConfig
 from maelift.pretrain.mae import MaskedAutoencoder, build_autoencoder
 from torch import Tensor
 

@@ -28,7 +28,7 @@ from maelift.core.config import resolve
 from maelift.core.errors import MaeliftError
 from maelift.core.models.cost import block_flops, encoder_flops
 from maelift.core.models.encoder_spec import EncoderSpec
-from maelift.pretrain.decoder import DecoderConfig
+from maelift.pretrain.decoder_config import DecoderConfig
 from maelift.pretrain.mae import MaskedAutoencoder
 from maelift.pretrain.masking import num_visible
 

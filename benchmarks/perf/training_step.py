@@ -18,7 +18,7 @@ from maelift.core.config import resolve
 from maelift.core.errors import MaeliftError
 from maelift.core.models.encoder_spec import EncoderSpec
 from maelift.core.models.weight_names import from_transformers_names
-from maelift.pretrain.decoder import DecoderConfig
+from maelift.pretrain.decoder_config import DecoderConfig
 from maelift.pretrain.mae import CrossAttentionAutoencoder, autoencoder_from_state_dict
 
 

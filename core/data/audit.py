@@ -8,20 +8,16 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError
 from ..files import TableWriter, atomic_write_bytes, safe_cell
+from ..processes import Processes
 from .image_scan import FLAT_NOTE, TRANSPARENCY, ImageTable, Progress, image_names, scan_images
 from .images import ImageSet
 from .pixel_format import FLAT_UNDERNEATH, PixelFormat
-
-if TYPE_CHECKING:
-    from ..distributed import Ranks
-
 
 FLAT_IMAGE, TRANSPARENT = "image of one colour", "transparent image"
 """The kinds of these findings in a data check."""
@@ -87,7 +83,7 @@ def audit(
     progress: Progress | None = None,
     form: PixelFormat | None = None,
     *,
-    ranks: Ranks | None = None,
+    ranks: Processes | None = None,
     forget: bool = False,
 ) -> tuple[ImageSet, Manifest]:
     """Open every image once; the sound ones, and what was found.

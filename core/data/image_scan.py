@@ -10,21 +10,19 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..cache import cache_file, load, save
 from ..errors import DataError
+from ..processes import Processes
 from .file_index import RACY_SECONDS, packed_strings, unpacked_strings
 from .images import FileBacked, ImageSet, opened
 from .pixel_format import PLAIN_FORMAT, LazyImage, Picture, PixelFormat, is_flat
 from .string_table import StringTable
 from .transforms import check_channels
-
-if TYPE_CHECKING:
-    from ..distributed import Ranks
 
 FORMAT = "3"
 """Of the cache, and of how images are decoded: raised when a scan would find something else."""
@@ -138,7 +136,7 @@ def scan_images(
     numbers: NDArray[np.int64] | None = None,
     *,
     progress: Progress | None = None,
-    ranks: Ranks | None = None,
+    ranks: Processes | None = None,
     forget: bool = False,
 ) -> ImageTable:
     """Open the images with these numbers, or all, except those that are cached and whose files have not changed.

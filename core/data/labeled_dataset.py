@@ -12,6 +12,9 @@ from ..errors import DataError
 from .images import ImageSet
 from .splits import Strata
 
+LARGEST_DRAW = 0.2
+"""Share of the labelled images that a seed may draw: of more, different seeds draw many of the same."""
+
 
 class LabeledDataset(Protocol):
     """Annotated images, for any task."""

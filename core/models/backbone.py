@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -13,15 +13,12 @@ from typing_extensions import Self
 
 from ..errors import ConfigError
 from .encoder_spec import EncoderSpec
+from .pooling import Pooling
 from .preprocessing import Preprocessing
 from .timm_spec import TimmSpec
 
 BackboneSpec = EncoderSpec | TimmSpec
 """The shape of a backbone: of a plain ViT of ours, or of a model of timm."""
-
-Pooling = Literal["mean", "class_token", "both", "head"]
-"""One vector an image: the mean of its patch tokens, its class token, or the two side by side, after the final norm; or what
-the model's own classifier gets."""
 
 
 @dataclass(frozen=True)

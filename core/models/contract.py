@@ -9,13 +9,13 @@ import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar, cast
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from ..config import from_plain
 from ..errors import CheckpointError, ConfigError, MaeliftError, show
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 T = TypeVar("T")
 
@@ -32,6 +32,8 @@ SHOWN = 120
 
 def content_hash(state: Mapping[str, Tensor]) -> str:
     """sha256 over the names, dtypes, shapes and bytes of tensors, in the order of their names."""
+    import torch  # here, as the hash can be had of a file's bytes too: ``stored_contract``
+
     digest = hashlib.sha256()
     for name in sorted(state):
         tensor = state[name].detach().cpu().contiguous()
@@ -42,8 +44,13 @@ def content_hash(state: Mapping[str, Tensor]) -> str:
 
 def sealed_hash(content: Mapping[str, object], state: Mapping[str, Tensor]) -> str:
     """sha256 over tensors and metadata; provenance, whose hours differ between equal runs, is left out."""
+    return _sealed_hash(content, content_hash(state))
+
+
+def _sealed_hash(content: Mapping[str, object], tensors: str) -> str:
+    """The same by the hash of the tensors."""
     stated = {key: value for key, value in content.items() if key not in (CONTENT_HASH, CHECKSUM, PROVENANCE)}
-    return hashlib.sha256(f"{_canonical(stated)}\n{content_hash(state)}".encode()).hexdigest()
+    return hashlib.sha256(f"{_canonical(stated)}\n{tensors}".encode()).hexdigest()
 
 
 def checksum(content: Mapping[str, object]) -> str:
@@ -121,8 +128,12 @@ class Metadata:
 
     def check_tensors(self, state: Mapping[str, Tensor], *, tensors_only: bool) -> str:
         """Check the content hash against tensors and, unless ``tensors_only``, metadata; returns it."""
+        return self.check_hash(content_hash(state), tensors_only=tensors_only)
+
+    def check_hash(self, tensors: str, *, tensors_only: bool) -> str:
+        """``check_tensors`` by the ``content_hash`` of the tensors."""
         stated = self.hash_under(CONTENT_HASH)
-        found = content_hash(state) if tensors_only else sealed_hash(self.content, state)
+        found = tensors if tensors_only else _sealed_hash(self.content, tensors)
         if found != stated:
             parts = "tensors" if tensors_only else "tensors or metadata"
             raise self.changed(f"{parts} (content hash {found[:12]}, expected {stated[:12]})")

@@ -28,6 +28,7 @@ from .encoder_shapes import check_shapes, compare_shapes, load_exactly
 from .encoder_spec import EncoderSpec
 from .preprocessing import Preprocessing
 from .state_dicts import full_state, select_state
+from .stored_contract import CONTRACT_KEY
 from .tensor_files import check_finite, check_tensors, name_file_in_errors, read_checkpoint
 from .timm_backbone import TimmBackbone
 from .timm_models import fitting_state, timm_version
@@ -37,13 +38,11 @@ from .without_values import limited_parameters, without_values
 
 logger = logging.getLogger("maelift")
 
-CONTRACT_KEY = "maelift.encoder"
 CONTRACT_VERSION, TIMM_VERSION = 2, 3
 """The newest version of a plain ViT's contract, and of the contract of a model of timm, which has a ``kind``. Up to version 1 the
 content hash was that of the tensors alone."""
 TIMM_KIND = "timm"
 """``kind`` in the contract of a model of timm; that of a plain ViT has no such key."""
-ENCODER_FILE = "encoder.safetensors"
 _NO_ENCODERS = {
     DECODER_KEY: "the decoder of a pretraining, whose encoder.safetensors lies beside it",
     "maelift.model": "a trained model of maelift, made by transfer (of a classifier, encoder.safetensors lies beside it)",

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..data.pixel_format import DEEP, DROPPED, Bands, PixelFormat, background_colour, check_bands
 from ..data.slices import Slices
 from ..errors import ConfigError, MaeliftError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -148,19 +149,23 @@ class Preprocessing:
 
         NaN, a pixel without a value, becomes 0: the mean of its channel.
         """
+        import torch  # here, so that commands which only read how images are prepared don't wait for it
+
         low, high = self.value_range
         mean = torch.tensor(self.mean, device=pixels.device).view(-1, 1, 1)
         std = torch.tensor(self.std, device=pixels.device).view(-1, 1, 1)
         scaled = pixels.to(torch.float32, copy=True)  # changed in place: large batches are bound by memory
         normalised = scaled.sub_(low + (high - low) * mean).div_((high - low) * std)
         return (
-            normalised.nan_to_num_(nan=0.0, posinf=torch.inf, neginf=-torch.inf)
+            normalised.nan_to_num_(nan=0.0, posinf=math.inf, neginf=-math.inf)
             if pixels.is_floating_point()
             else normalised
         )
 
     def denormalize(self, images: Tensor) -> Tensor:
         """The inverse of ``normalize``: float32 (B, C, H, W) in ``value_range``, not clipped."""
+        import torch
+
         low, high = self.value_range
         mean = torch.tensor(self.mean, device=images.device).view(-1, 1, 1)
         std = torch.tensor(self.std, device=images.device).view(-1, 1, 1)

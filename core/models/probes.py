@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from .backbone import Features, Pooling
+from .backbone import Features
+from .pooling import Pooling
 
 SIMILARITIES = 2**26
 """Largest number of similarities in memory at once in the search for neighbours."""

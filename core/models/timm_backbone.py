@@ -14,7 +14,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import ConfigError
 from .adapt_encoder import adapt_kernel
-from .backbone import Backbone, Features, Level, Pooling, words_of_size
+from .backbone import Backbone, Features, Level, words_of_size
+from .pooling import Pooling
 from .preprocessing import Preprocessing
 from .timm_models import (
     GENERAL_LAYERS,

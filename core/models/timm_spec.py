@@ -9,6 +9,8 @@ from typing import Any
 from ..errors import ConfigError
 from .encoder_spec import LARGEST, LARGEST_SIDE
 
+TIMM = "timm:"
+"""Before the name of a model of timm, where a user names one."""
 SET_HERE = ("num_classes", "in_chans", "img_size", "drop_path_rate")
 """Arguments of ``timm.create_model`` that follow from the other fields, or from the training."""
 NO_ARGUMENTS = (

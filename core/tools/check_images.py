@@ -18,7 +18,6 @@ from ..data.images import ImageSet, opened
 from ..data.issues import DataIssue
 from ..data.near_duplicate_depth import Depth, Near, search_depth
 from ..data.near_duplicate_rules import NearDuplicate
-from ..data.near_duplicates import compare, compare_uncropped, compare_within
 from ..data.pixel_format import PixelFormat, is_flat
 from ..data.readers.folder import FolderImages
 from ..data.task_data import AnnotatedSplit, AnnotatedTask
@@ -206,6 +205,8 @@ def shared_images(
     issues = list(_equal_images(names, scans))
     if near == "off":
         return issues, ["none"]
+    from ..data.near_duplicates import compare, compare_uncropped, compare_within
+
     thumbnails = {
         split: Thumbnails.stack([small for name in found if (small := scans[name].thumbnail) is not None])
         for split, found in names.items()

@@ -17,7 +17,6 @@ from ..data.image_scan import FLAT_NOTE, TRANSPARENCY, ImageInfo, cache_scan, im
 from ..data.images import ImageSet, opened
 from ..data.issues import DataIssue
 from ..data.near_duplicate_depth import Depth, Near, search_depth
-from ..data.near_duplicates import compare_within
 from ..data.pixel_format import DEEP, LazyImage, Picture, PixelFormat
 from ..data.readers.folder import FolderImages
 from ..data.thumbnails import Thumbnail, Thumbnails, thumbnail
@@ -180,6 +179,8 @@ def _near(
     images: ImageSet, numbers: Sequence[int], thumbnails: Mapping[int, Thumbnail], *, crops: bool
 ) -> dict[int, str]:
     """Images that are nearly an earlier one, with what is reported of them."""
+    from ..data.near_duplicates import compare_within
+
     stack = Thumbnails.stack([thumbnails[number] for number in numbers])
     compared = compare_within(stack, progress_logger("comparing"), crops=crops)
     return {

@@ -13,7 +13,8 @@ from typing import Generic
 import torch
 from torch import Tensor, nn
 
-from ..device import Precision, autocast
+from ..compute_types import Precision
+from ..device import autocast
 from ..distributed import Ranks, full_tensor, no_grad_sync, peer_failure_as_error
 from ..errors import MaeliftError
 from ..progress import duration

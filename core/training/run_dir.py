@@ -12,9 +12,9 @@ from typing import Any
 import yaml
 
 from ..config import config_difference
-from ..distributed import Ranks
 from ..errors import MaeliftError
 from ..files import NotRegularError, atomic_write_text, exclusive_lock, read_regular_text
+from ..processes import Processes
 from ..yaml_files import to_dict, write_config
 
 FREE_KEYS = (
@@ -40,7 +40,7 @@ class RunFolder:
 
     @classmethod
     @contextmanager
-    def open(cls, path: Path, config: Any, ranks: Ranks) -> Iterator[RunFolder]:
+    def open(cls, path: Path, config: Any, ranks: Processes) -> Iterator[RunFolder]:
         """The folder for this configuration, locked for one command; raise MaeliftError when it has a run of another one.
 
         Nothing but a lock is written before ``check_data``, so that a mistake found until then can be fixed in the same
@@ -60,7 +60,7 @@ class RunFolder:
             ranks.barrier()
             yield cls(path, config)
 
-    def check_data(self, digest: str, ranks: Ranks, encoder: str | None = None) -> None:
+    def check_data(self, digest: str, ranks: Processes, encoder: str | None = None) -> None:
         """Raise MaeliftError when the run in this folder was trained on other images, or from another encoder.
 
         Both are compared by hashes of their contents. The first time, these and the configuration are saved.

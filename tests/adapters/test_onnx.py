@@ -18,9 +18,10 @@ from maelift.adapters import onnx_graph
 from maelift.cli import main
 from maelift.core.errors import CheckpointError
 from maelift.core.models.encoder import Encoder
-from maelift.core.models.encoder_file import CONTRACT_KEY, Provenance, contract_text, read_encoder
+from maelift.core.models.encoder_file import Provenance, contract_text, read_encoder
 from maelift.core.models.encoder_spec import EncoderSpec
 from maelift.core.models.preprocessing import Preprocessing
+from maelift.core.models.stored_contract import CONTRACT_KEY
 from maelift.tests.support import (
     ROOT,
     encoder_file,

@@ -20,7 +20,7 @@ from maelift.core.models.decoder_file import DecoderFile, save_decoder
 from maelift.core.models.encoder import Encoder
 from maelift.core.models.encoder_file import Provenance, load_encoder, read_encoder, save_encoder
 from maelift.core.models.encoder_spec import preset_spec
-from maelift.pretrain.decoder import DecoderConfig
+from maelift.pretrain.decoder_config import DecoderConfig
 from maelift.pretrain.mae import MaskedAutoencoder
 from maelift.tests.support import (
     ROOT,

@@ -15,7 +15,8 @@ from maelift.benchmarks.runs import Run
 from maelift.benchmarks.suite import BenchConfig
 from maelift.core.distributed import Ranks
 from maelift.core.errors import MaeliftError
-from maelift.core.models.encoder_file import ENCODER_FILE, Provenance, save_encoder
+from maelift.core.models.encoder_file import Provenance, save_encoder
+from maelift.core.models.stored_contract import ENCODER_FILE
 from maelift.core.progress import ProgressListener
 from maelift.tests.benchmarks.canned import train_middle_rate, use_this_process
 from maelift.transfer.init_weights import fresh_encoder

@@ -15,7 +15,8 @@ from maelift.core.errors import ConfigError, MaeliftError
 from maelift.core.models.cost import encoder_flops
 from maelift.core.models.encoder_spec import preset_spec
 from maelift.pretrain import auto_recipe
-from maelift.pretrain.auto_recipe import CANDIDATES, Candidate, resolve_config
+from maelift.pretrain.auto_recipe import CANDIDATES, Candidate
+from maelift.pretrain.command import resolve_config
 from maelift.pretrain.config import PretrainConfig
 from maelift.tests.support import one_line_error, run_maelift
 from PIL import Image

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from maelift.core.models.encoder_spec import EncoderSpec
-from maelift.pretrain.decoder import DecoderConfig
+from maelift.pretrain.decoder_config import DecoderConfig
 from maelift.pretrain.mae import build_autoencoder, weighted_moments
 
 SPEC = EncoderSpec(image_size=(16, 24), patch_size=4, channels=3, embed_dim=16, depth=1, num_heads=2)

@@ -14,7 +14,7 @@ from maelift.core.models.decoder_file import read_decoder
 from maelift.core.models.encoder_file import read_encoder
 from maelift.core.models.encoder_spec import EncoderSpec
 from maelift.core.training.tracker import read_metrics
-from maelift.pretrain.decoder import DecoderConfig
+from maelift.pretrain.decoder_config import DecoderConfig
 from maelift.pretrain.mae import CrossAttentionAutoencoder, MaskedAutoencoder, autoencoder_from_state_dict
 from maelift.pretrain.masking import STRATEGIES, Masking, StrategyName, random_mask
 from maelift.tests.support import ROOT, TINY, one_line_error, run_maelift

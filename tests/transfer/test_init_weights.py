@@ -17,7 +17,8 @@ from maelift.core.models.encoder_file import Provenance, read_encoder, save_enco
 from maelift.core.models.encoder_spec import EncoderSpec
 from maelift.core.models.preprocessing import Preprocessing
 from maelift.tests.support import encoder_file, random_encoder, write_images
-from maelift.transfer.init_weights import EncoderInit, init_encoder, read_init_weights
+from maelift.transfer.init_keys import EncoderInit
+from maelift.transfer.init_weights import init_encoder, read_init_weights
 
 SPEC = EncoderSpec(image_size=(16, 16), patch_size=4, embed_dim=32, depth=2, num_heads=2)
 

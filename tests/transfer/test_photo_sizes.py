@@ -26,7 +26,7 @@ from maelift.transfer.classification.task import ClassificationTask
 from maelift.transfer.detection.canvas import Canvas
 from maelift.transfer.detection.task import DetectionTask
 from maelift.transfer.model_file import read_model
-from maelift.transfer.segmentation.sliding_window import Inference
+from maelift.transfer.segmentation.inference import Inference
 from maelift.transfer.segmentation.task import SegmentationTask
 from maelift.transfer.trained_model import load_model
 from PIL import Image

@@ -30,7 +30,8 @@ from maelift.core.models.timm_models import create_network
 from maelift.core.models.timm_spec import TimmSpec
 from maelift.tests.support import bounded_memory, framework, rewrite_metadata, write_images
 from maelift.transfer.classification.config import ClassifyConfig
-from maelift.transfer.init_weights import EncoderInit, fresh_encoder, init_encoder, read_init_weights
+from maelift.transfer.init_keys import EncoderInit
+from maelift.transfer.init_weights import fresh_encoder, init_encoder, read_init_weights
 from maelift.transfer.trained_model import load_model
 from PIL import Image
 from safetensors.torch import save_file

@@ -8,9 +8,9 @@ from typing import ClassVar, Literal
 from ...core.data.classification import ClassFolderLayout
 from ...core.data.transforms import check_turn
 from ...core.errors import ConfigError
-from ...core.models.backbone import Pooling
+from ...core.models.pooling import Pooling
+from ..config import TransferConfig
 from ..recipe import Recipe
-from ..task import TransferConfig
 
 
 @dataclass(frozen=True, kw_only=True)

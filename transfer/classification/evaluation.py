@@ -10,11 +10,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ...core.compute_types import Precision
 from ...core.data.classification import ClassImages, LabeledImages
 from ...core.data.images import ImageSet
 from ...core.data.pixel_format import PLAIN_FORMAT, PixelFormat
 from ...core.data.transforms import fit_and_crop, to_array
-from ...core.device import Precision, autocast
+from ...core.device import autocast
 from ...core.distributed import Ranks
 from ...core.models.backbone import BackboneSpec
 from ...core.models.preprocessing import Preprocessing

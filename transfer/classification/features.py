@@ -17,14 +17,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ...core.compute_types import Precision
 from ...core.data.images import ImageSet
 from ...core.data.transforms import fit_and_crop, random_resized_crop, to_array
-from ...core.device import Precision, autocast
+from ...core.device import autocast
 from ...core.distributed import Ranks
 from ...core.errors import MaeliftError
 from ...core.files import LockedError, check_regular, lock_file, output_folder
-from ...core.models.backbone import Backbone, Pooling
+from ...core.models.backbone import Backbone
 from ...core.models.contract import content_hash
+from ...core.models.pooling import Pooling
 from ...core.models.probes import pool
 from ...core.progress import progress_logger
 from ...core.seeding import stream

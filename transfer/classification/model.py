@@ -13,13 +13,15 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
+from ...core.compute_types import Precision
 from ...core.data.images import as_image
 from ...core.data.transforms import fit_and_crop, to_array
-from ...core.device import Precision, autocast
+from ...core.device import autocast
 from ...core.errors import ConfigError
-from ...core.models.backbone import Backbone, Pooling
+from ...core.models.backbone import Backbone
 from ...core.models.build_backbone import build_backbone
 from ...core.models.encoder_file import Provenance
+from ...core.models.pooling import Pooling
 from ...core.models.probes import AttentiveProbe, NearestNeighbours, pool
 from ..model_file import ModelFile, TrainedModel, write_model
 from ..predictions import Classification

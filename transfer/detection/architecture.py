@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from ...adapters.simple_feature_pyramid import pyramid_scales
 from ...core.errors import ConfigError
 
 SCALES = (4.0, 2.0, 1.0, 0.5)
@@ -75,6 +74,8 @@ class DetectorSizes:
 
     def scales(self, patch_size: int) -> tuple[float, ...]:
         """The pyramid's scales for patches of this size, finest first; raises ConfigError when none is left."""
+        from ...adapters.simple_feature_pyramid import pyramid_scales
+
         possible = pyramid_scales(patch_size)
         scales = tuple(scale for scale in possible if self.pyramid_scales is None or scale in self.pyramid_scales)
         if not scales:

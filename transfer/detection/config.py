@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from ...adapters.vitdet_sizes import usual_window
 from ...core.data.transforms import check_turn
 from ...core.errors import ConfigError
-from ...core.models.backbone import Backbone
-from ...core.models.encoder import Encoder
-from ..task import TransferConfig
+from ..config import TransferConfig
 from .architecture import Architecture, DetectorSizes, Engine, Head
+
+if TYPE_CHECKING:
+    from ...core.models.backbone import Backbone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +45,9 @@ class DetectConfig(DetectorSizes, TransferConfig):
 
     def architecture(self, encoder: Backbone, has_masks: bool) -> Architecture:
         """The architecture for data with or without masks; raises ConfigError for a mask head without masks."""
+        from ...adapters.vitdet_sizes import usual_window
+        from ...core.models.encoder import Encoder
+
         if self.head == "mask" and not has_masks:
             raise ConfigError("head", self.head, "faster, since not every object of the data has a segmentation")
         head: Head = "mask" if has_masks else "faster"

@@ -7,9 +7,9 @@ from typing import ClassVar, Literal
 
 from ...core.data.transforms import check_turn
 from ...core.errors import ConfigError
-from ..task import TransferConfig
+from ..config import TransferConfig
 from .architecture import Architecture
-from .sliding_window import Inference
+from .inference import Inference
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,8 @@ from ...adapters.mmseg_config import MmsegExport, config_text
 from ...adapters.windowed_vit import PlainViT, load_weights
 from ...core.data.segmentation import ignore_index
 from ...core.models.encoder import Encoder
-from .architecture import Architecture, plain_settings
+from .architecture import Architecture
+from .backbone_settings import plain_settings
 
 
 def mmseg_logits(network: Any, images: Tensor) -> Tensor:

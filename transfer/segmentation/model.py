@@ -27,10 +27,12 @@ from ...core.models.encoder_file import Provenance
 from ...core.models.timm_backbone import TimmBackbone
 from ..model_file import ModelFile, TrainedModel, write_model
 from ..predictions import Segmentation
-from .architecture import Architecture, min_patches
+from .architecture import Architecture
+from .backbone_settings import min_patches
+from .inference import Inference
 from .logits import resized_argmax
 from .mmseg_engine import mmseg_logits, mmseg_loss, mmseg_network
-from .sliding_window import Inference, batch_size_for, sliding_window_logits
+from .sliding_window import batch_size_for, sliding_window_logits
 from .torch_engine import Network
 
 ENCODER_PREFIX = "network.backbone."

@@ -31,8 +31,8 @@ from ..metrics import Scores
 from ..predictions import Segmentation as Prediction
 from ..task import Task
 from ..visualize import ExampleImage, draw_segmentation, side_by_side
-from .architecture import architecture_on
 from .augmentation import Mask, distorted, pad_to, random_crop
+from .backbone_settings import architecture_on
 from .config import SegmentConfig
 from .metrics import Counts, PixelCounts
 from .model import ENCODER_PREFIX, Segmentor

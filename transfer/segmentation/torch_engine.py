@@ -11,7 +11,8 @@ from ...adapters.windowed_vit import PlainViT, load_weights
 from ...core.models.backbone import Backbone
 from ...core.models.encoder import Encoder
 from ...core.models.timm_backbone import TimmBackbone
-from .architecture import Architecture, plain_settings
+from .architecture import Architecture
+from .backbone_settings import plain_settings
 from .heads import AUXILIARY_WEIGHT, UPerNet, build_head
 from .logits import cross_entropy, resize_logits
 from .timm_maps import timm_maps

@@ -23,7 +23,8 @@ from maelift.transfer.detection.augmentation import JitteredCrop, crop_targets
 from maelift.transfer.detection.canvas import Canvas, crop_and_resize
 from maelift.transfer.predictions import Detections, Segmentation
 from maelift.transfer.segmentation.augmentation import random_crop
-from maelift.transfer.segmentation.sliding_window import Inference, sliding_window_logits
+from maelift.transfer.segmentation.inference import Inference
+from maelift.transfer.segmentation.sliding_window import sliding_window_logits
 from maelift.transfer.visualize import draw_detections, draw_segmentation
 from PIL import Image
 

@@ -22,7 +22,8 @@ from maelift.core.data.readers.folder import FolderImages
 from maelift.core.data.splits import cluster, stratified_draw, stratified_folds, stratified_order
 from maelift.core.errors import ConfigError, DataError
 from maelift.core.tools.check_data import DataCheckConfig, data_check
-from maelift.pretrain.online_probe import ProbeConfig, read_probe_images
+from maelift.pretrain.online_probe import read_probe_images
+from maelift.pretrain.probe_config import ProbeConfig
 from maelift.tests.support import noise_image
 from maelift.transfer.classification.config import ClassifyConfig
 from maelift.transfer.run_files import split_of_run

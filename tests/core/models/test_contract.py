@@ -17,10 +17,11 @@ from maelift.core.errors import CheckpointError, ConfigError
 from maelift.core.models.contract import content_hash, parse_json
 from maelift.core.models.decoder_file import DECODER_KEY, read_decoder, save_decoder
 from maelift.core.models.encoder import Encoder
-from maelift.core.models.encoder_file import CONTRACT_KEY, Provenance, encoder_hash, read_encoder, save_encoder
+from maelift.core.models.encoder_file import Provenance, encoder_hash, read_encoder, save_encoder
 from maelift.core.models.encoder_shapes import encoder_shapes
 from maelift.core.models.encoder_spec import EncoderSpec
 from maelift.core.models.preprocessing import Preprocessing
+from maelift.core.models.stored_contract import CONTRACT_KEY
 from maelift.core.training.checkpoints import Checkpoints
 from maelift.tests.support import GOLDEN, encoder_file, random_encoder, rewrite_metadata
 from safetensors import safe_open

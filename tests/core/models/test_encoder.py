@@ -13,10 +13,11 @@ import torch
 import torch.nn.functional as F
 from maelift.core.errors import CheckpointError, ConfigError, MaeliftError
 from maelift.core.models.encoder import Encoder
-from maelift.core.models.encoder_file import CONTRACT_KEY, Provenance, load_encoder, read_encoder, save_encoder
+from maelift.core.models.encoder_file import Provenance, load_encoder, read_encoder, save_encoder
 from maelift.core.models.encoder_spec import PRESETS, EncoderSpec, preset_spec
 from maelift.core.models.preprocessing import Preprocessing
-from maelift.pretrain.decoder import DecoderConfig
+from maelift.core.models.stored_contract import CONTRACT_KEY
+from maelift.pretrain.decoder_config import DecoderConfig
 from maelift.pretrain.mae import MaskedAutoencoder
 from maelift.tests.support import framework, random_encoder
 from safetensors import safe_open

@@ -14,9 +14,10 @@ from maelift.core.models.encoder_spec import EncoderSpec
 from maelift.tests.support import framework, random_encoder
 from maelift.transfer.segmentation import logits as logits_module
 from maelift.transfer.segmentation.architecture import Architecture
+from maelift.transfer.segmentation.inference import Inference
 from maelift.transfer.segmentation.logits import resized_argmax
 from maelift.transfer.segmentation.model import ENCODER_PREFIX, Segmentor
-from maelift.transfer.segmentation.sliding_window import Inference, sliding_window_logits
+from maelift.transfer.segmentation.sliding_window import sliding_window_logits
 from maelift.transfer.trained_model import load_model
 from PIL import Image
 from torch import Tensor

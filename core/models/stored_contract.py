@@ -1,0 +1,45 @@
+"""A file of ours checked by its bytes, without torch: that tensors and contract are as they were written."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from ..errors import CheckpointError
+from .contract import Metadata, parse_json
+
+CONTRACT_KEY = "maelift.encoder"
+"""The metadata key of an encoder file's contract."""
+ENCODER_FILE = "encoder.safetensors"
+"""What an encoder file is called in the folder of a run."""
+DTYPES = {"F64": "torch.float64", "F32": "torch.float32", "F16": "torch.float16", "BF16": "torch.bfloat16"}
+"""Dtypes by their names in safetensors, as ``contract.content_hash`` writes them."""
+
+
+def read_stored_contract(path: Path, key: str = CONTRACT_KEY) -> Metadata:
+    """The metadata under ``key`` of a safetensors file; raises CheckpointError if the file is damaged or was changed."""
+    content = path.read_bytes()
+    begin = 8 + int.from_bytes(content[:8], "little")
+    try:
+        header = parse_json(content[8:begin])
+        if not isinstance(header, dict):
+            raise ValueError("a header that is no mapping")
+        metadata = Metadata.parse(path, key, header.pop("__metadata__")[key])
+        tensors = _tensor_hash(header, memoryview(content)[begin:])
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: a damaged safetensors file, or one without {key}. Get it again.") from error
+    metadata.check_hash(tensors, tensors_only=metadata.content.get("version") == 1)
+    return metadata
+
+
+def _tensor_hash(header: dict[str, dict[str, object]], data: memoryview) -> str:
+    """``contract.content_hash`` of tensors that lie in ``data`` as the header says."""
+    digest = hashlib.sha256()
+    for name in sorted(header):
+        entry = header[name]
+        (begin, end), shape = entry["data_offsets"], entry["shape"]  # type: ignore[misc]
+        if end > len(data):
+            raise ValueError("tensors beyond the end of the file")
+        digest.update(f"{name}:{DTYPES[str(entry['dtype'])]}:{tuple(shape)};".encode())
+        digest.update(data[begin:end])
+    return digest.hexdigest()
