@@ -1,4 +1,4 @@
-"""How a run computes, as its keys name it: the precision of the forward pass, and the way that processes share the work."""
+"""How a run computes: the precision of the forward pass, and how processes share the work, as keys name them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The processes of a run as reading its images and its folder needs them: ``distributed.Ranks``, or one process without torch."""
+"""The processes of a run, as reading its images and its folder needs them, or one process without torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``maelift pretrain``: what comes before training, without torch: the keys, the images, and a run that is complete already."""
+"""``maelift pretrain`` before torch is imported: its keys, its images, and a run that is complete already."""
 
 from __future__ import annotations
 
@@ -67,7 +67,9 @@ def _found_images(config: PretrainConfig, reindex: bool = False) -> ImageSet:
     """The images of ``data``; raises DataError where they don't suffice for the processes that would train."""
     images = find_sources(config.data, reindex, config.slices)
     check_split(config, len(images), config.slurm.processes if config.launch == "slurm" else 1)
-    logger.info("pretrain: %s images found in %s", f"{len(images):,}", config.sources)  # the first words, while torch loads
+    logger.info(
+        "pretrain: %s images found in %s", f"{len(images):,}", config.sources
+    )  # the first words, while torch loads
     return images
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from ..core.models.contract import PROVENANCE
 from ..core.models.stored_contract import ENCODER_FILE, read_stored_contract
 from ..core.progress import duration
 from ..core.terminal import quoted
@@ -55,7 +57,7 @@ def read_result(folder: Path, source: Source, seconds: float | None = None) -> P
 
     Raises CheckpointError for an encoder file that was changed or damaged since.
     """
-    provenance = read_stored_contract(folder / ENCODER_FILE).content["provenance"]
+    provenance = read_stored_contract(folder / ENCODER_FILE).value(PROVENANCE, dict[str, Any])
     losses = [record["held_out/loss"] for record in read_metrics(folder / "metrics.jsonl") if "held_out/loss" in record]
     return PretrainResult(
         encoder=folder / ENCODER_FILE,

@@ -158,3 +158,16 @@ def test_the_map_has_a_line_for_every_file_that_is_its_first_line() -> None:
 def test_files_say_in_a_line_what_they_are() -> None:
     lines = {module: first_line(ROOT / f"{module}.py") for module in MODULES}
     assert not {m: line for m, line in lines.items() if not (20 <= len(line) <= 115 and line.endswith("."))}
+
+
+def test_equal_choices_are_listed_in_one_order() -> None:
+    """Python takes Literals for equal whose values are, in any order: which one the help shows would depend on the imports."""
+    orders: dict[frozenset[str], set[tuple[str, ...]]] = {}
+    for module in MODULES:
+        for node in ast.walk(ast.parse((ROOT / f"{module}.py").read_text())):
+            if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name) and node.value.id == "Literal":
+                values = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
+                choices = tuple(ast.unparse(value) for value in values)
+                orders.setdefault(frozenset(choices), set()).add(choices)
+    assert len(orders) > 20
+    assert not [found for found in orders.values() if len(found) > 1]

@@ -1,4 +1,4 @@
-"""``maelift transfer TASK``: its first words, before the modules that train are imported, with torch, which takes seconds."""
+"""``maelift transfer TASK``: its first words, before the modules that train are imported, which takes seconds."""
 
 from __future__ import annotations
 

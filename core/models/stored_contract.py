@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ..errors import CheckpointError
 from .contract import Metadata, parse_json
@@ -32,14 +34,14 @@ def read_stored_contract(path: Path, key: str = CONTRACT_KEY) -> Metadata:
     return metadata
 
 
-def _tensor_hash(header: dict[str, dict[str, object]], data: memoryview) -> str:
+def _tensor_hash(header: Mapping[str, Mapping[str, Any]], data: memoryview) -> str:
     """``contract.content_hash`` of tensors that lie in ``data`` as the header says."""
     digest = hashlib.sha256()
     for name in sorted(header):
         entry = header[name]
-        (begin, end), shape = entry["data_offsets"], entry["shape"]  # type: ignore[misc]
+        begin, end = entry["data_offsets"]
         if end > len(data):
             raise ValueError("tensors beyond the end of the file")
-        digest.update(f"{name}:{DTYPES[str(entry['dtype'])]}:{tuple(shape)};".encode())
+        digest.update(f"{name}:{DTYPES[entry['dtype']]}:{tuple(entry['shape'])};".encode())
         digest.update(data[begin:end])
     return digest.hexdigest()

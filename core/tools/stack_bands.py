@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ from ..data.file_index import list_folder
 from ..data.geotiff import Georeference, Tag, moved_tags, write_geotiff
 from ..data.pixel_format import PixelFormat, missing_values
 from ..data.readers.tiff import TIFF_STARTS, TiffTags, single_pages
-from ..data.transforms import resized_part
+from ..data.transforms import Interpolation, resized_part
 from ..data.unread import report
 from ..dry_run import Plan
 from ..errors import ConfigError, DataError
@@ -52,7 +52,7 @@ class StackConfig:
     pattern: str = BAND
     """regular expression on paths without their suffix; its first group is the name of a band, what it matches is no part of the
     scene's. By default it knows the names of Sentinel and Landsat"""
-    resample: Literal["nearest", "bilinear", "bicubic"] | None = None
+    resample: Interpolation | None = None
     """how bands of fewer pixels, such as 20 and 60 m beside 10 m, are brought to the size of the largest; null: not at all"""
     size: int | None = None
     """pixels a side of the tiles that a scene is cut into; those at the right and lower edge are smaller; null: it isn't cut"""

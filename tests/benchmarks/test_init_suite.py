@@ -13,11 +13,11 @@ from maelift.benchmarks.data import read_suite_images
 from maelift.benchmarks.init_suite import InitConfig, init
 from maelift.benchmarks.runner import bench, plan
 from maelift.benchmarks.suite import BenchConfig
-from maelift.benchmarks.task_design import CLASSIFY
 from maelift.core.errors import MaeliftError
 from maelift.core.tools.fashion_scenes import FashionScenesConfig, fashion_scenes
 from maelift.tests.benchmarks.canned import train_middle_rate, use_this_process
 from maelift.tests.support import one_line_error, run_maelift, write_images
+from maelift.transfer.tasks import CLASSIFY
 from PIL import Image
 
 ARMS = {"mae", "scratch", "mae_frozen", "cnn", "pixels"}

@@ -110,7 +110,7 @@ def _describe_head(head: nn.Module) -> dict[str, object]:
 class StoredHead:
     """A classifier's head as a model file describes it; files of version 1 have the defaults."""
 
-    kind: Literal["linear", "attentive", "knn"] = "linear"
+    kind: Literal["knn", "linear", "attentive"] = "linear"
     pooling: Pooling = "mean"
     multi_label: bool = False
     num_heads: int | None = None

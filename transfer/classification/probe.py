@@ -49,7 +49,7 @@ class ProbeTask(ClassificationTask):
         fitting = max(passes, len(splits.train) // passes * passes)
         super().__init__(replace(config, batch_size=min(config.batch_size, fitting)), encoder.float(), splits, ranks)
         self.encoder.requires_grad_(False)
-        self.method = cast(Literal["linear", "attentive", "knn"], config.method)
+        self.method = cast(Literal["knn", "linear", "attentive"], config.method)
         self.probe = config
         self.build_model()  # whatever doesn't fit the encoder is found before anything is written
 

@@ -1,4 +1,4 @@
-"""The settings of an encoder under the head of a segmentor: the blocks that it reads, attention, and the smallest image."""
+"""How a segmentor's head uses an encoder: the blocks that it reads, attention, and the smallest image."""
 
 from __future__ import annotations
 

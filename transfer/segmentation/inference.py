@@ -22,7 +22,7 @@ class Inference:
     before the class with the highest is taken.
     """
 
-    mode: Literal["whole", "slide"]
+    mode: Literal["slide", "whole"]
     crop: tuple[int, int]
     stride: tuple[int, int]
     short_side: int
