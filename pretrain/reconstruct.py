@@ -19,8 +19,8 @@ from ..core.data.composite import UNKNOWN, Display, PictureKeys, levels, stretch
 from ..core.data.decode import image_file
 from ..core.data.image_formats import SUFFIXES
 from ..core.data.images import ImageSet, opened
-from ..core.data.readers.folder import FolderImages, find_images, is_sliced
-from ..core.data.slices import Slices
+from ..core.data.readers.folder import find_images
+from ..core.data.sources import find_images_to_use
 from ..core.data.transforms import resized_around_gaps, to_array
 from ..core.device import choose_device
 from ..core.dry_run import Plan
@@ -49,7 +49,7 @@ class ReconstructConfig(PictureKeys):
     encoder: str
     """encoder.safetensors of a pretraining, its decoder.safetensors beside it"""
     images: str
-    """image file, folder of images (nested or flat), or idx file"""
+    """image file, folder of images (nested or flat), idx, .npy or .parquet file"""
     out: str
     """folder for the results: a PNG for each image and draw, of the image's size, and comparisons"""
     mask: str | None = None
@@ -104,7 +104,7 @@ def reconstruct(config: ReconstructConfig) -> ReconstructResult:
     """
     device = choose_device(config.device)
     model = load_autoencoder(config.encoder).to(device).eval()
-    images = _images(config, model.preprocessing.reading.slices)
+    images = find_images_to_use(config.images, model.preprocessing.reading.slices)
     masks = None if config.mask is None else _Masks(Path(config.mask))
     if masks is None:
         config.masking.check_grid(model.spec.grid)
@@ -150,7 +150,7 @@ def reconstruct(config: ReconstructConfig) -> ReconstructResult:
 def plan(config: ReconstructConfig) -> Plan:
     """The dry run of ``reconstruct``: what it would do; writes nothing."""
     model = load_autoencoder(config.encoder)
-    images = _images(config, model.preprocessing.reading.slices)
+    images = find_images_to_use(config.images, model.preprocessing.reading.slices)
     hidden = f"where {config.mask} is white"
     if config.mask is None:
         config.masking.check_grid(model.spec.grid)
@@ -290,13 +290,6 @@ class _Masks:
             )
         scaled = Image.fromarray(hidden).resize((size[1], size[0]), Image.Resampling.NEAREST)
         return np.asarray(scaled, dtype=bool)
-
-
-def _images(config: ReconstructConfig, slices: Slices) -> ImageSet:
-    path = Path(config.images)
-    if path.is_file() and path.suffix.lower() in SUFFIXES and not is_sliced(path, slices):
-        return FolderImages(path.parent, (path.name,))
-    return find_images(path, "images", slices)
 
 
 def _file_names(images: ImageSet) -> list[str]:

@@ -14,7 +14,7 @@ from ..core.data.audit import summary_lines, write_rejected
 from ..core.data.composite import Display
 from ..core.data.images import ImageSet, opened
 from ..core.data.pixel_format import PixelFormat, image_of
-from ..core.data.readers.folder import find_images
+from ..core.data.sources import find_images_to_use
 from ..core.device import autocast, choose_device
 from ..core.dry_run import Plan
 from ..core.errors import ConfigError, DataError
@@ -67,7 +67,7 @@ def predict(config: PredictConfig) -> PredictResult:
     display = Display(file.preprocessing.channel_names, config.shown)
     display.positions(len(file.preprocessing.mean))  # an error now, not after the predictions
     model = build_model(file).to(device)
-    images = find_images(config.images, "images", file.preprocessing.reading.slices)
+    images = find_images_to_use(config.images, file.preprocessing.reading.slices)
     out = Path(config.out or task_entry(file).out)
     writer = _writer(file, config, images)
     writer.check(out)
@@ -105,7 +105,7 @@ def predict(config: PredictConfig) -> PredictResult:
 def plan(config: PredictConfig) -> Plan:
     """What ``predict`` would do; writes nothing."""
     file = read_model(config.model)
-    count = len(find_images(config.images, "images", file.preprocessing.reading.slices))
+    count = len(find_images_to_use(config.images, file.preprocessing.reading.slices))
     out = Path(config.out or task_entry(file).out)
     drawn = (("pictures", str(pictures_folder(out))),) if config.draw else ()
     return Plan(

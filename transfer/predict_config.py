@@ -17,7 +17,7 @@ class PredictConfig(PictureKeys):
     model: str
     """model.safetensors of maelift transfer"""
     images: str
-    """folder of images (nested or flat), or idx file"""
+    """image file, folder of images (nested or flat), idx, .npy or .parquet file"""
     out: str | None = None
     """CSV (classify), COCO JSON (detect) or new folder of mask PNGs (segment); null: predictions.csv, .json or masks"""
     draw: bool = False

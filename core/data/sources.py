@@ -11,7 +11,7 @@ from .file_index import tree_file
 from .image_formats import SUFFIXES
 from .images import ImageSet
 from .readers.concat import ConcatImages
-from .readers.folder import find_images, is_sliced, with_slices
+from .readers.folder import FolderImages, find_images, is_sliced, with_slices
 from .readers.mnist_idx import is_idx_images
 from .readers.npy import read_npy
 from .readers.parquet import read_parquet
@@ -64,6 +64,21 @@ def find_source(data: str, slices: Slices = EVERY_SLICE) -> ImageSet:
             f"data={path}: {why}. Expected a folder, a list of paths (.txt, .csv), a .tar, .parquet, .npy or idx file."
         )
     return find_images(path, slices=slices)
+
+
+def find_images_to_use(images: str, slices: Slices = EVERY_SLICE) -> ImageSet:
+    """The images that a trained model is used on, and whose names its results get: of a folder, an array, or a single one.
+
+    Lists of paths and shards are left out, as their names may lead out of a folder. Raises DataError, which names the key
+    "images".
+    """
+    path = Path(images)
+    suffix = path.suffix.lower()
+    if suffix in (".npy", ".parquet", *SUFFIXES) and path.is_file() and not is_sliced(path, slices):
+        if suffix in SUFFIXES:
+            return FolderImages(path.parent, (path.name,))
+        return read_npy(path, "images") if suffix == ".npy" else read_parquet([path])
+    return find_images(path, "images", slices)
 
 
 def _is_file(path: Path) -> bool:

@@ -86,6 +86,20 @@ def test_an_image_without_its_mask_is_named_and_the_others_are_filled_in(encoder
     assert "no mask for image001.png" in listed and "24×20 pixels for an image of 20×24" in listed
 
 
+def test_an_array_is_reconstructed_as_its_images_are(encoder: Path, tmp_path: Path) -> None:
+    pictures = [np.asarray(noise_image(number, (24, 24))) for number in range(3)]
+    (tmp_path / "images").mkdir()
+    for number, picture in enumerate(pictures):
+        Image.fromarray(picture).save(tmp_path / "images" / f"{number}.png")
+    np.save(tmp_path / "images.npy", np.stack(pictures))
+    for images, out in (("images", "folder"), ("images.npy", "array")):
+        words = (f"encoder={encoder}", f"images={tmp_path / images}", f"out={tmp_path / out}", "compare=false")
+        assert run_maelift("reconstruct", *words).returncode == 0
+    for number in range(3):
+        expected = pixels(tmp_path / "folder" / f"{number}.png")
+        assert np.array_equal(pixels(tmp_path / "array" / f"images.npy-{number}.png"), expected)
+
+
 def test_results_are_gray_and_deep_where_the_images_are(encoder: Path, tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     noise_image(1, mode="L").save(tmp_path / "images" / "gray.png")

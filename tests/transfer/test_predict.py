@@ -126,6 +126,27 @@ def test_an_idx_file(classifier: TransferResult, tmp_path: Path, compressed: boo
     assert [row["path"] for row in rows] == [f"some-images[{number}]" for number in range(3)]
 
 
+def test_a_single_image_and_arrays_are_predicted_as_the_folder_of_them(
+    classifier: TransferResult, tmp_path: Path
+) -> None:
+    images = write_images(tmp_path / "images", 6)
+    expected = [row["predicted"] for row in rows_of(run(classifier, images, tmp_path / "folder.csv").out)]
+    files = sorted(images.iterdir())
+    one = rows_of(run(classifier, files[3], tmp_path / "one.csv").out)
+    assert [(row["path"], row["predicted"]) for row in one] == [(files[3].name, expected[3])]
+    np.save(tmp_path / "array.npy", np.stack([np.asarray(Image.open(file)) for file in files]))
+    rows = rows_of(run(classifier, tmp_path / "array.npy", tmp_path / "array.csv").out)
+    assert [row["predicted"] for row in rows] == expected and rows[5]["path"] == "array.npy[5]"
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table = {"image": [{"bytes": file.read_bytes(), "path": file.name} for file in files]}
+    parquet.write_table(pytest.importorskip("pyarrow").table(table), tmp_path / "table.parquet")
+    rows = rows_of(run(classifier, tmp_path / "table.parquet", tmp_path / "table.csv").out)
+    assert [row["predicted"] for row in rows] == expected
+    np.save(tmp_path / "flat.npy", np.zeros(5))
+    with pytest.raises(DataError, match=r"^images=.*flat\.npy: an array of shape"):
+        run(classifier, tmp_path / "flat.npy", tmp_path / "flat.csv")
+
+
 def test_broken_images_are_named_and_counted(classifier: TransferResult, tmp_path: Path) -> None:
     images = write_images(tmp_path / "images", 5)
     (images / "image002.png").write_bytes(b"broken")
