@@ -65,10 +65,10 @@ def transfer(task: str, config: TransferConfig | None = None, **keys: object) ->
     Raises MaeliftError for what a user can fix, with the message that the command would print.
     """
     from .transfer import tasks
+    from .transfer.auto_recipe import resolve_config
     from .transfer.finetune import run
 
-    config_type = tasks.entry(task).config_type()
-    return run(config if config is not None else config_type.resolve(keys))
+    return run(config if config is not None else resolve_config(tasks.entry(task).config_type(), keys))
 
 
 def bench(suite: str, **keys: Unpack[BenchKeys]) -> BenchResult:

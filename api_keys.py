@@ -197,7 +197,7 @@ class TransferKeys(TypedDict, total=False):
     flip: bool
     turn: bool
     shown: Sequence[int | Text] | Literal["all"] | None
-    recipe: Literal["paper", "small"]
+    recipe: Literal["auto", "paper", "small"]
     labels: int | float | None
     val: int | float
     test: int | float

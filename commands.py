@@ -76,16 +76,25 @@ class Command:
         return getattr(importlib.import_module(f".{self.home or self.module}", __package__), name)
 
 
+class TaskCommand(Command):
+    """The command of a task, whose keys have their defaults from a recipe."""
+
+    def resolve(self, overrides: Sequence[str], file: Path | None) -> Any:
+        """The configuration from the words of the command line, and a file."""
+        auto_recipe = importlib.import_module(".transfer.auto_recipe", __package__)
+        return auto_recipe.resolve_config(self.config_type(), overrides, file)
+
+
 def _suite_defaults(command: Command) -> dict[str, str]:
     """What the help shows as default of the keys that only override the suite."""
     keys = {entry.key for entry in describe(command.config_type()) if entry.default is None}
     return dict.fromkeys(keys - {"suite", "out"}, "default: the suite's")
 
 
-def _task_command(task: tasks.TaskEntry) -> Command:
+def _task_command(task: tasks.TaskEntry) -> TaskCommand:
     """The command of a task: its row names the module of its keys; all tasks are run by transfer/command.py."""
     module, _, schema = task.config.partition(":")
-    return Command(
+    return TaskCommand(
         f"transfer{module}" if module.startswith(".") else module,
         schema,
         "run_or_evaluate",
@@ -97,7 +106,7 @@ def _task_command(task: tasks.TaskEntry) -> Command:
     )
 
 
-COMMANDS = {
+COMMANDS: dict[str, Command] = {
     "pretrain": Command(
         "pretrain.config",
         "PretrainConfig",

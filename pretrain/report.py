@@ -322,7 +322,10 @@ def _next(config: PretrainConfig, encoder: Path) -> list[tuple[str, str]]:
         encoder = Path(encoder.parent.name) / encoder.name
     file = shlex.quote(f"encoder={encoder}")
     return [
-        ("Train a classifier on labelled images", f"maelift transfer classify {file} data=LABELLED_FOLDER out=FOLDER"),
+        (
+            "Train a classifier on labelled images",
+            f"maelift transfer classify {file} data=LABELLED_FOLDER out=FOLDER recipe=auto",
+        ),
         ("Train a detector", f"maelift transfer detect {file} data=COCO_FOLDER out=FOLDER"),
         ("Train a segmentor", f"maelift transfer segment {file} data=MASKS_FOLDER out=FOLDER"),
         ("Reconstruct hidden parts of your own images", f"maelift reconstruct {file} images=IMAGES out=FOLDER"),

@@ -42,7 +42,7 @@ class PretrainResult:
         return (
             f"encoder: {self.encoder}\n{self.steps} steps on {self.images} images{took}; {loss}\n"
             f"curves and pictures: {self.encoder.with_name(REPORT_FILE)}\n"
-            f"next: maelift transfer classify encoder={quoted(self.encoder)} data=LABELLED_FOLDER out=FOLDER"
+            f"next: maelift transfer classify encoder={quoted(self.encoder)} data=LABELLED_FOLDER out=FOLDER recipe=auto"
         )
 
 

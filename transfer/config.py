@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -20,6 +20,8 @@ from .init_keys import EncoderInit
 from .recipe import RECIPES, Recipe, recipe_defaults
 from .run_files import finished_config
 
+AUTO = "auto"
+"""The recipe that is chosen by what is there."""
 ANY = "any"
 """Stands for an encoder and data until it is known which recipe's numbers are the defaults."""
 
@@ -40,8 +42,9 @@ class TransferConfig(PictureKeys, Recipe, EncoderInit, Paths):
 
     task_name: ClassVar[str]
     """the task that this configures, as its row in tasks.py names it"""
-    recipe: Literal["paper", "small"] = "paper"
-    """paper: as published for the start, for large images and many labels; small: for small images and few labels"""
+    recipe: Literal["auto", "paper", "small"] = "paper"
+    """paper: as published for the start, for large images and many labels; small: for small images and few labels; auto: one of
+    these, by the number of labelled images and the device"""
     labels: int | float | None = None
     """labelled images to train on, a count or a share, the smaller draw in the larger; null: all"""
     val: int | float = 0.1
@@ -97,15 +100,28 @@ class TransferConfig(PictureKeys, Recipe, EncoderInit, Paths):
         return f"{self.task_name}_{self.init}" + ("_small" if self.recipe == "small" else "")
 
     @classmethod
-    def resolve(cls, overrides: Sequence[str] | Mapping[str, object] = (), file: Path | None = None) -> Self:
-        """The configuration: the given keys, over the recipe that they name or over the finished run that is evaluated."""
+    def resolve(
+        cls,
+        overrides: Sequence[str] | Mapping[str, object] = (),
+        file: Path | None = None,
+        *,
+        recipe: Literal["paper", "small"] | None = None,
+    ) -> Self:
+        """The configuration: the given keys, over the recipe that they name or over the finished run that is evaluated.
+
+        ``recipe``: the one that was chosen for recipe=auto, which needs a look at the images: ``auto_recipe.resolve_config``.
+        """
         # any recipe that fits the given keys: the right one is known only when these are resolved
         likely = [name for key, name in cls.recipes().items() if _is_given(key, overrides, file)]
         usual = cls.recipe_defaults([f"{cls.task_name}_encoder", *likely][-1])
         first = resolve(cls, overrides, file, {**usual, "encoder": ANY, "data": ANY})
         if first.evaluate is not None:
             return resolve(cls, overrides, file, finished_config(Path(first.out)))
-        return resolve(cls, overrides, file, {**cls.recipe_defaults(first.recipe_name()), **first.family_defaults()})
+        if recipe is None and first.recipe == AUTO:
+            raise ConfigError("recipe", AUTO, "paper or small here, where nothing looks at the images")
+        first = replace(first, recipe=recipe or first.recipe)
+        defaults = {**cls.recipe_defaults(first.recipe_name()), **first.family_defaults()}
+        return replace(resolve(cls, overrides, file, defaults), recipe=first.recipe)
 
     def family_defaults(self) -> dict[str, Any]:
         """What the architecture that training starts from changes in the recipe; nothing for a plain ViT."""
