@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ..core.data.classification import MultiLabeledImages
@@ -143,9 +144,13 @@ def _pool(config: InitConfig, found: Sequence[AnnotatedTask]) -> str | None:
 
 
 def pool_images(config: InitConfig, found: Sequence[AnnotatedTask]) -> ImageSet:
-    """The images to pretrain on, or those that they are drawn from."""
+    """The images to pretrain on; where they will be drawn from labelled ones, about as many of these, evenly spaced."""
     pool = _pool(config, found)
-    return found[0].images if pool is None else find_source(pool, config.slices)
+    if pool is not None:
+        return find_source(pool, config.slices)
+    images = found[0].images
+    count = max(1, int(_pool_share(found[0]) * _left_to_train(found[0])))
+    return images.subset(np.linspace(0, len(images) - 1, count).round().astype(np.int64))
 
 
 def write_suite(config: InitConfig, found: Sequence[AnnotatedTask], design: SuiteSize) -> Suite:
@@ -290,9 +295,13 @@ def _batch_size(images: int) -> int:
 
 def _source(found: AnnotatedTask, pool_share: float) -> int:
     """How many images labelled ones are drawn from, besides validation, test and the pool."""
+    return int((1 - pool_share) * _left_to_train(found))
+
+
+def _left_to_train(found: AnnotatedTask) -> int:
+    """How many images there are besides validation and test."""
     left = found.train if "test" in found.splits else int(0.9 * found.train)
-    left = left if "val" in found.splits else int(0.9 * left)
-    return int((1 - pool_share) * left)
+    return left if "val" in found.splits else int(0.9 * left)
 
 
 def _wanted(found: AnnotatedTask) -> int:

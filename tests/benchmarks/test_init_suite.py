@@ -134,3 +134,13 @@ def test_the_suite_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     fast += ["arms.mae.pretrain.epochs=1", "arms.supervised.pretrain.epochs=1", "labels=[20]", "steps={20: 2}"]
     done = bench(BenchConfig.resolve([f"suite={tmp_path / 'suite.yaml'}", f"out={tmp_path / 'out'}", *fast]))
     assert done.error is None and "At 20 labels" in done.summary() and done.report.is_file()
+
+
+def test_the_pool_that_is_planned_for_is_the_one_that_is_pretrained_on(tmp_path: Path) -> None:
+    for label in range(3):
+        write_images(tmp_path / "data" / f"class{label}", 60, first=60 * label)
+    suite = init(InitConfig(str(tmp_path / "data"), out=str(tmp_path / "suite.yaml")))
+    (stated,) = [line for line in suite.lines if line.startswith("pool: ")]
+    config = BenchConfig.resolve({"suite": str(suite.file), "out": "x", "data": {"near": "off"}})
+    there = len(read_suite_images(config).pool)
+    assert abs(int(stated.split()[1].replace(",", "")) - there) <= 2 < there < 140
