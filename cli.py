@@ -24,6 +24,8 @@ from .core.terminal import LineFormatter, printable
 from .core.yaml_files import to_dict, to_yaml
 from .version import __version__
 
+logger = logging.getLogger("maelift")
+
 LONGEST_MESSAGE = 1500
 """Letters up to which an error is shown."""
 
@@ -95,16 +97,20 @@ def _run(name: str, command: Command, words: list[str]) -> None:
     if cache is not None and (answer := cache.answer()) is not None:
         _print(answer)
         return
+    _log_to_stderr(_pop_flag(words, "-q", "--quiet"))  # what is chosen for the user is said
+    if command.loads_torch and command.home is None:
+        logger.info("%s: loading torch", name)
     schema = command.config_type()
     file = _pop_config(words)
     show_config = _pop_flag(words, "--show-config")
-    dry_run, quiet = _pop_flag(words, "-n", "--dry-run") or show_config, _pop_flag(words, "-q", "--quiet")
+    dry_run = _pop_flag(words, "-n", "--dry-run") or show_config
     as_json = command.json and _pop_flag(words, "--json")
     words += [f"{key}=true" for key in command.switches if _pop_flag(words, f"--{key}")]
     actions = [function for flag, function in command.flags.items() if _pop_flag(words, flag)]
     unread.forget()
-    _log_to_stderr(quiet)  # what is chosen for the user is said
     config = _resolve(command, schema, _options_to_keys(words, command.options), file)
+    if command.loads_torch and command.home is not None:  # whose schema is a light module
+        logger.info("%s: loading torch", name)
     if dry_run:
         plan = "\n".join([command.load("plan")(config).text(), *unread.reported()])
         _print(f"{plan}\n\n{to_yaml(config).rstrip()}" if show_config and to_dict(config) else plan)
@@ -220,7 +226,6 @@ def _is_main_process() -> bool:
 
 
 def _log_to_stderr(quiet: bool) -> None:
-    logger = logging.getLogger("maelift")
     logger.setLevel(logging.INFO if _is_main_process() and not quiet else logging.WARNING)
     if not logger.handlers:
         handler = logging.StreamHandler()

@@ -27,8 +27,8 @@ class Command:
     package. ``defaults`` describes where the values of keys without a default come from. ``json``: the result has a
     ``to_json``. ``flags``: options that call another function of the module, by its name, for a result with a ``text``.
     ``answers``: a module with an ``AnswerCache`` of the command's words, which may know the answer without running the command;
-    the function gets it too. ``resolver``: the module whose ``resolve_config`` makes the configuration, in place of the schema's
-    ``resolve``.
+    the function gets it too. ``loads_torch``: the functions need torch, whose import takes seconds, before they say anything.
+    ``resolver``: the module whose ``resolve_config`` makes the configuration, in place of the schema's ``resolve``.
     """
 
     module: str
@@ -45,6 +45,7 @@ class Command:
     flags: Mapping[str, str] = field(default_factory=dict)
     answers: str | None = None
     external: bool = False
+    loads_torch: bool = False
     resolver: str | None = None
 
     @property
@@ -120,6 +121,7 @@ COMMANDS: dict[str, Command] = {
         "ReconstructConfig",
         "reconstruct",
         "fill in hidden parts of images (encoder and decoder)",
+        loads_torch=True,
     ),
     **{f"transfer {name}": _task_command(tasks.entry(name)) for name in tasks.BUILT_IN},
     "predict": Command(
@@ -128,6 +130,7 @@ COMMANDS: dict[str, Command] = {
         "predict",
         "a trained model's predictions for images, with pictures",
         home="transfer.predict",
+        loads_torch=True,
     ),
     "bench": Command(
         "benchmarks.runner",
@@ -138,6 +141,7 @@ COMMANDS: dict[str, Command] = {
         defaults=_suite_defaults,
         flags={"--status": "status"},
         answers="benchmarks.answer_cache",
+        loads_torch=True,
     ),
     "bench compare": Command(
         "benchmarks.compare_suites",
@@ -145,6 +149,7 @@ COMMANDS: dict[str, Command] = {
         "compare_results",
         "two finished suites side by side",
         positional=("one", "two"),
+        loads_torch=True,
     ),
     "init": Command(
         "benchmarks.init_suite",
@@ -159,6 +164,7 @@ COMMANDS: dict[str, Command] = {
         "try_data",
         "the whole within a given time: pretrain on a folder, compare, one page",
         positional=("data",),
+        loads_torch=True,
     ),
     "export": Command(
         "transfer.export",
@@ -167,6 +173,7 @@ COMMANDS: dict[str, Command] = {
         "the encoder for timm, transformers, torchvision, detectron2, mmseg, onnx",
         positional=("encoder",),
         options=("to",),
+        loads_torch=True,
     ),
     "import": Command(
         "adapters.import_weights",
@@ -174,6 +181,7 @@ COMMANDS: dict[str, Command] = {
         "import_encoder",
         "other weights (MAE, timm, transformers, mmseg, detectron2) to an encoder file",
         positional=("weights",),
+        loads_torch=True,
     ),
     "certify": Command(
         "adapters.certify",
@@ -182,6 +190,7 @@ COMMANDS: dict[str, Command] = {
         "does a config or checkpoint of yours compute what the encoder computes?",
         positional=("model", "encoder"),
         switches=("trust",),
+        loads_torch=True,
     ),
     "data fashion-mnist": Command(
         "core.tools.fashion_mnist", "FashionMnistConfig", "fashion_mnist", "bring the data of the quickstart"

@@ -158,3 +158,10 @@ def test_init_writes_a_suite_without_torch(tmp_path: Path) -> None:
     code, output, errors, imported = run_and_list("init", tmp_path / "pets", f"out={tmp_path / 'suite.yaml'}")
     assert code == 0 and imported == "[]", errors
     assert "next: maelift bench" in output
+
+
+def test_what_loads_torch_says_so_first() -> None:
+    for words in (["bench", "nosuchsuite", "out=x"], ["certify", "a", "b"], ["predict", "model=nowhere", "images=x"]):
+        done = run_maelift(*words)
+        assert done.returncode == 2 and done.stderr.startswith(f"{words[0]}: loading torch\n"), done.stderr
+        assert "loading" not in run_maelift(*words, "--quiet").stderr
