@@ -24,15 +24,20 @@ _maelift() {
 complete -o default -F _maelift maelift
 """,
     "zsh": """\
-# For this session: source <(maelift completion zsh). For all: maelift completion zsh > _maelift, in a folder of $fpath
 #compdef maelift
+# For this session: source <(maelift completion zsh). For all: maelift completion zsh > _maelift, in a folder of $fpath
 _maelift() {
     local -a found
     found=("${(@f)$(maelift --complete zsh "${LBUFFER}" 2>/dev/null)}")
     compset -P '*='
     [[ -n ${found[1]} ]] && compadd -Q -S '' -- "${found[@]}" || _files
 }
-compdef _maelift maelift
+if [[ ${funcstack[1]} == _maelift ]]; then  # a file of $fpath is this function
+    _maelift "$@"
+else
+    (( $+functions[compdef] )) || { autoload -Uz compinit && compinit }
+    compdef _maelift maelift
+fi
 """,
     "fish": """\
 # For this session: maelift completion fish | source. For all: maelift completion fish > ~/.config/fish/completions/maelift.fish
