@@ -5,12 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from .commands import COMMANDS, command_name
 from .key_table import keys_of
 
 Shell = Literal["bash", "zsh", "fish"]
+
+SUITES = Path(__file__).parent / "benchmarks" / "suites"
+"""The suites that come with maelift, a file each."""
 
 SCRIPTS: dict[str, str] = {
     "bash": """\
@@ -101,6 +105,8 @@ def _commands_after(words: Sequence[str]) -> list[list[str]]:
 
 def _values(name: str, key: str) -> list[str]:
     """The words that a key takes, where it takes some of few."""
+    if (name, key) == ("bench", "suite"):
+        return sorted(file.stem for file in SUITES.glob("*.yaml"))
     kind = next((one.type for one in keys_of(name) if one.key == key), "")
     words = [word for part in re.findall(r"one of ([^|\]]+)", kind) for word in re.split(r",\s*", part.strip())]
     return [

@@ -145,6 +145,7 @@ def test_completion_knows_commands_keys_and_words() -> None:
     assert complete("maelift pretrain data=pho") == []  # the shell completes files
     assert complete("maelift export --t") == ["--to"] and "--show-config" in complete("maelift pretrain --")
     assert complete("maelift completion z") == ["zsh"]
+    assert complete("maelift bench quick") == ["quickstart", "quickstart_full"] and complete("maelift bench ./s") == []
     assert complete("maelift pretrain -h masking.r") == ["masking.ratio"]
     assert complete("maelift nothing at=all") == []
 
