@@ -27,7 +27,6 @@ from ..core.models.encoder_file import EncoderFile, Provenance
 from ..core.progress import ProgressListener
 from ..core.public_names import public_config
 from ..core.seeding import seeded_rng
-from ..core.terminal import quoted
 from ..core.training.checkpoints import Checkpoints
 from ..core.training.ema import WeightAverage
 from ..core.training.loader import Batches
@@ -45,6 +44,7 @@ from .init_weights import init_encoder, init_form, read_init_weights
 from .metrics import Scores
 from .model_file import MODEL_FILE
 from .report import write_summary
+from .result import TransferResult
 from .run_files import ENCODER_FILE, SPLITS_FILE, TEST_FILE, write_splits
 from .task import Task
 
@@ -60,29 +60,6 @@ class FitResult:
     best_step: int
     steps: int
     seconds: float
-
-
-@dataclass(frozen=True)
-class TransferResult:
-    """What a transfer ends with: the model file, its test scores, and its best validation score (a share)."""
-
-    task: str
-    model: Path
-    test: Scores
-    metric: str
-    val: float
-    val_count: int
-    seed: int
-
-    def summary(self) -> str:
-        """The result in a few lines."""
-        metric = self.metric.removeprefix("val/")
-        return (
-            f"model: {self.model}\n{self.test.line()}\n"
-            f"val: best {metric} {100 * self.val:.2f} % ({self.val_count} images, 1 seed)\n"
-            f"pictures and curves: {self.model.with_name('summary.html')}\n"
-            f"next: maelift predict model={quoted(self.model)} images=FOLDER"
-        )
 
 
 def fit(

@@ -7,13 +7,11 @@ import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from markupsafe import Markup
-
 from ..core.files import atomic_write_bytes
 from ..core.optional_imports import installed_versions
 from ..core.progress import duration
 from ..core.public_names import public_config
-from ..core.report.charts import MAX_LINES, describe_curves, draw_curves, points
+from ..core.report.charts import MAX_LINES, CurveChart, points
 from ..core.report.html import Table, data_url, describe_machine, keys_table, render
 from ..version import __version__
 from .metrics import NOT_SHARES, Scores
@@ -59,7 +57,7 @@ def write_summary(
         empty=_without_examples(scores),
         matrix=_matrix(scores),
         confusions=_confusions(scores),
-        charts=_charts(curves),
+        charts=[chart.inline() for chart in curve_charts(curves)],
         pictures=[
             (heading, nothing, [(data_url(picture.data, picture.kind), picture.caption) for picture in shown])
             for heading, nothing, shown in _sorted(pictures)
@@ -179,22 +177,22 @@ def _sorted(pictures: Sequence[ExampleImage]) -> list[tuple[str, str, list[Examp
     ]
 
 
-def _charts(curves: Sequence[Mapping[str, float]]) -> list[tuple[str, str, Markup]]:
-    """The curves as (caption, what they show in words, inline SVG)."""
+def curve_charts(curves: Sequence[Mapping[str, float]]) -> list[CurveChart]:
+    """The charts of the records of a metrics.jsonl: losses, validation figures, learning rate, those there are."""
     names = list(dict.fromkeys(name for record in curves for name in record if name != "step"))
     losses = [name for name in names if "loss" in name]
     figures = [name for name in names if name.startswith("val/") and "loss" not in name]
-    drawn = []
+    found = []
     for key, caption, label, chosen, factor in (
         ("loss", "Loss while training", "loss", losses, 1.0),
         ("validation", "Figures of the validation images while training", "%", figures, 100.0),
         ("rate", "Learning rate", "learning rate", [name for name in names if name == "lr"], 1.0),
     ):
-        lines = [(name, found) for name in chosen[:MAX_LINES] if (found := points(curves, name, factor))]
+        lines = [(name, values) for name in chosen[:MAX_LINES] if (values := points(curves, name, factor))]
         if lines:
             left_out = f" (the first {MAX_LINES} of {len(chosen)})" if len(chosen) > MAX_LINES else ""
-            drawn.append((caption + left_out, describe_curves(lines), draw_curves(lines, label, key)))
-    return drawn
+            found.append(CurveChart(key, caption + left_out, label, tuple(lines)))
+    return found
 
 
 def _percent(share: float | None) -> str:

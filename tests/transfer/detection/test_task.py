@@ -26,9 +26,9 @@ from maelift.transfer.detection.augmentation import JitteredCrop, crop_targets, 
 from maelift.transfer.detection.config import DetectConfig
 from maelift.transfer.detection.model import Detector
 from maelift.transfer.detection.task import DetectionTask, matches_annotations
-from maelift.transfer.finetune import TransferResult
 from maelift.transfer.init_weights import fresh_encoder
 from maelift.transfer.predictions import Detections
+from maelift.transfer.result import TransferResult
 from maelift.transfer.trained_model import load_model
 from numpy.typing import NDArray
 from PIL import Image
