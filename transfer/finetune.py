@@ -208,6 +208,8 @@ def _finish(
     )
     if scores.confusion is not None:
         scores.write_confusion(path / "confusion_test.csv")
+    if scores.precision_recall:
+        scores.write_precision_recall(path / "pr_curves.csv")
     scores.write(path / TEST_FILE, val=validation, best_step=found.best_step, steps=found.steps)
 
 

@@ -14,14 +14,12 @@ from ..core.public_names import public_config
 from ..core.report.charts import MAX_LINES, CurveChart, points
 from ..core.report.html import Table, data_url, describe_machine, keys_table, render
 from ..version import __version__
+from .error_report import confusion_matrix, confusions, precision_recall_charts
 from .metrics import NOT_SHARES, Scores
 from .visualize import ExampleImage
 
 SUMMARY_FILE = "summary.html"
 LIBRARIES = ("torch", "torchvision", "timm", "torchmetrics", "numpy", "pillow", "detectron2", "onedl-mmsegmentation")
-MOST_IN_MATRIX = 30
-"""Classes that a confusion matrix is shown for as a table; of more, the commonest confusions are listed alone."""
-CONFUSIONS = 10
 FOLDED_FROM = 40
 """Rows from which a table is folded away."""
 COUNTS = ("count", "images", "objects", "pixels", "boxes", "instances")
@@ -55,8 +53,9 @@ def write_summary(
         figures=_metrics_table(scores),
         classes=_class_table(scores),
         empty=_without_examples(scores),
-        matrix=_matrix(scores),
-        confusions=_confusions(scores),
+        matrix=confusion_matrix(scores),
+        confusions=confusions(scores),
+        recalls=[chart.inline() for chart in precision_recall_charts(scores)],
         charts=[chart.inline() for chart in curve_charts(curves)],
         pictures=[
             (heading, nothing, [(data_url(picture.data, picture.kind), picture.caption) for picture in shown])
@@ -128,41 +127,6 @@ def _without_examples(scores: Scores) -> list[str]:
         name
         for name, values in scores.per_class.items()
         if not any(value is not None and math.isfinite(value) for key, value in values.items() if key not in COUNTS)
-    ]
-
-
-def _class_names(scores: Scores) -> list[str]:
-    count = len(scores.confusion or ())
-    names = list(scores.per_class)
-    return names if len(names) == count else [f"class {number}" for number in range(count)]
-
-
-def _matrix(scores: Scores) -> list[tuple[str, list[tuple[int, float]]]]:
-    """For each true class its name, and of each predicted class the count and its share of the row."""
-    if scores.confusion is None or len(scores.confusion) > MOST_IN_MATRIX:
-        return []
-    names = _class_names(scores)
-    return [
-        (name, [(count, count / max(1, sum(row))) for count in row])
-        for name, row in zip(names, scores.confusion, strict=True)
-    ]
-
-
-def _confusions(scores: Scores) -> list[str]:
-    """The commonest confusions, in words."""
-    if scores.confusion is None:
-        return []
-    names = _class_names(scores)
-    pairs = [
-        (count, sum(row), true, taken)
-        for true, row in enumerate(scores.confusion)
-        for taken, count in enumerate(row)
-        if count and true != taken
-    ]
-    pairs.sort(key=lambda pair: (-pair[0], pair[2:]))
-    return [
-        f"{names[true]} taken for {names[taken]}: {count:,} of {total:,}"
-        for count, total, true, taken in pairs[:CONFUSIONS]
     ]
 
 

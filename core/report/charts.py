@@ -45,15 +45,18 @@ SHAPES = {
 """Paths of ``MARKERS`` in the middle of a legend's sample, 28 by 12 units."""
 SAMPLE_DASHES = {"-": "none", "--": "6 3", "-.": "7 2 2 2", ":": "2 2"}
 
+STEPS = "steps of training"
+
 Line = tuple[str, list[tuple[float, float]]]
 """A curve: its name, and the (step, value) of its points."""
 
 
 @dataclass(frozen=True)
 class CurveChart:
-    """Curves over the training steps that belong in one chart.
+    """Curves that belong in one chart.
 
-    ``key`` names the chart within its page; ``caption`` says what is shown, ``label`` what the values are and their unit.
+    ``key`` names the chart within its page; ``caption`` says what is shown, ``label`` what the values are and their unit,
+    ``below`` the same of the horizontal axis; ``words`` describe curves that aren't over the steps of training.
     """
 
     key: str
@@ -61,11 +64,13 @@ class CurveChart:
     label: str
     lines: tuple[Line, ...]
     logarithmic: bool = False
+    below: str = STEPS
+    words: str = ""
 
     def inline(self) -> tuple[str, str, Markup]:
         """The caption, the curves in words, and the chart as inline SVG."""
-        drawn = draw_curves(self.lines, self.label, self.key, logarithmic=self.logarithmic)
-        return self.caption, describe_curves(self.lines), drawn
+        drawn = draw_curves(self.lines, self.label, self.key, logarithmic=self.logarithmic, below=self.below)
+        return self.caption, self.words or describe_curves(self.lines), drawn
 
 
 def new_chart(height: float = 3.2) -> tuple[Figure, Axes]:
@@ -159,10 +164,12 @@ def describe_curves(lines: Sequence[Line]) -> str:
     )
 
 
-def draw_curves(lines: Sequence[Line], label: str, name: str, *, logarithmic: bool = False) -> Markup:
-    """Curves over the training steps as inline SVG with ids by ``name``; ``label`` says what the values are and their unit."""
+def draw_curves(
+    lines: Sequence[Line], label: str, name: str, *, logarithmic: bool = False, below: str = STEPS
+) -> Markup:
+    """Curves as inline SVG with ids by ``name``; ``label`` says what the values are and their unit, ``below`` over what."""
     figure, axes = new_chart()
-    _plot_curves(axes, lines, label, logarithmic)
+    _plot_curves(axes, lines, label, logarithmic, below)
     return inline_svg(figure, name)
 
 
@@ -172,13 +179,13 @@ def curves_figure(charts: Sequence[CurveChart]) -> Figure:
 
     figure = NotebookFigure(figsize=(1.4 * WIDTH, 3.8 * len(charts)), layout="constrained")
     for part, chart in zip(figure.subfigures(len(charts), 1, squeeze=False).flat, charts, strict=True):
-        _plot_curves(add_axes(part), chart.lines, chart.label, chart.logarithmic)
+        _plot_curves(add_axes(part), chart.lines, chart.label, chart.logarithmic, chart.below)
         part.suptitle(wrapped(chart.caption, 2 * NAME_LENGTH), fontsize=10).set_parse_math(False)
         add_legend(part)
     return figure
 
 
-def _plot_curves(axes: Axes, lines: Sequence[Line], label: str, logarithmic: bool) -> None:
+def _plot_curves(axes: Axes, lines: Sequence[Line], label: str, logarithmic: bool, below: str) -> None:
     for number, (metric, found) in enumerate(lines):
         colour, marker, dashes = line_style(number)
         axes.plot(
@@ -193,4 +200,4 @@ def _plot_curves(axes: Axes, lines: Sequence[Line], label: str, logarithmic: boo
     if logarithmic:
         axes.set_yscale("log")
     axes.xaxis.set_major_formatter("{x:,.0f}")
-    name_axes(axes, "steps of training", label)
+    name_axes(axes, below, label)
