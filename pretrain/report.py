@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 import platform
 import shlex
 from collections import Counter
@@ -14,7 +13,7 @@ from pathlib import Path
 from markupsafe import Markup
 from PIL import Image
 
-from ..core.data.composite import Display
+from ..core.data.composite import Display, picture_grid
 from ..core.errors import show
 from ..core.files import atomic_write_bytes
 from ..core.models.encoder_file import EncoderFile, Provenance
@@ -24,6 +23,7 @@ from ..core.progress import duration
 from ..core.public_names import public_config, public_name
 from ..core.report.charts import points
 from ..core.report.html import Table, data_url, describe_machine, keys_table, render
+from ..core.training.batch_sheet import sheet_for_page
 from ..core.training.tracker import EVENTS_FILE, METRICS_FILE, WAIT_LIMIT, Event, read_events, read_metrics
 from ..core.yaml_files import flatten, to_dict
 from ..version import __version__
@@ -76,6 +76,8 @@ def write_report(
         charts=_charts(records, source, labeled),
         pictures=_pictures(folder, source),
         shown=_shown(source, display),
+        batch=None if (sheet := sheet_for_page(folder)) is None else data_url(*sheet),
+        augmented=f"{source.config.crop.words(source.size)} {display.caption(source.channels)}".rstrip(),
         events=_event_table(events),
         kinds=dict(Counter(event.kind for event in events)),
         data=_data_table(source, broken),
@@ -223,12 +225,8 @@ def _strip(tiles: Sequence[Image.Image]) -> str:
     width, height = tiles[0].size
     scale = min(1.0, (STRIP_WIDTH - (across - 1) * GAP) / (across * width))
     width, height = max(1, round(scale * width)), max(1, round(scale * height))
-    down = math.ceil(len(tiles) / across)
-    sheet = Image.new("RGB", (across * (width + GAP) - GAP, down * (height + GAP) - GAP), "white")
-    for number, tile in enumerate(tiles):
-        row, column = divmod(number, across)
-        small = tile if scale == 1 else tile.resize((width, height), Image.Resampling.BICUBIC)
-        sheet.paste(small, (column * (width + GAP), row * (height + GAP)))
+    small = [tile if scale == 1 else tile.resize((width, height), Image.Resampling.BICUBIC) for tile in tiles]
+    sheet = picture_grid(small, across, GAP)
     buffer = io.BytesIO()
     sheet.save(buffer, format="JPEG", quality=88)
     return data_url(buffer.getvalue(), "jpeg")

@@ -97,5 +97,6 @@ def _precision_recall(scores: Scores, measure: str, curves: Mapping[str, Sequenc
         label="precision, %",
         lines=lines,
         below="recall, %",
+        ends=(-2, 102),
         words="; ".join(f"{measure} of {name}: {area} %" for name, area in areas.items()),
     )

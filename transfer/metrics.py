@@ -43,7 +43,7 @@ class Scores:
     per_class: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
     confusion: tuple[tuple[int, ...], ...] | None = None
     confusion_of: Literal["images", "objects"] = "images"
-    precision_recall: Mapping[str, Mapping[str, tuple[float, ...]]] = field(default_factory=dict)
+    precision_recall: Mapping[str, Mapping[str, tuple[float, ...]]] = field(default_factory=dict, compare=False)
 
     @property
     def confusion_names(self) -> tuple[list[str], list[str]]:

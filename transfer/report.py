@@ -15,6 +15,7 @@ from ..core.report.charts import MAX_LINES, CurveChart, points
 from ..core.report.html import Table, data_url, describe_machine, keys_table, render
 from ..version import __version__
 from .error_report import confusion_matrix, confusions, precision_recall_charts
+from .label_counts import LabelCounts
 from .metrics import NOT_SHARES, Scores
 from .visualize import ExampleImage
 
@@ -36,11 +37,13 @@ def write_summary(
     pictures: Sequence[ExampleImage] = (),
     notes: Sequence[str] = (),
     seconds: float | None = None,
+    labels: LabelCounts | None = None,
+    batch: tuple[bytes, str] | None = None,
 ) -> Path:
     """Write summary.html into a folder, all at once; it needs nothing from elsewhere.
 
     ``title``: what was done; ``config``: the run's keys; ``curves``: the records of its metrics.jsonl; ``notes``: what its
-    reader should beware of; ``seconds`` of training.
+    reader should beware of; ``seconds`` of training; ``batch``: the contact sheet of the first batch, and its kind.
     """
     config = public_config(config)
     html = render(
@@ -66,6 +69,8 @@ def write_summary(
         machine=describe_machine(),
         spent=None if seconds is None else duration(seconds),
         folded_from=FOLDED_FROM,
+        labels=labels,
+        batch=None if batch is None else data_url(*batch),
     )
     path = folder / SUMMARY_FILE
     atomic_write_bytes(path, html.encode("utf-8", "replace"))  # file names need not be UTF-8

@@ -56,7 +56,8 @@ class CurveChart:
     """Curves that belong in one chart.
 
     ``key`` names the chart within its page; ``caption`` says what is shown, ``label`` what the values are and their unit,
-    ``below`` the same of the horizontal axis; ``words`` describe curves that aren't over the steps of training.
+    ``below`` the same of the horizontal axis; ``words`` describe curves that aren't over the steps of training; ``ends`` are
+    those of the vertical axis, None: by the values.
     """
 
     key: str
@@ -66,10 +67,13 @@ class CurveChart:
     logarithmic: bool = False
     below: str = STEPS
     words: str = ""
+    ends: tuple[float, float] | None = None
 
     def inline(self) -> tuple[str, str, Markup]:
         """The caption, the curves in words, and the chart as inline SVG."""
-        drawn = draw_curves(self.lines, self.label, self.key, logarithmic=self.logarithmic, below=self.below)
+        drawn = draw_curves(
+            self.lines, self.label, self.key, logarithmic=self.logarithmic, below=self.below, ends=self.ends
+        )
         return self.caption, self.words or describe_curves(self.lines), drawn
 
 
@@ -165,11 +169,17 @@ def describe_curves(lines: Sequence[Line]) -> str:
 
 
 def draw_curves(
-    lines: Sequence[Line], label: str, name: str, *, logarithmic: bool = False, below: str = STEPS
+    lines: Sequence[Line],
+    label: str,
+    name: str,
+    *,
+    logarithmic: bool = False,
+    below: str = STEPS,
+    ends: tuple[float, float] | None = None,
 ) -> Markup:
     """Curves as inline SVG with ids by ``name``; ``label`` says what the values are and their unit, ``below`` over what."""
     figure, axes = new_chart()
-    _plot_curves(axes, lines, label, logarithmic, below)
+    _plot_curves(axes, lines, label, logarithmic, below, ends)
     return inline_svg(figure, name)
 
 
@@ -179,13 +189,20 @@ def curves_figure(charts: Sequence[CurveChart]) -> Figure:
 
     figure = NotebookFigure(figsize=(1.4 * WIDTH, 3.8 * len(charts)), layout="constrained")
     for part, chart in zip(figure.subfigures(len(charts), 1, squeeze=False).flat, charts, strict=True):
-        _plot_curves(add_axes(part), chart.lines, chart.label, chart.logarithmic, chart.below)
+        _plot_curves(add_axes(part), chart.lines, chart.label, chart.logarithmic, chart.below, chart.ends)
         part.suptitle(wrapped(chart.caption, 2 * NAME_LENGTH), fontsize=10).set_parse_math(False)
         add_legend(part)
     return figure
 
 
-def _plot_curves(axes: Axes, lines: Sequence[Line], label: str, logarithmic: bool, below: str) -> None:
+def _plot_curves(
+    axes: Axes,
+    lines: Sequence[Line],
+    label: str,
+    logarithmic: bool,
+    below: str,
+    ends: tuple[float, float] | None,
+) -> None:
     for number, (metric, found) in enumerate(lines):
         colour, marker, dashes = line_style(number)
         axes.plot(
@@ -199,5 +216,7 @@ def _plot_curves(axes: Axes, lines: Sequence[Line], label: str, logarithmic: boo
         )
     if logarithmic:
         axes.set_yscale("log")
+    if ends is not None:
+        axes.set_ylim(*ends)
     axes.xaxis.set_major_formatter("{x:,.0f}")
     name_axes(axes, below, label)

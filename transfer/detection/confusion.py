@@ -1,4 +1,4 @@
-"""The confusion matrix of objects: what each was found as, what was missed, and what was found where there is nothing."""
+"""The confusion matrix of objects: found as which class, missed, or found where there is nothing."""
 
 from __future__ import annotations
 

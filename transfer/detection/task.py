@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import ClassVar, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor, nn
 
 from ...core.data.dataset_format import hint
@@ -112,6 +113,21 @@ class DetectionTask(Task[DetectConfig, DetectionImages]):
         canvas[:, : part.shape[1], : part.shape[2]] = part
         targets = crop_targets(images.objects[index], crop, mirrored, turns, masks=self.architecture.masks)
         return Sample(canvas, targets)
+
+    def draw_sample(self, batch: Batch, place: int) -> Image.Image | None:
+        target = {name: tensor.cpu().numpy() for name, tensor in batch.targets[place].items()}
+        scores = np.ones(len(target["labels"]), dtype=np.float32)
+        objects = Detections(target["boxes"], scores, target["labels"], self.splits.train.classes, target.get("masks"))
+        return self.sample_picture(batch, place, lambda image: draw_detections(image, objects, show_scores=False))
+
+    def label_counts(self, images: DetectionImages) -> Mapping[str, Sequence[int]]:
+        """Objects, without crowds, and images that have some."""
+        labels = [objects.labels[~objects.crowd] for objects in images.objects]
+        counts = np.bincount(np.concatenate([np.empty(0, dtype=np.int64), *labels]), minlength=len(images.classes))
+        shown = np.bincount(
+            np.concatenate([np.empty(0, dtype=np.int64), *map(np.unique, labels)]), minlength=len(images.classes)
+        )
+        return {"objects": counts.tolist(), "images": shown.tolist()}
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         losses = cast(Mapping[str, Tensor], model(batch.pixels, batch.targets))
