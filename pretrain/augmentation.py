@@ -36,7 +36,7 @@ class Crop:
         """What becomes of an image, in a sentence."""
         low, high = (f"{100 * share:g} %" for share in self.scale)
         area = f"of {low} to {high} of the area" if low != high else f"of {low} of the area"
-        flip = ", every second one mirrored" if self.flip else ""
+        flip = ", half of them mirrored, at random" if self.flip else ""
         turn = ", turned by quarters" if self.turn else ""
         return f"random crops {area}, resized to {size[0]}×{size[1]} pixels{flip}{turn}."
 

@@ -27,6 +27,7 @@ from ..core.training.batch_sheet import sheet_for_page
 from ..core.training.tracker import EVENTS_FILE, METRICS_FILE, WAIT_LIMIT, Event, read_events, read_metrics
 from ..core.yaml_files import flatten, to_dict
 from ..version import __version__
+from .animation import reconstruction_animation
 from .config import PretrainConfig
 from .curves import curve_charts, loss_unit
 from .data import Source
@@ -76,6 +77,7 @@ def write_report(
         charts=_charts(records, source, labeled),
         pictures=_pictures(folder, source),
         shown=_shown(source, display),
+        animation=_animation(folder, source),
         batch=None if (sheet := sheet_for_page(folder)) is None else data_url(*sheet),
         augmented=f"{source.config.crop.words(source.size)} {display.caption(source.channels)}".rstrip(),
         events=_event_table(events),
@@ -201,9 +203,7 @@ def _charts(
 
 def _pictures(folder: Path, source: Source) -> list[tuple[str, str]]:
     """Pictures as (data URL, caption): the originals, the visible patches, reconstructions from the first to the last."""
-    found = {
-        int(path.stem.removeprefix("step-")): path for path in sorted((folder / PICTURE_FOLDER).glob("step-*.png"))
-    }
+    found = _saved_pictures(folder)
     steps = sorted(found)
     if not steps:
         return []
@@ -217,6 +217,17 @@ def _pictures(folder: Path, source: Source) -> list[tuple[str, str]]:
             strips += [(_strip(originals), "The originals"), (_strip(masked), f"Visible to the encoder ({hidden})")]
         strips.append((_strip(rebuilt), f"Reconstructed after {step:,} steps"))
     return strips
+
+
+def _saved_pictures(folder: Path) -> dict[int, Path]:
+    """The pictures of reconstructions by step."""
+    return {int(path.stem.removeprefix("step-")): path for path in (folder / PICTURE_FOLDER).glob("step-*.png")}
+
+
+def _animation(folder: Path, source: Source) -> tuple[str, str, int] | None:
+    """The animation of the reconstructions and its still as data URLs, and its number of pictures."""
+    found = reconstruction_animation(_saved_pictures(folder), source)
+    return None if found is None else (data_url(found.moving, "png"), data_url(found.still, "png"), found.frames)
 
 
 def _strip(tiles: Sequence[Image.Image]) -> str:

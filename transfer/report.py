@@ -70,6 +70,7 @@ def write_summary(
         spent=None if seconds is None else duration(seconds),
         folded_from=FOLDED_FROM,
         labels=labels,
+        mixed=any(config.get(key) for key in ("mixup", "cutmix", "random_erasing")),
         batch=None if batch is None else data_url(*batch),
     )
     path = folder / SUMMARY_FILE
