@@ -22,6 +22,9 @@ from maelift.benchmarks.runner import BenchResult
 from maelift.benchmarks.status import Status
 from maelift.core.dry_run import Plan
 from maelift.core.errors import DataError, MaeliftError
+from maelift.core.models.build_backbone import build_backbone
+from maelift.core.models.preprocessing import Preprocessing
+from maelift.core.models.timm_spec import TimmSpec
 from maelift.core.notebook import facts_table
 from maelift.pretrain.reconstruct import ReconstructResult
 from maelift.pretrain.result import PretrainResult
@@ -138,6 +141,12 @@ def test_an_encoder_shows_its_images_and_where_it_is_from(pretrained: PretrainRe
     assert all(f"{value:.4g}" in words for value in (*encoder.preprocessing.mean, *encoder.preprocessing.std))
     assert f"{pretrained.steps:,} steps" in words
     assert "weights" not in _Page(encoder.resized((32, 32))._repr_html_()).words
+
+
+def test_a_model_of_timm_shows_its_architecture() -> None:
+    backbone = build_backbone(TimmSpec("resnet18", (64, 64), 5), preprocessing=Preprocessing.default(5))
+    words = " ".join(_Page(backbone._repr_html_()).words)
+    assert "resnet18" in words and "5: channel0, channel1" in words and "64×64 px, strides 2, 4, 8, 16, 32 px" in words
 
 
 def test_curves_of_a_pretraining_are_those_of_its_metrics(pretrained: PretrainResult) -> None:

@@ -153,7 +153,8 @@ class Backbone(nn.Module, ABC):
             ("parameters", f"{sum(parameter.numel() for parameter in self.parameters()):,}"),
         ]
         origin = [] if self.origin is None else [("weights", self.origin)]
-        return facts_table(type(self).__name__, [*facts, *origin])
+        name = f": {self.spec.architecture}" if isinstance(self.spec, TimmSpec) else ""
+        return facts_table(f"{type(self).__name__}{name}", [*facts, *origin])
 
     def pooled_dim(self, pooling: Pooling) -> int:
         """The length of a pooled vector; raises ConfigError for what the backbone doesn't have."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +24,7 @@ from maelift.core.training import batch_sheet
 from maelift.core.training.batch_sheet import BATCH_FILE, sample_levels, shown_ends, write_batch_sheet
 from maelift.core.training.loader import Batch, Batches
 from maelift.tests.support import TINY, encoder_file, noise_image, random_encoder, run_maelift, write_images
+from maelift.transfer.classification.task import ClassificationTask
 from maelift.transfer.detection.task import DetectionTask
 from maelift.transfer.label_counts import label_counts
 from maelift.transfer.metrics import Scores
@@ -124,6 +127,17 @@ def test_the_sheet_changes_no_weight(
 
 
 @pytest.mark.slow
+def test_a_plan_names_the_rarest_class(classes: Path, encoder: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(classes, data)
+    write_images(data / "rare", 5, first=200)
+    words = [f"data={data}", f"encoder={encoder}", f"out={tmp_path / 'run'}", "val=6", "test=6"]
+    planned = run_maelift("transfer", "classify", *words, "--dry-run")
+    assert planned.returncode == 0, planned.stderr
+    assert re.search(r"^rarest class +rare, [1-5] images to train on$", planned.stdout, re.M)
+
+
+@pytest.mark.slow
 def test_a_command_says_where_the_sheet_is(classes: Path, tmp_path: Path) -> None:
     words = ["pretrain", f"data={classes}", f"out={tmp_path / 'run'}", *TINY, "epochs=1"]
     planned = run_maelift(*words, "--dry-run")
@@ -149,6 +163,17 @@ class _Drawing:
         self.display = Display()
 
     sample_picture = Task.sample_picture
+
+
+def test_a_classifier_s_sample_has_its_class_below_it() -> None:
+    def drawn(name: str) -> NDArray[np.uint8]:
+        task: Any = _Drawing(label_text=lambda images, index: name)
+        return np.asarray(ClassificationTask.draw_sample(task, batch_of(np.full((3, 16, 16), 100, np.uint8)), 0))
+
+    cat, dog = drawn("cat"), drawn("dog")
+    side = cat.shape[1]
+    assert (cat[:side] == 100).all() and (cat[:side] == dog[:side]).all()
+    assert cat.shape == dog.shape and (cat[side:] != dog[side:]).any() and cat[side:].min() < 100
 
 
 def test_a_detector_s_sample_has_its_boxes_and_masks() -> None:
