@@ -65,7 +65,10 @@ class PretrainResult:
             )
         unit = loss_unit(bool(read_run_config(folder / "config.yaml")["norm_pix_loss"]))
         charts = curve_charts(read_metrics(folder / METRICS_FILE), unit, self.held_out_images)
-        return curves_figure([chart for chart in charts if chart.key in ("loss", "probe")])
+        shown = [chart for chart in charts if chart.key in ("loss", "probe")]
+        if not shown:
+            raise DataError(f"{folder / METRICS_FILE}: no loss. Expected the metrics of the run beside its encoder.")
+        return curves_figure(shown)
 
     def _repr_html_(self) -> str:
         facts: list[Fact] = [

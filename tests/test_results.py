@@ -202,6 +202,10 @@ def test_what_is_missing_is_said_in_a_line(
         with pytest.raises(DataError, match="no such file") as error:
             ask()
         assert "\n" not in str(error.value)
+    gone.encoder.with_name("config.yaml").write_text("norm_pix_loss: true\n")
+    gone.encoder.with_name("metrics.jsonl").write_text('{"step": 1, "lr": 0.1}\n')
+    with pytest.raises(DataError, match="no loss"):
+        gone.plot()
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(MaeliftError, match="pip install -U pandas"):
         pretrained.metrics()
