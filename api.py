@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .transfer.classification.config import ClassifyConfig
     from .transfer.config import TransferConfig
     from .transfer.detection.config import DetectConfig
-    from .transfer.finetune import TransferResult
+    from .transfer.result import TransferResult
     from .transfer.segmentation.config import SegmentConfig
 
 

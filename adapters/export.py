@@ -24,6 +24,7 @@ from ..core.errors import CheckpointError, ConfigError, MaeliftError, show
 from ..core.files import sync_tree
 from ..core.models.encoder_file import EncoderFile, read_encoder
 from ..core.models.preprocessing import Preprocessing
+from ..core.notebook import Fact, facts_table
 from ..core.terminal import quoted
 from .bundle import Bundle, ExportConfig
 from .certificate import CERTIFICATE_FILE
@@ -91,6 +92,14 @@ class ExportResult:
         lines += [self.bundle.certificate.line()]
         lines += [f"note: {note}" for note in self.bundle.notes]
         return "\n".join([*lines, "", self.bundle.usage])
+
+    def _repr_html_(self) -> str:
+        facts: list[Fact] = [("folder", self.folder)]
+        for name, text in self.bundle.files.items():
+            facts += [("file", self.folder / name), ("", text)]
+        facts.append(("certificate", self.bundle.certificate.line()))
+        facts += [("note", note) for note in self.bundle.notes]
+        return facts_table("Export", [*facts, ("to use it", self.bundle.usage)])
 
 
 def export(config: ExportConfig) -> ExportResult:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
 from ..core.report.charts import COLOURS, inline_svg, line_style, name_axes, new_chart
@@ -27,8 +28,27 @@ class Chart:
     words: str
 
 
+@dataclass(frozen=True)
+class DrawnChart:
+    """The same before it is HTML: ``name`` is that of the chart within its page."""
+
+    name: str
+    caption: str
+    figure: Figure
+    words: str
+
+    def inline(self) -> Chart:
+        """The chart for a page."""
+        return Chart(self.caption, inline_svg(self.figure, self.name), self.words)
+
+
 def score_charts(result: SuiteResult, part: TaskResult) -> list[Chart]:
     """Test scores of every seed over the label counts, or over the suite's axis; none of a short task."""
+    return [chart.inline() for chart in draw_scores(result, part)]
+
+
+def draw_scores(result: SuiteResult, part: TaskResult) -> list[DrawnChart]:
+    """The figures of ``score_charts``."""
     if part.short or not part.cells:
         return []
     if result.axis and any(arm.x is not None for arm in result.arms):
@@ -44,7 +64,7 @@ def training_charts(result: SuiteResult, part: TaskResult) -> list[Chart]:
     return [_curves(result, part, labels) for labels in trained]
 
 
-def _over_labels(result: SuiteResult, part: TaskResult) -> Chart:
+def _over_labels(result: SuiteResult, part: TaskResult) -> DrawnChart:
     figure, axes = new_chart()
     words = []
     first, last = min(part.label_counts), max(part.label_counts)
@@ -67,10 +87,10 @@ def _over_labels(result: SuiteResult, part: TaskResult) -> Chart:
         f"{capital(part.figure)} on the {part.counts['test']:,} test images by number of labelled images: a dot is one "
         "seed, the line joins the means"
     )
-    return Chart(caption, inline_svg(figure, f"labels-{part.name}"), "; ".join(words))
+    return DrawnChart(f"labels-{part.name}", caption, figure, "; ".join(words))
 
 
-def _over_axis(result: SuiteResult, part: TaskResult, labels: int) -> Chart:
+def _over_axis(result: SuiteResult, part: TaskResult, labels: int) -> DrawnChart:
     """The arms along what they differ in, as the paper's Figure 5 has them; those without a place as lines across."""
     figure, axes = new_chart()
     placed = sorted((arm for arm in result.arms if arm.x is not None), key=lambda arm: arm.x or 0.0)
@@ -87,7 +107,7 @@ def _over_axis(result: SuiteResult, part: TaskResult, labels: int) -> Chart:
         f"{capital(part.figure)} on the {part.counts['test']:,} test images {at_labels(labels)} over {result.axis}: a dot is "
         "one seed, the line joins the means"
     )
-    return Chart(caption, inline_svg(figure, f"axis-{part.name}-{labels}"), "; ".join(words))
+    return DrawnChart(f"axis-{part.name}-{labels}", caption, figure, "; ".join(words))
 
 
 def _seeds(part: TaskResult, places: Sequence[tuple[float, str, int]]) -> list[tuple[float, list[float]]]:

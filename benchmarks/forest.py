@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ..core.report.charts import COLOURS
+from ..core.report.charts import COLOURS, NAME_LENGTH, add_axes, wrapped
 from ..core.report.html import MINUS
+from ..core.report.notebook_figure import NotebookFigure
 from .analysis import Comparison, Comparisons
 from .results import AUTO, SuiteResult
 from .score_text import interval, listed, place, signed
@@ -87,6 +89,33 @@ def forest_plot(found: Comparisons) -> Forest | None:
         zero=across(0.0),
         ticks=tuple((across(value), f"{value:+g}".replace("-", MINUS) if value else "0") for value in ticks),
     )
+
+
+def forest_figure(plot: Forest) -> Figure:
+    """The plot as a matplotlib figure for notebooks: names left of the intervals, numbers and outcomes right of them."""
+    figure = NotebookFigure(figsize=(9, 1.5 + 0.6 * len(plot.rows)), layout="constrained")
+    axes, places = add_axes(figure), range(len(plot.rows))
+    axes.grid(visible=False)
+    axes.axvline(plot.zero, color="black", linewidth=1)
+    for number, row in enumerate(plot.rows):
+        colour = COLOURS[row.colour]
+        axes.plot([row.low, row.high], [number, number], color=colour, linewidth=3 if row.solid else 1.5)
+        inside = colour if row.solid else "white"
+        axes.plot([row.mean], [number], marker="o", markersize=8, color=colour, markerfacecolor=inside)
+    axes.set_xlim(0, 100)
+    axes.set_xticks([place for place, _ in plot.ticks], [text for _, text in plot.ticks])
+    axes.set_ylim(len(plot.rows) - 0.5, -0.5)
+    axes.set_yticks(places, [wrapped(row.name) for row in plot.rows], parse_math=False)
+    numbers = axes.secondary_yaxis("right")
+    texts = [f"{row.numbers}\n{row.outcome}".rstrip() for row in plot.rows]
+    numbers.set_yticks(places, texts, parse_math=False)
+    for side in (axes, numbers):
+        side.tick_params(axis="y", length=0)
+        side.spines[:].set_visible(False)
+    axes.spines["bottom"].set_visible(True)
+    axes.set_xlabel("← worse    better →")
+    figure.suptitle(wrapped(plot.caption, 2 * NAME_LENGTH), fontsize=11).set_parse_math(False)
+    return figure
 
 
 def _outcome(one: Comparison) -> str:

@@ -9,14 +9,17 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..core.dry_run import Plan
 from ..core.errors import MaeliftError
 from ..core.files import exclusive_lock, output_folder
 from ..core.models.backbone_cost import backbone_activations, backbone_parameters
 from ..core.models.cost import training_memory
+from ..core.notebook import Fact, facts_table
 from ..core.progress import duration
 from ..core.signals import Interrupted, StopSignals, interruptible
+from ..core.training.data_frames import table_frame
 from ..core.yaml_files import write_config
 from ..transfer.model_file import MODEL_FILE
 from .aggregate import RunOutcome, collect, device_of
@@ -39,7 +42,18 @@ from .suite import BenchConfig
 from .suite_file import suite_files
 from .task_design import TaskDesign
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
+
 logger = logging.getLogger("maelift")
+
+SCORE_TYPES = {
+    **dict.fromkeys(("task", "arm", "run"), "str"),
+    **dict.fromkeys(("labels", "seed", "steps"), "int64"),
+    "encoder": "Int64",  # missing where the arm has none
+}
+"""The dtypes of the columns of results.csv that are no scores."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +83,35 @@ class BenchResult:
     def summary(self) -> str:
         """The verdicts and where the report is."""
         return "\n".join([*self.verdicts[:1], *self.choices, *self.verdicts[1:], f"report: {self.report}"])
+
+    def scores(self) -> DataFrame:
+        """The results.csv of the suite as a pandas.DataFrame: a row a run, its scores in percent, as its columns say."""
+        return table_frame(self.report.with_name("results.csv"), SCORE_TYPES)
+
+    def plot(self) -> Figure:
+        """The report's forest plot as a matplotlib figure: differences from the reference, in points, with their intervals.
+
+        Without any difference, the test scores of every seed. Raises MaeliftError where there are no scores either.
+        """
+        from ..core.report.charts import wrapped
+        from ..core.report.notebook_figure import on_white
+        from .analysis import Comparisons
+        from .charts import draw_scores
+        from .forest import forest_figure, forest_plot
+
+        forest = forest_plot(Comparisons(self.result))
+        if forest is not None:
+            return forest_figure(forest)
+        for part in self.result.parts:
+            for chart in draw_scores(self.result, part):
+                return on_white(chart.figure, wrapped(chart.caption))
+        raise MaeliftError(f"{self.report}: no scores to draw. Expected finished runs of at least one task.")
+
+    def _repr_html_(self) -> str:
+        facts: list[Fact] = [("result", verdict) for verdict in self.verdicts[:1]]
+        facts += [("which arm to use", choice) for choice in self.choices]
+        facts += [("comparison", verdict) for verdict in self.verdicts[1:]]
+        return facts_table(self.result.title, [*facts, ("report", self.report)])
 
 
 def bench(config: BenchConfig, cache: AnswerCache | None = None) -> BenchResult:

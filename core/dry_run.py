@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .notebook import facts_table
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -15,8 +17,8 @@ class Plan:
     seconds: float | None = None
     memory_bytes: int | None = None
 
-    def text(self) -> str:
-        """The plan as aligned lines."""
+    def rows(self) -> list[tuple[str, str]]:
+        """The lines with the estimates, as (label, text)."""
         rows = list(self.lines)
         if self.parameters is not None:
             rows.append(("parameters", f"{self.parameters:,}"))
@@ -28,5 +30,13 @@ class Plan:
             rows.append(("time, estimated", f"{hours} h {minutes:02d} min {seconds:02d} s on this machine"))
         if self.memory_bytes is not None:
             rows.append(("memory, estimated", f"{self.memory_bytes / 2**30:.2f} GiB on the device"))
+        return rows
+
+    def text(self) -> str:
+        """The plan as aligned lines."""
+        rows = self.rows()
         width = max((len(label) for label, _ in rows), default=0)
         return "\n".join(f"{label:<{width}}  {text}" for label, text in rows)
+
+    def _repr_html_(self) -> str:
+        return facts_table("Plan", self.rows())

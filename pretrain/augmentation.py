@@ -32,6 +32,14 @@ class Crop:
             raise ConfigError("scale", list(self.scale), "two shares with 0 < smallest <= largest <= 1")
         check_turn(self.turn, self.flip)
 
+    def words(self, size: tuple[int, int]) -> str:
+        """What becomes of an image, in a sentence."""
+        low, high = (f"{100 * share:g} %" for share in self.scale)
+        area = f"of {low} to {high} of the area" if low != high else f"of {low} of the area"
+        flip = ", half of them mirrored, at random" if self.flip else ""
+        turn = ", turned by quarters" if self.turn else ""
+        return f"random crops {area}, resized to {size[0]}×{size[1]} pixels{flip}{turn}."
+
     def crops(self, image: LazyImage, size: tuple[int, int], draws: Uniforms) -> list[Picture]:
         """Random crops (H, W, C) of an image, one a row of ``draws`` (K, 5)."""
         flips = draws if self.flip else np.column_stack([draws[:, :4], np.ones(len(draws))])

@@ -28,6 +28,7 @@ from ..core.models.stored_contract import ENCODER_FILE
 from ..core.models.without_values import without_values
 from ..core.progress import duration
 from ..core.seeding import seeded_rng, stream
+from ..core.training.batch_sheet import BATCH_FILE
 from .auto_accumulate import trainable_parameters
 from .config import PretrainConfig
 from .mae import MaskedAutoencoder, build_autoencoder
@@ -71,6 +72,8 @@ def plan(config: PretrainConfig, images: ImageSet) -> Plan:
                 f"{len(images)} found in {config.sources}: {pool} to train on, {held_out} held out (unchecked yet)",
             ),
             ("encoder", f"{config.model}, {spec.image_size[0]}×{spec.image_size[1]} px, patch {spec.patch_size} px"),
+            ("augmentation", config.crop.words(spec.image_size).rstrip(".")),
+            ("first batch", f"is drawn in {Path(config.out) / BATCH_FILE} before training"),
             ("patches", f"{visible} of {spec.num_patches} visible to the encoder"),
             ("encoder alone", f"{encoder_parameters:,} parameters"),
             ("learning rate", f"{config.peak_lr:.3g} after warm-up"),

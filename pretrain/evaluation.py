@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from ..core.data.composite import UNKNOWN, Display, levels, stretch_ends
+from ..core.data.composite import UNKNOWN, Display, levels, picture_grid, stretch_ends
 from ..core.data.images import ImageSet
 from ..core.data.sampling import MakeSample
 from ..core.data.transforms import Pixels
 from ..core.files import atomic_path
-from ..core.models.preprocessing import EIGHT_BITS, Preprocessing, known_pixels
+from ..core.models.preprocessing import Preprocessing, known_pixels
 from ..core.seeding import torch_stream
+from ..core.training.batch_sheet import enlarged, shown_ends
 from ..core.training.schedule import evenly_spaced_steps
 from .config import PretrainConfig
 from .data import Source
@@ -31,9 +32,7 @@ PICTURE_FILE = "reconstruction.png"
 PICTURE_FOLDER = "reconstructions"
 SHOWN = 8
 """Images in a picture of reconstructions."""
-PICTURE_SIDE = 112
-"""Smaller images are enlarged to at least this many pixels in pictures."""
-GAP = 4
+COLUMNS, GAP = 3, 4
 
 
 @dataclass(frozen=True)
@@ -127,7 +126,8 @@ def reconstruction_picture(
     display = Display(model.preprocessing.channel_names, config.shown)
     stacks = (_channels_last(values) for values in (original, rebuilt, hidden))
     rows = zip(*stacks, strict=True)
-    return _sheet([_row(image, made, mask, model.preprocessing, display) for image, made, mask in rows])
+    tiles = [_row(image, made, mask, model.preprocessing, display) for image, made, mask in rows]
+    return picture_grid([tile for row in tiles for tile in row], COLUMNS, GAP)
 
 
 def _row(
@@ -138,11 +138,13 @@ def _row(
     display: Display,
 ) -> list[Image.Image]:
     """The pictures of an image, all arrays (H, W, C): itself, its visible patches, and the reconstruction."""
-    eight_bits = preprocessing.bit_depth <= 8 and preprocessing.value_range == EIGHT_BITS
-    ends = np.array([EIGHT_BITS] * original.shape[2]) if eight_bits else stretch_ends(original)
+    known = shown_ends(preprocessing)
+    ends = stretch_ends(original) if known is None else known
     seen, made = levels(original, ends), levels(rebuilt, ends)
     masked = np.where(hidden > 0, np.uint8(UNKNOWN), seen)
-    return [display.with_tiles(_enlarged(display.image(values)), values) for values in (seen, masked, made)]
+    return [
+        display.with_tiles(enlarged(display.image(values).convert("RGB")), values) for values in (seen, masked, made)
+    ]
 
 
 def _channels_last(images: Tensor) -> NDArray[np.float32]:
@@ -152,8 +154,8 @@ def _channels_last(images: Tensor) -> NDArray[np.float32]:
 
 def picture_columns(sheet: Image.Image, rows: int) -> list[list[Image.Image]]:
     """The tiles of a picture of ``rows`` images: the originals, the visible patches, the reconstructions."""
-    width, height = (sheet.width - 2 * GAP) // 3, (sheet.height - (rows - 1) * GAP) // rows
-    corners = [[(column * (width + GAP), row * (height + GAP)) for row in range(rows)] for column in range(3)]
+    width, height = (sheet.width - 2 * GAP) // COLUMNS, (sheet.height - (rows - 1) * GAP) // rows
+    corners = [[(column * (width + GAP), row * (height + GAP)) for row in range(rows)] for column in range(COLUMNS)]
     return [[sheet.crop((x, y, x + width, y + height)) for x, y in column] for column in corners]
 
 
@@ -193,20 +195,3 @@ def _batches(
         pixels = np.stack([make(index, np.empty(0)).pixels for index in range(start, min(start + batch_size, count))])
         stored = torch.from_numpy(pixels).to(model.pos_embed.device)
         yield start, model.preprocessing.normalize(stored), known_pixels(stored)
-
-
-def _enlarged(picture: Image.Image) -> Image.Image:
-    """A picture in colour of at least ``PICTURE_SIDE`` pixels."""
-    scale = max(1, -(-PICTURE_SIDE // max(picture.size)))
-    size = picture.width * scale, picture.height * scale
-    return picture.convert("RGB").resize(size, Image.Resampling.NEAREST)
-
-
-def _sheet(rows: list[list[Image.Image]]) -> Image.Image:
-    """Pictures of one size, a list for each row, side by side on white."""
-    width, height = rows[0][0].size
-    sheet = Image.new("RGB", (len(rows[0]) * (width + GAP) - GAP, len(rows) * (height + GAP) - GAP), "white")
-    for row, pictures in enumerate(rows):
-        for column, picture in enumerate(pictures):
-            sheet.paste(picture, (column * (width + GAP), row * (height + GAP)))
-    return sheet

@@ -28,6 +28,7 @@ from ..core.errors import ConfigError, DataError, MaeliftError
 from ..core.files import atomic_path, mark_output, output_folder
 from ..core.models.decoder_file import DECODER_FILE, read_decoder
 from ..core.models.encoder_file import read_encoder
+from ..core.notebook import Fact, facts_table
 from ..core.progress import progress_logger
 from ..core.seeding import torch_stream
 from ..core.training.run_dir import check_settings
@@ -90,11 +91,23 @@ class ReconstructResult:
 
     def summary(self) -> str:
         """The result in a line or two."""
-        broken = f"; {self.rejected} could not be read, see {self.out / 'rejected.csv'}" if self.rejected else ""
+        broken = f"; {self.rejected} could not be read, see {self._broken}" if self.rejected else ""
         brightness = (
             "" if self.brightness is None else f"\nbrightness and contrast of hidden patches: {self.brightness}"
         )
         return f"reconstructions of {self.count} images: {self.out}{broken}{brightness}"
+
+    @property
+    def _broken(self) -> Path:
+        return self.out / "rejected.csv"
+
+    def _repr_html_(self) -> str:
+        facts: list[Fact] = [("images", f"{self.count}"), ("reconstructions", self.out)]
+        if self.rejected:
+            facts += [("could not be read", f"{self.rejected}"), ("which", self._broken)]
+        if self.brightness is not None:
+            facts.append(("brightness and contrast of hidden patches", self.brightness))
+        return facts_table("Reconstruction", facts)
 
 
 def reconstruct(config: ReconstructConfig) -> ReconstructResult:

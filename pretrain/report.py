@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 import platform
 import shlex
 from collections import Counter
@@ -14,7 +13,7 @@ from pathlib import Path
 from markupsafe import Markup
 from PIL import Image
 
-from ..core.data.composite import Display
+from ..core.data.composite import Display, picture_grid
 from ..core.errors import show
 from ..core.files import atomic_write_bytes
 from ..core.models.encoder_file import EncoderFile, Provenance
@@ -22,12 +21,15 @@ from ..core.models.stored_contract import ENCODER_FILE
 from ..core.optional_imports import installed_versions
 from ..core.progress import duration
 from ..core.public_names import public_config, public_name
-from ..core.report.charts import MAX_LINES, Line, describe_curves, draw_curves, points
+from ..core.report.charts import points
 from ..core.report.html import Table, data_url, describe_machine, keys_table, render
+from ..core.training.batch_sheet import sheet_for_page
 from ..core.training.tracker import EVENTS_FILE, METRICS_FILE, WAIT_LIMIT, Event, read_events, read_metrics
 from ..core.yaml_files import flatten, to_dict
 from ..version import __version__
+from .animation import reconstruction_animation
 from .config import PretrainConfig
+from .curves import curve_charts, loss_unit
 from .data import Source
 from .evaluation import PICTURE_FOLDER, picture_columns, shown_count
 from .online_probe import UNDERSTATES, ProbeImages
@@ -75,6 +77,9 @@ def write_report(
         charts=_charts(records, source, labeled),
         pictures=_pictures(folder, source),
         shown=_shown(source, display),
+        animation=_animation(folder, source),
+        batch=None if (sheet := sheet_for_page(folder)) is None else data_url(*sheet),
+        augmented=f"{source.config.crop.words(source.size)} {display.caption(source.channels)}".rstrip(),
         events=_event_table(events),
         kinds=dict(Counter(event.kind for event in events)),
         data=_data_table(source, broken),
@@ -117,11 +122,6 @@ def _start(config: PretrainConfig, source: Source, provenance: Provenance) -> st
 
 def _channels(count: int) -> str:
     return {1: "gray", 3: "colour"}.get(count, f"{count} channels")
-
-
-def _unit(config: PretrainConfig) -> str:
-    scale = "patches of mean 0 and deviation 1" if config.norm_pix_loss else "normalised pixels"
-    return f"mean squared error of hidden patches, in {scale}"
 
 
 def _notes(
@@ -175,7 +175,7 @@ def _mean(records: Sequence[Mapping[str, float]], name: str) -> float | None:
 
 def _figures(records: Sequence[Mapping[str, float]], source: Source, labeled: ProbeImages | None) -> Table:
     """The last figures, with images and unit in each row."""
-    unit, rows = _unit(source.config), []
+    unit, rows = loss_unit(source.config.norm_pix_loss), []
     wanted = [
         ("held-out loss", "held_out/loss", f"{len(source.held_out):,} held-out images, fixed masks", unit, 1.0, ".4f"),
         ("training loss", "train/loss", "one training batch, drawn masks", unit, 1.0, ".4f"),
@@ -196,35 +196,14 @@ def _charts(
     records: Sequence[Mapping[str, float]], source: Source, labeled: ProbeImages | None
 ) -> list[tuple[str, str, Markup]]:
     """The curves as (caption, description, inline SVG)."""
-    held_out = f"; held_out/loss: {len(source.held_out):,} images, fixed masks" if len(source.held_out) else ""
     probed = "" if labeled is None else f" ({labeled.words()}; {UNDERSTATES})"
-    metrics = list(dict.fromkeys(name for record in records for name in record))
-    drawn = []
-    for key, caption, label, chosen, factor in (
-        ("loss", f"Loss: {_unit(source.config)} (1 seed{held_out})", "loss", ["train/loss", "held_out/loss"], 1.0),
-        ("probe", f"Probes of the encoder{probed}", "top-1 accuracy in %", _with(metrics, "probe/"), 100.0),
-        ("rate", "Learning rate", "learning rate", ["lr"], 1.0),
-        ("gradient", "Norm of the gradient of the full model, before clipping", "norm", ["gradient_norm"], 1.0),
-        ("speed", "Throughput of training, without evaluations", "images/s", ["images_per_second"], 1.0),
-        ("wait", "Share of the training time spent waiting for images", "%", ["data_wait_share"], 100.0),
-        ("memory", "Peak memory so far (CPU: the main process alone)", "MiB", _with(metrics, "memory/"), 1.0),
-    ):
-        lines: list[Line] = [(name, found) for name in chosen[:MAX_LINES] if (found := points(records, name, factor))]
-        if lines:
-            logarithmic = key == "gradient" and all(value > 0 for _, found in lines for _, value in found)
-            drawn.append((caption, describe_curves(lines), draw_curves(lines, label, key, logarithmic=logarithmic)))
-    return drawn
-
-
-def _with(names: Sequence[str], prefix: str) -> list[str]:
-    return [name for name in names if name.startswith(prefix)]
+    unit = loss_unit(source.config.norm_pix_loss)
+    return [chart.inline() for chart in curve_charts(records, unit, len(source.held_out), probed)]
 
 
 def _pictures(folder: Path, source: Source) -> list[tuple[str, str]]:
     """Pictures as (data URL, caption): the originals, the visible patches, reconstructions from the first to the last."""
-    found = {
-        int(path.stem.removeprefix("step-")): path for path in sorted((folder / PICTURE_FOLDER).glob("step-*.png"))
-    }
+    found = _saved_pictures(folder)
     steps = sorted(found)
     if not steps:
         return []
@@ -240,18 +219,25 @@ def _pictures(folder: Path, source: Source) -> list[tuple[str, str]]:
     return strips
 
 
+def _saved_pictures(folder: Path) -> dict[int, Path]:
+    """The pictures of reconstructions by step."""
+    return {int(path.stem.removeprefix("step-")): path for path in (folder / PICTURE_FOLDER).glob("step-*.png")}
+
+
+def _animation(folder: Path, source: Source) -> tuple[str, str, int] | None:
+    """The animation of the reconstructions and its still as data URLs, and its number of pictures."""
+    found = reconstruction_animation(_saved_pictures(folder), source)
+    return None if found is None else (data_url(found.moving, "png"), data_url(found.still, "png"), found.frames)
+
+
 def _strip(tiles: Sequence[Image.Image]) -> str:
     """Tiles in rows on white, as a data URL."""
     across = min(ACROSS, len(tiles))
     width, height = tiles[0].size
     scale = min(1.0, (STRIP_WIDTH - (across - 1) * GAP) / (across * width))
     width, height = max(1, round(scale * width)), max(1, round(scale * height))
-    down = math.ceil(len(tiles) / across)
-    sheet = Image.new("RGB", (across * (width + GAP) - GAP, down * (height + GAP) - GAP), "white")
-    for number, tile in enumerate(tiles):
-        row, column = divmod(number, across)
-        small = tile if scale == 1 else tile.resize((width, height), Image.Resampling.BICUBIC)
-        sheet.paste(small, (column * (width + GAP), row * (height + GAP)))
+    small = [tile if scale == 1 else tile.resize((width, height), Image.Resampling.BICUBIC) for tile in tiles]
+    sheet = picture_grid(small, across, GAP)
     buffer = io.BytesIO()
     sheet.save(buffer, format="JPEG", quality=88)
     return data_url(buffer.getvalue(), "jpeg")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import nn
 
 from ..core.data.composite import Display
@@ -26,6 +28,7 @@ from ..core.optional_imports import require
 from ..core.progress import ProgressListener
 from ..core.public_names import public_config
 from ..core.seeding import seeded_rng, torch_stream
+from ..core.training.batch_sheet import enlarged, sample_levels, shown_ends, write_batch_sheet
 from ..core.training.checkpoints import Checkpoints
 from ..core.training.ema import WeightAverage
 from ..core.training.loader import Batch, Batches, Quarantine
@@ -113,6 +116,9 @@ def pretrain(
                     log_every=config.log_every,
                     recovery=config.recovery,
                     image_names=lambda indices: [source.pool.name(index) for index in indices.tolist()],
+                    first_batch=_sheet_writer(config, state.model.preprocessing, folder.path)
+                    if ranks.is_main
+                    else None,
                 ),
                 precision=config.precision,
                 clip_grad=config.clip_grad,
@@ -123,6 +129,22 @@ def pretrain(
             _write_report(folder.path, source, labeled, state.seconds)
         checkpoints.remove()
         return read_result(folder.path, source, state.seconds)
+
+
+def _sheet_writer(
+    config: PretrainConfig, preprocessing: Preprocessing, folder: Path
+) -> Callable[[Sequence[Batch]], None]:
+    """Writes what the model sees of the first batch."""
+    display, ends = Display(preprocessing.channel_names, config.shown), shown_ends(preprocessing)
+
+    def draw(batch: Batch, place: int) -> Image.Image:
+        values = sample_levels(batch.pixels[place], ends)
+        return display.with_tiles(enlarged(display.image(values).convert("RGB")), values)
+
+    def write(batches: Sequence[Batch]) -> None:
+        logger.info("pretrain: the first batch, as augmented: %s", write_batch_sheet(batches, draw, folder))
+
+    return write
 
 
 def _loss(wrapped: nn.Module, batch: Batch, model: MaskedAutoencoder, config: PretrainConfig) -> torch.Tensor:

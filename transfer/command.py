@@ -10,7 +10,7 @@ from .config import TransferConfig
 if TYPE_CHECKING:
     from ..core.dry_run import Plan
     from .evaluate import EvaluationResult
-    from .finetune import TransferResult
+    from .result import TransferResult
 
 logger = logging.getLogger("maelift")
 

@@ -14,6 +14,7 @@ from ..core.models.cost import training_memory, training_seconds
 from . import tasks
 from .config import TransferConfig
 from .init_weights import init_encoder, read_init_weights
+from .label_counts import rarest_class
 from .model_file import MODEL_FILE
 from .task import Task
 
@@ -39,6 +40,7 @@ def plan(config: TransferConfig) -> Plan:
             *(("beware", note) for note in [*notes, *step_warnings(task)]),
             ("images", counts),
             ("classes", f"{len(labeled.classes)}"),
+            *([("rarest class", rarest_class(task.label_counts(labeled), labeled.classes))] if labeled.classes else []),
             ("start", "from nothing" if config.init == "scratch" else f"{config.encoder} ({config.init})"),
             ("recipe", config.recipe_text()),
             ("image size", encoder.size_text()),

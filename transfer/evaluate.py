@@ -11,6 +11,7 @@ from ..core.data.labeled_dataset import Images, Splits
 from ..core.distributed import Ranks
 from ..core.errors import DataError
 from ..core.models.build_backbone import build_backbone
+from ..core.notebook import facts_table
 from . import tasks
 from .config import TransferConfig
 from .metrics import Scores
@@ -29,6 +30,9 @@ class EvaluationResult:
     def summary(self) -> str:
         """The result in two lines."""
         return f"{self.scores.line()}\nwritten: {self.file}"
+
+    def _repr_html_(self) -> str:
+        return facts_table("Evaluation", [("scores", self.scores.line()), ("written", self.file)])
 
 
 def evaluate(config: TransferConfig, split: str) -> EvaluationResult:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,10 +27,10 @@ from ..core.models.encoder_file import EncoderFile, Provenance
 from ..core.progress import ProgressListener
 from ..core.public_names import public_config
 from ..core.seeding import seeded_rng
-from ..core.terminal import quoted
+from ..core.training.batch_sheet import sheet_for_page, write_batch_sheet
 from ..core.training.checkpoints import Checkpoints
 from ..core.training.ema import WeightAverage
-from ..core.training.loader import Batches
+from ..core.training.loader import Batch, Batches
 from ..core.training.loop import Callbacks, train
 from ..core.training.run_dir import RunFolder
 from ..core.training.schedule import Schedule, evenly_spaced_steps
@@ -42,9 +42,11 @@ from . import tasks
 from .config import TransferConfig
 from .dry_run import step_warnings
 from .init_weights import init_encoder, init_form, read_init_weights
+from .label_counts import label_counts
 from .metrics import Scores
 from .model_file import MODEL_FILE
 from .report import write_summary
+from .result import TransferResult
 from .run_files import ENCODER_FILE, SPLITS_FILE, TEST_FILE, write_splits
 from .task import Task
 
@@ -62,29 +64,6 @@ class FitResult:
     seconds: float
 
 
-@dataclass(frozen=True)
-class TransferResult:
-    """What a transfer ends with: the model file, its test scores, and its best validation score (a share)."""
-
-    task: str
-    model: Path
-    test: Scores
-    metric: str
-    val: float
-    val_count: int
-    seed: int
-
-    def summary(self) -> str:
-        """The result in a few lines."""
-        metric = self.metric.removeprefix("val/")
-        return (
-            f"model: {self.model}\n{self.test.line()}\n"
-            f"val: best {metric} {100 * self.val:.2f} % ({self.val_count} images, 1 seed)\n"
-            f"pictures and curves: {self.model.with_name('summary.html')}\n"
-            f"next: maelift predict model={quoted(self.model)} images=FOLDER"
-        )
-
-
 def fit(
     task: Task[Any, Any],
     *,
@@ -97,11 +76,12 @@ def fit(
     workers: int | None = None,
     checkpoints: Checkpoints | None = None,
     checkpoint_seconds: float = 300.0,
+    first_batch: Callable[[Sequence[Batch]], object] | None = None,
 ) -> FitResult:
     """Train the task's model on its training images; return the weights of the best validation score.
 
     The head, the order and the augmentation depend on ``seed`` only, not on the encoder: two encoders with the same seed are
-    compared as a pair.
+    compared as a pair. ``first_batch`` receives the micro-batches of the first step.
     """
     recipe, ranks, labeled = task.config, task.ranks, task.splits.train
     recipe.check_passes(ranks.world_size * accumulate)
@@ -140,6 +120,7 @@ def fit(
             patience=patience,
             checkpoints=checkpoints,
             checkpoint_seconds=checkpoint_seconds,
+            first_batch=first_batch,
         ),
         precision=precision,
         clip_grad=recipe.clip_grad,
@@ -202,12 +183,23 @@ def run(config: TransferConfig, listener: ProgressListener | None = None) -> Tra
                 workers=config.workers,
                 checkpoints=checkpoints,
                 checkpoint_seconds=60 * config.checkpoint_minutes,
+                first_batch=_sheet_writer(task, title, folder.path) if ranks.is_main else None,
             )
         if ranks.is_main:
             provenance = _provenance(config, source, found, len(labeled), manifest.digest, ranks)
             _finish(task, found, provenance, folder, notes)
         checkpoints.remove()
         return _read_result(task, folder.path)
+
+
+def _sheet_writer(task: Task[Any, Any], title: str, folder: Path) -> Callable[[Sequence[Batch]], None]:
+    """Writes what the model sees of the first batch, with labels."""
+
+    def write(batches: Sequence[Batch]) -> None:
+        if (path := write_batch_sheet(batches, task.draw_sample, folder)) is not None:
+            logger.info("%s: the first batch, as augmented, with its labels: %s", title, path)
+
+    return write
 
 
 def _finish(
@@ -228,9 +220,13 @@ def _finish(
         pictures=task.examples(found.model, splits.test, "test"),
         notes=notes,
         seconds=found.seconds,
+        labels=label_counts(task, splits),
+        batch=sheet_for_page(path),
     )
     if scores.confusion is not None:
         scores.write_confusion(path / "confusion_test.csv")
+    if scores.precision_recall:
+        scores.write_precision_recall(path / "pr_curves.csv")
     scores.write(path / TEST_FILE, val=validation, best_step=found.best_step, steps=found.steps)
 
 

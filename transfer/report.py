@@ -7,23 +7,20 @@ import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from markupsafe import Markup
-
 from ..core.files import atomic_write_bytes
 from ..core.optional_imports import installed_versions
 from ..core.progress import duration
 from ..core.public_names import public_config
-from ..core.report.charts import MAX_LINES, describe_curves, draw_curves, points
+from ..core.report.charts import MAX_LINES, CurveChart, points
 from ..core.report.html import Table, data_url, describe_machine, keys_table, render
 from ..version import __version__
+from .error_report import confusion_matrix, confusions, precision_recall_charts
+from .label_counts import LabelCounts
 from .metrics import NOT_SHARES, Scores
 from .visualize import ExampleImage
 
 SUMMARY_FILE = "summary.html"
 LIBRARIES = ("torch", "torchvision", "timm", "torchmetrics", "numpy", "pillow", "detectron2", "onedl-mmsegmentation")
-MOST_IN_MATRIX = 30
-"""Classes that a confusion matrix is shown for as a table; of more, the commonest confusions are listed alone."""
-CONFUSIONS = 10
 FOLDED_FROM = 40
 """Rows from which a table is folded away."""
 COUNTS = ("count", "images", "objects", "pixels", "boxes", "instances")
@@ -40,11 +37,13 @@ def write_summary(
     pictures: Sequence[ExampleImage] = (),
     notes: Sequence[str] = (),
     seconds: float | None = None,
+    labels: LabelCounts | None = None,
+    batch: tuple[bytes, str] | None = None,
 ) -> Path:
     """Write summary.html into a folder, all at once; it needs nothing from elsewhere.
 
     ``title``: what was done; ``config``: the run's keys; ``curves``: the records of its metrics.jsonl; ``notes``: what its
-    reader should beware of; ``seconds`` of training.
+    reader should beware of; ``seconds`` of training; ``batch``: the contact sheet of the first batch, and its kind.
     """
     config = public_config(config)
     html = render(
@@ -57,9 +56,10 @@ def write_summary(
         figures=_metrics_table(scores),
         classes=_class_table(scores),
         empty=_without_examples(scores),
-        matrix=_matrix(scores),
-        confusions=_confusions(scores),
-        charts=_charts(curves),
+        matrix=confusion_matrix(scores),
+        confusions=confusions(scores),
+        recalls=[chart.inline() for chart in precision_recall_charts(scores)],
+        charts=[chart.inline() for chart in curve_charts(curves)],
         pictures=[
             (heading, nothing, [(data_url(picture.data, picture.kind), picture.caption) for picture in shown])
             for heading, nothing, shown in _sorted(pictures)
@@ -69,6 +69,9 @@ def write_summary(
         machine=describe_machine(),
         spent=None if seconds is None else duration(seconds),
         folded_from=FOLDED_FROM,
+        labels=labels,
+        mixed=any(config.get(key) for key in ("mixup", "cutmix", "random_erasing")),
+        batch=None if batch is None else data_url(*batch),
     )
     path = folder / SUMMARY_FILE
     atomic_write_bytes(path, html.encode("utf-8", "replace"))  # file names need not be UTF-8
@@ -133,41 +136,6 @@ def _without_examples(scores: Scores) -> list[str]:
     ]
 
 
-def _class_names(scores: Scores) -> list[str]:
-    count = len(scores.confusion or ())
-    names = list(scores.per_class)
-    return names if len(names) == count else [f"class {number}" for number in range(count)]
-
-
-def _matrix(scores: Scores) -> list[tuple[str, list[tuple[int, float]]]]:
-    """For each true class its name, and of each predicted class the count and its share of the row."""
-    if scores.confusion is None or len(scores.confusion) > MOST_IN_MATRIX:
-        return []
-    names = _class_names(scores)
-    return [
-        (name, [(count, count / max(1, sum(row))) for count in row])
-        for name, row in zip(names, scores.confusion, strict=True)
-    ]
-
-
-def _confusions(scores: Scores) -> list[str]:
-    """The commonest confusions, in words."""
-    if scores.confusion is None:
-        return []
-    names = _class_names(scores)
-    pairs = [
-        (count, sum(row), true, taken)
-        for true, row in enumerate(scores.confusion)
-        for taken, count in enumerate(row)
-        if count and true != taken
-    ]
-    pairs.sort(key=lambda pair: (-pair[0], pair[2:]))
-    return [
-        f"{names[true]} taken for {names[taken]}: {count:,} of {total:,}"
-        for count, total, true, taken in pairs[:CONFUSIONS]
-    ]
-
-
 def _sorted(pictures: Sequence[ExampleImage]) -> list[tuple[str, str, list[ExampleImage]]]:
     """The pictures under two headings, the wrong ones first: they say more."""
     if not pictures:
@@ -179,22 +147,22 @@ def _sorted(pictures: Sequence[ExampleImage]) -> list[tuple[str, str, list[Examp
     ]
 
 
-def _charts(curves: Sequence[Mapping[str, float]]) -> list[tuple[str, str, Markup]]:
-    """The curves as (caption, what they show in words, inline SVG)."""
+def curve_charts(curves: Sequence[Mapping[str, float]]) -> list[CurveChart]:
+    """The charts of the records of a metrics.jsonl: losses, validation figures, learning rate, those there are."""
     names = list(dict.fromkeys(name for record in curves for name in record if name != "step"))
     losses = [name for name in names if "loss" in name]
     figures = [name for name in names if name.startswith("val/") and "loss" not in name]
-    drawn = []
+    found = []
     for key, caption, label, chosen, factor in (
         ("loss", "Loss while training", "loss", losses, 1.0),
         ("validation", "Figures of the validation images while training", "%", figures, 100.0),
         ("rate", "Learning rate", "learning rate", [name for name in names if name == "lr"], 1.0),
     ):
-        lines = [(name, found) for name in chosen[:MAX_LINES] if (found := points(curves, name, factor))]
+        lines = [(name, values) for name in chosen[:MAX_LINES] if (values := points(curves, name, factor))]
         if lines:
             left_out = f" (the first {MAX_LINES} of {len(chosen)})" if len(chosen) > MAX_LINES else ""
-            drawn.append((caption + left_out, describe_curves(lines), draw_curves(lines, label, key)))
-    return drawn
+            found.append(CurveChart(key, caption + left_out, label, tuple(lines)))
+    return found
 
 
 def _percent(share: float | None) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
@@ -11,6 +12,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -22,6 +24,7 @@ from ..core.data.sampling import Sample, Uniforms
 from ..core.distributed import Ranks
 from ..core.models.backbone import Backbone
 from ..core.models.encoder_file import Provenance
+from ..core.training.batch_sheet import sample_levels, shown_ends
 from ..core.training.loader import Batch
 from ..core.training.optimizers import NO_DECAY, parameter_groups
 from .config import TransferConfig
@@ -130,6 +133,20 @@ class Task(ABC, Generic[Config, Images]):
 
     def save_encoder(self, model: nn.Module, path: Path, provenance: Provenance) -> None:
         """Write the fine-tuned encoder by itself, where the model has one that other tools can use; nothing by default."""
+
+    def draw_sample(self, batch: Batch, place: int) -> Image.Image | None:
+        """A picture of a training sample with its target, for batch.png; None, by default, where there is none."""
+        return None
+
+    def sample_picture(self, batch: Batch, place: int, draw: Callable[[Image.Image], Image.Image]) -> Image.Image:
+        """The pixels of a training sample as pictures of examples show them, with what ``draw`` adds."""
+        values = sample_levels(batch.pixels[place], shown_ends(self.encoder.preprocessing))
+        return self.display.with_tiles(draw(self.display.image(values)), values)
+
+    def label_counts(self, images: Images) -> Mapping[str, Sequence[int]]:
+        """How often a split has each class, in their order, by what is counted: "images" with the class, by default."""
+        found = Counter(label for labels in images.strata for label in set(labels))
+        return {"images": [found[number] for number in range(len(images.classes))]}
 
     @property
     def display(self) -> Display:

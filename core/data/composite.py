@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -145,6 +146,18 @@ def stretch_ends(picture: Picture) -> NDArray[np.float64]:
         if known.size:
             ends[place] = np.percentile(known.astype(np.float64), STRETCH)
     return ends
+
+
+def picture_grid(pictures: Sequence[Image.Image], across: int, gap: int = 4) -> Image.Image:
+    """Pictures in rows of ``across``, on white, in cells of the size of the largest, with ``gap`` pixels between them."""
+    across = min(across, len(pictures))
+    width, height = (max(picture.size[side] for picture in pictures) for side in (0, 1))
+    down = -(-len(pictures) // across)
+    sheet = Image.new("RGB", (across * (width + gap) - gap, down * (height + gap) - gap), "white")
+    for number, picture in enumerate(pictures):
+        row, column = divmod(number, across)
+        sheet.paste(picture, (column * (width + gap), row * (height + gap)))
+    return sheet
 
 
 def with_means(picture: Picture) -> Picture:

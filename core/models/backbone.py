@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from ..errors import ConfigError
+from ..notebook import facts_table
 from .encoder_spec import EncoderSpec
 from .pooling import Pooling
 from .preprocessing import Preprocessing
@@ -56,6 +57,8 @@ class Backbone(nn.Module, ABC):
     """what a classifier on it pools"""
     spec: BackboneSpec
     preprocessing: Preprocessing
+    origin: str | None = None
+    """how its weights were made, where they were loaded from a file that says it"""
 
     @property
     @abstractmethod
@@ -136,6 +139,23 @@ class Backbone(nn.Module, ABC):
         """The device of the parameters."""
         return next(self.parameters()).device
 
+    def _repr_html_(self) -> str:
+        """A table for notebooks: the shape, its size, the images that it expects, and where its weights are from."""
+        prepared = self.preprocessing
+        low, high = prepared.value_range
+        facts = [
+            ("images", self.size_text()),
+            ("channels", f"{self.spec.channels}: {', '.join(prepared.channel_names)}"),
+            ("value range", f"{low:g} to {high:g}, stored with {prepared.bit_depth} bits"),
+            ("mean, on the scale from 0 to 1", _numbers(prepared.mean)),
+            ("standard deviation", _numbers(prepared.std)),
+            ("tokens", f"{self.num_tokens:,} of {self.embed_dim:,} channels"),
+            ("parameters", f"{sum(parameter.numel() for parameter in self.parameters()):,}"),
+        ]
+        origin = [] if self.origin is None else [("weights", self.origin)]
+        name = f": {self.spec.architecture}" if isinstance(self.spec, TimmSpec) else ""
+        return facts_table(f"{type(self).__name__}{name}", [*facts, *origin])
+
     def pooled_dim(self, pooling: Pooling) -> int:
         """The length of a pooled vector; raises ConfigError for what the backbone doesn't have."""
         if pooling == "head":
@@ -145,6 +165,10 @@ class Backbone(nn.Module, ABC):
         if pooling != "mean" and not self.has_class_token:
             raise ConfigError("features", pooling, "mean, as this encoder has no class token")
         return self.embed_dim * (2 if pooling == "both" else 1)
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:.4g}" for value in values)
 
 
 def words_of_size(image_size: tuple[int, int]) -> str:

@@ -95,6 +95,14 @@ class Provenance:
             if getattr(self, key) < 0:
                 raise ConfigError(key, getattr(self, key), "a number of at least 0")
 
+    def line(self) -> str:
+        """The provenance in a line: method, length, what it began with."""
+        length = f"{self.steps:,} steps, {self.images_seen:,} images seen, with repetition" if self.steps else ""
+        parent = f"from {self.parent}" if self.parent else ""
+        licence = f"licence of those weights: {self.licence}" if self.licence else ""
+        version = f"maelift {self.tool_version}" if self.tool_version else ""
+        return "; ".join(text for text in (self.method, length, parent, licence, version) if text)
+
 
 @dataclass(frozen=True)
 class EncoderFile(Generic[EncoderT]):
@@ -243,7 +251,7 @@ def load_encoder(
     logged); ``weights_key`` selects one of several states or modules. Raises CheckpointError: not a weights file, a pickle
     with code in it, a ViT that is not plain, or missing and unexpected keys.
     """
-    return read_backbone(
+    file = read_backbone(
         path,
         num_heads=num_heads,
         norm_eps=norm_eps,
@@ -251,7 +259,9 @@ def load_encoder(
         act=act,
         architecture=architecture,
         weights_key=weights_key,
-    ).encoder
+    )
+    file.encoder.origin = file.provenance.line()
+    return file.encoder
 
 
 def read_encoder(

@@ -9,13 +9,14 @@ import textwrap
 import unicodedata
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
 if TYPE_CHECKING:  # imported where charts are drawn: every training imports this file, and few draw
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure, FigureBase
 
 COLOURS = ("#0072b2", "#d55e00", "#6b7280", "#00845f", "#b5578a", "#9a6b00")
 """Line colours on a light page, distinguishable by the colour-blind too (after Okabe and Ito)."""
@@ -44,21 +45,54 @@ SHAPES = {
 """Paths of ``MARKERS`` in the middle of a legend's sample, 28 by 12 units."""
 SAMPLE_DASHES = {"-": "none", "--": "6 3", "-.": "7 2 2 2", ":": "2 2"}
 
+STEPS = "steps of training"
+
 Line = tuple[str, list[tuple[float, float]]]
 """A curve: its name, and the (step, value) of its points."""
 
 
+@dataclass(frozen=True)
+class CurveChart:
+    """Curves that belong in one chart.
+
+    ``key`` names the chart within its page; ``caption`` says what is shown, ``label`` what the values are and their unit,
+    ``below`` the same of the horizontal axis; ``words`` describe curves that aren't over the steps of training; ``ends`` are
+    those of the vertical axis, None: by the values.
+    """
+
+    key: str
+    caption: str
+    label: str
+    lines: tuple[Line, ...]
+    logarithmic: bool = False
+    below: str = STEPS
+    words: str = ""
+    ends: tuple[float, float] | None = None
+
+    def inline(self) -> tuple[str, str, Markup]:
+        """The caption, the curves in words, and the chart as inline SVG."""
+        drawn = draw_curves(
+            self.lines, self.label, self.key, logarithmic=self.logarithmic, below=self.below, ends=self.ends
+        )
+        return self.caption, self.words or describe_curves(self.lines), drawn
+
+
 def new_chart(height: float = 3.2) -> tuple[Figure, Axes]:
     """An empty chart without a background, for ``inline_svg``; ``height`` in inches, the width is ``WIDTH``."""
-    from matplotlib.figure import Figure
+    from .notebook_figure import NotebookFigure
 
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    figure = NotebookFigure(figsize=(WIDTH, height), layout="constrained")
     figure.patch.set_alpha(0)
+    return figure, add_axes(figure)
+
+
+def add_axes(figure: FigureBase) -> Axes:
+    """The axes of a chart in a figure, or in a part of one."""
     axes = figure.add_subplot()
     axes.patch.set_alpha(0)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", alpha=0.25)
-    return figure, axes
+    return axes
 
 
 def line_style(number: int) -> tuple[str, str, str]:
@@ -134,9 +168,41 @@ def describe_curves(lines: Sequence[Line]) -> str:
     )
 
 
-def draw_curves(lines: Sequence[Line], label: str, name: str, *, logarithmic: bool = False) -> Markup:
-    """Curves over the training steps as inline SVG with ids by ``name``; ``label`` says what the values are and their unit."""
+def draw_curves(
+    lines: Sequence[Line],
+    label: str,
+    name: str,
+    *,
+    logarithmic: bool = False,
+    below: str = STEPS,
+    ends: tuple[float, float] | None = None,
+) -> Markup:
+    """Curves as inline SVG with ids by ``name``; ``label`` says what the values are and their unit, ``below`` over what."""
     figure, axes = new_chart()
+    _plot_curves(axes, lines, label, logarithmic, below, ends)
+    return inline_svg(figure, name)
+
+
+def curves_figure(charts: Sequence[CurveChart]) -> Figure:
+    """Charts of curves below each other as a figure for notebooks, on white and with legends."""
+    from .notebook_figure import NotebookFigure, add_legend
+
+    figure = NotebookFigure(figsize=(1.4 * WIDTH, 3.8 * len(charts)), layout="constrained")
+    for part, chart in zip(figure.subfigures(len(charts), 1, squeeze=False).flat, charts, strict=True):
+        _plot_curves(add_axes(part), chart.lines, chart.label, chart.logarithmic, chart.below, chart.ends)
+        part.suptitle(wrapped(chart.caption, 2 * NAME_LENGTH), fontsize=10).set_parse_math(False)
+        add_legend(part)
+    return figure
+
+
+def _plot_curves(
+    axes: Axes,
+    lines: Sequence[Line],
+    label: str,
+    logarithmic: bool,
+    below: str,
+    ends: tuple[float, float] | None,
+) -> None:
     for number, (metric, found) in enumerate(lines):
         colour, marker, dashes = line_style(number)
         axes.plot(
@@ -150,6 +216,7 @@ def draw_curves(lines: Sequence[Line], label: str, name: str, *, logarithmic: bo
         )
     if logarithmic:
         axes.set_yscale("log")
+    if ends is not None:
+        axes.set_ylim(*ends)
     axes.xaxis.set_major_formatter("{x:,.0f}")
-    name_axes(axes, "steps of training", label)
-    return inline_svg(figure, name)
+    name_axes(axes, below, label)

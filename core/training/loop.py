@@ -52,7 +52,8 @@ class Callbacks(Generic[M]):
     ``evaluate`` runs after the steps in ``evaluate_at``; the weights with the highest ``best_metric`` are saved. After
     ``patience`` evaluations without a better one the run ends. The state is saved to ``checkpoints`` every
     ``checkpoint_seconds``, and when the run is stopped. Without ``recovery`` a loss that isn't finite ends the run;
-    ``image_names`` maps the indices of a batch to the names of its images, for the events.
+    ``image_names`` maps the indices of a batch to the names of its images, for the events. ``first_batch`` receives the
+    micro-batches of this process for the first step of a new run, which it must not change.
     """
 
     evaluate: Evaluate[M] | None = None
@@ -64,6 +65,7 @@ class Callbacks(Generic[M]):
     log_every: int = 50
     recovery: Recovery | None = None
     image_names: Callable[[Tensor], list[str]] | None = None
+    first_batch: Callable[[Sequence[Batch]], object] | None = None
 
 
 def train(
@@ -99,6 +101,8 @@ def train(
             run.checkpoint()
         while not run.done:
             for micro_batches in run.load(batches.steps(state.step, schedule.steps)):
+                if state.step == 0 and callbacks.first_batch is not None:
+                    callbacks.first_batch(micro_batches)
                 rewound = not run.step(micro_batches)
                 if rewound:
                     break

@@ -44,22 +44,23 @@ for sentence in result.verdicts:
     print("-", sentence)
 
 # %% [markdown]
-# ## Single runs
-#
-# `results.csv` has a row for each run. Three dots an arm show how much luck there is in 50 labels.
+# The differences with their intervals, in points of test accuracy, as the report draws them:
 
 # %%
-import csv
+result.plot()
 
-import matplotlib.pyplot as plt
+# %% [markdown]
+# ## Single runs
+#
+# `results.csv` has a row for each run, here as a pandas data frame (`pip install pandas`): three seeds an arm show how much luck there is in
+# 50 labels.
 
-with open("runs/bench/results.csv", newline="") as file:
-    rows = list(csv.DictReader(file))
-for row in rows:
-    plt.plot(float(row["test_top1_percent"]), row["arm"], "o", color="C0", alpha=0.7)
-plt.xlabel("test accuracy, % (10,000 test images, 50 labels, a dot a seed)")
-plt.tight_layout()
-plt.show()
+# %%
+scores = result.scores()
+scores[["arm", "labels", "seed", "val_top1_percent", "test_top1_percent"]]
+
+# %%
+scores.groupby("arm")["test_top1_percent"].agg(["mean", "min", "max"])
 
 # %% [markdown]
 # ## The report

@@ -46,17 +46,19 @@ result = maelift.pretrain(
 print(result.summary())
 
 # %% [markdown]
-# `runs/pretrain/summary.html` has curves, reconstructions and what happened. The same figures stand in `metrics.jsonl`, a line each.
+# A result is shown as a table by itself. `runs/pretrain/summary.html` has curves, reconstructions and what happened.
 
 # %%
-import json
+result
 
-lines = [json.loads(line) for line in open("runs/pretrain/metrics.jsonl")]
-held_out = [(line["step"], line["val/masked_loss"]) for line in lines if "val/masked_loss" in line]
-plt.plot(*zip(*held_out, strict=True), marker="o")
-plt.xlabel("steps")
-plt.ylabel("masked loss on 100 held-out images")
-plt.show()
+# %%
+result.plot()
+
+# %% [markdown]
+# The same figures as a pandas data frame, a row each time that they were logged (`pip install pandas`):
+
+# %%
+result.metrics()[["step", "train/loss", "held_out/loss"]].dropna()
 
 # %% [markdown]
 # The loss is the mean squared error of hidden patches, each normalised by its own mean and deviation: 1 is a model that predicts the mean of
@@ -90,6 +92,9 @@ plt.show()
 import torch
 
 encoder = maelift.load_encoder(result.encoder).eval()
+encoder
+
+# %%
 pixels = torch.from_numpy(images[:1000]).unsqueeze(1)  # (N, 1, 28, 28), stored values from 0 to 255
 with torch.no_grad():
     features = encoder.forward_features(encoder.preprocessing.normalize(pixels)).pooled()

@@ -56,6 +56,9 @@ result = maelift.transfer(
 )
 print(result.summary())
 
+# %%
+result.plot()
+
 # %% [markdown]
 # One seed says little: another draw of 200 images gives some points more or less. [Benchmark](benchmark.md) is the way to compare.
 #

@@ -20,7 +20,10 @@ from maelift.benchmarks.report import write_report
 from maelift.benchmarks.results import Example, SuiteResult
 from maelift.core.report.html import data_url
 from maelift.tests.benchmarks.made_up import answered, made_up, part
-from maelift.tests.support import ROOT
+from maelift.tests.support import ROOT, TINY, run_maelift, write_images
+from maelift.transfer.label_counts import LabelCounts
+from maelift.transfer.metrics import MEAN, Scores
+from maelift.transfer.report import write_summary
 
 HOSTILE = (
     "<script>document.title='broken'</script>",
@@ -163,6 +166,47 @@ def test_a_comparison_is_shown_whole(chromium: Browser, tmp_path: Path) -> None:
     assert side.page is not None
     for found in shown_at_each_width(chromium, side.page):
         assert found["scripts"] == 0 and found["requests"] == [] and found["scrolls"] == 0 and found["wide"] == []
+
+
+@pytest.mark.slow
+@pytest.mark.curves
+def test_a_detector_s_page_is_shown_whole(chromium: Browser, tmp_path: Path) -> None:
+    names = (*HOSTILE, "cat")
+    curve = tuple(1 - number / 100 for number in range(101))
+    scores = Scores(
+        "test",
+        12,
+        {"AP": 0.5, "mask_AP": 0.25},
+        {name: {"AP": 0.5} for name in names},
+        tuple(tuple(range(1000, 1000 + len(names) + 1)) for _ in range(len(names) + 1)),
+        "objects",
+        {measure: dict.fromkeys((MEAN, *names), curve) for measure in ("AP", "AP50", "mask_AP75")},
+    )
+    rows = tuple((name, 0.5, ("1,234,567",) * 6) for name in names)
+    columns = tuple(f"{split} {what}" for split in ("train", "val", "test") for what in ("objects", "images"))
+    page = write_summary(
+        tmp_path,
+        title="Detection",
+        config={},
+        scores=scores,
+        labels=LabelCounts("Labels of each class", ("class", *columns), rows),
+        batch=(bytes.fromhex(PNG), "png"),
+    )
+    for found in shown_at_each_width(chromium, page):
+        assert found["scripts"] == 0 and found["requests"] == [] and found["scrolls"] == 0 and found["images"] == 0
+        assert found["wide"] == [] and found["cut"] == [] and found["focusable"]
+        for heading in ("Precision and recall", "Labels", "What the model sees"):
+            assert heading in found["text"]
+
+
+@pytest.mark.slow
+def test_a_pretraining_s_page_is_shown_whole(chromium: Browser, tmp_path: Path) -> None:
+    write_images(tmp_path / "photos", 24)
+    done = run_maelift("pretrain", f"data={tmp_path / 'photos'}", f"out={tmp_path / 'run'}", *TINY, "epochs=2")
+    assert done.returncode == 0, done.stderr
+    for found in shown_at_each_width(chromium, tmp_path / "run" / "summary.html"):
+        assert found["scripts"] == 0 and found["requests"] == [] and found["scrolls"] == 0 and found["images"] == 0
+        assert found["wide"] == [] and "What the model sees" in found["text"] and "Animated" in found["text"]
 
 
 @pytest.mark.slow

@@ -20,9 +20,9 @@ from maelift.core.models.encoder_file import Provenance
 from maelift.tests.support import framework, noise_image, one_line_error, random_encoder, run_maelift, write_images
 from maelift.transfer.detection.architecture import Architecture as DetectorArchitecture
 from maelift.transfer.detection.model import Detector
-from maelift.transfer.finetune import TransferResult
 from maelift.transfer.predict import PredictResult, predict
 from maelift.transfer.predict_config import PredictConfig
+from maelift.transfer.result import TransferResult
 from maelift.transfer.segmentation.architecture import Architecture
 from maelift.transfer.segmentation.model import Segmentor
 from maelift.transfer.visualize import class_colours

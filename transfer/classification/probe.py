@@ -106,6 +106,9 @@ class ProbeTask(ClassificationTask):
         crops = max(1, self.probe.crops)
         return Sample(self._numbers[index * crops + int(draws[0] * crops)])
 
+    def draw_sample(self, batch: Batch, place: int) -> None:
+        """No picture: the samples are numbers of rows of features."""
+
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         logits = model(self.train_rows.take(batch.pixels[:, 0])).float()
         return self.objective.of_logits(logits, self.objective.labels[batch.indices])

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from PIL import Image
 from timm.data.mixup import Mixup
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor, nn
@@ -26,7 +27,7 @@ from ...core.models.preprocessing import Preprocessing
 from ...core.training.loader import Batch
 from ..metrics import Scores
 from ..task import Task
-from ..visualize import ExampleImage, draw_classification
+from ..visualize import ExampleImage, draw_classification, draw_text, readable
 from .config import ClassifyRecipe
 from .evaluation import Evaluation, evaluate_classifier, evaluate_items
 from .model import Classifier, save_classifier
@@ -71,6 +72,10 @@ class ClassificationTask(Task[ClassifyRecipe, ClassImages]):
         image = self.splits.train.images.open(index, self.encoder.preprocessing.reading)
         crop = random_resized_crop(image, spec.image_size, flips, self.config.crop_scale, turn=self.config.turn)
         return Sample(to_array(crop, spec.channels))
+
+    def draw_sample(self, batch: Batch, place: int) -> Image.Image | None:
+        truth = self.splits.train.label_text(int(batch.indices[place])) or "none"
+        return self.sample_picture(batch, place, lambda image: draw_text(image, [(readable(truth), "")]))
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         return self.objective(model, batch)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from ...core.data.coco_masks import encode_mask
 from ...core.files import atomic_write_text
-from ..metrics import Scores
+from ..metrics import MEAN, RECALLS, Scores
 from ..predictions import Detections
 
 logger = logging.getLogger("maelift")
@@ -22,6 +23,11 @@ AREAS = ("", "_small", "_medium", "_large")
 """What the areas of COCO are called: all, below 32×32 pixels, to 96×96, above."""
 MOST = 2
 """The last of COCO's three limits of objects an image: 100."""
+
+DRAWN_CLASSES = 10
+"""Classes that have curves of precision over recall of their own: those with the most objects."""
+THRESHOLDS = {"AP": slice(None), "AP50": slice(0, 1), "AP75": slice(5, 6)}
+"""Which of COCO's ten thresholds of overlap a measure is the mean over."""
 
 GROUPS = 20
 """Groups of images that are left out in turn, to measure how much a score depends on the choice of test images."""
@@ -90,6 +96,9 @@ def coco_scores(
     """
     metrics: dict[str, float | None] = {}
     per_class: dict[str, dict[str, float | None]] = {name: {} for name in classes.values()}
+    curves: dict[str, Mapping[str, tuple[float, ...]]] = {}
+    objects = Counter(int(one["category_id"]) for one in truth["annotations"] if not one.get("iscrowd", 0))
+    drawn = {category for category, _ in objects.most_common(DRAWN_CLASSES)}
     for kind, prefix in (("bbox", ""), ("segm", "mask_"))[: 2 if masks else 1]:
         precision, recall, categories = _evaluate(truth, results, kind)
         metrics[f"{prefix}AP"] = _mean(precision[..., 0, MOST])
@@ -101,7 +110,35 @@ def coco_scores(
         for number, category in enumerate(categories):
             own = precision[:, :, number, 0, MOST]
             per_class[classes[category]] |= {f"{prefix}AP": _mean(own), f"{prefix}AP50": _mean(own[0])}
-    return Scores(split, len(truth["images"]), metrics, per_class)
+        names = {place: classes[category] for place, category in enumerate(categories) if category in drawn}
+        curves |= {f"{prefix}{name}": found for name, found in _curves(precision[..., 0, MOST], names).items() if found}
+    return Scores(split, len(truth["images"]), metrics, per_class, precision_recall=curves)
+
+
+def _curves(precision: NDArray[np.float64], names: Mapping[int, str]) -> dict[str, dict[str, tuple[float, ...]]]:
+    """Precision at ``RECALLS`` by measure, of all classes and of some, from COCO's (thresholds, recalls, classes).
+
+    ``names`` of the latter by their places. Classes without objects have no precision; without any, there is no curve.
+    """
+    measured = [place for place in range(precision.shape[2]) if (precision[:, :, place] > -1).any()]
+    if not measured:
+        return {}
+    assert precision.shape[1] == len(RECALLS)
+    return {
+        measure: {
+            MEAN: _values(precision[which][..., measured].mean(axis=(0, 2))),
+            **{
+                name: _values(precision[which, :, place].mean(axis=0))
+                for place, name in names.items()
+                if place in measured
+            },
+        }
+        for measure, which in THRESHOLDS.items()
+    }
+
+
+def _values(curve: NDArray[np.float64]) -> tuple[float, ...]:
+    return tuple(float(value) for value in curve)
 
 
 def coco_influences(

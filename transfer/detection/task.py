@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar, cast
@@ -13,6 +14,7 @@ from typing import ClassVar, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor, nn
 
 from ...core.data.dataset_format import hint
@@ -37,6 +39,7 @@ from .architecture import Architecture
 from .augmentation import JitteredCrop, crop_targets
 from .canvas import Canvas, crop_and_resize, empty_canvas
 from .config import DetectConfig
+from .confusion import MIN_IOU, MIN_SCORE, object_confusion
 from .metrics import Result, coco_influences, coco_results, coco_scores, write_detections
 from .model import ENCODER_PREFIX, MAX_BATCH, Detector
 
@@ -48,8 +51,6 @@ EXAMPLES = 4
 """Images of right and of wrong predictions, each, in the summary."""
 MAX_EXAMPLE_CANDIDATES = 100
 """Images that these are chosen from."""
-EXAMPLE_SCORE, EXAMPLE_IOU = 0.5, 0.5
-"""A picture is right when each object is found, and nothing else, with this score and this overlap or more."""
 
 
 class DetectionTask(Task[DetectConfig, DetectionImages]):
@@ -113,6 +114,21 @@ class DetectionTask(Task[DetectConfig, DetectionImages]):
         targets = crop_targets(images.objects[index], crop, mirrored, turns, masks=self.architecture.masks)
         return Sample(canvas, targets)
 
+    def draw_sample(self, batch: Batch, place: int) -> Image.Image | None:
+        target = {name: tensor.cpu().numpy() for name, tensor in batch.targets[place].items()}
+        scores = np.ones(len(target["labels"]), dtype=np.float32)
+        objects = Detections(target["boxes"], scores, target["labels"], self.splits.train.classes, target.get("masks"))
+        return self.sample_picture(batch, place, lambda image: draw_detections(image, objects, show_scores=False))
+
+    def label_counts(self, images: DetectionImages) -> Mapping[str, Sequence[int]]:
+        """Objects, without crowds, and images that have some."""
+        labels = [objects.labels[~objects.crowd] for objects in images.objects]
+        counts = np.bincount(np.concatenate([np.empty(0, dtype=np.int64), *labels]), minlength=len(images.classes))
+        shown = np.bincount(
+            np.concatenate([np.empty(0, dtype=np.int64), *map(np.unique, labels)]), minlength=len(images.classes)
+        )
+        return {"objects": counts.tolist(), "images": shown.tolist()}
+
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         losses = cast(Mapping[str, Tensor], model(batch.pixels, batch.targets))
         return torch.stack([loss.float() for loss in losses.values()]).sum()
@@ -136,7 +152,10 @@ class DetectionTask(Task[DetectConfig, DetectionImages]):
         results = self._results(detector, images, masks=masks)
         if self.config.evaluate is None:  # else the images may be others than those of the run in this folder
             write_detections(Path(self.config.out), split, results, masks=masks)
-        return coco_scores(images.ground_truth(), results, class_names(images), split=split, masks=masks)
+        truth = images.ground_truth()
+        scores = coco_scores(truth, results, class_names(images), split=split, masks=masks)
+        confusion = object_confusion(truth, results, images.category_ids)
+        return replace(scores, confusion=confusion, confusion_of="objects")
 
     def score_items(
         self, model: nn.Module, images: DetectionImages, split: str
@@ -162,13 +181,15 @@ class DetectionTask(Task[DetectConfig, DetectionImages]):
             (found,) = detector.predict([opened])
             image = self.display.image(opened)
             truth = annotated_objects(images, index)
-            right = matches_annotations(found.above(EXAMPLE_SCORE), truth)
+            right = matches_annotations(found.above(MIN_SCORE), truth)
             if len(chosen[right]) < EXAMPLES:
                 drawn = [
-                    ("predicted", draw_detections(image, found, min_score=EXAMPLE_SCORE)),
+                    ("predicted", draw_detections(image, found, min_score=MIN_SCORE)),
                     ("annotated", draw_detections(image, truth, show_scores=False)),
                 ]
-                caption = f"{split}: {images.images.name(index)}: {len(found.above(EXAMPLE_SCORE))} found, {len(truth)} annotated"
+                caption = (
+                    f"{split}: {images.images.name(index)}: {len(found.above(MIN_SCORE))} found, {len(truth)} annotated"
+                )
                 picture = self.display.with_tiles(side_by_side(drawn), opened)
                 chosen[right].append(ExampleImage.of(picture, caption, right))
             if all(len(pictures) == EXAMPLES for pictures in chosen.values()):
@@ -225,5 +246,5 @@ def matches_annotations(found: Detections, truth: Detections) -> bool:
     shared = (opposite - corners).clip(0).prod(axis=2)  # (found, truth)
     areas = [(one.boxes[:, 2:] - one.boxes[:, :2]).prod(axis=1) for one in (found, truth)]
     overlap = shared / (areas[0][:, None] + areas[1][None] - shared)
-    same = (overlap >= EXAMPLE_IOU) & (found.labels[:, None] == truth.labels[None])
+    same = (overlap >= MIN_IOU) & (found.labels[:, None] == truth.labels[None])
     return bool(same[linear_sum_assignment(same, maximize=True)].all())

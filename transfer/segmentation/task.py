@@ -107,6 +107,13 @@ class SegmentationTask(Task[SegmentConfig, SegmentationImages]):
             pixels, mask = (np.ascontiguousarray(np.rot90(part, turns, (-2, -1))) for part in (pixels, mask))
         return Sample(pixels, {"mask": mask})
 
+    def draw_sample(self, batch: Batch, place: int) -> Image.Image | None:
+        images = self.splits.train
+        mask = Prediction(batch.targets[place]["mask"].cpu().numpy(), images.classes)
+        return self.sample_picture(
+            batch, place, lambda image: draw_segmentation(image, mask, ignored=images.ignore_index)
+        )
+
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         masks = torch.stack([target["mask"] for target in batch.targets]).long()
         return cast(Tensor, model(self.encoder.preprocessing.normalize(batch.pixels), masks))

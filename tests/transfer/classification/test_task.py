@@ -38,9 +38,9 @@ from maelift.tests.support import (
 from maelift.transfer.classification.config import ClassifyConfig
 from maelift.transfer.classification.evaluation import evaluate_classifier
 from maelift.transfer.classification.task import MultiLabelMixup
-from maelift.transfer.finetune import TransferResult
 from maelift.transfer.finetune import run as run_transfer
 from maelift.transfer.init_weights import fresh_encoder
+from maelift.transfer.result import TransferResult
 from maelift.transfer.trained_model import load_model
 from PIL import Image
 from safetensors.torch import load_file, save_file

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from maelift.core.data.detection_reader import read_detection
+from maelift.transfer.detection.confusion import object_confusion
 from maelift.transfer.detection.metrics import (
     coco_influences,
     coco_results,
@@ -19,6 +20,7 @@ from maelift.transfer.detection.metrics import (
     write_detections,
     write_results,
 )
+from maelift.transfer.metrics import MEAN, MISSED, NOTHING_THERE, Scores
 from maelift.transfer.predictions import Detections
 from numpy.typing import NDArray
 from PIL import Image
@@ -298,3 +300,133 @@ def test_the_files_that_are_written_give_our_figures_in_pycocotools(seed: int, t
     assert json.loads((tmp_path / "detections_val.json").read_text()) == json.loads(
         (tmp_path / "boxes_test.json").read_text()
     )
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_curves_of_precision_are_those_of_pycocotools_and_their_areas_are_the_scores(seed: int) -> None:
+    truth, found = hard_case(seed)
+    results = results_of(found)
+    scores = coco_scores(truth, results, CLASSES, split="test", masks=True)
+    assert list(scores.precision_recall) == ["AP", "AP50", "AP75", "mask_AP", "mask_AP50", "mask_AP75"]
+    for kind, prefix in (("bbox", ""), ("segm", "mask_")):
+        theirs = by_pycocotools(truth, results, kind)
+        precision = theirs.eval["precision"][:, :, :, 0, -1]  # (thresholds, recalls, classes)
+        for measure, thresholds in (("AP", range(10)), ("AP50", [0]), ("AP75", [5])):
+            curves = scores.precision_recall[prefix + measure]
+            assert set(curves) == {MEAN, "cat", "dog", "owl"}
+            own = precision[list(thresholds)].mean(axis=0)
+            for place, name in enumerate(["cat", "dog", "owl"]):
+                np.testing.assert_allclose(curves[name], own[:, place], atol=1e-6)
+            np.testing.assert_allclose(curves[MEAN], own[:, :3].mean(axis=1), atol=1e-6)
+            assert np.mean(curves[MEAN]) == pytest.approx(scores.metrics[prefix + measure], abs=1e-9)
+            if measure != "AP75":
+                for name in ("cat", "dog", "owl"):
+                    assert np.mean(curves[name]) == pytest.approx(scores.per_class[name][prefix + measure], abs=1e-9)
+
+
+def test_of_many_classes_those_with_the_most_objects_have_curves() -> None:
+    image = {"id": 1, "file_name": "1.png", "height": 100, "width": 100}
+    names = {number: f"class {number}" for number in range(1, 15)}
+    boxes = [(number, place) for number in names for place in range(number)]
+    annotations: list[dict[str, Any]] = [
+        {"id": n, "image_id": 1, "category_id": number, "bbox": [6.0 * place, 6.0 * number, 5.0, 5.0], "area": 25.0}
+        for n, (number, place) in enumerate(boxes, 1)
+    ]
+    truth = {"images": [image], "annotations": [{**one, "iscrowd": 0} for one in annotations]}
+    truth["categories"] = [{"id": number, "name": name} for number, name in names.items()]
+    results = [{key: one[key] for key in ("image_id", "category_id", "bbox")} | {"score": 0.9} for one in annotations]
+    curves = coco_scores(truth, results[:90], names, split="test").precision_recall["AP50"]
+    assert list(curves) == [MEAN, *(f"class {number}" for number in range(5, 15))]
+    nothing = coco_scores({**truth, "annotations": []}, results, names, split="test")
+    assert nothing.precision_recall == {}
+
+
+def slow_count(truth: dict[str, Any], results: list[dict[str, Any]]) -> dict[tuple[str, str], int]:
+    """The confusion of objects by the words of its definition, in plain Python."""
+
+    def overlap(one: list[float], other: list[float], over_first: bool = False) -> float:
+        wide = min(one[0] + one[2], other[0] + other[2]) - max(one[0], other[0])
+        high = min(one[1] + one[3], other[1] + other[3]) - max(one[1], other[1])
+        shared = max(wide, 0.0) * max(high, 0.0)
+        return shared / (one[2] * one[3] + (0.0 if over_first else other[2] * other[3] - shared))
+
+    counts: dict[tuple[str, str], int] = {}
+    for image in truth["images"]:
+        boxes = [one for one in results if one["image_id"] == image["id"] and one["score"] >= 0.5]
+        boxes.sort(key=lambda one: one["score"], reverse=True)
+        of_image = [one for one in truth["annotations"] if one["image_id"] == image["id"]]
+        free = [one for one in of_image if not one["iscrowd"]]
+        left = list(boxes)
+        for of_class in (True, False):
+            for box in list(left):
+                near = [
+                    (overlap(box["bbox"], one["bbox"]), -place, one)
+                    for place, one in enumerate(free)
+                    if (one["category_id"] == box["category_id"]) == of_class
+                ]
+                best = max(near, key=lambda item: item[:2], default=(0.0, 0, None))
+                if best[0] >= 0.5 and best[2] is not None:
+                    cell = (CLASSES[best[2]["category_id"]], CLASSES[box["category_id"]])
+                    counts[cell] = counts.get(cell, 0) + 1
+                    free = [one for one in free if one is not best[2]]
+                    left = [one for one in left if one is not box]
+        for one in free:
+            counts[CLASSES[one["category_id"]], MISSED] = counts.get((CLASSES[one["category_id"]], MISSED), 0) + 1
+        for box in left:
+            name = CLASSES[box["category_id"]]
+            crowds = [one for one in of_image if one["iscrowd"] and one["category_id"] == box["category_id"]]
+            if not any(overlap(box["bbox"], one["bbox"], over_first=True) >= 0.5 for one in crowds):
+                counts[NOTHING_THERE, name] = counts.get((NOTHING_THERE, name), 0) + 1
+    return counts
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_confusion_of_objects_is_that_of_a_slow_count_and_its_diagonal_coco_s(seed: int, tmp_path: Path) -> None:
+    truth, found = hard_case(seed)
+    results = results_of(found)
+    for number, one in enumerate(truth["annotations"]):  # found as another class
+        other, (x, y, width, height) = {3: 7, 7: 11, 11: 20}[one["category_id"]], one["bbox"]
+        near = [x + 1, y, width, height + 1]
+        results.append({"image_id": one["image_id"], "category_id": other, "bbox": near, "score": 0.45 + 0.01 * number})
+    confusion = object_confusion(truth, results, list(CLASSES))
+    scores = Scores("test", 8, {}, {name: {} for name in CLASSES.values()}, confusion, "objects")
+    rows, columns = scores.confusion_names
+    counted = {
+        (row, column): count
+        for row, counts in zip(rows, confusion, strict=True)
+        for column, count in zip(columns, counts, strict=True)
+        if count
+    }
+    assert counted == slow_count(truth, results)
+    assert any(row != column for row, column in counted if column != MISSED and row != NOTHING_THERE)
+    theirs = by_pycocotools(truth, results, "bbox")
+    for place, category in enumerate(CLASSES):
+        evaluated = [one for one in theirs.evalImgs if one and one["category_id"] == category]
+        evaluated = [one for one in evaluated if one["aRng"] == theirs.params.areaRng[0]]
+        right = sum(
+            int(
+                (
+                    (one["dtMatches"][0] > 0) & ~one["dtIgnore"][0].astype(bool) & (np.array(one["dtScores"]) >= 0.5)
+                ).sum()
+            )
+            for one in evaluated
+        )
+        assert confusion[place][place] == right
+    scores.write_confusion(tmp_path / "confusion.csv")
+    lines = (tmp_path / "confusion.csv").read_text().splitlines()
+    assert lines[0].endswith(f"cat,dog,owl,nobody,{MISSED}") and lines[-1].startswith(f"{NOTHING_THERE},")
+    scores.write(tmp_path / "test.json")
+    again = Scores.from_json(json.loads((tmp_path / "test.json").read_text()))
+    assert again.confusion == confusion and again.confusion_names == scores.confusion_names
+
+
+def test_no_objects_and_nothing_found_make_an_empty_confusion() -> None:
+    truth, found = hard_case(0)
+    assert sum(map(sum, object_confusion({**truth, "annotations": []}, [], list(CLASSES)))) == 0
+    missed = object_confusion(truth, [], list(CLASSES))
+    assert [row[-1] for row in missed[:-1]] == [
+        sum(1 for one in truth["annotations"] if one["category_id"] == category and not one["iscrowd"])
+        for category in CLASSES
+    ]
+    alone = object_confusion({**truth, "annotations": []}, results_of(found), list(CLASSES))
+    assert sum(alone[-1]) == sum(1 for one in results_of(found) if one["score"] >= 0.5) > 0

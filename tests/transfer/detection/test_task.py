@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import signal
 import time
@@ -26,9 +27,9 @@ from maelift.transfer.detection.augmentation import JitteredCrop, crop_targets, 
 from maelift.transfer.detection.config import DetectConfig
 from maelift.transfer.detection.model import Detector
 from maelift.transfer.detection.task import DetectionTask, matches_annotations
-from maelift.transfer.finetune import TransferResult
 from maelift.transfer.init_weights import fresh_encoder
 from maelift.transfer.predictions import Detections
+from maelift.transfer.result import TransferResult
 from maelift.transfer.trained_model import load_model
 from numpy.typing import NDArray
 from PIL import Image
@@ -179,6 +180,16 @@ def test_objects_of_images_of_many_shapes_are_learned(
     assert {item["category_id"] for item in found} <= {3, 7} and len(found) > 10
     assert ("bbox" in found[0]) == (head == "faster") == (not (out / "boxes_test.json").exists())
     assert (out / "summary.html").read_text().count("data:image/png;base64,") >= 2
+    with (out / "pr_curves.csv").open(newline="") as file:
+        points = [row for row in csv.DictReader(file) if row["class"] == "mean over classes"]
+    for measure in {row["measure"] for row in points}:
+        area = np.mean([float(row["precision"]) for row in points if row["measure"] == measure])
+        assert area == pytest.approx(test["metrics"][measure], abs=1e-5)
+    with (out / "confusion_test.csv").open(newline="") as file:
+        _, *rows = csv.reader(file)
+    objects_of = json.loads((shapes / "test.json").read_text())["annotations"]
+    for row, category in zip(rows[:-1], (3, 7), strict=True):
+        assert sum(map(int, row[1:])) == sum(one["category_id"] == category for one in objects_of)
 
     model = load_model(result.model)
     assert isinstance(model, Detector) and model.classes == CLASSES

@@ -20,9 +20,9 @@ from maelift.core.models.encoder_spec import EncoderSpec
 from maelift.core.models.preprocessing import Preprocessing
 from maelift.core.seeding import stream
 from maelift.tests.support import framework, has_checkpoint, run_maelift, start_maelift
-from maelift.transfer.finetune import TransferResult
 from maelift.transfer.finetune import run as run_transfer
 from maelift.transfer.init_weights import fresh_encoder
+from maelift.transfer.result import TransferResult
 from maelift.transfer.segmentation.augmentation import distort_colors, pad_to, random_crop
 from maelift.transfer.segmentation.config import SegmentConfig
 from maelift.transfer.segmentation.model import ENCODER_PREFIX, Segmentor
