@@ -132,6 +132,13 @@ COMMANDS: dict[str, Command] = {
         home="transfer.predict",
         loads_torch=True,
     ),
+    "embed": Command(
+        "transfer.embed_config",
+        "EmbedConfig",
+        "embed",
+        "features of images from an encoder, their nearest neighbours, and a page of maps",
+        home="transfer.embed",
+    ),
     "bench": Command(
         "benchmarks.runner",
         "BenchConfig",
