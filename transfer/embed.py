@@ -135,12 +135,21 @@ def _checked(config: EmbedConfig, fitted: FittedEncoder, images: NamedImages) ->
     for path in (out, out.with_suffix(".html")):
         if path.is_dir():
             raise ConfigError("out", config.out, f"the name of a file; {path} is a folder")
+    _check_outside(config, out)
     check_format(out, images.names)
     _check_neighbours(config, len(images))
     preprocessing = fitted.encoder.preprocessing
     Display(preprocessing.channel_names, config.shown).positions(len(preprocessing.mean))
     pooling = config.features or fitted.encoder.usual_pooling
     return out, pooling, fitted.encoder.pooled_dim(pooling)
+
+
+def _check_outside(config: EmbedConfig, out: Path) -> None:
+    """Raise ConfigError for a result among the images, where other commands would read it as some."""
+    folder = out.absolute().parent.resolve()
+    for source in (config.images,) if isinstance(config.images, str) else config.images:
+        if Path(source).is_dir() and Path(source).resolve() in (folder, *folder.parents):
+            raise ConfigError("out", config.out, f"a file outside of images={source}, where it would be read as images")
 
 
 def _check_neighbours(config: EmbedConfig, count: int) -> None:
@@ -218,7 +227,7 @@ def _finished_table(
     """The rows of the images that aren't broken, and their numbers."""
     kept = partial.kept()
     _check_neighbours(config, len(kept))
-    features = np.array(partial.vectors[kept])  # in memory, as the folder goes
+    features = np.asarray(partial.vectors[kept])  # in memory, as the folder goes
     texts = [
         None if column is None else [column[number] for number in kept]
         for column in (images.names, images.labels, images.splits)

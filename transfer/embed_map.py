@@ -13,6 +13,8 @@ from ..core.seeding import stream_seed
 
 PERPLEXITY = 30.0
 """Of t-SNE: about how many neighbours of each point it tries to keep; fewer for few points."""
+ROUNDING = 4 * float(np.finfo(np.float32).eps)
+"""Of a feature, relative to the largest one: a network adds up several of float32's."""
 FEWEST = 10
 """Points that t-SNE needs at least to show anything."""
 
@@ -29,10 +31,13 @@ class FeatureMap:
 def principal_components(features: NDArray[np.floating], count: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """The first ``count`` principal components of rows (N, D): scores (N, count), and shares of the variance (count).
 
-    The sign of each is that of its largest loading, so that it doesn't depend on the library. Components beyond min(N, D) are 0.
+    The sign of each is that of its largest loading, so that it doesn't depend on the library. Components that aren't there, or
+    are no more than the rounding of float32, are 0.
     """
     centred = features.astype(np.float64) - features.mean(axis=0, dtype=np.float64)
     left, values, loadings = np.linalg.svd(centred, full_matrices=False)
+    rounding = ROUNDING * float(np.abs(features).max()) * sum(side**0.5 for side in features.shape)
+    values = np.where(values > rounding, values, 0)
     signs = np.sign(loadings[np.arange(len(loadings)), np.abs(loadings).argmax(axis=1)])
     found = left * (values * np.where(signs == 0, 1, signs))
     shares = values**2 / max(float((values**2).sum()), np.finfo(np.float64).tiny)
