@@ -190,6 +190,7 @@ def _compute(
     partial.save()
     if len(partial.rejected) == count:
         reason = partial.rejected[0][1]
+        shutil.rmtree(partial.folder)
         raise DataError(f"images={config.source}: none of {count} can be read; the first: {reason}")
 
 

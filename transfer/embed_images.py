@@ -17,6 +17,7 @@ from ..core.data.images import ImageSet, opened
 from ..core.data.readers.concat import ConcatImages
 from ..core.data.readers.folder import FolderImages
 from ..core.data.reading_keys import ReadingKeys
+from ..core.data.slices import Slices
 from ..core.data.sources import find_sources
 from ..core.data.transforms import fit_and_crop, to_array
 from ..core.errors import DataError
@@ -94,7 +95,7 @@ def _start(config: EmbedConfig, changes: dict[str, Any]) -> EncoderInit:
     )
 
 
-def _read_images(config: EmbedConfig, slices: Any) -> NamedImages:
+def _read_images(config: EmbedConfig, slices: Slices) -> NamedImages:
     with _key_named_images():
         if not config.labels:
             images = find_sources(config.images, slices=slices)

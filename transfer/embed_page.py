@@ -63,7 +63,8 @@ class _Gallery:
     def pixels(self, row: int) -> Picture:
         """The pixels (H, W, C) of an image that the encoder gets."""
         found, _ = self.fitted.pixels(self.images.images, int(self.kept[row]))
-        return found.transpose(1, 2, 0)
+        last: Picture = found.transpose(1, 2, 0)
+        return last
 
     def picture(self, row: int) -> Image.Image:
         """The image in RGB."""

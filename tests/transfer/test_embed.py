@@ -248,6 +248,7 @@ def test_channels_of_the_images_get_an_encoder_that_is_fitted_to_them(encoder: P
     np.save(tmp_path / "five.npy", np.random.default_rng(0).integers(0, 256, (4, 20, 20, 5), dtype=np.uint8))
     with pytest.raises(DataError, match="none of 4 can be read"):
         run(encoder, tmp_path / "five.npy", tmp_path / "f.npz")
+    assert [path.name for path in tmp_path.iterdir()] == ["five.npy"]
     result = run(encoder, tmp_path / "five.npy", tmp_path / "f.npz", channels=5, image_size=40)
     assert result.count == 4 and result.table.metadata["image_size"] == [40, 40]
     assert len(result.table.metadata["preprocessing"]["mean"]) == 5 and result.table.metadata["adapted"]

@@ -26,7 +26,7 @@ def values(attention: nn.Module, tokens: Tensor) -> Tensor:
     """The values (B, heads, T, d), from the last third of the weights of qkv."""
     assert isinstance(attention, Attention)
     weight, bias = attention.qkv.weight.chunk(3)[2], attention.qkv.bias.chunk(3)[2]
-    found = tokens @ weight.T + bias
+    found: Tensor = tokens @ weight.T + bias
     return found.reshape(*tokens.shape[:2], attention.num_heads, -1).transpose(1, 2)
 
 
@@ -35,7 +35,7 @@ def values(attention: nn.Module, tokens: Tensor) -> Tensor:
 def test_weights_times_values_are_the_output_of_the_attention(fused: bool, normed: bool) -> None:
     torch.manual_seed(0)
     attention = Attention(48, num_heads=3, qkv_bias=True, qk_norm=normed, norm_layer=nn.LayerNorm).double().eval()
-    attention.fused_attn = fused  # type: ignore[misc]
+    attention.fused_attn = fused
     tokens = 3 * torch.randn(2, 17, 48, dtype=torch.float64)
     weights = attention_weights(attention, tokens)
     assert weights.shape == (2, 3, 17, 17) and torch.allclose(weights.sum(-1), torch.ones(2, 3, 17).double())
