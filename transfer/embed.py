@@ -27,7 +27,7 @@ from ..core.public_names import public_name
 from ..core.training.worker_loader import load_in_order
 from ..version import __version__
 from .embed_config import EmbedConfig
-from .embed_images import FittedEncoder, NamedImages, read_inputs
+from .embed_images import CONVERTED, FittedEncoder, NamedImages, read_inputs
 from .feature_files import FeatureTable, check_format, read_features, write_features
 from .neighbours import nearest_neighbours
 from .partial_features import PartialFeatures, request_hash
@@ -178,7 +178,8 @@ def _compute(
         starts, load_in_order(load, len(starts), workers), strict=True
     ):
         partial.rejected += rejected
-        partial.unusual += unusual
+        for number, notes in unusual:
+            partial.note(number, notes)
         if pixels is not None:
             with torch.inference_mode():
                 found = pooled_features(fitted.encoder, pixels.to(device), pooling, config.precision)
@@ -254,13 +255,15 @@ def _finished_table(
 
 def _report_images(out: Path, images: NamedImages, partial: PartialFeatures) -> None:
     """Name the broken images in a file, and say what was unusual of the others."""
-    unusual = [(images.names[number], notes) for number, notes in partial.unusual]
-    count = len(images) - len(partial.rejected)
-    converted = Counter(note for _, notes in unusual for note in notes.split("; ") if "brought to" in note)
-    for line in summary_lines(count, unusual):
+    sound, converted = len(images) - len(partial.rejected), Counter[str]()
+    unusual = []
+    for notes, (count, first) in partial.unusual.items():
+        unusual += [(images.names[first], notes)] * count
+        converted.update({note: count for note in notes.split("; ") if CONVERTED in note})
+    for line in summary_lines(sound, unusual):
         logger.warning("embed: %s", line)
-    for note, number in converted.items():
-        logger.warning("embed: %d of %d images have %s", number, count, note)
+    for note, count in converted.items():
+        logger.warning("embed: %d of %d images have %s", count, sound, note)
     if partial.rejected:
         write_rejected(rejected_file(out), [(images.names[number], reason) for number, reason in partial.rejected])
     else:

@@ -29,6 +29,9 @@ from .init_weights import init_encoder, init_form, read_init_weights
 SLICE_KEYS = ("slice_axis", "slice_step", "slice_content", "frame")
 """Keys that say which slices of volumes are images, in the configuration and in an encoder's preprocessing."""
 
+CONVERTED = "brought to the encoder's"
+"""In the note on an image of other channels."""
+
 
 @dataclass(frozen=True, eq=False)
 class NamedImages:
@@ -63,7 +66,7 @@ class FittedEncoder:
         notes = list(image.decoded_notes)
         if picture.shape[2] != spec.channels:
             count = picture.shape[2]
-            notes.append(f"{count} channel{'s' if count > 1 else ''}, brought to the encoder's {spec.channels}")
+            notes.append(f"{count} channel{'s' if count > 1 else ''}, {CONVERTED} {spec.channels}")
         return to_array(fit_and_crop(picture, spec.image_size), spec.channels), notes
 
 

@@ -37,7 +37,8 @@ VECTORS, PROGRESS = "features.npy", "progress.json"
 class PartialFeatures:
     """The features of the first ``done`` images, in the rows of ``vectors`` (N, D) float32; those of broken images mean nothing.
 
-    ``rejected``: number and reason of each broken image; ``unusual``: number and notes of each image that has some.
+    ``rejected``: number and reason of each broken image. ``unusual``: how many images have the same notes, and the number of the
+    first, by the notes.
     """
 
     folder: Path
@@ -45,7 +46,7 @@ class PartialFeatures:
     vectors: NDArray[np.float32]
     done: int
     rejected: list[tuple[int, str]]
-    unusual: list[tuple[int, str]]
+    unusual: dict[str, tuple[int, int]]
 
     @classmethod
     @contextmanager
@@ -69,9 +70,10 @@ class PartialFeatures:
                 logger.info("embed: %s is of other images or another encoder; starting again", folder)
                 return None
             vectors = np.load(folder / VECTORS, mmap_mode="r+", allow_pickle=False)
-            rejected, unusual = ([(int(n), str(text)) for n, text in stored[key]] for key in ("rejected", "unusual"))
+            rejected = [(int(number), str(text)) for number, text in stored["rejected"]]
+            unusual = {str(notes): (int(count), int(first)) for notes, (count, first) in stored["unusual"].items()}
             done = int(stored["done"])
-        except (OSError, ValueError, KeyError, TypeError, EOFError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError):
             return None
         if vectors.shape != shape or vectors.dtype != np.float32 or not 0 <= done <= shape[0]:
             return None
@@ -88,7 +90,12 @@ class PartialFeatures:
             )
         (folder / PROGRESS).unlink(missing_ok=True)
         vectors = np.lib.format.open_memmap(folder / VECTORS, mode="w+", dtype=np.float32, shape=shape)
-        return cls(folder, request, vectors, 0, [], [])
+        return cls(folder, request, vectors, 0, [], {})
+
+    def note(self, number: int, notes: str) -> None:
+        """Count an image that is unusual."""
+        count, first = self.unusual.get(notes, (0, number))
+        self.unusual[notes] = (count + 1, first)
 
     def save(self) -> None:
         """Write to disk what is done so far."""

@@ -175,6 +175,22 @@ def test_an_interrupted_command_goes_on_where_it_was(
     assert sorted(path.name for path in out.parent.iterdir()) == ["f.npz", "f.rejected.csv"]
 
 
+def test_what_is_converted_is_counted_also_after_an_interruption(
+    encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    images = write_images(tmp_path / "images", 3)
+    write_images(images, 4, first=3, mode="L")
+    Image.new("RGB", (20, 20), (7, 7, 7)).save(images / "image007.png")
+    monkeypatch.setattr(partial_features, "SAVE_SECONDS", 0.0)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        counted(patch, 5)
+        run(encoder, images, tmp_path / "f.npz", batch_size=1)
+    with caplog.at_level("INFO", "maelift"):
+        run(encoder, images, tmp_path / "f.npz", batch_size=1)
+    assert "going on after 5 of 8 images" in caplog.text
+    assert "4 of 8 images have 1 channel, brought to the encoder's 3" in caplog.text
+
+
 @pytest.mark.parametrize("change", ["encoder", "images", "features", "damage"])
 def test_what_another_command_computed_is_not_taken(
     encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
