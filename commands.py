@@ -138,6 +138,7 @@ COMMANDS: dict[str, Command] = {
         "embed",
         "features of images from an encoder, their nearest neighbours, and a page of maps",
         home="transfer.embed",
+        loads_torch=True,
     ),
     "bench": Command(
         "benchmarks.runner",

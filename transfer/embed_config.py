@@ -27,7 +27,7 @@ class EmbedConfig(ReadingKeys, PictureKeys):
     """encoder file, weights of the reference MAE, timm or transformers, timm:NAME or hf-hub:NAME, timm:NAME@FILE, or
     efficientnet-lite0 (docs/baselines.md)"""
     images: str | tuple[str, ...]
-    """folder of images (nested or flat), list of paths (.txt, .csv), tar shards, Parquet, idx or .npy file; several as
+    """image, folder of images (nested or flat), list of paths (.txt, .csv), tar shards, Parquet, idx or .npy file; several as
     [ONE,TWO]; with labels=true one labelled data set, as maelift transfer classify reads it"""
     out: str = "features.parquet"
     """file of features: .parquet (needs pyarrow), .npz or .csv"""

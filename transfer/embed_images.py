@@ -13,12 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..core.data.classification_reader import class_parts
+from ..core.data.image_formats import SUFFIXES
 from ..core.data.images import ImageSet, opened
 from ..core.data.readers.concat import ConcatImages
 from ..core.data.readers.folder import FolderImages
 from ..core.data.reading_keys import ReadingKeys
 from ..core.data.slices import Slices
-from ..core.data.sources import find_sources
+from ..core.data.sources import find_images_to_use, find_sources
 from ..core.data.transforms import fit_and_crop, to_array
 from ..core.errors import DataError
 from ..core.models.backbone import Backbone
@@ -101,7 +102,8 @@ def _start(config: EmbedConfig, changes: dict[str, Any]) -> EncoderInit:
 def _read_images(config: EmbedConfig, slices: Slices) -> NamedImages:
     with _key_named_images():
         if not config.labels:
-            images = find_sources(config.images, slices=slices)
+            single = isinstance(config.images, str) and Path(config.images).suffix.lower() in SUFFIXES
+            images = find_images_to_use(config.source, slices) if single else find_sources(config.images, slices=slices)
             return NamedImages(images, [images.name(number) for number in range(len(images))])
         parts = class_parts(config.source, config.label_keys(slices))
     sets = tuple(part.images for part in parts.values())

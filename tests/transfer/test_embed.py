@@ -236,6 +236,8 @@ def test_images_come_from_arrays_lists_and_several_sources(encoder: Path, tmp_pa
     first = run(encoder, folder, tmp_path / "a.npz").features
     of_array = run(encoder, tmp_path / "images.npy", tmp_path / "b.npz", workers=2)
     assert of_array.names == [f"images.npy[{number}]" for number in range(3)] and np.allclose(of_array.features, first)
+    single = run(encoder, folder / "image001.png", tmp_path / "e.npz")
+    assert single.names == ["image001.png"] and np.allclose(single.features, first[[1]], atol=1e-6)
     of_list = run(encoder, tmp_path / "list.txt", tmp_path / "c.npz")
     assert np.allclose(of_list.features, first[[2, 0]]) and of_list.names[0].endswith("image002.png")
     both = run(encoder, [tmp_path / "images.npy", folder], tmp_path / "d.npz")
