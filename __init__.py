@@ -2,7 +2,8 @@
 
 The functions take the keys of the commands of the same name: ``maelift.pretrain(data="photos", out="run")``,
 ``maelift.transfer("classify", encoder=..., data=..., out=...)``, ``maelift.bench("quickstart", out="runs/quickstart")``,
-``maelift.export("encoder.safetensors", to="detectron2", out="detector")``.
+``maelift.export("encoder.safetensors", to="detectron2", out="detector")``,
+``maelift.embed(encoder="encoder.safetensors", images="photos", out="features.parquet")``.
 Nested keys are mappings: ``masking={"ratio": 0.6}``. They return results and print nothing; progress goes to stderr.
 What a user can fix is a ``MaeliftError``: ``ConfigError`` for a key, ``DataError`` for images, ``CheckpointError`` for weights.
 """
@@ -22,6 +23,7 @@ __all__ = [
     "MaeliftError",
     "__version__",
     "bench",
+    "embed",
     "export",
     "load_encoder",
     "load_model",
@@ -31,7 +33,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from .api import bench, export, pretrain, reconstruct, transfer
+    from .api import bench, embed, export, pretrain, reconstruct, transfer
     from .core.errors import CheckpointError, ConfigError, DataError, MaeliftError
     from .core.models.encoder import Encoder
     from .core.models.encoder_file import load_encoder
@@ -45,6 +47,7 @@ _HOMES = {
     "load_encoder": "core.models.encoder_file",
     "load_model": "transfer.trained_model",
     "bench": "api",
+    "embed": "api",
     "export": "api",
     "reconstruct": "api",
 }

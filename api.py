@@ -12,7 +12,16 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from .adapters.export import ExportResult
-    from .api_keys import BenchKeys, ClassifyKeys, DetectKeys, ExportKeys, PretrainKeys, ReconstructKeys, SegmentKeys
+    from .api_keys import (
+        BenchKeys,
+        ClassifyKeys,
+        DetectKeys,
+        EmbedKeys,
+        ExportKeys,
+        PretrainKeys,
+        ReconstructKeys,
+        SegmentKeys,
+    )
     from .benchmarks.runner import BenchResult
     from .pretrain.config import PretrainConfig
     from .pretrain.reconstruct import ReconstructConfig, ReconstructResult
@@ -20,6 +29,8 @@ if TYPE_CHECKING:
     from .transfer.classification.config import ClassifyConfig
     from .transfer.config import TransferConfig
     from .transfer.detection.config import DetectConfig
+    from .transfer.embed import EmbedResult
+    from .transfer.embed_config import EmbedConfig
     from .transfer.result import TransferResult
     from .transfer.segmentation.config import SegmentConfig
 
@@ -69,6 +80,18 @@ def transfer(task: str, config: TransferConfig | None = None, **keys: object) ->
     from .transfer.finetune import run
 
     return run(config if config is not None else resolve_config(tasks.entry(task).config_type(), keys))
+
+
+def embed(config: EmbedConfig | None = None, **keys: Unpack[EmbedKeys]) -> EmbedResult:
+    """Features of images from an encoder: give an EmbedConfig, or the keys of ``maelift embed``.
+
+    Raises MaeliftError for what a user can fix, with the message that the command would print.
+    """
+    from .core.config import resolve
+    from .transfer.embed import embed as run
+    from .transfer.embed_config import EmbedConfig
+
+    return run(config if config is not None else resolve(EmbedConfig, keys))
 
 
 def bench(suite: str, **keys: Unpack[BenchKeys]) -> BenchResult:

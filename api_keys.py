@@ -363,6 +363,39 @@ class SegmentKeys(TransferKeys, total=False):
     short_side: int | None
 
 
+class EmbedKeys(TypedDict, total=False):
+    """Keys of ``maelift embed``."""
+
+    shown: Sequence[int | Text] | Literal["all"] | None
+    window: Sequence[float] | None
+    frame: int | Literal["all"] | None
+    slice_axis: int | None
+    slice_step: int
+    slice_content: float
+    channels: int | Sequence[int | Text] | None
+    value_range: Sequence[float] | None
+    nodata: float | None
+    max_nodata: float
+    unscale: bool
+    encoder: Text
+    images: Text | Sequence[Text]
+    out: Text
+    labels: bool
+    label_column: Text | Sequence[Text] | None
+    layout: Literal["auto", "class_folders"]
+    multi_label: bool | None
+    features: Literal["mean", "class_token", "both", "head"] | None
+    neighbours: int
+    page: bool
+    image_size: int | Sequence[int] | None
+    background: Text | None
+    batch_size: int
+    precision: Literal["auto", "float32", "bfloat16", "float16"]
+    device: Literal["auto", "cpu", "cuda"]
+    workers: int | None
+    seed: int
+
+
 class BenchKeys(TypedDict, total=False):
     """Keys of ``maelift bench``."""
 

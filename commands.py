@@ -132,6 +132,14 @@ COMMANDS: dict[str, Command] = {
         home="transfer.predict",
         loads_torch=True,
     ),
+    "embed": Command(
+        "transfer.embed_config",
+        "EmbedConfig",
+        "embed",
+        "features of images from an encoder, their nearest neighbours, and a page of maps",
+        home="transfer.embed",
+        loads_torch=True,
+    ),
     "bench": Command(
         "benchmarks.runner",
         "BenchConfig",

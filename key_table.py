@@ -40,6 +40,11 @@ MAIN_KEYS = {
         "training": "recipe engine head epochs steps batch_size seed",
         "machine": "device workers",
     },
+    "embed": {
+        "images and result": "encoder images out labels",
+        "features": "features image_size neighbours page",
+        "machine": "batch_size device workers",
+    },
     "export": {"encoder and result": "encoder to out"},
     "bench": {
         "suite and result": "suite out",

@@ -65,6 +65,7 @@ FRAMEWORKS = {
         ),
         Framework("pandas", "pandas", ("pandas",), "2.1", "pip install -U pandas"),
         Framework("pyarrow", "pyarrow", ("pyarrow",), "15", "pip install -U pyarrow"),
+        Framework("scikit-learn", "sklearn", ("scikit-learn",), "1.4", "pip install -U scikit-learn"),
         Framework("ray", "ray", ("ray",), "2.9", "pip install -U ray"),
         Framework("submitit", "submitit", ("submitit",), "1.5", "pip install -U submitit"),
         Framework("webdataset", "webdataset", ("webdataset",), "0.2.86", "pip install -U webdataset"),

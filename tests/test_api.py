@@ -22,6 +22,7 @@ FUNCTIONS = {
     "pretrain": "pretrain",
     "reconstruct": "reconstruct",
     "transfer": "transfer detect",
+    "embed": "embed",
     "bench": "bench",
     "export": "export",
 }

@@ -117,7 +117,7 @@ def test_help_on_one_key_has_an_example_and_a_wrong_one_names_the_nearest() -> N
 
 
 @pytest.mark.parametrize(
-    "name", ["pretrain", "reconstruct", "transfer classify", "transfer detect", "transfer segment", "predict"]
+    "name", ["pretrain", "reconstruct", "transfer classify", "transfer detect", "transfer segment", "predict", "embed"]
 )
 def test_the_examples_of_keys_can_be_given(name: str) -> None:
     schema = COMMANDS[name].config_type()

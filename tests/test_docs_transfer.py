@@ -203,6 +203,16 @@ def test_licences_on_the_page_of_baselines_are_those_that_timm_states() -> None:
     assert named and all(timm.get_pretrained_cfg(name).hf_hub_id for name in named)
 
 
+def test_the_page_of_features_works_as_it_stands(desk: Path) -> None:
+    framework("pyarrow")
+    framework("sklearn")
+    write_classes(desk / "labelled", 12)
+    printed = run_page(ROOT / "docs" / "embed.md", desk)
+    assert "(270, 32) image000.jpg" in printed and "features of 24 images, 32 values each" in printed
+    page = (desk / "labelled.html").read_text()
+    assert "have the class of their nearest neighbour" in page and "attention" in page and "<script" not in page
+
+
 def test_the_page_of_classification_works_as_it_stands(desk: Path) -> None:
     framework("onnx")
     framework("onnxruntime")

@@ -38,6 +38,7 @@ RUNS = {
     "transfer detect": ("data=photos", "out=run", "encoder=absent.safetensors"),
     "transfer segment": ("data=photos", "out=run", "encoder=absent.safetensors"),
     "predict": ("model=absent", "images=photos"),
+    "embed": ("encoder=absent", "images=photos", "out=features.npz"),
     "reconstruct": ("encoder=absent", "images=photos", "out=run"),
     "bench": ("quickstart", "out=run", "data.path=absent"),
     "bench compare": ("one", "two"),

@@ -34,6 +34,7 @@ GROUPS = {
     "ClassifyKeys": ("transfer", "transfer classify"),
     "DetectKeys": ("transfer", "transfer detect"),
     "SegmentKeys": ("transfer", "transfer segment"),
+    "EmbedKeys": ("embed", "embed"),
     "BenchKeys": ("bench", "bench"),
     "ExportKeys": ("export", None),
 }

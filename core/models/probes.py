@@ -8,8 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..compute_types import Precision
+from ..device import autocast
 from ..errors import ConfigError
-from .backbone import Features
+from .backbone import Backbone, Features
 from .pooling import Pooling
 
 SIMILARITIES = 2**26
@@ -26,6 +28,12 @@ def pool(features: Features, pooling: Pooling) -> Tensor:
     class_token = features.class_token
     assert class_token is not None
     return class_token if pooling == "class_token" else torch.cat([features.pooled(), class_token], dim=1)
+
+
+def pooled_features(encoder: Backbone, pixels: Tensor, pooling: Pooling, precision: Precision) -> Tensor:
+    """One vector an image, (B, ``Backbone.pooled_dim``), of stored pixel values (B, C, H, W) on the encoder's device."""
+    with autocast(pixels.device, precision):
+        return pool(encoder.forward_features(encoder.preprocessing.normalize(pixels)), pooling)
 
 
 class LinearProbe(nn.Module):

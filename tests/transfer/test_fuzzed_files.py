@@ -270,6 +270,7 @@ COMMANDS = {
     "export": ["export", "{file}", "--to", "torchvision", "out={out}/o"],
     "export a graph": ["export", "{file}", "--to", "onnx", "out={out}/o"],
     "certify": ["certify", "{folder}/weights.pth", "{file}"],
+    "embed": ["embed", "encoder={file}", "images={images}", "out={out}/f.npz"],
     "reconstruct": ["reconstruct", "encoder={file}", "images={images}", "out={out}/r"],
     "import": ["import", "{file}", "out={out}/i.safetensors", "num_heads=1"],
     "transfer": ["transfer", "classify", "encoder={file}", "data={images}", "out={out}/t", "steps=1"],

@@ -27,7 +27,7 @@ from ...core.files import LockedError, check_regular, lock_file, output_folder
 from ...core.models.backbone import Backbone
 from ...core.models.contract import content_hash
 from ...core.models.pooling import Pooling
-from ...core.models.probes import pool
+from ...core.models.probes import pooled_features
 from ...core.progress import progress_logger
 from ...core.seeding import stream
 from ...core.training.worker_loader import load_in_order
@@ -214,10 +214,14 @@ def _extract(
     def load(number: int) -> Tensor:
         return torch.from_numpy(np.stack([wanted.pixels(row) for row in chunks[number]]))
 
-    for chunk, pixels in zip(chunks, load_in_order(load, len(chunks), workers), strict=True):
+    def compute(pixels: Tensor) -> Tensor:
+        if not wanted.tokens:
+            return pooled_features(encoder, pixels, wanted.pooling, wanted.precision)
         with autocast(device, wanted.precision):
-            found = encoder.forward_features(wanted.encoder.preprocessing.normalize(pixels.to(device)))
-            result = found.tokens if wanted.tokens else pool(found, wanted.pooling)
+            return encoder.forward_features(encoder.preprocessing.normalize(pixels)).tokens
+
+    for chunk, pixels in zip(chunks, load_in_order(load, len(chunks), workers), strict=True):
+        result = compute(pixels.to(device))
         file[chunk.start : chunk.stop] = result.float().cpu().numpy().astype(wanted.dtype)
         log_progress(chunk.stop - rows.start, len(rows))
 
