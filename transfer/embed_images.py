@@ -106,13 +106,14 @@ def _read_images(config: EmbedConfig, slices: Slices) -> NamedImages:
             images = find_images_to_use(config.source, slices) if single else find_sources(config.images, slices=slices)
             return NamedImages(images, [images.name(number) for number in range(len(images))])
         parts = class_parts(config.source, config.label_keys(slices))
+    first, *_ = parts.values()
     sets = tuple(part.images for part in parts.values())
     return NamedImages(
         sets[0] if len(sets) == 1 else ConcatImages.of(sets),
         [name for images in sets for name in _names_below(images, Path(config.source))],
         [part.label_text(number) for part in parts.values() for number in range(len(part))],
         [split for split, part in parts.items() for _ in range(len(part))],
-        next(iter(parts.values())).classes,
+        first.classes,
     )
 
 

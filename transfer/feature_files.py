@@ -121,7 +121,7 @@ def _read_parquet(path: Path) -> FeatureTable:
 
 
 def _write_npz(table: FeatureTable, path: Path) -> None:
-    arrays: dict[str, NDArray[Any]] = {
+    arrays: dict[str, Any] = {
         "features": np.asarray(table.features, dtype=np.float32),
         "metadata": np.array(json.dumps(table.metadata)),
         **{f"{name}s": np.array(column, dtype=np.str_) for name, column in table.texts.items()},

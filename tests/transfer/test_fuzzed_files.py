@@ -274,7 +274,7 @@ COMMANDS = {
     "reconstruct": ["reconstruct", "encoder={file}", "images={images}", "out={out}/r"],
     "import": ["import", "{file}", "out={out}/i.safetensors", "num_heads=1"],
     "transfer": ["transfer", "classify", "encoder={file}", "data={images}", "out={out}/t", "steps=1"],
-    "pretrain": ["pretrain", "data={images}", "out={out}/m", "init={file}", "epochs=1"],
+    "pretrain": ["pretrain", "data={images}", "out={out}/m", "init={file}", "epochs=1", "batch_size=1"],
 }
 
 
