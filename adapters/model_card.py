@@ -113,9 +113,8 @@ def yaml_text(content: dict[str, Any]) -> str:
 def markdown(text: object) -> str:
     """A text as it reads in Markdown on one line, in a table too: what Markdown or HTML would act on is escaped."""
     line = re.sub(r"([\\`*_\[\]<>|~&#$])", r"\\\1", " ".join(str(text).split()))
-    return re.sub(
-        r"^([-+=]|\d+(?=[.)]))", lambda found: f"\\{found[1]}" if not found[1].isdigit() else f"{found[1]}\\", line
-    )
+    line = re.sub(r"^(\d+)(?=[.)](\s|$))", r"\1\\", line)  # else a list's number
+    return re.sub(r"^(?=[-+=])", r"\\", line)
 
 
 def shape_text(spec: BackboneSpec) -> str:

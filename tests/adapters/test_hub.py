@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,11 +13,13 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from maelift.adapters.model_card import CardContent, SuiteVerdicts, card_text, header, markdown
+from maelift.benchmarks.short_arms import expanded
 from maelift.core.errors import ConfigError
 from maelift.core.models.encoder import Encoder
 from maelift.core.models.encoder_file import Provenance, read_backbone, read_encoder, save_encoder
 from maelift.core.models.hub_names import HubName, cached_name, is_moving
 from maelift.core.models.preprocessing import Preprocessing
+from maelift.tests.benchmarks.made_up import made_up
 from maelift.tests.fake_hub import READER, WRITER, FakeHub, HubProcess, running_hub
 from maelift.tests.support import encoder_file, eventually, one_line_error, random_encoder
 
@@ -242,6 +245,83 @@ def test_repositories_and_files_of_others_are_refused(
     one_line_error(shared.run("push", tmp_path / "foreign.safetensors", "ada/new"), "foreign.safetensors")
 
 
+SUITE = """
+from pathlib import Path
+import yaml
+from maelift.benchmarks.data import read_suite_images
+from maelift.benchmarks.experiment import Context
+from maelift.benchmarks.runner import _input_files
+from maelift.benchmarks.suite import BenchConfig
+
+def context_of(weights):
+    keys = {"title": "t", "labels": [6], "seeds": [0], "model": "vit_nano", "image_size": 16, "patch_size": 4}
+    arms = {"a": {"start": "encoder", "weights": weights, "label": "a"}, "s": {"start": "scratch", "label": "s"}}
+    data = {"path": FOLDER, "val": 9, "test": 9}
+    Path(FILE).write_text(yaml.safe_dump({**keys, "data": data, "arms": arms, "workers": 1, "simple_arms": False}))
+    config = BenchConfig.resolve({"suite": FILE, "out": "x"})
+    return Context.of(config, read_suite_images(config))
+
+def run_of(context):
+    return context.pretraining("a", 0)
+"""
+
+
+def test_runs_of_a_suite_are_those_of_the_weights_and_not_of_a_branch_that_moved(
+    hub: FakeHub, shared: HubProcess, encoder: Path, tmp_path: Path, class_folders: Path
+) -> None:
+    pushed(hub, shared, encoder, "ada/suite", "timm=false")
+    first = hub.repos["ada/suite"].branches["main"]
+    other = encoder_file(tmp_path / "other.safetensors", random_encoder(seed=5))
+    names = f"FOLDER, FILE = {str(class_folders)!r}, {str(tmp_path / 'suite.yaml')!r}\n"
+    done = shared.python(
+        names
+        + SUITE
+        + f"""
+before = context_of("hf:ada/suite")
+assert run_of(before).key == run_of(context_of({str(encoder)!r})).key == run_of(context_of("hf:ada/suite@{first}")).key
+assert _input_files(before.config) is None and _input_files(context_of("hf:ada/suite@{first}").config) is not None
+"""
+    )
+    assert done.returncode == 0, done.stderr
+    pushed(hub, shared, other, "ada/suite", "timm=false")
+    done = shared.python(
+        names
+        + SUITE
+        + f"""
+now, then = context_of("hf:ada/suite"), run_of(context_of("hf:ada/suite@{first}"))
+assert run_of(now).key == run_of(context_of({str(other)!r})).key != then.key
+now.config.arm_kind("a").make_encoder(then, now, Path({str(tmp_path)!r}), None, None)
+"""
+    )
+    one_line_error(done, "arms.a.weights=hf:ada/suite: other weights than when the suite began")
+
+
+def test_a_word_of_a_list_of_arms_may_be_a_name_on_the_hub() -> None:
+    found = expanded(["scratch", "hf:ada/first@v2", "hf:ada/first@v2 frozen"], {})
+    assert list(found) == ["scratch", "ada_first_v2", "ada_first_v2_frozen"]
+    assert found["ada_first_v2"]["weights"] == "hf:ada/first@v2" and found["ada_first_v2"]["start"] == "weights"
+
+
+def test_verdicts_of_a_report_stand_in_the_card(
+    hub: FakeHub, shared: HubProcess, encoder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "results.json").write_text(made_up().to_json())
+    pushed(hub, shared, encoder, "ada/verdicts")
+    assert "No comparison was given" in hub.files("ada/verdicts")["README.md"].decode()
+    before = hub.files("ada/verdicts")
+    pushed(hub, shared, encoder, "ada/verdicts", f"report={tmp_path}")  # the same encoder: its card alone
+    card = ModelCard(hub.files("ada/verdicts")["README.md"].decode()).text
+    assert "At 100 labels, this encoder (MAE on the pool) helps: +7.45 points of test accuracy" in card
+    assert "95 % interval" in card and "4 paired seeds" in card and "10,000 test images" in card
+    assert "the verdicts are of other encoders" in card
+    assert {**hub.files("ada/verdicts"), "README.md": b""} == {**before, "README.md": b""}
+    (tmp_path / "runs" / "1").mkdir(parents=True)
+    shutil.copy(encoder, tmp_path / "runs" / "1")
+    pushed(hub, shared, encoder, "ada/verdicts", f"report={tmp_path}")
+    assert "folder has this encoder" in hub.files("ada/verdicts")["README.md"].decode()
+    one_line_error(shared.run("push", encoder, "ada/verdicts", "report=nowhere"), "results.json", "Give a suite's out")
+
+
 def test_a_dry_run_lists_files_and_asks_nothing(hub: FakeHub, shared: HubProcess, encoder: Path) -> None:
     hub.requests.clear()
     done = shared.run("push", encoder, "ada/dry", "--dry-run", token=None)
@@ -308,7 +388,7 @@ def outside_code(text: str) -> Iterator[str]:
 
 
 def test_text_at_the_beginning_of_a_line_makes_no_list() -> None:
-    assert markdown("- x") == "\\- x" and markdown("12. x") == "12\\. x" and markdown("12 x") == "12 x"
+    assert markdown("- x") == "\\- x" and markdown("12. x") == "12\\. x" and markdown("0.5, 1") == "0.5, 1"
 
 
 @pytest.mark.parametrize(
