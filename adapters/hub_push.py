@@ -32,6 +32,7 @@ logger = logging.getLogger("maelift")
 
 CARD_FILE = "README.md"
 TIMM_FILES = ("config.json", "model.safetensors", CERTIFICATE_FILE)
+REPEATABLE = "Run the command again where there is one: it uploads in one commit, or finds that it has."
 ANSWER_WAIT = 60.0
 """Seconds without a byte after which a request is given up; the Hub's client waits for ever by itself."""
 
@@ -194,10 +195,10 @@ def _repository(api: HfApi, config: PushConfig) -> Repository:
             branch, info = False, api.model_info(config.repo, timeout=ANSWER_WAIT)
     except RepositoryNotFoundError as error:
         if getattr(error.response, "status_code", None) == 401 and "credentials" in str(error):
-            raise hub_error(error, config.target) from None
+            raise hub_error(error, config.target, REPEATABLE) from None
         return Repository(branch=config.revision is None)
     except Exception as error:
-        raise hub_error(error, config.target) from None
+        raise hub_error(error, config.target, REPEATABLE) from None
     files = frozenset(entry.rfilename for entry in info.siblings or ())
     commit = str(info.sha or "")
     found = _content_hash(api, config, commit) if ENCODER_FILE in files else None
@@ -220,7 +221,7 @@ def _content_hash(api: HfApi, config: PushConfig, commit: str) -> str | None:
     except (SafetensorsParsingError, CheckpointError):
         return None
     except Exception as error:
-        raise hub_error(error, config.target) from None
+        raise hub_error(error, config.target, REPEATABLE) from None
 
 
 def _upload(api: HfApi, config: PushConfig, there: Repository, content_hash: str, files: Mapping[str, Path]) -> str:
@@ -248,7 +249,7 @@ def _upload(api: HfApi, config: PushConfig, there: Repository, content_hash: str
             parent_commit=there.commit or None,
         )
     except Exception as error:  # the client, its transport and its storage have errors of their own
-        raise hub_error(error, config.target) from None
+        raise hub_error(error, config.target, REPEATABLE) from None
     return str(done.oid)
 
 

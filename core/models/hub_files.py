@@ -16,6 +16,7 @@ from .stored_contract import ENCODER_FILE, has_contract
 
 NETWORK_WAIT = 5.0
 """Seconds within which a host must answer."""
+NOT_CACHED = "Run the command again where there is one: it isn't in the cache of downloads."
 LOG_IN = "Log in (hf auth login), or set HF_TOKEN"
 
 
@@ -34,10 +35,10 @@ def fetch_encoder(name: HubName) -> Path:
             path = Path(hf_hub_download(name.repo, ENCODER_FILE, revision=name.revision))
     except EntryNotFoundError as error:
         if isinstance(error, LocalEntryNotFoundError):
-            raise hub_error(error, name) from None
+            raise hub_error(error, name, NOT_CACHED) from None
         raise not_an_encoder(name, f"has no {ENCODER_FILE}") from None
     except Exception as error:  # the client, its transport and its storage have errors of their own
-        raise hub_error(error, name) from None
+        raise hub_error(error, name, NOT_CACHED) from None
     if not has_contract(path):
         raise not_an_encoder(name, f"has an {ENCODER_FILE} that isn't one of maelift")
     return path
@@ -85,8 +86,11 @@ def hub_host() -> str:
     return f"{place.hostname}:{place.port}" if place.port else str(place.hostname)
 
 
-def hub_error(error: Exception, name: HubName) -> MaeliftError:
-    """An error of the Hub's client as one line with advice; it never has the token in it."""
+def hub_error(error: Exception, name: HubName, without_network: str) -> MaeliftError:
+    """An error of the Hub's client as one line with advice; it never has the token in it.
+
+    ``without_network``: what follows where the Hub can't be reached.
+    """
     from huggingface_hub import errors
 
     status = getattr(getattr(error, "response", None), "status_code", None)
@@ -114,8 +118,7 @@ def hub_error(error: Exception, name: HubName) -> MaeliftError:
         return CheckpointError(f"{name}: the Hub can't answer now ({status}). Run the command again later.")
     if isinstance(error, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled) or _is_of_transport(error):
         return CheckpointError(
-            f"{name}: there is no network, or {hub_host()} does not answer (or HF_HUB_OFFLINE is set), and it isn't in the "
-            "cache. Run the command again where there is one."
+            f"{name}: there is no network, or {hub_host()} does not answer (or HF_HUB_OFFLINE is set). {without_network}"
         )
     return CheckpointError(f"{name}: the Hub's client failed ({without_token(error)}).")
 

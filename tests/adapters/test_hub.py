@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -70,7 +71,6 @@ def test_a_pushed_encoder_is_pulled_byte_by_byte_and_loaded_by_timm(
     assert (tmp_path / "pulled.safetensors").read_bytes() == encoder.read_bytes()
     again = shared.run("pull", "ada/first@main", f"out={tmp_path / 'pulled.safetensors'}")
     assert again.returncode == 0 and "is there already, with the same content" in again.stdout
-    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     size = read_encoder(encoder).encoder.spec.image_size
     done = shared.python(
         f"""
@@ -84,7 +84,7 @@ with torch.inference_mode():
     assert torch.allclose(model.forward_features(images), own(images), atol=2e-5)
 """
     )
-    assert done.returncode == 0 and images.shape[0] == 2, done.stderr
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_same_encoder_again_changes_nothing_and_another_replaces_it(
@@ -146,7 +146,8 @@ print(file.hub_name, file.parent, init.parent, sep="\\n")
     assert name == f"hf:ada/named@{commit}" and parent == f"{name} (sha256 {digest})" and init.startswith(f"{name} (")
 
 
-def test_a_network_that_is_gone_and_offline_mode_use_what_is_cached(encoder: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_without_a_network_what_is_cached_is_used(encoder: Path, tmp_path: Path) -> None:
     with running_hub() as own:
         process = HubProcess(own, tmp_path / "cache")
         pushed(own, process, encoder, "ada/cached")
@@ -157,6 +158,20 @@ def test_a_network_that_is_gone_and_offline_mode_use_what_is_cached(encoder: Pat
     other = encoder_file(tmp_path / "other.safetensors", random_encoder(seed=1))
     one_line_error(process.run("push", other, "ada/cached"), "there is no network", "Nothing was uploaded")
     process.end()
+
+
+@pytest.mark.slow
+def test_offline_mode_asks_nothing(hub: FakeHub, encoder: Path, tmp_path: Path) -> None:
+    process = HubProcess(hub, tmp_path / "cache")
+    pushed(hub, process, encoder, "ada/offline")
+    assert process.run("pull", "hf:ada/offline", f"out={tmp_path / 'one.safetensors'}").returncode == 0
+    process.end()
+    hub.requests.clear()
+    offline = HubProcess(hub, tmp_path / "cache", HF_HUB_OFFLINE="1")
+    assert offline.run("pull", "hf:ada/offline", f"out={tmp_path / 'two.safetensors'}").returncode == 0
+    one_line_error(offline.run("push", encoder, "ada/offline"), "HF_HUB_OFFLINE is set")
+    offline.end()
+    assert not hub.requests and (tmp_path / "two.safetensors").read_bytes() == encoder.read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -202,6 +217,25 @@ def test_an_upload_that_fails_leaves_no_commit_and_is_repeated(hub: FakeHub, sha
     hub.fail = None
     pushed(hub, shared, encoder, "ada/failing")
     assert set(hub.files("ada/failing")) == FILES
+
+
+@pytest.mark.parametrize("address", ["/api/models/ada/silent", "/commit/"])
+def test_a_hub_that_never_answers_is_given_up(hub: FakeHub, shared: HubProcess, encoder: Path, address: str) -> None:
+    hub.hang = address
+    began = time.monotonic()
+    done = shared.python(
+        f"""
+from maelift.adapters import hub_push
+from maelift.adapters.hub_config import PushConfig
+hub_push.ANSWER_WAIT, before = 0.5, hub_push.ANSWER_WAIT
+try:
+    hub_push.push(PushConfig({str(encoder)!r}, "ada/silent"), None)
+finally:
+    hub_push.ANSWER_WAIT = before
+"""
+    )
+    one_line_error(done, "hf:ada/silent: there is no network, or 127.0.0.1", "Run the command again")
+    assert time.monotonic() - began < 60
 
 
 @pytest.mark.slow
