@@ -14,7 +14,7 @@ from ..core.errors import CheckpointError, MaeliftError
 from ..core.models.backbone import Backbone
 from ..core.models.contract import CONTENT_HASH, Metadata
 from ..core.models.encoder_file import EncoderFile, read_backbone
-from ..core.models.hub_files import LOG_IN, hub_error, hub_host, is_reachable
+from ..core.models.hub_files import LOG_IN, check_token, hub_error, hub_host, is_reachable
 from ..core.models.stored_contract import CONTRACT_KEY, ENCODER_FILE
 from ..core.models.weight_files import weights_file
 from ..core.terminal import quoted
@@ -135,7 +135,9 @@ def prepared(
 
     Raises MaeliftError for an encoder that timm can't hold, and CheckpointError for a certificate that failed.
     """
-    files, certificate, notes = {ENCODER_FILE: path}, None, ()
+    files = {ENCODER_FILE: path}
+    certificate: str | None = None
+    notes: tuple[str, ...] = ()
     if config.timm:
         certificate, notes = _export_to_timm(config, file, scratch)
         files |= {name: scratch / name for name in TIMM_FILES}
@@ -161,9 +163,9 @@ def _export_to_timm(config: PushConfig, file: EncoderFile[Backbone], folder: Pat
 
 def _client(config: PushConfig) -> HfApi:
     """The Hub's client; raises MaeliftError where there is no token, or no network."""
-    from huggingface_hub import HfApi, constants, get_token
+    from huggingface_hub import HfApi, constants
 
-    if get_token() is None:
+    if not check_token():
         raise MaeliftError(f"no token of the Hugging Face Hub. {LOG_IN} to one that may write to {config.repo}.")
     if constants.HF_HUB_OFFLINE or not is_reachable(constants.ENDPOINT):
         raise MaeliftError(
@@ -176,7 +178,7 @@ def _client(config: PushConfig) -> HfApi:
 
 def _limit_waits() -> None:
     """Have the client of httpx give up after ``ANSWER_WAIT`` seconds; older clients, of requests, have limits of their own."""
-    from huggingface_hub.utils import get_session
+    from huggingface_hub.utils import get_session  # type: ignore[attr-defined]  # it is public, by its documentation
 
     session: Any = get_session()
     if hasattr(session, "timeout"):

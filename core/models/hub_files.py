@@ -30,6 +30,7 @@ def fetch_encoder(name: HubName) -> Path:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
+    check_token()
     try:
         with cached_only_without_network():
             path = Path(hf_hub_download(name.repo, ENCODER_FILE, revision=name.revision))
@@ -50,6 +51,18 @@ def not_an_encoder(name: HubName, reason: str) -> CheckpointError:
         f"{name}: the repository {reason}. Weights for timm are named hf-hub:{name.repo}; others are fetched by hf download "
         f"{name.repo} --local-dir FOLDER, and made an encoder file by maelift import FOLDER out={ENCODER_FILE}"
     )
+
+
+def check_token() -> bool:
+    """Whether there is a token; raises MaeliftError for one that can't be sent, without showing it."""
+    from huggingface_hub import get_token
+
+    token = get_token()
+    if token is not None and not re.fullmatch(r"[!-~]+", token):
+        raise MaeliftError(
+            f"the token of the Hugging Face Hub has characters that no token has. {LOG_IN} to a valid token."
+        )
+    return token is not None
 
 
 @contextmanager

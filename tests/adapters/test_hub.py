@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from maelift.benchmarks.short_arms import expanded
 from maelift.core.errors import ConfigError
 from maelift.core.models.encoder import Encoder
 from maelift.core.models.encoder_file import Provenance, read_backbone, read_encoder, save_encoder
+from maelift.core.models.hub_files import hub_error
 from maelift.core.models.hub_names import HubName, cached_name, is_moving
 from maelift.core.models.preprocessing import Preprocessing
 from maelift.tests.benchmarks.made_up import made_up
@@ -203,11 +205,16 @@ def test_a_private_repository_is_not_there_for_others(
 
 
 def test_a_token_that_no_header_can_hold_is_not_shown(
-    shared: HubProcess, encoder: Path, capfd: pytest.CaptureFixture[str]
+    shared: HubProcess, encoder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done = shared.run("push", encoder, "ada/new", token="secret\x01secret")
-    one_line_error(done, "ada/new")
+    one_line_error(done, "characters that no token has")
     assert "secret" not in done.stderr
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    for text in ("Illegal header value b'Bearer secret'", "Bearer other", "hf_writerwriter in x", "secret"):
+        said = str(hub_error(ValueError(text), HubName("a/b"), ""))
+        assert "the Hub's client failed" in said
+        assert not any(word in said for word in ("secret", "other", "writer"))
 
 
 def test_an_upload_that_fails_leaves_no_commit_and_is_repeated(hub: FakeHub, shared: HubProcess, encoder: Path) -> None:
@@ -374,7 +381,7 @@ def test_an_encoder_that_timm_cannot_hold_is_pushed_without(hub: FakeHub, shared
     assert "ada/deep" not in hub.repos
     pushed(hub, shared, path, "ada/deep", "timm=false")
     card = ModelCard(hub.files("ada/deep")["README.md"].decode())
-    assert card.data.library_name == "maelift" and "0 to 4095" in card.text
+    assert data_of(card).library_name == "maelift" and "0 to 4095" in card.text
 
 
 HOSTILE = "a | b <script>*x*</script> `c` [d](http://e) $f$\n# heading\n---\nlicense: mit"
@@ -398,15 +405,20 @@ def test_a_card_parses_whatever_the_texts_of_the_file_hold(tmp_path: Path, licen
     text = card_text(file, CardContent("ada/first", 10, "certificate passed", (HOSTILE,), verdicts))
     card = ModelCard(text)
     known = {None: None, "mit": "mit", "CC-BY-NC-4.0": "cc-by-nc-4.0"}.get(licence, "other")
-    assert card.data.license == known and header(file, CardContent("a/b", 1, None)).get("license") == known
-    assert card.data.library_name == "timm" and card.data.pipeline_tag == "image-feature-extraction"
-    assert {"masked-autoencoder", "maelift", "image-feature-extraction"} <= set(card.data.tags)
+    assert data_of(card).license == known and header(file, CardContent("a/b", 1, None)).get("license") == known
+    assert data_of(card).library_name == "timm" and data_of(card).pipeline_tag == "image-feature-extraction"
+    assert {"masked-autoencoder", "maelift", "image-feature-extraction"} <= set(data_of(card).tags)
     headings = [line for line in outside_code(card.text) if line.startswith("#")]
     assert headings[0] == "# first" and len(headings) == 7 and not any("heading" in line for line in headings)
     assert not any(line.startswith("---") or "<script>" in line.replace("\\<", "") for line in outside_code(card.text))
     assert file.content_hash in card.text and "1.50 CPU" in card.text and "certificate passed" in card.text
     rows = [line for line in outside_code(card.text) if line.startswith("|")]
     assert all(line.replace("\\|", "").count("|") == 3 for line in rows)
+
+
+def data_of(card: ModelCard) -> Any:
+    """A card's metadata, whose names are those of its YAML."""
+    return card.data
 
 
 def outside_code(text: str) -> Iterator[str]:
