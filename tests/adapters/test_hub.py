@@ -24,7 +24,7 @@ from maelift.core.models.hub_names import HubName, cached_name, is_moving
 from maelift.core.models.preprocessing import Preprocessing
 from maelift.tests.benchmarks.made_up import made_up
 from maelift.tests.fake_hub import READER, WRITER, FakeHub, HubProcess, running_hub
-from maelift.tests.support import encoder_file, eventually, one_line_error, random_encoder
+from maelift.tests.support import TINY, encoder_file, eventually, one_line_error, random_encoder
 
 FILES = {"encoder.safetensors", "config.json", "model.safetensors", "certificate.json", "README.md", ".gitattributes"}
 
@@ -284,6 +284,23 @@ def test_repositories_and_files_of_others_are_refused(
     one_line_error(done, "hash")
     assert not (tmp_path / "x.safetensors").exists()
     one_line_error(shared.run("push", tmp_path / "foreign.safetensors", "ada/new"), "foreign.safetensors")
+
+
+@pytest.mark.slow
+def test_training_goes_on_from_a_name_and_records_its_commit(
+    hub: FakeHub, shared: HubProcess, encoder: Path, tmp_path: Path, class_folders: Path
+) -> None:
+    pushed(hub, shared, encoder, "ada/trained", "timm=false")
+    name = f"hf:ada/trained@{hub.repos['ada/trained'].branches['main']}"
+    data, keys = f"data={class_folders}", ["recipe=small", "steps=2", "batch_size=4", "evaluations=1", "workers=0"]
+    done = shared.run("transfer", "classify", "encoder=hf:ada/trained", data, f"out={tmp_path / 'tuned'}", *keys)
+    assert done.returncode == 0, done.stderr
+    done = shared.run(
+        "pretrain", "init=hf:ada/trained", data, f"out={tmp_path / 'run'}", *TINY, "image_size=32", "epochs=1"
+    )
+    assert done.returncode == 0, done.stderr
+    for run in ("tuned", "run"):
+        assert (read_encoder(tmp_path / run / "encoder.safetensors").provenance.parent or "").startswith(f"{name} (")
 
 
 SUITE = """
