@@ -92,11 +92,8 @@ def header(file: EncoderFile[Backbone], content: CardContent) -> dict[str, Any]:
     stated: dict[str, Any] = {}
     if licence is not None:
         known = licence.strip().lower()
-        stated = (
-            {"license": known}
-            if known in LICENCES.split()
-            else {"license": "other", "license_name": " ".join(licence.split())}
-        )
+        slug = re.sub(r"[^a-z0-9.]+", "-", known).strip("-.")[:100] or "unnamed"  # as the Hub writes names of licences
+        stated = {"license": known} if known in LICENCES.split() else {"license": "other", "license_name": slug}
     return {
         **stated,
         "library_name": "maelift" if content.certificate is None else "timm",

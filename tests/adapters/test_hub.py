@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -61,6 +62,7 @@ def pushed(hub: FakeHub, shared: HubProcess, encoder: Path, repo: str, *words: o
     return done.stdout
 
 
+@pytest.mark.slow
 def test_a_pushed_encoder_is_pulled_byte_by_byte_and_loaded_by_timm(
     hub: FakeHub, shared: HubProcess, encoder: Path, tmp_path: Path
 ) -> None:
@@ -324,6 +326,7 @@ def run_of(context):
 """
 
 
+@pytest.mark.slow
 def test_runs_of_a_suite_are_those_of_the_weights_and_not_of_a_branch_that_moved(
     hub: FakeHub, shared: HubProcess, encoder: Path, tmp_path: Path, class_folders: Path
 ) -> None:
@@ -424,6 +427,8 @@ def test_a_card_parses_whatever_the_texts_of_the_file_hold(tmp_path: Path, licen
     known = {None: None, "mit": "mit", "CC-BY-NC-4.0": "cc-by-nc-4.0"}.get(licence, "other")
     assert data_of(card).license == known and header(file, CardContent("a/b", 1, None)).get("license") == known
     assert data_of(card).library_name == "timm" and data_of(card).pipeline_tag == "image-feature-extraction"
+    if known == "other":
+        assert re.fullmatch("[a-z0-9.-]+", data_of(card).license_name)
     assert {"masked-autoencoder", "maelift", "image-feature-extraction"} <= set(data_of(card).tags)
     headings = [line for line in outside_code(card.text) if line.startswith("#")]
     assert headings[0] == "# first" and len(headings) == 7 and not any("heading" in line for line in headings)
