@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 from huggingface_hub import ModelCard
@@ -228,6 +229,7 @@ def test_an_upload_that_fails_leaves_no_commit_and_is_repeated(hub: FakeHub, sha
     assert set(hub.files("ada/failing")) == FILES
 
 
+@pytest.mark.skipif(huggingface_hub.__version__.startswith("0."), reason="its requests can't be given a limit")
 @pytest.mark.parametrize("address", ["/api/models/ada/silent", "/commit/"])
 def test_a_hub_that_never_answers_is_given_up(hub: FakeHub, shared: HubProcess, encoder: Path, address: str) -> None:
     hub.hang = address
