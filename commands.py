@@ -200,6 +200,22 @@ COMMANDS: dict[str, Command] = {
         switches=("trust",),
         loads_torch=True,
     ),
+    "push": Command(
+        "adapters.hub_config",
+        "PushConfig",
+        "push",
+        "an encoder file to the Hugging Face Hub, with a model card and what timm loads",
+        positional=("encoder", "repo"),
+        home="benchmarks.push_encoder",
+    ),
+    "pull": Command(
+        "adapters.hub_config",
+        "PullConfig",
+        "pull",
+        "an encoder file from the Hugging Face Hub, its hashes checked",
+        positional=("name",),
+        home="adapters.hub_pull",
+    ),
     "data fashion-mnist": Command(
         "core.tools.fashion_mnist", "FashionMnistConfig", "fashion_mnist", "bring the data of the quickstart"
     ),

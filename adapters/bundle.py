@@ -20,7 +20,7 @@ class ExportConfig:
     """Write an encoder for another framework, proven equal."""
 
     encoder: str
-    """encoder file of maelift"""
+    """encoder file of maelift, or hf:NAME/MODEL to fetch one"""
     to: str
     """timm, transformers, torchvision, detectron2, mmseg or onnx"""
     out: str

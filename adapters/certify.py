@@ -6,7 +6,7 @@ import json
 import logging
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,8 @@ from ..core.errors import CheckpointError, ConfigError, MaeliftError
 from ..core.files import open_regular, output_folder, read_regular_text
 from ..core.models.encoder import Encoder
 from ..core.models.encoder_file import EncoderFile, read_encoder
+from ..core.models.hub_names import is_hub_name
+from ..core.models.weight_files import weights_file
 from .certificate import CERTIFICATE_FILE, Certificate
 from .config_process import Request, certify_in_process
 from .export import certifier, read_for_export
@@ -50,7 +52,7 @@ class CertifyConfig:
     """detectron2 LazyConfig (.py) or yacs (.yaml), mmseg config (.py), folder of timm, transformers or torchvision, .onnx,
     or a checkpoint"""
     encoder: str
-    """encoder file of maelift"""
+    """encoder file of maelift, or hf:NAME/MODEL to fetch one"""
     out: str | None = None
     """folder for certificate.json; null: it is only shown"""
     overrides: tuple[str, ...] = ()
@@ -89,6 +91,8 @@ def certify(config: CertifyConfig) -> CertifyResult:
 
     Raises MaeliftError for files that can't be read, and CheckpointError for a model that differs, after showing where.
     """
+    encoder = weights_file(Path(config.encoder)) if is_hub_name(config.encoder) else config.encoder
+    config = replace(config, encoder=str(encoder))  # as processes of configs have no network
     certificate = certifier_for(config)(read_for_export(config.encoder))
     if config.out is not None:
         certificate.write(output_folder(config.out))

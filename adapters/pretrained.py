@@ -26,7 +26,7 @@ logger = logging.getLogger("maelift")
 
 
 def read_pretrained(source: str, key: str, *, weights: bool = True) -> EncoderFile[Backbone]:
-    """The weights of a file, a folder, timm:NAME, timm:NAME@FILE, hf-hub:NAME or a package, with their preprocessing.
+    """The weights of a file, a folder, hf:, timm: or hf-hub:NAME, timm:NAME@FILE or a package, with their preprocessing.
 
     ``weights``: False where their shape is enough: those of timm:NAME are then random, and nothing is fetched. Raises
     CheckpointError, which names the user's ``key`` for what timm can't give, and ConfigError for a name that it doesn't have.

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import socket
-import urllib.request
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from ..core.config_keys import nearest_names
 from ..core.errors import CheckpointError, ConfigError
@@ -18,14 +14,13 @@ from ..core.models.config_hints import hints_of_model, hints_of_timm
 from ..core.models.contract import content_hash, sealed_hash
 from ..core.models.convert_weights import convert_encoder
 from ..core.models.encoder_file import EncoderFile, Provenance
+from ..core.models.hub_files import cached_only_without_network
 from ..core.models.state_dicts import SelectedState
 from ..core.models.timm_backbone import TimmBackbone
 from ..core.models.timm_models import create_network, preprocessing_of, settings_of
 from ..core.models.timm_spec import SET_HERE, TIMM, TimmSpec
 
 HUB = "hf-hub:"
-NETWORK_WAIT = 5.0
-"""Seconds within which a host must answer."""
 _WEIGHTS = (".pth", ".pt", ".bin", ".safetensors", ".ckpt")
 
 
@@ -136,32 +131,6 @@ def _from_hub(name: str, key: str) -> EncoderFile[Backbone]:
     except Exception as error:
         raise _not_fetched(name, key, {"hf_hub_id": name.removeprefix(HUB)}, error) from error
     return backbone_file(net, spec_of(architecture, settings, arguments or {}), name, settings)
-
-
-@contextmanager
-def cached_only_without_network() -> Iterator[None]:
-    """Within it the Hugging Face hub is asked only where it can be reached: without a network, what is cached is read at once."""
-    from huggingface_hub import constants
-
-    before = constants.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = before or not _reachable(constants.ENDPOINT)
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = before
-
-
-def _reachable(address: str) -> bool:
-    """Whether a host answers within some seconds; True behind a proxy, which isn't asked."""
-    if urllib.request.getproxies().get("https"):
-        return True
-    try:
-        socket.create_connection(
-            (urlsplit(address).hostname or "", urlsplit(address).port or 443), NETWORK_WAIT
-        ).close()
-    except OSError:
-        return False
-    return True
 
 
 def _not_fetched(name: str, key: str, settings: Mapping[str, Any], error: Exception) -> CheckpointError:

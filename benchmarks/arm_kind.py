@@ -42,8 +42,8 @@ class ArmConfig:
     label: str
     """the arm's name in the report"""
     weights: str | None = None
-    """encoder file, public weights, timm:NAME or timm:NAME@FILE. encoder, supervised, weights: used as they are; mae: where
-    pretraining starts"""
+    """encoder file, public weights, timm:NAME, timm:NAME@FILE or hf:NAME/MODEL. encoder, supervised, weights: used as they are;
+    mae: where pretraining starts"""
     model: ModelName | None = None
     """shape of this arm's encoder; null: the suite's"""
     image_size: int | tuple[int, int] | None = None

@@ -95,7 +95,8 @@ class Mae(ArmKind):
     ) -> dict[str, Any]:
         source, preprocessing = context.config.arms[run.arm].weights, _preprocessing(context, run.arm)
         if source is not None:
-            preprocessing = given_encoder(self, context, run.arm, source)[0].preprocessing
+            planned = json.loads(run.recipe)["weights"]
+            preprocessing = given_encoder(self, context, run.arm, source, planned)[0].preprocessing
         result = pretrain(
             replace(mae_config(context.config, run.arm, run.seed, str(folder)), checkpoint_minutes=0.5),
             images=context.pool_of(run.arm),

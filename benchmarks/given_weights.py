@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from ..adapters.pretrained import read_pretrained
 from ..core.distributed import Ranks
-from ..core.errors import ConfigError
+from ..core.errors import CheckpointError, ConfigError
 from ..core.models.adapt_backbone import adapt_backbone
 from ..core.models.backbone import Backbone, BackboneSpec
 from ..core.models.encoder_file import EncoderFile, Provenance, save_encoder
@@ -47,9 +47,8 @@ class GivenWeights(ArmKind):
         self, run: Run, context: ArmContext, folder: Path, ranks: Ranks, listener: ProgressListener | None
     ) -> dict[str, Any]:
         began = time.monotonic()
-        encoder, provenance, notes = given_encoder(
-            self, context, run.arm, cast(str, context.config.arms[run.arm].weights)
-        )
+        source = cast(str, context.config.arms[run.arm].weights)
+        encoder, provenance, notes = given_encoder(self, context, run.arm, source, run.recipe)
         save_encoder(encoder, folder / ENCODER_FILE, provenance)
         return {"seconds": time.monotonic() - began, "steps": 0, "notes": notes}
 
@@ -100,10 +99,20 @@ def weights_spec(source: str, key: str) -> BackboneSpec:
     return read_pretrained(source, key, weights=False).encoder.spec
 
 
-def given_encoder(kind: ArmKind, context: ArmContext, name: str, source: str) -> tuple[Backbone, Provenance, list[str]]:
-    """The encoder of the arm's shape with the weights that it names, where they are from, and what was fitted."""
+def given_encoder(
+    kind: ArmKind, context: ArmContext, name: str, source: str, planned: str
+) -> tuple[Backbone, Provenance, list[str]]:
+    """The encoder of the arm's shape with the weights that it names, where they are from, and what was fitted.
+
+    Raises CheckpointError for other weights than those ``planned``, by their content hash: a file or a branch has changed since.
+    """
     key = f"arms.{name}.weights"
     file = read_pretrained(source, key)
+    if file.content_hash != planned:
+        raise CheckpointError(
+            f"{key}={source}: other weights than when the suite began. Leave them as they are until it has ended; of hf: names "
+            "give a commit, hf:NAME/MODEL@COMMIT. The same command then runs what is missing."
+        )
     spec = context.config.spec_of(name)
     encoder, notes = kind.fitted(file, spec, source, key, context.preprocessing.channel_names)
     own, read = encoder.preprocessing, context.preprocessing
@@ -113,4 +122,4 @@ def given_encoder(kind: ArmKind, context: ArmContext, name: str, source: str) ->
         encoder.preprocessing = read
     elif kind.own_architecture:
         encoder.preprocessing = replace(own, background=read.background)  # all arms see the same pixels
-    return encoder, replace(file.provenance, parent=file.content_hash), notes
+    return encoder, replace(file.provenance, parent=file.parent), notes

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..adapters.packaged_weights import PACKAGED
+from ..core.models.hub_names import is_hub_name
 from ..core.models.timm_spec import TIMM
 from ..core.public_names import public_name
 
@@ -100,8 +101,8 @@ def trained_with_labels(weights: str) -> bool:
 
 
 def weights_path(weights: str | None) -> str | None:
-    """The file that weights are in; None of those that timm fetches."""
-    if weights is None or weights in PACKAGED:
+    """The file that weights are in; None of those that are fetched."""
+    if weights is None or weights in PACKAGED or is_hub_name(weights):
         return None
     if not weights.startswith(TIMM):
         return weights

@@ -16,6 +16,7 @@ from ..core.errors import MaeliftError
 from ..core.files import exclusive_lock, output_folder
 from ..core.models.backbone_cost import backbone_activations, backbone_parameters
 from ..core.models.cost import training_memory
+from ..core.models.hub_names import is_moving
 from ..core.notebook import Fact, facts_table
 from ..core.progress import duration
 from ..core.signals import Interrupted, StopSignals, interruptible
@@ -151,7 +152,12 @@ def bench(config: BenchConfig, cache: AnswerCache | None = None) -> BenchResult:
 
 
 def _input_files(config: BenchConfig) -> list[Path] | None:
-    """The files and folders that a suite reads; None where a list of images names files that may be anywhere."""
+    """The files and folders that a suite reads; None where it reads what may change elsewhere.
+
+    That are files that a list of images names, and weights of the Hugging Face Hub without their commit.
+    """
+    if any(arm.weights is not None and is_moving(arm.weights) for arm in config.arms.values()):
+        return None
     unlabelled = config.data.unlabelled
     pool = (unlabelled,) if isinstance(unlabelled, str) else unlabelled or ()
     given = [config.data.path, *pool, *(task.data for task in config.tasks.values())]

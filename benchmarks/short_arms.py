@@ -10,6 +10,7 @@ from typing import Any
 from ..adapters.packaged_weights import PACKAGED
 from ..core.config_keys import nearest
 from ..core.errors import ConfigError
+from ..core.models.hub_names import HF, HubName, is_hub_name
 from ..core.models.timm_spec import TIMM
 
 WORDS: Mapping[str, Mapping[str, str]] = {
@@ -57,6 +58,8 @@ def _parts(word: str) -> tuple[str, bool]:
 
 def _name(start: str) -> str:
     """The name of an arm: letters, digits and _."""
+    if is_hub_name(start):
+        return re.sub(r"\W+", "_", start.removeprefix(HF)).strip("_")
     bare = start.removeprefix(TIMM).partition("@")[0] if start.startswith(TIMM) else start
     return re.sub(r"\W+", "_", Path(bare).stem if _is_file(start) else bare).strip("_")
 
@@ -72,6 +75,8 @@ def _arm(key: str, start: str, frozen: bool, recipe: Mapping[str, Any]) -> dict[
     keys: dict[str, Any]
     if start in WORDS:
         keys = dict(WORDS[start])
+    elif is_hub_name(start):
+        keys = {"start": "weights", "weights": str(HubName.parse(start, key)), "label": start.removeprefix(HF)}
     elif start.startswith(TIMM) or start in PACKAGED or _is_file(start):
         label = start.removeprefix(TIMM).partition("@")[0] if start.startswith(TIMM) else Path(start).name
         keys = {"start": "weights", "weights": start, "label": label}
@@ -79,7 +84,10 @@ def _arm(key: str, start: str, frozen: bool, recipe: Mapping[str, Any]) -> dict[
         close = nearest(start, [*WORDS, *PACKAGED])
         advice = f"Did you mean {close}?" if close else ""
         raise ConfigError(
-            key, start, f"one of {', '.join([*WORDS, *PACKAGED])}, timm:NAME, or a file of weights", advice
+            key,
+            start,
+            f"one of {', '.join([*WORDS, *PACKAGED])}, timm:NAME, {HF}NAME/MODEL, or a file of weights",
+            advice,
         )
     if frozen:
         return {**keys, "label": f"{keys['label']}, frozen", "frozen": True}

@@ -63,7 +63,8 @@ class PretrainConfig(PictureKeys, ReadingKeys):
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     crop: Crop = field(default_factory=Crop)
     init: str | None = None
-    """initial weights: an encoder file, weights of the reference MAE, timm or transformers, or timm:NAME; null: random"""
+    """initial weights: an encoder file, hf:NAME/MODEL to fetch one, weights of the reference MAE, timm or transformers, or
+    timm:NAME; null: random"""
     init_decoder: Literal["auto", "new"] = "auto"
     """auto: the decoder that belongs to init, if there is one of this shape; new: random"""
     norm_pix_loss: bool = True

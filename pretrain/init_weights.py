@@ -61,7 +61,8 @@ class InitWeights:
         """Their description in the provenance of the encoder file."""
         if self.source.startswith(TIMM):
             return self.source
-        return f"{public_name(self.source)} ({self.file.provenance.method}, sha256 {self.file.content_hash[:12]})"
+        name = self.file.hub_name or public_name(self.source)
+        return f"{name} ({self.file.provenance.method}, sha256 {self.file.content_hash[:12]})"
 
     def preprocessing(self, channels: int, form: PixelFormat) -> Preprocessing | None:
         """Their preprocessing, of images read in a form; None if these have other channels, or another range or window is given.

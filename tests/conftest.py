@@ -37,6 +37,7 @@ LONGEST = (
     "transfer/segmentation/test_task.py",
     "test_stops.py",
     "benchmarks/test_scheduling.py",
+    "adapters/test_hub.py",
     "benchmarks/test_tasks.py",
     "benchmarks/test_weights.py",
     "pretrain/test_train.py",

@@ -55,6 +55,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]
         "transfer.detection.config",
         "transfer.segmentation.config",
         "transfer.predict_config",
+        "adapters.hub_config",
         "benchmarks.init_suite",
         "core.tools.check_data",
         "core.tools.pack_shards",

@@ -257,7 +257,7 @@ def _provenance(
         cpu_hours=0.0 if on_gpu else round(hours, 6),
         gpu_hours=round(hours, 6) if on_gpu else 0.0,
         data_manifest=digest,
-        parent=source.content_hash if starting and source is not None else None,
+        parent=source.parent if starting and source is not None else None,
         licence=source.provenance.licence if starting and source is not None else None,
         tool_version=__version__,
     )

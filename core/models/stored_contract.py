@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
+from ..files import open_regular
 from .contract import Metadata, parse_json
 
 CONTRACT_KEY = "maelift.encoder"
@@ -16,6 +17,24 @@ ENCODER_FILE = "encoder.safetensors"
 """What an encoder file is called in the folder of a run."""
 DTYPES = {"F64": "torch.float64", "F32": "torch.float32", "F16": "torch.float16", "BF16": "torch.bfloat16"}
 """Dtypes by their names in safetensors, as ``contract.content_hash`` writes them."""
+
+
+LARGEST_HEADER = 100 * 2**20
+"""Bytes of a safetensors file's header at most, as the library has it."""
+
+
+def has_contract(path: Path, key: str = CONTRACT_KEY) -> bool:
+    """Whether a safetensors file has metadata under ``key``, which aren't checked; False for any other regular file."""
+    with open_regular(path) as file:
+        length = int.from_bytes(file.read(8), "little")
+        if not 0 < length <= LARGEST_HEADER:
+            return False
+        try:
+            header = parse_json(file.read(length))
+        except ValueError:
+            return False
+    metadata = header.get("__metadata__") if isinstance(header, dict) else None
+    return isinstance(metadata, dict) and key in metadata
 
 
 def read_stored_contract(path: Path, key: str = CONTRACT_KEY) -> Metadata:

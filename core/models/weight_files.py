@@ -1,4 +1,4 @@
-"""Files of weights: the one in a folder of another library, the shards of an index, and JSON beside them."""
+"""Files of weights: the one in a folder, that of a name on the Hub, the shards of an index, and JSON beside them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ..errors import CheckpointError
 from ..files import read_regular_text
+from .hub_names import HubName, is_hub_name
 
 INDEX_SUFFIX = ".index.json"
 
@@ -34,7 +35,15 @@ def import_command(source: str, key: str) -> str:
 
 
 def weights_file(path: Path) -> Path:
-    """The weights file in a folder of timm or transformers, or of an export; a file's path is returned as it is."""
+    """The weights file in a folder of timm or transformers, or of an export; a file's path is returned as it is.
+
+    ``hf:NAME/MODEL[@REVISION]`` is the encoder file of a repository of the Hugging Face Hub, which is fetched into its cache.
+    Raises CheckpointError for a folder without weights, and for a file that can't be fetched.
+    """
+    if is_hub_name(str(path)):
+        from .hub_files import fetch_encoder
+
+        return fetch_encoder(HubName.parse(str(path), "weights"))
     if not path.is_dir():
         return path
     for name in WEIGHTS_IN_FOLDER:

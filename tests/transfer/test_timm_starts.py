@@ -14,12 +14,12 @@ import pytest
 import timm
 import torch
 import torchvision
-from maelift.adapters import published
 from maelift.adapters.packaged_weights import PACKAGED, named_as_timm, packaged_state
 from maelift.adapters.pretrained import read_pretrained, timm_spec
 from maelift.cli import main
 from maelift.core.data.readers.folder import FolderImages
 from maelift.core.errors import CheckpointError, ConfigError
+from maelift.core.models import hub_files
 from maelift.core.models.adapt_backbone import adapt_backbone
 from maelift.core.models.backbone import Backbone
 from maelift.core.models.encoder import Encoder
@@ -97,7 +97,7 @@ def test_a_machine_without_a_network_says_at_once_where_the_weights_are(monkeypa
 
 
 def test_no_time_is_lost_on_a_hub_that_does_not_answer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(published, "_reachable", lambda address: False)
+    monkeypatch.setattr(hub_files, "is_reachable", lambda address: False)
     began = time.monotonic()
     with pytest.raises(CheckpointError, match=r"there is no network.*huggingface.co/nobody/nothing"):
         read_pretrained("hf-hub:nobody/nothing", "encoder")
