@@ -98,8 +98,8 @@ def _run(name: str, command: Command, words: list[str]) -> None:
         _print(answer)
         return
     _log_to_stderr(_pop_flag(words, "-q", "--quiet"))  # what is chosen for the user is said
-    if command.loads_torch and command.home is None:
-        logger.info("%s: loading torch", name)
+    if command.home is None:
+        _say_loading(name, command)
     schema = command.config_type()
     file = _pop_config(words)
     show_config = _pop_flag(words, "--show-config")
@@ -109,8 +109,8 @@ def _run(name: str, command: Command, words: list[str]) -> None:
     actions = [function for flag, function in command.flags.items() if _pop_flag(words, flag)]
     unread.forget()
     config = _resolve(command, schema, _options_to_keys(words, command.options), file)
-    if command.loads_torch and command.home is not None:  # whose schema is a light module
-        logger.info("%s: loading torch", name)
+    if command.home is not None:  # the schema is a module of its own, which needs no torch
+        _say_loading(name, command)
     if dry_run:
         plan = "\n".join([command.load("plan")(config).text(), *unread.reported()])
         _print(f"{plan}\n\n{to_yaml(config).rstrip()}" if show_config and to_dict(config) else plan)
@@ -128,6 +128,12 @@ def _run(name: str, command: Command, words: list[str]) -> None:
         _print(result.to_json() if as_json else result.summary())
     if (unsound := getattr(result, "error", None)) is not None:
         raise MaeliftError(unsound)
+
+
+def _say_loading(name: str, command: Command) -> None:
+    """The first words of a command that has nothing to say before torch is imported."""
+    if command.loads_torch and "torch" not in sys.modules:
+        logger.info("%s: loading torch", name)
 
 
 def _resolve(command: Command, schema: Any, words: Sequence[str], file: Path | None) -> Any:
@@ -227,6 +233,9 @@ def _is_main_process() -> bool:
 
 def _log_to_stderr(quiet: bool) -> None:
     logger.setLevel(logging.INFO if _is_main_process() and not quiet else logging.WARNING)
+    for handler in logger.handlers:
+        if type(handler) is logging.StreamHandler:
+            handler.setStream(sys.stderr)  # of this call: a caller in the same process may have replaced it since
     if not logger.handlers:
         handler = logging.StreamHandler()
         handler.setFormatter(LineFormatter())

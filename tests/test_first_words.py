@@ -163,6 +163,6 @@ def test_init_writes_a_suite_without_torch(tmp_path: Path) -> None:
 
 def test_what_loads_torch_says_so_first() -> None:
     for words in (["bench", "nosuchsuite", "out=x"], ["certify", "a", "b"], ["predict", "model=nowhere", "images=x"]):
-        done = run_maelift(*words)
-        assert done.returncode == 2 and done.stderr.startswith(f"{words[0]}: loading torch\n"), done.stderr
-        assert "loading" not in run_maelift(*words, "--quiet").stderr
+        code, _, errors, _ = run_and_list(*words)
+        assert code == 2 and errors.startswith(f"{words[0]}: loading torch\n"), errors
+        assert "loading" not in run_and_list(*words, "--quiet")[2]

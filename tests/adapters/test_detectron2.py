@@ -210,7 +210,7 @@ def bundle(scenes: Path, pretrained: Path, tmp_path_factory: pytest.TempPathFact
     data = [f"{split}_json={scenes / split / 'labels.json'}" for split in ("train", "val")]
     done = run_maelift("export", pretrained, "--to", "detectron2", f"out={out}", *keys, *data)
     assert done.returncode == 0, done.stderr
-    assert done.stderr == ""  # nothing of detectron2's warnings
+    assert done.stderr in ("", "export: loading torch\n")  # nothing of detectron2's warnings
     assert "certificate passed: 39 tensors" in done.stdout and f"--config-file {out}/mask_rcnn.py" in done.stdout
     return out
 

@@ -309,7 +309,7 @@ def test_a_suite_at_work_says_at_once_how_far_it_is(
     finally:
         process.kill()
         process.wait()
-    assert working and asked.returncode == 0 and asked.stderr == ""
+    assert working and asked.returncode == 0 and asked.stderr in ("", "bench: loading torch\n")
     table, _, now = asked.stdout.partition("\n\n")
     assert table.startswith("task") and "runs done" in table
     assert now.startswith("bench: ") and "to do" in now and now.rstrip().endswith("the suite is running")

@@ -81,8 +81,15 @@ def test_a_wrong_name_is_answered_with_the_nearest(
 ) -> None:
     words = ["transfer", "classify", f"data={image_folder}", f"out={tmp_path / 'out'}", f"encoder={given}"]
     assert main(words) == 2
-    said = capsys.readouterr().err
-    assert nearest in said and "encoder" in said and len(said.splitlines()) == 1, said
+    said = errors_of(capsys)
+    assert len(said) == 1 and nearest in said[0] and "encoder" in said[0], said
+
+
+def errors_of(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """The lines of errors that a command wrote, beside those of its progress."""
+    lines = capsys.readouterr().err.splitlines()
+    assert not [line for line in lines if "Logging error" in line or line.startswith("Traceback")], lines
+    return [line for line in lines if line.startswith("maelift ")]
 
 
 def test_a_machine_without_a_network_says_at_once_where_the_weights_are(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -323,8 +330,8 @@ def test_what_needs_a_plain_vit_refuses_others_in_a_line(
     save_encoder(fresh_encoder(EVA, Preprocessing.default(3), 0), tmp_path / "e.safetensors", Provenance("test"))
     names = {"images": image_folder, "out": tmp_path / "out", "file": tmp_path / "e.safetensors"}
     assert main([word.format(**names) for word in words]) == 2
-    error = capsys.readouterr().err
-    assert said in error and "maelift transfer" in error and len(error.splitlines()) == 1, error
+    errors = errors_of(capsys)
+    assert len(errors) == 1 and said in errors[0] and "maelift transfer" in errors[0], errors
 
 
 def test_the_recipe_is_that_of_the_family(tmp_path: Path) -> None:
