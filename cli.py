@@ -231,13 +231,16 @@ def _is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+class _CommandLog(logging.StreamHandler):  # type: ignore[type-arg]  # Python 3.10 takes no parameter here
+    """What a command logs, on the standard error stream of its call."""
+
+
 def _log_to_stderr(quiet: bool) -> None:
     logger.setLevel(logging.INFO if _is_main_process() and not quiet else logging.WARNING)
-    for handler in logger.handlers:
-        if type(handler) is logging.StreamHandler:
-            handler.setStream(sys.stderr)  # of this call: a caller in the same process may have replaced it since
+    for handler in [one for one in logger.handlers if isinstance(one, _CommandLog)]:
+        logger.removeHandler(handler)  # of an earlier call in this process, whose stream may be closed
     if not logger.handlers:
-        handler = logging.StreamHandler()
+        handler = _CommandLog(sys.stderr)
         handler.setFormatter(LineFormatter())
         logger.addHandler(handler)
         logger.propagate = False

@@ -97,7 +97,7 @@ def test_other_versions_tasks_and_changed_metadata_are_refused(model: Path, tmp_
         ({"version": True}, "version=true: expected a whole number", "version=true"),
         ({"task": "caption"}, "classify, detect, segment", changed),
         ({"spec": {"nonsense": 1}}, "spec.image_size is missing", "spec.image_size is missing"),
-        ({"head": {"kind": "oracle"}}, "kind=oracle: expected one of linear", changed),
+        ({"head": {"kind": "oracle"}}, "kind=oracle: expected one of knn", changed),
         ({"head": {"kind": "knn", "k": 3}}, "count=null: expected a number above 0", changed),
         ({"head": [1]}, r"head=\[1\]: expected mapping", "expected mapping"),
         ({"classes": ["a"]}, "of shape", changed),

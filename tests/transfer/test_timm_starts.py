@@ -319,7 +319,10 @@ def test_a_file_that_describes_another_model_is_refused(change: dict[str, Any], 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["pretrain", "data={images}", "out={out}", "init={file}", "model=vit_nano"], "rotary positions"),
+        (
+            ["pretrain", "data={images}", "out={out}", "init={file}", "model=vit_nano", "batch_size=8"],
+            "rotary positions",
+        ),
         (["export", "{file}", "--to", "torchvision", "out={out}"], "plain ViT"),
         (["export", "{file}", "--to", "onnx", "out={out}"], "plain ViT"),
     ],
