@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..core.data.audit import summary_lines, write_rejected
+from ..core.data.audit import named_broken, summary_lines, write_rejected
 from ..core.data.composite import Display
 from ..core.device import choose_device
 from ..core.dry_run import Plan
@@ -71,7 +71,7 @@ class EmbedResult:
 
     def summary(self) -> str:
         """The result in a few lines."""
-        broken = f"; {self.rejected} broken images are named in {rejected_file(self.out)}" if self.rejected else ""
+        broken = named_broken(self.rejected, rejected_file(self.out))
         shown = f"\npage: {self.page}" if self.page is not None else ""
         return f"features of {self.count} images, {self.dim} values each: {self.out}{broken}{shown}"
 

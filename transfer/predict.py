@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from ..core.data.audit import summary_lines, write_rejected
+from ..core.data.audit import named_broken, summary_lines, write_rejected
 from ..core.data.composite import Display
 from ..core.data.images import ImageSet, opened
 from ..core.data.pixel_format import PixelFormat, image_of
@@ -49,7 +49,7 @@ class PredictResult:
 
     def summary(self) -> str:
         """The result in a few lines."""
-        broken = f"; {self.rejected} broken images are named in {rejected_file(self.out)}" if self.rejected else ""
+        broken = named_broken(self.rejected, rejected_file(self.out))
         drawn = f"\npictures: {self.pictures}" if self.pictures is not None else ""
         return f"predictions of {self.count} images: {self.out}{broken}{drawn}"
 

@@ -147,6 +147,12 @@ def common_channels(counts: Iterable[int]) -> int:
     raise DataError(f"images of different channels ({listed}). Give channels=N; those that have others are left out.")
 
 
+def named_broken(count: int, file: Path) -> str:
+    """The end of a sentence on a result: how many broken images are left out, and the file that names them; "" for none."""
+    what = "1 broken image is" if count == 1 else f"{count} broken images are"
+    return f"; {what} named in {file}" if count else ""
+
+
 def write_rejected(path: Path, rejected: Iterable[tuple[str, str]], column: str = "reason") -> None:
     """Write the broken images and the reasons as CSV; or others, and what the ``column`` says of them."""
     table = io.StringIO()
