@@ -95,8 +95,23 @@ def try_data(config: TryConfig) -> TryResult:
     """
     if not config.suite.exists():
         _write_sized(config)
-    result = bench(BenchConfig.resolve({"suite": str(config.suite), "out": config.out}))
+    result = bench(_within_budget(config))
     return TryResult(result, config.suite, _first_encoder(Path(config.out)))
+
+
+def _within_budget(config: TryConfig) -> BenchConfig:
+    """The suite with the hours of computing that the time allows, where these are more than when it was written."""
+    keys = {"suite": str(config.suite), "out": config.out}
+    suite = BenchConfig.resolve(keys)
+    hours = _hours(seconds_of("budget", config.budget), concurrent_runs(suite))
+    if suite.budget.hours is None or suite.budget.hours >= hours:
+        return suite
+    return BenchConfig.resolve({**keys, "budget": {"hours": hours}})
+
+
+def _hours(seconds: float, at_once: int) -> float:
+    """Hours of computing, of all runs together, after which none is begun any more."""
+    return max(0.01, round(SPARE * seconds * at_once / 3600, 2))
 
 
 def plan(config: TryConfig) -> Plan:
@@ -127,7 +142,7 @@ def _write_sized(config: TryConfig) -> None:
     left = seconds * (1 - PRETRAINING_SHARE - PREPARATION_SHARE)
     needed = {design: GROWTH * training * design.work / least.work / at_once for design in SIZES}
     chosen = next((design for design in SIZES if needed[design] <= left), least)
-    hours = max(0.01, round(SPARE * seconds * at_once / 3600, 2))
+    hours = _hours(seconds, at_once)
     sized = trial if chosen is least else _pretrained_within(config, images, seconds, chosen)
     sized = replace(sized, hours=hours)
     for line in write_suite(replace(config, out=str(config.suite)), found, sized).lines:

@@ -52,6 +52,20 @@ def test_a_time_that_is_too_short_is_said(
     assert "even so it takes some 1 h" in caplog.text and "give budget=" in caplog.text
 
 
+def test_more_time_goes_on_with_the_suite_that_was_begun(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sized(photos, tmp_path / "a", "1m", 1e4, monkeypatch)
+    written = (tmp_path / "a" / "suite.yaml").read_text()
+    asked: list[BenchConfig] = []
+    monkeypatch.setattr(module, "bench", asked.append)
+    for budget in ("30s", "1m", "30m"):
+        try_data(TryConfig(str(photos), out=str(tmp_path / "a"), budget=budget))
+    hours = [config.budget.hours or 0.0 for config in asked]
+    assert hours[0] == hours[1] == pytest.approx(0.04, abs=0.01) and hours[2] > 0.5
+    assert (tmp_path / "a" / "suite.yaml").read_text() == written
+
+
 def test_designs_go_from_the_most_on() -> None:
     work = [design.work for design in SIZES]
     assert work == sorted(work, reverse=True) and len(set(work)) == len(work)
