@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("maelift")
 
+ReadVerdicts = Callable[[str], SuiteVerdicts]
+"""What a suite says, for an encoder of this content hash."""
 CARD_FILE = "README.md"
 TIMM_FILES = ("config.json", "model.safetensors", CERTIFICATE_FILE)
 REPEATABLE = "Run the command again where there is one: it uploads in one commit, or finds that it has."
@@ -74,13 +76,13 @@ class Repository:
     branch: bool = True
 
 
-def push(config: PushConfig, verdicts: SuiteVerdicts | None) -> PushResult:
-    """Upload the encoder that ``config`` names; nothing where the same is there, unless ``verdicts`` change its card.
+def push(config: PushConfig, suite: ReadVerdicts | None) -> PushResult:
+    """Upload the encoder that ``config`` names; nothing where the same is there, unless the verdicts of a suite change its card.
 
     Raises MaeliftError, before anything is sent: no encoder file of maelift, a failed certificate, no token, no network, or a
     repository with other weights; and for what the Hub refuses.
     """
-    path, file = read_own(config.encoder)
+    path, file, verdicts = _read(config, suite)
     api = _client(config)
     there = _repository(api, config)
     same = there.content_hash == file.content_hash
@@ -95,9 +97,9 @@ def push(config: PushConfig, verdicts: SuiteVerdicts | None) -> PushResult:
     return PushResult(config.repo, commit, _address(config), file.content_hash, sizes, _notes(config, there))
 
 
-def plan(config: PushConfig, verdicts: SuiteVerdicts | None) -> Plan:
+def plan(config: PushConfig, suite: ReadVerdicts | None) -> Plan:
     """What ``push`` would upload, and where; the Hub is not asked."""
-    path, file = read_own(config.encoder)
+    path, file, verdicts = _read(config, suite)
     with tempfile.TemporaryDirectory(prefix="maelift-push-") as scratch:
         files = prepared(config, path, file, verdicts, Path(scratch))
         rows = tuple((name, f"{source.stat().st_size:,} bytes") for name, source in files.items())
@@ -116,8 +118,9 @@ def plan(config: PushConfig, verdicts: SuiteVerdicts | None) -> Plan:
     )
 
 
-def read_own(encoder: str) -> tuple[Path, EncoderFile[Backbone]]:
-    """An encoder file of maelift and its path; raises CheckpointError for other weights."""
+def _read(config: PushConfig, suite: ReadVerdicts | None) -> tuple[Path, EncoderFile[Backbone], SuiteVerdicts | None]:
+    """The encoder file's path and content, and what the suite says; raises CheckpointError for weights that aren't maelift's."""
+    encoder = config.encoder
     path = weights_file(Path(encoder))
     file = read_backbone(path, log=False)
     if file.foreign:
@@ -125,7 +128,7 @@ def read_own(encoder: str) -> tuple[Path, EncoderFile[Backbone]]:
             f"{encoder}: {file.provenance.method} weights, not an encoder file of maelift. Make one of them first: "
             f"maelift import {quoted(encoder)} out={ENCODER_FILE}"
         )
-    return path, file
+    return path, file, None if suite is None else suite(file.content_hash)
 
 
 def prepared(

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ..core.errors import show
 from ..core.models.backbone import Backbone, BackboneSpec
 from ..core.models.encoder_file import EncoderFile
 from ..core.models.preprocessing import Preprocessing
 from ..core.models.timm_spec import TimmSpec
+from ..core.text_templates import text_template
 from ..core.yaml_files import to_dict
 from ..version import __version__
 
@@ -61,17 +61,8 @@ class CardContent:
 
 def card_text(file: EncoderFile[Backbone], content: CardContent) -> str:
     """The card: YAML for the Hub, then Markdown for a reader. Texts of the file and the suite are escaped for both."""
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATE.parent),
-        autoescape=False,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters["md"] = markdown
     settings = yaml_text(to_dict(file.provenance.config)) if file.provenance.config else ""
-    return environment.get_template(TEMPLATE.name).render(
+    return text_template(TEMPLATE, md=markdown).render(
         header=yaml_text(header(file, content)),
         content=content,
         provenance=file.provenance,

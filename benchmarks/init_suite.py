@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ..core.data.classification import MultiLabeledImages
 from ..core.data.first_images import first_images
@@ -24,6 +23,7 @@ from ..core.errors import DataError, MaeliftError
 from ..core.files import atomic_write_text, output_folder
 from ..core.models.encoder_spec import PRESETS
 from ..core.terminal import quoted
+from ..core.text_templates import text_template
 from ..core.tools.check_data import DataCheckConfig, tasks_of
 from ..transfer.tasks import CLASSIFY, annotated_tasks, entry
 
@@ -178,15 +178,7 @@ def write_suite(config: InitConfig, found: Sequence[AnnotatedTask], design: Suit
         "design": design,
         **pretraining,
     }
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATE.parent),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters["yaml"] = _in_yaml
-    text = environment.get_template(TEMPLATE.name).render(**values)
+    text = text_template(TEMPLATE, yaml=_in_yaml).render(**values)
     output_folder(file.parent)
     atomic_write_text(file, text)
     lines = [

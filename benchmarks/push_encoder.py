@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from ..adapters import hub_push
 from ..adapters.hub_config import PushConfig
-from ..adapters.hub_push import PushResult
+from ..adapters.hub_push import PushResult, ReadVerdicts
 from ..adapters.model_card import SuiteVerdicts
 from ..core.dry_run import Plan
 from ..core.errors import CheckpointError, MaeliftError
@@ -20,29 +21,31 @@ from .verdicts import verdict_sentences, warnings_of
 
 def push(config: PushConfig) -> PushResult:
     """Upload the encoder file; raises MaeliftError as ``hub_push.push`` does, and for a folder without a suite's results."""
-    return hub_push.push(config, _verdicts(config))
+    return hub_push.push(config, _suite(config))
 
 
 def plan(config: PushConfig) -> Plan:
     """What ``maelift push`` would upload, and where; the Hub is not asked."""
-    return hub_push.plan(config, _verdicts(config))
+    return hub_push.plan(config, _suite(config))
 
 
-def _verdicts(config: PushConfig) -> SuiteVerdicts | None:
-    """What the suite in ``report`` says, by its results file."""
-    if config.report is None:
-        return None
-    given = Path(config.report)
+def _suite(config: PushConfig) -> ReadVerdicts | None:
+    """What reads the verdicts of the suite in ``report``; None where none is given."""
+    return None if config.report is None else partial(_verdicts, config.report)
+
+
+def _verdicts(report: str, encoder: str) -> SuiteVerdicts:
+    """What the suite in the folder ``report`` says, by its results file; ``encoder``: a content hash."""
+    given = Path(report)
     folder = given if given.is_dir() else given.parent  # report.html names its folder too
     result = read_result(folder)
     found = Comparisons(result)
     sentences = tuple(verdict_sentences(found))
     if not sentences:
         raise MaeliftError(
-            f"report={config.report}: the suite has no verdict yet. Let it run to its end first: maelift bench."
+            f"report={report}: the suite has no verdict yet. Let it run to its end first: maelift bench."
         )
-    _, file = hub_push.read_own(config.encoder)
-    contained = file.content_hash in _encoders_of(folder)
+    contained = encoder in _encoders_of(folder)
     return SuiteVerdicts(result.title, sentences, tuple(warnings_of(found)), contained)
 
 

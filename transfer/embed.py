@@ -91,9 +91,10 @@ def embed(config: EmbedConfig) -> EmbedResult:
     output_folder(out.parent)
     fitted.encoder.to(device).eval()
     request = request_hash(fitted, images, pooling, config.precision, device.type)
+    work = _Work(config, fitted, images, pooling, device)
     with PartialFeatures.open(out, request, (len(images), dim)) as partial:
-        _compute(config, fitted, images, partial, pooling, device)
-        table, kept = _finished_table(config, fitted, images, partial, pooling, device)
+        _compute(work, partial)
+        table, kept = _finished_table(work, partial)
         write_features(table, out)
         _report_images(out, images, partial)
         shutil.rmtree(partial.folder)
@@ -157,15 +158,20 @@ def _check_neighbours(config: EmbedConfig, count: int) -> None:
         raise ConfigError("neighbours", config.neighbours, f"fewer than the {count} images that can be read")
 
 
-def _compute(
-    config: EmbedConfig,
-    fitted: FittedEncoder,
-    images: NamedImages,
-    partial: PartialFeatures,
-    pooling: Pooling,
-    device: torch.device,
-) -> None:
+@dataclass(frozen=True, eq=False)
+class _Work:
+    """What is computed, from what, and where."""
+
+    config: EmbedConfig
+    fitted: FittedEncoder
+    images: NamedImages
+    pooling: Pooling
+    device: torch.device
+
+
+def _compute(work: _Work, partial: PartialFeatures) -> None:
     """Compute what is missing of ``partial``; saved now and then, and at the end."""
+    config, fitted, images = work.config, work.fitted, work.images
     first, count = partial.done, len(images)
     starts = range(first, count, config.batch_size)
 
@@ -182,7 +188,7 @@ def _compute(
             partial.note(number, notes)
         if pixels is not None:
             with torch.inference_mode():
-                found = pooled_features(fitted.encoder, pixels.to(device), pooling, config.precision)
+                found = pooled_features(fitted.encoder, pixels.to(work.device), work.pooling, config.precision)
             _check_finite(found, images, numbers)
             partial.vectors[numbers] = found.float().cpu().numpy()
         partial.done = min(start + config.batch_size, count)
@@ -218,15 +224,9 @@ def _check_finite(found: Tensor, images: NamedImages, numbers: list[int]) -> Non
         )
 
 
-def _finished_table(
-    config: EmbedConfig,
-    fitted: FittedEncoder,
-    images: NamedImages,
-    partial: PartialFeatures,
-    pooling: Pooling,
-    device: torch.device,
-) -> tuple[FeatureTable, NDArray[np.int64]]:
+def _finished_table(work: _Work, partial: PartialFeatures) -> tuple[FeatureTable, NDArray[np.int64]]:
     """The rows of the images that aren't broken, and their numbers."""
+    config, fitted, images = work.config, work.fitted, work.images
     kept = partial.kept()
     _check_neighbours(config, len(kept))
     features = np.asarray(partial.vectors[kept])  # in memory, as the folder goes
@@ -236,15 +236,15 @@ def _finished_table(
     ]
     names, labels, splits = texts
     assert names is not None
-    near = nearest_neighbours(features, config.neighbours, device) if config.neighbours else None
+    near = nearest_neighbours(features, config.neighbours, work.device) if config.neighbours else None
     metadata = {
         "encoder": public_name(config.encoder),
         "encoder_content_hash": fitted.content_hash,
         "image_size": list(fitted.encoder.spec.image_size),
         "preprocessing": fitted.encoder.preprocessing.to_json(),
-        "features": pooling,
+        "features": work.pooling,
         "precision": config.precision,
-        "device": device.type,
+        "device": work.device.type,
         "adapted": list(fitted.notes),
         "images": len(images),
         "rejected": len(images) - len(kept),

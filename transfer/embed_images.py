@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -19,9 +17,8 @@ from ..core.data.readers.concat import ConcatImages
 from ..core.data.readers.folder import FolderImages
 from ..core.data.reading_keys import ReadingKeys
 from ..core.data.slices import Slices
-from ..core.data.sources import find_images_to_use, find_sources
+from ..core.data.sources import find_images_to_use, find_sources, key_named_images
 from ..core.data.transforms import fit_and_crop, to_array
-from ..core.errors import DataError
 from ..core.models.backbone import Backbone
 from .embed_config import EmbedConfig
 from .init_keys import EncoderInit
@@ -100,7 +97,7 @@ def _start(config: EmbedConfig, changes: dict[str, Any]) -> EncoderInit:
 
 
 def _read_images(config: EmbedConfig, slices: Slices) -> NamedImages:
-    with _key_named_images():
+    with key_named_images():
         if not config.labels:
             single = isinstance(config.images, str) and Path(config.images).suffix.lower() in SUFFIXES
             images = find_images_to_use(config.source, slices) if single else find_sources(config.images, slices=slices)
@@ -123,12 +120,3 @@ def _names_below(images: ImageSet, data: Path) -> list[str]:
     if isinstance(images, FolderImages) and data in images.root.parents:
         return [f"{images.root.relative_to(data)}/{name}" for name in names]
     return names
-
-
-@contextmanager
-def _key_named_images() -> Iterator[None]:
-    """Rename the key ``data`` in errors about sources of images to what it is called here."""
-    try:
-        yield
-    except DataError as error:
-        raise DataError(re.sub(r"(?<![\w./])data=", "images=", str(error))) from error

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import DataError
@@ -77,8 +79,18 @@ def find_images_to_use(images: str, slices: Slices = EVERY_SLICE) -> ImageSet:
     if suffix in (".npy", ".parquet", *SUFFIXES) and path.is_file() and not is_sliced(path, slices):
         if suffix in SUFFIXES:
             return FolderImages(path.parent, (path.name,))
-        return read_npy(path, "images") if suffix == ".npy" else read_parquet([path])
+        with key_named_images():
+            return read_npy(path) if suffix == ".npy" else read_parquet([path])
     return find_images(path, "images", slices)
+
+
+@contextmanager
+def key_named_images() -> Iterator[None]:
+    """Rename the key ``data`` in errors about sources of images to ``images``, as commands call it that use a trained model."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(re.sub(r"(?<![\w./])data=", "images=", str(error))) from error
 
 
 def _is_file(path: Path) -> bool:

@@ -18,9 +18,16 @@ ENCODER_FILE = "encoder.safetensors"
 DTYPES = {"F64": "torch.float64", "F32": "torch.float32", "F16": "torch.float16", "BF16": "torch.bfloat16"}
 """Dtypes by their names in safetensors, as ``contract.content_hash`` writes them."""
 
+LARGEST_HEADER = 32 * 2**20
+"""Largest header of a safetensors file that is read, in bytes."""
 
-LARGEST_HEADER = 100 * 2**20
-"""Bytes of a safetensors file's header at most, as the library has it."""
+
+def parse_header(text: bytes) -> dict[str, Any]:
+    """The mapping in a safetensors file's header; raises ValueError, in one line, for anything else."""
+    content = parse_json(text.rstrip(b" "))
+    if not isinstance(content, dict):
+        raise ValueError("a header that is no mapping")
+    return content
 
 
 def has_contract(path: Path, key: str = CONTRACT_KEY) -> bool:
@@ -30,10 +37,9 @@ def has_contract(path: Path, key: str = CONTRACT_KEY) -> bool:
         if not 0 < length <= LARGEST_HEADER:
             return False
         try:
-            header = parse_json(file.read(length))
+            metadata = parse_header(file.read(length)).get("__metadata__")
         except ValueError:
             return False
-    metadata = header.get("__metadata__") if isinstance(header, dict) else None
     return isinstance(metadata, dict) and key in metadata
 
 
@@ -42,9 +48,7 @@ def read_stored_contract(path: Path, key: str = CONTRACT_KEY) -> Metadata:
     content = path.read_bytes()
     begin = 8 + int.from_bytes(content[:8], "little")
     try:
-        header = parse_json(content[8:begin])
-        if not isinstance(header, dict):
-            raise ValueError("a header that is no mapping")
+        header = parse_header(content[8:begin])
         metadata = Metadata.parse(path, key, header.pop("__metadata__")[key])
         tensors = _tensor_hash(header, memoryview(content)[begin:])
     except (ValueError, KeyError, TypeError) as error:

@@ -19,16 +19,15 @@ from torch import Tensor
 
 from ..errors import CheckpointError, ConfigError, MaeliftError
 from ..files import open_regular
-from .contract import parse_json, shown
+from .contract import shown
 from .file_signatures import SIGNATURE_BYTES, check_file_type
 from .state_dicts import full_state, strip_wrappers
+from .stored_contract import LARGEST_HEADER, parse_header
 from .weight_files import INDEX_SUFFIX, shard_files
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-LARGEST_HEADER = 32 * 2**20
-"""Largest header of a safetensors file (names, shapes and metadata), in bytes."""
 EXPANSION, ALLOWANCE = 4, 64 * 2**20
 """Largest size of a file's unpacked content: this many times the file's size, plus so many bytes."""
 LARGEST_RANK = 8
@@ -67,11 +66,9 @@ def check_safetensors(path: Path) -> None:
             )
         header = file.read(length)
     try:
-        content = parse_json(header.rstrip(b" "))
+        content = parse_header(header)
     except ValueError as error:
         raise _damaged(path, str(error)) from error
-    if not isinstance(content, dict):
-        raise _damaged(path, "a header that is no mapping")
     for name, entry in content.items():
         shape = entry.get("shape") if isinstance(entry, dict) else None
         if name != "__metadata__" and not (isinstance(shape, list) and len(shape) <= LARGEST_RANK):

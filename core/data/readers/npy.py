@@ -59,7 +59,7 @@ def _mapped(path: Path) -> NDArray[np.generic]:
     return array
 
 
-def read_npy(path: Path, key: str = "data") -> NumpyImages:
+def read_npy(path: Path) -> NumpyImages:
     try:
         check_regular(path)
         array = _mapped(path)
@@ -67,11 +67,11 @@ def read_npy(path: Path, key: str = "data") -> NumpyImages:
         Exception
     ) as error:  # of a hostile header, numpy raises anything: SyntaxError, TokenError, OverflowError, ...
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError(f"{key}={path}: can't be read as a NumPy array ({reason}).") from error
+        raise DataError(f"data={path}: can't be read as a NumPy array ({reason}).") from error
     shape = array.shape
     if len(shape) not in (3, 4) or 0 in shape or array.dtype.kind not in "buif":
         raise DataError(
-            f"{key}={path}: an array of shape {shape} and type {array.dtype}. Expected numbers, (count, height, width) or "
+            f"data={path}: an array of shape {shape} and type {array.dtype}. Expected numbers, (count, height, width) or "
             "(…, channels)."
         )
     return NumpyImages(path, np.arange(shape[0]))
